@@ -1,0 +1,32 @@
+"""β-variational autoencoders as Pyro programs, with estimates that can be trusted."""
+
+from pyro_bvae import datasets, evaluation, likelihoods, networks, oracle, plots, posteriors, priors, training
+from pyro_bvae.context import Context
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation import elbo, evidence, inference_gaps
+from pyro_bvae.runs import load
+from pyro_bvae.training import fit
+from pyro_bvae.vae import BetaVAE, Decoder
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BetaVAE",
+    "Context",
+    "Decoder",
+    "InputError",
+    "datasets",
+    "elbo",
+    "evaluation",
+    "evidence",
+    "fit",
+    "inference_gaps",
+    "likelihoods",
+    "load",
+    "networks",
+    "oracle",
+    "plots",
+    "posteriors",
+    "priors",
+    "training",
+]

@@ -1,0 +1,165 @@
+"""Arrays in ``.npz`` and ``.npy`` files."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_bvae.context import Context
+from pyro_bvae.datasets.base import Dataset
+from pyro_bvae.datasets.parts import PARTS, WHOLE, check_parts, encode_labels
+from pyro_bvae.errors import InputError
+
+_DATA_KEYS = ("x", "images")
+_KNOWN_KEYS = (*_DATA_KEYS, "labels", "factors", "size_factor", "covariates", "label_names", "factor_names")
+_CHANNELS = (1, 3, 4)
+_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+
+
+def read_npy(path: Path) -> dict[str, Dataset]:
+    """Read one array of data, see :func:`features_and_shape` for its shapes."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except _UNREADABLE as error:
+        raise InputError(f"this is not a readable npy file of numbers: {error}") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise InputError("this is an npz archive, not an npy file; name it .npz")
+    (x,), shape = features_and_shape([array], divide=array.ndim > 2)
+    return {WHOLE: Dataset(x=x, image_shape=shape)}
+
+
+def read_npz(path: Path) -> dict[str, Dataset]:
+    """Read an archive with key ``x`` or ``images``, or one of them a part: ``x_train``, ``x_test``, ...
+
+    Optional keys, likewise with or without the part: ``labels``, ``factors``, ``size_factor``, ``covariates``;
+    and ``label_names``, ``factor_names``. Other keys are not read.
+    """
+    arrays, keys = _archive(path)
+    data_key, endings = _layout(arrays, keys)
+    data = [arrays[data_key + ending] for ending in endings.values()]
+    xs, shape = features_and_shape(data, divide=data_key == "images" or data[0].ndim > 2)
+    labels, label_names = _labels(arrays, list(endings.values()))
+    parts = {}
+    for x, label, (part, ending) in zip(xs, labels, endings.items(), strict=True):
+        parts[part] = Dataset(
+            x=x,
+            context=_context(arrays, ending),
+            labels=label,
+            factors=_numbers(arrays, "factors" + ending),
+            image_shape=shape,
+            factor_names=_names(arrays, "factor_names"),
+            label_names=_names(arrays, "label_names") or label_names,
+        )
+    return parts
+
+
+def features_and_shape(arrays: list[np.ndarray], *, divide: bool) -> tuple[list[Tensor], tuple[int, int, int] | None]:
+    """Turn the arrays of all parts into flat features and the shape of their images.
+
+    Args:
+        arrays: ``(N, D)`` features, or images ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with 1, 3 or
+            4 channels; where both could be meant, channels come last.
+        divide: Whether uint8 is pixels, to be divided by 255 (unless all of them are zeros and ones).
+
+    Returns:
+        float32 features ``(N, D)`` of each part, in the order C, H, W, and ``(C, H, W)`` or None for ``(N, D)``.
+    """
+    first = arrays[0]
+    for array in arrays:
+        _check_array(array, first)
+    shape: tuple[int, int, int] | None = None
+    if first.ndim == 3:
+        shape = (1, first.shape[1], first.shape[2])
+    elif first.ndim == 4:
+        if first.shape[3] in _CHANNELS:
+            arrays = [np.moveaxis(array, 3, 1) for array in arrays]
+        shape = (arrays[0].shape[1], arrays[0].shape[2], arrays[0].shape[3])
+    grey_levels = divide and first.dtype == np.uint8 and max(int(array.max()) for array in arrays) > 1
+    with np.errstate(over="ignore"):  # what is too large for float32 is reported as infinite, with its index
+        tables = [array.reshape(len(array), -1).astype(np.float32) for array in arrays]
+    return [torch.from_numpy(table).div_(255 if grey_levels else 1) for table in tables], shape
+
+
+def _check_array(array: np.ndarray, first: np.ndarray) -> None:
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"the data must be numbers, got type {array.dtype}")
+    if array.ndim not in (2, 3, 4):
+        raise InputError(f"the data must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
+    if 0 in array.shape:
+        raise InputError(f"empty data set: the data have shape {array.shape}")
+    if array.ndim == 4 and not {array.shape[1], array.shape[3]} & set(_CHANNELS):
+        raise InputError(f"images must have 1, 3 or 4 channels, first or last, got shape {array.shape}")
+    if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
+        raise InputError(
+            f"the parts must agree in shape and type, got {first.shape} {first.dtype} and {array.shape} {array.dtype}"
+        )
+
+
+def _archive(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Return the arrays of known keys, and all the keys there are."""
+    known = {key + ending for key in _KNOWN_KEYS for ending in ("", *(f"_{part}" for part in PARTS))}
+    try:
+        # numpy leaves a file open that it cannot read
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {key: archive[key] for key in archive.files if key in known}, archive.files
+    except _UNREADABLE as error:
+        raise InputError(f"this is not a readable npz archive of numbers and text: {error}") from error
+    except (AttributeError, TypeError) as error:  # a single array has no keys and closes nothing
+        raise InputError("this is a single array, not an npz archive; name it .npy") from error
+
+
+def _layout(arrays: dict[str, np.ndarray], keys: list[str]) -> tuple[str, dict[str, str]]:
+    """Return the key of the data, and for each part what its keys end in."""
+    for key in _DATA_KEYS:
+        if key in arrays:
+            return key, {WHOLE: ""}
+        found = [part for part in PARTS if f"{key}_{part}" in arrays]
+        if found:
+            check_parts(found, f"the endings of the keys '{key}_...'")
+            return key, {part: f"_{part}" for part in found}
+    raise InputError(
+        f"there must be a key 'x' or 'images', or 'x_train' and 'x_test', got {', '.join(sorted(keys)) or 'none'}"
+    )
+
+
+def _labels(arrays: dict[str, np.ndarray], endings: list[str]) -> tuple[list[Tensor] | list[None], tuple[str, ...]]:
+    """Return the labels of every part, text numbered over all parts together."""
+    keys = ["labels" + ending for ending in endings]
+    missing = [key for key in keys if key not in arrays]
+    if len(missing) == len(keys):
+        return [None] * len(keys), ()
+    if missing:
+        raise InputError(f"there must be labels for all parts or none, and key '{missing[0]}' is missing")
+    for key in keys:
+        if arrays[key].ndim != 1:
+            raise InputError(f"key '{key}' must have shape (N,), got {arrays[key].shape}")
+    codes, names = encode_labels(np.concatenate([arrays[key] for key in keys]))
+    return list(codes.split([len(arrays[key]) for key in keys])), names
+
+
+def _context(arrays: dict[str, np.ndarray], ending: str) -> Context | None:
+    size_factor = _numbers(arrays, "size_factor" + ending)
+    covariates = _numbers(arrays, "covariates" + ending)
+    if size_factor is None and covariates is None:
+        return None
+    if size_factor is not None and size_factor.ndim == 1:
+        size_factor = size_factor.unsqueeze(1)
+    return Context(size_factor, covariates)
+
+
+def _numbers(arrays: dict[str, np.ndarray], key: str) -> Tensor | None:
+    if key not in arrays:
+        return None
+    if arrays[key].dtype.kind not in "biuf":
+        raise InputError(f"key '{key}' must be numbers, got type {arrays[key].dtype}")
+    return torch.from_numpy(arrays[key].astype(np.float32))
+
+
+def _names(arrays: dict[str, np.ndarray], key: str) -> tuple[str, ...]:
+    return tuple(str(name) for name in arrays[key].ravel()) if key in arrays else ()

@@ -1,0 +1,28 @@
+"""The 1797 handwritten digits of 8 x 8 pixels that come with scikit-learn: no download."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_bvae.datasets.base import Dataset, Splits
+from pyro_bvae.datasets.splitting import split
+
+
+def digits(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Splits:
+    """Return scikit-learn's digits, grey values in [0, 1], ``(N, 64)``, with labels.
+
+    Args:
+        validation: Fraction or number of data; 0 for none.
+        test: Fraction or number of data.
+        seed: Of the random split.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    dataset = Dataset(
+        x=torch.from_numpy(bunch.data).float() / 16,
+        labels=torch.from_numpy(bunch.target).long(),
+        image_shape=(1, 8, 8),
+        label_names=tuple(str(name) for name in bunch.target_names),
+    )
+    return split(dataset, validation=validation, test=test, seed=seed, name="digits")

@@ -1,0 +1,50 @@
+"""What every file reader shares: named parts, and class labels. The caller puts the path before an error."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_bvae.errors import InputError
+
+PARTS = ("train", "validation", "test")
+WHOLE = "all"
+
+
+def check_parts(found: list[str], where: str) -> None:
+    """Raise unless the parts found are train and test, with or without validation.
+
+    Raises:
+        InputError: naming what was found.
+    """
+    if not {"train", "test"} <= set(found) <= set(PARTS):
+        raise InputError(f"{where} must be 'train', 'test' and maybe 'validation', got {', '.join(map(repr, found))}")
+
+
+def encode_labels(values: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels as integers.
+
+    Args:
+        values: Whole numbers, which stay as they are, or text, which is numbered in sorted order, ``(N,)``.
+
+    Returns:
+        Long labels ``(N,)`` and the names of the classes, empty for numbers.
+
+    Raises:
+        InputError: if a label is missing or a fraction.
+    """
+    if values.ndim != 1:
+        raise InputError(f"labels must have shape (N,), got {values.shape}")
+    if values.dtype.kind in "US":
+        names, codes = np.unique(values.astype(str), return_inverse=True)
+        return torch.from_numpy(codes.astype(np.int64)), tuple(str(name) for name in names)
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"labels must be whole numbers or text, got type {values.dtype}")
+    if values.dtype.kind == "f":
+        bad = ~(np.isfinite(values) & (values == np.round(values)))
+        if bad.any():
+            raise InputError(
+                f"labels must be whole numbers or text, got {values[bad][0]} in row {int(bad.argmax()) + 1}"
+            )
+    return torch.from_numpy(values.astype(np.int64)), ()

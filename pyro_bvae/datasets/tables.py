@@ -1,0 +1,120 @@
+"""Tables in ``.csv`` files: a header, a datum a row, a feature a column."""
+
+from __future__ import annotations
+
+import csv
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from pyro_bvae.datasets.base import Dataset
+from pyro_bvae.datasets.parts import WHOLE, check_parts, encode_labels
+from pyro_bvae.errors import InputError
+
+LABEL_COLUMNS = ("label", "labels")
+_NAMES_SHOWN = 20
+
+
+def read_csv(path: Path, *, split_column: str | None = None) -> dict[str, Dataset]:
+    """Read a table with a header; a column ``label`` or ``labels`` is labels, all others are features.
+
+    ``split_column`` names a column that says train, validation or test; it is no feature then.
+    """
+    columns = _header(path)
+    if split_column is not None and split_column not in columns:
+        raise InputError(f"'split_column' must be one of the columns {_shown(columns)}, got '{split_column}'")
+    label_column = next((name for name in LABEL_COLUMNS if name in columns and name != split_column), None)
+    features = [name for name in columns if name not in (label_column, split_column)]
+    frame = _frame(path, text_column=split_column)
+    if not features or frame.empty:
+        raise InputError(f"empty data set: {len(features)} feature columns and {len(frame)} rows")
+    labels: Tensor | None = None
+    label_names: tuple[str, ...] = ()
+    if label_column is not None:
+        labels, label_names = encode_labels(_label_values(frame[label_column]))
+    x = np.stack([_numbers(frame[name], name) for name in features], axis=1)
+    whole = Dataset(x=torch.from_numpy(x), labels=labels, label_names=label_names)
+    if split_column is None:
+        return {WHOLE: whole}
+    part_of = frame[split_column].fillna("").str.strip().to_numpy(dtype=str)
+    found = sorted(set(part_of.tolist()))
+    check_parts(found[:10], f"the values in column '{split_column}'")
+    return {part: whole[part_of == part] for part in found}
+
+
+def _header(path: Path) -> list[str]:
+    """Return the names of the columns, checked: a missing header would swallow a datum in silence."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            columns = next(csv.reader(file), [])
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"this is not a readable csv file: {error}") from error
+    if not columns:
+        raise InputError("empty data set: the first row must name the columns, and is empty")
+    counted = [[str(i) for i in range(start, start + len(columns))] for start in (0, 1)]
+    if all(_is_number(column) for column in columns) and columns not in counted:
+        raise InputError(f"the first row must name the columns, got the numbers {_shown(columns)}")
+    for position, name in enumerate(columns):
+        if not name.strip():
+            raise InputError(
+                f"column {position + 1} has no name; name it, or leave it out (pandas: to_csv(index=False))"
+            )
+        if name in columns[:position]:
+            raise InputError(f"the names of the columns must differ, got '{name}' twice")
+    return columns
+
+
+def _frame(path: Path, text_column: str | None) -> pd.DataFrame:
+    types = {} if text_column is None else {text_column: "str"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields it would drop
+            return pd.read_csv(path, index_col=False, dtype=types, low_memory=False, encoding="utf-8-sig")
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:
+        raise InputError(f"this is not a readable csv file: {str(error).strip()}") from error
+
+
+def _numbers(column: pd.Series, name: str) -> np.ndarray:
+    """Return one column as float32, ``(N,)``."""
+    numbers = pd.to_numeric(column, errors="coerce")
+    text = (numbers.isna() & column.notna()).to_numpy()
+    if text.any():
+        row = int(text.argmax())
+        raise InputError(
+            f"column '{name}' must be numbers, got {str(column.iloc[row])!r} in row {row + 1}; "
+            "name it 'label' if it holds classes, or leave it out"
+        )
+    with np.errstate(over="ignore"):
+        values = numbers.to_numpy(dtype=np.float32, na_value=np.nan)
+    bad = ~np.isfinite(values)
+    if bad.any():
+        row = int(bad.argmax())
+        raise InputError(f"values must be finite, got {values[row]} in row {row + 1}, column '{name}'")
+    return values
+
+
+def _label_values(column: pd.Series) -> np.ndarray:
+    """Return numbers as numbers and everything else as text; a missing label is an error."""
+    missing = column.isna().to_numpy()
+    if missing.any():
+        raise InputError(f"column '{column.name}' has no label in row {int(missing.argmax()) + 1}")
+    if pd.api.types.is_numeric_dtype(column):
+        return column.to_numpy()
+    return column.to_numpy(dtype=object).astype(str)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _shown(columns: list[str]) -> str:
+    more = "" if len(columns) <= _NAMES_SHOWN else f", and {len(columns) - _NAMES_SHOWN} more"
+    return ", ".join(columns[:_NAMES_SHOWN]) + more

@@ -1,0 +1,235 @@
+"""The bound taken apart: distortion, rate, KL per dimension and active units."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.importance import Weights, check_num_samples, error_of_mean, sample_weights, stream_blocks
+from pyro_bvae.evaluation.program import Function, Program, Site, program
+
+#: A latent is active when the variance of its posterior mean over the data is above this (Burda et al. 2016).
+ACTIVE_VARIANCE = 0.01
+
+
+class Bound(NamedTuple):
+    """The bound at β = 1 and its two parts: ``elbo = -(distortion + rate)``."""
+
+    elbo: Estimate
+    distortion: Estimate
+    rate: Estimate
+
+    def objective(self, beta: float) -> Estimate:
+        """Return distortion + β rate, which training minimises; its Monte Carlo error is an upper bound."""
+        values = self.distortion.per_datum + beta * self.rate.per_datum
+        error = self.distortion.monte_carlo_error + beta * self.rate.monte_carlo_error
+        return replace(Estimate.over_data(values, num_samples=self.elbo.num_samples), monte_carlo_error=error)
+
+
+class KLPerDimension(NamedTuple):
+    """The KL between guide and prior of each latent dimension, and which of them are active.
+
+    Attributes:
+        values: Mean over the data in nats, shape ``(L,)``; None where guide or prior is no product of dimensions.
+        standard_errors: Over the data, shape ``(L,)``; None likewise.
+        mean_variances: Variance over the data of the posterior mean, shape ``(L,)``.
+        exact: Whether ``values`` are closed forms.
+    """
+
+    values: Tensor | None
+    standard_errors: Tensor | None
+    mean_variances: Tensor
+    exact: bool
+
+    @property
+    def active(self) -> Tensor:
+        """Which latents are active: the variance of the posterior mean is above 0.01, shape ``(L,)``."""
+        return self.mean_variances > ACTIVE_VARIANCE
+
+
+class BoundBlock(NamedTuple):
+    """Bound and rate of a block of data with their Monte Carlo errors, every entry of shape ``(B,)``."""
+
+    elbo: Tensor
+    elbo_error: Tensor
+    rate: Tensor
+    distortion_error: Tensor
+    rate_error: Tensor
+
+
+def bound_block(opened: Program, args: tuple[Any, ...], weights: Weights) -> BoundBlock:
+    """Take the bound of a block apart from its weights, with the rate in closed form where there is one.
+
+    The distortion is then ``-elbo - rate``: the draws' own ``log p(x|z)`` with the log weights as control variate,
+    which has the smaller variance, and the three add up exactly.
+    """
+    log_weights = weights.log_weights.double()
+    kl = closed_form_rate(opened, args)
+    error = error_of_mean(log_weights)
+    if kl is not None:
+        return BoundBlock(log_weights.mean(0), error, kl.double(), error, torch.zeros_like(error))
+    log_ratio = weights.observed.double() - log_weights  # log q(z|x) - log p(z)
+    return BoundBlock(
+        log_weights.mean(0), error, log_ratio.mean(0), error_of_mean(weights.observed), error_of_mean(log_ratio)
+    )
+
+
+def join_bound(blocks: list[BoundBlock], num_samples: int) -> Bound:
+    """Put the bound of all blocks together."""
+    elbo, elbo_error, rate, distortion_error, rate_error = (
+        torch.cat(entries).cpu() for entries in zip(*blocks, strict=True)
+    )
+    return Bound(
+        Estimate.over_data(elbo, elbo_error, num_samples=num_samples),
+        Estimate.over_data(-elbo - rate, distortion_error, num_samples=num_samples),
+        Estimate.over_data(rate, rate_error, num_samples=num_samples),
+    )
+
+
+def latent_distributions(opened: Program, args: tuple[Any, ...]) -> tuple[Site, Site] | None:
+    """Return guide and model site of the latent, or None where there is more than one or an auxiliary site.
+
+    Only then do the two distributions depend on the data alone, and not on other draws.
+    """
+    if tuple(opened.guide_sites) != opened.latents or len(opened.latents) != 1:
+        return None
+    guide_trace, model_trace = opened.trace(args)
+    (name,) = opened.latents
+    return guide_trace.nodes[name], model_trace.nodes[name]
+
+
+def closed_form_rate(opened: Program, args: tuple[Any, ...]) -> Tensor | None:
+    """Return the KL between guide and prior of each datum in a block, ``(B,)``, or None without a closed form."""
+    sites = latent_distributions(opened, args)
+    if sites is None:
+        return None
+    guide_site, model_site = sites
+    try:
+        kl = kl_divergence(guide_site["fn"], model_site["fn"])
+    except NotImplementedError:
+        return None
+    return opened.per_datum(guide_site, kl)[0]
+
+
+def bound(
+    model: Function,
+    guide: Function,
+    *args: Any,
+    num_samples: int = 100,
+    data_plate: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Bound:
+    r"""Estimate the bound at β = 1 with its distortion and rate.
+
+    .. math::
+        D = -\mathbb{E}_q \log p(x|z), \qquad R = KL(q(z|x) \| p(z)), \qquad \text{ELBO} = -(D + R)
+
+    D holds all constants of the density. R is a closed form where Pyro knows one, and a Monte Carlo mean elsewhere.
+
+    Args:
+        model: A Pyro model whose latents share a plate over the data.
+        guide: Its guide.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
+        num_samples: Particles for each datum.
+        data_plate: Name of the data plate, where the latents share more than one.
+        seed: Seed of the draws; the caller's generators are left alone.
+        progress: Show a progress bar.
+
+    Returns:
+        ELBO, distortion and rate in nats, and the objective at any β.
+    """
+    check_num_samples(num_samples)
+    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
+        blocks = [
+            bound_block(opened, block, sample_weights(opened, block, num_samples))
+            for block in stream_blocks(opened, progress, "bound")
+        ]
+    return join_bound(blocks, num_samples)
+
+
+def _product_base(distribution: Any) -> Any | None:
+    """Return the distribution of the single dimensions of a product, or None where it is none."""
+    while isinstance(distribution, dist.MaskedDistribution | torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return None if distribution.event_shape else distribution
+
+
+def _kl_of_dimensions(guide_site: Site, model_site: Site) -> Tensor | None:
+    guide_base, model_base = _product_base(guide_site["fn"]), _product_base(model_site["fn"])
+    if guide_base is None or model_base is None:
+        return None
+    try:
+        return kl_divergence(guide_base, model_base)
+    except NotImplementedError:
+        return None
+
+
+class _Moments:
+    """Mean and variance over rows that come in blocks, by the pairwise update of Chan et al. (1983)."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, rows: Tensor) -> None:
+        rows = rows.double().cpu()
+        mean, count = rows.mean(0), rows.shape[0]
+        shift, total = mean - self.mean, self.count + count
+        self.squares = self.squares + (rows - mean).square().sum(0) + shift**2 * self.count * count / total
+        self.mean = self.mean + shift * count / total
+        self.count = total
+
+    @property
+    def variance(self) -> Tensor:
+        return self.squares / max(self.count - 1, 1)
+
+
+def kl_per_dimension(
+    model: Function, guide: Function, *args: Any, data_plate: str | None = None, seed: int = 0, progress: bool = False
+) -> KLPerDimension | None:
+    r"""Return the mean KL of each latent dimension and the variance of each posterior mean over the data.
+
+    For products of independent dimensions, :math:`KL(q(z|x) \| p(z)) = \sum_d KL_d`: an inactive dimension has a KL
+    near zero and a posterior mean that does not move.
+
+    Args:
+        model: A Pyro model with one latent site under a plate over the data.
+        guide: Its guide.
+        *args: The arguments of both.
+        data_plate: Name of the data plate, where the latents share more than one.
+        seed: Seed of the program's randomness.
+        progress: Show a progress bar.
+
+    Returns:
+        None where the program has several latent sites or auxiliary ones, so that its dimensions depend on draws.
+    """
+    kls, means = _Moments(), _Moments()
+    exact = True
+    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
+        for block in stream_blocks(opened, progress, "kl per dimension"):
+            sites = latent_distributions(opened, block)
+            if sites is None:
+                return None
+            guide_site, model_site = sites
+            kl = _kl_of_dimensions(guide_site, model_site)
+            exact = exact and kl is not None
+            if kl is not None:
+                kls.add(kl)
+            means.add(_posterior_mean(guide_site["fn"]))
+    if not exact:
+        return KLPerDimension(None, None, means.variance, False)
+    return KLPerDimension(kls.mean, (kls.variance / kls.count).sqrt(), means.variance, True)
+
+
+def _posterior_mean(distribution: Any, num_samples: int = 100) -> Tensor:
+    """Return the mean of a distribution, by Monte Carlo where it does not know it."""
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        return distribution.sample(torch.Size([num_samples])).mean(0)

@@ -1,0 +1,301 @@
+r"""A Pyro model and guide as what evaluation needs: per-datum log densities of many particles at once.
+
+Nothing is assumed of the program's names. The latents are the model's unobserved sites, the data plate is the plate
+that all of them share, and each site's log density is summed over every dimension but particles and data. Scales
+(β, subsampling) are dropped, since importance weights are made of densities; masks (missing data) are kept.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.modules import evaluating, owner
+from pyro_bvae.randomness import seeded
+from pyro_bvae.store import private_store
+
+Function = Callable[..., Any]
+Values = dict[str, Tensor]
+Site = Any  # a trace's message
+Sites = dict[str, Site]
+
+# Data with which a program is looked over before it is run.
+_PROBE = 64
+
+
+class Densities(NamedTuple):
+    """Log densities of K particles for each of N data, every entry of shape ``(K, N)``."""
+
+    latent: Tensor  # log p(z)
+    observed: Tensor  # log p(x | z)
+    guide: Tensor  # log q(z | x)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log importance weights, ``log p(x, z) - log q(z | x)``."""
+        return self.observed + self.latent - self.guide
+
+
+class Draw(NamedTuple):
+    """K particles from the guide: the guide's values and what they weigh."""
+
+    values: Values
+    densities: Densities
+
+
+class Program:
+    """A (model, guide) pair at work on its arguments.
+
+    Args:
+        model: Pyro model.
+        guide: Pyro guide with the same arguments.
+        args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
+        data_plate: Name of the data plate where the latents share more than one.
+
+    Raises:
+        InputError: if latents share no data plate, lie outside it, are discrete, or are missing from the guide, or if
+            a plate is subsampled.
+    """
+
+    def __init__(self, model: Function, guide: Function, args: tuple[Any, ...], data_plate: str | None = None) -> None:
+        self.model, self.guide, self.args = model, guide, args
+        probe = self._open(args, data_plate)
+        self._check_sites(*probe)
+        self.vectorized = self._is_vectorized()
+
+    def _open(self, args: tuple[Any, ...], data_plate: str | None) -> tuple[poutine.Trace, poutine.Trace]:
+        """Find latents, plate and number of data from a few data; from all where the program takes no fewer."""
+        sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        self.num_data = sizes[0] if sizes else 0
+        self.probe = self.take(slice(0, _PROBE))
+        self.sliceable = True
+        try:
+            traces = self._find(self.probe, data_plate)
+            self.sliceable = self.plate.size == min(self.num_data, _PROBE)
+        except (RuntimeError, ValueError, IndexError):  # an InputError is a ValueError
+            if self.num_data <= _PROBE:
+                raise
+            self.sliceable = False
+        if not self.sliceable:
+            self.probe = args
+            traces = self._find(args, data_plate)
+            self.num_data = self.plate.size
+        return traces
+
+    def _find(self, args: tuple[Any, ...], data_plate: str | None) -> tuple[poutine.Trace, poutine.Trace]:
+        guide_trace, model_trace = self._trace_once(args)
+        self.latents = _find_latents(model_trace, guide_trace)
+        self.plate = self._find_plate(model_trace, data_plate, args)
+        self.guide_sites = {name: site for name, site in _samples(guide_trace).items() if not site["is_observed"]}
+        stacks = [site["cond_indep_stack"] for trace in (guide_trace, model_trace) for site in _samples(trace).values()]
+        self.particle_dim = min(frame.dim for stack in stacks for frame in stack if frame.vectorized) - 1
+        return guide_trace, model_trace
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def blocks(self, size: int) -> Iterator[tuple[Any, ...]]:
+        """Yield the arguments of consecutive blocks of at most ``size`` data."""
+        size = size if self.sliceable else self.num_data
+        for start in range(0, self.num_data, size):
+            yield self.take(slice(start, start + size))
+
+    def take(self, index: slice | Tensor) -> tuple[Any, ...]:
+        """Return the arguments for some of the data."""
+
+        def take_one(leaf: Any) -> Any:
+            sliced = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.num_data
+            return leaf[index] if sliced else leaf
+
+        return tree_map(take_one, self.args)
+
+    def count(self, args: tuple[Any, ...]) -> int:
+        """Return how many data the arguments of a block hold."""
+        sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        return sizes[0] if self.sliceable else self.num_data
+
+    def draw(self, num_particles: int, args: tuple[Any, ...], guide: Function | None = None) -> Draw:
+        """Draw particles from the guide, or from another one in its place, and score them."""
+        if not self.vectorized:
+            return _stack([self._draw(None, args, guide or self.guide) for _ in range(num_particles)])
+        return self._draw(num_particles, args, guide or self.guide)
+
+    def _draw(self, num_particles: int | None, args: tuple[Any, ...], guide: Function) -> Draw:
+        guide_trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
+        replayed = poutine.replay(self._with_particles(self.model, num_particles), trace=guide_trace)
+        model_trace = poutine.trace(replayed).get_trace(*args)
+        drawn = {name: site for name, site in _samples(guide_trace).items() if not site["is_observed"]}
+        values = {name: site["value"] for name, site in drawn.items()}
+        return Draw(values, self._densities(_samples(model_trace), drawn))
+
+    def _with_particles(self, function: Function, num_particles: int | None) -> Function:
+        if num_particles is None:
+            return function
+        # Outermost, so that a plate without a dim of its own still gets the rightmost free one.
+        return pyro.plate("particles", num_particles, dim=self.particle_dim)(function)
+
+    def _densities(self, model_sites: Sites, guide_sites: Sites) -> Densities:
+        latent = [self._log_density(model_sites[name]) for name in self.latents]
+        observed = [self._log_density(site) for name, site in model_sites.items() if name not in self.latents]
+        guide = [self._log_density(site) for site in guide_sites.values()]
+        zeros = torch.zeros_like(latent[0])
+        return Densities(*(sum(terms, zeros) for terms in (latent, observed, guide)))
+
+    def _log_density(self, site: Site) -> Tensor:
+        return self.per_datum(site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+
+    def per_datum(self, site: Site, terms: Tensor) -> Tensor:
+        """Mask a site's terms and sum them over all dimensions but particles and data, shape ``(K, N)``."""
+        terms = scale_and_mask(terms, mask=site["mask"])
+        kept = (self.plate.dim, self.particle_dim)
+        others = [dim for dim in range(-terms.dim(), 0) if dim not in kept]
+        terms = terms.sum(others) if others else terms
+        return terms if terms.dim() == 2 else terms.unsqueeze(0)
+
+    def trace(self, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
+        """Return guide trace and model trace of one particle, without a particle plate."""
+        guide_trace = poutine.trace(self.guide).get_trace(*args)
+        return guide_trace, poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*args)
+
+    # -- finding out what the program is ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def _trace_once(self, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
+        with seeded(0), pyro.validation_enabled():
+            guide_trace, model_trace = self.trace(args)
+        for site in (*guide_trace.nodes.values(), *model_trace.nodes.values()):
+            for frame in site.get("cond_indep_stack", ()):
+                if frame.full_size is not None and frame.full_size != frame.size:
+                    raise InputError(
+                        f"plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}); evaluation needs all"
+                        " its data: call the model without subsampling"
+                    )
+        return guide_trace, model_trace
+
+    def _find_plate(self, model_trace: poutine.Trace, data_plate: str | None, args: tuple[Any, ...]) -> Any:
+        stacks = [
+            {frame.name: frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized}
+            for name in self.latents
+        ]
+        shared = {name: stacks[0][name] for name in stacks[0] if all(name in stack for stack in stacks)}
+        if not shared:
+            raise InputError(
+                "the latents share no vectorised plate, so there are no per-datum weights: put "
+                f"{', '.join(repr(name) for name in self.latents)} under one pyro.plate over the data"
+            )
+        if data_plate is not None:
+            if data_plate not in shared:
+                raise InputError(f"'data_plate' must be one of {sorted(shared)}, got '{data_plate}'")
+            return shared[data_plate]
+        sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+        fitting = [frame for frame in shared.values() if frame.size in sizes[:1]] or list(shared.values())
+        if len(fitting) > 1:
+            raise InputError(f"the data plate is ambiguous: pass data_plate= one of {sorted(f.name for f in fitting)}")
+        return fitting[0]
+
+    def _check_sites(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+        for trace, program in ((guide_trace, "guide"), (model_trace, "model")):
+            for name, site in _samples(trace).items():
+                if all(frame.name != self.plate.name for frame in site["cond_indep_stack"]):
+                    raise InputError(f"site '{name}' of the {program} lies outside the data plate '{self.plate.name}'")
+
+    @torch.no_grad()
+    def _is_vectorized(self) -> bool:
+        """Whether two particles drawn together weigh what each weighs alone."""
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")
+        try:
+            with seeded(0):
+                together = self._draw(2, self.probe, self.guide)
+                alone = _stack([self._score(together.values, particle) for particle in range(2)])
+            return all(
+                a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
+                for a, b in zip(together.densities, alone.densities, strict=True)
+            )
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+    def _score(self, values: Values, particle: int) -> Draw:
+        """Score one of the particles in ``values`` by the program without a particle plate."""
+        event_dims = {name: site["fn"].event_dim for name, site in self.guide_sites.items()}
+        single = {name: value.select(self.particle_dim - event_dims[name], particle) for name, value in values.items()}
+        # A site without noise follows from the others; rounding would make its density minus infinity.
+        noisy = {name: value for name, value in single.items() if not _is_delta(self.guide_sites[name]["fn"])}
+        guide_trace = poutine.trace(poutine.condition(self.guide, data=noisy)).get_trace(*self.probe)
+        model_trace = poutine.trace(poutine.condition(self.model, data=single)).get_trace(*self.probe)
+        guide_sites = {name: guide_trace.nodes[name] for name in self.guide_sites}
+        return Draw(single, self._densities(_samples(model_trace), guide_sites))
+
+
+@contextmanager
+def program(
+    model: Function, guide: Function, args: tuple[Any, ...], *, data_plate: str | None = None, seed: int = 0
+) -> Iterator[Program]:
+    """Open a program for evaluation: eval mode, a private parameter store, its own randomness, all restored after.
+
+    A program that cannot be vectorised over particles is run one particle at a time, with a warning.
+    """
+    check_data = getattr(owner(model), "check_data", None)
+    if callable(check_data):
+        check_data(*args[:2])
+    with evaluating(model, guide), private_store(model, guide), seeded(seed):
+        opened = Program(model, guide, args, data_plate)
+        if not opened.vectorized:
+            warnings.warn(
+                "the program gives other weights with a plate of particles around it than without (does it mix or "
+                "count batch dimensions?), so it is run one particle at a time, which is slow",
+                stacklevel=3,
+            )
+        with pyro.validation_enabled(False):
+            yield opened
+
+
+def _find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[str, ...]:
+    latents = tuple(name for name, site in _samples(model_trace).items() if not site["is_observed"])
+    if not latents:
+        raise InputError("the model has no latent site: every sample site is observed")
+    for name in latents:
+        if name not in guide_trace.nodes:
+            raise InputError(f"the guide has no site for the model's latent '{name}'")
+        if getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False):
+            raise InputError(f"latent '{name}' is discrete; only continuous latents can be evaluated")
+        mask = model_trace.nodes[name]["mask"]
+        if mask is False or (isinstance(mask, Tensor) and not bool(mask.any())):
+            raise InputError(f"latent '{name}' is masked out for all data (β = 0?): pass beta=1.0 when evaluating")
+    return latents
+
+
+def _is_delta(distribution: Any) -> bool:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Delta)
+
+
+def _samples(trace: poutine.Trace) -> Sites:
+    """Return the sample sites of a trace that carry a density."""
+    sites: Sites = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    }
+
+
+def _stack(draws: list[Draw]) -> Draw:
+    """Put single-particle draws together along a new first dimension."""
+    values = {name: torch.stack([draw.values[name] for draw in draws]) for name in draws[0].values}
+    densities = (torch.cat(terms) for terms in zip(*(draw.densities for draw in draws), strict=True))
+    return Draw(values, Densities(*densities))

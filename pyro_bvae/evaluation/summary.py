@@ -1,0 +1,157 @@
+"""Everything that is measured of a trained model on held-out data, in one pass where one will do."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound_block, join_bound, kl_per_dimension
+from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate
+from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
+from pyro_bvae.evaluation.importance import (
+    EvidenceBlock,
+    check_num_samples,
+    join_evidence,
+    sample_weights,
+    stream_blocks,
+)
+from pyro_bvae.evaluation.program import Function, program
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """What a model is worth on N data; all in nats at β = 1, but for the objective.
+
+    Attributes:
+        training_beta: The β that the model was trained with.
+        evidence: Importance-weighted ``log p(x)``.
+        bound: ELBO, distortion and rate.
+        gaps: The variational gap and its parts; None where they cannot be had.
+        gaps_note: Why not, or None.
+        kl: KL per dimension and active units; None for guides whose dimensions depend on draws.
+    """
+
+    training_beta: float
+    evidence: Estimate
+    bound: Bound
+    gaps: InferenceGaps | None
+    gaps_note: str | None
+    kl: KLPerDimension | None
+
+    @property
+    def variational_gap(self) -> Estimate:
+        """``log p(x) - ELBO``, with an upper bound of its Monte Carlo error where the gaps have none of their own."""
+        if self.gaps is not None:
+            return self.gaps.variational
+        values = self.evidence.per_datum - self.bound.elbo.per_datum
+        error = self.evidence.monte_carlo_error + self.bound.elbo.monte_carlo_error
+        return replace(Estimate.over_data(values, num_samples=self.evidence.num_samples), monte_carlo_error=error)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``evaluation.json`` holds: numbers, lists and None."""
+        parts = {name: None if self.gaps is None else getattr(self.gaps, name) for name in _PARTS}
+        estimates = {
+            "elbo": self.bound.elbo,
+            "evidence": self.evidence,
+            "distortion": self.bound.distortion,
+            "rate": self.bound.rate,
+            "objective": self.bound.objective(self.training_beta),
+            "variational_gap": self.variational_gap,
+            **{f"{name}_gap": part for name, part in parts.items()},
+        }
+        return {
+            "beta": self.training_beta,
+            "num_data": len(self.evidence.per_datum),
+            "num_samples": self.evidence.num_samples,
+            **{name: None if value is None else _finite(value.to_dict()) for name, value in estimates.items()},
+            "gaps_note": self.gaps_note,
+            "refits": None if self.gaps is None else {"converged": self.gaps.converged, "steps": self.gaps.steps},
+            **_kl_dict(self.kl),
+            "pareto_k": _k_dict(self.evidence),
+        }
+
+
+_PARTS = ("approximation", "beta", "amortization")
+
+
+def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
+    """JSON has no NaN: what is undefined is null."""
+    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+
+
+def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
+    if kl is None:
+        return {"kl_per_dimension": None, "active_units": None}
+    values = None
+    if kl.values is not None and kl.standard_errors is not None:
+        values = {"values": kl.values.tolist(), "standard_errors": kl.standard_errors.tolist()}
+    active = kl.active.flatten()
+    units = {"count": int(active.sum()), "active": active.tolist(), "variances": kl.mean_variances.flatten().tolist()}
+    return {"kl_per_dimension": values, "active_units": units}
+
+
+def _k_dict(evidence: Estimate) -> dict[str, Any]:
+    assert evidence.pareto_k is not None
+    finite = evidence.pareto_k[torch.isfinite(evidence.pareto_k)]
+    return {
+        f"share_above_{PARETO_K_LIMIT}": evidence.untrusted / len(evidence.per_datum),
+        "max": float(finite.max()) if len(finite) else None,
+    }
+
+
+def evaluate(
+    model: Function,
+    guide: Function,
+    *args: Any,
+    training_beta: float = 1.0,
+    num_samples: int = 5000,
+    data_plate: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Measure evidence, bound, gaps, KL per dimension and active units.
+
+    Args:
+        model: A Pyro model whose latents share a plate over the data.
+        guide: Its guide.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
+        training_beta: The β that the guide was trained with; at 0 the gaps have no finite parts and are left out.
+        num_samples: Particles for each datum.
+        data_plate: Name of the data plate, where the latents share more than one.
+        seed: Seed of all draws.
+        progress: Show progress bars.
+    """
+    options: dict[str, Any] = {"data_plate": data_plate, "seed": seed, "progress": progress}
+    gaps, note = None, None
+    try:
+        gaps = inference_gaps(model, guide, *args, training_beta=training_beta, num_samples=num_samples, **options)
+        evidence, measured = gaps.evidence, gaps.bound
+    except InputError as error:
+        # What the gaps alone refuse leaves the rest standing; what is wrong with the data is raised again below.
+        note = str(error)
+        evidence, measured = _evidence_and_bound(model, guide, args, num_samples, **options)
+    kl = kl_per_dimension(model, guide, *args, data_plate=data_plate, seed=seed)
+    return Evaluation(training_beta, evidence, measured, gaps, note, kl)
+
+
+def _evidence_and_bound(
+    model: Function,
+    guide: Function,
+    args: tuple[Any, ...],
+    num_samples: int,
+    data_plate: str | None,
+    seed: int,
+    progress: bool,
+) -> tuple[Estimate, Bound]:
+    check_num_samples(num_samples)
+    evidence, bounds = [], []
+    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
+        for block in stream_blocks(opened, progress, "evidence"):
+            weights = sample_weights(opened, block, num_samples)
+            evidence.append(EvidenceBlock.from_log_weights(weights.log_weights))
+            bounds.append(bound_block(opened, block, weights))
+    return join_evidence(evidence, num_samples), join_bound(bounds, num_samples)

@@ -1,0 +1,274 @@
+"""Numbers in, matplotlib figures out; nothing here computes an estimate or knows a model.
+
+Every function returns a :class:`matplotlib.figure.Figure` made without pyplot, so nothing has to be closed, no
+backend is chosen and no global style is changed. Arrays may be NumPy's or torch's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from pyro_bvae.drawing import (
+    BLUE,
+    GREEN,
+    GREY,
+    INK,
+    ORANGE,
+    TEXT,
+    Values,
+    as_array,
+    draw_features,
+    draw_gap_rows,
+    draw_line,
+    draw_points,
+    draw_prior,
+    lowest,
+    mosaic,
+    new_figure,
+    number,
+    plain,
+    tidy,
+)
+
+GAP_PARTS = (
+    ("=  approximation gap", BLUE, "approximation_gap"),
+    ("+  β gap", GREEN, "beta_gap"),
+    ("+  amortization gap", ORANGE, "amortization_gap"),
+)
+
+
+def training_curves(history: Mapping[str, Sequence[float]]) -> Figure:
+    """Draw distortion, rate and objective over the epochs, on training and validation data.
+
+    Args:
+        history: Columns of ``metrics.csv`` by name: ``epoch``, ``distortion``, ``rate``, ``objective`` (nats), and
+            where known ``beta`` and the columns that start with ``validation_``; NaN is no value. The validation
+            objective is taken at the last β, so that epochs can be compared.
+
+    Returns:
+        Three panels, and a fourth with β if it changes; the epoch of the lowest validation objective is marked.
+    """
+    epoch, beta = as_array(history["epoch"]), as_array(history.get("beta", ()))
+    changes = bool((beta != beta[-1:]).any())
+    figure = new_figure(10, 6.2) if changes else new_figure(12, 3.8)
+    panels = figure.subplots(2, 2).flatten() if changes else figure.subplots(1, 3)
+    titles = {"distortion": "Distortion D", "rate": "Rate R", "objective": "Objective, D + βR"}
+    best = lowest(epoch, as_array(history.get("validation_objective", ())))
+    if changes and best is not None:
+        titles["objective"] += " (validation: at the last β)"
+    for axes, (name, title) in zip(panels, titles.items(), strict=False):
+        tidy(axes, title, "epoch", "nats per datum")
+        draw_line(axes, epoch, history[name], color=BLUE, label="training")
+        draw_line(axes, epoch, history.get(f"validation_{name}", ()), color=ORANGE, label="validation", dashes=(4, 1.5))
+        if best is not None:
+            label = f"epoch {best:g}: lowest\nvalidation objective"
+            axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=label)
+    panels[0].legend(frameon=False, fontsize=9)
+    if changes:
+        tidy(panels[3], "β, the weight of the rate", "epoch", "β")
+        draw_line(panels[3], epoch, beta, color=GREEN, label="β")
+    for axes in panels:
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return figure
+
+
+def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: int = 10) -> Figure:
+    """Draw images above what the decoder makes of their codes.
+
+    Args:
+        x: Data, shape ``(N, D)``.
+        means: Their reconstructions, shape ``(N, D)``.
+        image_shape: ``(H, W)`` or ``(C, H, W)`` with one or three channels; D is its product.
+        num: How many to draw, the first ones.
+    """
+    pairs = np.stack([as_array(x)[:num], as_array(means)[:num]])
+    return mosaic(pairs, image_shape, "Data and their reconstructions", rows=("data", "reconstruction"))
+
+
+def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40) -> Figure:
+    """Draw images in rows of ten.
+
+    Args:
+        x: Images, shape ``(N, D)``.
+        image_shape: ``(H, W)`` or ``(C, H, W)``.
+        title: What they are.
+        num: How many to draw, the first ones.
+    """
+    images = as_array(x)[:num]
+    columns = max(1, min(10, len(images)))
+    blank = np.full((-len(images) % columns, images.shape[1]), np.nan)
+    return mosaic(np.concatenate([images, blank]).reshape(-1, columns, images.shape[1]), image_shape, title)
+
+
+def traversals(
+    images: Values,
+    values: Values,
+    kl: Values | None,
+    image_shape: Sequence[int],
+    latents: Sequence[int],
+    *,
+    around: str = "0",
+) -> Figure:
+    """Draw decoded images as one latent after another is moved.
+
+    Args:
+        images: Decoded means, shape ``(L, S, D)``: a row per latent, a column per value.
+        values: The S values each latent is given.
+        kl: KL of each row's latent in nats, shape ``(L,)``, or None if it is not known.
+        image_shape: ``(H, W)`` or ``(C, H, W)``.
+        latents: Index of each row's latent.
+        around: Where all other latents are held, in words.
+    """
+    nats = [""] * len(latents) if kl is None else [f"  KL {value:.2f}" for value in as_array(kl)]
+    rows = [f"z{latent}{said}" for latent, said in zip(latents, nats, strict=True)]
+    title = f"Moving one latent per row, the others held at {around}"
+    columns = [f"{value:.3g}".replace("-", "−") for value in as_array(values)]
+    xlabel = "value of the row's latent" + ("" if kl is None else " (its KL in nats)")
+    return mosaic(as_array(images), image_shape, title, rows=rows, columns=columns, xlabel=xlabel)
+
+
+def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
+    """Draw what is decoded on the way from one datum's code to another's.
+
+    Args:
+        images: Decoded means, shape ``(P, S, D)``: a row per pair, S steps from the one to the other.
+        image_shape: ``(H, W)`` or ``(C, H, W)``.
+    """
+    rows = as_array(images)
+    columns = [f"{100 * step / max(1, rows.shape[1] - 1):.0f}%" for step in range(rows.shape[1])]
+    pairs = [f"pair {i + 1}" for i in range(len(rows))]
+    title = "From one datum's code to another's, in a straight line"
+    return mosaic(rows, image_shape, title, rows=pairs, columns=columns, xlabel="share of the way")
+
+
+def latent_scatter(
+    means: Values, labels: Values | None, kl: Values | None, label_names: Sequence[str] = (), normal_prior: bool = True
+) -> Figure:
+    """Draw where the data lie in the two latents of highest KL; a single latent is drawn against the label.
+
+    Args:
+        means: Posterior means, shape ``(N, L)``.
+        labels: One number per datum, shape ``(N,)``: up to 12 distinct whole numbers are classes, else a scale.
+        kl: KL per latent in nats, shape ``(L,)``; if it is not known, None takes the two whose means vary most.
+        label_names: Names of the classes, by number.
+        normal_prior: Mark one and two standard deviations of a standard normal prior.
+    """
+    codes = as_array(means)
+    classes = None if labels is None else as_array(labels).reshape(-1)
+    weight = codes.var(axis=0) if kl is None else as_array(kl)
+    first, *rest = (int(latent) for latent in np.argsort(-weight, kind="stable")[:2])
+    said = {latent: "" if kl is None else f"  (KL {weight[latent]:.2f} nats)" for latent in (first, *rest)}
+    names = [f"z{latent}{nats}" for latent, nats in said.items()]
+    figure = new_figure(7.6, 6.4 if rest else 4.2)
+    axes = figure.subplots()
+    tidy(axes, "Where the data lie in the latent space (posterior means)", names[0], "", grid="both")
+    if normal_prior:
+        draw_prior(axes, circles=bool(rest))
+    if rest:
+        axes.set_ylabel(names[1], **TEXT)
+        axes.set_aspect("equal", adjustable="datalim")
+        draw_points(axes, codes[:, first], codes[:, rest[0]], classes, label_names)
+    elif classes is None:
+        axes.set_ylabel("number of data", **TEXT)
+        axes.hist(codes[:, first], bins=40, color=BLUE)
+    else:
+        axes.set_ylabel("label", **TEXT)
+        axes.set_yticks([])
+        draw_points(axes, codes[:, first], classes, classes, label_names)
+    return figure
+
+
+def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) -> Figure:
+    """Draw the KL of every latent in decreasing order.
+
+    Args:
+        kl: Mean KL per latent in nats, shape ``(L,)``.
+        active: Which latents are active, shape ``(L,)``.
+        standard_error: Standard errors over data in nats, shape ``(L,)``; the lines are twice as long.
+    """
+    nats, is_active = as_array(kl), as_array(active).astype(bool)
+    order = np.argsort(-nats, kind="stable")
+    figure = new_figure(min(4.5 + 0.35 * len(nats), 12), 3.8)
+    axes = figure.subplots()
+    error = None if standard_error is None else 2 * as_array(standard_error)
+    title = f"KL per latent: {nats.sum():.1f} nats in total, {is_active.sum()} of {len(nats)} active"
+    note = "" if error is None else " (lines: ± 2 standard errors over data)"
+    tidy(axes, title, f"latent, by decreasing KL{note}", "KL, nats per datum")
+    for state, colour, name in ((True, BLUE, "active"), (False, GREY, "inactive")):
+        at = np.flatnonzero(is_active[order] == state)
+        if at.size:
+            lines = None if error is None else error[order][at]
+            axes.bar(at, nats[order][at], color=colour, label=name, yerr=lines, ecolor=INK, width=0.8)
+    shown = range(0, len(nats), math.ceil(len(nats) / 24))
+    axes.set_xticks(shown, [f"z{order[i]}" for i in shown])
+    axes.set_ylim(min(0.0, float(nats.min())), max(0.1, axes.get_ylim()[1]))
+    axes.legend(frameon=False, fontsize=10, loc="upper right")
+    return figure
+
+
+def gap_bar(
+    evaluation: Mapping[str, Any], error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
+) -> Figure:
+    """Draw the variational gap and the parts that add up to it.
+
+    Args:
+        evaluation: What ``evaluation.json`` holds: estimates (``value``, ``standard_error``, ``monte_carlo_error``, in
+            nats) under ``elbo``, ``evidence`` and ``..._gap``; a part may be None, with the reason in ``gaps_note``.
+        error: Which error the lines show, twice its length to either side.
+
+    Returns:
+        A row for the total, stacked from its parts (negative ones left of zero), and a row for each part.
+    """
+    parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
+    known = [(sign, colour, part) for sign, colour, part in parts if part is not None]
+    complete = len(known) == len(parts)
+    rows = [("variational gap", BLUE, evaluation["variational_gap"]), *(known if complete else [])]
+    figure = new_figure(9, 1.9 + 0.5 * len(rows))
+    axes = figure.subplots()
+    draw_gap_rows(axes, rows, error)
+    value = {key: number(evaluation[key]["value"]) for key in ("variational_gap", "evidence", "elbo")}
+    kind = "standard errors over data" if error == "standard_error" else "Monte Carlo errors"
+    notes = [f"nats per datum (lines: ± 2 {kind})", f"evidence {value['evidence']},  ELBO {value['elbo']}"]
+    if not complete:
+        reason = plain(evaluation.get("gaps_note") or "not estimated")
+        notes.append("\n".join(wrap(f"parts not shown: {reason}", 100)))
+    title = f"Variational gap: the ELBO is {value['variational_gap']} nats below the evidence"
+    tidy(axes, title, "\n".join(notes), "", grid="x")
+    return figure
+
+
+def features(x: Values, means: Values | None, title: str, feature_names: Sequence[str] = (), num: int = 6) -> Figure:
+    """Draw data that are not images, a panel each, with their reconstructions.
+
+    Args:
+        x: Data, shape ``(N, D)``; above 100 features they are drawn against their reconstructions.
+        means: Their reconstructions, shape ``(N, D)``, or None to draw ``x`` alone.
+        title: What they are.
+        feature_names: Names of the D features.
+        num: How many to draw, the first ones.
+    """
+    data, fits = as_array(x)[:num], None if means is None else as_array(means)[:num]
+    columns = min(3, len(data))
+    figure = new_figure(12 if columns > 1 else 6, 0.6 + 2.6 * math.ceil(len(data) / columns))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    panels = figure.subplots(math.ceil(len(data) / columns), columns, squeeze=False).flatten()
+    for i, axes in enumerate(panels):
+        if i >= len(data):
+            axes.set_axis_off()
+        elif fits is not None and data.shape[1] > 100:
+            tidy(axes, "", "data", "reconstruction")
+            axes.plot(data[i], fits[i], ".", color=BLUE, markersize=4, alpha=0.6, label="a feature")
+            axes.axline((0, 0), slope=1, color=INK, linewidth=1, linestyle=":", label="equal")
+        else:
+            draw_features(axes, data[i], None if fits is None else fits[i], feature_names)
+    handles, names = panels[0].get_legend_handles_labels()
+    if fits is not None:
+        figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=10)
+    return figure

@@ -1,0 +1,35 @@
+"""Randomness that is a function of a seed and leaves the caller's generators alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from pyro_bvae.errors import InputError
+
+
+def stream_seed(seed: int, *path: int) -> int:
+    """Return the seed of the stream at ``path`` below ``seed``: another path is an independent stream.
+
+    Args:
+        seed: A non-negative integer.
+        path: Non-negative integers, such as an epoch and the number of a use of randomness.
+
+    Raises:
+        InputError: for a negative seed.
+    """
+    if seed < 0:
+        raise InputError(f"'seed' must be a non-negative integer, got {seed}")
+    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+@contextmanager
+def seeded(seed: int, *path: int) -> Iterator[None]:
+    """Run the body with torch's generators seeded, on every device, and restore them afterwards."""
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(stream_seed(seed, *path))
+        yield

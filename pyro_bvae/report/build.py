@@ -1,0 +1,113 @@
+"""Read what a run left behind, have the figures drawn, and write the page."""
+
+from __future__ import annotations
+
+import json
+import os
+from base64 import b64encode
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.files import atomic_write
+from pyro_bvae.report.figures import Section, sections
+from pyro_bvae.report.words import headline, notes, summary
+from pyro_bvae.runs import load
+
+# Twice a screen's resolution: sharp on dense screens and in print.
+DPI = 200
+
+
+def write_report(run_directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+    """Write one HTML page, with its figures inside it, about a trained and evaluated run.
+
+    Args:
+        run_directory: What ``pyro-bvae train`` wrote and ``pyro-bvae evaluate`` added ``evaluation.json`` to.
+        output: Path of the page; ``report.html`` in the run directory if None.
+
+    Returns:
+        The path of the page. It appears whole or not at all.
+
+    Raises:
+        InputError: if the run has not been evaluated, or its ``evaluation.json`` cannot be read.
+    """
+    directory = Path(run_directory)
+    evaluation = read_evaluation(directory)
+    run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
+    if run.config is None or run.splits is None:
+        raise InputError(f"{directory} has no config.json, so its page cannot be written")
+    page = render(evaluation, asdict(run.config), sections(run, evaluation), run.splits.test.context is not None)
+    path = directory / "report.html" if output is None else Path(output)
+    with atomic_write(path) as stream:
+        stream.write(page)
+    return path
+
+
+def read_evaluation(directory: Path) -> dict[str, Any]:
+    """Return what ``evaluation.json`` holds.
+
+    Raises:
+        InputError: if the file is not there or is no JSON object.
+    """
+    path = directory / "evaluation.json"
+    if not path.is_file():
+        raise InputError(f"'{directory}' has no evaluation.json; run 'pyro-bvae evaluate {directory}' first")
+    try:
+        evaluation = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"'{path}' is no JSON ({error}); run 'pyro-bvae evaluate {directory}' again") from None
+    if not isinstance(evaluation, dict):
+        raise InputError(f"'{path}' must hold a JSON object, got {type(evaluation).__name__}")
+    return evaluation
+
+
+def render(
+    evaluation: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[Section], conditional: bool = False
+) -> str:
+    """Return the page as HTML.
+
+    Args:
+        evaluation: What ``evaluation.json`` holds.
+        config: The configuration of the run, nested mappings allowed.
+        parts: The sections with the figures.
+        conditional: Whether the data have a context, on which all densities are then conditional.
+    """
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment.filters.update(png=_png, pixels=_pixels)
+    return environment.get_template("template.html").render(
+        evaluation=evaluation,
+        summary=summary(evaluation),
+        headline=headline(evaluation),
+        notes=notes(evaluation, conditional),
+        sections=parts,
+        config=list(_flat(config)),
+    )
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted name and the value of every setting."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, list | tuple):
+            yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
+        else:
+            yield f"{prefix}{name}", "none" if value is None else str(value)
+
+
+def _png(figure: Figure) -> str:
+    """Return the figure as a data URI."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _pixels(figure: Figure) -> int:
+    return round(figure.get_figwidth() * 80)

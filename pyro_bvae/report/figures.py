@@ -1,0 +1,151 @@
+"""The figures of the page: what the model makes of some test data, handed to the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from pyro_bvae import plots
+from pyro_bvae.priors import NormalPrior
+
+NUM_SAMPLES, NUM_POINTS, NUM_LATENTS, NUM_PAIRS, NUM_STEPS = 40, 3000, 10, 4, 9
+
+
+class Section(NamedTuple):
+    """A heading, a figure, and the sentence below it; without a figure, the sentence says why."""
+
+    title: str
+    figure: Figure | None
+    caption: str
+
+
+def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
+    """Return the sections of the page; what a run cannot show is left out.
+
+    Args:
+        run: A loaded run: ``vae``, ``splits`` and ``history`` are used.
+        evaluation: What its ``evaluation.json`` holds.
+    """
+    found = [
+        _gaps(evaluation),
+        _training(run),
+        _reconstructions(run),
+        _samples(run),
+        _latents(run, evaluation),
+        *(_images(run, evaluation) if run.splits.test.image_shape is not None else ()),
+        _kl(evaluation),
+    ]
+    return [section for section in found if section is not None]
+
+
+def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
+    if any(evaluation.get(key) is None for key in ("variational_gap", "evidence", "elbo")):
+        return None
+    caption = "What the ELBO misses of the evidence, and why: the three parts add up to the variational gap."
+    return Section("Where the ELBO loses", plots.gap_bar(evaluation), caption)
+
+
+def _training(run: Any) -> Section | None:
+    if not len(run.history.get("epoch", ())):
+        return None
+    caption = "Training makes the objective small; distortion and rate are its two parts."
+    return Section("Training", plots.training_curves(run.history), caption)
+
+
+def _reconstructions(run: Any) -> Section:
+    test = run.splits.test[:10]
+    means = run.vae.reconstruct(test.x, test.context)
+    if test.image_shape is None:
+        figure = plots.features(test.x, means, "Data and their reconstructions")
+    else:
+        figure = plots.reconstructions(test.x, means, test.image_shape)
+    return Section("Reconstructions", figure, "Test data, and the decoder's means at their posterior means.")
+
+
+def _samples(run: Any) -> Section:
+    test = run.splits.test[:NUM_SAMPLES]
+    samples = run.vae.generate(NUM_SAMPLES if test.context is None else len(test), test.context, seed=0)
+    title = "New data: draws from the prior, decoded"
+    if test.image_shape is None:
+        figure = plots.features(samples, None, title)
+    else:
+        figure = plots.image_grid(samples, test.image_shape, title, num=NUM_SAMPLES)
+    return Section("Samples from the prior", figure, "Latents drawn from the prior, and the decoder's means there.")
+
+
+def _latents(run: Any, evaluation: Mapping[str, Any]) -> Section:
+    test = run.splits.test[:NUM_POINTS]
+    normal = isinstance(run.vae.prior, NormalPrior)
+    means, kl = run.vae.encode(test.x, test.context), _kl_values(evaluation)
+    figure = plots.latent_scatter(means, test.labels, kl, test.label_names, normal_prior=normal)
+    which = "highest KL" if kl is not None else "most varied posterior means"
+    circles = " Inside the circles, samples from the prior are common." if normal else ""
+    return Section("Latent space", figure, f"Test data in the two latents of {which}.{circles}")
+
+
+def _images(run: Any, evaluation: Mapping[str, Any]) -> Iterator[Section | None]:
+    yield _traversals(run, evaluation)
+    yield _interpolation(run)
+
+
+def _traversals(run: Any, evaluation: Mapping[str, Any]) -> Section | None:
+    units = evaluation.get("active_units")
+    if units is None:
+        return None
+    kl = _kl_values(evaluation)
+    order = np.argsort(-np.asarray(units["variances"] if kl is None else kl), kind="stable")
+    latents = [int(latent) for latent in order if units["active"][latent]][:NUM_LATENTS]
+    if not latents:
+        return Section("Traversals", None, "No latent is active: the codes say nothing about the data.")
+    datum = run.splits.test[:1]
+    values = torch.linspace(-3, 3, NUM_STEPS)
+    codes = run.vae.encode(datum.x, datum.context).repeat(len(latents), NUM_STEPS, 1)
+    for row, latent in enumerate(latents):
+        codes[row, :, latent] = values
+    images = _decode(run, codes, torch.zeros(codes.shape[:2], dtype=torch.long))
+    shown = None if kl is None else kl[latents]
+    around = "the code of a test datum"
+    figure = plots.traversals(images, values, shown, datum.image_shape, latents, around=around)
+    caption = "What each active latent changes in the first test datum, as it alone moves from −3 to 3."
+    return Section("Traversals", figure, caption)
+
+
+def _interpolation(run: Any) -> Section | None:
+    test = run.splits.test[: 2 * NUM_PAIRS]
+    pairs = len(test) // 2
+    if not pairs:
+        return None
+    ends = run.vae.encode(test.x, test.context)[: 2 * pairs].reshape(pairs, 2, 1, -1)
+    share = torch.linspace(0, 1, NUM_STEPS).unsqueeze(-1).to(ends)
+    rows = torch.arange(0, 2 * pairs, 2).unsqueeze(-1).expand(pairs, NUM_STEPS)
+    images = _decode(run, (1 - share) * ends[:, 0] + share * ends[:, 1], rows)
+    caption = "Decoded on the way between the codes of two test data"
+    caption += "." if test.context is None else ", in the context of the first of them."
+    return Section("Interpolation", plots.interpolation(images, test.image_shape), caption)
+
+
+def _kl(evaluation: Mapping[str, Any]) -> Section | None:
+    kl, units = _kl_values(evaluation), evaluation.get("active_units")
+    if kl is None or units is None:
+        return None
+    figure = plots.kl_bars(kl, units["active"], evaluation["kl_per_dimension"].get("standard_errors"))
+    return Section(
+        "Rate per latent", figure, "How many nats each latent says about a datum; inactive ones say next to nothing."
+    )
+
+
+def _kl_values(evaluation: Mapping[str, Any]) -> np.ndarray | None:
+    kl = evaluation.get("kl_per_dimension")
+    return None if kl is None else np.asarray(kl["values"], dtype=float)
+
+
+def _decode(run: Any, codes: Tensor, rows: Tensor) -> Tensor:
+    """Decode ``(R, S, L)`` codes, each in the context of the test datum that ``rows`` ``(R, S)`` names."""
+    context = run.splits.test[rows.flatten()].context
+    images: Tensor = run.vae.decode(codes.flatten(0, 1), context)
+    return images.unflatten(0, codes.shape[:2])

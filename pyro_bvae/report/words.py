@@ -1,0 +1,105 @@
+"""The numbers of an evaluation, each with a sentence that says what it is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple, TypeGuard
+
+# How large a share of untrusted data the page warns of.
+UNTRUSTED_SHARE = 0.05
+
+
+class Row(NamedTuple):
+    """A line of the headline table; the errors are empty where there is none."""
+
+    name: str
+    value: str
+    standard_error: str
+    monte_carlo_error: str
+    meaning: str
+
+
+ESTIMATES = {
+    "evidence": ("Evidence, log p(x)", "The log density the model gives to a datum. Higher is better."),
+    "elbo": (
+        "ELBO",
+        "A lower bound on the evidence, always with the rate at weight 1. It equals minus (distortion + rate).",
+    ),
+    "distortion": (
+        "Distortion, D",
+        "How badly a datum is rebuilt from its code: minus the mean reconstruction log-likelihood. Lower is better.",
+    ),
+    "rate": ("Rate, R", "How much the code says about the datum: the mean KL from the guide to the prior."),
+    "objective": ("Objective, D + βR", "What training makes small: distortion plus β times the rate."),
+    "variational_gap": (
+        "Variational gap",
+        "Evidence minus ELBO: how far the guide is from the exact posterior. The three gaps below add up to it.",
+    ),
+    "approximation_gap": (
+        "Approximation gap",
+        "What is lost because the guide's family is too small, even with the best member for each datum.",
+    ),
+    "beta_gap": ("β gap", "What is lost because the guide was fitted to the objective with β and not to the ELBO."),
+    "amortization_gap": (
+        "Amortization gap",
+        "What is lost because one encoder serves all data. It may be negative when β is not 1.",
+    ),
+}
+
+
+def headline(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Return the lines of the headline table."""
+    rows = [Row(name, *format_estimate(evaluation.get(key)), meaning) for key, (name, meaning) in ESTIMATES.items()]
+    if units := evaluation.get("active_units"):
+        meaning = "Latents that the data move: their posterior mean has variance over the data above 0.01."
+        rows.append(Row("Active units", f"{units['count']} of {len(units['active'])}", "", "", meaning))
+    if (share := (evaluation.get("pareto_k") or {}).get("share_above_0.7")) is not None:
+        meaning = "Share of data whose evidence is not to be trusted, as their importance weights are too uneven."
+        rows.append(Row("Pareto k above 0.7", f"{100 * share:.1f}%", "", "", meaning))
+    return rows
+
+
+def summary(evaluation: Mapping[str, Any]) -> str:
+    """Return the result in one sentence."""
+    evidence, gap, units = (evaluation.get(key) for key in ("evidence", "variational_gap", "active_units"))
+    if evidence is None or gap is None:
+        return "This run was evaluated without an estimate of the evidence."
+    value, error, _ = format_estimate(evidence)
+    used = "" if units is None else f", and {units['count']} of {len(units['active'])} latents are active"
+    uncertain = f" (standard error {error})" if error else ""
+    return (
+        f"Under the model, a datum has a log density of {value} nats{uncertain}; "
+        f"the ELBO lies {format_estimate(gap)[0]} nats below it{used}."
+    )
+
+
+def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
+    """Return what a reader has to know to trust the numbers, or not to."""
+    said = []
+    if conditional:
+        said.append("The data have a context: every density here is conditional on it.")
+    if evaluation.get("gaps_note"):
+        said.append(f"About the gaps: {evaluation['gaps_note']}")
+    if (evaluation.get("refits") or {}).get("converged") is False:
+        said.append("The local refits did not converge: the three parts of the gap are rough, their sum is not.")
+    if ((evaluation.get("pareto_k") or {}).get("share_above_0.7") or 0.0) > UNTRUSTED_SHARE:
+        said.append("Many data have Pareto k above 0.7: the evidence, and with it the gap, may be too low.")
+    return said
+
+
+def format_estimate(estimate: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """Return value, standard error and Monte Carlo error; the value has the digits its standard error leaves."""
+    if estimate is None or not _is_number(estimate.get("value")):
+        return "not available", "", ""
+    value, error, noise = (estimate.get(key) for key in ("value", "standard_error", "monte_carlo_error"))
+    decimals = min(4, max(2, -math.floor(math.log10(error)))) if _is_number(error) and error > 0 else 2
+    return (
+        f"{value:.{decimals}f}".replace("-", "−"),
+        f"{error:.{decimals}f}" if _is_number(error) else "",
+        f"{noise:.2g}" if _is_number(noise) else "",
+    )
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,239 @@
+"""Run directories: a configuration, metrics and checkpoints on disk, and what is measured and shown of them.
+
+A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``; ``evaluate`` adds
+``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from pyro_bvae.configs import Shape, TrainConfig, build_vae, load_data, read_config, write_config
+from pyro_bvae.datasets import Dataset, Splits
+from pyro_bvae.errors import InputError, unknown_name
+from pyro_bvae.evaluation.export import to_arviz, write_arviz
+from pyro_bvae.evaluation.summary import Evaluation, evaluate
+from pyro_bvae.files import atomic_write
+from pyro_bvae.randomness import stream_seed
+from pyro_bvae.training import History, checkpoint_path, fit, load_checkpoint, load_weights
+
+_MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
+_PRODUCTS = ("config.json", "metrics.csv", *_MEASURED)
+_CHECKPOINTS = ("best", "last")
+# Numbers of draws that evaluation.nc holds at most, over all data and latents.
+_MOST_DRAWS = 2_000_000
+
+
+class Run(NamedTuple):
+    """A run directory, read back.
+
+    Attributes:
+        vae: The trained model.
+        config: Its configuration; None for a run without ``config.json``.
+        splits: Its data; None likewise.
+        history: Its metrics.
+        directory: Where it lies.
+    """
+
+    vae: Any
+    config: TrainConfig | None
+    splits: Splits | None
+    history: History
+    directory: Path
+
+
+def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "best", device: str = "cpu") -> Run:
+    """Read a run directory: model, configuration and data.
+
+    Args:
+        run: The directory.
+        model: An untrained model of the same parts, for runs of parts that no configuration names; its weights are
+            overwritten in place.
+        checkpoint: ``best`` or ``last``.
+        device: Where to put the model.
+
+    Raises:
+        InputError: if the directory is no run, or a file in it cannot be read.
+    """
+    directory = Path(run)
+    if not directory.is_dir():
+        raise InputError(f"there is no run directory {directory}")
+    if checkpoint not in _CHECKPOINTS:
+        raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
+    config_path = directory / "config.json"
+    config = read_config(config_path) if config_path.exists() or model is None else None
+    path = checkpoint_path(directory, checkpoint)
+    state = load_checkpoint(path, device)
+    splits = load_data(config) if config is not None else None
+    vae = model
+    if vae is None:
+        assert config is not None and splits is not None
+        vae = build_vae(config, _shape(splits.train))
+    load_weights(vae.to(device), state, path)
+    # The best checkpoint knows the history up to itself only.
+    metrics = directory / "metrics.csv"
+    history = History.read(metrics) if metrics.exists() else History(state["history"])
+    return Run(vae.eval(), config, splits, history, directory)
+
+
+def _shape(data: Dataset) -> Shape:
+    return Shape(data.num_features, data.image_shape)
+
+
+def train(
+    config: TrainConfig, output: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+) -> Run:
+    """Train the model of a configuration into a run directory.
+
+    Everything that can be wrong with the input is found before anything is written or removed.
+
+    Args:
+        config: What to train.
+        output: The run directory.
+        resume: Continue the run that ``output`` holds.
+        overwrite: Remove the run that ``output`` holds.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: if the configuration, the data or the directory cannot be used.
+    """
+    if resume and overwrite:
+        raise InputError("'--resume' and '--overwrite' exclude each other")
+    config.check()
+    if resume and config.warmup_epochs is None:  # what followed from the epochs of the run's beginning
+        config = replace(config, warmup_epochs=read_config(output / "config.json").warmup_epochs)
+    config = config.resolved()
+    check_device(config.device)
+    _check_output(config, output, resume, overwrite)
+    splits = load_data(config)
+    vae = build_vae(config, _shape(splits.train)).to(config.device)
+    for data in (splits.train, splits.validation, splits.test):
+        if data is not None:
+            vae.check_data(data.x, data.context)
+    last = checkpoint_path(output, "last")
+    resume = resume and last.exists()
+    if resume:
+        state = load_checkpoint(last, config.device)
+        load_weights(vae, state, last)
+        if len(state["history"]) < config.epochs:
+            _remove(output, _MEASURED)  # they will not be of this model any more
+    if overwrite:
+        remove_run(output)
+    output.mkdir(parents=True, exist_ok=True)
+    write_config(config, output / "config.json")
+    history = fit(
+        vae,
+        splits.train,
+        beta=config.beta_schedule(),
+        epochs=config.epochs,
+        validation=splits.validation,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        gradient_clip=config.gradient_clip,
+        early_stopping=config.early_stopping,
+        output=output,
+        resume=resume,
+        progress=progress,
+        seed=config.seed,
+    )
+    return Run(vae, config, splits, history, output)
+
+
+def check_device(device: str) -> None:
+    """Raise unless torch can use a device of this name."""
+    try:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError) as error:
+        kinds = "cpu and cuda" if torch.cuda.is_available() else "cpu (torch sees no CUDA device)"
+        raise InputError(f"'device' must be one that torch can use here, {kinds}; got '{device}'") from error
+
+
+def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bool) -> None:
+    if output.exists() and not output.is_dir():
+        raise InputError(f"'output' must be a directory, got the file {output}")
+    occupied = output.is_dir() and any(output.iterdir())
+    if occupied and not (resume or overwrite):
+        raise InputError(
+            f"{output} exists: pass --resume to continue it, --overwrite to replace it, or another --output"
+        )
+    if resume:
+        saved = read_config(output / "config.json")
+        ours, theirs = asdict(config), asdict(saved)
+        free = {"epochs", "device", "data_root"}
+        changed = [name for name in ours if name not in free and ours[name] != theirs[name]]
+        if changed:
+            listed = ", ".join(f"{name} was {theirs[name]}, got {ours[name]}" for name in changed)
+            raise InputError(f"cannot resume {output} with another configuration: {listed}")
+    if overwrite and occupied and not (output / "config.json").exists():
+        raise InputError(f"{output} is not a run directory (it has no config.json), so it is not overwritten")
+
+
+def remove_run(directory: Path) -> None:
+    """Remove what a run has written from its directory, and nothing else."""
+    _remove(directory, _PRODUCTS)
+    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+
+
+def _remove(directory: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
+
+
+def evaluate_run(
+    directory: Path,
+    *,
+    num_samples: int = 5000,
+    num_data: int | None = 1000,
+    checkpoint: str = "best",
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a run on its test data and write ``evaluation.json`` and ``evaluation.nc``.
+
+    Args:
+        directory: The run.
+        num_samples: Particles for each datum.
+        num_data: How many test data to measure, drawn by ``seed``; None for all.
+        checkpoint: ``best`` or ``last``.
+        seed: Seed of draws and choice of data.
+        device: Where to compute.
+        progress: Show progress bars.
+    """
+    check_device(device)
+    if num_data is not None and num_data < 1:
+        raise InputError(f"'num_data' must be a positive integer or None, got {num_data}")
+    run = load(directory, checkpoint=checkpoint, device=device)
+    assert run.config is not None and run.splits is not None
+    test = choose_data(run.splits.test, num_data, seed).to(device)
+    args = (test.x, *(() if test.context is None else (test.context,)))
+    run.vae.check_data(*args)
+    model, guide = run.vae.model, run.vae.guide
+    evaluation = evaluate(
+        model, guide, *args, training_beta=run.config.beta, num_samples=num_samples, seed=seed, progress=progress
+    )
+    head = {"dataset": run.config.dataset, "split": "test", "checkpoint": checkpoint, "seed": seed}
+    draws = max(1, min(100, num_samples, _MOST_DRAWS // (len(test) * run.config.latent_dim)))
+    attributes = {**head, "config": json.dumps(asdict(run.config))}
+    exported = to_arviz(model, guide, *args, evaluation=evaluation, num_draws=draws, attributes=attributes, seed=seed)
+    write_arviz(exported, directory / "evaluation.nc")
+    with atomic_write(directory / "evaluation.json") as stream:
+        json.dump({**head, **evaluation.to_dict()}, stream, indent=2, allow_nan=False)
+        stream.write("\n")
+    return evaluation
+
+
+def choose_data(data: Dataset, num_data: int | None, seed: int) -> Dataset:
+    """Return all data, or so many of them chosen by the seed."""
+    if num_data is None or num_data >= len(data):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream_seed(seed, 0, 103)))
+    return data[order[:num_data].sort().values]

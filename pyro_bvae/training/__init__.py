@@ -1,0 +1,28 @@
+"""Training: objectives, schedules, and ``fit``."""
+
+from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
+from pyro_bvae.training.fit import fit
+from pyro_bvae.training.health import TrainingError
+from pyro_bvae.training.history import History
+from pyro_bvae.training.loss import GivenNoise, Loss, reparametrize
+from pyro_bvae.training.objectives import Terms, TraceTerms
+from pyro_bvae.training.schedules import Constant, LinearWarmup, OneCycle, Schedule
+
+__all__ = [
+    "Constant",
+    "GivenNoise",
+    "History",
+    "LinearWarmup",
+    "Loss",
+    "OneCycle",
+    "Schedule",
+    "Terms",
+    "TraceTerms",
+    "TrainingError",
+    "checkpoint_path",
+    "fit",
+    "load_checkpoint",
+    "load_weights",
+    "reparametrize",
+    "save_checkpoint",
+]

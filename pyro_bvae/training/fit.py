@@ -1,0 +1,148 @@
+"""``fit``: the SVI loop that one would write, with what one would forget."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from pyro_bvae.datasets import Dataset
+from pyro_bvae.errors import InputError, check_beta
+from pyro_bvae.training.history import History, Row
+from pyro_bvae.training.objectives import TraceTerms
+from pyro_bvae.training.schedules import OneCycle, Schedule, as_schedule
+from pyro_bvae.training.trainer import Trainer
+
+Callback = Callable[[Row], None]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run is made of besides model and data; a resumed run must agree on it."""
+
+    beta: Schedule
+    learning_rate: Schedule
+    epochs: int
+    batch_size: int
+    gradient_clip: float | None
+    early_stopping: int | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise InputError(f"'{name}' must be a positive integer, got {value!r}")
+        for name in ("gradient_clip", "early_stopping"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"'{name}' must be positive or None, got {value!r}")
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"'seed' must be a non-negative integer, got {self.seed!r}")
+        for epoch in range(self.epochs + 1):
+            check_beta(self.beta(float(epoch), self.epochs))
+            rate = self.learning_rate(float(epoch), self.epochs)
+            if not (math.isfinite(rate) and rate >= 0):
+                got = getattr(self.learning_rate, "value", rate)
+                raise InputError(f"'learning_rate' must be non-negative and finite, got {got}")
+
+    @property
+    def final_beta(self) -> float:
+        """The β of the end of training, at which validation is measured."""
+        return float(self.beta(float(self.epochs), self.epochs))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common, for the checkpoint. The number of epochs may grow."""
+        schedules = {
+            name: repr(schedule)
+            if is_dataclass(schedule)
+            else getattr(schedule, "__qualname__", type(schedule).__name__)
+            for name, schedule in (("beta", self.beta), ("learning_rate", self.learning_rate))
+        }
+        return {
+            **schedules,
+            "batch_size": self.batch_size,
+            "gradient_clip": self.gradient_clip,
+            "seed": self.seed,
+        }
+
+    def warn_of_unfinished_warmup(self) -> None:
+        """Warn if β is still on its way when training ends."""
+        target = getattr(self.beta, "value", self.final_beta)
+        if abs(self.final_beta - target) > 1e-9 * max(1.0, abs(target)):
+            warnings.warn(
+                f"the warm-up of β outlives the training: it ends at β = {self.final_beta:.4g}, not at {target:.4g};"
+                f" train for more than {self.epochs} epochs or warm up in fewer",
+                stacklevel=3,
+            )
+
+
+def fit(
+    vae: nn.Module,
+    data: Tensor | Dataset | Any,
+    *,
+    beta: float | Schedule = 1.0,
+    epochs: int = 30,
+    validation: Tensor | Dataset | None = None,
+    batch_size: int = 128,
+    learning_rate: float | Schedule = 3e-3,
+    gradient_clip: float | None = 200.0,
+    early_stopping: int | None = None,
+    objective: TraceTerms | None = None,
+    device: str | None = None,
+    output: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    seed: int = 0,
+    callbacks: Sequence[Callback] = (),
+) -> History:
+    r"""Train a model and guide by stochastic variational inference.
+
+    Each step is that of ``pyro.infer.SVI`` with ``Trace_ELBO`` and Adam on a mini-batch: the same loss, the same
+    gradients, without a synchronisation with the device. What a step does is a function of ``seed``, the epoch and the
+    parameters, so a resumed run continues as if it had never stopped. The caller's parameter store, random state and
+    train or eval mode are left as they were.
+
+    Args:
+        vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context, beta)``, such as
+            :class:`~pyro_bvae.BetaVAE`; all its parameters that require gradients are trained.
+        data: Training data: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or a torch loader.
+        beta: Weight of the KL: a number, or a schedule such as :class:`~pyro_bvae.training.LinearWarmup`.
+        epochs: Passes over the data.
+        validation: Held-out data. The objective on them at the final β picks ``best.pt``; their bound at β = 1 is
+            logged beside it and decides nothing.
+        batch_size: Data in a step.
+        learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
+        gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
+        early_stopping: Stop after so many epochs without a better validation objective, and go back to the best
+            weights; None for never.
+        objective: The objective; the β-bound by default.
+        device: Where to train; where the model is by default.
+        output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing.
+        resume: Continue from ``output``'s last checkpoint.
+        progress: Show a progress bar with distortion and rate apart.
+        seed: Seed of data order and noise.
+        callbacks: Each called with the metrics of an epoch when it ends.
+
+    Returns:
+        The metrics of each epoch, columns as in ``metrics.csv``; the model is trained in place.
+
+    Raises:
+        InputError: if the data cannot be used, an argument makes no sense, or ``output`` holds a run and ``resume``
+            is false.
+        TrainingError: if loss or gradient stops being finite, naming the site; the last checkpoint stays good.
+    """
+    rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
+    settings = Settings(as_schedule(beta), rate, epochs, batch_size, gradient_clip, early_stopping, seed)
+    settings.warn_of_unfinished_warmup()
+    trainer = Trainer(vae, data, settings, validation, objective, device, None if output is None else Path(output))
+    if resume:
+        trainer.resume()
+    else:
+        trainer.refuse_to_overwrite()
+    return trainer.run(progress, callbacks)

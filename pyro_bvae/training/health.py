@@ -1,0 +1,48 @@
+"""When training leaves the finite numbers: what, and where."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_bvae.context import Context
+
+_ADVICE = "lower the learning rate, clip gradients, or look at the data; the last checkpoint is good"
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message names what stopped being finite. The last checkpoint stays good."""
+
+
+def describe_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float, stats: Tensor | None = None) -> str:
+    """Return what is not finite: a parameter, or a site and its value, distribution or log density.
+
+    Args:
+        vae: The module in training.
+        x: The batch on which it was seen.
+        context: Its context.
+        beta: The β of the step.
+        stats: Loss, distortion, rate and gradient norm of the step.
+    """
+    for name, parameter in vae.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            return f"parameter '{name}' is not finite; {_ADVICE}"
+    with torch.no_grad(), pyro.validation_enabled(False):
+        guide_trace = poutine.trace(vae.guide).get_trace(x, context, beta)
+        model_trace = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(x, context, beta)
+        for program, trace in (("guide", guide_trace), ("model", model_trace)):
+            sites: dict[str, Any] = dict(trace.nodes)
+            for name, site in sites.items():
+                if site["type"] != "sample" or not isinstance(site["value"], Tensor):
+                    continue
+                if not bool(torch.isfinite(site["value"]).all()):
+                    return f"site '{name}' of the {program} has a value that is not finite; {_ADVICE}"
+                if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
+                    return f"site '{name}' of the {program} has a log density that is not finite; {_ADVICE}"
+    if stats is not None and not bool(torch.isfinite(stats[3])):
+        return f"the gradient is not finite; {_ADVICE}"
+    return f"the loss is not finite; {_ADVICE}"

@@ -1,0 +1,65 @@
+"""What training saw, epoch by epoch."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.files import atomic_write
+
+Row = dict[str, float]
+
+
+class History(Mapping[str, list[float]]):
+    """Metrics of each epoch: a mapping from column to values.
+
+    Columns, in nats per datum where not said otherwise: ``epoch`` (number), ``beta``, ``learning_rate``,
+    ``gradient_norm`` (mean over steps, per datum), ``objective`` (distortion + β rate), ``distortion``, ``rate`` of the
+    training batches as they were seen; ``validation_objective`` at the final β, ``validation_distortion``,
+    ``validation_rate``, ``validation_elbo`` at β = 1, of the held-out data; ``seconds`` (of the epoch).
+
+    Args:
+        rows: One dictionary an epoch.
+    """
+
+    def __init__(self, rows: list[Row] | None = None) -> None:
+        self.rows: list[Row] = list(rows or [])
+
+    def __getitem__(self, column: str) -> list[float]:
+        if column not in iter(self):
+            raise KeyError(column)
+        return [row[column] for row in self.rows]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.rows[0] if self.rows else ())
+
+    def __len__(self) -> int:
+        return len(self.rows[0]) if self.rows else 0
+
+    def __repr__(self) -> str:
+        return f"History({len(self.rows)} epochs: {', '.join(self)})"
+
+    def write(self, path: Path) -> None:
+        """Write the rows as a CSV file, with all the digits of a float64."""
+        with atomic_write(path) as stream:
+            writer = csv.DictWriter(stream, fieldnames=list(self))
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    @classmethod
+    def read(cls, path: Path) -> History:
+        """Read what :meth:`write` wrote.
+
+        Raises:
+            InputError: if the file holds anything else.
+        """
+        try:
+            with path.open(encoding="utf-8", newline="") as stream:
+                rows = [{column: float(value) for column, value in row.items()} for row in csv.DictReader(stream)]
+            for row in rows:
+                row["epoch"] = int(row["epoch"])
+        except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
+            raise InputError(f"{path} does not hold the metrics of a training run: {error}") from error
+        return cls(rows)

@@ -1,0 +1,218 @@
+r"""The program: a prior, a decoder and an encoder as one Pyro model and one Pyro guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor, nn
+
+from pyro_bvae.context import Context, with_covariates
+from pyro_bvae.errors import InputError, check_beta, check_finite
+from pyro_bvae.modules import evaluating
+from pyro_bvae.randomness import seeded
+from pyro_bvae.store import register
+
+# What the parts are: callables that return a torch or Pyro distribution.
+Prior = Callable[[], Any]
+Conditional = Callable[..., Any]
+
+
+def _given(part: Conditional, value: Tensor, context: Context | None) -> Any:
+    """Call a part, with the context only where there is one: a user's part may not know of contexts."""
+    return part(value) if context is None else part(value, context)
+
+
+@contextmanager
+def _latent_scale(beta: float | Tensor) -> Iterator[None]:
+    r"""Scale the log density of the latent site by β; where β is 0, mask it: the limit :math:`\beta \to 0`."""
+    if isinstance(beta, Tensor):
+        # The check reads the tensor's values, so it goes with validation, as Pyro's own check of scales does.
+        if is_validation_enabled():
+            check_beta(beta)
+        positive: Any = beta > 0
+        with poutine.scale(scale=torch.where(positive, beta, torch.ones_like(beta))), poutine.mask(mask=positive):
+            yield
+        return
+    check_beta(beta)
+    if beta > 0:
+        with poutine.scale(scale=beta):
+            yield
+    else:
+        with poutine.mask(mask=False):
+            yield
+
+
+class Decoder(nn.Module):
+    r"""A network and the likelihood that its output parametrises, :math:`p(x \mid z)`.
+
+    Args:
+        network: Maps ``(*, L)`` to ``(*, P D)``, where the likelihood wants P parameters a feature. Covariates, if
+            any, are appended to its input.
+        likelihood: Maps the network's output to a distribution with event shape ``(D,)``.
+        num_covariates: How many of the network's inputs are covariates.
+
+    Shape:
+        ``(*, N, L)`` to a distribution with batch shape ``(*, N)`` and event shape ``(D,)``.
+    """
+
+    def __init__(self, network: nn.Module, likelihood: nn.Module, *, num_covariates: int = 0) -> None:
+        super().__init__()
+        self.network = network
+        self.likelihood = likelihood
+        in_features = getattr(network, "in_features", None)
+        self.latent_dim = in_features - num_covariates if isinstance(in_features, int) else None
+        self.num_features = self._num_features()
+
+    def _num_features(self) -> int | None:
+        out_features = getattr(self.network, "out_features", None)
+        per_feature = getattr(self.likelihood, "parameters_per_feature", 1)
+        if out_features is None:
+            return None
+        if out_features % per_feature:
+            raise InputError(
+                f"'likelihood' wants {per_feature} parameters a feature, but 'network' gives {out_features} outputs"
+            )
+        return out_features // per_feature
+
+    def forward(self, z: Tensor, context: Context | None = None) -> dist.Distribution:
+        """Return :math:`p(x | z)`."""
+        inputs = with_covariates(z, context)
+        # As rows, so that a network need not know of particles: batch norm, for one, takes no more dimensions.
+        rows = self.network(inputs.reshape(-1, inputs.shape[-1]))
+        return _given(self.likelihood, rows.reshape(*inputs.shape[:-1], rows.shape[-1]), context)
+
+
+class BetaVAE(nn.Module):
+    r"""A β-variational autoencoder as a Pyro model and guide (Higgins et al. 2017).
+
+    .. math::
+        \text{model: } z_n \sim p(z), \; x_n \sim p(x \mid z_n) \qquad \text{guide: } z_n \sim q(z \mid x_n)
+
+    with the log density of ``z`` scaled by β in both, so that ``Trace_ELBO`` and ``TraceMeanField_ELBO`` maximise
+
+    .. math::
+        \sum_n \mathbb{E}_{q(z \mid x_n)} [\log p(x_n \mid z)] - \beta \, KL(q(z \mid x_n) \,\|\, p(z)).
+
+    β is an argument of the two functions and no state: whatever forgets it evaluates the bound itself. The sites are
+    ``z`` and ``x``, the plate is ``data``, and any callable that returns a distribution is a part.
+
+    Args:
+        prior: ``prior()`` returns :math:`p(z)`, event shape ``(L,)``.
+        decoder: ``decoder(z)``, or ``decoder(z, context)``, returns :math:`p(x|z)`, event shape ``(D,)``.
+        encoder: ``encoder(x)``, or ``encoder(x, context)``, returns :math:`q(z|x)`, event shape ``(L,)``.
+        name: Prefix of the parameters in Pyro's store: two models that plain Pyro trains in one process need two.
+
+    Raises:
+        InputError: if the parts state sizes that disagree.
+    """
+
+    def __init__(self, prior: Prior, decoder: Conditional, encoder: Conditional, *, name: str = "beta_vae") -> None:
+        super().__init__()
+        self.prior, self.decoder, self.encoder, self.name = prior, decoder, encoder, name
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        for what, attribute in (("latents", "latent_dim"), ("features", "num_features")):
+            sizes = {part: getattr(getattr(self, part), attribute, None) for part in ("prior", "decoder", "encoder")}
+            known = {part: size for part, size in sizes.items() if isinstance(size, int)}
+            if len(set(known.values())) > 1:
+                listed = ", ".join(f"{part} {size}" for part, size in known.items())
+                raise InputError(f"the parts must agree on the number of {what}, got {listed}")
+            setattr(self, attribute, next(iter(known.values()), None))
+
+    def check_data(self, x: Tensor, context: Context | None = None) -> None:
+        """Raise unless the model can explain the data: their shape, finite values, the likelihood's support.
+
+        Raises:
+            InputError: naming what is wrong and the index of the first offending value.
+        """
+        if x.dim() != 2 or not x.is_floating_point():
+            raise InputError(f"'x' must be a floating-point tensor (N, D), got {x.dtype} of shape {tuple(x.shape)}")
+        self._check_features(x)
+        check_finite("x", x)
+        for field, values in (context or Context())._asdict().items():
+            if values is not None:
+                if values.shape[0] != x.shape[0]:
+                    raise InputError(f"'context.{field}' must have {x.shape[0]} rows, got {values.shape[0]}")
+                check_finite(f"context.{field}", values)
+        support = getattr(getattr(self.decoder, "likelihood", None), "support", None)
+        if support is not None and not bool((inside := support.check(x)).all()):
+            index = tuple(int(i) for i in (~inside).nonzero()[0])
+            raise InputError(
+                f"'x' must lie in the likelihood's support, {support}, got {x[index].item()} at index {index}"
+            )
+
+    def _check_features(self, x: Tensor) -> None:
+        if self.num_features is not None and x.shape[-1] != self.num_features:
+            raise InputError(f"'x' must have {self.num_features} features, got {x.shape[-1]}")
+
+    def model(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Tensor:
+        r"""The generative model, :math:`\prod_n p(z_n) p(x_n \mid z_n)`.
+
+        Args:
+            x: Observed data, shape ``(N, D)``; ``poutine.uncondition`` makes the model draw it instead.
+            context: What is observed and not modelled.
+            beta: Weight of the latent's log density: a float, or a tensor that broadcasts over the plates.
+
+        Returns:
+            The value of site ``x``.
+        """
+        self._check_features(x)
+        register(self.name, self)
+        with pyro.plate("data", x.shape[-2], dim=-1):
+            with _latent_scale(beta):
+                z = pyro.sample("z", self.prior())
+            return pyro.sample("x", _given(self.decoder, z, context), obs=x)
+
+    def guide(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Tensor:
+        r"""The amortized guide, :math:`\prod_n q(z_n \mid x_n)`; the arguments are those of :meth:`model`.
+
+        Returns:
+            The value of site ``z``, shape ``(N, L)``.
+        """
+        self._check_features(x)
+        register(self.name, self)
+        with pyro.plate("data", x.shape[-2], dim=-1), _latent_scale(beta):
+            return pyro.sample("z", _given(self.encoder, x, context))
+
+    @torch.no_grad()
+    def encode(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return the posterior means of the latents, shape ``(N, L)``."""
+        with evaluating(self):
+            return _given(self.encoder, x, context).mean
+
+    @torch.no_grad()
+    def decode(self, z: Tensor, context: Context | None = None) -> Tensor:
+        """Return the means of :math:`p(x | z)` at given latents, shape ``(*, L)`` to ``(*, D)``."""
+        with evaluating(self):
+            return _given(self.decoder, z, context).mean
+
+    def reconstruct(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return the means of :math:`p(x | z)` at the posterior means of the latents, shape ``(N, D)``."""
+        return self.decode(self.encode(x, context), context)
+
+    @torch.no_grad()
+    def generate(
+        self, num_samples: int, context: Context | None = None, *, noise: bool = False, seed: int = 0
+    ) -> Tensor:
+        """Draw latents from the prior and decode them.
+
+        Args:
+            num_samples: How many data to make.
+            context: The context of the data to make, one row for each.
+            noise: Draw from the likelihood instead of taking its mean.
+            seed: Seed of the draws; the caller's generators are left alone.
+
+        Returns:
+            Shape ``(num_samples, D)``.
+        """
+        with evaluating(self), seeded(seed):
+            likelihood = _given(self.decoder, self.prior().sample(torch.Size([num_samples])), context)
+            return likelihood.sample() if noise else likelihood.mean

@@ -1,0 +1,239 @@
+"""Inference gaps held to their closed forms, and what the refits promise."""
+
+import math
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_bvae import BetaVAE, inference_gaps
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation import RefitSettings
+from pyro_bvae.evaluation.program import program
+from pyro_bvae.evaluation.refit import local_guide_of, objective_samples, refit
+from pyro_bvae.evaluation.summary import evaluate
+from pyro_bvae.oracle import ExactGaps, LinearGaussian
+from pyro_bvae.posteriors import LocalNormalPosterior
+
+
+@pytest.fixture
+def linear() -> LinearGaussian:
+    return LinearGaussian(torch.tensor([[1.0, 0.4], [0.2, 1.0], [0.6, 0.3], [0.2, -0.4]]), 0.5)
+
+
+def exact_gaps(linear: LinearGaussian, vae: BetaVAE, x: Tensor, beta: float) -> ExactGaps:
+    with torch.no_grad():
+        guide = vae.encoder(x)
+    return linear.gaps(x, guide.mean, guide.stddev, beta)
+
+
+@pytest.mark.parametrize(
+    ("beta", "mean_factor", "scale_factor"),
+    [(1.0, 1.0, 1.0), (1.0, 0.9, 1.3), (4.0, 1.0, 1.0), (4.0, 0.9, 1.3), (0.5, 1.1, 0.9)],
+)
+def test_gaps_are_their_closed_forms(
+    linear: LinearGaussian, beta: float, mean_factor: float, scale_factor: float
+) -> None:
+    x = linear.sample(100)
+    vae = linear.amortized_vae(beta, mean_factor, scale_factor)
+    exact = exact_gaps(linear, vae, x, beta)
+    assert float(exact.approximation.mean()) > 0.05  # a diagonal guide of a correlated posterior
+    gaps = inference_gaps(vae.model, vae.guide, x, training_beta=beta)
+    assert gaps.converged
+    assert gaps.evidence.value == pytest.approx(float(linear.evidence(x).mean()), abs=0.02)
+    for name, truth in exact._asdict().items():
+        estimate = getattr(gaps, name)
+        assert abs(estimate.value - float(truth.mean())) < max(0.01, 3 * estimate.monte_carlo_error), name
+        assert estimate.monte_carlo_error < 0.02, name
+
+
+def test_gaps_add_up_for_each_datum(linear: LinearGaussian) -> None:
+    x = linear.sample(40)
+    vae = linear.amortized_vae(4.0, 0.8)
+    gaps = inference_gaps(vae.model, vae.guide, x, training_beta=4.0, num_samples=200)
+    parts = gaps.approximation.per_datum + gaps.beta.per_datum + gaps.amortization.per_datum
+    assert torch.allclose(gaps.variational.per_datum, parts)
+    assert torch.allclose(gaps.variational.per_datum, gaps.evidence.per_datum - gaps.elbo.per_datum)
+    assert (gaps.variational.per_datum >= 0).all()  # of the same draws, by Jensen's inequality
+
+
+def test_at_beta_one_the_beta_gap_is_exactly_zero(linear: LinearGaussian) -> None:
+    vae = linear.amortized_vae(1.0, 0.8)
+    gaps = inference_gaps(vae.model, vae.guide, linear.sample(10), num_samples=100)
+    assert (gaps.beta.per_datum == 0).all() and gaps.beta.monte_carlo_error == 0
+
+
+def test_an_encoder_that_gives_the_posterior_has_a_negative_amortization_gap() -> None:
+    linear = LinearGaussian(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), 0.5)  # a diagonal posterior
+    x = linear.sample(50)
+    vae = linear.vae(*linear.best_diagonal(x))
+    gaps = inference_gaps(vae.model, vae.guide, x, training_beta=4.0, num_samples=1000)
+    assert gaps.beta.value > 0.5
+    assert gaps.amortization.value == pytest.approx(-gaps.beta.value, abs=0.02)
+    assert gaps.variational.value == pytest.approx(0.0, abs=1e-9)  # constant weights: no Monte Carlo error either
+
+
+def test_log_weights_of_a_perfect_guide_are_trusted() -> None:
+    linear = LinearGaussian(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), 0.5)
+    x = linear.sample(5)
+    vae = linear.vae(*linear.best_diagonal(x))
+    gaps = inference_gaps(vae.model, vae.guide, x, num_samples=100)
+    assert gaps.evidence.untrusted == 0 and (gaps.evidence.pareto_k == 0).all()
+
+
+def test_two_latent_sites_are_refitted_together(linear: LinearGaussian) -> None:
+    x = linear.sample(30)
+    weight = linear.weight
+
+    def model(rows: Tensor) -> None:
+        with pyro.plate("cells", len(rows)):
+            first = pyro.sample("first", dist.Normal(torch.zeros((), dtype=torch.double), 1.0))
+            second = pyro.sample("second", dist.Normal(torch.zeros(1, dtype=torch.double), 1.0).to_event(1))
+            means = torch.cat([first.unsqueeze(-1), second], -1) @ weight.T
+            pyro.sample("y", dist.Normal(means, linear.noise_scale).to_event(1), obs=rows)
+
+    def guide(rows: Tensor) -> None:
+        loc, scale = linear.best_diagonal(rows)
+        with pyro.plate("cells", len(rows)):
+            pyro.sample("second", dist.Normal(loc[:, 1:] + 0.3, 1.2 * scale[:, 1:]).to_event(1))
+            pyro.sample("first", dist.Normal(loc[:, 0], scale[:, 0]))
+
+    loc, scale = linear.best_diagonal(x)
+    shift, factor = torch.tensor([0.0, 0.3]), torch.tensor([1.0, 1.2])
+    exact = linear.gaps(x, loc + shift, scale * factor)
+    gaps = inference_gaps(model, guide, x, num_samples=2000)
+    for name in ("approximation", "amortization"):
+        estimate, truth = getattr(gaps, name), float(getattr(exact, name).mean())
+        assert abs(estimate.value - truth) < max(0.01, 3 * estimate.monte_carlo_error), name
+
+
+# -- the refits -----------------------------------------------------------------------------------------------
+
+
+def test_no_datum_ends_below_its_start(linear: LinearGaussian) -> None:
+    """A hopeless step size makes refits diverge; a datum then keeps the encoder's answer."""
+    x = linear.sample(30)
+    vae = linear.amortized_vae(1.0)
+    wild = RefitSettings(learning_rate=30.0, max_rounds=2, steps_per_round=3, num_particles=1)
+    with program(vae.model, vae.guide, (x,)) as opened:
+        best = refit(opened, (x,), 1.0, wild, seed=0)
+        with torch.no_grad():
+            pyro.set_rng_seed(3)
+            start = objective_samples(opened, (x,), vae.guide, 1.0, 4000).mean(0)
+            pyro.set_rng_seed(3)
+            end = objective_samples(opened, (x,), best.guide, 1.0, 4000).mean(0)
+    assert not best.converged
+    assert (end >= start - 0.05).all()
+
+
+def test_an_unconverged_refit_says_so(linear: LinearGaussian) -> None:
+    x = linear.sample(20)
+    vae = linear.amortized_vae(1.0, 0.3, 3.0)
+    hasty = RefitSettings(max_rounds=1, steps_per_round=2)
+    gaps = inference_gaps(vae.model, vae.guide, x, num_samples=100, settings=hasty)
+    assert not gaps.converged and "did NOT all converge" in str(gaps)
+
+
+def test_refits_do_not_depend_on_the_scale_of_the_latents() -> None:
+    for scale in (1e-2, 1e2):
+        linear = LinearGaussian(torch.tensor([[1.0, 0.4], [0.2, 1.0], [0.6, 0.3]]) / scale, 0.5 / scale)
+        x = linear.sample(30)
+        vae = linear.amortized_vae(1.0, 1.02, 1.3)
+        gaps = inference_gaps(vae.model, vae.guide, x, num_samples=1000)
+        exact = exact_gaps(linear, vae, x, 1.0)
+        assert gaps.amortization.value == pytest.approx(float(exact.amortization.mean()), rel=0.05, abs=0.01)
+
+
+def test_refits_touch_neither_model_nor_encoder(linear: LinearGaussian) -> None:
+    x = linear.sample(10)
+    vae = linear.amortized_vae(2.0)
+    before = {name: value.clone() for name, value in vae.state_dict().items()}
+    inference_gaps(vae.model, vae.guide, x, training_beta=2.0, num_samples=10)
+    assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+def test_path_gradient_has_no_noise_at_the_target() -> None:
+    linear = LinearGaussian(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), 0.5)
+    x = linear.sample(5)
+    vae = linear.vae(*linear.best_diagonal(x))
+    with program(vae.model, vae.guide, (x,)) as opened:
+        guide = local_guide_of(opened, (x,))
+        loss = objective_samples(opened, (x,), guide, 1.0, 3).sum()
+        gradients = torch.autograd.grad(loss, list(guide.parameters()))
+    assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-10
+
+
+# -- what cannot be split -------------------------------------------------------------------------------------
+
+
+def hierarchical(linear: LinearGaussian):
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            top = pyro.sample("top", dist.Normal(torch.zeros((), dtype=torch.double), 1.0))
+            pyro.sample("x", dist.Normal(pyro.sample("low", dist.Normal(top, 1.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            low = pyro.sample("low", dist.Normal(x / 2, 0.8))
+            pyro.sample("top", dist.Normal(low / 2, 0.7))
+
+    return model, guide
+
+
+def test_a_hierarchical_guide_is_refused_in_words(linear: LinearGaussian) -> None:
+    x = torch.randn(6, dtype=torch.double)
+    with pytest.raises(InputError, match="guide site 'top' depends on other draws; pass 'local_guide'"):
+        inference_gaps(*hierarchical(linear), x, num_samples=10)
+
+
+def test_a_local_guide_of_ones_own_is_fitted(linear: LinearGaussian) -> None:
+    """x | top ~ N(top, 2): with the exact family of the hierarchy all gaps but the amortization gap vanish."""
+
+    class Local(nn.Module):
+        def __init__(self, x: Tensor) -> None:
+            super().__init__()
+            self.low = LocalNormalPosterior(x / 2, torch.full_like(x, 0.8), event_dim=0)
+            self.slope = nn.Parameter(torch.full_like(x, 0.5))
+            self.log_scale = nn.Parameter(torch.full_like(x, math.log(0.7)))
+
+        def forward(self, x: Tensor) -> None:
+            with pyro.plate("data", len(x)):
+                low = pyro.sample("low", self.low())
+                pyro.sample("top", dist.Normal(self.slope * low, self.log_scale.exp()))
+
+    x = torch.randn(12, dtype=torch.double)
+    gaps = inference_gaps(*hierarchical(linear), x, local_guide=Local, num_samples=2000)
+    assert abs(gaps.approximation.value) < max(0.01, 3 * gaps.approximation.monte_carlo_error)
+    exact = dist.Normal(0, math.sqrt(3)).log_prob(x).mean()
+    assert gaps.evidence.value == pytest.approx(float(exact), abs=0.02)
+
+
+def test_a_family_without_a_local_version_is_refused_by_name() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(pyro.sample("z", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Laplace(x / 2, 0.6))
+
+    x = torch.randn(5)
+    with pytest.raises(InputError, match="no local version of the guide family Laplace is known"):
+        inference_gaps(model, guide, x, num_samples=10)
+    # The rest of an evaluation stands without the parts of the gap.
+    evaluation = evaluate(model, guide, x, num_samples=200)
+    assert evaluation.gaps is None and "Laplace" in evaluation.gaps_note
+    written = evaluation.to_dict()
+    assert written["approximation_gap"] is None
+    difference = written["evidence"]["value"] - written["elbo"]["value"]
+    assert written["variational_gap"]["value"] == pytest.approx(difference)
+
+
+@pytest.mark.parametrize(("beta", "message"), [(0.0, "must be positive"), (-1.0, "must be non-negative")])
+def test_impossible_training_betas_are_refused(linear: LinearGaussian, beta: float, message: str) -> None:
+    vae = linear.amortized_vae()
+    with pytest.raises(InputError, match=message):
+        inference_gaps(vae.model, vae.guide, linear.sample(3), training_beta=beta)

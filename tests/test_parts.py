@@ -1,0 +1,231 @@
+"""The laws that every part obeys. A new part is one more line in one of the lists."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_bvae.context import Context
+from pyro_bvae.errors import InputError
+from pyro_bvae.likelihoods import BernoulliLikelihood, DecoderScale, FixedScale, LearnedScale, NormalLikelihood
+from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
+from pyro_bvae.posteriors import LocalNormalPosterior, NormalPosterior, local_posterior
+from pyro_bvae.priors import NormalPrior
+
+D, L = 6, 3
+PRIORS: dict[str, Callable[[], nn.Module]] = {"normal": lambda: NormalPrior(L)}
+LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
+    "bernoulli": BernoulliLikelihood,
+    "normal, fixed scale": lambda: NormalLikelihood(0.5),
+    "normal, fixed scale of each feature": lambda: NormalLikelihood(FixedScale(torch.linspace(0.1, 1, D))),
+    "normal, shared scale": lambda: NormalLikelihood(LearnedScale()),
+    "normal, scale of each feature": lambda: NormalLikelihood(LearnedScale(D)),
+    "normal, scale from the decoder": lambda: NormalLikelihood(DecoderScale()),
+}
+POSTERIORS: dict[str, Callable[[], nn.Module]] = {"normal": lambda: NormalPosterior(MLP(D, 2 * L, (5,)))}
+NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    "affine": lambda: MLP(D, 4, ()),
+    "mlp": lambda: MLP(D, 4, (5, 7)),
+    **{f"encoder {s}": lambda s=s: ConvolutionalEncoder((1, s, s), 4, 16) for s in (28, 32, 64)},  # type: ignore[misc]
+    **{f"decoder {s}": lambda s=s: ConvolutionalDecoder(4, (1, s, s), hidden=16) for s in (28, 32, 64)},  # type: ignore[misc]
+    "encoder, colour, covariates": lambda: ConvolutionalEncoder((3, 32, 32), 4, 16, extra_features=2),
+    "decoder, colour, two parameters": lambda: ConvolutionalDecoder(4, (3, 32, 32), 2, hidden=16),
+}
+LEADING = [(), (2,), (5, 2)]
+
+
+def members(table: dict[str, Callable[[], nn.Module]]) -> Any:
+    return pytest.mark.parametrize("make", table.values(), ids=table.keys())
+
+
+def parameters_for(likelihood: nn.Module, leading: tuple[int, ...]) -> Tensor:
+    return torch.randn(*leading, likelihood.parameters_per_feature * D)
+
+
+def check_density(distribution: Any, num_samples: int = 20_000) -> None:
+    """A density integrates to one: the mean of another density over it, under its own draws, is one."""
+    draws = distribution.sample((num_samples,))
+    center, spread = draws.mean(0), 0.8 * draws.std(0) + 1e-6
+    other = torch.distributions.Normal(center, spread).log_prob(draws).sum(-1)
+    weights = (other - distribution.log_prob(draws)).double().exp()
+    assert ((weights.mean(0) - 1).abs() < 5 * weights.std(0) / math.sqrt(num_samples)).all()
+
+
+@members(PRIORS)
+def test_priors_have_their_shape_draw_their_density_and_follow_a_dtype(make: Callable[[], nn.Module]) -> None:
+    prior = make().double()
+    assert prior().batch_shape == () and prior().event_shape == (L,)
+    assert prior().sample().dtype == torch.double
+    check_density(prior())
+
+
+@members(LIKELIHOODS)
+@pytest.mark.parametrize("leading", LEADING)
+def test_likelihoods_take_any_leading_dimensions(make: Callable[[], nn.Module], leading: tuple[int, ...]) -> None:
+    likelihood = make()
+    distribution = likelihood(parameters_for(likelihood, leading))
+    assert distribution.batch_shape == leading and distribution.event_shape == (D,)
+    assert likelihood.support.check(distribution.sample()).all()
+    assert distribution.mean.shape == (*leading, D)
+
+
+@members({name: make for name, make in LIKELIHOODS.items() if name != "bernoulli"})
+def test_continuous_likelihoods_draw_their_density(make: Callable[[], nn.Module]) -> None:
+    likelihood = make()
+    check_density(likelihood(parameters_for(likelihood, (2,))))
+
+
+def test_bernoulli_sums_to_one_and_has_the_mean_of_its_draws() -> None:
+    distribution = BernoulliLikelihood()(torch.randn(D))
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * D)
+    assert distribution.log_prob(corners).exp().sum() == pytest.approx(1.0, abs=1e-5)
+    draws = distribution.sample((20_000,))
+    errors = (distribution.mean * (1 - distribution.mean) / 20_000).sqrt()
+    assert ((draws.mean(0) - distribution.mean).abs() < 4.5 * errors).all()
+
+
+def test_bernoulli_on_greys_is_the_cross_entropy() -> None:
+    logits, x = torch.randn(4, D), torch.rand(4, D)
+    expected = -nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="none").sum(-1)
+    assert torch.allclose(BernoulliLikelihood()(logits).log_prob(x), expected)
+
+
+@members(LIKELIHOODS)
+def test_likelihoods_see_the_context(make: Callable[[], nn.Module]) -> None:
+    likelihood = make()
+    parameters, x = parameters_for(likelihood, (2,)), torch.rand(2, D)
+    with_context = likelihood(parameters, Context(covariates=torch.ones(2, 1))).log_prob(x)
+    assert torch.equal(with_context, likelihood(parameters).log_prob(x))
+
+
+@members(LIKELIHOODS)
+def test_extreme_parameters_stay_finite(make: Callable[[], nn.Module]) -> None:
+    likelihood = make()
+    for size in (1e-12, 1e4):
+        for sign in (-1, 1):
+            parameters = torch.full((2, likelihood.parameters_per_feature * D), sign * size, requires_grad=True)
+            for x in (torch.zeros(2, D), torch.ones(2, D)):
+                log_prob = likelihood(parameters).log_prob(x)
+                (gradient,) = torch.autograd.grad(log_prob.sum(), parameters)
+                assert torch.isfinite(log_prob).all() and torch.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("scale", [LearnedScale(), LearnedScale(D), DecoderScale()])
+def test_a_constant_pixel_keeps_a_finite_density(scale: nn.Module) -> None:
+    likelihood = NormalLikelihood(scale)
+    network = nn.Linear(1, likelihood.parameters_per_feature * D)
+    optimizer = torch.optim.Adam([*network.parameters(), *likelihood.parameters()], lr=0.1)
+    x = torch.full((8, D), 0.3)
+    for _ in range(300):
+        loss = -likelihood(network(torch.ones(8, 1))).log_prob(x).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        scales = likelihood(network(torch.ones(8, 1))).base_dist.scale
+    assert torch.isfinite(loss) and scales.min() >= 0.01
+    assert scales.max() < 0.05  # it did fall towards the floor
+
+
+def test_normal_likelihood_is_the_squared_error_with_its_variance() -> None:
+    parameters, x = torch.randn(3, D), torch.randn(3, D)
+    squares = (x - parameters).square().sum(-1)
+    expected = -squares - D / 2 * math.log(math.pi)
+    assert torch.allclose(NormalLikelihood(math.sqrt(0.5))(parameters).log_prob(x), expected, atol=1e-5)
+
+
+@members(POSTERIORS)
+@pytest.mark.parametrize("leading", [(2,), (5, 2)])
+def test_posteriors_have_their_shape_and_finite_gradients(
+    make: Callable[[], nn.Module], leading: tuple[int, ...]
+) -> None:
+    posterior = make().double()
+    distribution = posterior(torch.randn(*leading, D, dtype=torch.double))
+    assert distribution.batch_shape == leading and distribution.event_shape == (L,) and distribution.has_rsample
+    draw = distribution.rsample()
+    (draw.square().sum() + distribution.log_prob(draw).sum()).backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in posterior.parameters())
+    check_density(posterior(torch.randn(2, D, dtype=torch.double)))
+
+
+@members(POSTERIORS)
+def test_posteriors_have_a_local_version_that_starts_at_their_answer(make: Callable[[], nn.Module]) -> None:
+    distribution = make()(torch.randn(4, D))
+    local = local_posterior(distribution.base_dist, 1)()
+    z = distribution.sample()
+    assert torch.allclose(local.log_prob(z), distribution.log_prob(z), atol=1e-5)
+
+
+def test_extreme_scales_of_the_guide_stay_finite() -> None:
+    network = MLP(1, 2, ())
+    posterior = NormalPosterior(network)
+    with torch.no_grad():
+        network.layers[0].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        network.layers[0].bias.zero_()
+    for raw in (-1e4, 1e4):
+        distribution = posterior(torch.tensor([[raw]]))
+        kl = torch.distributions.kl_divergence(distribution, NormalPrior(1)().expand([1]))
+        assert torch.isfinite(kl).all() and torch.isfinite(distribution.log_prob(distribution.sample())).all()
+
+
+@members(NETWORKS)
+@pytest.mark.parametrize("leading", LEADING)
+def test_networks_take_any_leading_dimensions(make: Callable[[], nn.Module], leading: tuple[int, ...]) -> None:
+    network = make()
+    inputs = torch.rand(*leading, network.in_features)
+    outputs = network(inputs)
+    assert outputs.shape == (*leading, network.out_features)
+    rows = network(inputs.reshape(-1, network.in_features)).reshape(outputs.shape)
+    assert torch.allclose(outputs, rows, atol=1e-5)
+
+
+@members(NETWORKS)
+def test_every_parameter_and_every_input_of_a_network_counts(make: Callable[[], nn.Module]) -> None:
+    network = make()
+    inputs = torch.rand(16, network.in_features, requires_grad=True)
+    network(inputs).square().sum().backward()
+    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in network.parameters())
+    assert (inputs.grad.abs().sum(0) > 0).all()
+
+
+@members(LIKELIHOODS | POSTERIORS | PRIORS | NETWORKS)
+def test_parts_save_and_load(make: Callable[[], nn.Module], tmp_path: Any) -> None:
+    part, other = make(), make()
+    with torch.no_grad():
+        for parameter in part.parameters():
+            parameter.add_(1.0)
+    torch.save(part.state_dict(), tmp_path / "part.pt")
+    other.load_state_dict(torch.load(tmp_path / "part.pt", weights_only=True))
+    assert all(torch.equal(a, b) for a, b in zip(part.parameters(), other.parameters(), strict=True))
+
+
+def test_local_posterior_moves_with_its_parameters() -> None:
+    local = LocalNormalPosterior(torch.zeros(2, L), torch.full((2, L), 0.5))
+    with torch.no_grad():
+        local.shift.fill_(2.0)
+        local.log_factor.fill_(math.log(3.0))
+    assert torch.allclose(local().mean, torch.ones(2, L)) and torch.allclose(local().stddev, torch.full((2, L), 1.5))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NormalPrior(0), "'latent_dim' must be a positive integer, got 0"),
+        (lambda: NormalPosterior(MLP(4, 5)), "an even number of outputs, got 5"),
+        (lambda: MLP(4, 0), "'out_features' must be a positive integer, got 0"),
+        (lambda: MLP(4, 4, (3, -1)), "'hidden' must be a positive integer, got -1"),
+        (lambda: ConvolutionalEncoder((1, 30, 30), 4), r"a side of 28, 32, 64, got \(1, 30, 30\)"),
+        (lambda: ConvolutionalDecoder(4, (1, 32, 28)), r"a side of 28, 32, 64, got \(1, 32, 28\)"),
+        (lambda: NormalLikelihood(0.0), "'scale' must be positive and finite, got 0.0"),
+        (lambda: NormalLikelihood(math.nan), "'scale' must be positive and finite, got nan"),
+        (lambda: LearnedScale(floor=0.0), "0 < floor < initial, got 0.0 and 0.5"),
+        (lambda: DecoderScale(floor=-1.0), "'floor' must be positive, got -1.0"),
+        (lambda: LocalNormalPosterior(torch.zeros(2), torch.zeros(2)), "'scale' must be positive"),
+    ],
+)
+def test_bad_values_are_refused_in_words(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()

@@ -1,0 +1,326 @@
+"""The page of a run: whole, self-contained, escaped, and with the numbers of the evaluation."""
+
+import base64
+import json
+import re
+from dataclasses import make_dataclass
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from pyro_bvae import files, plots
+from pyro_bvae.context import Context
+from pyro_bvae.datasets.base import Dataset
+from pyro_bvae.errors import InputError
+from pyro_bvae.priors import NormalPrior
+from pyro_bvae.report import build, figures, words, write_report
+
+LATENTS, FEATURES = 3, 12
+
+
+class LinearVAE:
+    """A stand-in for a trained model: a code is the first features, decoding repeats it."""
+
+    prior = NormalPrior(LATENTS)
+
+    def encode(self, x, context=None):
+        return x[:, :LATENTS].clone()
+
+    def decode(self, z, context=None):
+        if context is not None:
+            assert context.size_factor.shape[0] == z.shape[-2]
+        return z.repeat_interleave(FEATURES // LATENTS, dim=-1)
+
+    def reconstruct(self, x, context=None):
+        return self.decode(self.encode(x, context), context)
+
+    def generate(self, num_samples, context=None, *, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        return self.decode(torch.randn(num_samples, LATENTS, generator=generator), context)
+
+
+def estimate(value, standard_error=0.25, monte_carlo_error=0.01):
+    return {"value": value, "standard_error": standard_error, "monte_carlo_error": monte_carlo_error}
+
+
+def make_evaluation(**changes):
+    values = {"elbo": -28.31, "evidence": -24.9, "distortion": 23.2, "rate": 5.1, "objective": 43.6}
+    values |= {"variational_gap": 3.41, "approximation_gap": 0.35, "beta_gap": 3.61, "amortization_gap": -0.55}
+    described = {"dataset": "digits", "beta": 4.0, "split": "test", "num_data": 360, "num_samples": 5000}
+    return {
+        **described,
+        **{name: estimate(value) for name, value in values.items()},
+        "gaps_note": None,
+        "kl_per_dimension": {"values": [0.001, 2.0, 1.0], "standard_errors": [0.001, 0.1, 0.1]},
+        "active_units": {"count": 2, "active": [False, True, True], "variances": [0.001, 0.5, 0.9]},
+        "pareto_k": {"share_above_0.7": 0.01, "max": 0.9},
+        "refits": {"converged": True, "steps": 600},
+        **changes,
+    }
+
+
+def make_run(num_data=12, image_shape=(1, 3, 4), context=None, labels=True, **settings):
+    x = torch.rand(num_data, FEATURES, generator=torch.Generator().manual_seed(0))
+    kinds = torch.arange(num_data) % 2 if labels else None
+    test = Dataset(x, context=context, labels=kinds, image_shape=image_shape, label_names=("a", "b"))
+    settings = {"dataset": "digits", "hidden": (40, 20), "data_root": None, **settings}
+    config = make_dataclass("Config", list(settings))(**settings)
+    columns = ("epoch", "beta", "distortion", "rate", "objective")
+    history = {name: [1.0, 2.0] if name == "epoch" else [3.0, 3.0] for name in columns}
+    return SimpleNamespace(vae=LinearVAE(), config=config, splits=SimpleNamespace(test=test), history=history)
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write the page of a run that is never read from disk, and return it."""
+
+    def write_page(run=None, evaluation=None):
+        monkeypatch.setattr(build, "load", lambda directory, checkpoint: run or make_run())
+        (tmp_path / "evaluation.json").write_text(json.dumps(evaluation or make_evaluation()))
+        monkeypatch.setattr(build, "DPI", 20)
+        path = write_report(tmp_path)
+        assert path == tmp_path / "report.html"
+        return path.read_text(encoding="utf-8")
+
+    return write_page
+
+
+class Links(HTMLParser):
+    """Collects what a page would fetch, its tags, and whether they close."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.addresses, self.tags, self.open = [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def headings(page):
+    return re.findall(r"<h2>(.*?)</h2>", page)
+
+
+def text_of(page):
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page))
+
+
+# --- the page
+
+
+def test_the_page_has_every_section_and_its_figures(write, tmp_path):
+    page = write()
+    assert headings(page) == [
+        "The numbers",
+        "Where the ELBO loses",
+        "Training",
+        "Reconstructions",
+        "Samples from the prior",
+        "Latent space",
+        "Traversals",
+        "Interpolation",
+        "Rate per latent",
+        "Configuration",
+    ]
+    assert "<h1>β-VAE on digits, β = 4</h1>" in page
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["evaluation.json", "report.html"]
+
+
+def test_the_page_needs_nothing_but_itself(write):
+    page = write()
+    links = Links(page)
+    assert not links.open
+    assert all(address.startswith("data:") for address in links.addresses)
+    assert not {"script", "iframe", "object"} & set(links.tags)
+    assert not re.search(r"https?:|//|@import|url\(", re.sub(r"data:image/png;base64,[^\"]*", "", page))
+    images = [address for address in links.addresses if address.startswith("data:image/png;base64,")]
+    assert len(images) == 8
+    assert all(base64.b64decode(image.split(",")[1]).startswith(b"\x89PNG") for image in images)
+
+
+def test_the_same_run_gives_the_same_page(write):
+    assert write() == write()
+
+
+def test_hostile_text_is_escaped(write):
+    attack = "<script>alert('x')</script>\"&"
+    run = make_run(path=attack, **{"nested": {"prior": attack}})
+    note = {"approximation_gap": None, "beta_gap": None, "amortization_gap": None, "gaps_note": attack + "$\\x$"}
+    page = write(run, make_evaluation(dataset=attack, split=attack, **note))
+    assert "<script" not in page
+    assert page.count("&lt;script&gt;") == 6
+    assert "nested.prior" in page
+
+
+def test_the_configuration_is_a_table(write):
+    text = text_of(write(make_run(network={"kind": "mlp", "sizes": []})))
+    assert "hidden 40, 20" in text
+    assert "data_root none" in text
+    assert "network.kind mlp" in text
+    assert "network.sizes none" in text
+
+
+def test_an_old_page_survives_a_failure(write, tmp_path, monkeypatch):
+    old = write()
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(files.Path, "replace", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write(evaluation=make_evaluation(dataset="other"))
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == old
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_run_that_was_not_evaluated_is_an_error(tmp_path):
+    with pytest.raises(InputError, match=r"has no evaluation.json; run 'pyro-bvae evaluate .*' first") as error:
+        write_report(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("content", "said"), [("{", "is no JSON"), ("[]", "must hold a JSON object, got list")])
+def test_an_evaluation_that_cannot_be_read_is_an_error(tmp_path, content, said):
+    (tmp_path / "evaluation.json").write_text(content)
+    with pytest.raises(InputError, match=said):
+        write_report(tmp_path)
+
+
+# --- what is left out, and what is said instead
+
+
+def test_data_that_are_not_images_have_no_traversals(write):
+    page = write(make_run(image_shape=None, labels=False))
+    assert {"Traversals", "Interpolation"}.isdisjoint(headings(page))
+    assert {"Reconstructions", "Samples from the prior", "Latent space"} <= set(headings(page))
+
+
+def test_a_guide_without_kl_per_dimension(write, monkeypatch):
+    rows = []
+    monkeypatch.setattr(figures.plots, "traversals", record(plots.traversals, rows))
+    page = write(evaluation=make_evaluation(kl_per_dimension=None))
+    assert "Rate per latent" not in headings(page)
+    assert "Latent space" in headings(page)
+    assert rows[0][0][2] is None
+    assert rows[0][0][4] == [2, 1]
+
+
+def test_a_collapsed_model_says_so(write):
+    units = {"count": 0, "active": [False] * 3, "variances": [0.0] * 3}
+    page = write(evaluation=make_evaluation(active_units=units))
+    assert "No latent is active" in page
+    assert "0 of 3" in page
+
+
+def test_one_datum_has_nobody_to_be_interpolated_to(write):
+    assert "Interpolation" not in headings(write(make_run(num_data=1)))
+
+
+def test_a_run_without_history_or_evidence(write):
+    run = make_run()
+    run.history = {}
+    page = write(run, make_evaluation(evidence=None, variational_gap=None, pareto_k=None))
+    assert {"Training", "Where the ELBO loses"}.isdisjoint(headings(page))
+    assert "not available" in page
+
+
+def test_a_context_is_passed_row_by_row_and_named(write):
+    context = Context(size_factor=torch.ones(12, 1))
+    assert "every density here is conditional on it" in write(make_run(context=context))
+    assert "conditional" not in write()
+
+
+# --- figures get the right arrays
+
+
+def record(function, calls):
+    def recorded(*args, **kwargs):
+        calls.append((args, kwargs))
+        return function(*args, **kwargs)
+
+    return recorded
+
+
+def test_traversals_move_one_active_latent_at_a_time_around_the_first_datum(monkeypatch):
+    calls, run = [], make_run()
+    monkeypatch.setattr(figures.plots, "traversals", record(plots.traversals, calls))
+    figures.sections(run, make_evaluation())
+    (images, values, kl, shape, latents), _ = calls[0]
+    assert latents == [1, 2]
+    assert list(kl) == [2.0, 1.0]
+    assert shape == (1, 3, 4)
+    assert values[0] == -3 and values[-1] == 3
+    code = run.splits.test.x[0, :LATENTS]
+    for row, latent in enumerate(latents):
+        for column, value in enumerate(values):
+            moved = code.clone()
+            moved[latent] = value
+            torch.testing.assert_close(images[row, column], run.vae.decode(moved))
+
+
+def test_interpolation_starts_and_ends_at_the_reconstructions(monkeypatch):
+    calls, run = [], make_run(num_data=7)
+    monkeypatch.setattr(figures.plots, "interpolation", record(plots.interpolation, calls))
+    figures.sections(run, make_evaluation())
+    images = calls[0][0][0]
+    means = run.vae.reconstruct(run.splits.test.x)
+    assert len(images) == 3
+    torch.testing.assert_close(images[:, 0], means[0:6:2])
+    torch.testing.assert_close(images[:, -1], means[1:6:2])
+    torch.testing.assert_close(images[:, 4], (means[0:6:2] + means[1:6:2]) / 2)
+
+
+# --- words
+
+
+def test_the_headline_keeps_the_two_errors_apart():
+    rows = {row.name: row for row in words.headline(make_evaluation())}
+    assert rows["ELBO"][1:4] == ("−28.31", "0.25", "0.01")
+    assert rows["Amortization gap"].value == "−0.55"
+    assert rows["Active units"].value == "2 of 3"
+    assert rows["Pareto k above 0.7"].value == "1.0%"
+    assert all(row.meaning for row in rows.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "printed"),
+    [
+        (estimate(1234.5, 12.0, 0.5), ("1234.50", "12.00", "0.5")),
+        (estimate(0.12345, 0.0012, 0.00012), ("0.123", "0.001", "0.00012")),
+        (estimate(0.0, 0.0, 0.0), ("0.00", "0.00", "0")),
+        (estimate(1.0, None, None), ("1.00", "", "")),
+        (estimate(1.0, float("nan"), float("inf")), ("1.00", "", "")),
+        (estimate(float("nan")), ("not available", "", "")),
+        (None, ("not available", "", "")),
+    ],
+)
+def test_estimates_are_printed_to_their_precision(given, printed):
+    assert words.format_estimate(given) == printed
+
+
+def test_the_summary_is_one_sentence():
+    assert words.summary(make_evaluation()) == (
+        "Under the model, a datum has a log density of −24.90 nats (standard error 0.25); "
+        "the ELBO lies 3.41 nats below it, and 2 of 3 latents are active."
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"pareto_k": {"share_above_0.7": 0.2, "max": 1.5}}, "may be too low"),
+        ({"refits": {"converged": False, "steps": 10}}, "did not converge"),
+        ({"gaps_note": "joint over the data"}, "joint over the data"),
+    ],
+)
+def test_what_makes_numbers_doubtful_is_said(change, said):
+    assert words.notes(make_evaluation(), conditional=False) == []
+    assert any(said in note for note in words.notes(make_evaluation(**change), conditional=False))
