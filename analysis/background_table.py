@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from dataclasses import asdict
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -79,8 +78,6 @@ def main(data_root: str, runs: Path) -> None:
         writer.writeheader()
         writer.writerows(rows)
     figure_of(rows).savefig(RESULTS / "figure.png", dpi=150)
-    settings = {name: value for name, value in asdict(TrainConfig()).items() if name not in ("data_root", "beta")}
-    print("settings:", settings)
     for row in rows:
         print(row)
 
