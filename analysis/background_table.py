@@ -29,7 +29,7 @@ def row_of(beta: float, data_root: str, runs: Path) -> dict[str, object]:
     """Train at one β and measure on the test images."""
     directory = runs / f"mnist-beta{beta:g}"
     config = TrainConfig(dataset="mnist", data_root=data_root, validation=0, beta=beta)
-    train(config, directory, resume=directory.exists())
+    train(config, directory, resume=(directory / "config.json").exists())
     run = load(directory, checkpoint="last")
     x = run.splits.test.x
     measured = bound(run.vae.model, run.vae.guide, x, num_samples=16, progress=True)

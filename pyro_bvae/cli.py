@@ -168,10 +168,11 @@ def _parse(arguments: Sequence[str]) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 2 for unusable input, 1 for failed training, 130 for Ctrl-C."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            _parse(sys.argv[1:] if arguments is None else arguments).run()
+            _parse(given).run()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -182,7 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; 'train --resume' continues from the last finished epoch", file=sys.stderr)
+        advice = "; 'train --resume' continues from the last finished epoch" if "train" in given else ""
+        print(f"interrupted{advice}", file=sys.stderr)
         return 130
     return 0
 

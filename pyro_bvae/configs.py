@@ -22,7 +22,7 @@ from pyro_bvae.likelihoods import BernoulliLikelihood, DecoderScale, LearnedScal
 from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.randomness import seeded
+from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
 from pyro_bvae.training import LinearWarmup, OneCycle, Schedule
 from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.schedules import as_schedule
@@ -52,7 +52,7 @@ class TrainConfig:
     likelihood: str = "bernoulli"
     """Likelihood p(x|z): bernoulli, normal (one learned scale), normal-per-feature, normal-fixed or normal-decoder."""
     likelihood_scale: float = 1.0
-    """Scale of normal-fixed; where the learned ones start."""
+    """Scale of normal-fixed; where normal and normal-per-feature start."""
     posterior: str = "normal"
     """Guide q(z|x): normal."""
     network: str = "mlp"
@@ -202,7 +202,7 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
     if not config.hidden:
         raise InputError("'hidden' must name at least one width, got none")
     encoder_network, decoder_network = NETWORKS[config.network]
-    with seeded(config.seed):
+    with seeded(config.seed, WEIGHTS_STREAM):
         likelihood = LIKELIHOODS[config.likelihood](config, shape)
         decoder = Decoder(decoder_network(config, shape, likelihood.parameters_per_feature), likelihood)
         encoder = POSTERIORS[config.posterior](encoder_network(config, shape, 2 * config.latent_dim))

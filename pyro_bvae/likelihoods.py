@@ -56,14 +56,14 @@ class FixedScale(nn.Module):
 
     def __init__(self, scale: float | Tensor = 1.0) -> None:
         super().__init__()
-        value = torch.as_tensor(scale, dtype=torch.get_default_dtype())
+        value = torch.as_tensor(scale, dtype=torch.double)
         if not bool((torch.isfinite(value) & (value > 0)).all()):
             raise InputError(f"'scale' must be positive and finite, got {scale}")
-        self.register_buffer("scale", value)
+        self.register_buffer("scale", value)  # in float64, whatever the model is or becomes
 
     def forward(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Return the mean and the scale."""
-        return parameters, self.scale.expand_as(parameters)
+        return parameters, self.scale.to(parameters).expand_as(parameters)
 
 
 class LearnedScale(nn.Module):

@@ -19,7 +19,7 @@ from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import LocalNormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.randomness import seeded
+from pyro_bvae.randomness import SAMPLE_STREAM, seeded
 from pyro_bvae.vae import BetaVAE, Decoder
 
 
@@ -64,7 +64,7 @@ class LinearGaussian:
 
     def sample(self, num_data: int, seed: int = 0) -> Tensor:
         """Draw data from the model, shape ``(N, D)``, float64."""
-        with seeded(seed):
+        with seeded(seed, SAMPLE_STREAM):
             z = torch.randn(num_data, self.weight.shape[1], dtype=torch.double)
             noise = torch.randn(num_data, self.weight.shape[0], dtype=torch.double)
         return z @ self.weight.T + self.bias + self.noise_scale * noise
@@ -74,7 +74,7 @@ class LinearGaussian:
 
         It belongs to the density proportional to :math:`p(z) p(x|z)^{1/\beta}`, the target of the β-objective.
         """
-        check_beta(beta)
+        _check_positive(beta)
         identity = torch.eye(self.weight.shape[1], dtype=torch.double)
         return identity + self.weight.T @ self.weight / (beta * self.noise_scale**2)
 
@@ -144,7 +144,7 @@ class LinearGaussian:
         return self._with_encoder(_LinearPosterior(encoder, scale_factor * scale))
 
     def _with_encoder(self, encoder: nn.Module) -> BetaVAE:
-        network = MLP(self.weight.shape[1], self.weight.shape[0], hidden=())
+        network = MLP(self.weight.shape[1], self.weight.shape[0], hidden=()).double()
         with torch.no_grad():
             network.layers[0].weight.copy_(self.weight)  # type: ignore[operator, union-attr]
             network.layers[0].bias.copy_(self.bias)  # type: ignore[operator, union-attr]
@@ -168,6 +168,12 @@ class _LinearPosterior(nn.Module):
         return LocalNormalPosterior(loc, self.scale.expand_as(loc))()
 
 
+def _check_positive(beta: float) -> None:
+    check_beta(beta)
+    if beta == 0:
+        raise InputError("'beta' must be positive for a closed form, got 0")
+
+
 def optimum(eigenvalues: Tensor, noise_scale: float, beta: float) -> Optimum:
     r"""Return the optimum of the β-objective over linear VAEs with as many latents as axes.
 
@@ -185,7 +191,7 @@ def optimum(eigenvalues: Tensor, noise_scale: float, beta: float) -> Optimum:
         noise_scale: σ, positive.
         beta: Positive.
     """
-    check_beta(beta)
+    _check_positive(beta)
     level = beta * noise_scale**2
     rates = 0.5 * (eigenvalues.double() / level).log().clamp(min=0)
     residuals = eigenvalues.double().clamp(max=level)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from pyro_bvae.errors import InputError, unknown_name
 from pyro_bvae.evaluation.export import to_arviz, write_arviz
 from pyro_bvae.evaluation.summary import Evaluation, evaluate
 from pyro_bvae.files import atomic_write
-from pyro_bvae.randomness import stream_seed
+from pyro_bvae.randomness import CHOICE_STREAM, stream_seed
 from pyro_bvae.training import History, checkpoint_path, fit, load_checkpoint, load_weights
 
 _MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
@@ -32,8 +32,9 @@ _CHECKPOINTS = ("best", "last")
 _MOST_DRAWS = 2_000_000
 
 
-class Run(NamedTuple):
-    """A run directory, read back.
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read back; ``vae, config, splits = load(run)`` takes the first three.
 
     Attributes:
         vae: The trained model.
@@ -48,6 +49,9 @@ class Run(NamedTuple):
     splits: Splits | None
     history: History
     directory: Path
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.vae, self.config, self.splits)
 
 
 def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "best", device: str = "cpu") -> Run:
@@ -235,5 +239,5 @@ def choose_data(data: Dataset, num_data: int | None, seed: int) -> Dataset:
     """Return all data, or so many of them chosen by the seed."""
     if num_data is None or num_data >= len(data):
         return data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream_seed(seed, 0, 103)))
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM)))
     return data[order[:num_data].sort().values]

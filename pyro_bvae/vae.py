@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_bvae.context import Context, with_covariates
 from pyro_bvae.errors import InputError, check_beta, check_finite
 from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import seeded
+from pyro_bvae.randomness import GENERATE_STREAM, seeded
 from pyro_bvae.store import register
 
 # What the parts are: callables that return a torch or Pyro distribution.
@@ -136,6 +136,11 @@ class BetaVAE(nn.Module):
         if x.dim() != 2 or not x.is_floating_point():
             raise InputError(f"'x' must be a floating-point tensor (N, D), got {x.dtype} of shape {tuple(x.shape)}")
         self._check_features(x)
+        own = next(self.parameters(), x)
+        if (x.dtype, x.device) != (own.dtype, own.device):
+            raise InputError(
+                f"'x' must be {own.dtype} on {own.device} as the model is, got {x.dtype} on {x.device}; use x.to(...)"
+            )
         check_finite("x", x)
         for field, values in (context or Context())._asdict().items():
             if values is not None:
@@ -213,6 +218,6 @@ class BetaVAE(nn.Module):
         Returns:
             Shape ``(num_samples, D)``.
         """
-        with evaluating(self), seeded(seed):
+        with evaluating(self), seeded(seed, GENERATE_STREAM):
             likelihood = _given(self.decoder, self.prior().sample(torch.Size([num_samples])), context)
             return likelihood.sample() if noise else likelihood.mean

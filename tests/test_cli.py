@@ -472,9 +472,12 @@ def test_warnings_are_one_line_and_the_process_keeps_its_own_way(
 def start(arguments: list[str], directory: Path) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(pyro_bvae.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pyro_bvae", *arguments]
-    return subprocess.Popen(
-        command, cwd=directory, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+    def heed_interrupts() -> None:  # a shell's background jobs inherit that they are ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    return subprocess.Popen(command, cwd=directory, env=environment, preexec_fn=heed_interrupts, **pipes)  # noqa: PLW1509
 
 
 @pytest.mark.slow
@@ -494,7 +497,10 @@ def test_ctrl_c_stops_the_program_and_the_run_can_be_resumed(tmp_path: Path) -> 
     while not last.exists() and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=120)
+    try:
+        _, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
     assert err.rstrip().endswith("interrupted; 'train --resume' continues from the last finished epoch")

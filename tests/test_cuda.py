@@ -29,7 +29,7 @@ def test_loss_on_the_same_noise_is_that_of_the_cpu() -> None:
     assert all(torch.allclose(a, b.cpu(), rtol=1e-10) for a, b in zip(on_cpu, on_cuda, strict=True))
 
 
-def test_fit_trains_and_resumes_bit_identically(tmp_path) -> None:
+def test_fit_trains_and_resumes(tmp_path) -> None:
     data = datasets.digits().train
     weights = []
     for stops in ((3,), (1, 3)):

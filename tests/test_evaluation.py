@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Decoder, elbo, evidence
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import Estimate, bound, kl_per_dimension
+from pyro_bvae.evaluation.export import to_arviz
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
@@ -51,7 +52,7 @@ def test_scales_never_enter_the_evidence(linear: LinearGaussian) -> None:
 
 def test_a_latent_masked_by_beta_zero_is_refused(linear: LinearGaussian) -> None:
     vae = linear.amortized_vae()
-    with pytest.raises(InputError, match=r"latent 'z' is masked out for all data \(β = 0\?\)"):
+    with pytest.raises(InputError, match=r"latent 'z' is masked out for some data \(β = 0\?\)"):
         evidence(vae.model, vae.guide, linear.sample(5), None, 0.0)
 
 
@@ -308,6 +309,64 @@ def test_a_guide_of_all_data_at_once_is_measured_whole(linear: LinearGaussian) -
     assert abs(estimate.value - float(linear.evidence(x).mean())) < 4 * estimate.monte_carlo_error < 0.02
 
 
+def test_wrapped_programs_and_hidden_modules_run_in_eval_mode() -> None:
+    vae, x = noisy_vae(), torch.randn(30, 4)
+    scaled = [pyro.poutine.scale(function, scale=2.0) for function in (vae.model, vae.guide)]
+    hidden = [vae]
+
+    def reach(name: str, x: Tensor) -> Tensor:
+        return getattr(hidden[0], name)(x)
+
+    functions = [lambda x: reach("model", x), lambda x: reach("guide", x)]
+    statistics = vae.encoder.network[0].running_mean.clone()
+    plain = evidence(vae.model, vae.guide, x, num_samples=20).value
+    for model, guide in (scaled, functions):
+        assert evidence(model, guide, x, num_samples=20).value == plain
+        assert torch.equal(statistics, vae.encoder.network[0].running_mean)
+        assert all(module.training for module in vae.modules())
+
+
+def test_a_program_that_mixes_data_is_not_cut_into_blocks() -> None:
+    x = torch.randn(1300, 2, dtype=torch.double) + torch.arange(1300, dtype=torch.double)[:, None] / 100
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z + x.mean(0), 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal((x - x.mean(0)) / 2, 0.75).to_event(1))
+
+    estimate = evidence(model, guide, x, num_samples=200)
+    exact = dist.Normal(x.mean(0), 2**0.5).log_prob(x).sum(-1)
+    assert abs(estimate.value - float(exact.mean())) < 5 * estimate.monte_carlo_error < 0.05
+
+
+def test_plates_left_of_the_data_are_summed(tmp_path) -> None:
+    """Three replicates of each datum: a plate on the left of the data plate, and more data than a block holds."""
+    x = torch.randn(3, 600, 2, dtype=torch.double)
+    rows = x.movedim(0, 1)
+
+    def model(rows: Tensor) -> None:
+        with pyro.plate("replicates", 3, dim=-2), pyro.plate("data", len(rows), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=rows.movedim(1, 0))
+
+    def guide(rows: Tensor) -> None:
+        with pyro.plate("replicates", 3, dim=-2), pyro.plate("data", len(rows), dim=-1):
+            pyro.sample("z", dist.Normal(rows.movedim(1, 0) / 2, 0.75).to_event(1))
+
+    estimate = evidence(model, guide, rows, num_samples=300)
+    exact = dist.Normal(0, 2**0.5).log_prob(rows).sum((-1, -2))
+    assert estimate.per_datum.shape == (600,)
+    assert abs(estimate.value - float(exact.mean())) < 4 * estimate.monte_carlo_error < 0.1
+    kl = kl_per_dimension(model, guide, rows)
+    assert kl.values.shape == kl.mean_variances.shape == (3, 2)
+    assert torch.allclose(kl.mean_variances, (x / 2).var(1))
+    assert to_arviz(model, guide, rows, num_draws=4)["posterior"]["z"].values.shape == (1, 4, 600, 3, 2)
+
+
 # -- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -398,6 +457,57 @@ def test_data_with_nan_are_refused_with_their_index(linear: LinearGaussian) -> N
     vae = linear.amortized_vae()
     with pytest.raises(InputError, match=r"'x' must be finite, got nan at index \(3, 1\)"):
         evidence(vae.model, vae.guide, x)
+
+
+def test_hand_written_programs_refuse_values_without_a_density() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("clicks", dist.Bernoulli(logits=z), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(torch.zeros(len(x)), 1.0))
+
+    for value in (7.0, math.nan):
+        x = torch.zeros(10)
+        x[3] = value
+        with pytest.raises(InputError, match="site 'clicks' of the model has no density at its value"):
+            evidence(model, guide, x, num_samples=5)
+
+
+def test_partly_masked_latents_and_guide_factors_are_refused(linear: LinearGaussian) -> None:
+    x = linear.sample(4)
+    vae = linear.amortized_vae()
+    with pytest.raises(InputError, match="latent 'z' is masked out for some data"):
+        evidence(vae.model, vae.guide, x, None, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.double))
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", vae.encoder(x))
+            pyro.factor("bonus", torch.full((len(x),), 5.0), has_rsample=True)
+
+    with pytest.raises(InputError, match="site 'bonus' of the guide is observed or a factor"):
+        evidence(vae.model, guide, x)
+
+
+def test_data_of_another_dtype_are_refused_in_words(linear: LinearGaussian) -> None:
+    vae = linear.amortized_vae()
+    with pytest.raises(InputError, match=r"'x' must be torch.float64 on cpu as the model is, got torch.float32 on cpu"):
+        evidence(vae.model, vae.guide, linear.sample(3).float())
+
+
+def test_draws_of_the_model_are_not_the_draws_of_the_guide() -> None:
+    """The same seed for both: were they one stream, the guide's noise would be the data's own latents."""
+    linear = LinearGaussian(torch.eye(2), 0.5)
+    values = [
+        elbo(v.model, v.guide, x, num_samples=1).value
+        for x in [linear.sample(2000)]
+        for v in [linear.amortized_vae(4.0)]
+    ]
+    x = linear.sample(2000)
+    exact = linear.elbo(x, *linear.best_diagonal(x, 4.0)).mean()
+    assert abs(values[0] - float(exact)) < 4 * 5 / math.sqrt(2000)
 
 
 # -- the estimate itself --------------------------------------------------------------------------------------

@@ -18,8 +18,8 @@ from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.randomness import stream_seed
-from pyro_bvae.training import Constant, History, LinearWarmup, Loss, OneCycle, TraceTerms, load_checkpoint, trainer
+from pyro_bvae.randomness import NOISE_STREAM, stream_seed
+from pyro_bvae.training import Constant, History, LinearWarmup, Loss, OneCycle, TraceTerms, load_checkpoint
 
 FEATURES, LATENTS = 6, 2
 TINY = {"batch_size": 16, "progress": False}
@@ -50,7 +50,7 @@ def same(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
 
 
 def noise_seed(seed: int, epoch: int) -> int:
-    return stream_seed(seed, epoch, trainer._NOISE)
+    return stream_seed(seed, epoch, NOISE_STREAM)
 
 
 # -- the SVI that one would write -----------------------------------------------------------------------------

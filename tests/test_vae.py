@@ -172,7 +172,7 @@ def test_nuts_draws_from_the_posterior_with_the_decoder_frozen(linear: LinearGau
     # At least about 200 effective draws: four standard errors of the mean.
     assert ((z.mean(0) - linear.posterior_mean(x)).abs() / deviation).max() < 4 / math.sqrt(200)
     for datum in range(2):
-        assert torch.allclose(z[:, datum].T.cov(), linear.precision().inverse(), atol=0.08)
+        assert torch.allclose(z[:, datum].T.cov(), linear.precision().inverse(), atol=0.16)
 
 
 def test_importance_gives_the_joint_evidence() -> None:

@@ -84,7 +84,8 @@ def load(
         split_column: Column of a csv file that says train, validation or test.
         validation: Fraction or number of data that validate, 0 for none; by default the data set's own.
         binarize: ``none``, ``dynamic`` or ``static``, see :meth:`Splits.binarized`.
-        seed: Of random splits, of synthetic data, and of pixels that are drawn once.
+        seed: Of random splits and synthetic data. Pixels that are drawn once are the same for every seed, so that
+            runs of different seeds are measured on the same data.
 
     Raises:
         InputError: for an unknown name, or an argument the data set cannot use.
@@ -95,4 +96,4 @@ def load(
         if value is not None and name != "file":
             raise InputError(f"'{argument}' = {str(value)!r} is for data set 'file', got data set '{name}'")
     options = LoadOptions(root, path, split_column, validation, seed)
-    return _BUILDERS[name](options).binarized(binarize, seed=seed)
+    return _BUILDERS[name](options).binarized(binarize)

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.importance import Weights, check_num_samples, error_of_mean, sample_weights, stream_blocks
-from pyro_bvae.evaluation.program import Function, Program, Site, program
+from pyro_bvae.evaluation.importance import Weights, data_bar, error_of_mean, map_weights, stream_blocks
+from pyro_bvae.evaluation.program import Function, Program, program
+from pyro_bvae.evaluation.sites import Site
 
 #: A latent is active when the variance of its posterior mean over the data is above this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
@@ -67,7 +68,7 @@ def bound_block(opened: Program, args: tuple[Any, ...], weights: Weights) -> Bou
     """Take the bound of a block apart from its weights, with the rate in closed form where there is one.
 
     The distortion is then ``-elbo - rate``: the draws' own ``log p(x|z)`` with the log weights as control variate,
-    which has the smaller variance, and the three add up exactly.
+    which usually has the smaller variance, and the three add up exactly.
     """
     log_weights = weights.log_weights.double()
     kl = closed_form_rate(opened, args)
@@ -143,14 +144,15 @@ def bound(
         progress: Show a progress bar.
 
     Returns:
-        ELBO, distortion and rate in nats, and the objective at any β.
+        ELBO, distortion and rate in nats, and the objective at any β. Reference: Alemi et al. 2018.
+
+    Raises:
+        InputError: if the program has no per-datum weights, or its data or ``num_samples`` cannot be used.
     """
-    check_num_samples(num_samples)
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        blocks = [
-            bound_block(opened, block, sample_weights(opened, block, num_samples))
-            for block in stream_blocks(opened, progress, "bound")
-        ]
+    blocks = map_weights(
+        model, guide, args, bound_block,
+        num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="bound",
+    )  # fmt: skip
     return join_bound(blocks, num_samples)
 
 
@@ -208,20 +210,28 @@ def kl_per_dimension(
 
     Returns:
         None where the program has several latent sites or auxiliary ones, so that its dimensions depend on draws.
+
+    Raises:
+        InputError: if the program has no per-datum weights, or its data cannot be used.
     """
     kls, means = _Moments(), _Moments()
     exact = True
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        for block in stream_blocks(opened, progress, "kl per dimension"):
+    with (
+        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        torch.no_grad(),
+        data_bar(opened, progress, "kl per dimension") as bar,
+    ):
+        for block in stream_blocks(opened, 1, bar):
             sites = latent_distributions(opened, block)
             if sites is None:
                 return None
             guide_site, model_site = sites
             kl = _kl_of_dimensions(guide_site, model_site)
             exact = exact and kl is not None
+            event_dim = guide_site["fn"].event_dim
             if kl is not None:
-                kls.add(kl)
-            means.add(_posterior_mean(guide_site["fn"]))
+                kls.add(kl.movedim(opened.plate.dim - event_dim, 0))
+            means.add(_posterior_mean(guide_site["fn"]).movedim(opened.plate.dim - event_dim, 0))
     if not exact:
         return KLPerDimension(None, None, means.variance, False)
     return KLPerDimension(kls.mean, (kls.variance / kls.count).sqrt(), means.variance, True)

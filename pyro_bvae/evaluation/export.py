@@ -48,7 +48,9 @@ def to_arviz(
         for block in opened.blocks(512):
             draw = opened.draw(num_draws, block)
             for name in opened.latents:
-                values.setdefault(name, []).append(draw.values[name])
+                # Draws first and data second, as the log weights have them, whatever plates lie around.
+                dims = [opened.dim_of(name, dim) for dim in (opened.particle_dim, opened.plate.dim)]
+                values.setdefault(name, []).append(draw.values[name].movedim(dims, [0, 1]))
             weights.append(draw.densities.log_weights)
             observed.append(draw.densities.observed)
     groups: dict[str, dict[str, np.ndarray]] = {
@@ -89,7 +91,7 @@ def _from_groups(groups: dict[str, dict[str, np.ndarray]], attributes: dict[str,
         warnings.simplefilter("ignore")  # ArviZ announces its next version, and remarks on chains shorter than data
         import arviz
 
-        if hasattr(arviz, "InferenceData"):
+        if int(arviz.__version__.split(".")[0]) < 1:
             options: dict[str, Any] = {**groups, "attrs": attributes}
             return arviz.from_dict(**options)
         return arviz.from_dict(groups, attrs={"/": attributes})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ from pyro_bvae.evaluation.bounds import Bound, BoundBlock, bound_block, join_bou
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.importance import (
     EvidenceBlock,
+    Weights,
     check_num_samples,
+    data_bar,
     error_of_mean,
     join_evidence,
     normalized_weights,
@@ -23,7 +26,7 @@ from pyro_bvae.evaluation.importance import (
 from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, refit
 from pyro_bvae.modules import frozen
-from pyro_bvae.randomness import seeded, stream_seed
+from pyro_bvae.randomness import REFIT_STREAM, seeded, stream_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,13 +86,14 @@ def _refits(
     settings: RefitSettings,
     seed: int,
     local_guide: LocalGuideFactory | None,
+    say: Callable[[str], Any],
 ) -> tuple[Refit, Refit]:
     """Return the refits under the ELBO and under the training objective, the same one at β = 1."""
-    under_beta = refit(opened, args, training_beta, settings, seed, local_guide)
+    under_beta = refit(opened, args, training_beta, settings, seed, local_guide, say=say)
     if training_beta == 1:
         return under_beta, under_beta
     candidates = (under_beta.guide,) if local_guide is None else ()
-    best = refit(opened, args, 1.0, settings, seed, local_guide, candidates)  # type: ignore[arg-type]
+    best = refit(opened, args, 1.0, settings, seed, local_guide, candidates, say)  # type: ignore[arg-type]
     return best, under_beta
 
 
@@ -101,24 +105,29 @@ def gap_block(
     settings: RefitSettings,
     seed: int,
     local_guide: LocalGuideFactory | None = None,
+    say: Callable[[str], Any] = str,
 ) -> GapBlock:
     """Measure evidence, bound and gaps of one block of data.
 
-    The three guides share their noise, so that differences of their bounds have small errors. The error of a gap is
-    that of the mean of its paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
+    The three guides share their noise, so that differences of their bounds have small errors. The evidence is weighed
+    with the draws of guide and refit together, as one sample of their mixture. The error of a gap is that of the mean
+    of its paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
     """
-    best, under_beta = _refits(opened, args, training_beta, settings, seed, local_guide)
+    best, under_beta = _refits(opened, args, training_beta, settings, seed, local_guide, say)
+    say("weighing")
+    mixable = opened.proposes_latents_alone
 
-    def weigh(guide: Function | None) -> Any:
+    def weigh(guide: Function, partner: Function | None = None) -> Weights:
         with seeded(seed, 2), torch.no_grad():
-            return sample_weights(opened, args, num_samples, guide)
+            return sample_weights(opened, args, num_samples, guide, partner if mixable else None)
 
-    weights = weigh(None)
-    own = weights.log_weights.double()
-    star = weigh(best.guide).log_weights.double()
+    weights, refitted = weigh(opened.guide, best.guide), weigh(best.guide, opened.guide)
+    own, star = weights.log_weights.double(), refitted.log_weights.double()
     star_beta = star if under_beta is best else weigh(under_beta.guide).log_weights.double()
-    evidence = EvidenceBlock.from_log_weights(weights.log_weights)
-    linearised = normalized_weights(own) - 1
+    pooled = torch.cat([weights.mixed, refitted.mixed]) if mixable else weights.mixed
+    # One sample a particle: that of the guide, or the mean of the guide's and the refit's.
+    linearised = normalized_weights(pooled).unflatten(0, (-1, num_samples)).mean(0) - 1
+    evidence = EvidenceBlock.from_log_weights(pooled)._replace(error=error_of_mean(linearised))
     samples = (linearised - own, linearised - star, star - star_beta, star_beta - own)
     values = torch.stack([sample.mean(0) for sample in samples])
     values[:2] += evidence.value - linearised.mean(0)
@@ -152,7 +161,8 @@ def inference_gaps(
 
     with :math:`q^*` the best member of the guide's family for each datum under the ELBO and :math:`q^*_\beta` the best
     under the objective the model was trained with, both found by local refits (after Cremer et al. 2018, who have no
-    β gap). The evidence is importance weighted from the guide, a lower bound in expectation.
+    β gap). The evidence is importance weighted from the mixture of guide and refit, a lower bound in expectation that
+    lies where the better of the two puts it.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
@@ -176,11 +186,19 @@ def inference_gaps(
     if training_beta == 0:
         raise InputError("'training_beta' must be positive for the gaps to be finite, got 0")
     settings = settings or RefitSettings()
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, frozen(model, guide):
-        blocks = [
-            gap_block(opened, block, num_samples, training_beta, settings, stream_seed(seed, index), local_guide)
-            for index, block in enumerate(stream_blocks(opened, progress, "inference gaps"))
-        ]
+    with (
+        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        frozen(model, guide),
+        data_bar(opened, progress, "inference gaps") as bar,
+    ):
+        blocks = []
+        for index, block in enumerate(stream_blocks(opened, num_samples, bar)):
+            block_seed = stream_seed(seed, index, REFIT_STREAM)
+            blocks.append(
+                gap_block(
+                    opened, block, num_samples, training_beta, settings, block_seed, local_guide, bar.set_postfix_str
+                )
+            )
     values = torch.cat([block.gaps for block in blocks], dim=1)
     errors = torch.cat([block.errors for block in blocks], dim=1)
     parts = [Estimate.over_data(*pair, num_samples=num_samples) for pair in zip(values, errors, strict=True)]

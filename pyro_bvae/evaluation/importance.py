@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import softplus
 from tqdm import tqdm
 
 from pyro_bvae.errors import InputError
@@ -24,8 +25,8 @@ from pyro_bvae.evaluation.psis import pareto_k
 
 # Rows (particles times data) that one pass decodes: enough to keep matrix products busy, few enough for the cache.
 _ROWS = 8192
-# Data that are weighed together: memory is that of K weights for each of them.
-_BLOCK = 512
+# Data that are weighed together, and weights that are held at a time: fewer data where K is large.
+_MOST_DATA, _MOST_WEIGHTS = 512, 2_560_000
 
 
 class Weights(NamedTuple):
@@ -33,26 +34,50 @@ class Weights(NamedTuple):
 
     log_weights: Tensor
     observed: Tensor  # log p(x | z)
+    mixed: Tensor  # log weights as draws of the equal mixture of two guides; of one guide, log_weights
 
 
-def sample_weights(opened: Program, args: tuple[Any, ...], num_samples: int, guide: Function | None = None) -> Weights:
-    """Draw and weigh ``num_samples`` particles for a block of data, a few at a time.
+def sample_weights(
+    opened: Program,
+    args: tuple[Any, ...],
+    num_samples: int,
+    guide: Function | None = None,
+    partner: Function | None = None,
+) -> Weights:
+    r"""Draw and weigh ``num_samples`` particles for a block of data, a few at a time.
 
-    The randomness is the global generator's: two guides that are given the same seed share their noise.
+    The randomness is the global generator's: two guides that are given the same seed share their noise. With a partner,
+    the draws are also weighed as half of those of the mixture of both guides, :math:`2 p / (q + q')`, the balance
+    heuristic of Veach and Guibas (1995).
     """
-    log_weights, observed = [], []
+    log_weights, observed, mixed = [], [], []
     step = max(1, min(num_samples, _ROWS // opened.count(args)))
     for start in range(0, num_samples, step):
-        _, densities = opened.draw(min(step, num_samples - start), args, guide)
-        log_weights.append(densities.log_weights)
+        values, densities = opened.draw(min(step, num_samples - start), args, guide)
+        weights = densities.log_weights
+        log_weights.append(weights)
         observed.append(densities.observed)
-    return Weights(torch.cat(log_weights), torch.cat(observed))
+        if partner is not None:
+            log_ratio = opened.log_guide(values, args, partner) - densities.guide
+            weights = weights + math.log(2) - softplus(log_ratio)
+        mixed.append(weights)
+    weighed = Weights(torch.cat(log_weights), torch.cat(observed), torch.cat(mixed))
+    lost = torch.isnan(weighed.log_weights).any(0)
+    if bool(lost.any()):
+        raise InputError(f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN")
+    return weighed
 
 
-def stream_blocks(opened: Program, progress: bool, title: str) -> Iterator[tuple[Any, ...]]:
-    """Yield the arguments of each block of data, behind a progress bar on request."""
-    total = math.ceil(opened.num_data / _BLOCK) if opened.sliceable else 1
-    yield from tqdm(opened.blocks(_BLOCK), total=total, desc=title, disable=not progress, unit="block")
+def stream_blocks(opened: Program, num_samples: int, bar: tqdm[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the arguments of each block of data, and move the bar by its data when the block is done."""
+    for block in opened.blocks(max(1, min(_MOST_DATA, _MOST_WEIGHTS // num_samples))):
+        yield block
+        bar.update(opened.count(block))
+
+
+def data_bar(opened: Program, progress: bool, title: str) -> tqdm[Any]:
+    """Return a progress bar over the data."""
+    return tqdm(total=opened.num_data, desc=title, disable=not progress, unit="data")
 
 
 def log_mean_exp(log_weights: Tensor) -> Tensor:
@@ -76,6 +101,10 @@ def error_of_mean(samples: Tensor) -> Tensor:
     if samples.shape[0] < 2:
         return torch.full(samples.shape[1:], math.nan, dtype=torch.double)
     return samples.double().std(0) / math.sqrt(samples.shape[0])
+
+
+def _mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
+    return samples.double().mean(0), error_of_mean(samples)
 
 
 def check_num_samples(num_samples: int) -> None:
@@ -110,11 +139,11 @@ def join_evidence(blocks: list[EvidenceBlock], num_samples: int) -> Estimate:
     return Estimate.over_data(value, error, effective_sample_size=ess, pareto_k=k, num_samples=num_samples)
 
 
-def _map_weights(
+def map_weights(
     model: Function,
     guide: Function,
     args: tuple[Any, ...],
-    reduce: Callable[[Weights], Any],
+    reduce: Callable[[Program, tuple[Any, ...], Weights], Any],
     *,
     num_samples: int,
     data_plate: str | None,
@@ -122,10 +151,17 @@ def _map_weights(
     progress: bool,
     title: str,
 ) -> list[Any]:
-    """Reduce the weights of each block of data."""
+    """Reduce the weights of each block of data, one after the other, by ``reduce(program, block, weights)``."""
     check_num_samples(num_samples)
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        return [reduce(sample_weights(opened, block, num_samples)) for block in stream_blocks(opened, progress, title)]
+    with (
+        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        torch.no_grad(),
+        data_bar(opened, progress, title) as bar,
+    ):
+        return [
+            reduce(opened, block, sample_weights(opened, block, num_samples))
+            for block in stream_blocks(opened, num_samples, bar)
+        ]
 
 
 def evidence(
@@ -155,9 +191,13 @@ def evidence(
     Returns:
         The mean evidence in nats with standard error, Monte Carlo error, effective sample sizes and Pareto k.
         Reference: Burda, Grosse and Salakhutdinov 2016.
+
+    Raises:
+        InputError: if the program has no per-datum weights (see the package's README), or its data or ``num_samples``
+            cannot be used.
     """
-    blocks = _map_weights(
-        model, guide, args, lambda weights: EvidenceBlock.from_log_weights(weights.log_weights),
+    blocks = map_weights(
+        model, guide, args, lambda _opened, _block, weights: EvidenceBlock.from_log_weights(weights.log_weights),
         num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="evidence",
     )  # fmt: skip
     return join_evidence(blocks, num_samples)
@@ -185,9 +225,13 @@ def elbo(
 
     Returns:
         The mean bound in nats with standard error and Monte Carlo error. Reference: Kingma and Welling 2014.
+
+    Raises:
+        InputError: if the program has no per-datum weights (see the package's README), or its data or ``num_samples``
+            cannot be used.
     """
-    blocks = _map_weights(
-        model, guide, args, lambda weights: (weights.log_weights.double().mean(0), error_of_mean(weights.log_weights)),
+    blocks = map_weights(
+        model, guide, args, lambda _opened, _block, weights: _mean_and_error(weights.log_weights),
         num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="elbo",
     )  # fmt: skip
     values, errors = (torch.cat(entries) for entries in zip(*blocks, strict=True))

@@ -13,23 +13,29 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.sites import (
+    Site,
+    Sites,
+    check_sites,
+    check_whole_plates,
+    find_latents,
+    find_plate,
+    is_delta,
+    samples,
+)
 from pyro_bvae.modules import evaluating, owner
-from pyro_bvae.randomness import seeded
+from pyro_bvae.randomness import PROBE_STREAM, PROGRAM_STREAM, seeded
 from pyro_bvae.store import private_store
 
 Function = Callable[..., Any]
 Values = dict[str, Tensor]
-Site = Any  # a trace's message
-Sites = dict[str, Site]
 
 # Data with which a program is looked over before it is run.
 _PROBE = 64
@@ -71,16 +77,19 @@ class Program:
 
     def __init__(self, model: Function, guide: Function, args: tuple[Any, ...], data_plate: str | None = None) -> None:
         self.model, self.guide, self.args = model, guide, args
-        probe = self._open(args, data_plate)
-        self._check_sites(*probe)
+        self.sliceable = True
+        traces = self._open(args, data_plate)
+        check_sites(self.plate, *traces)
+        self._check_densities(*traces)
         self.vectorized = self._is_vectorized()
+        if self.sliceable and self._mixes_data():
+            self.sliceable = False
 
     def _open(self, args: tuple[Any, ...], data_plate: str | None) -> tuple[poutine.Trace, poutine.Trace]:
         """Find latents, plate and number of data from a few data; from all where the program takes no fewer."""
         sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
         self.num_data = sizes[0] if sizes else 0
         self.probe = self.take(slice(0, _PROBE))
-        self.sliceable = True
         try:
             traces = self._find(self.probe, data_plate)
             self.sliceable = self.plate.size == min(self.num_data, _PROBE)
@@ -96,10 +105,10 @@ class Program:
 
     def _find(self, args: tuple[Any, ...], data_plate: str | None) -> tuple[poutine.Trace, poutine.Trace]:
         guide_trace, model_trace = self._trace_once(args)
-        self.latents = _find_latents(model_trace, guide_trace)
-        self.plate = self._find_plate(model_trace, data_plate, args)
-        self.guide_sites = {name: site for name, site in _samples(guide_trace).items() if not site["is_observed"]}
-        stacks = [site["cond_indep_stack"] for trace in (guide_trace, model_trace) for site in _samples(trace).values()]
+        self.latents = find_latents(model_trace, guide_trace)
+        self.plate = find_plate(self.latents, model_trace, data_plate, args)
+        self.guide_sites = {name: site for name, site in samples(guide_trace).items() if not site["is_observed"]}
+        stacks = [site["cond_indep_stack"] for trace in (guide_trace, model_trace) for site in samples(trace).values()]
         self.particle_dim = min(frame.dim for stack in stacks for frame in stack if frame.vectorized) - 1
         return guide_trace, model_trace
 
@@ -131,13 +140,31 @@ class Program:
             return _stack([self._draw(None, args, guide or self.guide) for _ in range(num_particles)])
         return self._draw(num_particles, args, guide or self.guide)
 
+    def log_guide(self, values: Values, args: tuple[Any, ...], guide: Function) -> Tensor:
+        """Return the log density of another guide at the values of a draw, shape ``(K, N)``."""
+        if self.vectorized:
+            num_particles = next(iter(values.values())).shape[0]
+            return self._log_guide(values, args, self._with_particles(guide, num_particles))
+        singles = ({name: value[k] for name, value in values.items()} for k in range(len(next(iter(values.values())))))
+        return torch.cat([self._log_guide(single, args, guide) for single in singles])
+
+    def _log_guide(self, values: Values, args: tuple[Any, ...], guide: Function) -> Tensor:
+        trace = poutine.trace(poutine.condition(guide, data=values)).get_trace(*args)
+        return torch.stack([self._log_density(trace.nodes[name]) for name in values]).sum(0)
+
+    @property
+    def proposes_latents_alone(self) -> bool:
+        """Whether the guide draws the latents themselves, each with a density, and nothing beside them."""
+        noisy = not any(is_delta(site["fn"]) for site in self.guide_sites.values())
+        return noisy and set(self.guide_sites) == set(self.latents)
+
     def _draw(self, num_particles: int | None, args: tuple[Any, ...], guide: Function) -> Draw:
         guide_trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
         replayed = poutine.replay(self._with_particles(self.model, num_particles), trace=guide_trace)
         model_trace = poutine.trace(replayed).get_trace(*args)
-        drawn = {name: site for name, site in _samples(guide_trace).items() if not site["is_observed"]}
+        drawn = {name: site for name, site in samples(guide_trace).items() if not site["is_observed"]}
         values = {name: site["value"] for name, site in drawn.items()}
-        return Draw(values, self._densities(_samples(model_trace), drawn))
+        return Draw(values, self._densities(samples(model_trace), drawn))
 
     def _with_particles(self, function: Function, num_particles: int | None) -> Function:
         if num_particles is None:
@@ -172,72 +199,75 @@ class Program:
 
     @torch.no_grad()
     def _trace_once(self, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
-        with seeded(0), pyro.validation_enabled():
+        with seeded(0, PROBE_STREAM), pyro.validation_enabled():
             guide_trace, model_trace = self.trace(args)
-        for site in (*guide_trace.nodes.values(), *model_trace.nodes.values()):
-            for frame in site.get("cond_indep_stack", ()):
-                if frame.full_size is not None and frame.full_size != frame.size:
-                    raise InputError(
-                        f"plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}); evaluation needs all"
-                        " its data: call the model without subsampling"
-                    )
+        check_whole_plates(guide_trace, model_trace)
         return guide_trace, model_trace
 
-    def _find_plate(self, model_trace: poutine.Trace, data_plate: str | None, args: tuple[Any, ...]) -> Any:
-        stacks = [
-            {frame.name: frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized}
-            for name in self.latents
-        ]
-        shared = {name: stacks[0][name] for name in stacks[0] if all(name in stack for stack in stacks)}
-        if not shared:
-            raise InputError(
-                "the latents share no vectorised plate, so there are no per-datum weights: put "
-                f"{', '.join(repr(name) for name in self.latents)} under one pyro.plate over the data"
-            )
-        if data_plate is not None:
-            if data_plate not in shared:
-                raise InputError(f"'data_plate' must be one of {sorted(shared)}, got '{data_plate}'")
-            return shared[data_plate]
-        sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-        fitting = [frame for frame in shared.values() if frame.size in sizes[:1]] or list(shared.values())
-        if len(fitting) > 1:
-            raise InputError(f"the data plate is ambiguous: pass data_plate= one of {sorted(f.name for f in fitting)}")
-        return fitting[0]
-
-    def _check_sites(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+    @torch.no_grad()
+    def _check_densities(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+        """Score every site under Pyro's validation, which knows what lies outside a support."""
         for trace, program in ((guide_trace, "guide"), (model_trace, "model")):
-            for name, site in _samples(trace).items():
-                if all(frame.name != self.plate.name for frame in site["cond_indep_stack"]):
-                    raise InputError(f"site '{name}' of the {program} lies outside the data plate '{self.plate.name}'")
+            for name, site in samples(trace).items():
+                try:
+                    density = self._log_density(site)
+                except ValueError as error:
+                    reason = " ".join(str(error).split())[:200]
+                    raise InputError(f"site '{name}' of the {program} has no density at its value: {reason}") from error
+                if bool(torch.isnan(density).any()):
+                    raise InputError(f"site '{name}' of the {program} has a log density that is NaN")
 
     @torch.no_grad()
     def _is_vectorized(self) -> bool:
         """Whether two particles drawn together weigh what each weighs alone."""
-        precision = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("highest")
         try:
-            with seeded(0):
+            with seeded(0, PROBE_STREAM), _full_precision():
                 together = self._draw(2, self.probe, self.guide)
-                alone = _stack([self._score(together.values, particle) for particle in range(2)])
-            return all(
-                a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
-                for a, b in zip(together.densities, alone.densities, strict=True)
-            )
+                single = [
+                    {
+                        name: value.select(self.dim_of(name, self.particle_dim), k)
+                        for name, value in together.values.items()
+                    }
+                    for k in range(2)
+                ]
+                alone = _stack([self._score(values, self.probe) for values in single])
         except (RuntimeError, ValueError, IndexError):
             return False
-        finally:
-            torch.set_float32_matmul_precision(precision)
+        return _close(together.densities, alone.densities)
 
-    def _score(self, values: Values, particle: int) -> Draw:
-        """Score one of the particles in ``values`` by the program without a particle plate."""
-        event_dims = {name: site["fn"].event_dim for name, site in self.guide_sites.items()}
-        single = {name: value.select(self.particle_dim - event_dims[name], particle) for name, value in values.items()}
+    @torch.no_grad()
+    def _mixes_data(self) -> bool:
+        """Whether some data weigh otherwise together than in two halves, so that blocks would change the numbers."""
+        size = min(self.num_data, _PROBE)
+        if size < 2:
+            return False
+        halves = (slice(0, size // 2), slice(size // 2, size))
+        try:
+            with seeded(0, PROBE_STREAM), _full_precision():
+                together = self._draw(None, self.probe, self.guide)
+                apart = []
+                for half in halves:
+                    values = {
+                        name: value.narrow(self.dim_of(name, self.plate.dim), half.start, half.stop - half.start)
+                        for name, value in together.values.items()
+                    }
+                    apart.append(self._score(values, self.take(half)).densities)
+        except (RuntimeError, ValueError, IndexError):
+            return True
+        return not _close(together.densities, Densities(*(torch.cat(parts, 1) for parts in zip(*apart, strict=True))))
+
+    def dim_of(self, name: str, plate_dim: int) -> int:
+        """Return the dimension of a plate in the values of a guide site, counted from the right."""
+        return plate_dim - self.guide_sites[name]["fn"].event_dim
+
+    def _score(self, single: Values, args: tuple[Any, ...]) -> Draw:
+        """Score one particle by the program without a particle plate."""
         # A site without noise follows from the others; rounding would make its density minus infinity.
-        noisy = {name: value for name, value in single.items() if not _is_delta(self.guide_sites[name]["fn"])}
-        guide_trace = poutine.trace(poutine.condition(self.guide, data=noisy)).get_trace(*self.probe)
-        model_trace = poutine.trace(poutine.condition(self.model, data=single)).get_trace(*self.probe)
+        noisy = {name: value for name, value in single.items() if not is_delta(self.guide_sites[name]["fn"])}
+        guide_trace = poutine.trace(poutine.condition(self.guide, data=noisy)).get_trace(*args)
+        model_trace = poutine.trace(poutine.condition(self.model, data=single)).get_trace(*args)
         guide_sites = {name: guide_trace.nodes[name] for name in self.guide_sites}
-        return Draw(single, self._densities(_samples(model_trace), guide_sites))
+        return Draw(single, self._densities(samples(model_trace), guide_sites))
 
 
 @contextmanager
@@ -251,7 +281,7 @@ def program(
     check_data = getattr(owner(model), "check_data", None)
     if callable(check_data):
         check_data(*args[:2])
-    with evaluating(model, guide), private_store(model, guide), seeded(seed):
+    with evaluating(model, guide), private_store(model, guide), seeded(seed, PROGRAM_STREAM):
         opened = Program(model, guide, args, data_plate)
         if not opened.vectorized:
             warnings.warn(
@@ -263,35 +293,25 @@ def program(
             yield opened
 
 
-def _find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[str, ...]:
-    latents = tuple(name for name, site in _samples(model_trace).items() if not site["is_observed"])
-    if not latents:
-        raise InputError("the model has no latent site: every sample site is observed")
-    for name in latents:
-        if name not in guide_trace.nodes:
-            raise InputError(f"the guide has no site for the model's latent '{name}'")
-        if getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False):
-            raise InputError(f"latent '{name}' is discrete; only continuous latents can be evaluated")
-        mask = model_trace.nodes[name]["mask"]
-        if mask is False or (isinstance(mask, Tensor) and not bool(mask.any())):
-            raise InputError(f"latent '{name}' is masked out for all data (β = 0?): pass beta=1.0 when evaluating")
-    return latents
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Compute matrix products in full float32, so that two ways to the same number can be compared."""
+    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)
+        torch.backends.cudnn.allow_tf32 = tf32
 
 
-def _is_delta(distribution: Any) -> bool:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return isinstance(distribution, dist.Delta)
-
-
-def _samples(trace: poutine.Trace) -> Sites:
-    """Return the sample sites of a trace that carry a density."""
-    sites: Sites = dict(trace.nodes)
-    return {
-        name: site
-        for name, site in sites.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
-    }
+def _close(one: Densities, other: Densities) -> bool:
+    """Whether densities are the same but for rounding."""
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _stack(draws: list[Draw]) -> Draw:

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.program import Function, Program, Site
+from pyro_bvae.evaluation.program import Function, Program
+from pyro_bvae.evaluation.sites import Site
 from pyro_bvae.posteriors import local_posterior
 from pyro_bvae.randomness import seeded
 
@@ -146,7 +147,7 @@ def local_guide_of(opened: Program, args: tuple[Any, ...]) -> LocalGuide:
             LocalGuide({name: opened.trace(args)[0].nodes[name] for name in opened.guide_sites}) for _ in range(2)
         )
     for (name, a), b in zip(first.named_buffers(), second.buffers(), strict=True):
-        if not torch.equal(a, b):
+        if not torch.allclose(a, b, rtol=1e-3):
             site = first.names[int(name.split(".")[1])]
             raise InputError(f"guide site '{site}' depends on other draws; pass 'local_guide' for its local refit")
     return first
@@ -181,6 +182,7 @@ def refit(
     seed: int,
     local_guide: LocalGuideFactory | None = None,
     candidates: tuple[LocalGuide, ...] = (),
+    say: Callable[[str], Any] = str,
 ) -> Refit:
     """Fit free parameters for each datum of a block under the β-objective.
 
@@ -192,6 +194,7 @@ def refit(
         seed: Seed of the block's noise.
         local_guide: Called with ``args``, returns a guide module to fit instead of the program's own family.
         candidates: Other local guides for the same data; a datum takes over the one of highest objective.
+        say: Told where the refit stands, after every round.
     """
 
     def look(at: Function) -> Tensor:
@@ -209,6 +212,7 @@ def refit(
             improved = look(guide)
             plateaus += int(not float((improved - value).mean()) >= settings.tolerance)
             value, rounds = improved, rounds + 1
+            say(f"refit at β = {beta:g}, round {rounds}")
             for group in adam.param_groups:
                 group["lr"] = settings.learning_rate * settings.decay**plateaus
     if isinstance(guide, LocalGuide):

@@ -9,17 +9,11 @@ from typing import Any
 import torch
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound_block, join_bound, kl_per_dimension
+from pyro_bvae.evaluation.bounds import Bound, BoundBlock, KLPerDimension, bound_block, join_bound, kl_per_dimension
 from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate
 from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
-from pyro_bvae.evaluation.importance import (
-    EvidenceBlock,
-    check_num_samples,
-    join_evidence,
-    sample_weights,
-    stream_blocks,
-)
-from pyro_bvae.evaluation.program import Function, program
+from pyro_bvae.evaluation.importance import EvidenceBlock, Weights, join_evidence, map_weights
+from pyro_bvae.evaluation.program import Function, Program
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +82,7 @@ def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
         return {"kl_per_dimension": None, "active_units": None}
     values = None
     if kl.values is not None and kl.standard_errors is not None:
-        values = {"values": kl.values.tolist(), "standard_errors": kl.standard_errors.tolist()}
+        values = {"values": kl.values.flatten().tolist(), "standard_errors": kl.standard_errors.flatten().tolist()}
     active = kl.active.flatten()
     units = {"count": int(active.sum()), "active": active.tolist(), "variances": kl.mean_variances.flatten().tolist()}
     return {"kl_per_dimension": values, "active_units": units}
@@ -147,11 +141,12 @@ def _evidence_and_bound(
     seed: int,
     progress: bool,
 ) -> tuple[Estimate, Bound]:
-    check_num_samples(num_samples)
-    evidence, bounds = [], []
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        for block in stream_blocks(opened, progress, "evidence"):
-            weights = sample_weights(opened, block, num_samples)
-            evidence.append(EvidenceBlock.from_log_weights(weights.log_weights))
-            bounds.append(bound_block(opened, block, weights))
+    def reduce(opened: Program, block: tuple[Any, ...], weights: Weights) -> tuple[EvidenceBlock, BoundBlock]:
+        return EvidenceBlock.from_log_weights(weights.log_weights), bound_block(opened, block, weights)
+
+    blocks = map_weights(
+        model, guide, args, reduce,
+        num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="evidence",
+    )  # fmt: skip
+    evidence, bounds = (list(parts) for parts in zip(*blocks, strict=True))
     return join_evidence(evidence, num_samples), join_bound(bounds, num_samples)

@@ -20,7 +20,7 @@ from pyro_bvae.datasets import Dataset
 from pyro_bvae.errors import InputError, check_finite
 from pyro_bvae.evaluation import bound
 from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import seeded, stream_seed
+from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.store import private_store
 from pyro_bvae.training.batches import as_batches
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
@@ -32,8 +32,6 @@ from pyro_bvae.training.objectives import TraceTerms
 if TYPE_CHECKING:
     from pyro_bvae.training.fit import Settings
 
-# Streams of randomness below (seed, epoch); data order and stochastic pixels have streams of their own.
-_NOISE, _VALIDATION = 101, 102
 # Steps between two looks at the losses on an accelerator, where each look waits for the device.
 _LOOK_EVERY = 20
 
@@ -73,6 +71,8 @@ class Trainer:
         self.data = as_batches(data, dtype, self.device, check)
         if not isinstance(validation, Tensor | Dataset | None):
             raise InputError(f"'validation' must be a tensor or a Dataset, got {type(validation).__name__}")
+        if isinstance(validation, Dataset) and validation.stochastic_binarization:
+            validation = validation.binarized(settings.seed)  # the same pixels after every epoch
         held_out = None if validation is None else as_batches(validation, dtype, self.device, check)
         self.validation = cast("Dataset | None", held_out)
         self.loss = Loss(vae, objective)
@@ -140,7 +140,7 @@ class Trainer:
 
     def _epoch(self, epoch: int, steps: int, bar: tqdm[Any]) -> Row:
         settings, started = self.settings, time.perf_counter()
-        torch.manual_seed(stream_seed(settings.seed, epoch, _NOISE))
+        torch.manual_seed(stream_seed(settings.seed, epoch, NOISE_STREAM))
         watch = _Watch(self, epoch)
         count = 0
         beta = learning_rate = 0.0
@@ -171,9 +171,13 @@ class Trainer:
         clip = self.settings.gradient_clip
         norm = nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip * size)
         stats = torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm / size])
-        # Where looking costs nothing, a step that would spoil the weights is not taken.
-        if self.device.type != "cpu" or bool(torch.isfinite(stats).all()):
-            self.optimizer.step()
+        # A step that would spoil the weights is not taken; fused Adam decides on the device, without a look from here.
+        if self.device.type == "cpu":
+            if bool(torch.isfinite(stats).all()):
+                self.optimizer.step()
+            return stats
+        self.optimizer.found_inf = (~torch.isfinite(stats).all()).float()  # type: ignore[attr-defined]
+        self.optimizer.step()
         return stats
 
     def _validate(self, epoch: int) -> Row:
@@ -198,7 +202,7 @@ class Trainer:
     def _measure(self, data: Dataset) -> Row:
         args = (data.x, *(() if data.context is None else (data.context,)))
         # The same noise after every epoch: curves move with the weights alone.
-        measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=_VALIDATION)
+        measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=VALIDATION_STREAM)
         return {
             "validation_objective": measured.objective(self.settings.final_beta).value,
             "validation_distortion": measured.distortion.value,
@@ -211,8 +215,12 @@ class Trainer:
     def _record(self, row: Row) -> None:
         self.history.rows.append(row)
         score = row.get("validation_objective", row["distortion"] + self.settings.final_beta * row["rate"])
-        better = score < self.best
-        self.best, self.stale = (score, 0) if better else (self.best, self.stale + 1)
+        # While β is on its way the model of the objective's optimum is still to come: the latest epoch counts.
+        final_beta = self.settings.final_beta
+        warming = abs(float(self.settings.beta(row["epoch"], self.settings.epochs)) - final_beta) > 1e-9 * final_beta
+        better = warming or score < self.best
+        self.best = float("inf") if warming else min(score, self.best)
+        self.stale = 0 if better else self.stale + 1
         if better and self.settings.early_stopping is not None:
             self.best_weights = {name: value.detach().clone() for name, value in self.vae.state_dict().items()}
         if self.output is not None:

@@ -1,0 +1,95 @@
+"""What the traces of a program say about it: its latents, its data plate, and what cannot be evaluated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+from pyro import poutine
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_bvae.errors import InputError
+
+Site = Any  # a trace's message
+Sites = dict[str, Site]
+
+
+def samples(trace: poutine.Trace) -> Sites:
+    """Return the sample sites of a trace that carry a density."""
+    sites: Sites = dict(trace.nodes)
+    return {
+        name: site
+        for name, site in sites.items()
+        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+    }
+
+
+def is_delta(distribution: Any) -> bool:
+    """Whether a distribution is a point, which has no noise of its own."""
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return isinstance(distribution, dist.Delta)
+
+
+def find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[str, ...]:
+    """Return the names of the model's unobserved sites, or raise if they cannot be evaluated."""
+    latents = tuple(name for name, site in samples(model_trace).items() if not site["is_observed"])
+    if not latents:
+        raise InputError("the model has no latent site: every sample site is observed")
+    for name in latents:
+        if name not in guide_trace.nodes:
+            raise InputError(f"the guide has no site for the model's latent '{name}'")
+        if getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False):
+            raise InputError(f"latent '{name}' is discrete; only continuous latents can be evaluated")
+        mask = model_trace.nodes[name]["mask"]
+        if mask is False or (isinstance(mask, Tensor) and not bool(mask.all())):
+            raise InputError(f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when evaluating")
+    return latents
+
+
+def find_plate(
+    latents: tuple[str, ...], model_trace: poutine.Trace, data_plate: str | None, args: tuple[Any, ...]
+) -> Any:
+    """Return the frame of the data plate: the one that all latents share and whose size is the number of data."""
+    stacks = [
+        {frame.name: frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized}
+        for name in latents
+    ]
+    shared = {name: stacks[0][name] for name in stacks[0] if all(name in stack for stack in stacks)}
+    if not shared:
+        raise InputError(
+            "the latents share no vectorised plate, so there are no per-datum weights: put "
+            f"{', '.join(repr(name) for name in latents)} under one pyro.plate over the data"
+        )
+    if data_plate is not None:
+        if data_plate not in shared:
+            raise InputError(f"'data_plate' must be one of {sorted(shared)}, got '{data_plate}'")
+        return shared[data_plate]
+    sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    fitting = [frame for frame in shared.values() if frame.size in sizes[:1]] or list(shared.values())
+    if len(fitting) > 1:
+        raise InputError(f"the data plate is ambiguous: pass data_plate= one of {sorted(f.name for f in fitting)}")
+    return fitting[0]
+
+
+def check_sites(plate: Any, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+    """Raise if a site lies outside the data plate, or if the guide observes one."""
+    for trace, program in ((guide_trace, "guide"), (model_trace, "model")):
+        for name, site in samples(trace).items():
+            if program == "guide" and site["is_observed"]:
+                raise InputError(f"site '{name}' of the guide is observed or a factor, which no weight accounts for")
+            if all(frame.name != plate.name for frame in site["cond_indep_stack"]):
+                raise InputError(f"site '{name}' of the {program} lies outside the data plate '{plate.name}'")
+
+
+def check_whole_plates(*traces: poutine.Trace) -> None:
+    """Raise if a plate is subsampled: evaluation needs all its data."""
+    for site in (site for trace in traces for site in trace.nodes.values()):
+        for frame in site.get("cond_indep_stack", ()):
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise InputError(
+                    f"plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}); evaluation needs all"
+                    " its data: call the model without subsampling"
+                )
