@@ -97,7 +97,7 @@ class Demo:
     """Run directory; an earlier run in it is replaced."""
     beta: float = 2.0
     """Weight of the KL in the objective."""
-    epochs: int = 100
+    epochs: int = 200
     """Passes over the training data."""
 
     def run(self) -> None:

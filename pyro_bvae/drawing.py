@@ -93,7 +93,9 @@ def mosaic(
     for r, row in enumerate(images):
         for s, image in enumerate(row):
             tile = np.moveaxis(image.reshape(channels, height, width), 0, -1)
-            canvas[r * down : r * down + height, s * across : s * across + width] = (tile - low) / (high - low)
+            canvas[r * down : r * down + height, s * across : s * across + width] = np.clip(
+                (tile - low) / (high - low), 0, 1
+            )
     cell = min(0.85, 10 / images.shape[1])
     size = (max(4.5, cell * images.shape[1] + 1.5), cell * len(images) * down / across + 0.6 + 0.5 * bool(columns))
     figure = new_figure(*size)
@@ -124,8 +126,11 @@ def check_image_shape(image_shape: Sequence[int], num_features: int) -> tuple[in
 
 
 def grey_scale(known: Array) -> tuple[float, float]:
-    """Return the values drawn black and white: 0 and 1 where they hold all values, else the extremes."""
-    if not known.size or (known.min() >= 0 and known.max() <= 1):
+    """Return the values drawn black and white: 0 and 1 where nearly all values lie about there, else the extremes.
+
+    Means of a normal likelihood stray a little beyond the pixels they model; that should not grey the rest.
+    """
+    if not known.size or np.mean((known > -0.25) & (known < 1.25)) >= 0.9:
         return 0.0, 1.0
     low, high = float(known.min()), float(known.max())
     return low, high if high > low else low + 1

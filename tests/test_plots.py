@@ -137,6 +137,11 @@ def test_values_outside_the_unit_interval_share_one_grey_scale():
     np.testing.assert_allclose(picture.compressed(), [0.0, 0.5, 0.75, 1.0])
 
 
+def test_pixels_a_little_outside_the_unit_interval_keep_black_and_white():
+    picture = plots.image_grid(np.array([[-0.1, 0.0], [0.5, 1.2]]), (1, 2), "means").axes[0].images[0].get_array()
+    np.testing.assert_allclose(picture.compressed(), [0.0, 0.0, 0.5, 1.0])
+
+
 def test_constant_images_are_drawn():
     draw(plots.image_grid(np.full((3, 4), 7.0), (2, 2), "sevens"))
 
