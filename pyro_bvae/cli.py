@@ -54,7 +54,7 @@ class Evaluate:
     """The run directory."""
     num_samples: int = 5000
     """Particles for each datum."""
-    num_data: int | None = 1000
+    num_data: int | None = 500
     """How many test data to measure, drawn by the seed; None for all."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""

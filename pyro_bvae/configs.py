@@ -90,8 +90,8 @@ class TrainConfig:
         # Folders as absolute paths, so that the run can be read from anywhere.
         return replace(
             self,
-            data_root=None if self.data_root is None else str(Path(self.data_root).absolute()),
-            path=None if self.path is None else str(Path(self.path).absolute()),
+            data_root=None if self.data_root is None else str(Path(self.data_root).resolve()),
+            path=None if self.path is None else str(Path(self.path).resolve()),
             warmup_epochs=self.epochs / 5 if self.warmup_epochs is None else self.warmup_epochs,
         )
 

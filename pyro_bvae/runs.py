@@ -39,7 +39,7 @@ class Run:
     Attributes:
         vae: The trained model.
         config: Its configuration; None for a run without ``config.json``.
-        splits: Its data; None likewise.
+        splits: Its data; None likewise, or where they are gone and the model was given.
         history: Its metrics.
         directory: Where it lies.
     """
@@ -76,7 +76,7 @@ def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "
     config = read_config(config_path) if config_path.exists() or model is None else None
     path = checkpoint_path(directory, checkpoint)
     state = load_checkpoint(path, device)
-    splits = load_data(config) if config is not None else None
+    splits = _data_of(config, needed=model is None)
     vae = model
     if vae is None:
         assert config is not None and splits is not None
@@ -86,6 +86,17 @@ def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "
     metrics = directory / "metrics.csv"
     history = History.read(metrics) if metrics.exists() else History(state["history"])
     return Run(vae.eval(), config, splits, history, directory)
+
+
+def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
+    if config is None:
+        return None
+    try:
+        return load_data(config)
+    except InputError:
+        if needed:
+            raise
+        return None
 
 
 def _shape(data: Dataset) -> Shape:
@@ -195,7 +206,7 @@ def evaluate_run(
     directory: Path,
     *,
     num_samples: int = 5000,
-    num_data: int | None = 1000,
+    num_data: int | None = 500,
     checkpoint: str = "best",
     seed: int = 0,
     device: str = "cpu",

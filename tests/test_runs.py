@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -78,6 +79,32 @@ def test_a_run_of_ones_own_parts_reads_back_into_a_model(tmp_path: Path) -> None
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in vae.state_dict().items())
     with pytest.raises(InputError, match=r"is not a run directory: it has no config\.json"):
         load(tmp_path / "own")
+
+
+def test_a_run_unpacks_into_model_configuration_and_data(trained: Path) -> None:
+    vae, config, splits = load(trained)
+    assert vae.latent_dim == 2 and config == CONFIG and splits.name == "digits"
+
+
+def test_a_given_model_is_read_though_the_data_are_gone(tmp_path: Path) -> None:
+    table = tmp_path / "table.npy"
+    np.save(table, np.random.default_rng(0).random((60, 5)))
+    config = replace(CONFIG, dataset="file", path=str(table))
+    trained = runs.train(config, tmp_path / "run", progress=False).vae
+    table.unlink()
+    with pytest.raises(InputError, match=r"table\.npy"):
+        load(tmp_path / "run")
+    vae, saved, splits = load(tmp_path / "run", build_vae(config, Shape(5, None)), checkpoint="last")
+    assert splits is None and saved.path == str(table)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), vae.parameters(), strict=True))
+
+
+def test_resuming_past_the_end_drops_what_was_measured_of_the_shorter_run(run: Path) -> None:
+    runs.evaluate_run(run, **TINY)
+    runs.train(CONFIG, run, resume=True, progress=False)  # nothing left to train
+    assert (run / "evaluation.json").exists()
+    runs.train(replace(CONFIG, epochs=3), run, resume=True, progress=False)
+    assert not (run / "evaluation.json").exists() and not (run / "evaluation.nc").exists()
 
 
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:

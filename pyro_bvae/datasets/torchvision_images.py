@@ -105,7 +105,7 @@ def _part(source: Any, folder: Path, *, train: bool) -> Dataset:
         x=part.data.flatten(1).float() / 255,
         labels=part.targets.long(),
         image_shape=(1, int(height), int(width)),
-        label_names=tuple(part.classes),
+        label_names=tuple(name.split(" - ")[0] for name in part.classes),  # "7 - seven" is 7
     )
 
 

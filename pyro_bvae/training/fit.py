@@ -115,7 +115,7 @@ def fit(
         beta: Weight of the KL: a number, or a schedule such as :class:`~pyro_bvae.training.LinearWarmup`.
         epochs: Passes over the data.
         validation: Held-out data. The objective on them at the final β picks ``best.pt``; their bound at β = 1 is
-            logged beside it and decides nothing.
+            logged beside it and decides nothing. While β is on its way the latest epoch is the best one.
         batch_size: Data in a step.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
