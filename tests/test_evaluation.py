@@ -205,6 +205,25 @@ def test_a_program_of_other_names_is_measured(linear: LinearGaussian) -> None:
     )
 
 
+def test_data_need_not_be_the_first_argument(linear: LinearGaussian) -> None:
+    rows, sizes = linear.sample(900), []
+
+    def model(weight: Tensor, rows: Tensor) -> None:
+        sizes.append(len(rows))
+        with pyro.plate("cells", len(rows)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
+            pyro.sample("y", dist.Normal(z @ weight.T + linear.bias, linear.noise_scale).to_event(1), obs=rows)
+
+    def guide(weight: Tensor, rows: Tensor) -> None:
+        loc, scale = linear.best_diagonal(rows)
+        with pyro.plate("cells", len(rows)):
+            pyro.sample("z", dist.Normal(loc, scale).to_event(1))
+
+    estimate = evidence(model, guide, linear.weight, rows, num_samples=200)
+    assert abs(estimate.value - float(linear.evidence(rows).mean())) < 4 * estimate.monte_carlo_error < 0.02
+    assert sizes.count(900) <= 1 and 512 in sizes  # looked at once, then taken in blocks
+
+
 def test_observed_sites_in_a_nested_plate_are_summed(linear: LinearGaussian) -> None:
     x = linear.sample(40)
 

@@ -87,20 +87,18 @@ class Program:
 
     def _open(self, args: tuple[Any, ...], data_plate: str | None) -> tuple[poutine.Trace, poutine.Trace]:
         """Find latents, plate and number of data from a few data; from all where the program takes no fewer."""
-        sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-        self.num_data = sizes[0] if sizes else 0
-        self.probe = self.take(slice(0, _PROBE))
-        try:
-            traces = self._find(self.probe, data_plate)
-            self.sliceable = self.plate.size == min(self.num_data, _PROBE)
-        except (RuntimeError, ValueError, IndexError):  # an InputError is a ValueError
-            if self.num_data <= _PROBE:
-                raise
-            self.sliceable = False
-        if not self.sliceable:
-            self.probe = args
-            traces = self._find(args, data_plate)
-            self.num_data = self.plate.size
+        for size in dict.fromkeys(leaf.shape[0] for leaf in _tensors(args)):
+            self.num_data = size
+            self.probe = self.take(slice(0, _PROBE))
+            try:
+                traces = self._find(self.probe, data_plate)
+            except (RuntimeError, ValueError, IndexError):  # said again below, if it is true of all the data
+                continue
+            if self.plate.size == min(size, _PROBE):
+                return traces
+        self.probe, self.sliceable = args, False
+        traces = self._find(args, data_plate)
+        self.num_data = self.plate.size
         return traces
 
     def _find(self, args: tuple[Any, ...], data_plate: str | None) -> tuple[poutine.Trace, poutine.Trace]:
@@ -131,8 +129,10 @@ class Program:
 
     def count(self, args: tuple[Any, ...]) -> int:
         """Return how many data the arguments of a block hold."""
-        sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-        return sizes[0] if self.sliceable else self.num_data
+        if not self.sliceable:
+            return self.num_data
+        pairs = zip(_tensors(self.args), _tensors(args), strict=True)
+        return next(part.shape[0] for whole, part in pairs if whole.shape[0] == self.num_data)
 
     def draw(self, num_particles: int, args: tuple[Any, ...], guide: Function | None = None) -> Draw:
         """Draw particles from the guide, or from another one in its place, and score them."""
@@ -291,6 +291,10 @@ def program(
             )
         with pyro.validation_enabled(False):
             yield opened
+
+
+def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
 
 
 @contextmanager
