@@ -18,19 +18,18 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message names what stopped being finite. The last checkpoint stays good."""
 
 
-def describe_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float, stats: Tensor | None = None) -> str:
-    """Return what is not finite: a parameter, or a site and its value, distribution or log density.
+def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float) -> str | None:
+    """Return which parameter or site is not finite on a batch, or None if all are.
 
     Args:
         vae: The module in training.
-        x: The batch on which it was seen.
+        x: The batch.
         context: Its context.
         beta: The β of the step.
-        stats: Loss, distortion, rate and gradient norm of the step.
     """
     for name, parameter in vae.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
-            return f"parameter '{name}' is not finite; {_ADVICE}"
+            return f"parameter '{name}' is not finite"
     with torch.no_grad(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(vae.guide).get_trace(x, context, beta)
         model_trace = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(x, context, beta)
@@ -40,9 +39,22 @@ def describe_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float
                 if site["type"] != "sample" or not isinstance(site["value"], Tensor):
                     continue
                 if not bool(torch.isfinite(site["value"]).all()):
-                    return f"site '{name}' of the {program} has a value that is not finite; {_ADVICE}"
+                    return f"site '{name}' of the {program} has a value that is not finite"
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
-                    return f"site '{name}' of the {program} has a log density that is not finite; {_ADVICE}"
-    if stats is not None and not bool(torch.isfinite(stats[3])):
-        return f"the gradient is not finite; {_ADVICE}"
-    return f"the loss is not finite; {_ADVICE}"
+                    return f"site '{name}' of the {program} has a log density that is not finite"
+    return None
+
+
+def describe_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float, stats: Tensor | None = None) -> str:
+    """Return what stopped being finite and what to do, where something did.
+
+    Args:
+        vae: The module in training.
+        x: The batch on which it was seen.
+        context: Its context.
+        beta: The β of the step.
+        stats: Loss, distortion, rate and gradient norm of the step.
+    """
+    gradient = stats is not None and not bool(torch.isfinite(stats[3]))
+    found = find_nonfinite(vae, x, context, beta)
+    return f"{found or ('the gradient is not finite' if gradient else 'the loss is not finite')}; {_ADVICE}"

@@ -24,7 +24,7 @@ from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream
 from pyro_bvae.store import private_store
 from pyro_bvae.training.batches import as_batches
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
-from pyro_bvae.training.health import TrainingError, describe_nonfinite
+from pyro_bvae.training.health import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.objectives import TraceTerms
@@ -186,17 +186,16 @@ class Trainer:
         cause = None
         try:
             row = self._measure(self.validation)
-        except InputError:
-            raise
-        except ValueError as error:  # Pyro's checks, of parameters that are not finite
+        except ValueError as error:  # a check that values which are not finite do not pass, or one of something else
             row, cause = {"validation_objective": math.nan}, error
         if all(map(math.isfinite, row.values())):
             return row
         # Raised before these weights are written: the checkpoint before them stays the last.
+        args = (self.validation.x, self.validation.context, self.settings.final_beta)
         with evaluating(self.vae):
-            x, context = self.validation.x, self.validation.context
-            what = describe_nonfinite(self.vae, x, context, self.settings.final_beta)
-        raise TrainingError(f"epoch {epoch + 1}, validation: {what}") from cause
+            if cause is not None and find_nonfinite(self.vae, *args) is None:
+                raise cause
+            raise TrainingError(f"epoch {epoch + 1}, validation: {describe_nonfinite(self.vae, *args)}") from cause
 
     @torch.no_grad()
     def _measure(self, data: Dataset) -> Row:
