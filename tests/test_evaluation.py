@@ -266,6 +266,28 @@ def test_masks_are_kept(linear: LinearGaussian) -> None:
     assert abs(estimate.value - float(rest.evidence(x[:, mask]).mean())) < 4 * estimate.monte_carlo_error < 0.05
 
 
+def test_masks_of_handlers_are_kept_too(linear: LinearGaussian) -> None:
+    x = linear.sample(60)
+    mask = torch.tensor([True, True, False, True])
+    rest = LinearGaussian(linear.weight[mask], linear.noise_scale, linear.bias[mask])
+
+    def model(x: Tensor) -> None:
+        features = pyro.plate("features", 4, dim=-1)
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
+            with features, pyro.poutine.mask(mask=mask):
+                means = (z @ linear.weight.T + linear.bias).squeeze(-2)
+                pyro.sample("x", dist.Normal(means, linear.noise_scale), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc, scale = rest.best_diagonal(x[:, mask])
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(loc.unsqueeze(-2), scale.unsqueeze(-2)).to_event(1))
+
+    estimate = evidence(model, guide, x, num_samples=1000)
+    assert abs(estimate.value - float(rest.evidence(x[:, mask]).mean())) < 4 * estimate.monte_carlo_error < 0.05
+
+
 def test_auxiliary_guide_sites_count(linear: LinearGaussian) -> None:
     from pyro.infer.autoguide import AutoNormal
 

@@ -153,6 +153,16 @@ def test_no_datum_ends_below_its_start(linear: LinearGaussian) -> None:
     assert (end >= start - 0.05).all()
 
 
+def test_every_datum_is_refitted(linear: LinearGaussian) -> None:
+    """A start that is only a little worse must not come back by the noise of the comparison: the β gap would be off."""
+    x = linear.sample(400)
+    vae = linear.amortized_vae(4.0, 0.9, 1.2)
+    with program(vae.model, vae.guide, (x,)) as opened:
+        refitted = refit(opened, (x,), 4.0, RefitSettings(), seed=0).guide.locals[0]()
+    _, scale = linear.best_diagonal(x, 4.0)
+    assert (refitted.stddev / scale).log().abs().max() < 0.5 * math.log(1.2)
+
+
 def test_an_unconverged_refit_says_so(linear: LinearGaussian) -> None:
     x = linear.sample(20)
     vae = linear.amortized_vae(1.0, 0.3, 3.0)
