@@ -19,8 +19,7 @@ from torch import nn
 from pyro_bvae.configs import Shape, TrainConfig, build_vae, load_data, read_config, write_config
 from pyro_bvae.datasets import Dataset, Splits
 from pyro_bvae.errors import InputError, unknown_name
-from pyro_bvae.evaluation.export import to_arviz, write_arviz
-from pyro_bvae.evaluation.summary import Evaluation, evaluate
+from pyro_bvae.evaluation import Evaluation, evaluate, to_arviz, write_arviz
 from pyro_bvae.files import atomic_write
 from pyro_bvae.randomness import CHOICE_STREAM, stream_seed
 from pyro_bvae.training import History, checkpoint_path, fit, load_checkpoint, load_weights
