@@ -41,6 +41,8 @@ class Run:
         splits: Its data; None likewise, or where they are gone and the model was given.
         history: Its metrics.
         directory: Where it lies.
+        training_beta: The β of the model's last step, which a warm-up that was cut short leaves below the configured
+            one.
     """
 
     vae: Any
@@ -48,6 +50,7 @@ class Run:
     splits: Splits | None
     history: History
     directory: Path
+    training_beta: float
 
     def __iter__(self) -> Iterator[Any]:
         yield from (self.vae, self.config, self.splits)
@@ -84,7 +87,7 @@ def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "
     # The best checkpoint knows the history up to itself only.
     metrics = directory / "metrics.csv"
     history = History.read(metrics) if metrics.exists() else History(state["history"])
-    return Run(vae.eval(), config, splits, history, directory)
+    return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
 
 
 def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
@@ -158,7 +161,7 @@ def train(
         progress=progress,
         seed=config.seed,
     )
-    return Run(vae, config, splits, history, output)
+    return Run(vae, config, splits, history, output, history["beta"][-1])
 
 
 def check_device(device: str) -> None:
@@ -232,7 +235,7 @@ def evaluate_run(
     run.vae.check_data(*args)
     model, guide = run.vae.model, run.vae.guide
     evaluation = evaluate(
-        model, guide, *args, training_beta=run.config.beta, num_samples=num_samples, seed=seed, progress=progress
+        model, guide, *args, training_beta=run.training_beta, num_samples=num_samples, seed=seed, progress=progress
     )
     head = {"dataset": run.config.dataset, "split": "test", "checkpoint": checkpoint, "seed": seed}
     draws = max(1, min(100, num_samples, _MOST_DRAWS // (len(test) * run.config.latent_dim)))

@@ -107,6 +107,19 @@ def test_resuming_past_the_end_drops_what_was_measured_of_the_shorter_run(run: P
     assert not (run / "evaluation.json").exists() and not (run / "evaluation.nc").exists()
 
 
+def test_a_warmup_cut_short_is_measured_at_the_beta_that_it_reached(tmp_path: Path) -> None:
+    config = replace(CONFIG, beta=4.0, warmup_epochs=8.0)
+    with pytest.warns(UserWarning, match="outlives the training"):
+        trained = runs.train(config, tmp_path / "run", progress=False)
+    reached = trained.history["beta"][-1]
+    assert 0.5 < reached < 1.0
+    runs.evaluate_run(tmp_path / "run", **TINY)
+    written = json.loads((tmp_path / "run" / "evaluation.json").read_text(encoding="utf-8"))
+    assert written["beta"] == trained.training_beta == reached
+    parts = written["distortion"]["value"] + reached * written["rate"]["value"]
+    assert written["objective"]["value"] == pytest.approx(parts)
+
+
 def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"there is no run directory .*missing"):
         load(tmp_path / "missing")

@@ -5,7 +5,7 @@ The β-objective of a datum,
 .. math:: \mathbb{E}_q[\log p(x|z)] + \beta \, \mathbb{E}_q[\log p(z) - \log q(z)],
 
 is maximised over free parameters for each datum, from the encoder's own answer, for many data at once. A datum keeps
-the encoder's answer where the refit did not improve on it.
+the encoder's answer where the refit was worse; a guide of the caller's own (``local_guide``) is taken as it ends.
 """
 
 from __future__ import annotations
