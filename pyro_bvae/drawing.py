@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +20,8 @@ from pyro_bvae.errors import InputError
 
 Array = NDArray[Any]
 Values = ArrayLike | Tensor
+# A name, a colour and an estimate: its value and errors by name.
+GapRow = tuple[str, str, Mapping[str, Any]]
 
 # Okabe and Ito (2008): told apart with any colour vision.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#A8A8A8", "#222222"
@@ -42,6 +46,13 @@ def plain(text: object) -> str:
 def number(value: float) -> str:
     """Return a number with two decimals and a minus sign."""
     return f"{value:.2f}".replace("-", "−")
+
+
+def title_of(text: str, width: int = 74) -> tuple[str, list[str]]:
+    """Return the first sentence of a text as a title, and the lines of the others as notes."""
+    first, *others = re.split(r"(?<=[.!?]) +", plain(text).strip())
+    title = "\n".join(wrap(first[:1].upper() + first[1:], width)).removesuffix(".")
+    return title, wrap(" ".join(others), width + 16)
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -171,28 +182,52 @@ def draw_points(axes: Axes, x: Array, y: Array, classes: Array | None, label_nam
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=10, title="label")
 
 
-def draw_gap_rows(axes: Axes, rows: Sequence[tuple[str, str, Mapping[str, Any]]], error: str) -> None:
-    """Draw a bar and its error for each row; the first one is stacked from the others, if there are any."""
+def draw_gap_rows(axes: Axes, rows: Sequence[GapRow], error: str, below: Sequence[GapRow] = ()) -> None:
+    """Draw a bar and its error for each row; the first one is stacked from the others, if there are any.
+
+    Args:
+        axes: Where to draw.
+        rows: Name, colour and estimate: the whole, then its parts.
+        error: Key of the error, whose lines are twice as long to either side.
+        below: Rows of their own, set apart, each on a pale bar as long as the first part: what they leave of it.
+    """
     parts = rows[1:]
     ends = {True: 0.0, False: 0.0}
     for _, part_colour, part in parts:
         value, up = float(part["value"]), part["value"] >= 0
         axes.barh(0, value, left=ends[up], color=part_colour, height=0.6)
         ends[up] += value
-    for row, (_, row_colour, estimate) in enumerate(rows):
+    places = [*range(len(rows)), *(len(rows) + 0.4 + i for i in range(len(below)))]
+    for place, (_, colour, estimate) in zip(places, (*rows, *below), strict=True):
         value, length = float(estimate["value"]), 2 * float(estimate.get(error) or 0.0)
-        stacked = row == 0 and bool(parts)
+        stacked, apart = place == 0 and bool(parts), place >= len(rows)
+        whole = float(parts[0][2]["value"]) if apart and parts else 0.0
+        if whole > 0:
+            axes.barh(place, whole, color=colour, height=0.6, alpha=0.2)
         if not stacked:
-            axes.barh(row, value, color=row_colour, height=0.6)
+            axes.barh(place, value, color=colour, height=0.6)
         mark = "D" if stacked else "none"
-        axes.errorbar(value, row, xerr=length, color=INK, fmt=mark, markersize=5, capsize=4)
-        right = max(value + length, ends[True] if stacked else 0.0)
-        words = f"◆ {number(value)}" if stacked else number(value)
-        axes.annotate(words, (right, row), (8, 0), textcoords="offset points", va="center", **TEXT)
+        axes.errorbar(value, place, xerr=length, color=INK, fmt=mark, markersize=5, capsize=4)
+        right = max(value + length, ends[True] if stacked else whole)
+        words = f"◆ {number(value)}" if stacked else f"{number(value)} left" if apart else number(value)
+        axes.annotate(words, (right, place), (8, 0), textcoords="offset points", va="center", **TEXT)
     axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(places, [name for name, _, _ in (*rows, *below)])
+    axes.set_ylim(places[-1] + 0.5, -0.5)
     axes.margins(x=0.15)
+
+
+def draw_spread(axes: Axes, place: float, values: Array, colour: str) -> None:
+    """Draw how values are spread along a row: every one a dot, a box for the middle half, a line at the mean."""
+    known = values[np.isfinite(values)]
+    # Dots side by side, in an order that has nothing to do with their values.
+    beside = place + 0.32 * (2 * np.random.default_rng(0).random(len(known)) - 1)
+    size = 18 if len(known) < 200 else 7
+    axes.scatter(known, beside, s=size, color=colour, alpha=0.45, linewidths=0, rasterized=True)
+    if len(known):
+        low, high = np.quantile(known, [0.25, 0.75])
+        axes.barh(place, high - low, left=low, height=0.72, facecolor="none", edgecolor=INK, linewidth=1.2)
+        axes.plot([known.mean()] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=2.5)
 
 
 def draw_features(axes: Axes, data: Array, fit: Array | None, feature_names: Sequence[str]) -> None:

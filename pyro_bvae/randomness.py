@@ -13,6 +13,8 @@ from pyro_bvae.errors import InputError
 # Streams below a seed, one for each use, so that no two uses share their draws: data sets count from 0.
 NOISE_STREAM, VALIDATION_STREAM, REFIT_STREAM, PROGRAM_STREAM, PROBE_STREAM = range(101, 106)
 SAMPLE_STREAM, GENERATE_STREAM, WEIGHTS_STREAM, CHOICE_STREAM = range(111, 115)
+PROPOSAL_STREAM, ANNEALING_STREAM, SIMULATION_STREAM = range(121, 124)
+PREDICTIVE_STREAM = 131
 
 
 def stream_seed(seed: int, *path: int) -> int:

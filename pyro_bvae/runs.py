@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from pyro_bvae.training import History, checkpoint_path, fit, load_checkpoint, l
 _MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
 _PRODUCTS = ("config.json", "metrics.csv", *_MEASURED)
 _CHECKPOINTS = ("best", "last")
-# Numbers of draws that evaluation.nc holds at most, over all data and latents.
+# Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw is no more.
 _MOST_DRAWS = 2_000_000
 
 
@@ -209,6 +209,7 @@ def evaluate_run(
     *,
     num_samples: int = 5000,
     num_data: int | None = 500,
+    families: Sequence[str] = (),
     checkpoint: str = "best",
     seed: int = 0,
     device: str = "cpu",
@@ -220,6 +221,7 @@ def evaluate_run(
         directory: The run.
         num_samples: Particles for each datum.
         num_data: How many test data to measure, drawn by ``seed``; None for all.
+        families: Richer guides to fit to each datum too: ``full-rank``, ``flow``.
         checkpoint: ``best`` or ``last``.
         seed: Seed of draws and choice of data.
         device: Where to compute.
@@ -235,12 +237,16 @@ def evaluate_run(
     run.vae.check_data(*args)
     model, guide = run.vae.model, run.vae.guide
     evaluation = evaluate(
-        model, guide, *args, training_beta=run.training_beta, num_samples=num_samples, seed=seed, progress=progress
-    )
+        model, guide, *args, training_beta=run.training_beta, num_samples=num_samples, families=families,
+        seed=seed, progress=progress,
+    )  # fmt: skip
     head = {"dataset": run.config.dataset, "split": "test", "checkpoint": checkpoint, "seed": seed}
     draws = max(1, min(100, num_samples, _MOST_DRAWS // (len(test) * run.config.latent_dim)))
-    attributes = {**head, "config": json.dumps(asdict(run.config))}
-    exported = to_arviz(model, guide, *args, evaluation=evaluation, num_draws=draws, attributes=attributes, seed=seed)
+    copies = max(1, min(10, _MOST_DRAWS // test.x.numel()))
+    exported = to_arviz(
+        model, guide, *args, evaluation=evaluation, num_draws=draws, num_predictive=copies,
+        attributes={**head, "config": asdict(run.config)}, seed=seed,
+    )  # fmt: skip
     write_arviz(exported, directory / "evaluation.nc")
     with atomic_write(directory / "evaluation.json") as stream:
         json.dump({**head, **evaluation.to_dict()}, stream, indent=2, allow_nan=False)

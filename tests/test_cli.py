@@ -136,6 +136,39 @@ def test_the_evaluation_holds_the_promised_numbers_and_they_agree(evaluated: Pat
     assert units["count"] == sum(units["active"])
     assert units["active"] == [variance > 0.01 for variance in units["variances"]]
     assert 0 <= written["pareto_k"]["share_above_0.7"] <= 1
+    assert written["evidence"]["cost"] >= 8 * 30
+    assert written["variational_gap"]["cost"] > 8 * 1000  # refits and all
+
+
+def test_the_verdict_and_what_it_rests_on_are_written_down_and_shown(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), *QUICK, "--families", "full-rank"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    written = json.loads((run / "evaluation.json").read_text())
+    assert f"verdict: {written['verdict']}" in lines
+    assert " nats" in written["verdict"]
+    assert written["refits"].keys() == {"converged", "certified", "steps"}
+    certified, untrusted = written["refits"]["certified"], written["pareto_k"]["untrusted"]
+    assert f"local refits certified to have converged: {certified} of 8 data" in lines
+    assert f"evidence not to be trusted, by Pareto k: {untrusted} of 8 data" in lines
+    assert list(written["families"]) == ["full-rank"]
+    row = next(line for line in lines if line.startswith("    with full-rank"))
+    assert row.split()[2] == f"{written['families']['full-rank']['value']:.3f}"
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text()
+    assert written["verdict"].split(":")[0][1:] in page and "– with a full-rank guide" in page
+
+
+def test_a_run_without_gaps_has_no_verdict(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state = torch.load(run / "checkpoints" / "best.pt", weights_only=True)
+    state["history"][-1]["beta"] = 0.0
+    torch.save(state, run / "checkpoints" / "best.pt")
+    assert main(["evaluate", str(run), *QUICK]) == 0
+    shown = capsys.readouterr().out
+    written = json.loads((run / "evaluation.json").read_text())
+    assert (written["verdict"], written["refits"], written["families"]) == (None, None, {})
+    assert "verdict" not in shown and f"no gaps: {written['gaps_note']}" in shown
 
 
 def test_the_draws_read_back_with_arviz(evaluated: Path) -> None:
@@ -354,6 +387,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "evaluate no datum": (nothing, ["evaluate", "run", "--num-data", "0"], "'num_data' must be"),
     "evaluate seed": (nothing, ["evaluate", "run", "--seed", "-1"], "'seed' must be"),
     "evaluate unknown": (nothing, ["evaluate", "run", "--checkpoint", "bset"], "Did you mean 'best'?"),
+    "evaluate family": (nothing, ["evaluate", "run", "--families", "fullrank"], "Did you mean 'full-rank'?"),
+    "verify device": (nothing, ["verify", "--device", "tpu"], "'device' must be"),
     "evaluate device": (nothing, ["evaluate", "run", "--device", "tpu"], "'device' must be"),
     "report nothing": (nothing, ["report", "new"], "evaluate"),
     "report unevaluated": (without("evaluation.json"), ["report", "run"], "run 'pyro-bvae evaluate run' first"),

@@ -569,7 +569,7 @@ def test_standard_error_of_one_datum_is_undefined() -> None:
 
 
 def test_an_estimate_says_how_many_data_are_untrusted() -> None:
-    estimate = Estimate.over_data(torch.zeros(4), pareto_k=torch.tensor([0.1, 0.71, math.inf, 0.7]))
+    estimate = Estimate.over_data(torch.zeros(4), reliable=torch.tensor([True, False, False, True]))
     assert estimate.untrusted == 2
-    assert "UNTRUSTED for 2 data with Pareto k > 0.7" in str(estimate)
-    assert "UNTRUSTED" not in str(replace(estimate, pareto_k=torch.zeros(4)))
+    assert "UNTRUSTED for 2 of 4 data" in str(estimate)
+    assert "UNTRUSTED" not in str(replace(estimate, reliable=torch.ones(4, dtype=torch.bool)))

@@ -149,7 +149,7 @@ def test_no_datum_ends_below_its_start(linear: LinearGaussian) -> None:
             start = objective_samples(opened, (x,), vae.guide, 1.0, 4000).mean(0)
             pyro.set_rng_seed(3)
             end = objective_samples(opened, (x,), best.guide, 1.0, 4000).mean(0)
-    assert not best.converged
+    assert best.certified.all()  # the encoder's answer, which was kept, is the best there is
     assert (end >= start - 0.05).all()
 
 
@@ -168,7 +168,7 @@ def test_an_unconverged_refit_says_so(linear: LinearGaussian) -> None:
     vae = linear.amortized_vae(1.0, 0.3, 3.0)
     hasty = RefitSettings(max_rounds=1, steps_per_round=2)
     gaps = inference_gaps(vae.model, vae.guide, x, num_samples=100, settings=hasty)
-    assert not gaps.converged and "did NOT all converge" in str(gaps)
+    assert not gaps.converged and "not certified" in gaps.verdict and "0 of 20 certified" in str(gaps)
 
 
 def test_refits_do_not_depend_on_the_scale_of_the_latents() -> None:
@@ -256,7 +256,7 @@ def test_a_family_without_a_local_version_is_refused_by_name() -> None:
             pyro.sample("z", dist.Laplace(x / 2, 0.6))
 
     x = torch.randn(5)
-    with pytest.raises(InputError, match="no local version of the guide family Laplace is known"):
+    with pytest.raises(InputError, match="'z' of family Laplace needs 'local_guide'"):
         inference_gaps(model, guide, x, num_samples=10)
     # The rest of an evaluation stands without the parts of the gap.
     evaluation = evaluate(model, guide, x, num_samples=200)

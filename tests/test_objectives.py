@@ -126,6 +126,24 @@ def test_terms_of_particles_are_their_means() -> None:
         torch.testing.assert_close(getattr(together, name), expected)
 
 
+def test_terms_of_a_subsample_stand_for_the_whole_data() -> None:
+    """Loss, distortion and rate are scaled alike, so that the loss stays distortion + β rate."""
+    x = pixels(20)
+
+    def model() -> None:
+        with pyro.plate("data", 20, subsample_size=5) as index:
+            with pyro.poutine.scale(scale=2.0):
+                z = pyro.sample("z", dist.Normal(torch.zeros(FEATURES, dtype=torch.double), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[index])
+
+    def guide() -> None:
+        with pyro.plate("data", 20, subsample_size=5) as index, pyro.poutine.scale(scale=2.0):
+            pyro.sample("z", dist.Normal(0.5 * x[index], 0.7).to_event(1))
+
+    terms = TraceTerms().terms(model, guide)
+    torch.testing.assert_close(terms.loss, terms.distortion + 2 * terms.rate)
+
+
 @pytest.mark.parametrize("coins", [False, True], ids=["normal", "coins"])
 def test_stock_svi_trains_with_it_as_with_trace_elbo(coins: bool) -> None:
     losses, weights = [], []

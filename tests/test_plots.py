@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from pyro_bvae import plots
 from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation import Bound, Estimate, InferenceGaps
 
 
 def estimate(value, standard_error=0.1, monte_carlo_error=0.01):
@@ -273,6 +274,63 @@ def test_gap_bar_without_parts_gives_the_reason():
     axes = figure.axes[0]
     assert [bar.get_width() for bar in bars(axes)] == [3.5]
     assert r"parts not shown: a \$flow\$ was used" in axes.get_xlabel()
+
+
+def test_gap_bar_has_the_verdict_as_its_title_and_its_limits_below():
+    words = "amortization is 29% of the gap (1.00 of 3.50 nats): enlarge the $encoder$. The evidence is untrusted."
+    axes = draw(plots.gap_bar(gaps() | {"verdict": words})).axes[0]
+    title = axes.get_title(loc="left").replace("\n", " ")
+    assert title == r"Amortization is 29% of the gap (1.00 of 3.50 nats): enlarge the \$encoder\$"
+    assert axes.get_xlabel().endswith("The evidence is untrusted.")
+
+
+def test_gap_bar_draws_what_richer_families_leave_on_the_approximation_gap():
+    families = {"full-rank": estimate(0.2), "flow": estimate(0.05)}
+    axes = draw(plots.gap_bar(gaps() | {"families": families})).axes[0]
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[4:] == ["approximation gap\nwith a full-rank guide", "approximation gap\nwith a flow guide"]
+    assert [bar.get_width() for bar in bars(axes)[6:]] == [0.5, 0.2, 0.5, 0.05]
+    assert bars(axes)[6].get_alpha() < bars(axes)[7].get_facecolor()[3] == 1
+    assert "0.20 left" in texts(axes.figure) and "0.05 left" in texts(axes.figure)
+    assert len(error_bars(axes)) == 6
+    unknown = plots.gap_bar(gaps(beta=None, note="none") | {"families": families}).axes[0]
+    assert len(bars(unknown)) == 1
+
+
+def measured_gaps(**families):
+    """Inference gaps of four data, the last of them much worse than the others."""
+
+    def of(value, last):
+        return Estimate.over_data(torch.tensor([value] * 3 + [last]), torch.full((4,), 0.02))
+
+    bound = Bound(of(-24.0, -29.0), of(20.0, 25.0), of(4.0, 4.0))
+    parts = {"approximation": of(0.5, 0.5), "beta": of(0.0, 0.0), "amortization": of(0.5, 8.5)}
+    return InferenceGaps(
+        of(1.0, 9.0), **parts, evidence=of(-23.0, -20.0), bound=bound, training_beta=1.0,
+        certified=torch.ones(4, dtype=torch.bool), steps=100, families={name: of(*families[name]) for name in families},
+    )  # fmt: skip
+
+
+def test_inference_gaps_are_drawn_as_they_are_returned():
+    axes = draw(plots.inference_gaps(measured_gaps(flow=(0.25, 0.25)))).axes[0]
+    np.testing.assert_allclose([bar.get_width() for bar in bars(axes)[:3]], [0.5, 0.0, 2.5])
+    assert axes.get_title(loc="left").startswith("Amortization is 83% of the gap (2.50 of 3.00 nats)")
+    assert "evidence −22.25,  ELBO −25.25" in axes.get_xlabel()
+    assert "0.25 left" in texts(axes.figure)
+    noise = plots.inference_gaps(measured_gaps(), error="monte_carlo_error").axes[0]
+    np.testing.assert_allclose([np.ptp(line[:, 0]) for line in error_bars(noise)], 0.04)
+
+
+def test_per_datum_gaps_draw_every_datum_and_the_mean():
+    axes = draw(plots.per_datum_gaps(measured_gaps())).axes[0]
+    assert axes.get_title(loc="left") == "Gaps of 4 data: the worst tenth make 75% of the whole"
+    assert len(axes.collections) == 4
+    rows = [np.asarray(points.get_offsets()) for points in axes.collections]
+    np.testing.assert_allclose(rows[0][:, 0], [1, 1, 1, 9])
+    np.testing.assert_allclose(rows[3][:, 0], [0.5, 0.5, 0.5, 8.5])
+    assert all(np.abs(row[:, 1] - place).max() < 0.4 for place, row in enumerate(rows))
+    means = [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1]
+    assert {3.0, 0.5, 0.0, 2.5} <= set(means)
 
 
 # --- data that are not images

@@ -286,7 +286,8 @@ def test_the_headline_keeps_the_two_errors_apart():
     assert rows["ELBO"][1:4] == ("−28.31", "0.25", "0.01")
     assert rows["Amortization gap"].value == "−0.55"
     assert rows["Active units"].value == "2 of 3"
-    assert rows["Pareto k above 0.7"].value == "1.0%"
+    assert rows["Untrusted evidence"].value == "1.0%"
+    assert "Certified refits" not in rows
     assert all(row.meaning for row in rows.values())
 
 
@@ -304,6 +305,50 @@ def test_the_headline_keeps_the_two_errors_apart():
 )
 def test_estimates_are_printed_to_their_precision(given, printed):
     assert words.format_estimate(given) == printed
+
+
+def test_the_headline_counts_what_can_be_trusted_and_shows_the_families():
+    counts = {"pareto_k": {"share_above_0.7": 0.0, "untrusted": 3, "max": 0.6}}
+    counts |= {"refits": {"converged": False, "certified": 358, "steps": 600}}
+    listed = words.headline(make_evaluation(**counts, families={"flow": estimate(0.07)}))
+    rows = {row.name: row.value for row in listed}
+    assert rows["Untrusted evidence"] == "3 of 360"
+    assert rows["Certified refits"] == "358 of 360"
+    names = [row.name for row in listed]
+    assert names[names.index("Approximation gap") + 1] == "– with a flow guide"
+    assert rows["– with a flow guide"] == "0.07"
+
+
+VERDICT = (
+    "amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360 data are not."
+)
+
+
+def test_the_verdict_stands_at_the_head_of_the_page(write):
+    page = write(evaluation=make_evaluation(verdict=VERDICT, refits={"converged": False, "steps": 10}))
+    head = text_of(page).partition("The numbers")[0]
+    assert "Amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360" in head
+    assert "did not converge" not in page  # the verdict says it better
+    assert 'class="verdict"' not in write()
+
+
+def test_a_hostile_verdict_is_escaped(write):
+    assert "<script" not in write(evaluation=make_evaluation(verdict="<script>alert()</script>. <script>"))
+
+
+def test_a_verdict_is_a_headline_and_its_limits():
+    assert words.verdict({"verdict": VERDICT}) == (VERDICT.split(". ")[0].capitalize(), VERDICT.split(". ")[1])
+    assert words.verdict({"verdict": "the gap is 0.05 nats: fine."}) == ("The gap is 0.05 nats: fine", "")
+    assert words.verdict({"verdict": None}) == words.verdict({}) == ("", "")
+
+
+def test_the_figure_of_the_gaps_shows_the_families_and_does_not_repeat_the_verdict(monkeypatch):
+    calls = []
+    monkeypatch.setattr(figures.plots, "gap_bar", record(plots.gap_bar, calls))
+    evaluation = make_evaluation(verdict=VERDICT, families={"flow": estimate(0.07)})
+    section = figures.sections(make_run(), evaluation)[0]
+    assert "richer guides" in section.caption
+    assert calls[0][0][0]["verdict"] is None and calls[0][0][0]["families"]
 
 
 def test_the_summary_is_one_sentence():

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.importance import Weights, data_bar, error_of_mean, map_weights, stream_blocks
+from pyro_bvae.evaluation.importance import Weights, data_bar, map_weights, stream_blocks
 from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.sites import Site
 
@@ -86,11 +87,9 @@ def join_bound(blocks: list[BoundBlock], num_samples: int) -> Bound:
     elbo, elbo_error, rate, distortion_error, rate_error = (
         torch.cat(entries).cpu() for entries in zip(*blocks, strict=True)
     )
-    return Bound(
-        Estimate.over_data(elbo, elbo_error, num_samples=num_samples),
-        Estimate.over_data(-elbo - rate, distortion_error, num_samples=num_samples),
-        Estimate.over_data(rate, rate_error, num_samples=num_samples),
-    )
+    pairs = ((elbo, elbo_error), (-elbo - rate, distortion_error), (rate, rate_error))
+    cost = num_samples * len(elbo)
+    return Bound(*(Estimate.over_data(*pair, num_samples=num_samples, cost=cost) for pair in pairs))
 
 
 def latent_distributions(opened: Program, args: tuple[Any, ...]) -> tuple[Site, Site] | None:

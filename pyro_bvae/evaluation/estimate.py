@@ -6,11 +6,18 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 #: Above this Pareto k an importance-sampling estimate is not to be trusted (Vehtari et al. 2024).
 PARETO_K_LIMIT = 0.7
+
+
+def pareto_k_limit(num_samples: int) -> float:
+    r"""Return the Pareto k up to which K weights can be trusted, :math:`\min(1 - 1 / \log_{10} K, 0.7)`.
+
+    0.7 from 2,155 samples on; fewer weights must have a lighter tail (Vehtari et al. 2024, section 3.2.4).
+    """
+    return min(1 - 1 / math.log10(num_samples), PARETO_K_LIMIT) if num_samples > 1 else -math.inf
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,11 +28,16 @@ class Estimate:
         value: Mean over the data.
         standard_error: Standard deviation over the data divided by :math:`\sqrt{N}`: how far the mean of another N
             data would lie. NaN for a single datum.
-        monte_carlo_error: Standard error of ``value`` given the data: how far another seed would move it.
+        monte_carlo_error: Error of ``value`` given the data: the standard error that another seed would show and, for
+            the log of a mean, the estimated bias, in quadrature.
         per_datum: The estimate for each datum, shape ``(N,)``, float64.
         effective_sample_size: For weighted estimates, :math:`(\sum_k w_k)^2 / \sum_k w_k^2` of each datum, ``(N,)``.
         pareto_k: For weighted estimates, the shape of the weights' upper tail, ``(N,)``.
         num_samples: Samples behind each datum's estimate; 0 for a closed form.
+        reliable: Which data's weights can be trusted, ``(N,)``; None for estimates that are no weighted ones.
+        cost: Decoder evaluations behind the whole estimate: data times samples, gradients counted as evaluations.
+        errors: Monte Carlo standard error of each datum's estimate, ``(N,)``; None where it is not known.
+        biases: Estimated bias of each datum's estimate, ``(N,)``; None for none.
     """
 
     value: float
@@ -35,23 +47,59 @@ class Estimate:
     effective_sample_size: Tensor | None = None
     pareto_k: Tensor | None = None
     num_samples: int = 0
+    reliable: Tensor | None = None
+    cost: int = 0
+    errors: Tensor | None = None
+    biases: Tensor | None = None
 
     @classmethod
-    def over_data(cls, per_datum: Tensor, monte_carlo_errors: Tensor | None = None, **details: Any) -> Estimate:
-        """Summarise per-datum values and their Monte Carlo errors, each of shape ``(N,)``.
+    def over_data(
+        cls,
+        per_datum: Tensor,
+        monte_carlo_errors: Tensor | None = None,
+        biases: Tensor | None = None,
+        **details: Any,
+    ) -> Estimate:
+        """Summarise per-datum values, their Monte Carlo errors and their estimated biases, each of shape ``(N,)``.
 
-        The errors of different data are taken as independent: each datum has draws of its own.
+        The errors of different data are taken as independent, since each datum has draws of its own, and shrink with
+        their number; biases do not.
         """
         values = per_datum.detach().double().cpu()
-        errors = torch.zeros(()) if monte_carlo_errors is None else monte_carlo_errors.detach().double().cpu()
+        errors, bias = (None if part is None else part.detach().double().cpu() for part in (monte_carlo_errors, biases))
         standard_error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
-        monte_carlo_error = float(errors.square().sum().sqrt()) / len(values)
-        return cls(float(values.mean()), standard_error, monte_carlo_error, values, **details)
+        noise = 0.0 if errors is None else float(errors.square().sum().sqrt()) / len(values)
+        monte_carlo_error = math.hypot(noise, 0.0 if bias is None else float(bias.mean()))
+        value = float(values.mean())
+        return cls(value, standard_error, monte_carlo_error, values, **details, errors=errors, biases=bias)
+
+    def take(self, index: Any) -> Estimate:
+        """Return the estimate over some of the data.
+
+        Args:
+            index: What selects them from a tensor ``(N,)``: a slice, a mask or indices.
+        """
+        per_datum = self.per_datum[index]
+        names = ("effective_sample_size", "pareto_k", "reliable")
+        parts = {name: None if (part := getattr(self, name)) is None else part[index] for name in names}
+        errors, biases = (None if part is None else part[index] for part in (self.errors, self.biases))
+        cost = self.cost * len(per_datum) // len(self.per_datum)
+        return Estimate.over_data(per_datum, errors, biases, num_samples=self.num_samples, cost=cost, **parts)
 
     @property
     def untrusted(self) -> int:
-        """Number of data whose Pareto k is above 0.7."""
-        return 0 if self.pareto_k is None else int((~(self.pareto_k <= PARETO_K_LIMIT)).sum())
+        """Number of data whose weights cannot be trusted: too heavy a tail for the number of samples."""
+        return 0 if self.reliable is None else int((~self.reliable).sum())
+
+    @property
+    def trusted(self) -> bool:
+        """Whether value and errors can be trusted: finite, and no datum's weights are beyond trust."""
+        return self.untrusted == 0 and math.isfinite(self.value) and math.isfinite(self.monte_carlo_error)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95% Monte Carlo interval: where the value of infinitely many samples lies, if the estimate is trusted."""
+        return self.value - 1.96 * self.monte_carlo_error, self.value + 1.96 * self.monte_carlo_error
 
     def to_dict(self) -> dict[str, float]:
         """Return value and errors for a JSON file."""
@@ -70,5 +118,5 @@ class Estimate:
             f" ± {self.monte_carlo_error:.3f} (Monte Carlo)"
         )
         if self.untrusted:
-            text += f"; UNTRUSTED for {self.untrusted} data with Pareto k > {PARETO_K_LIMIT}"
+            text += f"; UNTRUSTED for {self.untrusted} of {len(self.per_datum)} data: their weights' tail is too heavy"
         return text

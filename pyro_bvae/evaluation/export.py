@@ -1,17 +1,33 @@
-"""Estimates and draws as ArviZ objects: InferenceData on ArviZ 0.x, a DataTree on 1.x."""
+r"""A measured program as one ArviZ object: InferenceData on ArviZ 0.x, a DataTree on 1.x, the same groups in both."""
 
 from __future__ import annotations
 
+import functools
+import inspect
+import json
+import re
 import warnings
+from collections.abc import Iterable
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from pyro_bvae.evaluation.program import Function, program
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.draws import Groups, draw_groups
+from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.summary import Evaluation
+from pyro_bvae.modules import owner
+
+# What ArviZ calls the first two dimensions of everything that is drawn.
+_DRAWN = ("chain", "draw")
+# Variables as xarray takes them: names of all dimensions, and values.
+_Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
 def to_arviz(
@@ -20,51 +36,71 @@ def to_arviz(
     *args: Any,
     evaluation: Evaluation | None = None,
     num_draws: int = 100,
+    num_predictive: int = 10,
     attributes: dict[str, Any] | None = None,
     data_plate: str | None = None,
     seed: int = 0,
 ) -> Any:
-    """Return draws of the latents from the guide, their weights, and per-datum estimates.
+    r"""Return the program's draws, their weights, its data and what was measured of them, as one ArviZ object.
 
-    Groups: ``posterior`` (each latent site, by draw and datum), ``log_likelihood`` (``log p(x|z)`` of each draw and
-    datum), ``sample_stats`` (``log_weight`` of each), ``constant_data`` (per-datum ``elbo``, ``evidence`` and
-    ``pareto_k`` of an evaluation). The draws are from the guide, not from the posterior: weigh them. ArviZ's ``loo``
-    on them conditions on each datum's own latents and is no score of the model.
+    Variables are named as the program's sites are. Dimensions are chain (one), draw, the data plate, then other plates
+    under their names and ``<site>_dim_0`` and so on. A latent is the latent of a datum, so that every variable has the
+    data's dimension. The groups:
+
+    - ``posterior``: each latent, **drawn from the guide**. These are no draws of the posterior until they are weighed:
+      :math:`w_{kn} = \exp` of ``log_weight``, datum by datum.
+    - ``sample_stats``: ``log_weight`` of each draw and datum, and its parts: ``log_prior`` :math:`\log p(z)`,
+      ``log_observed`` :math:`\log p(x|z)` of all observed sites and factors, ``log_guide`` :math:`\log q(z|x)`, so that
+      ``log_weight = log_prior + log_observed - log_guide``. β does not enter; masks do.
+    - ``log_likelihood``: :math:`\log p(x|z)` of each observed site, summed over its features.
+    - ``posterior_predictive``: each observed site, drawn at the first ``num_predictive`` draws of ``posterior``.
+    - ``prior``, ``prior_predictive``: latents and observed sites, drawn from the model; factors count in neither.
+    - ``observed_data``: the value of each observed site.
+    - ``constant_data``: the tensor arguments with a row for each datum that are no observed site's value, such as
+      ``context_covariates``, and of an evaluation the per-datum ``elbo``, ``evidence`` and ``pareto_k``.
+
+    Where the model cannot draw what it observes (a distribution without ``sample``), a warning says so and the groups
+    of prior and prediction are left out. A slash in a name becomes a dot, and a name that is taken (an argument named
+    as the data plate, or ``evidence``) gets an underscore.
+
+    **Why** ``arviz.loo`` **of it is no score of the model.** Each datum has a latent of its own, and its pointwise
+    log-likelihood is under draws that were made for that very datum. Leaving the datum out would leave its latent to
+    the prior, so that the exact answer is the datum's evidence. To get there from draws that saw the datum, ``loo``
+    takes the harmonic mean of their likelihoods, whose variance is large and often infinite, and it takes the guide's
+    draws for the posterior's. What comes out lies between evidence and reconstruction, and favours a model that copies
+    its input. The held-out score is :func:`~pyro_bvae.evidence` on data that the model was not trained on.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
         guide: Its guide.
-        *args: The arguments of both.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
         evaluation: What was measured on the same data.
-        num_draws: Draws for each datum.
-        attributes: Attributes of the whole, such as the configuration.
+        num_draws: Draws of the latents for each datum, from guide and prior.
+        num_predictive: For how many of these draws the observed sites are drawn as well, which takes the memory of so
+            many copies of the data, twice; at most ``num_draws``, and 0 for no such groups.
+        attributes: Attributes of the whole, such as the configuration. What netCDF has no type for (None, truth values,
+            lists, mappings, dataclasses) is written as JSON. The package, its version, the model's name, ``seed``,
+            ``num_draws`` and ``num_predictive`` are there in any case.
         data_plate: Name of the data plate, where the latents share more than one.
-        seed: Seed of the draws.
+        seed: Seed of the draws; the caller's generators are left alone. The draws of the guide do not depend on
+            ``num_predictive``.
+
+    Raises:
+        InputError: if the program has no per-datum weights, a number of draws is impossible, or the evaluation is of
+            another number of data.
     """
-    values: dict[str, list[Tensor]] = {}
-    weights: list[Tensor] = []
-    observed: list[Tensor] = []
+    _check_number("num_draws", num_draws, 1)
+    _check_number("num_predictive", num_predictive, 0)
+    num_predictive = min(num_draws, num_predictive)
     with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        for block in opened.blocks(512):
-            draw = opened.draw(num_draws, block)
-            for name in opened.latents:
-                # Draws first and data second, as the log weights have them, whatever plates lie around.
-                dims = [opened.dim_of(name, dim) for dim in (opened.particle_dim, opened.plate.dim)]
-                values.setdefault(name, []).append(draw.values[name].movedim(dims, [0, 1]))
-            weights.append(draw.densities.log_weights)
-            observed.append(draw.densities.observed)
-    groups: dict[str, dict[str, np.ndarray]] = {
-        "posterior": {name: _chain(parts) for name, parts in values.items()},
-        "log_likelihood": {"x": _chain(observed)},
-        "sample_stats": {"log_weight": _chain(weights)},
-    }
-    if evaluation is not None:
-        groups["constant_data"] = {
-            "elbo": evaluation.bound.elbo.per_datum.numpy(),
-            "evidence": evaluation.evidence.per_datum.numpy(),
-            "pareto_k": _array(evaluation.evidence.pareto_k),
-        }
-    return _from_groups(groups, attributes or {})
+        if evaluation is not None and len(evaluation.evidence.per_datum) != opened.num_data:
+            measured = len(evaluation.evidence.per_datum)
+            raise InputError(f"'evaluation' must be of the {opened.num_data} data, got one of {measured}")
+        groups = _arrays(draw_groups(opened, num_draws, num_predictive, seed), opened.plate.name)
+        groups["constant_data"] = _constants(opened, groups["observed_data"], evaluation)
+    numbers = {"seed": seed, "num_draws": num_draws, "num_predictive": num_predictive}
+    about = {**_library(), "model": _name_of(model), **numbers, **(attributes or {})}
+    return _wrap(groups, {str(name): _attribute(value) for name, value in about.items()})
 
 
 def write_arviz(data: Any, path: Path) -> None:
@@ -77,21 +113,124 @@ def write_arviz(data: Any, path: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def _array(tensor: Tensor | None) -> np.ndarray:
-    return np.empty(0) if tensor is None else tensor.numpy()
+def _check_number(name: str, value: int, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"'{name}' must be an integer of at least {least}, got {value!r}")
 
 
-def _chain(parts: list[Tensor]) -> np.ndarray:
-    """Join blocks of data, ``(K, B, *)`` each, and put the chain dimension that ArviZ expects in front."""
-    return torch.cat(parts, dim=1).cpu().numpy()[None]
+# -- from draws to arrays ------------------------------------------------------------------------------------------
 
 
-def _from_groups(groups: dict[str, dict[str, np.ndarray]], attributes: dict[str, Any]) -> Any:
+def _dim(name: str) -> str:
+    name = name.replace("/", ".")
+    return f"{name}_" if name in _DRAWN else name
+
+
+def _arrays(groups: Groups, plate: str) -> dict[str, _Arrays]:
+    """Add the chain to what was drawn, and take the draws away from what was not."""
+    arrays: dict[str, _Arrays] = {}
+    for group, variables in groups.items():
+        drawn = group != "observed_data"
+        arrays[group] = {
+            name: ((*(_DRAWN if drawn else ()), *map(_dim, (plate, *dims))), _array(values if drawn else values[0]))
+            for name, (values, dims) in variables.items()
+        }
+        if drawn:
+            arrays[group] = {name: (dims, values[None]) for name, (dims, values) in arrays[group].items()}
+    return arrays
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    tensor = tensor.detach().cpu()
+    # Neither NumPy nor netCDF has all of torch's short floats.
+    return (tensor.float() if tensor.dtype in (torch.half, torch.bfloat16) else tensor).numpy()
+
+
+def _constants(opened: Program, observed: _Arrays, evaluation: Evaluation | None) -> _Arrays:
+    """Return the arguments that go with the data and are not among them, and what was measured of each datum."""
+    data_dim = _dim(opened.plate.name)
+    constants: _Arrays = {}
+    if evaluation is not None:
+        estimates = {"elbo": evaluation.bound.elbo.per_datum, "evidence": evaluation.evidence.per_datum}
+        if evaluation.evidence.pareto_k is not None:
+            estimates["pareto_k"] = evaluation.evidence.pareto_k
+        constants = {name: ((data_dim,), _array(value)) for name, value in estimates.items()}
+    model = inspect.unwrap(opened.model)  # of Pyro's handlers
+    signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
+    arguments = signature.bind(*opened.args).arguments
+    for path, leaf in tree_flatten_with_path(dict(arguments))[0]:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != opened.num_data:
+            continue
+        value = _array(leaf)
+        if any(np.array_equal(value, known, equal_nan=True) for _, known in observed.values()):
+            continue
+        name = _free(re.sub(r"\W+", "_", keystr(path)).strip("_"), constants)
+        constants[name] = ((data_dim, *(f"{name}_dim_{i}" for i in range(value.ndim - 1))), value)
+    return constants
+
+
+def _free(name: str, taken: Iterable[str]) -> str:
+    name = name.replace("/", ".")
+    while name in taken:
+        name += "_"
+    return name
+
+
+# -- the object ---------------------------------------------------------------------------------------------------
+
+
+def _wrap(groups: dict[str, _Arrays], attributes: dict[str, Any]) -> Any:
+    """Make ArviZ's object of datasets that name their own dimensions.
+
+    ``arviz.from_dict`` takes the dimensions of a name for all groups, where the same site has others in each.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # ArviZ announces its next version, and remarks on chains shorter than data
+        warnings.simplefilter("ignore")  # ArviZ announces its next version
         import arviz
+        import xarray
 
+        datasets = {name: _dataset(variables) for name, variables in groups.items() if variables}
         if int(arviz.__version__.split(".")[0]) < 1:
-            options: dict[str, Any] = {**groups, "attrs": attributes}
-            return arviz.from_dict(**options)
-        return arviz.from_dict(groups, attrs={"/": attributes})
+            return arviz.InferenceData(attrs=attributes, **datasets)
+        return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attributes), **datasets})
+
+
+def _dataset(variables: _Arrays) -> Any:
+    import xarray
+
+    sizes = {dim: size for dims, values in variables.values() for dim, size in zip(dims, values.shape, strict=True)}
+    named = {_free(name, sizes): variable for name, variable in variables.items()}
+    sampled = {"sample_dims": list(_DRAWN)} if "draw" in sizes else {}  # which some of ArviZ's plots ask for
+    return xarray.Dataset(named, coords={dim: np.arange(size) for dim, size in sizes.items()}, attrs=sampled)
+
+
+def _library() -> dict[str, str]:
+    try:
+        return {"inference_library": "pyro-bvae", "inference_library_version": version("pyro-bvae")}
+    except PackageNotFoundError:
+        return {"inference_library": "pyro-bvae"}
+
+
+def _name_of(model: Function) -> str:
+    module, function = owner(model), inspect.unwrap(model)
+    if module is not None:
+        return type(module).__name__
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def _attribute(value: Any) -> Any:
+    """Return a value as netCDF can hold it: text and numbers as they are, anything else as JSON."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+    if isinstance(value, str | float) or fits:
+        return value
+    return json.dumps(value, default=_plain)
+
+
+def _plain(value: Any) -> Any:
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return value.tolist() if hasattr(value, "tolist") else str(value)

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyro_bvae.errors import InputError, check_beta
-from pyro_bvae.evaluation.bounds import Bound, BoundBlock, bound_block, join_bound
+from pyro_bvae.evaluation.bounds import Bound, join_bound
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.importance import (
-    EvidenceBlock,
-    Weights,
-    check_num_samples,
-    data_bar,
-    error_of_mean,
-    join_evidence,
-    normalized_weights,
-    sample_weights,
-    stream_blocks,
-)
-from pyro_bvae.evaluation.program import Function, Program, program
-from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, refit
+from pyro_bvae.evaluation.gap_blocks import Request, gap_block
+from pyro_bvae.evaluation.importance import check_num_samples, data_bar, join_evidence, stream_blocks
+from pyro_bvae.evaluation.local_guides import family_of
+from pyro_bvae.evaluation.program import Function, program
+from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings
+from pyro_bvae.evaluation.verdict import verdict
 from pyro_bvae.modules import frozen
-from pyro_bvae.randomness import REFIT_STREAM, seeded, stream_seed
+from pyro_bvae.randomness import REFIT_STREAM, stream_seed
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +35,14 @@ class InferenceGaps:
         evidence: The evidence that the gaps are measured from.
         bound: The bound of the guide with its distortion and rate.
         training_beta: The β of the objective that the guide was fitted to.
-        converged: Whether all local refits converged; if not, ``approximation`` is too large by what they missed.
+        certified: Which data's local refits are certified to have converged, ``(N,)``; where they are not,
+            ``approximation`` is too large by what they missed.
         steps: Steps of the longest refit.
+        families: ``log p(x) - ELBO(q*)`` of richer families, by name: what would be left of ``approximation``.
+        elbos: The bound of the best member of each family: of the guide's, as ``"guide"``, and of the richer ones.
+        train: The gaps on training data, where they were asked for.
+        generalization: The part of ``amortization`` that the encoder does not have on its training data.
+        cost: Decoder evaluations behind all of it, refits included.
     """
 
     variational: Estimate
@@ -52,93 +52,39 @@ class InferenceGaps:
     evidence: Estimate
     bound: Bound
     training_beta: float
-    converged: bool
+    certified: Tensor
     steps: int
+    families: dict[str, Estimate] = field(default_factory=dict)
+    elbos: dict[str, Estimate] = field(default_factory=dict)
+    train: InferenceGaps | None = None
+    generalization: Estimate | None = None
+    cost: int = 0
 
     @property
     def elbo(self) -> Estimate:
         """The bound of the guide at β = 1."""
         return self.bound.elbo
 
+    @property
+    def converged(self) -> bool:
+        """Whether all local refits are certified to have converged."""
+        return bool(self.certified.all())
+
+    @property
+    def verdict(self) -> str:
+        """What to fix, in words."""
+        return verdict(self)
+
     def __str__(self) -> str:
-        lines = [
-            f"{name:<14}{getattr(self, name)}" for name in ("variational", "approximation", "beta", "amortization")
-        ]
-        ending = "converged" if self.converged else "did NOT all converge"
-        return "\n".join([*lines, f"local refits {ending}, {self.steps} steps at most"])
-
-
-class GapBlock(NamedTuple):
-    """Everything measured on one block of data."""
-
-    evidence: EvidenceBlock
-    bound: BoundBlock
-    gaps: Tensor  # (4, B): variational, approximation, beta, amortization
-    errors: Tensor  # (4, B): their Monte Carlo errors
-    converged: bool
-    steps: int
-
-
-def _refits(
-    opened: Program,
-    args: tuple[Any, ...],
-    training_beta: float,
-    settings: RefitSettings,
-    seed: int,
-    local_guide: LocalGuideFactory | None,
-    say: Callable[[str], Any],
-) -> tuple[Refit, Refit]:
-    """Return the refits under the ELBO and under the training objective, the same one at β = 1."""
-    under_beta = refit(opened, args, training_beta, settings, seed, local_guide, say=say)
-    if training_beta == 1:
-        return under_beta, under_beta
-    candidates = (under_beta.guide,) if local_guide is None else ()
-    best = refit(opened, args, 1.0, settings, seed, local_guide, candidates, say)  # type: ignore[arg-type]
-    return best, under_beta
-
-
-def gap_block(
-    opened: Program,
-    args: tuple[Any, ...],
-    num_samples: int,
-    training_beta: float,
-    settings: RefitSettings,
-    seed: int,
-    local_guide: LocalGuideFactory | None = None,
-    say: Callable[[str], Any] = str,
-) -> GapBlock:
-    """Measure evidence, bound and gaps of one block of data.
-
-    The three guides share their noise, so that differences of their bounds have small errors. The evidence is weighed
-    with the draws of guide and refit together, as one sample of their mixture. The error of a gap is that of the mean
-    of its paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
-    """
-    best, under_beta = _refits(opened, args, training_beta, settings, seed, local_guide, say)
-    say("weighing")
-    mixable = opened.proposes_latents_alone
-
-    def weigh(guide: Function, partner: Function | None = None) -> Weights:
-        with seeded(seed, 2), torch.no_grad():
-            return sample_weights(opened, args, num_samples, guide, partner if mixable else None)
-
-    weights, refitted = weigh(opened.guide, best.guide), weigh(best.guide, opened.guide)
-    own, star = weights.log_weights.double(), refitted.log_weights.double()
-    star_beta = star if under_beta is best else weigh(under_beta.guide).log_weights.double()
-    pooled = torch.cat([weights.mixed, refitted.mixed]) if mixable else weights.mixed
-    # One sample a particle: that of the guide, or the mean of the guide's and the refit's.
-    linearised = normalized_weights(pooled).unflatten(0, (-1, num_samples)).mean(0) - 1
-    evidence = EvidenceBlock.from_log_weights(pooled)._replace(error=error_of_mean(linearised))
-    samples = (linearised - own, linearised - star, star - star_beta, star_beta - own)
-    values = torch.stack([sample.mean(0) for sample in samples])
-    values[:2] += evidence.value - linearised.mean(0)
-    return GapBlock(
-        evidence,
-        bound_block(opened, args, weights),
-        values,
-        torch.stack([error_of_mean(sample) for sample in samples]),
-        best.converged and under_beta.converged,
-        max(best.steps, under_beta.steps),
-    )
+        parts = {name: getattr(self, name) for name in ("variational", "approximation", "beta", "amortization")}
+        parts |= {f"  {name}": gap for name, gap in self.families.items()}
+        if self.generalization is not None:
+            parts["generalization"] = self.generalization
+        lines = [f"{name:<16}{part}" for name, part in parts.items()]
+        refits = (
+            f"local refits: {int(self.certified.sum())} of {len(self.certified)} certified, {self.steps} steps at most"
+        )
+        return "\n".join([*lines, refits, self.verdict])
 
 
 def inference_gaps(
@@ -147,6 +93,9 @@ def inference_gaps(
     *args: Any,
     training_beta: float = 1.0,
     num_samples: int = 5000,
+    families: Sequence[str] = (),
+    train: tuple[Any, ...] | None = None,
+    evidence: Estimate | None = None,
     local_guide: LocalGuideFactory | None = None,
     settings: RefitSettings | None = None,
     data_plate: str | None = None,
@@ -161,8 +110,9 @@ def inference_gaps(
 
     with :math:`q^*` the best member of the guide's family for each datum under the ELBO and :math:`q^*_\beta` the best
     under the objective the model was trained with, both found by local refits (after Cremer et al. 2018, who have no
-    β gap). The evidence is importance weighted from the mixture of guide and refit, a lower bound in expectation that
-    lies where the better of the two puts it.
+    β gap). The evidence is importance weighted from the mixture of guide and refits, a lower bound in expectation that
+    lies where the best of them puts it. Each datum's refit starts at the encoder's answer, never ends below it, and is
+    certified: another gradient step would gain less than 0.01 nats.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
@@ -170,6 +120,12 @@ def inference_gaps(
         *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
         training_beta: The β that the guide was trained with, positive.
         num_samples: Particles for each datum behind the evidence and each bound.
+        families: Richer families to fit to each datum too, in this order: ``"full-rank"``, a normal over all latents
+            of a datum, and ``"flow"``, which bends it; what each would leave of the approximation gap.
+        train: Arguments with training data: the gaps are measured on them too, and the difference of the amortization
+            gaps is what the encoder does not generalise.
+        evidence: The evidence of the same data from elsewhere, such as
+            :func:`~pyro_bvae.evaluation.annealed_evidence`, where importance sampling cannot be trusted.
         local_guide: For guides whose sites have no local version or depend on each other: called with the arguments
             of a block of data, returns a guide module with free parameters for them.
         settings: How the local refits run.
@@ -177,40 +133,106 @@ def inference_gaps(
         seed: Seed of all draws; the caller's generators are left alone.
         progress: Show a progress bar.
 
+    Returns:
+        All gaps with their errors, the evidence, the bound, and a verdict in words.
+
     Raises:
-        InputError: if the guide has no local version and no ``local_guide`` was given, or if β is not positive: at
-            β = 0 the best guide is a point, whose bound is minus infinity.
+        InputError: if the guide has no local version and no ``local_guide`` was given, if a guide site has no
+            reparametrised draw, or if β is not positive: at β = 0 the best guide is a point, whose bound is minus
+            infinity.
     """
     check_num_samples(num_samples)
     check_beta(training_beta)
     if training_beta == 0:
         raise InputError("'training_beta' must be positive for the gaps to be finite, got 0")
-    settings = settings or RefitSettings()
+    if train is not None and not isinstance(train, tuple):
+        raise InputError(f"'train' must be a tuple of arguments, such as (x,), got a {type(train).__name__}")
+    chosen = tuple(family_of(name) for name in families)
+    request = Request(num_samples, training_beta, settings or RefitSettings(), local_guide, chosen)
+    options: dict[str, Any] = {"data_plate": data_plate, "progress": progress}
+    measured = _measure(model, guide, args, request, tuple(families), seed=seed, title="inference gaps", **options)
+    if evidence is not None:
+        measured = _against(measured, evidence)
+    if train is None:
+        return measured
+    seen = _measure(model, guide, train, request, (), seed=stream_seed(seed, 1), title="gaps on train", **options)
+    return replace(measured, train=seen, generalization=_generalization(measured.amortization, seen.amortization))
+
+
+def _measure(
+    model: Function,
+    guide: Function,
+    args: tuple[Any, ...],
+    request: Request,
+    names: tuple[str, ...],
+    *,
+    data_plate: str | None,
+    seed: int,
+    progress: bool,
+    title: str,
+) -> InferenceGaps:
+    request = request if names else replace(request, families=())
+    num_samples = request.num_samples
     with (
         program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
         frozen(model, guide),
-        data_bar(opened, progress, "inference gaps") as bar,
+        data_bar(opened, progress, title) as bar,
     ):
-        blocks = []
-        for index, block in enumerate(stream_blocks(opened, num_samples, bar)):
-            block_seed = stream_seed(seed, index, REFIT_STREAM)
-            blocks.append(
-                gap_block(
-                    opened, block, num_samples, training_beta, settings, block_seed, local_guide, bar.set_postfix_str
-                )
-            )
-    values = torch.cat([block.gaps for block in blocks], dim=1)
-    errors = torch.cat([block.errors for block in blocks], dim=1)
-    parts = [Estimate.over_data(*pair, num_samples=num_samples) for pair in zip(values, errors, strict=True)]
-    variational, approximation, beta, amortization = parts
+        blocks = [
+            gap_block(opened, block, request, stream_seed(seed, index, REFIT_STREAM), bar.set_postfix_str)
+            for index, block in enumerate(stream_blocks(opened, num_samples, bar))
+        ]
+    gaps, gap_errors, gap_biases, elbos, elbo_errors = (
+        torch.cat([getattr(block, name) for block in blocks], dim=1)
+        for name in ("gaps", "gap_errors", "gap_biases", "elbos", "elbo_errors")
+    )
+    variational, approximation, beta, amortization, *richer = (
+        Estimate.over_data(*parts, num_samples=num_samples) for parts in zip(gaps, gap_errors, gap_biases, strict=True)
+    )
+    bests = [Estimate.over_data(*pair, num_samples=num_samples) for pair in zip(elbos, elbo_errors, strict=True)]
     return InferenceGaps(
         variational,
         approximation,
         beta,
         amortization,
-        evidence=join_evidence([block.evidence for block in blocks], num_samples),
+        evidence=join_evidence(
+            [block.evidence for block in blocks], num_samples, sum(block.evidence_cost for block in blocks)
+        ),
         bound=join_bound([block.bound for block in blocks], num_samples),
-        training_beta=training_beta,
-        converged=all(block.converged for block in blocks),
+        training_beta=request.training_beta,
+        certified=torch.cat([block.certified for block in blocks]),
         steps=max(block.steps for block in blocks),
+        families=dict(zip(names, richer, strict=True)),
+        elbos=dict(zip(("guide", *names), bests, strict=True)),
+        cost=sum(block.cost for block in blocks),
+    )
+
+
+def _against(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
+    """Return the gaps measured from another estimate of the evidence, whose error is independent of the bounds'."""
+    if evidence.per_datum.shape != gaps.evidence.per_datum.shape:
+        raise InputError(
+            f"'evidence' must be of the same {len(gaps.certified)} data, got that of {len(evidence.per_datum)}"
+        )
+
+    def below(elbo: Estimate) -> Estimate:
+        gap = Estimate.over_data(evidence.per_datum - elbo.per_datum, elbo.errors, num_samples=elbo.num_samples)
+        return replace(gap, monte_carlo_error=math.hypot(evidence.monte_carlo_error, elbo.monte_carlo_error))
+
+    return replace(
+        gaps,
+        variational=below(gaps.elbo),
+        approximation=below(gaps.elbos["guide"]),
+        families={name: below(gaps.elbos[name]) for name in gaps.families},
+        evidence=evidence,
+        cost=gaps.cost + evidence.cost,
+    )
+
+
+def _generalization(test: Estimate, train: Estimate) -> Estimate:
+    """Return the difference of a gap between other data: its errors are independent."""
+    return replace(
+        Estimate.over_data(test.per_datum - train.value, num_samples=test.num_samples),
+        standard_error=math.hypot(test.standard_error, train.standard_error),
+        monte_carlo_error=math.hypot(test.monte_carlo_error, train.monte_carlo_error),
     )

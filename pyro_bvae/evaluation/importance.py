@@ -15,18 +15,25 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.program import Function, Program, program
-from pyro_bvae.evaluation.psis import pareto_k
+from pyro_bvae.evaluation.averages import Averaging, effective_sample_size, error_of_mean, plain
+from pyro_bvae.evaluation.estimate import Estimate, pareto_k_limit
+from pyro_bvae.evaluation.program import Densities, Draw, Function, Program, Values, program
+from pyro_bvae.evaluation.proposals import Component, GuideProposal, Proposal
+from pyro_bvae.modules import frozen
+from pyro_bvae.randomness import PROPOSAL_STREAM, stream_seed
 
-# Rows (particles times data) that one pass decodes: enough to keep matrix products busy, few enough for the cache.
-_ROWS = 8192
-# Data that are weighed together, and weights that are held at a time: fewer data where K is large.
-_MOST_DATA, _MOST_WEIGHTS = 512, 2_560_000
+# Rows (particles times data) that one pass of the model takes at most, and numbers in its widest site: enough to hide
+# the time Python takes to set a pass up, and little memory. The guide, which is narrower, goes some passes ahead.
+_ON_CPU, _ON_CUDA = (8192, 6_500_000), (262_144, 250_000_000)
+_PASSES_AHEAD = 4
+# The largest memory block, in bytes, from which glibc's malloc learns by its being freed.
+_HEAP = 32 * 2**20 - 2**13
+# Data that are weighed together, and weights that are held and averaged at a time: fewer data where K is large.
+_MOST_DATA, _MOST_WEIGHTS, _MOST_AVERAGED = 512, 2_560_000, 256_000
 
 
 class Weights(NamedTuple):
@@ -34,7 +41,7 @@ class Weights(NamedTuple):
 
     log_weights: Tensor
     observed: Tensor  # log p(x | z)
-    mixed: Tensor  # log weights as draws of the equal mixture of two guides; of one guide, log_weights
+    mixed: Tensor  # log weights as draws of the mixture; of a single guide, log_weights
 
 
 def sample_weights(
@@ -42,30 +49,86 @@ def sample_weights(
     args: tuple[Any, ...],
     num_samples: int,
     guide: Function | None = None,
-    partner: Function | None = None,
+    mixture: tuple[Component, ...] = (),
 ) -> Weights:
     r"""Draw and weigh ``num_samples`` particles for a block of data, a few at a time.
 
-    The randomness is the global generator's: two guides that are given the same seed share their noise. With a partner,
-    the draws are also weighed as half of those of the mixture of both guides, :math:`2 p / (q + q')`, the balance
-    heuristic of Veach and Guibas (1995).
+    The randomness is the global generator's: two guides that are given the same seed share their noise. With a mixture
+    that the guide is a component of, the draws are also weighed as some of the mixture's.
     """
     log_weights, observed, mixed = [], [], []
-    step = max(1, min(num_samples, _ROWS // opened.count(args)))
-    for start in range(0, num_samples, step):
-        values, densities = opened.draw(min(step, num_samples - start), args, guide)
-        weights = densities.log_weights
-        log_weights.append(weights)
+    for values, densities in _draws(opened, num_samples, args, guide or opened.guide):
+        log_weights.append(densities.log_weights)
         observed.append(densities.observed)
-        if partner is not None:
-            log_ratio = opened.log_guide(values, args, partner) - densities.guide
-            weights = weights + math.log(2) - softplus(log_ratio)
-        mixed.append(weights)
-    weighed = Weights(torch.cat(log_weights), torch.cat(observed), torch.cat(mixed))
+        if len(mixture) > 1:
+            joint = densities.observed + densities.latent
+            mixed.append(joint - _log_mixture(opened, args, mixture, guide, values, densities))
+    together = torch.cat(log_weights)
+    weighed = Weights(together, torch.cat(observed), torch.cat(mixed) if mixed else together)
     lost = torch.isnan(weighed.log_weights).any(0)
     if bool(lost.any()):
         raise InputError(f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN")
     return weighed
+
+
+def _draws(opened: Program, num_samples: int, args: tuple[Any, ...], guide: Function) -> Iterator[Draw]:
+    """Yield draws of all particles, a few at a time, from a guide that is run for more of them at once."""
+    # After this, malloc keeps freed blocks of up to that size for the next pass; handing them back to the system and
+    # having their pages zeroed anew takes longer than the arithmetic on them.
+    torch.empty(_HEAP, dtype=torch.uint8, device="cpu")
+    on_cuda = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(args))
+    rows, numbers = _ON_CUDA if on_cuda else _ON_CPU
+    step = max(1, min(rows, numbers // opened.width) // opened.count(args))
+    ahead = step * (_PASSES_AHEAD if opened.vectorized else 1)
+    for first in range(0, num_samples, ahead):
+        count = min(ahead, num_samples - first)
+        if not opened.vectorized:
+            yield opened.draw(count, args, guide)
+            continue
+        values, log_guide = opened.propose(count, args, guide)
+        for start in range(0, count, step):
+            some = {name: value[start : start + step] for name, value in values.items()}
+            yield Draw(some, Densities(*opened.log_joint(some, args), log_guide[start : start + step]))
+
+
+def _log_mixture(
+    opened: Program,
+    args: tuple[Any, ...],
+    mixture: tuple[Component, ...],
+    guide: Function | None,
+    values: Values,
+    densities: Densities,
+) -> Tensor:
+    """Return the log density of a mixture at the draws of one of its components, ``(K, B)``."""
+
+    def log_density(component: Component) -> Tensor:
+        if component.function is guide:
+            return densities.guide
+        return densities.latent if component.is_prior else opened.log_guide(values, args, component.function)
+
+    return torch.stack([math.log(part.share) + log_density(part) for part in mixture]).logsumexp(0)
+
+
+def sample_mixture(opened: Program, args: tuple[Any, ...], num_samples: int, mixture: tuple[Component, ...]) -> Tensor:
+    """Return the log weights of draws from all components, each its share of them, shape ``(K, B)``.
+
+    Raises:
+        InputError: for more than one component of a guide whose density at another's draws cannot be had.
+    """
+    if len(mixture) > 1 and not opened.proposes_latents_alone:
+        raise InputError(
+            "draws can be mixed only where the guide draws the model's latents with a density of their own; its sites"
+            f" are {sorted(opened.guide_sites)} for the latents {sorted(opened.latents)}: use the guide alone"
+        )
+    counts = [max(1, round(part.share * num_samples)) for part in mixture[:-1]]
+    counts.append(max(1, num_samples - sum(counts)))
+    mixture = tuple(part._replace(share=count / sum(counts)) for part, count in zip(mixture, counts, strict=True))
+    return torch.cat(
+        [
+            sample_weights(opened, args, count, part.function, mixture).mixed
+            for part, count in zip(mixture, counts, strict=True)
+        ]
+    )
 
 
 def stream_blocks(opened: Program, num_samples: int, bar: tqdm[Any]) -> Iterator[tuple[Any, ...]]:
@@ -78,29 +141,6 @@ def stream_blocks(opened: Program, num_samples: int, bar: tqdm[Any]) -> Iterator
 def data_bar(opened: Program, progress: bool, title: str) -> tqdm[Any]:
     """Return a progress bar over the data."""
     return tqdm(total=opened.num_data, desc=title, disable=not progress, unit="data")
-
-
-def log_mean_exp(log_weights: Tensor) -> Tensor:
-    """Return the log of the mean weight of each datum, ``(K, N)`` to ``(N,)``, in float64."""
-    return log_weights.double().logsumexp(0) - math.log(log_weights.shape[0])
-
-
-def effective_sample_size(log_weights: Tensor) -> Tensor:
-    r"""Return :math:`(\sum_k w_k)^2 / \sum_k w_k^2` of each datum, ``(K, N)`` to ``(N,)``."""
-    log_weights = log_weights.double()
-    return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
-
-
-def normalized_weights(log_weights: Tensor) -> Tensor:
-    """Return the weights of each datum divided by their mean, ``(K, N)``: they average to 1."""
-    return (log_weights.double() - log_mean_exp(log_weights)).exp()
-
-
-def error_of_mean(samples: Tensor) -> Tensor:
-    """Return the standard error of the mean over the first dimension, ``(K, N)`` to ``(N,)``; NaN for K = 1."""
-    if samples.shape[0] < 2:
-        return torch.full(samples.shape[1:], math.nan, dtype=torch.double)
-    return samples.double().std(0) / math.sqrt(samples.shape[0])
 
 
 def _mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,25 +158,34 @@ class EvidenceBlock(NamedTuple):
 
     value: Tensor
     error: Tensor
+    bias: Tensor
     effective_sample_size: Tensor
     pareto_k: Tensor
 
     @classmethod
-    def from_log_weights(cls, log_weights: Tensor) -> EvidenceBlock:
-        """Summarise log weights of shape ``(K, B)``."""
-        return cls(
-            log_mean_exp(log_weights),
-            # The delta method: log(mean w) moves by mean(w) / E[w] - 1.
-            error_of_mean(normalized_weights(log_weights)),
-            effective_sample_size(log_weights),
-            pareto_k(log_weights),
-        )
+    def from_log_weights(cls, log_weights: Tensor, average: Averaging = plain) -> EvidenceBlock:
+        """Summarise log weights of shape ``(K, B)``, few data at a time: what is made of a weight is many times it."""
+        columns = log_weights.split(max(1, _MOST_AVERAGED // len(log_weights)), dim=1)
+        averages = [average(part) for part in columns]
+        value, error, bias, k = (torch.cat(parts) for parts in zip(*averages, strict=True))
+        return cls(value, error, bias, torch.cat([effective_sample_size(part) for part in columns]), k)
 
 
-def join_evidence(blocks: list[EvidenceBlock], num_samples: int) -> Estimate:
+def join_evidence(blocks: list[EvidenceBlock], num_samples: int, cost: int = 0) -> Estimate:
     """Put the evidence of all blocks together."""
-    value, error, ess, k = (torch.cat(entries).cpu() for entries in zip(*blocks, strict=True))
-    return Estimate.over_data(value, error, effective_sample_size=ess, pareto_k=k, num_samples=num_samples)
+    value, error, bias, ess, k = (
+        torch.cat([entry.cpu() for entry in entries]) for entries in zip(*blocks, strict=True)
+    )
+    return Estimate.over_data(
+        value,
+        error,
+        bias,
+        effective_sample_size=ess,
+        pareto_k=k,
+        num_samples=num_samples,
+        reliable=k <= pareto_k_limit(num_samples),
+        cost=cost or num_samples * len(value),
+    )
 
 
 def map_weights(
@@ -169,21 +218,28 @@ def evidence(
     guide: Function,
     *args: Any,
     num_samples: int = 5000,
+    proposal: Proposal | None = None,
+    average: Averaging = plain,
     data_plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> Estimate:
-    r"""Estimate the evidence :math:`\log p(x)` of each datum by importance sampling from the guide.
+    r"""Estimate the evidence :math:`\log p(x)` of each datum by importance sampling.
 
-    It is a lower bound in expectation, low by about half the squared Monte Carlo error of a datum, and by more where
-    Pareto k is above 0.7: the weights' tail is then too heavy for K samples, and both value and errors are not to be
-    trusted. Memory is that of the weights of one block of data.
+    The plain average is a lower bound in expectation, low by about half the squared Monte Carlo error of a datum, and
+    by more where Pareto k is above its limit: the weights' tail is then too heavy for K samples, neither value nor
+    errors are to be trusted, and the estimate says so. Memory is that of the weights of one block of data.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
         guide: Its guide.
         *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
         num_samples: K, particles for each datum.
+        proposal: Where the samples come from: the guide by default, or a
+            :class:`~pyro_bvae.evaluation.RefitProposal`, :class:`~pyro_bvae.evaluation.HeavyTailedProposal` or
+            :class:`~pyro_bvae.evaluation.DefensiveProposal`. Their refits count in the cost.
+        average: What is made of the weights: :func:`~pyro_bvae.evaluation.averages.plain`, ``pareto_smoothed``, or
+            ``jackknife(1)`` and ``jackknife(2)``, which are no lower bounds.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of the draws; the caller's generators are left alone.
         progress: Show a progress bar.
@@ -196,11 +252,21 @@ def evidence(
         InputError: if the program has no per-datum weights (see the package's README), or its data or ``num_samples``
             cannot be used.
     """
-    blocks = map_weights(
-        model, guide, args, lambda _opened, _block, weights: EvidenceBlock.from_log_weights(weights.log_weights),
-        num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="evidence",
-    )  # fmt: skip
-    return join_evidence(blocks, num_samples)
+    check_num_samples(num_samples)
+    proposal = proposal or GuideProposal()
+    with (
+        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        frozen(model, guide),
+        torch.no_grad(),
+        data_bar(opened, progress, "evidence") as bar,
+    ):
+        blocks, cost = [], num_samples * opened.num_data
+        for index, block in enumerate(stream_blocks(opened, num_samples, bar)):
+            mixture = proposal.components(opened, block, stream_seed(seed, index, PROPOSAL_STREAM))
+            cost += sum(part.cost for part in mixture)
+            log_weights = sample_mixture(opened, block, num_samples, mixture)
+            blocks.append(EvidenceBlock.from_log_weights(log_weights, average))
+    return join_evidence(blocks, num_samples, cost)
 
 
 def elbo(
@@ -235,4 +301,4 @@ def elbo(
         num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="elbo",
     )  # fmt: skip
     values, errors = (torch.cat(entries) for entries in zip(*blocks, strict=True))
-    return Estimate.over_data(values, errors, num_samples=num_samples)
+    return Estimate.over_data(values, errors, num_samples=num_samples, cost=num_samples * len(values))

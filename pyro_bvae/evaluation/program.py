@@ -31,14 +31,15 @@ from pyro_bvae.evaluation.sites import (
     samples,
 )
 from pyro_bvae.modules import evaluating, owner
+from pyro_bvae.precision import full_precision
 from pyro_bvae.randomness import PROBE_STREAM, PROGRAM_STREAM, seeded
 from pyro_bvae.store import private_store
 
 Function = Callable[..., Any]
 Values = dict[str, Tensor]
 
-# Data with which a program is looked over before it is run.
-_PROBE = 64
+# Data with which a program is looked over before it is run, and data whose values are checked at a time.
+_PROBE, _CHECKED = 64, 512
 
 
 class Densities(NamedTuple):
@@ -106,6 +107,8 @@ class Program:
         self.latents = find_latents(model_trace, guide_trace)
         self.plate = find_plate(self.latents, model_trace, data_plate, args)
         self.guide_sites = {name: site for name, site in samples(guide_trace).items() if not site["is_observed"]}
+        numbers = [site["value"].numel() for site in samples(model_trace).values()]
+        self.width = max(1, max(numbers) // self.plate.size)  # numbers a datum in the widest site
         stacks = [site["cond_indep_stack"] for trace in (guide_trace, model_trace) for site in samples(trace).values()]
         self.particle_dim = min(frame.dim for stack in stacks for frame in stack if frame.vectorized) - 1
         return guide_trace, model_trace
@@ -141,7 +144,12 @@ class Program:
         return self._draw(num_particles, args, guide or self.guide)
 
     def log_guide(self, values: Values, args: tuple[Any, ...], guide: Function) -> Tensor:
-        """Return the log density of another guide at the values of a draw, shape ``(K, N)``."""
+        """Return the log density of another guide at the latents of a draw, shape ``(K, N)``.
+
+        The guide has sites for the latents alone, or says itself what its ``log_density(values)`` is.
+        """
+        if callable(own := getattr(guide, "log_density", None)):
+            return own(values)
         if self.vectorized:
             num_particles = next(iter(values.values())).shape[0]
             return self._log_guide(values, args, self._with_particles(guide, num_particles))
@@ -150,7 +158,21 @@ class Program:
 
     def _log_guide(self, values: Values, args: tuple[Any, ...], guide: Function) -> Tensor:
         trace = poutine.trace(poutine.condition(guide, data=values)).get_trace(*args)
-        return torch.stack([self._log_density(trace.nodes[name]) for name in values]).sum(0)
+        return torch.stack([self._log_density(trace.nodes[name]) for name in self.latents]).sum(0)
+
+    def log_joint(self, values: Values, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Return ``log p(z)`` and ``log p(x | z)`` at given values of the latents, each of shape ``(K, N)``."""
+        if self.vectorized:
+            num_particles = next(iter(values.values())).shape[0]
+            return self._log_joint(values, args, self._with_particles(self.model, num_particles))
+        singles = ({name: value[k] for name, value in values.items()} for k in range(len(next(iter(values.values())))))
+        parts = [self._log_joint(single, args, self.model) for single in singles]
+        return torch.cat([latent for latent, _ in parts]), torch.cat([observed for _, observed in parts])
+
+    def _log_joint(self, values: Values, args: tuple[Any, ...], model: Function) -> tuple[Tensor, Tensor]:
+        trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args)
+        densities = self._densities(samples(trace), {})
+        return densities.latent, densities.observed
 
     @property
     def proposes_latents_alone(self) -> bool:
@@ -158,13 +180,17 @@ class Program:
         noisy = not any(is_delta(site["fn"]) for site in self.guide_sites.values())
         return noisy and set(self.guide_sites) == set(self.latents)
 
+    def propose(self, num_particles: int | None, args: tuple[Any, ...], guide: Function) -> tuple[Values, Tensor]:
+        """Draw particles from a guide, vectorised, with their log density under it; the model is not run."""
+        trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
+        drawn = {name: site for name, site in samples(trace).items() if not site["is_observed"]}
+        densities = torch.stack([self._log_density(site) for site in drawn.values()]).sum(0)
+        return {name: site["value"] for name, site in drawn.items()}, densities
+
     def _draw(self, num_particles: int | None, args: tuple[Any, ...], guide: Function) -> Draw:
-        guide_trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
-        replayed = poutine.replay(self._with_particles(self.model, num_particles), trace=guide_trace)
-        model_trace = poutine.trace(replayed).get_trace(*args)
-        drawn = {name: site for name, site in samples(guide_trace).items() if not site["is_observed"]}
-        values = {name: site["value"] for name, site in drawn.items()}
-        return Draw(values, self._densities(samples(model_trace), drawn))
+        values, log_guide = self.propose(num_particles, args, guide)
+        joint = self._log_joint(values, args, self._with_particles(self.model, num_particles))
+        return Draw(values, Densities(*joint, log_guide))
 
     def _with_particles(self, function: Function, num_particles: int | None) -> Function:
         if num_particles is None:
@@ -221,7 +247,7 @@ class Program:
     def _is_vectorized(self) -> bool:
         """Whether two particles drawn together weigh what each weighs alone."""
         try:
-            with seeded(0, PROBE_STREAM), _full_precision():
+            with seeded(0, PROBE_STREAM), full_precision():
                 together = self._draw(2, self.probe, self.guide)
                 single = [
                     {
@@ -243,7 +269,7 @@ class Program:
             return False
         halves = (slice(0, size // 2), slice(size // 2, size))
         try:
-            with seeded(0, PROBE_STREAM), _full_precision():
+            with seeded(0, PROBE_STREAM), full_precision():
                 together = self._draw(None, self.probe, self.guide)
                 apart = []
                 for half in halves:
@@ -280,7 +306,7 @@ def program(
     """
     check_data = getattr(owner(model), "check_data", None)
     if callable(check_data):
-        check_data(*args[:2])
+        _check_in_parts(check_data, args[:2])
     with evaluating(model, guide), private_store(model, guide), seeded(seed, PROGRAM_STREAM):
         opened = Program(model, guide, args, data_plate)
         if not opened.vectorized:
@@ -293,21 +319,25 @@ def program(
             yield opened
 
 
+def _check_in_parts(check_data: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Check few data at a time, since a check copies them; all at once where some are refused, to say which."""
+    size = next((leaf.shape[0] for leaf in _tensors(args)), 0)
+
+    def part(start: int) -> Any:
+        return tree_map(lambda leaf: leaf[start : start + _CHECKED] if leaf_size(leaf) == size else leaf, args)
+
+    def leaf_size(leaf: Any) -> int | None:
+        return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
+
+    try:
+        for start in range(0, max(size, 1), _CHECKED):
+            check_data(*part(start))
+    except InputError:
+        check_data(*args)
+
+
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Compute matrix products in full float32, so that two ways to the same number can be compared."""
-    precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("highest")
-    torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)
-        torch.backends.cudnn.allow_tf32 = tf32
 
 
 def _close(one: Densities, other: Densities) -> bool:

@@ -10,22 +10,22 @@ the encoder's answer where the refit was worse; a guide of the caller's own (``l
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import pyro
-import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.gradients import check_differentiable
+from pyro_bvae.evaluation.local_guides import local_guide_of
 from pyro_bvae.evaluation.program import Function, Program
-from pyro_bvae.evaluation.sites import Site
-from pyro_bvae.posteriors import local_posterior
-from pyro_bvae.randomness import seeded
+from pyro_bvae.evaluation.sites import is_delta, samples
+from pyro_bvae.randomness import PROBE_STREAM, seeded, stream_seed
 
 LocalGuideFactory = Callable[..., nn.Module]
 
@@ -43,6 +43,8 @@ class RefitSettings:
         decay: Factor on the step size after a plateau.
         num_plateaus: A refit has converged after so many plateaus, each at a smaller step size.
         check_particles: Particles behind each look, the same ones every time.
+        certified_gain: A datum's refit is certified when another gradient step is sure, by two errors, to gain less:
+            this many nats of KL, β times that of the objective.
     """
 
     num_particles: int = 16
@@ -53,104 +55,40 @@ class RefitSettings:
     decay: float = 0.4
     num_plateaus: int = 5
     check_particles: int = 128
+    certified_gain: float = 0.01
+
+    def __post_init__(self) -> None:
+        least = {"num_particles": 1, "steps_per_round": 1, "max_rounds": 1, "num_plateaus": 1, "check_particles": 2}
+        for name, smallest in least.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
+                raise InputError(f"'{name}' must be an integer from {smallest}, got {value!r}")
+        for name in ("learning_rate", "certified_gain"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"'{name}' must be positive, got {getattr(self, name)}")
+        if not 0 < self.decay <= 1:
+            raise InputError(f"'decay' must be above 0 and at most 1, got {self.decay}")
 
 
 @dataclass(frozen=True)
 class Refit:
-    """A refitted guide for one block of data, and how it came about."""
+    """A refitted guide for one block of data, and how it came about.
+
+    Attributes:
+        guide: The guide.
+        certified: Which data's refits are certified to have converged, ``(B,)``.
+        steps: Gradient steps taken.
+        cost: Evaluations of the decoder, over all data of the block.
+        noise: How much the ELBO of each datum wavers with the optimiser's noise, ``(B,)``.
+        remaining: What the certificate's step would still gain for each datum, ``(B,)``, at least 0.
+    """
 
     guide: Function
-    converged: bool
+    certified: Tensor
     steps: int
-
-
-class _PathGradient(dist.TorchDistribution):
-    """A distribution whose log density passes gradients through the draw only (Roeder et al. 2017).
-
-    The estimator stays unbiased and loses its noise where the guide is the target.
-    """
-
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    has_rsample = True
-
-    def __init__(self, attached: Any, detached: Any) -> None:
-        self.attached, self.detached = attached, detached
-        super().__init__(attached.batch_shape, attached.event_shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> _PathGradient:
-        return _PathGradient(self.attached.expand(batch_shape), self.detached.expand(batch_shape))
-
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        return self.attached.rsample(torch.Size(sample_shape))
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        return self.detached.log_prob(value)
-
-
-class LocalGuide(nn.Module):
-    """The guide of a program for one block of data, with free parameters of each site's own family.
-
-    Args:
-        sites: The guide's sample sites for that block, each independent of the others given the data.
-    """
-
-    def __init__(self, sites: dict[str, Site]) -> None:
-        super().__init__()
-        self.names = tuple(sites)
-        self.locals = nn.ModuleList(_local(name, site) for name, site in sites.items())
-        self.plates = [[frame for frame in site["cond_indep_stack"] if frame.vectorized] for site in sites.values()]
-
-    def forward(self, *args: Any) -> None:
-        """Sample every site under the plates that it had in the program's guide."""
-        plates: dict[str, pyro.plate] = {}  # one object for all sites that share a plate
-        for name, local, frames in zip(self.names, self.locals, self.plates, strict=True):
-            detached = {key: value.detach() for key, value in local.named_parameters()}
-            fn = _PathGradient(local(), torch.func.functional_call(local, detached, ()))
-            with ExitStack() as stack:
-                for frame in frames:
-                    if frame.name not in plates:
-                        plates[frame.name] = pyro.plate(frame.name, frame.size, dim=frame.dim)
-                    stack.enter_context(plates[frame.name])
-                pyro.sample(name, fn)
-
-    def keep(self, better: Tensor, other: LocalGuide, data_dim: int) -> None:
-        """Take over another guide's parameters for the data where ``better`` is true, shape ``(B,)``."""
-        with torch.no_grad():
-            for local, source in zip(self.locals, other.locals, strict=True):
-                event_dim = len(local().event_shape)
-                for mine, theirs in zip(local.parameters(), source.parameters(), strict=True):
-                    mask = better.reshape(-1, *[1] * (event_dim - data_dim - 1))
-                    mine.copy_(torch.where(mask, theirs, mine))
-
-
-def _local(name: str, site: Site) -> nn.Module:
-    base, event_dim = site["fn"], site["fn"].event_dim
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
-    if base.event_shape:
-        raise InputError(f"guide site '{name}' of family {type(base).__name__} needs 'local_guide' for a local refit")
-    return local_posterior(base, event_dim)
-
-
-def local_guide_of(opened: Program, args: tuple[Any, ...]) -> LocalGuide:
-    """Return the local version of a program's guide for a block of data, started at the guide's answer.
-
-    Raises:
-        InputError: if the guide has auxiliary sites, a family without a local version, or sites that depend on the
-            draws of others: then the best member of its family is not found by freeing each site.
-    """
-    extra = set(opened.guide_sites) - set(opened.latents)
-    if extra:
-        raise InputError(f"the guide has auxiliary sites {sorted(extra)}; pass 'local_guide' for its local refit")
-    with torch.no_grad():
-        first, second = (
-            LocalGuide({name: opened.trace(args)[0].nodes[name] for name in opened.guide_sites}) for _ in range(2)
-        )
-    for (name, a), b in zip(first.named_buffers(), second.buffers(), strict=True):
-        if not torch.allclose(a, b, rtol=1e-3):
-            site = first.names[int(name.split(".")[1])]
-            raise InputError(f"guide site '{site}' depends on other draws; pass 'local_guide' for its local refit")
-    return first
+    cost: int
+    noise: Tensor
+    remaining: Tensor
 
 
 def objective_samples(
@@ -161,17 +99,81 @@ def objective_samples(
     return densities.observed + beta * (densities.latent - densities.guide)
 
 
-def _round(
-    opened: Program, args: tuple[Any, ...], guide: nn.Module, beta: float, adam: Any, settings: RefitSettings
-) -> None:
-    parameters = list(guide.parameters())
-    for _ in range(settings.steps_per_round):
-        loss = -objective_samples(opened, args, guide, beta, settings.num_particles).mean(0).sum()
+def gradients_of(
+    opened: Program, args: tuple[Any, ...], guide: nn.Module, beta: float, num_particles: int
+) -> list[Tensor]:
+    """Return the gradient of the β-objective, summed over the data, in the guide's own parameters.
+
+    Raises:
+        InputError: for a guide site without a reparametrised draw, through which no gradient passes.
+    """
+    with torch.enable_grad():
+        total = objective_samples(opened, args, guide, beta, num_particles).mean(0).sum()
         # Only the guide's own gradients: nothing is left behind on the model.
-        gradients = torch.autograd.grad(loss, parameters)
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = torch.nan_to_num(gradient)
-        adam.step()
+        gradients = torch.autograd.grad(total, list(guide.parameters()))
+    return [torch.nan_to_num(gradient) for gradient in gradients]
+
+
+class _Descent:
+    """Adam on the free parameters of one guide, in rounds with a look at the objective after each."""
+
+    def __init__(
+        self, opened: Program, args: tuple[Any, ...], guide: nn.Module, beta: float, settings: RefitSettings, seed: int
+    ) -> None:
+        self.opened, self.args, self.guide, self.beta = opened, args, guide, beta
+        self.settings, self.seed = settings, seed
+        self.rounds = 0
+        self.bounds: list[Tensor] = []  # the ELBO of each datum after each round, of the same noise
+
+    def look(self, at: Function) -> Tensor:
+        """Return draws of the objective, ``(K, B)``, of the same noise at every look: differences are the guides'."""
+        with seeded(self.seed, 1), torch.no_grad():
+            _, densities = self.opened.draw(self.settings.check_particles, self.args, at)
+        if at is self.guide:
+            self.bounds.append(densities.log_weights.double().mean(0))
+        return (densities.observed + self.beta * (densities.latent - densities.guide)).double()
+
+    def run(self, say: Callable[[str], Any]) -> None:
+        """Go down in smaller and smaller steps until the data no longer gain in the mean."""
+        settings = self.settings
+        adam = torch.optim.Adam(self.guide.parameters(), lr=settings.learning_rate)
+        value, plateaus = self.look(self.guide), 0
+        with seeded(self.seed, 0):
+            while plateaus < settings.num_plateaus and self.rounds < settings.max_rounds:
+                self._round(adam)
+                improved = self.look(self.guide)
+                plateaus += int(not float((improved - value).mean()) >= settings.tolerance)
+                value = improved
+                self.rounds += 1
+                say(f"refit at β = {self.beta:g}, round {self.rounds}")
+                for group in adam.param_groups:
+                    group["lr"] = settings.learning_rate * settings.decay**plateaus
+
+    def _round(self, adam: torch.optim.Adam) -> None:
+        for _ in range(self.settings.steps_per_round):
+            gradients = gradients_of(self.opened, self.args, self.guide, self.beta, self.settings.num_particles)
+            for parameter, gradient in zip(self.guide.parameters(), gradients, strict=True):
+                parameter.grad = -gradient
+            adam.step()
+
+    @property
+    def noise(self) -> Tensor:
+        """How much the ELBO of each datum still wavers with the optimiser's noise, ``(B,)``.
+
+        At β ≠ 1 the refit is no optimum of the ELBO, which then moves with the parameters to first order.
+        """
+        last = torch.stack(self.bounds[-_LAST_ROUNDS:])
+        return torch.nan_to_num(last.std(0) if len(last) > 1 else torch.zeros_like(last[0]))
+
+    @property
+    def steps(self) -> int:
+        """Gradient steps taken."""
+        return self.rounds * self.settings.steps_per_round
+
+    @property
+    def particles(self) -> int:
+        """Evaluations of the decoder for each datum."""
+        return self.steps * self.settings.num_particles + (self.rounds + 1) * self.settings.check_particles
 
 
 def refit(
@@ -181,10 +183,13 @@ def refit(
     settings: RefitSettings,
     seed: int,
     local_guide: LocalGuideFactory | None = None,
-    candidates: tuple[LocalGuide, ...] = (),
+    candidates: tuple[Function, ...] = (),
     say: Callable[[str], Any] = str,
 ) -> Refit:
     """Fit free parameters for each datum of a block under the β-objective.
+
+    After the descent comes the certificate: what another gradient step, with far less noise, would gain. Data that gain
+    take it, and are certified again.
 
     Args:
         opened: The program.
@@ -193,40 +198,134 @@ def refit(
         settings: How to run.
         seed: Seed of the block's noise.
         local_guide: Called with ``args``, returns a guide module to fit instead of the program's own family.
-        candidates: Other local guides for the same data; a datum takes over the one of highest objective.
+        candidates: Other local guides of the same kind and data; a datum takes over the one of highest objective.
         say: Told where the refit stands, after every round.
     """
 
-    def look(at: Function) -> Tensor:
-        # The same noise at every look, so that differences between guides are their own.
-        with seeded(seed, 1), torch.no_grad():
-            return objective_samples(opened, args, at, beta, settings.check_particles).double()
+    def make() -> Any:
+        return local_guide(*args) if local_guide is not None else local_guide_of(opened, args)
 
-    guide = local_guide(*args) if local_guide is not None else local_guide_of(opened, args)
-    start = look(guide)
-    adam = torch.optim.Adam(guide.parameters(), lr=settings.learning_rate)
-    value, plateaus, rounds = start, 0, 0
-    with seeded(seed, 0):
-        while plateaus < settings.num_plateaus and rounds < settings.max_rounds:
-            _round(opened, args, guide, beta, adam, settings)
-            improved = look(guide)
-            plateaus += int(not float((improved - value).mean()) >= settings.tolerance)
-            value, rounds = improved, rounds + 1
-            say(f"refit at β = {beta:g}, round {rounds}")
-            for group in adam.param_groups:
-                group["lr"] = settings.learning_rate * settings.decay**plateaus
-    if isinstance(guide, LocalGuide):
-        guide.keep(_is_better(start, look(guide)), local_guide_of(opened, args), opened.plate.dim)
+    guide = make()
+    check_reparametrised(opened, args, guide)
+    check_differentiable(opened)
+    descent = _Descent(opened, args, guide, beta, settings, seed)
+    start = descent.look(guide)
+    descent.run(say)
+    noise = descent.noise
+    keeps = callable(getattr(guide, "keep", None))
+    if keeps:
+        guide.keep(is_better(start, descent.look(guide)), make(), opened.plate.dim)
         for other in candidates:
-            guide.keep(_is_better(look(other), look(guide)), other, opened.plate.dim)
-    return Refit(guide, plateaus >= settings.num_plateaus, rounds * settings.steps_per_round)
+            guide.keep(is_better(descent.look(other), descent.look(guide)), other, opened.plate.dim)
+    particles = descent.particles
+    for attempt in range(_POLISHES + 1):
+        say(f"refit at β = {beta:g}, certificate")
+        found = certify(opened, args, guide, beta, settings, stream_seed(seed, 3, attempt), looks=_LOOKS * 2**attempt)
+        particles += found.particles
+        certified = found.gain + 2 * found.error <= settings.certified_gain * beta
+        if bool(certified.all()) or attempt == _POLISHES or not keeps:
+            break
+        for place, stepped in enumerate(found.stepped):
+            guide.keep((found.best == place) & (found.gain > found.error), stepped, opened.plate.dim)
+    return Refit(guide, certified.cpu(), descent.steps, opened.count(args) * particles, noise, found.gain.clamp(min=0))
 
 
-def _is_better(one: Tensor, other: Tensor) -> Tensor:
+# Rounds behind the optimiser's noise.
+_LAST_ROUNDS = 4
+# How often the data that a certificate's own step improves take that step, and looks behind the first certificate.
+_POLISHES, _LOOKS = 3, 4
+# Gradients that are averaged for the step of a certificate, and the lengths that are tried: near an optimum, in units
+# of the guide's scales, the second derivatives are of order β.
+_GRADIENTS, _LENGTHS = 64, (0.5, 0.1)
+
+
+class _Certificate(NamedTuple):
+    """What another step would gain.
+
+    Attributes:
+        gain: Of each datum by the best of the steps, ``(B,)``, in nats of the objective.
+        error: Its standard error.
+        best: Which step that is.
+        stepped: The guides after each step.
+        particles: Evaluations of the decoder for each datum.
+    """
+
+    gain: Tensor
+    error: Tensor
+    best: Tensor
+    stepped: list[nn.Module]
+    particles: int
+
+
+def certify(
+    opened: Program,
+    args: tuple[Any, ...],
+    guide: nn.Module,
+    beta: float,
+    settings: RefitSettings,
+    seed: int,
+    looks: int,
+) -> _Certificate:
+    """Try another gradient step, and measure what it gains.
+
+    The gradient is a mean over many particles and the gain is measured on others, so that the optimiser's own noise,
+    step size and plateaus have no part in it.
+    """
+
+    def look(at: Function) -> Tensor:
+        with seeded(seed, 1), torch.no_grad():
+            each = (objective_samples(opened, args, at, beta, settings.check_particles) for _ in range(looks))
+            return torch.cat(list(each)).double()
+
+    with seeded(seed, 0):
+        draws = [gradients_of(opened, args, guide, beta, settings.num_particles) for _ in range(_GRADIENTS)]
+    gradients = [torch.stack(parts).mean(0) for parts in zip(*draws, strict=True)]
+    before, stepped, differences = look(guide), [], []
+    for length in _LENGTHS:
+        candidate = copy.deepcopy(guide)
+        with torch.no_grad():
+            for parameter, gradient in zip(candidate.parameters(), gradients, strict=True):
+                parameter.add_(length / beta * gradient)
+        stepped.append(candidate)
+        differences.append(look(candidate) - before)
+    together = torch.stack(differences)  # (lengths, K, B)
+    gain, best = torch.nan_to_num(together.mean(1), nan=-math.inf).max(0)
+    errors = together.std(1) / math.sqrt(together.shape[1])
+    particles = _GRADIENTS * settings.num_particles + (1 + len(_LENGTHS)) * looks * settings.check_particles
+    return _Certificate(gain, errors.gather(0, best[None])[0], best, stepped, particles)
+
+
+def check_reparametrised(opened: Program, args: tuple[Any, ...], guide: Function) -> None:
+    """Raise if a guide draws a site without a reparametrised gradient."""
+    with torch.no_grad():
+        trace = poutine.trace(guide).get_trace(*args)
+    for name, site in samples(trace).items():
+        if not getattr(site["fn"], "has_rsample", False):
+            raise InputError(
+                f"guide site '{name}' of family {type(site['fn']).__name__} has no reparametrised draw (rsample); a"
+                " local refit needs a gradient through it"
+            )
+
+
+def says_its_density(opened: Program, args: tuple[Any, ...], guide: Function) -> bool:
+    """Whether the density of a guide at another's draws can be had, as :meth:`Program.log_guide` takes it."""
+    if callable(getattr(guide, "log_density", None)):
+        return True
+    with torch.no_grad(), seeded(0, PROBE_STREAM):
+        drawn = samples(poutine.trace(guide).get_trace(*args))
+    return set(drawn) == set(opened.latents) and not any(is_delta(site["fn"]) for site in drawn.values())
+
+
+# A guide that is worse by so many nats in the mean is so, whatever the noise.
+_LOST = 10.0
+
+
+def is_better(one: Tensor, other: Tensor) -> Tensor:
     """Whether the mean of paired samples is higher for each datum by more than two of its errors, or the other is lost.
 
-    Without the margin, the noise of the samples would bring back guides that are worse.
+    Without the margin, the noise of the samples would bring back guides that are worse. It ends where a guide is lost:
+    a few draws that are off by any number of nats make the error as large as the mean.
     """
     difference = one - other
     error = difference.std(0) / math.sqrt(len(difference))
-    return (difference.mean(0) > 2 * error) | ~torch.isfinite(other.mean(0))
+    return (difference.mean(0) > (2 * error).clamp(max=_LOST)) | ~torch.isfinite(other.mean(0))

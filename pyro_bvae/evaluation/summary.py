@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyro_bvae.evaluation.bounds import Bound, BoundBlock, KLPerDimension, bound
 from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate
 from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
 from pyro_bvae.evaluation.importance import EvidenceBlock, Weights, join_evidence, map_weights
+from pyro_bvae.evaluation.local_guides import family_of
 from pyro_bvae.evaluation.program import Function, Program
 
 
@@ -40,10 +42,15 @@ class Evaluation:
     def variational_gap(self) -> Estimate:
         """``log p(x) - ELBO``, with an upper bound of its Monte Carlo error where the gaps have none of their own."""
         if self.gaps is not None:
-            return self.gaps.variational
+            return replace(self.gaps.variational, cost=self.gaps.cost)
         values = self.evidence.per_datum - self.bound.elbo.per_datum
         error = self.evidence.monte_carlo_error + self.bound.elbo.monte_carlo_error
         return replace(Estimate.over_data(values, num_samples=self.evidence.num_samples), monte_carlo_error=error)
+
+    @property
+    def verdict(self) -> str | None:
+        """What to fix, in words; None where there are no gaps."""
+        return None if self.gaps is None else self.gaps.verdict
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``evaluation.json`` holds: numbers, lists and None."""
@@ -61,9 +68,10 @@ class Evaluation:
             "beta": self.training_beta,
             "num_data": len(self.evidence.per_datum),
             "num_samples": self.evidence.num_samples,
-            **{name: None if value is None else _finite(value.to_dict()) for name, value in estimates.items()},
+            **{name: None if value is None else _describe(value) for name, value in estimates.items()},
+            "verdict": self.verdict,
+            **_refits_dict(self.gaps),
             "gaps_note": self.gaps_note,
-            "refits": None if self.gaps is None else {"converged": self.gaps.converged, "steps": self.gaps.steps},
             **_kl_dict(self.kl),
             "pareto_k": _k_dict(self.evidence),
         }
@@ -72,9 +80,17 @@ class Evaluation:
 _PARTS = ("approximation", "beta", "amortization")
 
 
-def _finite(numbers: dict[str, float]) -> dict[str, float | None]:
-    """JSON has no NaN: what is undefined is null."""
-    return {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+def _describe(estimate: Estimate) -> dict[str, float | None]:
+    """Return an estimate for a file; JSON has no NaN, so what is undefined is null, and an unknown cost is left out."""
+    numbers = {name: value if math.isfinite(value) else None for name, value in estimate.to_dict().items()}
+    return {**numbers, **({"cost": estimate.cost} if estimate.cost else {})}
+
+
+def _refits_dict(gaps: InferenceGaps | None) -> dict[str, Any]:
+    if gaps is None:
+        return {"families": {}, "refits": None}
+    refits = {"converged": gaps.converged, "certified": int(gaps.certified.sum()), "steps": gaps.steps}
+    return {"families": {name: _describe(gap) for name, gap in gaps.families.items()}, "refits": refits}
 
 
 def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
@@ -92,7 +108,8 @@ def _k_dict(evidence: Estimate) -> dict[str, Any]:
     assert evidence.pareto_k is not None
     finite = evidence.pareto_k[torch.isfinite(evidence.pareto_k)]
     return {
-        f"share_above_{PARETO_K_LIMIT}": evidence.untrusted / len(evidence.per_datum),
+        f"share_above_{PARETO_K_LIMIT}": float((evidence.pareto_k > PARETO_K_LIMIT).double().mean()),
+        "untrusted": evidence.untrusted,
         "max": float(finite.max()) if len(finite) else None,
     }
 
@@ -103,6 +120,7 @@ def evaluate(
     *args: Any,
     training_beta: float = 1.0,
     num_samples: int = 5000,
+    families: Sequence[str] = (),
     data_plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -115,14 +133,22 @@ def evaluate(
         *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
         training_beta: The β that the guide was trained with; at 0 the gaps have no finite parts and are left out.
         num_samples: Particles for each datum.
+        families: Richer families to fit to each datum too, as :func:`~pyro_bvae.evaluation.inference_gaps` takes them.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of all draws.
         progress: Show progress bars.
+
+    Raises:
+        InputError: for a family that is none, and for data or a program that cannot be measured.
     """
+    for name in families:
+        family_of(name)
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed, "progress": progress}
     gaps, note = None, None
     try:
-        gaps = inference_gaps(model, guide, *args, training_beta=training_beta, num_samples=num_samples, **options)
+        gaps = inference_gaps(
+            model, guide, *args, training_beta=training_beta, num_samples=num_samples, families=families, **options
+        )
         evidence, measured = gaps.evidence, gaps.bound
     except InputError as error:
         # What the gaps alone refuse leaves the rest standing; what is wrong with the data is raised again below.

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from pyro_bvae.errors import InputError
 from pyro_bvae.files import atomic_write
 from pyro_bvae.report.figures import Section, sections
-from pyro_bvae.report.words import headline, notes, summary
+from pyro_bvae.report.words import headline, notes, summary, verdict
 from pyro_bvae.runs import load
 
 # Twice a screen's resolution: sharp on dense screens and in print.
@@ -84,6 +84,7 @@ def render(
     return environment.get_template("template.html").render(
         evaluation=evaluation,
         summary=summary(evaluation),
+        verdict=verdict(evaluation),
         headline=headline(evaluation),
         notes=notes(evaluation, conditional),
         sections=parts,

@@ -47,7 +47,10 @@ def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
     if any(evaluation.get(key) is None for key in ("variational_gap", "evidence", "elbo")):
         return None
     caption = "What the ELBO misses of the evidence, and why: the three parts add up to the variational gap."
-    return Section("Where the ELBO loses", plots.gap_bar(evaluation), caption)
+    if evaluation.get("families"):
+        caption += " Below, what richer guides would leave of the approximation gap."
+    # The verdict stands at the head of the page.
+    return Section("Where the ELBO loses", plots.gap_bar({**evaluation, "verdict": None}), caption)
 
 
 def _training(run: Any) -> Section | None:

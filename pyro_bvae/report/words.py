@@ -50,14 +50,40 @@ ESTIMATES = {
 
 def headline(evaluation: Mapping[str, Any]) -> list[Row]:
     """Return the lines of the headline table."""
-    rows = [Row(name, *format_estimate(evaluation.get(key)), meaning) for key, (name, meaning) in ESTIMATES.items()]
+    rows = []
+    for key, (name, meaning) in ESTIMATES.items():
+        rows.append(Row(name, *format_estimate(evaluation.get(key)), meaning))
+        if key == "approximation_gap":
+            rows += _families(evaluation.get("families") or {})
     if units := evaluation.get("active_units"):
         meaning = "Latents that the data move: their posterior mean has variance over the data above 0.01."
         rows.append(Row("Active units", f"{units['count']} of {len(units['active'])}", "", "", meaning))
-    if (share := (evaluation.get("pareto_k") or {}).get("share_above_0.7")) is not None:
-        meaning = "Share of data whose evidence is not to be trusted, as their importance weights are too uneven."
-        rows.append(Row("Pareto k above 0.7", f"{100 * share:.1f}%", "", "", meaning))
+    return [*rows, *_counts(evaluation)]
+
+
+def _families(families: Mapping[str, Any]) -> list[Row]:
+    meaning = "What a guide of this richer family would leave of the approximation gap."
+    return [Row(f"– with a {name} guide", *format_estimate(left), meaning) for name, left in families.items()]
+
+
+def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
+    """Return how many data's evidence and refits can be trusted."""
+    rows, num_data, weights = [], evaluation.get("num_data"), evaluation.get("pareto_k") or {}
+    meaning = "Data whose importance weights are too uneven, by their Pareto k, for the evidence to be trusted."
+    if weights.get("untrusted") is not None:
+        rows.append(Row("Untrusted evidence", f"{weights['untrusted']} of {num_data}", "", "", meaning))
+    elif (share := weights.get("share_above_0.7")) is not None:
+        rows.append(Row("Untrusted evidence", f"{100 * share:.1f}%", "", "", meaning))
+    if (certified := (evaluation.get("refits") or {}).get("certified")) is not None:
+        meaning = "Data whose best guides, which the parts of the gap are measured from, are certified to be the best."
+        rows.append(Row("Certified refits", f"{certified} of {num_data}", "", "", meaning))
     return rows
+
+
+def verdict(evaluation: Mapping[str, Any]) -> tuple[str, str]:
+    """Return what to fix as a headline, and what limits its truth; both empty for an evaluation without a verdict."""
+    first, _, others = (evaluation.get("verdict") or "").partition(". ")
+    return first[:1].upper() + first[1:].removesuffix("."), others
 
 
 def summary(evaluation: Mapping[str, Any]) -> str:
@@ -81,6 +107,8 @@ def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
         said.append("The data have a context: every density here is conditional on it.")
     if evaluation.get("gaps_note"):
         said.append(f"About the gaps: {evaluation['gaps_note']}")
+    if evaluation.get("verdict"):
+        return said  # it says itself what limits its truth
     if (evaluation.get("refits") or {}).get("converged") is False:
         said.append("The local refits did not converge: the three parts of the gap are rough, their sum is not.")
     if ((evaluation.get("pareto_k") or {}).get("share_above_0.7") or 0.0) > UNTRUSTED_SHARE:

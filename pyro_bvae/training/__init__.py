@@ -4,16 +4,19 @@ from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load
 from pyro_bvae.training.fit import fit
 from pyro_bvae.training.health import TrainingError
 from pyro_bvae.training.history import History
+from pyro_bvae.training.importance_weighted import IWELBO
 from pyro_bvae.training.loss import GivenNoise, Loss, reparametrize
-from pyro_bvae.training.objectives import Terms, TraceTerms
+from pyro_bvae.training.objectives import Objective, Terms, TraceTerms
 from pyro_bvae.training.schedules import Constant, LinearWarmup, OneCycle, Schedule
 
 __all__ = [
+    "IWELBO",
     "Constant",
     "GivenNoise",
     "History",
     "LinearWarmup",
     "Loss",
+    "Objective",
     "OneCycle",
     "Schedule",
     "Terms",

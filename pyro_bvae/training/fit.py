@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.errors import InputError, check_beta
 from pyro_bvae.training.history import History, Row
-from pyro_bvae.training.objectives import TraceTerms
+from pyro_bvae.training.objectives import Objective
 from pyro_bvae.training.schedules import OneCycle, Schedule, as_schedule
 from pyro_bvae.training.trainer import Trainer
 
@@ -93,7 +93,7 @@ def fit(
     learning_rate: float | Schedule = 3e-3,
     gradient_clip: float | None = 200.0,
     early_stopping: int | None = None,
-    objective: TraceTerms | None = None,
+    objective: Objective | None = None,
     device: str | None = None,
     output: str | Path | None = None,
     resume: bool = False,
@@ -103,10 +103,10 @@ def fit(
 ) -> History:
     r"""Train a model and guide by stochastic variational inference.
 
-    Each step is that of ``pyro.infer.SVI`` with ``Trace_ELBO`` and Adam on a mini-batch: the same loss, the same
-    gradients, without a synchronisation with the device. What a step does is a function of ``seed``, the epoch and the
-    parameters, so a resumed run continues as if it had never stopped. The caller's parameter store, random state and
-    train or eval mode are left as they were.
+    Each step is that of ``pyro.infer.SVI`` with ``Trace_ELBO`` (or the given objective) and Adam on a mini-batch: the
+    same loss, the same gradients, without a synchronisation with the device. What a step does is a function of
+    ``seed``, the epoch and the parameters, so a resumed run continues as if it had never stopped. The caller's
+    parameter store, random state and train or eval mode are left as they were.
 
     Args:
         vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context, beta)``, such as
@@ -121,7 +121,8 @@ def fit(
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         early_stopping: Stop after so many epochs without a better validation objective, and go back to the best
             weights; None for never.
-        objective: The objective; the β-bound by default.
+        objective: The objective; the β-bound by default. Another is
+            :class:`~pyro_bvae.training.IWELBO`, the importance weighted bound.
         device: Where to train; where the model is by default.
         output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing.
         resume: Continue from ``output``'s last checkpoint.

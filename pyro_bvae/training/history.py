@@ -16,9 +16,10 @@ class History(Mapping[str, list[float]]):
     """Metrics of each epoch: a mapping from column to values.
 
     Columns, in nats per datum where not said otherwise: ``epoch`` (number), ``beta``, ``learning_rate``,
-    ``gradient_norm`` (mean over steps, per datum), ``objective`` (distortion + β rate), ``distortion``, ``rate`` of the
-    training batches as they were seen; ``validation_objective`` at the final β, ``validation_distortion``,
-    ``validation_rate``, ``validation_elbo`` at β = 1, of the held-out data; ``seconds`` (of the epoch).
+    ``gradient_norm`` (mean over steps, per datum), ``objective`` (distortion + β rate, or the loss of another
+    objective), ``distortion``, ``rate`` of the training batches as they were seen; ``validation_objective`` at the
+    final β, ``validation_distortion``, ``validation_rate``, ``validation_elbo`` at β = 1, of the held-out data;
+    ``seconds`` (of the epoch).
 
     Args:
         rows: One dictionary an epoch.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
-from pyro_bvae.training.objectives import Terms, TraceTerms
+from pyro_bvae.training.objectives import Objective, Terms, TraceTerms
 
 
 class Loss(nn.Module):
@@ -25,10 +25,10 @@ class Loss(nn.Module):
         objective: Turns a pair and its arguments into :class:`~pyro_bvae.training.Terms`.
     """
 
-    def __init__(self, vae: Any, objective: TraceTerms | None = None) -> None:
+    def __init__(self, vae: Any, objective: Objective | None = None) -> None:
         super().__init__()
         self.vae: Any = vae
-        self.objective = objective or TraceTerms()
+        self.objective: Objective = TraceTerms() if objective is None else objective
 
     def forward(
         self,

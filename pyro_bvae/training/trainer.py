@@ -27,7 +27,7 @@ from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load
 from pyro_bvae.training.health import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.objectives import TraceTerms
+from pyro_bvae.training.objectives import Objective, StepsByTerms, TraceTerms
 
 if TYPE_CHECKING:
     from pyro_bvae.training.fit import Settings
@@ -55,7 +55,7 @@ class Trainer:
         data: Any,
         settings: Settings,
         validation: Tensor | Dataset | None,
-        objective: TraceTerms | None,
+        objective: Objective | None,
         device: str | None,
         output: Path | None,
     ) -> None:
@@ -76,6 +76,7 @@ class Trainer:
         held_out = None if validation is None else as_batches(validation, dtype, self.device, check)
         self.validation = cast("Dataset | None", held_out)
         self.loss = Loss(vae, objective)
+        self.has_own_objective = type(self.loss.objective) is not TraceTerms
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
         self.history = History()
@@ -202,18 +203,26 @@ class Trainer:
         args = (data.x, *(() if data.context is None else (data.context,)))
         # The same noise after every epoch: curves move with the weights alone.
         measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=VALIDATION_STREAM)
+        objective = measured.objective(self.settings.final_beta).value
         return {
-            "validation_objective": measured.objective(self.settings.final_beta).value,
+            "validation_objective": self._own_objective(data) if self.has_own_objective else objective,
             "validation_distortion": measured.distortion.value,
             "validation_rate": measured.rate.value,
             "validation_elbo": measured.elbo.value,
         }
 
+    def _own_objective(self, data: Dataset) -> float:
+        """Return the mean of an objective that is not the β-bound, at the final β and with the same noise each time."""
+        batches = data.batches(self.settings.batch_size, seed=0, epoch=0, shuffle=False)
+        with evaluating(self.vae), seeded(VALIDATION_STREAM):
+            return sum(float(self.loss(*batch, self.settings.final_beta).loss) for batch in batches) / len(data)
+
     # -- what is kept ----------------------------------------------------------------------------------------------
 
     def _record(self, row: Row) -> None:
         self.history.rows.append(row)
-        score = row.get("validation_objective", row["distortion"] + self.settings.final_beta * row["rate"])
+        seen = row["distortion"] + self.settings.final_beta * row["rate"]
+        score = row.get("validation_objective", row["objective"] if self.has_own_objective else seen)
         # While β is on its way the model of the objective's optimum is still to come: the latest epoch counts.
         final_beta = self.settings.final_beta
         warming = abs(float(self.settings.beta(row["epoch"], self.settings.epochs)) - final_beta) > 1e-9 * final_beta
@@ -238,6 +247,7 @@ class Trainer:
             "best": self.best,
             "stale": self.stale,
             "settings": self.settings.identity(),
+            "objective": _name_of(self.loss.objective),
         }
 
     def _is_over(self) -> bool:
@@ -266,6 +276,9 @@ class Trainer:
         for name, value in self.settings.identity().items():
             if state["settings"].get(name) != value:
                 raise InputError(f"cannot resume {path}: '{name}' was {state['settings'].get(name)}, got {value}")
+        objective = _name_of(self.loss.objective)
+        if (before := state.get("objective", objective)) != objective:
+            raise InputError(f"cannot resume {path}: 'objective' was {before}, got {objective}")
         validated = any("validation_objective" in row for row in state["history"])
         if validated != (self.validation is not None):
             raise InputError(f"cannot resume {path}: it was trained {'with' if validated else 'without'} 'validation'")
@@ -312,6 +325,10 @@ class _Watch:
 def _set_modes(modes: dict[nn.Module, bool]) -> None:
     for module, training in modes.items():
         module.training = training
+
+
+def _name_of(objective: Objective) -> str:
+    return repr(objective) if isinstance(objective, StepsByTerms) else type(objective).__name__
 
 
 def _first(context: Context | None, count: int) -> Context | None:

@@ -1,0 +1,167 @@
+"""Evidence, bound, refits and gaps of one block of data."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_bvae.evaluation.averages import error_of_mean, normalized_weights
+from pyro_bvae.evaluation.bounds import BoundBlock, bound_block
+from pyro_bvae.evaluation.importance import EvidenceBlock, Weights, sample_weights
+from pyro_bvae.evaluation.local_guides import Family, JointLocalGuide
+from pyro_bvae.evaluation.program import Function, Program
+from pyro_bvae.evaluation.proposals import Component
+from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, is_better, refit, says_its_density
+from pyro_bvae.randomness import seeded
+
+
+class GapBlock(NamedTuple):
+    """Everything measured on one block of data."""
+
+    evidence: EvidenceBlock
+    bound: BoundBlock
+    gaps: Tensor  # (4 + families, B): variational, approximation, beta, amortization, then each family's
+    gap_errors: Tensor  # of the same shape: their Monte Carlo errors
+    gap_biases: Tensor  # of the same shape: of the evidence, and what a refit has left to gain
+    elbos: Tensor  # (1 + families, B): of the refit, then of each family's
+    elbo_errors: Tensor  # of the same shape
+    certified: Tensor  # (B,)
+    steps: int
+    cost: int
+    evidence_cost: int  # of the draws behind the evidence
+
+
+class _Refits(NamedTuple):
+    """The refits of a block: under the ELBO, under the training objective (the same at β = 1), of richer families."""
+
+    best: Refit
+    under_beta: Refit
+    families: tuple[Refit, ...]
+
+    @property
+    def all(self) -> tuple[Refit, ...]:
+        same = self.best is self.under_beta
+        return (self.best, *(() if same else (self.under_beta,)), *self.families)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What was asked of the gaps, the same for every block."""
+
+    num_samples: int
+    training_beta: float
+    settings: RefitSettings
+    local_guide: LocalGuideFactory | None
+    families: tuple[Family, ...]
+
+
+def _refits(opened: Program, args: tuple[Any, ...], request: Request, seed: int, say: Callable[[str], Any]) -> _Refits:
+    beta, settings, local_guide = request.training_beta, request.settings, request.local_guide
+    under_beta = refit(opened, args, beta, settings, seed, local_guide, say=say)
+    best = under_beta
+    if beta != 1:
+        candidates = (under_beta.guide,) if local_guide is None else ()
+        best = refit(opened, args, 1.0, settings, seed, local_guide, candidates, say)
+    found: list[Refit] = []
+    for family in request.families:
+        start = found[-1].guide if found else best.guide
+        make = functools.partial(_joint, opened, family, start)
+        found.append(refit(opened, args, 1.0, settings, seed, make, say=say))
+    return _Refits(best, under_beta, tuple(found))
+
+
+def _joint(opened: Program, family: Family, start: Function, *args: Any) -> JointLocalGuide:
+    return JointLocalGuide(opened, args, family, start)
+
+
+def gap_block(
+    opened: Program,
+    args: tuple[Any, ...],
+    request: Request,
+    seed: int,
+    say: Callable[[str], Any] = str,
+) -> GapBlock:
+    """Measure evidence, bound and gaps of one block of data.
+
+    The guides share their noise, so that differences of their bounds have small errors. The evidence is weighed with
+    the draws of guide and refits together, as one sample of their mixture. The error of a gap is that of the mean of
+    its paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
+    """
+    refits = _refits(opened, args, request, seed, say)
+    say("weighing")
+    mixed = (opened.guide, refits.best.guide, *(part.guide for part in refits.families))
+    own_family = request.local_guide is None or says_its_density(opened, args, refits.best.guide)
+    mixable = opened.proposes_latents_alone and own_family
+    mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if mixable else ()
+
+    def weigh(guide: Function) -> Weights:
+        with seeded(seed, 2), torch.no_grad():
+            return sample_weights(opened, args, request.num_samples, guide, mixture if guide in mixed else ())
+
+    weights = {guide: weigh(guide) for guide in (*mixed, refits.under_beta.guide)}
+    own = weights[opened.guide]
+    pooled = torch.cat([weights[guide].mixed for guide in mixed]) if mixture else own.mixed
+    # One sample a particle: the mean of those of all guides.
+    linearised = normalized_weights(pooled).unflatten(0, (-1, request.num_samples)).mean(0) - 1
+    evidence = EvidenceBlock.from_log_weights(pooled)._replace(error=error_of_mean(linearised))
+    beta = request.training_beta
+    star = _at_least(weights[refits.best.guide], own, 1.0)
+    star_beta = star if beta == 1 else _at_least(weights[refits.under_beta.guide], own, beta)
+    bounds = [own.log_weights.double(), star.log_weights.double(), star_beta.log_weights.double()]
+    richer = [_at_least(weights[part.guide], star, 1.0).log_weights.double() for part in refits.families]
+    samples = [linearised - bounds[0], linearised - bounds[1], bounds[1] - bounds[2], bounds[2] - bounds[0]]
+    samples += [linearised - part for part in richer]
+    values = torch.stack([sample.mean(0) for sample in samples])
+    from_evidence = [0, 1, *range(4, len(samples))]
+    values[from_evidence] += evidence.value - linearised.mean(0)
+    errors = torch.stack([error_of_mean(sample) for sample in samples])
+    elbo_errors = torch.stack([error_of_mean(part) for part in (bounds[1], *richer)])
+    found = (refits.best, *refits.families)
+    return GapBlock(
+        evidence,
+        bound_block(opened, args, own),
+        values,
+        torch.hypot(errors, _refit_noise(refits)),
+        _biases(evidence, refits),
+        torch.stack([part.mean(0) for part in (bounds[1], *richer)]),
+        torch.hypot(elbo_errors, torch.stack([part.noise for part in found])),
+        torch.stack([part.certified for part in refits.all]).all(0),
+        max(part.steps for part in refits.all),
+        sum(part.cost for part in refits.all) + len(weights) * own.log_weights.numel(),
+        pooled.numel(),
+    )
+
+
+def _refit_noise(refits: _Refits) -> Tensor:
+    """Return what the optimiser's noise adds to the errors of the gaps, ``(4 + families, B)``."""
+    best, under_beta = refits.best.noise, refits.under_beta.noise
+    zero = torch.zeros_like(best)
+    between = zero if refits.best is refits.under_beta else torch.hypot(best, under_beta)
+    return torch.stack([zero, best, between, under_beta, *(part.noise for part in refits.families)])
+
+
+def _biases(evidence: EvidenceBlock, refits: _Refits) -> Tensor:
+    """Return how far the gaps may be off by the evidence's bias and what the refits have left, ``(4 + families, B)``.
+
+    Only under the ELBO is what a refit has left to gain what the bound has left.
+    """
+    best, bias = refits.best.remaining, evidence.bias
+    zero = torch.zeros_like(best)
+    shared = refits.best is refits.under_beta
+    families = (bias + part.remaining for part in refits.families)
+    return torch.stack([bias, bias + best, zero if shared else best, best if shared else zero, *families])
+
+
+def _at_least(refitted: Weights, start: Weights, beta: float) -> Weights:
+    """Return the weights of a refit, or of where it started for the data where that is surely better.
+
+    The refit judged itself on few samples; these are many, and no refit ends below its start by more than their noise.
+    """
+    objectives = (part.observed + beta * (part.log_weights - part.observed) for part in (start, refitted))
+    fell = is_better(*(objective.double() for objective in objectives))
+    return Weights(*(torch.where(fell, before, after) for before, after in zip(start, refitted, strict=True)))

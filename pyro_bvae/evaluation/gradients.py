@@ -1,0 +1,43 @@
+"""Whether a program can be followed uphill: gradients of its densities in its latents."""
+
+from __future__ import annotations
+
+import torch
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.program import Program
+from pyro_bvae.randomness import PROBE_STREAM, seeded
+
+
+def check_differentiable(opened: Program) -> None:
+    """Raise if a density depends on a latent through which no gradient comes back.
+
+    A density that is the same at another draw of the latent needs none.
+
+    Raises:
+        InputError: with the name of the latent.
+    """
+    with seeded(0, PROBE_STREAM), torch.no_grad():
+        here, there = (opened.draw(1, opened.probe).values for _ in range(2))
+    leaves = {name: here[name].detach().requires_grad_() for name in opened.latents}
+    try:
+        with torch.enable_grad():
+            densities = opened.log_joint(leaves, opened.probe)
+    except RuntimeError as error:
+        raise InputError(
+            f"the model cannot be differentiated in its latents {sorted(opened.latents)}: {error}"
+        ) from error
+    for name, leaf in leaves.items():
+        with torch.no_grad():
+            moved = opened.log_joint({**leaves, name: there[name]}, opened.probe)
+        for density, other in zip(densities, moved, strict=True):
+            if density.requires_grad:
+                (gradient,) = torch.autograd.grad(density.sum(), leaf, retain_graph=True, allow_unused=True)
+            else:
+                gradient = None
+            within = torch.isfinite(density) & torch.isfinite(other)  # of supports that depend on other latents
+            if gradient is None and not torch.allclose(density[within], other[within]):
+                raise InputError(
+                    f"the model's density has no gradient in latent '{name}', which it depends on: is it detached, or"
+                    " rounded?"
+                )

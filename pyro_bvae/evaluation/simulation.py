@@ -1,0 +1,84 @@
+"""Data drawn from a program in the place of the observed ones, with the latents that made them."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.program import Program, Values
+from pyro_bvae.evaluation.sites import Sites, samples
+from pyro_bvae.randomness import seeded
+
+
+class Simulated(NamedTuple):
+    """A block of simulated data.
+
+    Attributes:
+        opened: The program that observes them.
+        args: Its arguments.
+        latents: What they were made from: one exact draw of the posterior, by latent site.
+        observed: The data, by observed site.
+        data_dims: The dimension of the data in each, counted from the right.
+    """
+
+    opened: Program
+    args: tuple[Any, ...]
+    latents: Values
+    observed: Values
+    data_dims: dict[str, int]
+
+
+@torch.no_grad()
+def simulate(opened: Program, args: tuple[Any, ...], seed: int, for_guide: bool = False) -> Simulated:
+    """Draw latents and data from the model, as many as there are in a block.
+
+    Args:
+        opened: The program.
+        args: The arguments of the block. Where observed values are found among them, simulated ones take their place;
+            where not, the model is conditioned on them.
+        seed: Seed of the draw.
+        for_guide: Whether the guide has to see the data, so that they must be among the arguments.
+
+    Raises:
+        InputError: if the guide has to see data that are not among the arguments, or for a model with a factor, whose
+            latents are no draw of the posterior.
+    """
+    with seeded(seed):
+        trace = poutine.trace(poutine.uncondition(opened.model)).get_trace(*args)
+    sites: Sites = samples(trace)
+    for name, site in sites.items():
+        if site["infer"].get("was_observed") and site["value"].numel() == 0:
+            raise InputError(f"site '{name}' of the model is a factor, from which no data can be simulated")
+    latents = {name: sites[name]["value"] for name in opened.latents}
+    drawn = {name: site for name, site in sites.items() if site["infer"].get("was_observed")}
+    observed = {name: site["value"] for name, site in drawn.items()}
+    dims = {name: opened.plate.dim - site["fn"].event_dim for name, site in drawn.items()}
+    found: set[str] = set()
+
+    def replaced(leaf: Any) -> Any:
+        for name, site in drawn.items():
+            if isinstance(leaf, Tensor) and _same(leaf, site["infer"]["obs"]):
+                found.add(name)
+                return observed[name].to(leaf.dtype)
+        return leaf
+
+    arguments = tree_map(replaced, args)
+    if missing := set(drawn) - found:
+        if for_guide:
+            raise InputError(
+                f"observed site '{min(missing)}' is none of the arguments, so the guide cannot be shown simulated data:"
+                " start from the prior"
+            )
+        opened = copy.copy(opened)
+        opened.model = poutine.condition(poutine.uncondition(opened.model), data=observed)
+    return Simulated(opened, arguments, latents, observed, dims)
+
+
+def _same(leaf: Tensor, observed: Tensor) -> bool:
+    return leaf.shape == observed.shape and leaf.dtype == observed.dtype and bool(torch.equal(leaf, observed))

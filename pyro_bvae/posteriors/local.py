@@ -1,0 +1,163 @@
+r"""Local posteriors: free parameters for each datum, :math:`q_n(z)`, started at a given member of their family."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_bvae.context import Context
+from pyro_bvae.errors import InputError
+
+
+class LocalNormalPosterior(nn.Module):
+    r"""A diagonal normal with free parameters for each datum: the guide without amortization.
+
+    :math:`q_n(z) = \mathcal{N}(\mu_n, \operatorname{diag} \sigma_n^2)` for datum n, whatever its ``x``. It is what the
+    local refits of the inference gaps optimise, and a guide for stochastic variational inference on the whole data at
+    once (Hoffman et al. 2013). The parameters are the shift of the mean in units of the starting scale and the log of
+    the factor on that scale, so that one step size suits latents of any scale.
+
+    Args:
+        loc: Starting means, shape ``(N, L)`` or with more leading dimensions.
+        scale: Starting scales, positive, of the same shape.
+        event_dim: How many of the last dimensions belong to one draw; 0 for scalar sites.
+
+    Shape:
+        Any input to a distribution with batch shape ``(N,)`` and event shape ``(L,)``.
+    """
+
+    start_loc: Tensor
+    start_scale: Tensor
+
+    def __init__(self, loc: Tensor, scale: Tensor, *, event_dim: int = 1) -> None:
+        super().__init__()
+        if loc.shape != scale.shape or not bool((scale > 0).all()):
+            raise InputError(
+                f"'scale' must be positive and of the shape of 'loc', {tuple(loc.shape)}; got {tuple(scale.shape)}"
+            )
+        self.register_buffer("start_loc", loc.detach().clone())
+        self.register_buffer("start_scale", scale.detach().clone())
+        self.shift = nn.Parameter(torch.zeros_like(loc))
+        self.log_factor = nn.Parameter(torch.zeros_like(loc))
+        self.event_dim = event_dim
+        self.latent_dim = loc.shape[-1] if event_dim else None
+
+    def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
+        """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
+        if self.event_dim:
+            check_whole(self, x, self.start_loc.shape[-1 - self.event_dim])
+        loc = self.start_loc + self.start_scale * self.shift
+        return dist.Normal(loc, self.start_scale * self.log_factor.exp()).to_event(self.event_dim)
+
+
+class LocalFullRankPosterior(nn.Module):
+    r"""A normal with a mean and a covariance matrix of its own for each datum.
+
+    .. math:: q_n(z) = \mathcal{N}(\mu_n, C_n C_n^\top), \qquad
+        \mu_n = \mu_n^0 + C_n^0 \delta_n, \quad C_n = C_n^0 \, (\Lambda_n + \operatorname{diag} e^{\lambda_n}),
+
+    with :math:`\Lambda_n` strictly lower triangular (Titsias and Lázaro-Gredilla 2014). All parameters start at zero
+    and count in units of the start :math:`(\mu^0, C^0)`, each row of :math:`\Lambda` divided by the square root of its
+    number of entries, so that one step size suits latents of any scale and number.
+
+    Args:
+        loc: Starting means, shape ``(N, L)`` or with more leading dimensions.
+        scale_tril: Starting factors of the covariances, lower triangular with a positive diagonal, ``(N, L, L)``.
+        event_dim: How many of the last dimensions of ``loc`` belong to one draw, at least 1; only the last is
+            correlated.
+
+    Shape:
+        Any input to a distribution with batch shape ``(N,)`` and event shape ``(L,)``.
+    """
+
+    start_loc: Tensor
+    start_tril: Tensor
+
+    def __init__(self, loc: Tensor, scale_tril: Tensor, *, event_dim: int = 1) -> None:
+        super().__init__()
+        if not 1 <= event_dim < loc.dim():
+            raise InputError(
+                f"'loc' must have a dimension for the data and {event_dim} for a draw, at least 1; got shape"
+                f" {tuple(loc.shape)}"
+            )
+        if scale_tril.shape != (*loc.shape, loc.shape[-1]):
+            raise InputError(
+                f"'scale_tril' must be a square matrix for each row of 'loc', {(*loc.shape, loc.shape[-1])}; got"
+                f" {tuple(scale_tril.shape)}"
+            )
+        if not torch.equal(scale_tril, scale_tril.tril()) or not bool((scale_tril.diagonal(0, -2, -1) > 0).all()):
+            raise InputError("'scale_tril' must be lower triangular with a positive diagonal, which this one is not")
+        self.register_buffer("start_loc", loc.detach().clone())
+        self.register_buffer("start_tril", scale_tril.detach().clone())
+        self.shift = nn.Parameter(torch.zeros_like(loc))
+        self.lower = nn.Parameter(torch.zeros_like(scale_tril))  # what lies above its diagonal counts for nothing
+        self.log_factor = nn.Parameter(torch.zeros_like(loc))
+        self.event_dim = event_dim
+        self.latent_dim = loc.shape[-1]
+
+    def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
+        """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
+        check_whole(self, x, self.start_loc.shape[-1 - self.event_dim])
+        loc = self.start_loc + matrix_vector(self.start_tril, self.shift)
+        num_inputs = torch.arange(self.latent_dim, dtype=loc.dtype, device=loc.device).clamp(min=1).unsqueeze(-1)
+        lower = self.lower.tril(-1) * num_inputs.rsqrt()
+        scale_tril = self.start_tril @ (lower + torch.diag_embed(self.log_factor.exp()))
+        return _FullRankNormal(loc, scale_tril=scale_tril, validate_args=False).to_event(self.event_dim - 1)
+
+
+class _FullRankNormal(dist.MultivariateNormal):
+    """Pyro's normal, but its draws do not copy the matrix of a datum for every particle: many times faster."""
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+        return self.loc + matrix_vector(self._unbroadcasted_scale_tril, noise)
+
+
+def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Multiply ``(N, I, J)`` by ``(*, N, J)``, one matrix product a datum for all its particles, ``(*, N, I)``."""
+    return torch.einsum("...ij,...j->...i", matrix, vector)
+
+
+def check_whole(local: nn.Module, x: Tensor | None, num_data: int) -> None:
+    """Refuse an ``x`` of another number of data than a local posterior has parameters for.
+
+    Raises:
+        InputError: if ``x``, shape ``(*, N, D)``, is not of ``num_data`` data.
+    """
+    if x is not None and x.shape[-2] != num_data:
+        raise InputError(
+            f"a {type(local).__name__} of {num_data} data takes all of them in their order, got {x.shape[-2]}: train"
+            " it with pyro.infer.SVI on the whole data, not in batches"
+        )
+
+
+@functools.singledispatch
+def local_posterior(base: torch.distributions.Distribution, event_dim: int) -> nn.Module:
+    """Return the family of a distribution with free parameters for each datum, started at its parameters.
+
+    A new guide family registers its local version here, by the type of the distribution without its
+    :class:`~torch.distributions.Independent` wrappers.
+
+    Args:
+        base: The distribution, with all dimensions that :meth:`to_event` declared made batch dimensions again.
+        event_dim: How many dimensions one draw had before that, those of the distribution itself included.
+
+    Raises:
+        InputError: for a family that has no local version.
+    """
+    raise InputError(f"no local version of the guide family {type(base).__name__} is known; pass 'local_guide'")
+
+
+@local_posterior.register
+def _(base: torch.distributions.Normal, event_dim: int) -> nn.Module:
+    return LocalNormalPosterior(base.loc, base.scale, event_dim=event_dim)
+
+
+@local_posterior.register
+def _(base: torch.distributions.MultivariateNormal, event_dim: int) -> nn.Module:
+    return LocalFullRankPosterior(base.loc, base.scale_tril, event_dim=event_dim)

@@ -1,0 +1,249 @@
+"""Runs of a program for objectives that weigh particles: log weights of each datum, and gradients of the draws."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.poutine.util import is_validation_enabled
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.sites import Site, check_sites, find_latents, find_plate, is_delta, samples
+from pyro_bvae.training.objectives import log_density, subsample_scale
+
+Function = Callable[..., Any]
+
+
+class Pair(NamedTuple):
+    """A model and its guide with their arguments."""
+
+    model: Function
+    guide: Function
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run_guide(self, at: poutine.Trace | None = None) -> poutine.Trace:
+        """Run the guide, at the values of a trace where it has any."""
+        guide = self.guide if at is None else poutine.replay(self.guide, trace=at)
+        return poutine.trace(guide).get_trace(*self.args, **self.kwargs)
+
+    def run_model(self, guide_trace: poutine.Trace) -> poutine.Trace:
+        """Run the model at the guide's values."""
+        return poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args, **self.kwargs)
+
+
+class Run:
+    r"""One run of a pair, of one particle or of all of them.
+
+    ``log_weights``, shape ``(K, N)``, hold every site's log density with its scale and mask, summed over all dimensions
+    but particles and data. The scale of a subsampled data plate is no part of them: it is ``plate_scale``.
+
+    Args:
+        pair: What is run.
+        particle_dim: The dimension of the particles' plate, if the pair has one.
+        data_plate: Name of the data plate, where the latents share more than one.
+        doubly: Whether the guide's score is taken out of the gradient of the log weights, and that of its draws is
+            multiplied by :math:`1 - \beta (1 - \tilde w)`; needs :meth:`set_weights` before the gradient is taken.
+        start: A trace at whose draws or subsample the guide starts.
+
+    Raises:
+        InputError: if the program has no weights for each datum.
+    """
+
+    def __init__(
+        self,
+        pair: Pair,
+        particle_dim: int | None,
+        data_plate: str | None,
+        doubly: bool = False,
+        start: poutine.Trace | None = None,
+    ) -> None:
+        self.particle_dim = particle_dim
+        self.factors: dict[str, Tensor] = {}
+        drawn = self.guide_trace = pair.run_guide(start)
+        if doubly:
+            self.guide_trace = _at(pair, drawn, self._slowed(drawn))
+        self.model_trace = pair.run_model(self.guide_trace)
+        self.plate = _find_plate(pair, self.guide_trace, self.model_trace, particle_dim, data_plate)
+        self.plate_scale = subsample_scale(self.plate)
+        log_weights = self._per_datum(self.model_trace) - self._per_datum(self.guide_trace)
+        if doubly:
+            log_weights = log_weights + self._without_score(pair, drawn)
+        self.log_weights = log_weights / self.plate_scale
+        if is_validation_enabled():
+            for site in self._sites():
+                check_site_shape(site, max(self.plate_nesting, site["log_prob"].dim()))
+
+    def _sites(self) -> list[Site]:
+        return [*samples(self.guide_trace).values(), *samples(self.model_trace).values()]
+
+    @property
+    def plate_nesting(self) -> int:
+        """Number of dimensions that the plates take."""
+        return max(-frame.dim for site in self._sites() for frame in site["cond_indep_stack"] if frame.vectorized)
+
+    def _without_score(self, pair: Pair, drawn: poutine.Trace) -> Tensor:
+        """Return zeros ``(K, N)`` that take the guide's score from a gradient; the draws' factors stand in for it."""
+        sites = _noisy(drawn)
+        _check_scales(sites)
+        still = _at(pair, drawn, {name: site["value"].detach() for name, site in sites.items()})
+        if is_validation_enabled():
+            with torch.no_grad():
+                _check_rerun(self._per_datum(drawn), self._per_datum(self.guide_trace))
+        score = self._per_datum(still, sites)
+        return score - score.detach()
+
+    def _slowed(self, drawn: poutine.Trace) -> dict[str, Tensor]:
+        """Return the draws, with gradients that are multiplied by factors which are known once the weights are."""
+        values = {name: site["value"].view_as(site["value"]) for name, site in _noisy(drawn).items()}
+        # The hooks know the factors alone: with a trace in reach, they would keep alive the graph that holds them.
+        factors = self.factors
+        for name, value in values.items():
+            if value.requires_grad:
+                value.register_hook(lambda gradient, name=name: gradient * factors[name])
+        return values
+
+    def set_weights(self, weights: Tensor) -> None:
+        """Set the factors of the draws' gradients from the normalised weights of this run's particles, ``(K, N)``."""
+        if self.particle_dim is None:
+            spread = weights[0].reshape(-1, *[1] * (-self.plate.dim - 1))
+        else:
+            between, inner = self.plate.dim - self.particle_dim - 1, -self.plate.dim - 1
+            spread = weights.reshape(weights.shape[0], *[1] * between, weights.shape[1], *[1] * inner)
+        for name, site in _noisy(self.guide_trace).items():
+            beta = scale_and_mask(weights.new_ones(()), site["scale"] / self.plate_scale, site["mask"])
+            factor = 1 - beta * (1 - spread)
+            self.factors[name] = factor.reshape(*factor.shape, *[1] * site["fn"].event_dim)
+
+    def _per_datum(self, trace: poutine.Trace, names: Iterable[str] | None = None) -> Tensor:
+        """Return the log density of a trace's sites, summed over all but particles and data, ``(K, N)``."""
+        trace.compute_log_prob()
+        kept = (self.plate.dim, self.particle_dim)
+        densities = []
+        for name in samples(trace) if names is None else names:
+            terms = trace.nodes[name]["log_prob"]
+            others = [dim for dim in range(-terms.dim(), 0) if dim not in kept]
+            densities.append(terms.sum(others) if others else terms)
+        total = functools.reduce(torch.add, densities)
+        return total if total.dim() == 2 else total.unsqueeze(0)
+
+    def distortion(self) -> Tensor:
+        """Return minus the log likelihood of the observed sites, summed over particles and data."""
+        observed = [s["log_prob_sum"] for s in samples(self.model_trace).values() if s["is_observed"]]
+        return -torch.stack(observed).sum()
+
+    def rate(self) -> Tensor:
+        """Return the log density of the guide over that of the latents at β = 1, summed over particles and data."""
+        guide = [log_density(site) for site in samples(self.guide_trace).values()]
+        latent = [log_density(site) for site in samples(self.model_trace).values() if not site["is_observed"]]
+        return torch.stack(guide).sum() - torch.stack(latent).sum()
+
+    def particle(self, k: int) -> poutine.Trace:
+        """Return a trace from which a guide starts at the draws and the subsample of one particle."""
+        assert self.particle_dim is not None
+        values = {}
+        for name, site in _noisy(self.guide_trace).items():
+            values[name] = site["value"].select(self.particle_dim - site["fn"].event_dim, k)
+        return _moved(self.guide_trace, values)
+
+    def subsample(self) -> poutine.Trace:
+        """Return a trace from which a guide starts at the subsample of this run, with draws of its own."""
+        return _moved(self.guide_trace, {})
+
+
+def _noisy(guide_trace: poutine.Trace) -> dict[str, Site]:
+    """Return the sites at which a guide draws; points, such as those of autoguides, follow from these."""
+    return {name: site for name, site in samples(guide_trace).items() if not is_delta(site["fn"])}
+
+
+def _moved(guide_trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    """Return a guide's trace with other draws, and without the points that follow from them."""
+    moved = guide_trace.copy()
+    for name, site in samples(guide_trace).items():
+        if name in values:
+            moved.nodes[name] = {**site, "value": values[name]}
+        else:
+            moved.remove_node(name)
+    return moved
+
+
+def _at(pair: Pair, guide_trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
+    """Return the trace of a guide at other draws, run again if what it does at one site may depend on another."""
+    moved = _moved(guide_trace, values)
+    return moved if len(samples(guide_trace)) == 1 else pair.run_guide(moved)
+
+
+def _find_plate(
+    pair: Pair,
+    guide_trace: poutine.Trace,
+    model_trace: poutine.Trace,
+    particle_dim: int | None,
+    data_plate: str | None,
+) -> Any:
+    """Return the frame of the data plate, or raise if the program has no weights for each datum."""
+    for name, site in samples(guide_trace).items():
+        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
+            raise InputError(
+                f"guide site '{name}' of family {type(site['fn']).__name__} has no reparametrised draws: IWELBO accepts"
+                " sites whose has_rsample is True, such as Normal; Trace_ELBO accepts the others"
+            )
+    guide_sites, model_sites = _bare(guide_trace, particle_dim), _bare(model_trace, particle_dim)
+    plate = find_plate(find_latents(model_sites, guide_sites), model_sites, data_plate, (pair.args, pair.kwargs))
+    check_sites(plate, guide_sites, model_sites)
+    for trace in (guide_sites, model_sites):
+        for name, site in samples(trace).items():
+            _check_subsampling(name, site, plate)
+    if is_validation_enabled():
+        check_model_guide_match(model_trace, guide_trace)
+    return plate
+
+
+def _bare(trace: poutine.Trace, particle_dim: int | None) -> poutine.Trace:
+    """Return a trace without the particles' plate, and without masks: on a latent they are β = 0, which is legal."""
+    bare = trace.copy()
+    for name, site in samples(trace).items():
+        frames = tuple(frame for frame in site["cond_indep_stack"] if frame.dim is None or frame.dim != particle_dim)
+        bare.nodes[name] = {**site, "mask": None, "cond_indep_stack": frames}
+    return bare
+
+
+def _check_subsampling(name: str, site: Site, plate: Any) -> None:
+    for frame in site["cond_indep_stack"]:
+        if frame.name == plate.name and (frame.size, frame.full_size) != (plate.size, plate.full_size):
+            raise InputError(
+                f"plate '{plate.name}' must have one size and subsample in model and guide, got {frame.size} of"
+                f" {frame.full_size} at site '{name}' and {plate.size} of {plate.full_size} elsewhere"
+            )
+        if frame.name != plate.name and subsample_scale(frame) != 1:
+            raise InputError(
+                f"plate '{frame.name}' of site '{name}' is subsampled ({frame.size} of {frame.full_size}) inside the"
+                f" weights; IWELBO accepts a subsample of the data plate '{plate.name}' alone"
+            )
+
+
+def _check_scales(sites: Mapping[str, Site]) -> None:
+    """Raise if the sites of a doubly reparametrised guide differ in scale: their gradients could not be told apart."""
+    first, *others = sites
+    for name in others:
+        scales = [torch.as_tensor(sites[site]["scale"]) for site in (first, name)]
+        # Tensors are looked at with Pyro's validation only: to look is to wait for the device.
+        looked_at = is_validation_enabled() or not any(isinstance(sites[s]["scale"], Tensor) for s in (first, name))
+        if looked_at and not torch.allclose(*torch.broadcast_tensors(*scales)):
+            raise InputError(
+                "'doubly_reparametrized' needs the same scale (β) at all sites of the guide, got others at"
+                f" '{first}' and '{name}'"
+            )
+
+
+def _check_rerun(drawn: Tensor, again: Tensor) -> None:
+    if not torch.allclose(drawn, again, rtol=1e-4, atol=1e-3, equal_nan=True):
+        raise InputError(
+            "'doubly_reparametrized' needs a guide that is a function of its draws; this one gives other densities at"
+            " the same draws when it is run again (dropout?)"
+        )
