@@ -43,7 +43,7 @@ def part(value, standard_error=0.01):
         (gaps(0.1, 1.7, 0.2, training_beta=4.0), "the β gap is 85% of the gap (1.70 of 2.00 nats): the guide was"),
         (gaps(0.1, 1.7, 0.2, training_beta=4.0), "trained at β = 4; where the evidence matters, train the encoder on"),
         (gaps(0.02, amortization=0.03), "the gap is 0.05 nats: the guide is as good as it needs to be."),
-        (gaps(0.3, amortization=0.1, error=0.5), "the gap is 0.40 nats: the guide is as good as it needs to be."),
+        (gaps(0.3, amortization=0.1, error=0.5), "the gap is 0.40 ± 0.50 nats: the error is too large to tell"),
         (gaps(0.1, 2.0, -0.9), "the β gap is more than all of the gap (2.00 of 1.20 nats)"),
     ],
 )

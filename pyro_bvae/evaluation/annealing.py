@@ -20,10 +20,11 @@ from tqdm import tqdm
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.averages import Average, effective_sample_size, plain
 from pyro_bvae.evaluation.coordinates import Coordinates
+from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gradients import check_differentiable
 from pyro_bvae.evaluation.hamiltonian import evaluate_path, move
-from pyro_bvae.evaluation.program import Function, Program, Values, program
+from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.schedule import AnnealingSettings, find_plan
 from pyro_bvae.evaluation.simulation import simulate
 from pyro_bvae.modules import frozen
@@ -156,7 +157,8 @@ def bidirectional_evidence(
     below, above = _join(lower, settings), _join(upper, settings)
     gap = Estimate.over_data(above.per_datum - below.per_datum, num_samples=settings.num_chains)
     # The spread over data is all noise here: the evidence itself cancels.
-    gap = replace(gap, monte_carlo_error=gap.standard_error, cost=below.cost + above.cost)
+    both = None if below.reliable is None or above.reliable is None else below.reliable & above.reliable
+    gap = replace(gap, monte_carlo_error=gap.standard_error, cost=below.cost + above.cost, reliable=both)
     above = replace(above, monte_carlo_error=float(np.fmax(above.monte_carlo_error, gap.monte_carlo_error)))
     simulated = {
         name: torch.cat([part.observed[name] for part in blocks], dim) for name, dim in blocks[0].data_dims.items()

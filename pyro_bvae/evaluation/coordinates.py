@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.distributions import ComposeTransform, IndependentTransform, Transform, biject_to, identity_transform
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.program import Program, Values
+from pyro_bvae.evaluation.densities import Values
+from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.sites import Site
 from pyro_bvae.randomness import PROBE_STREAM, seeded
 

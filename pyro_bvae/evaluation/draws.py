@@ -12,7 +12,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.evaluation.program import Function, Program, Values
+from pyro_bvae.evaluation.densities import Values
+from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.sites import Site, Sites, samples
 from pyro_bvae.randomness import PREDICTIVE_STREAM, seeded
 

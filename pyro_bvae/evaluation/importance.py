@@ -20,8 +20,9 @@ from tqdm import tqdm
 
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.averages import Averaging, effective_sample_size, error_of_mean, plain
+from pyro_bvae.evaluation.densities import Densities, Draw, Values
 from pyro_bvae.evaluation.estimate import Estimate, pareto_k_limit
-from pyro_bvae.evaluation.program import Densities, Draw, Function, Program, Values, program
+from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.proposals import Component, GuideProposal, Proposal
 from pyro_bvae.modules import frozen
 from pyro_bvae.randomness import PROPOSAL_STREAM, stream_seed

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pyro_bvae.errors import InputError, unknown_name
 from pyro_bvae.evaluation.coordinates import Coordinates
-from pyro_bvae.evaluation.program import Function, Program, Values
+from pyro_bvae.evaluation.densities import Values
+from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.sites import Site, Sites
 from pyro_bvae.posteriors import LocalFlowPosterior, LocalFullRankPosterior, local_posterior
 

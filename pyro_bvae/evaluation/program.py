@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyro
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.densities import Densities, Draw, Values, is_close, stack
 from pyro_bvae.evaluation.sites import (
     Site,
     Sites,
@@ -36,30 +37,9 @@ from pyro_bvae.randomness import PROBE_STREAM, PROGRAM_STREAM, seeded
 from pyro_bvae.store import private_store
 
 Function = Callable[..., Any]
-Values = dict[str, Tensor]
 
 # Data with which a program is looked over before it is run, and data whose values are checked at a time.
 _PROBE, _CHECKED = 64, 512
-
-
-class Densities(NamedTuple):
-    """Log densities of K particles for each of N data, every entry of shape ``(K, N)``."""
-
-    latent: Tensor  # log p(z)
-    observed: Tensor  # log p(x | z)
-    guide: Tensor  # log q(z | x)
-
-    @property
-    def log_weights(self) -> Tensor:
-        """Log importance weights, ``log p(x, z) - log q(z | x)``."""
-        return self.observed + self.latent - self.guide
-
-
-class Draw(NamedTuple):
-    """K particles from the guide: the guide's values and what they weigh."""
-
-    values: Values
-    densities: Densities
 
 
 class Program:
@@ -140,7 +120,7 @@ class Program:
     def draw(self, num_particles: int, args: tuple[Any, ...], guide: Function | None = None) -> Draw:
         """Draw particles from the guide, or from another one in its place, and score them."""
         if not self.vectorized:
-            return _stack([self._draw(None, args, guide or self.guide) for _ in range(num_particles)])
+            return stack([self._draw(None, args, guide or self.guide) for _ in range(num_particles)])
         return self._draw(num_particles, args, guide or self.guide)
 
     def log_guide(self, values: Values, args: tuple[Any, ...], guide: Function) -> Tensor:
@@ -256,10 +236,10 @@ class Program:
                     }
                     for k in range(2)
                 ]
-                alone = _stack([self._score(values, self.probe) for values in single])
+                alone = stack([self._score(values, self.probe) for values in single])
         except (RuntimeError, ValueError, IndexError):
             return False
-        return _close(together.densities, alone.densities)
+        return is_close(together.densities, alone.densities)
 
     @torch.no_grad()
     def _mixes_data(self) -> bool:
@@ -280,7 +260,7 @@ class Program:
                     apart.append(self._score(values, self.take(half)).densities)
         except (RuntimeError, ValueError, IndexError):
             return True
-        return not _close(together.densities, Densities(*(torch.cat(parts, 1) for parts in zip(*apart, strict=True))))
+        return not is_close(together.densities, Densities(*(torch.cat(parts, 1) for parts in zip(*apart, strict=True))))
 
     def dim_of(self, name: str, plate_dim: int) -> int:
         """Return the dimension of a plate in the values of a guide site, counted from the right."""
@@ -338,18 +318,3 @@ def _check_in_parts(check_data: Callable[..., None], args: tuple[Any, ...]) -> N
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-
-
-def _close(one: Densities, other: Densities) -> bool:
-    """Whether densities are the same but for rounding."""
-    return all(
-        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
-        for a, b in zip(one, other, strict=True)
-    )
-
-
-def _stack(draws: list[Draw]) -> Draw:
-    """Put single-particle draws together along a new first dimension."""
-    values = {name: torch.stack([draw.values[name] for draw in draws]) for name in draws[0].values}
-    densities = (torch.cat(terms) for terms in zip(*(draw.densities for draw in draws), strict=True))
-    return Draw(values, Densities(*densities))

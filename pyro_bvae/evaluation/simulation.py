@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.program import Program, Values
+from pyro_bvae.evaluation.densities import Values
+from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.sites import Sites, samples
 from pyro_bvae.randomness import seeded
 

@@ -23,7 +23,12 @@ _WORTHWHILE = 0.2
 def verdict(gaps: InferenceGaps) -> str:
     """Return a sentence on the largest part of the variational gap and its remedy, and what limits its truth."""
     whole = gaps.variational
-    if not _counts(whole):
+    if not whole.monte_carlo_error <= max(_SMALL, 0.5 * abs(whole.value)):  # a NaN too
+        sentences = [
+            f"the gap is {whole.value:.2f} ± {whole.monte_carlo_error:.2f} nats: the error is too large to tell what to"
+            " fix; take more samples, or give an annealed evidence."
+        ]
+    elif not _counts(whole):
         found = (
             "the guide is as good as it needs to be" if gaps.evidence.trusted else "nothing is found that needs fixing"
         )

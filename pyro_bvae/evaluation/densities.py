@@ -1,0 +1,45 @@
+"""What particles weigh: log densities of draws, apart and together."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+Values = dict[str, Tensor]
+
+
+class Densities(NamedTuple):
+    """Log densities of K particles for each of N data, every entry of shape ``(K, N)``."""
+
+    latent: Tensor  # log p(z)
+    observed: Tensor  # log p(x | z)
+    guide: Tensor  # log q(z | x)
+
+    @property
+    def log_weights(self) -> Tensor:
+        """Log importance weights, ``log p(x, z) - log q(z | x)``."""
+        return self.observed + self.latent - self.guide
+
+
+class Draw(NamedTuple):
+    """K particles from the guide: the guide's values and what they weigh."""
+
+    values: Values
+    densities: Densities
+
+
+def is_close(one: Densities, other: Densities) -> bool:
+    """Whether densities are the same but for rounding."""
+    return all(
+        a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
+        for a, b in zip(one, other, strict=True)
+    )
+
+
+def stack(draws: list[Draw]) -> Draw:
+    """Put single-particle draws together along a new first dimension."""
+    values = {name: torch.stack([draw.values[name] for draw in draws]) for name in draws[0].values}
+    densities = (torch.cat(terms) for terms in zip(*(draw.densities for draw in draws), strict=True))
+    return Draw(values, Densities(*densities))
