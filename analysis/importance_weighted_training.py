@@ -103,7 +103,7 @@ def figure_of(rows: list[dict[str, object]]) -> Figure:
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(rows)), [f"trained on\n{row['objective']}" for row in rows])
     axes.invert_yaxis()
-    axes.set_xlim(right=1.7 * max(float(str(row["difference"])) for row in rows))
+    axes.set_xlim(right=2.1 * max(float(str(row["difference"])) for row in rows))
     axes.set_xlabel(
         "gain in log p(x) of held-out images, nats an image (higher is better)\n± one standard error, paired"
     )

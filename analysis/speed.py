@@ -77,7 +77,8 @@ def images(setting: Setting, num_data: int) -> Tensor:
     """Return MNIST test images, or noise."""
     if setting.data_root is not None:
         return datasets.mnist(setting.data_root, download=False).test.x[:num_data].to(setting.device)
-    return (torch.rand(num_data, FEATURES, generator=torch.Generator().manual_seed(0)) < 0.2).float().to(setting.device)
+    noise = torch.empty(num_data, FEATURES).bernoulli_(0.2, generator=torch.Generator().manual_seed(0))
+    return noise.to(setting.device)
 
 
 def make_vae(device: str) -> BetaVAE:
