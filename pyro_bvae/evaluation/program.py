@@ -103,12 +103,7 @@ class Program:
 
     def take(self, index: slice | Tensor) -> tuple[Any, ...]:
         """Return the arguments for some of the data."""
-
-        def take_one(leaf: Any) -> Any:
-            sliced = isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == self.num_data
-            return leaf[index] if sliced else leaf
-
-        return tree_map(take_one, self.args)
+        return _take(self.args, self.num_data, index)
 
     def count(self, args: tuple[Any, ...]) -> int:
         """Return how many data the arguments of a block hold."""
@@ -302,18 +297,20 @@ def program(
 def _check_in_parts(check_data: Callable[..., None], args: tuple[Any, ...]) -> None:
     """Check few data at a time, since a check copies them; all at once where some are refused, to say which."""
     size = next((leaf.shape[0] for leaf in _tensors(args)), 0)
-
-    def part(start: int) -> Any:
-        return tree_map(lambda leaf: leaf[start : start + _CHECKED] if leaf_size(leaf) == size else leaf, args)
-
-    def leaf_size(leaf: Any) -> int | None:
-        return leaf.shape[0] if isinstance(leaf, Tensor) and leaf.dim() > 0 else None
-
     try:
         for start in range(0, max(size, 1), _CHECKED):
-            check_data(*part(start))
+            check_data(*_take(args, size, slice(start, start + _CHECKED)))
     except InputError:
         check_data(*args)
+
+
+def _take(args: tuple[Any, ...], size: int, index: slice | Tensor) -> tuple[Any, ...]:
+    """Return arguments with every tensor of that first size indexed."""
+
+    def take_one(leaf: Any) -> Any:
+        return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
+
+    return tree_map(take_one, args)
 
 
 def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
