@@ -57,15 +57,19 @@ def sample_weights(
     The randomness is the global generator's: two guides that are given the same seed share their noise. With a mixture
     that the guide is a component of, the draws are also weighed as some of the mixture's.
     """
-    log_weights, observed, mixed = [], [], []
+    whole: list[Tensor] = []
+    done = 0
     for values, densities in _draws(opened, num_samples, args, guide or opened.guide):
-        log_weights.append(densities.log_weights)
-        observed.append(densities.observed)
+        terms = [densities.log_weights, densities.observed]
         if len(mixture) > 1:
             joint = densities.observed + densities.latent
-            mixed.append(joint - _log_mixture(opened, args, mixture, guide, values, densities))
-    together = torch.cat(log_weights)
-    weighed = Weights(together, torch.cat(observed), torch.cat(mixed) if mixed else together)
+            terms.append(joint - _log_mixture(opened, args, mixture, guide, values, densities))
+        # Not a list of parts: each would lie where the large blocks of its pass were, and keep those of the next out.
+        whole = whole or [term.new_empty(num_samples, term.shape[1]) for term in terms]
+        for kept, term in zip(whole, terms, strict=True):
+            kept[done : done + len(term)] = term
+        done += len(terms[0])
+    weighed = Weights(whole[0], whole[1], whole[2] if len(mixture) > 1 else whole[0])
     lost = torch.isnan(weighed.log_weights).any(0)
     if bool(lost.any()):
         raise InputError(f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN")
