@@ -287,8 +287,11 @@ def peak(device: str) -> float:
     """Return the most memory that this process has held, in megabytes."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
-    scale = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage tells there is inherited from the process that started this one
+        kilobytes = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]
+        return int(kilobytes) * 1024 / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # in bytes on macOS
 
 
 def print_memory(setting: Setting, num_samples: int) -> None:

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.distributions import DiagonalNormal
 from pyro_bvae.errors import InputError
 
 
@@ -33,4 +34,4 @@ class NormalPrior(nn.Module):
 
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""
-        return dist.Normal(self.loc, self.scale).to_event(1)
+        return DiagonalNormal.of(self.loc, self.scale)

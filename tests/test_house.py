@@ -14,7 +14,7 @@ import pyro_bvae
 ROOT = Path(pyro_bvae.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    ("errors", "context", "files", "randomness", "modules", "precision", "store"),
+    ("errors", "context", "files", "randomness", "modules", "precision", "store", "distributions"),
     ("networks", "priors", "likelihoods", "posteriors", "datasets"),
     ("vae", "oracle"),
     ("training", "evaluation"),

@@ -29,7 +29,7 @@ from pyro_bvae.randomness import PROPOSAL_STREAM, stream_seed
 
 # Rows (particles times data) that one pass of the model takes at most, and numbers in its widest site: enough to hide
 # the time Python takes to set a pass up, and little memory. The guide, which is narrower, goes some passes ahead.
-_ON_CPU, _ON_CUDA = (8192, 6_500_000), (262_144, 250_000_000)
+_ON_CPU, _ON_CUDA = (16_384, 8_300_000), (262_144, 250_000_000)
 _PASSES_AHEAD = 4
 # The largest memory block, in bytes, from which glibc's malloc learns by its being freed.
 _HEAP = 32 * 2**20 - 2**13

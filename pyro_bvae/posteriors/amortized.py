@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_bvae.context import Context, with_covariates
+from pyro_bvae.distributions import DiagonalNormal
 from pyro_bvae.errors import InputError
 
 # Keeps a scale off zero in float32, where the density of a collapsed posterior would overflow.
@@ -42,4 +43,4 @@ class NormalPosterior(nn.Module):
     def forward(self, x: Tensor, context: Context | None = None) -> dist.Distribution:
         """Return :math:`q(z | x)`."""
         loc, raw_scale = self.network(with_covariates(x, context)).chunk(2, dim=-1)
-        return dist.Normal(loc, softplus(raw_scale) + _SCALE_FLOOR).to_event(1)
+        return DiagonalNormal.of(loc, softplus(raw_scale) + _SCALE_FLOOR)
