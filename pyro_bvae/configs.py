@@ -1,34 +1,27 @@
-"""Configurations: dataclasses that a command line, a ``config.json`` and a person can all spell.
-
-This is the one place where names become parts. A new prior, likelihood, posterior or network is one more line in its
-table.
-"""
+"""Configurations: dataclasses that a command line, a ``config.json`` and a person can all spell."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
-from torch import nn
+import torch
+from torch.distributions import constraints
 
 from pyro_bvae import datasets
+from pyro_bvae.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, TABLES, Shape, pick
 from pyro_bvae.errors import InputError, check_beta, unknown_name
 from pyro_bvae.files import atomic_write
-from pyro_bvae.likelihoods import BernoulliLikelihood, DecoderScale, LearnedScale, NormalLikelihood
-from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
-from pyro_bvae.posteriors import NormalPosterior
-from pyro_bvae.priors import NormalPrior
 from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
 from pyro_bvae.training import LinearWarmup, OneCycle, Schedule
 from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.schedules import as_schedule
 from pyro_bvae.vae import BetaVAE, Decoder
 
-_Part = TypeVar("_Part")
+MISSING_MODES = ("none", "nan")
 
 
 @dataclass(frozen=True)
@@ -36,29 +29,50 @@ class TrainConfig:
     """What a run is made of: data, parts and training."""
 
     dataset: str = "digits"
-    """Data set: digits, mnist, fashion-mnist, kmnist, sprites, sprites-32, linear-gaussian, or file (with --path)."""
+    """Data set: digits, mnist, fashion-mnist, kmnist, sprites, sprites-32, linear-gaussian, counts (simulated), or your
+    own: file or h5ad (with --path)."""
     data_root: str | None = None
     """Folder with downloaded data, such as the one that holds MNIST/raw."""
     path: str | None = None
-    """Your own data: .npz, .npy, .csv, or a folder of images."""
+    """Your own data: .npz, .npy, .csv or a folder of images for file, .h5ad for h5ad."""
     split_column: str | None = None
-    """Column of a .csv file that says train, validation or test."""
+    """Column of a .csv or .h5ad file that says train, validation or test."""
+    layer: str | None = None
+    """Layer of an .h5ad file with the raw counts; X without it."""
+    label_column: str | None = None
+    """Column of an .h5ad file with labels."""
+    batch_column: str | None = None
+    """Column of an .h5ad file with batches, which become covariates of encoder and decoder."""
+    min_counts: float | None = None
+    """Leave out cells of an .h5ad file with fewer counts."""
+    min_cells: int | None = None
+    """Leave out genes of an .h5ad file that fewer cells have."""
+    backed: bool | None = None
+    """Leave the counts of an .h5ad file on disk, for files larger than memory."""
+    missing: str = "none"
+    """Missing entries: none, or nan, where NaN in the data was not observed."""
     validation: float | None = None
     """Held-out share (below 1) or number of the training data, 0 for none; the data set's own by default."""
     binarize: str = "none"
     """Binary pixels: none, dynamic (drawn anew every epoch, fixed for testing) or static."""
     prior: str = "normal"
-    """Prior p(z): normal."""
+    """Prior p(z): normal, learned-normal, laplace, student-t, mixture, vamp, flow or zuko."""
+    prior_components: int | None = None
+    """Components of the mixture prior (10), pseudo-inputs of vamp (500)."""
     likelihood: str = "bernoulli"
-    """Likelihood p(x|z): bernoulli, normal (one learned scale), normal-per-feature, normal-fixed or normal-decoder."""
+    """Likelihood p(x|z): bernoulli, continuous-bernoulli, normal (one learned scale), normal-per-feature, normal-fixed,
+    normal-decoder, laplace, student-t, discretized-logistic (8-bit pixels), categorical, poisson, negative-binomial or
+    zero-inflated-negative-binomial."""
     likelihood_scale: float = 1.0
-    """Scale of normal-fixed; where normal and normal-per-feature start."""
+    """Scale of normal-fixed; where the learned scales start."""
+    dispersion: str = "feature"
+    """Dispersion of negative binomials: feature (one for each), feature-batch, shared or decoder."""
     posterior: str = "normal"
-    """Guide q(z|x): normal."""
+    """Guide q(z|x): normal, full-rank, low-rank, flow or mixture."""
     network: str = "mlp"
-    """Networks of encoder and decoder: mlp, or convolutional (images of 28, 32 or 64 pixels)."""
+    """Networks of encoder and decoder: mlp, residual, or convolutional (images of 28, 32 or 64 pixels)."""
     hidden: tuple[int, ...] = (400, 400)
-    """Widths of the hidden layers; a convolutional network takes the last for its one dense layer."""
+    """Widths of the hidden layers; of residual blocks; a convolutional network takes the last for its dense layer."""
     latent_dim: int = 20
     """Number of latents."""
     beta: float = 1.0
@@ -112,72 +126,17 @@ class TrainConfig:
             self.early_stopping,
             self.seed,
         )
-        for field, table in _TABLES.items():
+        if self.prior_components is not None and self.prior_components < 1:
+            raise InputError(f"'prior_components' must be a positive integer, got {self.prior_components}")
+        if self.missing not in MISSING_MODES:
+            raise unknown_name("missing", self.missing, MISSING_MODES)
+        for field, table in TABLES.items():
             pick(field, getattr(self, field), table)
         if self.dataset not in datasets.available():
             raise unknown_name("data set", self.dataset, datasets.available())
 
 
 _TYPES: dict[str, Any] = get_type_hints(TrainConfig)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What parts need to know of the data."""
-
-    num_features: int
-    image_shape: tuple[int, int, int] | None
-
-
-def pick(kind: str, name: str, table: Mapping[str, _Part]) -> _Part:
-    """Return an entry of a table by its name.
-
-    Raises:
-        InputError: for an unknown name, with the nearest one.
-    """
-    if name not in table:
-        raise unknown_name(kind, name, table)
-    return table[name]
-
-
-def _image_shape(shape: Shape) -> tuple[int, int, int]:
-    if shape.image_shape is None:
-        raise InputError("network 'convolutional' needs images, but this data set's features are no pixels: use mlp")
-    return shape.image_shape
-
-
-PRIORS: dict[str, Callable[[TrainConfig], nn.Module]] = {"normal": lambda config: NormalPrior(config.latent_dim)}
-LIKELIHOODS: dict[str, Callable[[TrainConfig, Shape], nn.Module]] = {
-    "bernoulli": lambda config, shape: BernoulliLikelihood(),
-    "normal": lambda config, shape: NormalLikelihood(LearnedScale(initial=config.likelihood_scale)),
-    "normal-per-feature": lambda config, shape: NormalLikelihood(
-        LearnedScale(shape.num_features, initial=config.likelihood_scale)
-    ),
-    "normal-fixed": lambda config, shape: NormalLikelihood(config.likelihood_scale),
-    "normal-decoder": lambda config, shape: NormalLikelihood(DecoderScale()),
-}
-POSTERIORS: dict[str, Callable[[nn.Module], nn.Module]] = {"normal": NormalPosterior}
-# Name -> (encoder network with so many outputs, decoder network with so many parameters a feature).
-NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
-    "mlp": (
-        lambda config, shape, outputs: MLP(shape.num_features, outputs, config.hidden),
-        lambda config, shape, per_feature: MLP(
-            config.latent_dim, per_feature * shape.num_features, config.hidden[::-1]
-        ),
-    ),
-    "convolutional": (
-        lambda config, shape, outputs: ConvolutionalEncoder(_image_shape(shape), outputs, config.hidden[-1]),
-        lambda config, shape, per_feature: ConvolutionalDecoder(
-            config.latent_dim, _image_shape(shape), per_feature, config.hidden[-1]
-        ),
-    ),
-}
-_TABLES: dict[str, Mapping[str, Any]] = {
-    "prior": PRIORS,
-    "likelihood": LIKELIHOODS,
-    "posterior": POSTERIORS,
-    "network": NETWORKS,
-}
 
 
 def load_data(config: TrainConfig) -> datasets.Splits:
@@ -193,6 +152,13 @@ def load_data(config: TrainConfig) -> datasets.Splits:
         validation=validation,
         binarize=config.binarize,
         seed=config.seed,
+        layer=config.layer,
+        label_column=config.label_column,
+        batch_column=config.batch_column,
+        min_counts=config.min_counts,
+        min_cells=config.min_cells,
+        backed=config.backed,
+        missing=config.missing == "nan",
     )
 
 
@@ -202,11 +168,17 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
     if not config.hidden:
         raise InputError("'hidden' must name at least one width, got none")
     encoder_network, decoder_network = NETWORKS[config.network]
+    covariates = shape.num_covariates
+    family = POSTERIORS[config.posterior]
     with seeded(config.seed, WEIGHTS_STREAM):
-        likelihood = LIKELIHOODS[config.likelihood](config, shape)
-        decoder = Decoder(decoder_network(config, shape, likelihood.parameters_per_feature), likelihood)
-        encoder = POSTERIORS[config.posterior](encoder_network(config, shape, 2 * config.latent_dim))
-        return BetaVAE(PRIORS[config.prior](config), decoder, encoder)
+        likelihood: Any = LIKELIHOODS[config.likelihood](config, shape)
+        network = decoder_network(config, shape, likelihood.parameters_per_feature)
+        decoder = Decoder(network, likelihood, num_covariates=covariates)
+        network = encoder_network(config, shape, family.num_outputs(config.latent_dim))
+        inputs = torch.log1p if config.likelihood in COUNTS else None
+        encoder = family(network, num_covariates=covariates, inputs=inputs)
+        prior = PRIORS[config.prior](config, shape, encoder, getattr(likelihood, "support", constraints.real))
+        return BetaVAE(prior, decoder, encoder, missing=config.missing == "nan")
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

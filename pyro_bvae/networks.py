@@ -6,8 +6,9 @@ together are refused when they are put together. Data are flat; a convolutional 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise, zip_longest
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,18 +39,14 @@ class Linear(nn.Linear):
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ``(*, D)`` to ``(*, F)``."""
-        return self.then(None, input)
+        return self.fused(input, "none") if self.can_fuse(input) else super().forward(input)
 
-    def then(self, activation: nn.Module | None, x: Tensor) -> Tensor:
-        """Map ``(*, D)`` to ``(*, F)`` and apply an activation, in the same pass where oneDNN has it."""
-        if not self._is_served(x):
-            mapped = super().forward(x)
-            return mapped if activation is None else activation(mapped)
-        fused = _FUSED.get(type(activation), "none")
-        mapped = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, fused, [], "")
-        return mapped if activation is None or fused != "none" else activation(mapped)
+    def fused(self, x: Tensor, activation: str) -> Tensor:
+        """Map ``(*, D)`` to ``(*, F)`` by oneDNN and apply one of its activations on the way."""
+        mapped: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, activation, [], "")
+        return mapped
 
-    def _is_served(self, x: Tensor) -> bool:
+    def can_fuse(self, x: Tensor) -> bool:
         """Whether oneDNN may compute the map: plain float32 tensors on the CPU, with no gradient to come."""
         tensors = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
         if not _HAS_ONEDNN or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
@@ -59,6 +56,25 @@ class Linear(nn.Linear):
         if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or x.numel() == 0:
             return False
         return not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+
+
+def _in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
+    """Apply modules one after the other; a map and its activation in one pass where oneDNN has both."""
+    rest = deque(modules)
+    while rest:
+        module = rest.popleft()
+        activation = _FUSED.get(type(rest[0])) if rest else None
+        if activation and isinstance(module, Linear) and not _is_hooked(module, rest[0]) and module.can_fuse(x):
+            rest.popleft()
+            x = module.fused(x, activation)
+        else:
+            x = module(x)
+    return x
+
+
+def _is_hooked(*modules: nn.Module) -> bool:
+    """Whether somebody wants to see what goes in or out."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
 
 
 class MLP(nn.Module):
@@ -96,10 +112,64 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*, D)`` to ``(*, F)``."""
-        layers = list(self.layers)
-        for affine, activation in zip_longest(layers[::2], layers[1::2]):
-            x = affine.then(activation, x)
-        return x
+        return _in_turn(self.layers, x)
+
+
+class ResidualMLP(nn.Module):
+    r"""A deep perceptron of pre-activation residual blocks (He et al. 2016).
+
+    .. math:: h_0 = W_0 x + b_0, \qquad h_i = h_{i-1} + B_i \, a(A_i \, a(h_{i-1})), \qquad y = W a(h_M) + b,
+
+    biases of the blocks left out. The last map of a block starts at zero, so that every block starts as the identity
+    and depth costs nothing at the start (Goyal et al. 2017).
+
+    Args:
+        in_features: Size D of the last dimension of the input.
+        out_features: Size F of the last dimension of the output.
+        hidden: Width of h and of the blocks.
+        num_blocks: Number M of blocks.
+        activation: Makes the activations a.
+
+    Shape:
+        ``(*, D)`` to ``(*, F)``.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        hidden: int = 256,
+        num_blocks: int = 2,
+        activation: Callable[[], nn.Module] = nn.SiLU,
+    ) -> None:
+        super().__init__()
+        _check_sizes(in_features=in_features, out_features=out_features, hidden=hidden, num_blocks=num_blocks)
+        self.in_features, self.out_features = in_features, out_features
+        self.stem = Linear(in_features, hidden)
+        self.blocks = nn.ModuleList(_Block(hidden, activation) for _ in range(num_blocks))
+        self.activation = activation()
+        self.head = Linear(hidden, out_features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map ``(*, D)`` to ``(*, F)``."""
+        h = self.stem(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.activation(h))
+
+
+class _Block(nn.Module):
+    """What one residual block adds to its input, and the input."""
+
+    def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.before, self.inner, self.between = activation(), Linear(width, width), activation()
+        self.outer = Linear(width, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h + self.outer(_in_turn((self.inner, self.between), self.before(h)))
 
 
 # Channels from the image side to the latent side. Each stage halves the image, from 64 or 32 pixels to 4

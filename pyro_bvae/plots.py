@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyro_bvae.count_plots import count_checks as count_checks  # noqa: PLC0414
 from pyro_bvae.drawing import (
     BLUE,
     GREEN,

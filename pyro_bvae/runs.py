@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from pyro_bvae.configs import Shape, TrainConfig, build_vae, load_data, read_config, write_config
-from pyro_bvae.datasets import Dataset, Splits
+from pyro_bvae.catalogue import Shape
+from pyro_bvae.configs import TrainConfig, build_vae, load_data, read_config, write_config
+from pyro_bvae.datasets import Dataset, LazyDataset, Splits
 from pyro_bvae.errors import InputError, unknown_name
 from pyro_bvae.evaluation import Evaluation, evaluate, to_arviz, write_arviz
 from pyro_bvae.files import atomic_write
@@ -27,6 +28,8 @@ from pyro_bvae.training import History, checkpoint_path, fit, load_checkpoint, l
 _MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
 _PRODUCTS = ("config.json", "metrics.csv", *_MEASURED)
 _CHECKPOINTS = ("best", "last")
+# Data that are checked at a time, which bounds what a file larger than memory takes.
+_CHECKED = 4096
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw is no more.
 _MOST_DRAWS = 2_000_000
 
@@ -82,7 +85,7 @@ def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "
     vae = model
     if vae is None:
         assert config is not None and splits is not None
-        vae = build_vae(config, _shape(splits.train))
+        vae = build_vae(config, Shape.of(splits.train))
     load_weights(vae.to(device), state, path)
     # The best checkpoint knows the history up to itself only.
     metrics = directory / "metrics.csv"
@@ -99,10 +102,6 @@ def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
         if needed:
             raise
         return None
-
-
-def _shape(data: Dataset) -> Shape:
-    return Shape(data.num_features, data.image_shape)
 
 
 def train(
@@ -131,10 +130,11 @@ def train(
     check_device(config.device)
     _check_output(config, output, resume, overwrite)
     splits = load_data(config)
-    vae = build_vae(config, _shape(splits.train)).to(config.device)
+    vae = build_vae(config, Shape.of(splits.train))
     for data in (splits.train, splits.validation, splits.test):
-        if data is not None:
-            vae.check_data(data.x, data.context)
+        for x, context in () if data is None else data.batches(_CHECKED, seed=0, epoch=0, shuffle=False):
+            vae.check_data(x, context)
+    vae.to(config.device)
     last = checkpoint_path(output, "last")
     resume = resume and last.exists()
     if resume:
@@ -232,7 +232,7 @@ def evaluate_run(
         raise InputError(f"'num_data' must be a positive integer or None, got {num_data}")
     run = load(directory, checkpoint=checkpoint, device=device)
     assert run.config is not None and run.splits is not None
-    test = choose_data(run.splits.test, num_data, seed).to(device)
+    test = choose_data(run.splits.test, num_data, seed).dense().to(device)
     args = (test.x, *(() if test.context is None else (test.context,)))
     run.vae.check_data(*args)
     model, guide = run.vae.model, run.vae.guide
@@ -254,7 +254,7 @@ def evaluate_run(
     return evaluation
 
 
-def choose_data(data: Dataset, num_data: int | None, seed: int) -> Dataset:
+def choose_data(data: Dataset | LazyDataset, num_data: int | None, seed: int) -> Dataset | LazyDataset:
     """Return all data, or so many of them chosen by the seed."""
     if num_data is None or num_data >= len(data):
         return data

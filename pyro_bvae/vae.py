@@ -14,6 +14,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_bvae.context import Context, with_covariates
+from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.errors import InputError, check_beta, check_finite
 from pyro_bvae.modules import evaluating
 from pyro_bvae.randomness import GENERATE_STREAM, seeded
@@ -103,19 +104,34 @@ class BetaVAE(nn.Module):
     β is an argument of the two functions and no state: whatever forgets it evaluates the bound itself. The sites are
     ``z`` and ``x``, the plate is ``data``, and any callable that returns a distribution is a part.
 
+    With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood, so that every number
+    (objective, bound, evidence, gaps) is that of what was observed, which is all that is to be said if what is missing
+    does not depend on its value (Rubin 1976; in a VAE Mattei and Frellsen 2019). The encoder is shown 0 in its place: a
+    guide that is to tell it from a 0 takes ``torch.isnan(x)`` among its covariates.
+
     Args:
         prior: ``prior()`` returns :math:`p(z)`, event shape ``(L,)``.
         decoder: ``decoder(z)``, or ``decoder(z, context)``, returns :math:`p(x|z)`, event shape ``(D,)``.
         encoder: ``encoder(x)``, or ``encoder(x, context)``, returns :math:`q(z|x)`, event shape ``(L,)``.
+        missing: Whether x may hold NaN for entries that were not observed. The likelihood's features have to be
+            independent given z.
         name: Prefix of the parameters in Pyro's store: two models that plain Pyro trains in one process need two.
 
     Raises:
         InputError: if the parts state sizes that disagree.
     """
 
-    def __init__(self, prior: Prior, decoder: Conditional, encoder: Conditional, *, name: str = "beta_vae") -> None:
+    def __init__(
+        self,
+        prior: Prior,
+        decoder: Conditional,
+        encoder: Conditional,
+        *,
+        missing: bool = False,
+        name: str = "beta_vae",
+    ) -> None:
         super().__init__()
-        self.prior, self.decoder, self.encoder, self.name = prior, decoder, encoder, name
+        self.prior, self.decoder, self.encoder, self.missing, self.name = prior, decoder, encoder, missing, name
         self._check_sizes()
 
     def _check_sizes(self) -> None:
@@ -141,14 +157,26 @@ class BetaVAE(nn.Module):
             raise InputError(
                 f"'x' must be {own.dtype} on {own.device} as the model is, got {x.dtype} on {x.device}; use x.to(...)"
             )
-        check_finite("x", x)
+        self._check_values(x)
         for field, values in (context or Context())._asdict().items():
             if values is not None:
                 if values.shape[0] != x.shape[0]:
                     raise InputError(f"'context.{field}' must have {x.shape[0]} rows, got {values.shape[0]}")
                 check_finite(f"context.{field}", values)
+
+    def _check_values(self, x: Tensor) -> None:
+        unseen = torch.isnan(x)
+        if not self.missing and bool(unseen.any()):
+            index = tuple(int(i) for i in unseen.nonzero()[0])
+            raise InputError(
+                f"'x' must be finite, got nan at index {index}; BetaVAE(..., missing=True) takes it as missing"
+            )
+        check_finite("x", x.masked_fill(unseen, 0) if self.missing else x)
         support = getattr(getattr(self.decoder, "likelihood", None), "support", None)
-        if support is not None and not bool((inside := support.check(x)).all()):
+        if support is None:
+            return
+        inside = support.check(x) | unseen if self.missing else support.check(x)
+        if not bool(inside.all()):
             index = tuple(int(i) for i in (~inside).nonzero()[0])
             raise InputError(
                 f"'x' must lie in the likelihood's support, {support}, got {x[index].item()} at index {index}"
@@ -162,7 +190,7 @@ class BetaVAE(nn.Module):
         r"""The generative model, :math:`\prod_n p(z_n) p(x_n \mid z_n)`.
 
         Args:
-            x: Observed data, shape ``(N, D)``; ``poutine.uncondition`` makes the model draw it instead.
+            x: Observed data, shape ``(N, D)``; ``poutine.uncondition`` makes the model draw all of it instead.
             context: What is observed and not modelled.
             beta: Weight of the latent's log density: a float, or a tensor that broadcasts over the plates.
 
@@ -174,7 +202,8 @@ class BetaVAE(nn.Module):
         with pyro.plate("data", x.shape[-2], dim=-1):
             with _latent_scale(beta):
                 z = pyro.sample("z", self.prior())
-            return pyro.sample("x", _given(self.decoder, z, context), obs=x)
+            likelihood = _given(self.decoder, z, context)
+            return pyro.sample("x", PartlyObserved.of(likelihood) if self.missing else likelihood, obs=x)
 
     def guide(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Tensor:
         r"""The amortized guide, :math:`\prod_n q(z_n \mid x_n)`; the arguments are those of :meth:`model`.
@@ -185,13 +214,17 @@ class BetaVAE(nn.Module):
         self._check_features(x)
         register(self.name, self)
         with pyro.plate("data", x.shape[-2], dim=-1), _latent_scale(beta):
-            return pyro.sample("z", _given(self.encoder, x, context))
+            return pyro.sample("z", _given(self.encoder, self._shown(x), context))
+
+    def _shown(self, x: Tensor) -> Tensor:
+        """Return what the encoder is shown of the data: 0 for what is missing."""
+        return x.masked_fill(torch.isnan(x), 0) if self.missing else x
 
     @torch.no_grad()
     def encode(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the posterior means of the latents, shape ``(N, L)``."""
         with evaluating(self):
-            return _given(self.encoder, x, context).mean
+            return _given(self.encoder, self._shown(x), context).mean
 
     @torch.no_grad()
     def decode(self, z: Tensor, context: Context | None = None) -> Tensor:
@@ -202,6 +235,14 @@ class BetaVAE(nn.Module):
     def reconstruct(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the means of :math:`p(x | z)` at the posterior means of the latents, shape ``(N, D)``."""
         return self.decode(self.encode(x, context), context)
+
+    def impute(self, x: Tensor, context: Context | None = None) -> Tensor:
+        """Return the data with the reconstruction where they are NaN, shape ``(N, D)``.
+
+        It is a mean, of the likelihood at the posterior mean of the latents: of counts, say, no whole number. For draws
+        of what is missing, run the model under ``poutine.uncondition`` with the guide's latents.
+        """
+        return torch.where(torch.isnan(x), self.reconstruct(x, context), x)
 
     @torch.no_grad()
     def generate(

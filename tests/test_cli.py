@@ -332,6 +332,27 @@ CSV = ["train", *TINY, "--dataset", "file", "--path", "data.csv", "--output", "n
 NPZ = ["train", *TINY, "--dataset", "file", "--path", "data.npz", "--output", "new"]
 NEW = ["train", *TINY, "--epochs", "1", "--output", "new"]
 RESUME_MORE = ["train", "--resume", "--output", "run", "--epochs", "9"]
+
+
+def cells(*rows: list[float]) -> Callable[[Path], None]:
+    """Write twenty good cells, and then some."""
+
+    def write(folder: Path) -> None:
+        anndata = pytest.importorskip("anndata")
+        adata = anndata.AnnData(np.array([[3.0, 1.0], [0.0, 2.0]] * 10 + list(rows), dtype=np.float32))
+        adata.obs["kind"] = "a"
+        adata.layers["raw"] = adata.X.copy()
+        adata.write_h5ad(folder / "cells.h5ad")
+
+    return write
+
+
+def not_h5ad(folder: Path) -> None:
+    pytest.importorskip("anndata")
+    (folder / "cells.h5ad").write_bytes(b"x" * 99)
+
+
+H5AD = [*NEW, "--dataset", "h5ad", "--path", "cells.h5ad", "--likelihood", "negative-binomial"]
 SPOILED = np.full((30, 4), 0.5)
 SPOILED[11, 2] = np.nan
 BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
@@ -344,6 +365,19 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "empty table": (table("a,b\n"), CSV, "empty data set"),
     "empty file": (table(""), CSV, "empty data set"),
     "empty archive": (images(x=np.zeros((0, 4)), labels=np.zeros(0)), NPZ, "empty data set"),
+    "negative counts": (cells([-1, 2]), H5AD, "-1"),
+    "fractional counts": (cells([1, 0.5]), H5AD, "0.5"),
+    "infinite counts": (cells([1, np.inf]), H5AD, "inf"),
+    "an empty cell": (cells([0, 0]), H5AD, "size factor"),
+    "no such layer": (cells(), [*H5AD, "--layer", "row"], "Did you mean 'raw'?"),
+    "no such label": (cells(), [*H5AD, "--label-column", "kinds"], "Did you mean 'kind'?"),
+    "no such batch": (cells(), [*H5AD, "--batch-column", "batch"], "kind"),
+    "no h5ad": (not_h5ad, H5AD, "cells.h5ad: "),
+    "a layer for digits": (nothing, [*NEW, "--layer", "raw"], "is for data set 'h5ad'"),
+    "missing": (nothing, [*NEW, "--missing", "nans"], "Did you mean 'nan'?"),
+    "dispersion": (nothing, [*NEW, "--dispersion", "features"], "Did you mean 'feature'?"),
+    "prior components": (nothing, [*NEW, "--prior-components", "0"], "'prior_components' must be a positive integer"),
+    "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "must lie in the likelihood's support"),
     "no file": (nothing, CSV, "there is no such file"),
     "no path": (nothing, [*NEW, "--dataset", "file"], "needs 'path'"),
     "a path for digits": (table("a\n1\n"), [*NEW, "--path", "data.csv"], "is for data set 'file'"),

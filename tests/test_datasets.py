@@ -317,7 +317,8 @@ class TestLoad:
 
     def test_names(self):
         assert set(datasets.available()) == {
-            *("digits", "fashion-mnist", "file", "kmnist", "linear-gaussian", "mnist", "sprites", "sprites-32")
+            *("counts", "digits", "fashion-mnist", "file", "h5ad", "kmnist", "linear-gaussian", "mnist"),
+            *("sprites", "sprites-32"),
         }
 
     @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 COMMANDS = {
     "any_pyro_program.py": (["--num-data", "40"], "amortization"),
+    "counts_negative_binomial.py": (["--epochs", "2", "--num-samples", "50"], "gain a cell"),
+    "own_likelihood.py": (["--epochs", "2"], "evidence"),
     "own_parts.py": (["--epochs", "2"], "evidence"),
+    "swap_prior.py": (["--epochs", "2"], "RingPrior"),
     "svi.py": (["--epochs", "3", "--num-samples", "100"], "local refits"),
 }
 

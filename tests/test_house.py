@@ -18,7 +18,19 @@ FLOORS = [
     ("networks", "priors", "likelihoods", "posteriors", "datasets"),
     ("vae", "oracle"),
     ("training", "evaluation"),
-    ("drawing", "plots", "report", "configs", "runs", "cli", "__main__", "__init__"),
+    (
+        "drawing",
+        "count_plots",
+        "plots",
+        "report",
+        "annotate",
+        "catalogue",
+        "configs",
+        "runs",
+        "cli",
+        "__main__",
+        "__init__",
+    ),
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 

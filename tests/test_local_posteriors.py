@@ -13,7 +13,16 @@ from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, StudentT, kl_divergence
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.posteriors import LocalFlowPosterior, LocalFullRankPosterior, LocalNormalPosterior, local_posterior
+from pyro_bvae.posteriors import (
+    GatedStep,
+    LocalAutoregressivePosterior,
+    LocalFlowPosterior,
+    LocalFullRankPosterior,
+    LocalLowRankPosterior,
+    LocalMixturePosterior,
+    LocalNormalPosterior,
+    local_posterior,
+)
 
 N, L = 3, 2
 Make = Callable[..., nn.Module]
@@ -33,6 +42,29 @@ def make_normal(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
     return LocalNormalPosterior(loc, scale_tril.diagonal(0, -2, -1))
 
 
+def make_low_rank(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
+    loc, scale_tril = start(*shape, dtype=dtype)
+    factor = torch.randn(*loc.shape, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return LocalLowRankPosterior(loc, scale_tril.diagonal(0, -2, -1), factor.to(dtype))
+
+
+def make_autoregressive(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
+    loc, scale_tril = start(*shape, dtype=dtype)
+    generator = torch.Generator().manual_seed(6)
+    steps = [GatedStep(loc.shape[-1], 3, (8,), backwards=backwards).to(dtype) for backwards in (False, True)]
+    for parameter in (parameter for step in steps for parameter in step.parameters()):
+        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+    summary = torch.randn(len(loc), 3, generator=generator, dtype=torch.float64).to(dtype)
+    return LocalAutoregressivePosterior(loc, scale_tril.diagonal(0, -2, -1), summary, steps)
+
+
+def make_mixture(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
+    loc, scale_tril = start(*shape, dtype=dtype)
+    scale = scale_tril.diagonal(0, -2, -1)
+    locs, scales = torch.stack([loc, loc + 2 * scale], -2), torch.stack([scale, 0.7 * scale], -2)
+    return LocalMixturePosterior(loc.new_tensor([0.3, -0.2]).expand(len(loc), 2), locs, scales)
+
+
 FAMILIES: dict[str, Make] = {
     "normal": make_normal,
     "full-rank": lambda *shape, dtype=torch.float64: LocalFullRankPosterior(*start(*shape, dtype=dtype)),
@@ -40,9 +72,14 @@ FAMILIES: dict[str, Make] = {
     "flow of three layers": lambda *shape, dtype=torch.float64: LocalFlowPosterior(
         *start(*shape, dtype=dtype), num_layers=3, hidden=5
     ),
+    "low-rank": make_low_rank,
+    "autoregressive": make_autoregressive,
+    "mixture": make_mixture,
 }
+NORMALS = {name: make for name, make in FAMILIES.items() if name in ("normal", "full-rank") or name.startswith("flow")}
 FLOWS = {name: make for name, make in FAMILIES.items() if name.startswith("flow")}
 families = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
+normals = pytest.mark.parametrize("make", NORMALS.values(), ids=NORMALS.keys())
 flows = pytest.mark.parametrize("make", FLOWS.values(), ids=FLOWS.keys())
 
 
@@ -86,7 +123,7 @@ def test_a_density_integrates_to_one_and_is_that_of_the_draws(make: Make, latent
     assert ((theirs.mean(0) - ours.mean(0)).abs() < 4.5 * error).all()
 
 
-@families
+@normals
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 def test_it_starts_exactly_at_the_given_member(make: Make, latent_dim: int) -> None:
     loc, scale_tril = start(N, latent_dim)
@@ -283,6 +320,39 @@ def test_a_multivariate_normal_has_a_local_version(covariance: str) -> None:
     assert torch.allclose(again().log_prob(z), local().log_prob(z))
 
 
+OTHERS = {name: make for name, make in FAMILIES.items() if name not in NORMALS}
+
+
+@pytest.mark.parametrize("make", OTHERS.values(), ids=OTHERS.keys())
+def test_any_family_has_a_local_version_that_starts_there_whatever_its_plates(make: Make) -> None:
+    base = moved(make(6, L))()
+    again = local_posterior(base, 1)
+    assert type(again) is type(make())
+    z = base.sample((4,))
+    assert torch.allclose(again().log_prob(z), base.log_prob(z))
+    shared = moved(make(1, L))().expand((6,))  # one member for all data, then free for each
+    free = local_posterior(shared, 1)
+    assert all(len(parameter) == 6 for parameter in free.parameters())
+    assert torch.allclose(free().log_prob(z), shared.log_prob(z))
+    blocks = local_posterior(shared.expand((2, 6)), 2)(torch.zeros(2, 4))
+    z = blocks.sample((4,))
+    assert blocks.batch_shape == (2,) and blocks.event_shape == (6, L)
+    assert torch.allclose(blocks.log_prob(z), shared.expand((2, 6)).log_prob(z).sum(-1))
+
+
+def test_stock_distributions_of_low_rank_and_mixtures_have_local_versions() -> None:
+    loc, scale_tril = start()
+    factor = torch.randn(N, L, 1, dtype=torch.float64)
+    low_rank = pyro.distributions.LowRankMultivariateNormal(loc, factor, scale_tril.diagonal(0, -2, -1))
+    scales = torch.rand(N, 3, L, dtype=torch.float64) + 0.1
+    mixture = pyro.distributions.MixtureOfDiagNormals(
+        torch.randn_like(scales), scales, torch.randn(N, 3, dtype=torch.float64)
+    )
+    for stock in (low_rank, mixture):
+        z = torch.randn(4, N, L, dtype=torch.float64)
+        assert torch.allclose(local_posterior(stock, 1)().log_prob(z), stock.log_prob(z))
+
+
 def test_more_event_dimensions_are_blocks_of_their_own() -> None:
     loc, scale_tril = (part.reshape(2, 3, *part.shape[1:]) for part in start(6))
     base = pyro.distributions.MultivariateNormal(loc, scale_tril=scale_tril).to_event(1)
@@ -407,6 +477,33 @@ EYE = torch.eye(2).expand(3, 2, 2)
 def test_bad_starts_are_refused_in_words(family: Any, loc: Tensor, scale_tril: Tensor, message: str) -> None:
     with pytest.raises(InputError, match=message):
         family(loc, scale_tril)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: LocalLowRankPosterior(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, 2, 1)), "'scale' must be"),
+        (
+            lambda: LocalLowRankPosterior(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3, 1, 2)),
+            r"'factor' must have a row for each entry of 'loc', \(3, 2, 'R'\); got \(3, 1, 2\)",
+        ),
+        (
+            lambda: LocalAutoregressivePosterior(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2, 4), []),
+            r"'summary' must be \(3, 'H'\), got \(2, 4\)",
+        ),
+        (
+            lambda: LocalMixturePosterior(torch.zeros(3, 4), torch.zeros(3, 2, 2), torch.ones(3, 2, 2)),
+            r"'logits' must be one for each row of 'locs', \(3, 2\); got \(3, 4\)",
+        ),
+        (
+            lambda: LocalMixturePosterior(torch.zeros(3), torch.zeros(3, 2), torch.ones(3, 2)),
+            "'loc' must have a dimension for the data",
+        ),
+    ],
+)
+def test_bad_starts_of_the_other_families_are_refused_in_words(make: Make, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        make()
 
 
 @pytest.mark.parametrize(("name", "value", "least"), [("num_layers", 1, 2), ("hidden", 0, 1)])

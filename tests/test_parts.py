@@ -10,13 +10,54 @@ from torch import Tensor, nn
 
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
-from pyro_bvae.likelihoods import BernoulliLikelihood, DecoderScale, FixedScale, LearnedScale, NormalLikelihood
-from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
-from pyro_bvae.posteriors import LocalNormalPosterior, NormalPosterior, local_posterior
-from pyro_bvae.priors import NormalPrior
+from pyro_bvae.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    ContinuousBernoulliLikelihood,
+    DecoderDispersion,
+    DecoderScale,
+    DiscretizedLogisticLikelihood,
+    FixedScale,
+    LaplaceLikelihood,
+    LearnedDispersion,
+    LearnedScale,
+    NegativeBinomialLikelihood,
+    NormalLikelihood,
+    PoissonLikelihood,
+    SoftmaxRate,
+    StudentTLikelihood,
+    ZeroInflatedNegativeBinomialLikelihood,
+)
+from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder, ResidualMLP
+from pyro_bvae.posteriors import (
+    FlowPosterior,
+    FullRankPosterior,
+    LocalNormalPosterior,
+    LowRankPosterior,
+    MixturePosterior,
+    NormalPosterior,
+    local_posterior,
+)
+from pyro_bvae.priors import (
+    FlowPrior,
+    LaplacePrior,
+    LearnedNormalPrior,
+    MixturePrior,
+    NormalPrior,
+    StudentTPrior,
+    VampPrior,
+)
 
 D, L = 6, 3
-PRIORS: dict[str, Callable[[], nn.Module]] = {"normal": lambda: NormalPrior(L)}
+PRIORS: dict[str, Callable[[], nn.Module]] = {
+    "normal": lambda: NormalPrior(L),
+    "learned normal": lambda: LearnedNormalPrior(L),
+    "laplace": lambda: LaplacePrior(L),
+    "student-t": lambda: StudentTPrior(L),
+    "mixture": lambda: MixturePrior(L, 4),
+    "vamp": lambda: VampPrior(NormalPosterior(MLP(D, 2 * L, (5,))), torch.randn(4, D)),
+    "flow": lambda: FlowPrior(L, num_layers=2, hidden=(8,)),
+}
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "bernoulli": BernoulliLikelihood,
     "normal, fixed scale": lambda: NormalLikelihood(0.5),
@@ -24,11 +65,38 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "normal, shared scale": lambda: NormalLikelihood(LearnedScale()),
     "normal, scale of each feature": lambda: NormalLikelihood(LearnedScale(D)),
     "normal, scale from the decoder": lambda: NormalLikelihood(DecoderScale()),
+    "laplace": lambda: LaplaceLikelihood(LearnedScale(D)),
+    "student-t": lambda: StudentTLikelihood(DecoderScale()),
+    "continuous bernoulli": ContinuousBernoulliLikelihood,
+    "discretized logistic": DiscretizedLogisticLikelihood,
+    "categorical": lambda: CategoricalLikelihood(3),
+    "poisson": PoissonLikelihood,
+    "poisson, softmax": lambda: PoissonLikelihood(SoftmaxRate()),
+    "negative binomial": lambda: NegativeBinomialLikelihood(D),
+    "negative binomial, shared dispersion": NegativeBinomialLikelihood,
+    "negative binomial, dispersion from the decoder": lambda: NegativeBinomialLikelihood(
+        dispersion=DecoderDispersion(), rate=SoftmaxRate()
+    ),
+    "zero-inflated negative binomial": lambda: ZeroInflatedNegativeBinomialLikelihood(D),
+    "zero-inflated negative binomial, dispersion from the decoder": lambda: ZeroInflatedNegativeBinomialLikelihood(
+        dispersion=DecoderDispersion()
+    ),
 }
-POSTERIORS: dict[str, Callable[[], nn.Module]] = {"normal": lambda: NormalPosterior(MLP(D, 2 * L, (5,)))}
+CONTINUOUS = ("normal", "laplace", "student-t")
+POSTERIORS: dict[str, Callable[[], nn.Module]] = {
+    name: lambda family=family: family(MLP(D, family.num_outputs(L), (5,)))  # type: ignore[misc]
+    for name, family in {
+        "normal": NormalPosterior,
+        "full-rank": FullRankPosterior,
+        "low-rank": LowRankPosterior,
+        "flow": FlowPosterior,
+        "mixture": MixturePosterior,
+    }.items()
+}
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "affine": lambda: MLP(D, 4, ()),
     "mlp": lambda: MLP(D, 4, (5, 7)),
+    "residual": lambda: ResidualMLP(D, 4, 8, 2),
     **{f"encoder {s}": lambda s=s: ConvolutionalEncoder((1, s, s), 4, 16) for s in (28, 32, 64)},  # type: ignore[misc]
     **{f"decoder {s}": lambda s=s: ConvolutionalDecoder(4, (1, s, s), hidden=16) for s in (28, 32, 64)},  # type: ignore[misc]
     "encoder, colour, covariates": lambda: ConvolutionalEncoder((3, 32, 32), 4, 16, extra_features=2),
@@ -72,7 +140,7 @@ def test_likelihoods_take_any_leading_dimensions(make: Callable[[], nn.Module], 
     assert distribution.mean.shape == (*leading, D)
 
 
-@members({name: make for name, make in LIKELIHOODS.items() if name != "bernoulli"})
+@members({name: make for name, make in LIKELIHOODS.items() if name.startswith(CONTINUOUS)})
 def test_continuous_likelihoods_draw_their_density(make: Callable[[], nn.Module]) -> None:
     likelihood = make()
     check_density(likelihood(parameters_for(likelihood, (2,))))
@@ -96,9 +164,32 @@ def test_bernoulli_on_greys_is_the_cross_entropy() -> None:
 @members(LIKELIHOODS)
 def test_likelihoods_see_the_context(make: Callable[[], nn.Module]) -> None:
     likelihood = make()
-    parameters, x = parameters_for(likelihood, (2,)), torch.rand(2, D)
+    parameters = parameters_for(likelihood, (2,))
+    x = likelihood(parameters).sample()
     with_context = likelihood(parameters, Context(covariates=torch.ones(2, 1))).log_prob(x)
     assert torch.equal(with_context, likelihood(parameters).log_prob(x))
+
+
+@members(LIKELIHOODS)
+def test_likelihoods_give_every_parameter_a_finite_gradient_in_float64(make: Callable[[], nn.Module]) -> None:
+    likelihood = make().double()
+    parameters = parameters_for(likelihood, (50,)).double().requires_grad_()
+    distribution = likelihood(parameters)
+    log_prob = distribution.log_prob(distribution.sample())
+    assert log_prob.dtype == torch.double and distribution.sample().dtype == torch.double
+    log_prob.square().sum().backward()
+    for parameter in (parameters, *likelihood.parameters()):
+        assert torch.isfinite(parameter.grad).all() and (parameter.grad.abs().sum(0) > 0).all()
+
+
+@members(LIKELIHOODS)
+def test_likelihoods_expand_as_plates_do(make: Callable[[], nn.Module]) -> None:
+    likelihood = make()
+    distribution = likelihood(parameters_for(likelihood, (2,)))
+    x = distribution.sample()
+    wide = distribution.expand([4, 2])
+    assert wide.sample().shape == (4, 2, D)
+    assert torch.allclose(wide.log_prob(x), distribution.log_prob(x).expand(4, 2), atol=1e-5)
 
 
 @members(LIKELIHOODS)
@@ -154,9 +245,62 @@ def test_posteriors_have_their_shape_and_finite_gradients(
 @members(POSTERIORS)
 def test_posteriors_have_a_local_version_that_starts_at_their_answer(make: Callable[[], nn.Module]) -> None:
     distribution = make()(torch.randn(4, D))
-    local = local_posterior(distribution.base_dist, 1)()
+    base = distribution.base_dist if isinstance(distribution, torch.distributions.Independent) else distribution
+    local = local_posterior(base, 1)()
     z = distribution.sample()
     assert torch.allclose(local.log_prob(z), distribution.log_prob(z), atol=1e-5)
+
+
+DISCRETE: dict[str, tuple[Callable[[], nn.Module], Tensor]] = {
+    "discretized logistic": (DiscretizedLogisticLikelihood, torch.arange(256) / 255),
+    "categorical": (lambda: CategoricalLikelihood(3), torch.arange(3.0)),
+}
+
+
+@pytest.mark.parametrize(("make", "values"), DISCRETE.values(), ids=DISCRETE.keys())
+def test_discrete_values_sum_to_one_and_are_drawn_as_often_as_they_should(
+    make: Callable[[], nn.Module], values: Tensor
+) -> None:
+    torch.manual_seed(0)
+    likelihood = make().double()
+    distribution = likelihood(parameters_for(likelihood, ()).double())
+    probabilities = distribution.base_dist.log_prob(values.double().unsqueeze(1)).exp()
+    assert torch.allclose(probabilities.sum(0), torch.ones(D).double())
+    draws = distribution.sample((20_000,))
+    frequency = (draws.unsqueeze(0) - values.unsqueeze(1).unsqueeze(1)).abs().lt(1e-6).double().mean(1)
+    errors = (probabilities * (1 - probabilities) / 20_000).sqrt()
+    assert (
+        torch.allclose(frequency.sum(0), torch.ones(D).double())
+        and ((frequency - probabilities).abs() < 5 * errors + 1e-4).all()
+    )
+
+
+def test_the_discretized_logistic_is_the_difference_of_two_distribution_functions() -> None:
+    parameters = torch.randn(5, 2 * D, dtype=torch.double)
+    distribution = DiscretizedLogisticLikelihood()(parameters)
+    base = distribution.base_dist
+    for level in (0, 1, 100, 254, 255):
+        x = torch.full((5, D), level / 255, dtype=torch.double)
+        upper = torch.sigmoid((x + 1 / 510 - base.loc) / base.scale) if level < 255 else torch.ones_like(x)
+        lower = torch.sigmoid((x - 1 / 510 - base.loc) / base.scale) if level > 0 else torch.zeros_like(x)
+        assert torch.allclose(base.log_prob(x).exp(), upper - lower)
+
+
+def test_the_continuous_bernoulli_is_torchs_away_from_its_series_and_normalised_near_it() -> None:
+    logits = torch.tensor([-30.0, -3, -0.05, 0.0, 0.0999, 0.1001, 2, 40], dtype=torch.double)
+    distribution = ContinuousBernoulliLikelihood()(logits).base_dist
+    grid = torch.linspace(0, 1, 20_001, dtype=torch.double).unsqueeze(1)
+    assert torch.allclose(
+        torch.trapezoid(distribution.log_prob(grid).exp(), grid, dim=0), torch.ones(8).double(), rtol=2e-6
+    )
+    means = torch.trapezoid(distribution.log_prob(grid).exp() * grid, grid, dim=0)
+    assert torch.allclose(distribution.mean, means, atol=1e-6)
+    far = (logits.abs() > 1) & (logits.abs() < 15)  # beyond these torch's probabilities are rounded to 0 or 1
+    theirs = torch.distributions.ContinuousBernoulli(logits=logits[far])
+    x = torch.rand(9, int(far.sum()), dtype=torch.double)
+    assert torch.allclose(ContinuousBernoulliLikelihood()(logits[far]).base_dist.log_prob(x), theirs.log_prob(x))
+    draws = distribution.sample((20_000,))
+    assert ((draws.mean(0) - means).abs() < 5 * draws.std(0) / math.sqrt(20_000)).all()
 
 
 def test_extreme_scales_of_the_guide_stay_finite() -> None:
@@ -185,6 +329,9 @@ def test_networks_take_any_leading_dimensions(make: Callable[[], nn.Module], lea
 @members(NETWORKS)
 def test_every_parameter_and_every_input_of_a_network_counts(make: Callable[[], nn.Module]) -> None:
     network = make()
+    with torch.no_grad():
+        for parameter in network.parameters():  # some start at zero, which hides those before them
+            parameter.add_(0.1 * torch.randn_like(parameter))
     inputs = torch.rand(16, network.in_features, requires_grad=True)
     network(inputs).square().sum().backward()
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in network.parameters())
@@ -221,6 +368,9 @@ def test_local_posterior_moves_with_its_parameters() -> None:
         (lambda: ConvolutionalDecoder(4, (1, 32, 28)), r"a side of 28, 32, 64, got \(1, 32, 28\)"),
         (lambda: NormalLikelihood(0.0), "'scale' must be positive and finite, got 0.0"),
         (lambda: NormalLikelihood(math.nan), "'scale' must be positive and finite, got nan"),
+        (lambda: StudentTLikelihood(df=1.0), "'df' must be above 1, so that there is a mean, and finite, got 1.0"),
+        (lambda: CategoricalLikelihood(1), "'num_categories' must be an integer from 2, got 1"),
+        (lambda: LearnedDispersion(-3), "'num_features' must be a positive integer or None, got -3"),
         (lambda: LearnedScale(floor=0.0), "0 < floor < initial, got 0.0 and 0.5"),
         (lambda: DecoderScale(floor=-1.0), "'floor' must be positive, got -1.0"),
         (lambda: LocalNormalPosterior(torch.zeros(2), torch.zeros(2)), "'scale' must be positive"),

@@ -102,7 +102,7 @@ def test_a_guide_that_is_far_too_narrow_is_repaired(linear: LinearGaussian, prop
     alone = evidence(vae.model, vae.guide, x, num_samples=3000)
     repaired = evidence(vae.model, vae.guide, x, num_samples=3000, proposal=proposal)
     exact = linear.evidence(x)
-    assert alone.untrusted > 15 and alone.value < float(exact.mean()) - 4 * alone.monte_carlo_error
+    assert alone.untrusted > 15 and alone.value < float(exact.mean()) - 0.2  # what there is to repair
     assert repaired.untrusted <= 3  # k is an estimate too, and wavers about its limit
     assert abs(repaired.value - float(exact.mean())) < 4 * repaired.monte_carlo_error < 0.06
     off, left = ((estimate.per_datum - exact).square().mean().sqrt() for estimate in (alone, repaired))

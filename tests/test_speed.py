@@ -235,3 +235,16 @@ def test_networks_work_where_onednn_does_not() -> None:
     assert torch.allclose(torch.func.grad(lambda x: network(x).sum())(x), gradient, atol=1e-6)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         assert network(x).dtype == torch.bfloat16
+
+
+def test_who_looks_on_or_changes_a_layer_is_not_passed_over() -> None:
+    network, x = MLP(4, 3, (5,)), torch.randn(6, 4)
+    with torch.no_grad():
+        plain = network(x)
+        seen: list[Tensor] = []
+        handle = network.layers[0].register_forward_hook(lambda module, given, out: seen.append(out))
+        assert torch.allclose(network(x), plain, atol=1e-6) and len(seen) == 1
+        handle.remove()
+        network.layers[0] = nn.Identity()  # somebody's own layers
+        network.layers[2] = nn.Linear(4, 3)
+        assert network(x).shape == (6, 3)

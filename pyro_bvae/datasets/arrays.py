@@ -21,8 +21,8 @@ _CHANNELS = (1, 3, 4)
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
-def read_npy(path: Path) -> dict[str, Dataset]:
-    """Read one array of data, see :func:`features_and_shape` for its shapes."""
+def read_npy(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
+    """Read one array of data, see :func:`features_and_shape` for its shapes; ``missing`` as of :class:`Dataset`."""
     try:
         array = np.load(path, allow_pickle=False)
     except _UNREADABLE as error:
@@ -31,14 +31,14 @@ def read_npy(path: Path) -> dict[str, Dataset]:
         array.close()
         raise InputError("this is an npz archive, not an npy file; name it .npz")
     (x,), shape = features_and_shape([array], divide=array.ndim > 2)
-    return {WHOLE: Dataset(x=x, image_shape=shape)}
+    return {WHOLE: Dataset(x=x, image_shape=shape, missing=missing)}
 
 
-def read_npz(path: Path) -> dict[str, Dataset]:
+def read_npz(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
     """Read an archive with key ``x`` or ``images``, or one of them a part: ``x_train``, ``x_test``, ...
 
     Optional keys, likewise with or without the part: ``labels``, ``factors``, ``size_factor``, ``covariates``;
-    and ``label_names``, ``factor_names``. Other keys are not read.
+    and ``label_names``, ``factor_names``. Other keys are not read. ``missing`` is that of :class:`Dataset`.
     """
     arrays, keys = _archive(path)
     data_key, endings = _layout(arrays, keys)
@@ -55,6 +55,7 @@ def read_npz(path: Path) -> dict[str, Dataset]:
             image_shape=shape,
             factor_names=_names(arrays, "factor_names"),
             label_names=_names(arrays, "label_names") or label_names,
+            missing=missing,
         )
     return parts
 

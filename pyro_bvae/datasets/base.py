@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from pyro_bvae.datasets.streams import (
 )
 from pyro_bvae.errors import InputError, check_finite, unknown_name
 
+if TYPE_CHECKING:
+    from pyro_bvae.datasets.lazy import LazyDataset
+
 BINARIZE_MODES = ("none", "dynamic", "static")
 
 Index = slice | Tensor | Sequence[int] | np.ndarray
@@ -29,7 +33,7 @@ class Dataset:
     """N data in memory.
 
     Attributes:
-        x: The data, floating and finite, shape ``(N, D)``.
+        x: The data, floating and finite, shape ``(N, D)``; with ``missing``, NaN where an entry was not observed.
         context: What is observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
@@ -38,6 +42,7 @@ class Dataset:
         label_names: The name of each class, or none.
         stochastic_binarization: ``x`` holds probabilities, and every epoch of :meth:`batches` draws 0/1 from
             them. ``x`` itself stays grey: to evaluate, take :meth:`binarized`.
+        missing: ``x`` may hold NaN for entries that were not observed, even for all of a datum.
 
     Raises:
         InputError: if a shape, a type or a value cannot be used.
@@ -51,9 +56,10 @@ class Dataset:
     factor_names: tuple[str, ...] = ()
     label_names: tuple[str, ...] = ()
     stochastic_binarization: bool = False
+    missing: bool = False
 
     def __post_init__(self) -> None:
-        _check_x(self.x)
+        _check_x(self.x, self.missing)
         _check_companions(self)
         if self.stochastic_binarization:
             _check_probabilities(self.x)
@@ -93,7 +99,7 @@ class Dataset:
         outside = (rows < -len(self)) | (rows >= len(self))
         if bool(outside.any()):
             raise InputError(f"index {rows[outside][0].item()} is outside a data set of {len(self)}")
-        return rows.to(self.x.device, torch.long)
+        return rows.to(self.x.device, torch.long) % len(self)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dataset:
         """Return the data on a device; ``dtype`` applies to what is floating."""
@@ -106,6 +112,10 @@ class Dataset:
         context = None if self.context is None else Context(*(move(part) for part in self.context))
         x = self.x.to(device=device, dtype=dtype)
         return replace(self, x=x, context=context, labels=move(self.labels), factors=move(self.factors))
+
+    def dense(self) -> Dataset:
+        """Return the data themselves, which are dense: what a :class:`LazyDataset` has to make."""
+        return self
 
     def num_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
         """Return how many batches an epoch has."""
@@ -149,11 +159,11 @@ class Dataset:
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The three parts of a data set; a validation part is optional."""
+    """The three parts of a data set; a validation part is optional, and dense, since each epoch measures all of it."""
 
-    train: Dataset
+    train: Dataset | LazyDataset
     validation: Dataset | None
-    test: Dataset
+    test: Dataset | LazyDataset
     name: str
 
     def __post_init__(self) -> None:
@@ -176,13 +186,15 @@ class Splits:
             raise unknown_name("binarization", mode, BINARIZE_MODES)
         if mode == "none":
             return self
+        if not isinstance(self.train, Dataset) or not isinstance(self.test, Dataset):
+            raise InputError(f"'binarize' = '{mode}' is for pixels, got data that are dense only in the batch")
         dynamic = mode == "dynamic"
         train = self.train.dynamically_binarized() if dynamic else self.train.binarized(seed, part=0)
         validation = None if self.validation is None else self.validation.binarized(seed, part=1)
         return replace(self, train=train, validation=validation, test=self.test.binarized(seed, part=2))
 
 
-def _check_x(x: Tensor) -> None:
+def _check_x(x: Tensor, missing: bool) -> None:
     if not isinstance(x, Tensor):
         raise InputError(f"'x' must be a torch tensor, got {type(x).__name__}; use torch.as_tensor(x)")
     shape = tuple(x.shape)
@@ -192,7 +204,18 @@ def _check_x(x: Tensor) -> None:
         raise InputError(f"'x' must be floating, got {x.dtype}; use x.float(), and / 255 for pixels")
     if 0 in shape:
         raise InputError(f"empty data set: 'x' has shape {shape}, at least (1, 1) is needed")
-    check_finite("x", x)
+    _check_values(x, missing)
+
+
+def _check_values(x: Tensor, missing: bool) -> None:
+    unseen = torch.isnan(x)
+    if not bool(unseen.any()):
+        check_finite("x", x)
+        return
+    if not missing:
+        index = tuple(int(i) for i in unseen.nonzero()[0])
+        raise InputError(f"'x' must be finite, got nan at index {index}; missing=True takes it as missing")
+    check_finite("x", x.masked_fill(unseen, 0))
 
 
 def _check_companions(data: Dataset) -> None:
@@ -233,9 +256,10 @@ def _check_probabilities(x: Tensor) -> None:
 
 
 def _bernoulli(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw 0/1 pixels from uniforms made on the CPU, so that they are the same on every device."""
+    """Draw 0/1 pixels from uniforms made on the CPU, so that they are the same on every device; NaN stays NaN."""
     uniform = torch.rand(probabilities.shape, generator=generator)
-    return (uniform.to(probabilities.device) < probabilities).to(probabilities.dtype)
+    pixels = (uniform.to(probabilities.device) < probabilities).to(probabilities.dtype)
+    return torch.where(torch.isnan(probabilities), probabilities, pixels)
 
 
 def _context_rows(context: Context | None, rows: Tensor) -> Context | None:

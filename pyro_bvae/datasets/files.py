@@ -15,7 +15,7 @@ from pyro_bvae.datasets.tables import read_csv
 from pyro_bvae.errors import InputError
 
 # A new format is one reader in one file and one line here: a path -> the whole, or train, validation and test.
-READERS: dict[str, Callable[[Path], dict[str, Dataset]]] = {
+READERS: dict[str, Callable[..., dict[str, Dataset]]] = {
     ".csv": read_csv,
     ".npy": read_npy,
     ".npz": read_npz,
@@ -29,6 +29,7 @@ def from_path(
     validation: float = 0.1,
     test: float = 0.1,
     seed: int = 0,
+    missing: bool = False,
 ) -> Splits:
     """Read a person's own data.
 
@@ -43,13 +44,14 @@ def from_path(
         validation: Fraction or number of data that validate, 0 for none, unless the file has parts of its own.
         test: Likewise, to test on.
         seed: Of the random split, unless the file has parts of its own.
+        missing: Take NaN, and empty fields of a csv file, for entries that were not observed.
 
     Raises:
         InputError: if something is missing, cannot be read or cannot be used.
     """
     path = Path(path).expanduser()
     try:
-        parts = _read(path, split_column)
+        parts = _read(path, split_column, missing)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     name = path.resolve().name if path.is_dir() else path.stem
@@ -58,7 +60,7 @@ def from_path(
     return Splits(train=parts["train"], validation=parts.get("validation"), test=parts["test"], name=name)
 
 
-def _read(path: Path, split_column: str | None) -> dict[str, Dataset]:
+def _read(path: Path, split_column: str | None, missing: bool) -> dict[str, Dataset]:
     suffix = path.suffix.lower()
     if not path.exists():
         raise InputError("there is no such file or folder")
@@ -66,10 +68,12 @@ def _read(path: Path, split_column: str | None) -> dict[str, Dataset]:
         raise InputError(f"'split_column' is for csv files, got '{split_column}'")
     if path.is_dir():
         return read_image_folder(path)
+    if suffix == ".h5ad":
+        raise InputError("an .h5ad file is data set 'h5ad', read by pyro_bvae.datasets.h5ad")
     if suffix not in READERS:
         raise InputError(f"data must be a folder of images or a file {', '.join(READERS)}, got '{suffix}'")
     if path.stat().st_size == 0:
         raise InputError("empty data set: the file is empty")
     if split_column is not None:
-        return read_csv(path, split_column=split_column)
-    return READERS[suffix](path)
+        return read_csv(path, split_column=split_column, missing=missing)
+    return READERS[suffix](path, missing=missing)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_bvae.datasets.base import Splits
+from pyro_bvae.datasets.cells import h5ad
 from pyro_bvae.datasets.digits import digits
 from pyro_bvae.datasets.files import from_path
+from pyro_bvae.datasets.negative_binomial import negative_binomial_factors
 from pyro_bvae.datasets.splitting import held_out_count
 from pyro_bvae.datasets.sprites import sprites
 from pyro_bvae.datasets.synthetic import linear_gaussian
@@ -17,6 +19,12 @@ from pyro_bvae.datasets.torchvision_images import fashion_mnist, kmnist, mnist
 from pyro_bvae.errors import InputError, unknown_name
 
 _NUM_SPRITES = 8000
+# Which data sets an argument is for, where it is not for all.
+_TAKERS: dict[str, tuple[str, ...]] = {
+    "path": ("file", "h5ad"),
+    "split_column": ("file", "h5ad"),
+    **dict.fromkeys(("layer", "label_column", "batch_column", "min_counts", "min_cells", "backed"), ("h5ad",)),
+}
 
 
 @dataclass(frozen=True)
@@ -28,6 +36,13 @@ class LoadOptions:
     split_column: str | None = None
     validation: float | None = None
     seed: int = 0
+    layer: str | None = None
+    label_column: str | None = None
+    batch_column: str | None = None
+    min_counts: float | None = None
+    min_cells: int | None = None
+    backed: bool | None = None
+    missing: bool = False
 
     @property
     def part(self) -> dict[str, Any]:
@@ -38,7 +53,21 @@ class LoadOptions:
 def _file(options: LoadOptions) -> Splits:
     if options.path is None:
         raise InputError("data set 'file' needs 'path': a .csv, .npy or .npz file, or a folder of images")
-    return from_path(options.path, split_column=options.split_column, seed=options.seed, **options.part)
+    return from_path(
+        options.path,
+        split_column=options.split_column,
+        seed=options.seed,
+        missing=options.missing,
+        **options.part,
+    )
+
+
+def _h5ad(options: LoadOptions) -> Splits:
+    if options.path is None:
+        raise InputError("data set 'h5ad' needs 'path', an .h5ad file")
+    names = ("split_column", "layer", "label_column", "batch_column", "min_counts", "min_cells", "backed")
+    given = {name: value for name in names if (value := getattr(options, name)) is not None}
+    return h5ad(options.path, seed=options.seed, **given, **options.part)
 
 
 def _sprites(options: LoadOptions, size: int) -> Splits:
@@ -49,9 +78,11 @@ def _sprites(options: LoadOptions, size: int) -> Splits:
 
 
 _BUILDERS: dict[str, Callable[[LoadOptions], Splits]] = {
+    "counts": lambda options: negative_binomial_factors(seed=options.seed, **options.part),
     "digits": lambda options: digits(seed=options.seed, **options.part),
     "fashion-mnist": lambda options: fashion_mnist(options.root, **options.part),
     "file": _file,
+    "h5ad": _h5ad,
     "kmnist": lambda options: kmnist(options.root, **options.part),
     "linear-gaussian": lambda options: linear_gaussian(seed=options.seed, **options.part),
     "mnist": lambda options: mnist(options.root, **options.part),
@@ -74,26 +105,57 @@ def load(
     validation: float | None = None,
     binarize: str = "none",
     seed: int = 0,
+    layer: str | None = None,
+    label_column: str | None = None,
+    batch_column: str | None = None,
+    min_counts: float | None = None,
+    min_cells: int | None = None,
+    backed: bool | None = None,
+    missing: bool = False,
 ) -> Splits:
     """Return a data set by its name.
 
     Args:
         name: One of :func:`available`; ``file`` is a person's own.
         root: Folder of downloaded data (the MNIST family); others have no use for it.
-        path: File or folder of data set ``file``, see :func:`pyro_bvae.datasets.from_path`.
-        split_column: Column of a csv file that says train, validation or test.
+        path: File or folder of data set ``file``, see :func:`pyro_bvae.datasets.from_path`; file of ``h5ad``.
+        split_column: Column of a csv or h5ad file that says train, validation or test.
         validation: Fraction or number of data that validate, 0 for none; by default the data set's own.
         binarize: ``none``, ``dynamic`` or ``static``, see :meth:`Splits.binarized`.
         seed: Of random splits and synthetic data. Pixels that are drawn once are the same for every seed, so that
             runs of different seeds are measured on the same data.
+        layer: Of an h5ad file, as are all that follow, see :func:`pyro_bvae.datasets.h5ad`; None for its default.
+        label_column: Column with labels.
+        batch_column: Column whose values become covariates.
+        min_counts: Least counts of a cell.
+        min_cells: Least number of cells that have a gene.
+        backed: Leave the counts in the file.
+        missing: Take NaN in a ``file`` for entries that were not observed.
 
     Raises:
         InputError: for an unknown name, or an argument the data set cannot use.
     """
     if name not in _BUILDERS:
         raise unknown_name("data set", name, _BUILDERS)
-    for argument, value in (("path", path), ("split_column", split_column)):
-        if value is not None and name != "file":
-            raise InputError(f"'{argument}' = {str(value)!r} is for data set 'file', got data set '{name}'")
-    options = LoadOptions(root, path, split_column, validation, seed)
+    options = LoadOptions(
+        root,
+        path,
+        split_column,
+        validation,
+        seed,
+        layer,
+        label_column,
+        batch_column,
+        min_counts,
+        min_cells,
+        backed,
+        missing,
+    )
+    for argument, (taker, *others) in _TAKERS.items():
+        value = getattr(options, argument)
+        if value is not None and name not in (taker, *others):
+            too = "".join(f"; '{other}' takes it too" for other in others)
+            raise InputError(f"'{argument}' = {str(value)!r} is for data set '{taker}', got data set '{name}'{too}")
+    if missing and name != "file":
+        raise InputError(f"'missing' is for data set 'file', got data set '{name}', in which nothing is missing")
     return _BUILDERS[name](options).binarized(binarize)

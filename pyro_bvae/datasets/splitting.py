@@ -24,6 +24,24 @@ def held_out_count(name: str, value: float, total: int) -> int:
     return count
 
 
+def part_sizes(total: int, validation: float, test: float) -> tuple[int, int, int]:
+    """Return how many of ``total`` data train, validate and test, each of the last two a fraction or a number.
+
+    Raises:
+        InputError: if the training or the test part would be empty.
+    """
+    num_validation = held_out_count("validation", validation, total)
+    num_test = held_out_count("test", test, total)
+    if num_test == 0:
+        raise InputError(f"'test' must hold at least one datum, got {test!r}")
+    num_train = total - num_validation - num_test
+    if num_train < 1:
+        raise InputError(
+            f"'validation' = {validation} and 'test' = {test} take all {total} data: none is left to train on"
+        )
+    return num_train, num_validation, num_test
+
+
 def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: str) -> Splits:
     """Split at random, as a pure function of the seed.
 
@@ -37,21 +55,12 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: 
     Raises:
         InputError: if a part would be empty.
     """
-    total = len(dataset)
-    num_validation = held_out_count("validation", validation, total)
-    num_test = held_out_count("test", test, total)
-    if num_test == 0:
-        raise InputError(f"'test' must hold at least one datum, got {test!r}")
-    num_train = total - num_validation - num_test
-    if num_train < 1:
-        raise InputError(
-            f"'validation' = {validation} and 'test' = {test} take all {total} data: none is left to train on"
-        )
-    order = torch.randperm(total, generator=stream_generator(seed, 0, SPLIT_STREAM))
-    train_rows, validation_rows, test_rows = order.split([num_train, num_validation, num_test])
+    sizes = part_sizes(len(dataset), validation, test)
+    order = torch.randperm(len(dataset), generator=stream_generator(seed, 0, SPLIT_STREAM))
+    train_rows, validation_rows, test_rows = order.split(list(sizes))
     return Splits(
         train=dataset[train_rows],
-        validation=dataset[validation_rows] if num_validation else None,
+        validation=dataset[validation_rows] if len(validation_rows) else None,
         test=dataset[test_rows],
         name=name,
     )

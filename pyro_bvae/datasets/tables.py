@@ -19,10 +19,11 @@ LABEL_COLUMNS = ("label", "labels")
 _NAMES_SHOWN = 20
 
 
-def read_csv(path: Path, *, split_column: str | None = None) -> dict[str, Dataset]:
+def read_csv(path: Path, *, split_column: str | None = None, missing: bool = False) -> dict[str, Dataset]:
     """Read a table with a header; a column ``label`` or ``labels`` is labels, all others are features.
 
     ``split_column`` names a column that says train, validation or test; it is no feature then.
+    With ``missing``, an empty field and what pandas reads as one (NaN, NA, ...) are entries that were not observed.
     """
     columns = _header(path)
     if split_column is not None and split_column not in columns:
@@ -36,8 +37,8 @@ def read_csv(path: Path, *, split_column: str | None = None) -> dict[str, Datase
     label_names: tuple[str, ...] = ()
     if label_column is not None:
         labels, label_names = encode_labels(_label_values(frame[label_column]))
-    x = np.stack([_numbers(frame[name], name) for name in features], axis=1)
-    whole = Dataset(x=torch.from_numpy(x), labels=labels, label_names=label_names)
+    x = np.stack([_numbers(frame[name], name, missing) for name in features], axis=1)
+    whole = Dataset(x=torch.from_numpy(x), labels=labels, label_names=label_names, missing=missing)
     if split_column is None:
         return {WHOLE: whole}
     part_of = frame[split_column].fillna("").str.strip().to_numpy(dtype=str)
@@ -78,8 +79,8 @@ def _frame(path: Path, text_column: str | None) -> pd.DataFrame:
         raise InputError(f"this is not a readable csv file: {str(error).strip()}") from error
 
 
-def _numbers(column: pd.Series, name: str) -> np.ndarray:
-    """Return one column as float32, ``(N,)``."""
+def _numbers(column: pd.Series, name: str, missing: bool) -> np.ndarray:
+    """Return one column as float32, ``(N,)``; NaN only for what may be missing."""
     numbers = pd.to_numeric(column, errors="coerce")
     text = (numbers.isna() & column.notna()).to_numpy()
     if text.any():
@@ -90,10 +91,11 @@ def _numbers(column: pd.Series, name: str) -> np.ndarray:
         )
     with np.errstate(over="ignore"):
         values = numbers.to_numpy(dtype=np.float32, na_value=np.nan)
-    bad = ~np.isfinite(values)
+    bad = np.isinf(values) if missing else ~np.isfinite(values)
     if bad.any():
         row = int(bad.argmax())
-        raise InputError(f"values must be finite, got {values[row]} in row {row + 1}, column '{name}'")
+        hint = "; missing=True takes it as missing" if np.isnan(values[row]) else ""
+        raise InputError(f"values must be finite, got {values[row]} in row {row + 1}, column '{name}'{hint}")
     return values
 
 

@@ -7,6 +7,7 @@ from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.export import to_arviz, write_arviz
 from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
 from pyro_bvae.evaluation.importance import elbo, evidence
+from pyro_bvae.evaluation.predictive_checks import CountChecks, Statistic, count_checks
 from pyro_bvae.evaluation.proposals import DefensiveProposal, GuideProposal, HeavyTailedProposal, RefitProposal
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.evaluation.schedule import AnnealingSettings
@@ -17,6 +18,7 @@ __all__ = [
     "AnnealingSettings",
     "Bound",
     "Check",
+    "CountChecks",
     "DefensiveProposal",
     "Estimate",
     "Evaluation",
@@ -27,10 +29,12 @@ __all__ = [
     "RefitProposal",
     "RefitSettings",
     "Sandwich",
+    "Statistic",
     "annealed_evidence",
     "averages",
     "bidirectional_evidence",
     "bound",
+    "count_checks",
     "elbo",
     "evaluate",
     "evidence",

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.importance import Weights, data_bar, map_weights, stream_blocks
+from pyro_bvae.evaluation.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
 from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.sites import Site
 
@@ -42,12 +42,16 @@ class KLPerDimension(NamedTuple):
         standard_errors: Over the data, shape ``(L,)``; None likewise.
         mean_variances: Variance over the data of the posterior mean, shape ``(L,)``.
         exact: Whether ``values`` are closed forms.
+        monte_carlo_errors: Given the data, shape ``(L,)``: 0 for closed forms, None where there are no values.
+        reason: Why there are no values, or None.
     """
 
     values: Tensor | None
     standard_errors: Tensor | None
     mean_variances: Tensor
     exact: bool
+    monte_carlo_errors: Tensor | None = None
+    reason: str | None = None
 
     @property
     def active(self) -> Tensor:
@@ -162,14 +166,34 @@ def _product_base(distribution: Any) -> Any | None:
     return None if distribution.event_shape else distribution
 
 
-def _kl_of_dimensions(guide_site: Site, model_site: Site) -> Tensor | None:
-    guide_base, model_base = _product_base(guide_site["fn"]), _product_base(model_site["fn"])
-    if guide_base is None or model_base is None:
-        return None
+def _why_not(guide_site: Site, model_site: Site) -> str | None:
+    """Return why a KL does not split into dimensions, or None if it does."""
+    for name, site in (("guide", guide_site), ("prior", model_site)):
+        if _product_base(site["fn"]) is None:
+            family = type(site["fn"]).__name__
+            return f"the {name} ({family}) is no product of independent dimensions"
+    return None
+
+
+class _Dimensions(NamedTuple):
+    """The KL of single dimensions, in the shape of the latent, and its Monte Carlo error."""
+
+    kl: Tensor
+    error: Tensor
+    exact: bool
+
+
+def _kl_of_dimensions(guide_site: Site, model_site: Site, num_samples: int) -> _Dimensions:
+    """Return the KL of each dimension of two products: the closed form where there is one, else by Monte Carlo."""
+    guide, prior = (_product_base(site["fn"]) for site in (guide_site, model_site))
+    assert guide is not None and prior is not None
     try:
-        return kl_divergence(guide_base, model_base)
+        kl = kl_divergence(guide, prior)
     except NotImplementedError:
-        return None
+        draws = guide.sample(torch.Size([num_samples]))
+        log_ratio = (guide.log_prob(draws) - prior.log_prob(draws)).double()
+        return _Dimensions(log_ratio.mean(0), error_of_mean(log_ratio), False)
+    return _Dimensions(kl, torch.zeros_like(kl), True)
 
 
 class _Moments:
@@ -192,17 +216,26 @@ class _Moments:
 
 
 def kl_per_dimension(
-    model: Function, guide: Function, *args: Any, data_plate: str | None = None, seed: int = 0, progress: bool = False
+    model: Function,
+    guide: Function,
+    *args: Any,
+    num_samples: int = 100,
+    data_plate: str | None = None,
+    seed: int = 0,
+    progress: bool = False,
 ) -> KLPerDimension | None:
     r"""Return the mean KL of each latent dimension and the variance of each posterior mean over the data.
 
     For products of independent dimensions, :math:`KL(q(z|x) \| p(z)) = \sum_d KL_d`: an inactive dimension has a KL
-    near zero and a posterior mean that does not move.
+    near zero and a posterior mean that does not move. Where the KL of a dimension has no closed form (a normal guide
+    and a Student-t prior, say) it is the mean of ``log q - log p`` of draws. Where guide or prior is no product of
+    dimensions (a mixture, a flow, a full covariance) there is no KL of a dimension, and the reason is given instead.
 
     Args:
         model: A Pyro model with one latent site under a plate over the data.
         guide: Its guide.
         *args: The arguments of both.
+        num_samples: Draws for each datum, where there is no closed form.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of the program's randomness.
         progress: Show a progress bar.
@@ -211,10 +244,11 @@ def kl_per_dimension(
         None where the program has several latent sites or auxiliary ones, so that its dimensions depend on draws.
 
     Raises:
-        InputError: if the program has no per-datum weights, or its data cannot be used.
+        InputError: if the program has no per-datum weights, or its data or ``num_samples`` cannot be used.
     """
-    kls, means = _Moments(), _Moments()
-    exact = True
+    check_num_samples(num_samples)
+    kls, errors, means = _Moments(), _Moments(), _Moments()
+    exact, reason = True, None
     with (
         program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
         torch.no_grad(),
@@ -224,16 +258,18 @@ def kl_per_dimension(
             sites = latent_distributions(opened, block)
             if sites is None:
                 return None
-            guide_site, model_site = sites
-            kl = _kl_of_dimensions(guide_site, model_site)
-            exact = exact and kl is not None
-            event_dim = guide_site["fn"].event_dim
-            if kl is not None:
-                kls.add(kl.movedim(opened.plate.dim - event_dim, 0))
-            means.add(_posterior_mean(guide_site["fn"]).movedim(opened.plate.dim - event_dim, 0))
-    if not exact:
-        return KLPerDimension(None, None, means.variance, False)
-    return KLPerDimension(kls.mean, (kls.variance / kls.count).sqrt(), means.variance, True)
+            data_dim = opened.plate.dim - sites[0]["fn"].event_dim
+            reason = _why_not(*sites)
+            if reason is None:
+                found = _kl_of_dimensions(*sites, num_samples)
+                exact = found.exact
+                kls.add(found.kl.movedim(data_dim, 0))
+                errors.add(found.error.square().movedim(data_dim, 0))
+            means.add(_posterior_mean(sites[0]["fn"]).movedim(data_dim, 0))
+    if reason is not None:
+        return KLPerDimension(None, None, means.variance, False, reason=reason)
+    noise = (errors.mean / errors.count).sqrt()
+    return KLPerDimension(kls.mean, (kls.variance / kls.count).sqrt(), means.variance, exact, noise)
 
 
 def _posterior_mean(distribution: Any, num_samples: int = 100) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 
+from pyro_bvae.distributions import AutoregressiveNormal, LowRankNormal, NormalMixture
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.local_guides import PathGradient
 from pyro_bvae.evaluation.program import Function, Program
@@ -194,6 +195,23 @@ def _(distribution: torch.distributions.Normal, degrees: float) -> Any:
 def _(distribution: torch.distributions.MultivariateNormal, degrees: float) -> Any:
     df = torch.as_tensor(degrees, dtype=distribution.loc.dtype, device=distribution.loc.device)
     return dist.MultivariateStudentT(df, distribution.loc, distribution.scale_tril)
+
+
+@heavier.register
+def _(distribution: LowRankNormal, degrees: float) -> Any:
+    df = torch.as_tensor(degrees, dtype=distribution.loc.dtype, device=distribution.loc.device)
+    return dist.MultivariateStudentT(df, distribution.mean, distribution.scale_tril)
+
+
+@heavier.register
+def _(distribution: AutoregressiveNormal, degrees: float) -> Any:
+    return distribution.with_noise(heavier(distribution.noise, degrees))
+
+
+@heavier.register
+def _(distribution: NormalMixture, degrees: float) -> Any:
+    parts = dist.StudentT(degrees, distribution.locs, distribution.scales).to_event(1)
+    return dist.MixtureSameFamily(dist.Categorical(logits=distribution.logits), parts).expand(distribution.batch_shape)
 
 
 @heavier.register

@@ -58,7 +58,7 @@ def simulate(opened: Program, args: tuple[Any, ...], seed: int, for_guide: bool 
             raise InputError(f"site '{name}' of the model is a factor, from which no data can be simulated")
     latents = {name: sites[name]["value"] for name in opened.latents}
     drawn = {name: site for name, site in sites.items() if site["infer"].get("was_observed")}
-    observed = {name: site["value"] for name, site in drawn.items()}
+    observed = {name: _as_seen(site["value"], site["infer"]["obs"]) for name, site in drawn.items()}
     dims = {name: opened.plate.dim - site["fn"].event_dim for name, site in drawn.items()}
     found: set[str] = set()
 
@@ -81,5 +81,15 @@ def simulate(opened: Program, args: tuple[Any, ...], seed: int, for_guide: bool 
     return Simulated(opened, arguments, latents, observed, dims)
 
 
+def _as_seen(drawn: Tensor, observed: Any) -> Tensor:
+    """Return drawn data without what is missing of the observed ones, where they are NaN."""
+    if not isinstance(observed, Tensor) or observed.shape != drawn.shape or not drawn.is_floating_point():
+        return drawn
+    return drawn.masked_fill(torch.isnan(observed), torch.nan)
+
+
 def _same(leaf: Tensor, observed: Tensor) -> bool:
-    return leaf.shape == observed.shape and leaf.dtype == observed.dtype and bool(torch.equal(leaf, observed))
+    if leaf.shape != observed.shape or leaf.dtype != observed.dtype:
+        return False
+    missing = torch.isnan(leaf) & torch.isnan(observed)
+    return bool(((leaf == observed) | missing).all())

@@ -95,13 +95,16 @@ def _refits_dict(gaps: InferenceGaps | None) -> dict[str, Any]:
 
 def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
     if kl is None:
-        return {"kl_per_dimension": None, "active_units": None}
+        reason = "there is more than one latent site, or an auxiliary one, so that the dimensions depend on draws"
+        return {"kl_per_dimension": None, "kl_note": reason, "active_units": None}
+    columns = {name: getattr(kl, name) for name in ("values", "standard_errors", "monte_carlo_errors")}
     values = None
-    if kl.values is not None and kl.standard_errors is not None:
-        values = {"values": kl.values.flatten().tolist(), "standard_errors": kl.standard_errors.flatten().tolist()}
+    if kl.values is not None:
+        values = {name: column.flatten().tolist() for name, column in columns.items() if column is not None}
+        values["exact"] = kl.exact
     active = kl.active.flatten()
     units = {"count": int(active.sum()), "active": active.tolist(), "variances": kl.mean_variances.flatten().tolist()}
-    return {"kl_per_dimension": values, "active_units": units}
+    return {"kl_per_dimension": values, "kl_note": kl.reason, "active_units": units}
 
 
 def _k_dict(evidence: Estimate) -> dict[str, Any]:

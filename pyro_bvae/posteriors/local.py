@@ -3,13 +3,14 @@ r"""Local posteriors: free parameters for each datum, :math:`q_n(z)`, started at
 from __future__ import annotations
 
 import functools
-from typing import Any
+import math
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
 from pyro_bvae.context import Context
+from pyro_bvae.distributions import FullRankNormal, LowRankNormal, matrix_vector
 from pyro_bvae.errors import InputError
 
 
@@ -79,11 +80,7 @@ class LocalFullRankPosterior(nn.Module):
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, *, event_dim: int = 1) -> None:
         super().__init__()
-        if not 1 <= event_dim < loc.dim():
-            raise InputError(
-                f"'loc' must have a dimension for the data and {event_dim} for a draw, at least 1; got shape"
-                f" {tuple(loc.shape)}"
-            )
+        _check_loc(loc, event_dim)
         if scale_tril.shape != (*loc.shape, loc.shape[-1]):
             raise InputError(
                 f"'scale_tril' must be a square matrix for each row of 'loc', {(*loc.shape, loc.shape[-1])}; got"
@@ -106,21 +103,80 @@ class LocalFullRankPosterior(nn.Module):
         num_inputs = torch.arange(self.latent_dim, dtype=loc.dtype, device=loc.device).clamp(min=1).unsqueeze(-1)
         lower = self.lower.tril(-1) * num_inputs.rsqrt()
         scale_tril = self.start_tril @ (lower + torch.diag_embed(self.log_factor.exp()))
-        return _FullRankNormal(loc, scale_tril=scale_tril, validate_args=False).to_event(self.event_dim - 1)
+        return FullRankNormal(loc, scale_tril=scale_tril, validate_args=False).to_event(self.event_dim - 1)
 
 
-class _FullRankNormal(dist.MultivariateNormal):
-    """Pyro's normal, but its draws do not copy the matrix of a datum for every particle: many times faster."""
+class LocalLowRankPosterior(nn.Module):
+    r"""A normal of low rank plus diagonal with parameters of its own for each datum.
 
-    def rsample(self, sample_shape: Any = ()) -> Tensor:
-        shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        return self.loc + matrix_vector(self._unbroadcasted_scale_tril, noise)
+    .. math:: q_n(z) = \mathcal{N}(\mu_n, S_n (I + V_n V_n^\top) S_n), \qquad
+        \mu_n = \mu_n^0 + S_n^0 (\delta_n + V_n^0 \eta_n), \quad S_n = S_n^0 e^{\lambda_n},
+        \quad V_n = V_n^0 + \Delta_n / \sqrt{R}.
+
+    All parameters start at zero. The mean moves along the start's own draws, of which :math:`\delta` and :math:`\eta`
+    are the noise, so that one step size suits latents of any scale and correlation.
+
+    Args:
+        loc: Starting means, shape ``(N, L)`` or with more leading dimensions.
+        scale: Starting diagonals, positive, of the same shape.
+        factor: Starting factors in units of the diagonals, ``(N, L, R)``.
+        event_dim: How many of the last dimensions of ``loc`` belong to one draw, at least 1; only the last is
+            correlated.
+
+    Shape:
+        Any input to a distribution with batch shape ``(N,)`` and event shape ``(L,)``.
+    """
+
+    start_loc: Tensor
+    start_scale: Tensor
+    start_factor: Tensor
+
+    def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor, *, event_dim: int = 1) -> None:
+        super().__init__()
+        check_start(loc, scale, event_dim)
+        if factor.shape[:-1] != loc.shape:
+            raise InputError(
+                f"'factor' must have a row for each entry of 'loc', {(*loc.shape, 'R')}; got {tuple(factor.shape)}"
+            )
+        self.register_buffer("start_loc", loc.detach().clone())
+        self.register_buffer("start_scale", scale.detach().clone())
+        self.register_buffer("start_factor", factor.detach().clone())
+        self.shift = nn.Parameter(torch.zeros_like(loc))
+        self.shared_shift = nn.Parameter(factor.new_zeros(*loc.shape[:-1], factor.shape[-1]))
+        self.log_factor = nn.Parameter(torch.zeros_like(loc))
+        self.turn = nn.Parameter(torch.zeros_like(factor))
+        self.event_dim = event_dim
+        self.latent_dim = loc.shape[-1]
+
+    def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
+        """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
+        check_whole(self, x, self.start_loc.shape[-1 - self.event_dim])
+        shift = self.shift + matrix_vector(self.start_factor, self.shared_shift)
+        factor = self.start_factor + self.turn / math.sqrt(self.turn.shape[-1])
+        scale = self.start_scale * self.log_factor.exp()
+        normal = LowRankNormal(self.start_loc + self.start_scale * shift, scale, factor, validate_args=False)
+        return normal.to_event(self.event_dim - 1)
 
 
-def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Multiply ``(N, I, J)`` by ``(*, N, J)``, one matrix product a datum for all its particles, ``(*, N, I)``."""
-    return torch.einsum("...ij,...j->...i", matrix, vector)
+def _check_loc(loc: Tensor, event_dim: int) -> None:
+    if not 1 <= event_dim < loc.dim():
+        raise InputError(
+            f"'loc' must have a dimension for the data and {event_dim} for a draw, at least 1; got shape"
+            f" {tuple(loc.shape)}"
+        )
+
+
+def check_start(loc: Tensor, scale: Tensor, event_dim: int) -> None:
+    """Refuse means and scales from which no local posterior can start.
+
+    Raises:
+        InputError: if ``loc`` has no dimension for the data, or ``scale`` is not positive and of its shape.
+    """
+    _check_loc(loc, event_dim)
+    if loc.shape != scale.shape or not bool((scale > 0).all()):
+        raise InputError(
+            f"'scale' must be positive and of the shape of 'loc', {tuple(loc.shape)}; got {tuple(scale.shape)}"
+        )
 
 
 def check_whole(local: nn.Module, x: Tensor | None, num_data: int) -> None:
@@ -161,3 +217,16 @@ def _(base: torch.distributions.Normal, event_dim: int) -> nn.Module:
 @local_posterior.register
 def _(base: torch.distributions.MultivariateNormal, event_dim: int) -> nn.Module:
     return LocalFullRankPosterior(base.loc, base.scale_tril, event_dim=event_dim)
+
+
+@local_posterior.register
+def _(base: LowRankNormal, event_dim: int) -> nn.Module:
+    shape = base.batch_shape + base.event_shape
+    factor = base.factor.expand(*shape, -1)
+    return LocalLowRankPosterior(base.loc.expand(shape), base.scale.expand(shape), factor, event_dim=event_dim)
+
+
+@local_posterior.register
+def _(base: torch.distributions.LowRankMultivariateNormal, event_dim: int) -> nn.Module:
+    scale = base.cov_diag.sqrt()
+    return LocalLowRankPosterior(base.loc, scale, base.cov_factor / scale.unsqueeze(-1), event_dim=event_dim)

@@ -9,11 +9,13 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_bvae import plots
+from pyro_bvae.evaluation import count_checks
 from pyro_bvae.priors import NormalPrior
 
-NUM_SAMPLES, NUM_POINTS, NUM_LATENTS, NUM_PAIRS, NUM_STEPS = 40, 3000, 10, 4, 9
+NUM_SAMPLES, NUM_POINTS, NUM_LATENTS, NUM_PAIRS, NUM_STEPS, NUM_CHECKED = 40, 3000, 10, 4, 9, 500
 
 
 class Section(NamedTuple):
@@ -38,6 +40,7 @@ def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
         _samples(run),
         _latents(run, evaluation),
         *(_images(run, evaluation) if run.splits.test.image_shape is not None else ()),
+        _counts(run),
         _kl(evaluation),
     ]
     return [section for section in found if section is not None]
@@ -51,6 +54,22 @@ def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
         caption += " Below, what richer guides would leave of the approximation gap."
     # The verdict stands at the head of the page.
     return Section("Where the ELBO loses", plots.gap_bar({**evaluation, "verdict": None}), caption)
+
+
+def _counts(run: Any) -> Section | None:
+    """Return the posterior predictive checks of counts; None where the data are none."""
+    likelihood = getattr(getattr(run.vae, "decoder", None), "likelihood", None)
+    if getattr(likelihood, "support", None) is not constraints.nonnegative_integer:
+        return None
+    test = run.splits.test[:NUM_CHECKED].dense()
+    args = (test.x, *(() if test.context is None else (test.context,)))
+    checks = count_checks(run.vae.model, run.vae.guide, *args)
+    caption = (
+        "Are counts that the model draws like those that it saw? Latents from the guide, counts from the likelihood,"
+        f" {len(checks.total.simulated)} copies of {len(test)} test data; lines are two standard deviations of a copy."
+        f" {checks}."
+    )
+    return Section("Posterior predictive checks", plots.count_checks(checks), caption)
 
 
 def _training(run: Any) -> Section | None:

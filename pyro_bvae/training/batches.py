@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ Batch = tuple[Tensor, Context | None]
 Check = Callable[[Tensor, Context | None], None]
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Data in batches whose order is a function of seed and epoch."""
 
@@ -29,6 +30,22 @@ class Batches(Protocol):
         ...
 
 
+class Ready:
+    """Makes batches ready for a model: in its type, on its device, and checked as it will see them."""
+
+    def __init__(self, dtype: torch.dtype, device: torch.device, check: Check) -> None:
+        self.dtype, self.device, self.check = dtype, device, check
+
+    def __call__(self, x: Tensor, context: Context | None, *, checked: bool = False) -> Batch:
+        """Return the batch ready; ``checked`` if it has been seen before."""
+        x = x.to(self.device, self.dtype)
+        if context is not None:
+            context = Context(*(None if part is None else part.to(self.device, self.dtype) for part in context))
+        if not checked:
+            self.check(x, context)
+        return x, context
+
+
 class LoaderBatches:
     """A torch loader, or any iterable with a length, whose items are ``x`` or start with it.
 
@@ -36,8 +53,8 @@ class LoaderBatches:
     :class:`~pyro_bvae.Context` pass it on.
     """
 
-    def __init__(self, loader: Iterable[Any], dtype: torch.dtype, device: torch.device, check: Check | None) -> None:
-        self.loader, self.dtype, self.device, self.check = loader, dtype, device, check
+    def __init__(self, loader: Iterable[Any], ready: Ready) -> None:
+        self.loader, self.ready = loader, ready
 
     def num_batches(self, batch_size: int) -> int:
         """Return the length of the loader."""
@@ -51,26 +68,43 @@ class LoaderBatches:
             if not isinstance(parts[0], Tensor) or parts[0].dim() < 2:
                 shown = tuple(parts[0].shape) if isinstance(parts[0], Tensor) else type(parts[0]).__name__
                 raise InputError(f"a loader's items must be, or start with, a tensor (B, D), got {shown}")
-            x = parts[0].to(self.dtype).flatten(1)
-            check_finite("x", x)
-            if self.check is not None:
-                self.check(x, context)
-            yield x.to(self.device), self._moved(context)
+            yield self.ready(parts[0].flatten(1), context)
 
-    def _moved(self, context: Context | None) -> Context | None:
-        if context is None:
-            return None
-        return Context(*(None if part is None else part.to(self.device, self.dtype) for part in context))
+
+class LazyBatches:
+    """Data that have their own batches but not all in memory, such as a :class:`~pyro_bvae.datasets.LazyDataset`.
+
+    Batches are checked as they come, until an epoch has shown all the data there are.
+    """
+
+    def __init__(self, data: Batches, ready: Ready) -> None:
+        self.data, self.ready, self.checked = data, ready, False
+
+    def num_batches(self, batch_size: int) -> int:
+        """Return how many batches an epoch has."""
+        return self.data.num_batches(batch_size)
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        for x, context in self.data.batches(batch_size, seed=seed, epoch=epoch):
+            yield self.ready(x, context, checked=self.checked)
+        self.checked = True
+
+
+def _finite(x: Tensor, context: Context | None) -> None:
+    check_finite("x", x)
 
 
 def as_batches(data: Any, dtype: torch.dtype, device: torch.device, check: Check | None = None) -> Batches:
     """Return data as batches on a device.
 
     Args:
-        data: A tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or a loader.
+        data: A tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, a
+            :class:`~pyro_bvae.datasets.LazyDataset` or what else has its methods ``num_batches`` and ``batches``, or
+            a loader.
         dtype: Floating type of the model.
         device: Device of the model.
-        check: Raises for data that the model cannot explain; a loader's are checked batch by batch.
+        check: Raises for data that the model cannot explain; what is not in memory is checked batch by batch.
 
     Raises:
         InputError: for anything else, or no data.
@@ -82,10 +116,13 @@ def as_batches(data: Any, dtype: torch.dtype, device: torch.device, check: Check
         if check is not None:
             check(data.x, data.context)
         return data
+    ready = Ready(dtype, device, check or _finite)
+    if isinstance(data, Batches):
+        return LazyBatches(data, ready)
     if hasattr(data, "__iter__") and hasattr(data, "__len__") and not isinstance(data, np.ndarray):
         if len(data) == 0:
             raise InputError("empty data set: the loader has no batches")
-        return LoaderBatches(data, dtype, device, check)
+        return LoaderBatches(data, ready)
     raise InputError(
         f"'data' must be a tensor (N, D), a Dataset or a torch DataLoader with a length, got {type(data).__name__}"
     )

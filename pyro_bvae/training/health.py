@@ -38,7 +38,8 @@ def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float) ->
             for name, site in sites.items():
                 if site["type"] != "sample" or not isinstance(site["value"], Tensor):
                     continue
-                if not bool(torch.isfinite(site["value"]).all()):
+                # An observed NaN is a missing entry, which the site has a density without.
+                if not site["is_observed"] and not bool(torch.isfinite(site["value"]).all()):
                     return f"site '{name}' of the {program} has a value that is not finite"
                 if not bool(torch.isfinite(site["fn"].log_prob(site["value"])).all()):
                     return f"site '{name}' of the {program} has a log density that is not finite"

@@ -68,12 +68,12 @@ class Trainer:
             raise InputError("'vae' has no parameter that requires a gradient, so there is nothing to train")
         self.device, dtype = self.parameters[0].device, self.parameters[0].dtype
         check = getattr(vae, "check_data", None)
-        self.data = as_batches(data, dtype, self.device, check)
+        self.data = as_batches(_as_dataset(data, vae), dtype, self.device, check)
         if not isinstance(validation, Tensor | Dataset | None):
             raise InputError(f"'validation' must be a tensor or a Dataset, got {type(validation).__name__}")
         if isinstance(validation, Dataset) and validation.stochastic_binarization:
             validation = validation.binarized(settings.seed)  # the same pixels after every epoch
-        held_out = None if validation is None else as_batches(validation, dtype, self.device, check)
+        held_out = None if validation is None else as_batches(_as_dataset(validation, vae), dtype, self.device, check)
         self.validation = cast("Dataset | None", held_out)
         self.loss = Loss(vae, objective)
         self.has_own_objective = type(self.loss.objective) is not TraceTerms
@@ -320,6 +320,11 @@ class _Watch:
         if not bool(torch.isfinite(self.sums).all()):
             raise TrainingError(f"epoch {self.epoch + 1}: the loss or its gradient stopped being finite")
         return [float(value) for value in self.sums]
+
+
+def _as_dataset(data: Any, vae: nn.Module) -> Any:
+    """Return a tensor as a data set, in which NaN is a missing entry if the model takes it as one."""
+    return Dataset(data, missing=getattr(vae, "missing", False)) if isinstance(data, Tensor) else data
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:

@@ -1,43 +1,14 @@
-r"""Likelihoods: modules from the decoder's output to a distribution over the data, :math:`p(x \mid z)`.
-
-A likelihood says how many parameters it wants for each feature (``parameters_per_feature``), which values it can
-explain (``support``), and owns what it needs beyond the decoder's output, such as a scale. A new one is one class
-with these two attributes and a ``forward``.
-"""
+"""Scales of a likelihood: from the decoder's output to a location and a scale for each feature."""
 
 from __future__ import annotations
 
 import math
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
-from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyro_bvae.context import Context
-from pyro_bvae.distributions import DiagonalNormal, GreyBernoulli, Pixels
 from pyro_bvae.errors import InputError
-
-
-class BernoulliLikelihood(nn.Module):
-    r"""Independent Bernoulli pixels with the decoder's output as logits.
-
-    :math:`\log p(x \mid z) = \sum_d x_d \log \pi_d + (1 - x_d) \log(1 - \pi_d)`, with
-    :math:`\pi = \operatorname{sigmoid}(\text{parameters})`. Greys in [0, 1] are accepted, as the field does with MNIST;
-    the sum is then the cross-entropy loss, not a normalised density over greys: binarise for evidence that can be
-    compared with other likelihoods.
-
-    Shape:
-        ``(*, D)`` to a distribution with batch shape ``(*)`` and event shape ``(D,)``.
-    """
-
-    support = constraints.unit_interval
-    parameters_per_feature = 1
-
-    def forward(self, parameters: Tensor, context: Context | None = None) -> dist.Distribution:
-        """Return :math:`p(x | z)`."""
-        return Pixels(GreyBernoulli(logits=parameters), 1)
 
 
 class FixedScale(nn.Module):
@@ -108,34 +79,4 @@ class DecoderScale(nn.Module):
         return loc, self.floor + softplus(raw_scale)
 
 
-class NormalLikelihood(nn.Module):
-    r"""Independent normal features around the decoder's output.
-
-    :math:`\log p(x \mid z) = -\sum_d [ (x_d - \mu_d)^2 / 2 \sigma_d^2 + \log \sigma_d + \tfrac12 \log 2\pi ]`.
-    With a fixed scale this is the mean squared error with its :math:`\sigma^2` made explicit: a plain sum of squares
-    is :math:`\sigma^2 = 1/2`, and scaling the error by c is scaling β by 1/c.
-
-    Args:
-        scale: A positive number for a fixed scale, or one of :class:`FixedScale`, :class:`LearnedScale` (shared, or
-            one for each feature) and :class:`DecoderScale` (one for each datum and feature).
-
-    Shape:
-        ``(*, D)``, or ``(*, 2 D)`` with :class:`DecoderScale`, to a distribution with batch shape ``(*)`` and event
-        shape ``(D,)``.
-    """
-
-    support = constraints.real
-
-    def __init__(self, scale: float | FixedScale | LearnedScale | DecoderScale = 1.0) -> None:
-        super().__init__()
-        self.scale = scale if isinstance(scale, nn.Module) else FixedScale(scale)
-
-    @property
-    def parameters_per_feature(self) -> int:
-        """Number of decoder outputs for each feature."""
-        return self.scale.parameters_per_feature
-
-    def forward(self, parameters: Tensor, context: Context | None = None) -> dist.Distribution:
-        """Return :math:`p(x | z)`."""
-        loc, scale = self.scale(parameters)
-        return DiagonalNormal.of(loc, scale)
+Scale = FixedScale | LearnedScale | DecoderScale

@@ -1,0 +1,100 @@
+"""Results back into an ``AnnData``: latents and evidence of every cell."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from pyro_bvae.datasets.cells import CellFormat
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation import evidence
+from pyro_bvae.randomness import stream_seed
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+# Numbers of cells that are dense at a time, 200 MB in float32.
+_MOST_NUMBERS = 50_000_000
+
+
+def annotate(
+    adata: AnnData,
+    vae: Any,
+    cell_format: CellFormat,
+    *,
+    num_samples: int = 1000,
+    seed: int = 0,
+    key: str = "pyro_bvae",
+    progress: bool = False,
+) -> None:
+    r"""Write the latents and the evidence of every cell into an ``AnnData``, in place.
+
+    The cells are read as those that the model was trained on, a block at a time, so that sparse and backed counts stay
+    what they are. The evidence is :math:`\log p(x_n \mid l_n)`, conditional on the library size :math:`l_n` where that
+    is the size factor, and on the batch where there are covariates: it compares models of the same counts, not cells
+    of different library size. Cells with fewer than ``cell_format.min_counts`` counts get NaN, and no trust.
+
+    What is written:
+
+    - ``obsm["X_pyro_bvae"]``: posterior means of the latents, ``(N, L)``.
+    - ``obs["pyro_bvae_evidence"]``: evidence by importance sampling from the guide, in nats.
+    - ``obs["pyro_bvae_evidence_error"]``: its Monte Carlo standard error.
+    - ``obs["pyro_bvae_evidence_trusted"]``: whether its weights can be trusted, by Pareto k.
+    - ``uns["pyro_bvae"]``: the seed, the number of samples, the number of genes and the layer (``X`` for none).
+
+    A backed ``AnnData`` is annotated in memory: ``adata.write_h5ad(path)`` writes a copy with the results.
+
+    Args:
+        adata: The cells, those of the training or others with the same genes.
+        vae: A :class:`~pyro_bvae.BetaVAE` trained on cells of this format.
+        cell_format: How the cells are seen, ``splits.format`` of :class:`~pyro_bvae.datasets.CellSplits`.
+        num_samples: Importance samples for each cell.
+        seed: Seed of the draws.
+        key: What the names of all results start with.
+        progress: Show a progress bar.
+
+    Raises:
+        InputError: if ``adata`` is a view, a gene, layer or column is not there, a count is none, or a batch is new.
+    """
+    if adata.is_view:
+        raise InputError("'adata' must not be a view of another AnnData: take adata = adata.copy() first")
+    data, kept = replace(cell_format, label_column=None).read(adata)  # which has no part in it
+    own = next(vae.parameters())
+    rows = np.flatnonzero(kept)
+    size = max(1, _MOST_NUMBERS // data.num_features)
+    found: dict[str, np.ndarray] = {}
+    batches = data.to(own.device, own.dtype).batches(size, seed=0, epoch=0, shuffle=False)
+    for index, (x, context) in enumerate(tqdm(batches, total=data.num_batches(size), disable=not progress)):
+        args = (x,) if context is None else (x, context)
+        vae.check_data(*args)
+        measured = evidence(
+            vae.model, vae.guide, *args, num_samples=num_samples, seed=stream_seed(seed, index), progress=False
+        )
+        block = {
+            "latents": vae.encode(*args).double().cpu(),
+            "evidence": measured.per_datum,
+            "evidence_error": measured.errors,
+            "evidence_trusted": measured.reliable,
+        }
+        for name, values in block.items():
+            whole = found.setdefault(name, _unknown(adata.n_obs, values))
+            whole[rows[index * size : index * size + len(x)]] = values
+    adata.obsm[f"X_{key}"] = found.pop("latents").astype(np.float32)
+    for name, whole in found.items():
+        adata.obs[f"{key}_{name}"] = whole
+    adata.uns[key] = {
+        "seed": seed,
+        "num_samples": num_samples,
+        "num_genes": data.num_features,
+        "layer": cell_format.layer or "X",
+    }
+
+
+def _unknown(count: int, values: torch.Tensor) -> np.ndarray:
+    """Return what cells have that are not measured: NaN, and False where the values are truths."""
+    shape = (count, *values.shape[1:])
+    return np.zeros(shape, bool) if values.dtype == torch.bool else np.full(shape, np.nan)

@@ -1,0 +1,53 @@
+"""Figures of counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_bvae.drawing import as_array, new_figure, tidy
+from pyro_bvae.evaluation.predictive_checks import CountChecks
+
+OBSERVED, SIMULATED = "#1A1A1A", "#0072B2"
+
+
+def count_checks(checks: CountChecks) -> Figure:
+    """Draw zeros, variance against mean, and library size, observed beside simulated.
+
+    Args:
+        checks: What :func:`pyro_bvae.evaluation.count_checks` returned.
+    """
+    figure = new_figure(12, 4)
+    zeros, variance, total = figure.subplots(1, 3)
+    observed, simulated = (as_array(values) for values in checks.zero_share)
+    tidy(zeros, "Share of zeros of each feature", "observed", "simulated", grid="both")
+    zeros.plot([0, 1], [0, 1], color="grey", linewidth=1, label="equal")
+    zeros.errorbar(
+        observed, simulated.mean(0), 2 * simulated.std(0), fmt="o", color=SIMULATED, markersize=3, linewidth=0.7
+    )
+    _mean_variance(variance, checks)
+    tidy(total, "Total of each datum", "total count", "number of data")
+    observed, simulated = (as_array(values) for values in checks.total)
+    edges = np.histogram_bin_edges(np.concatenate([observed, simulated.ravel()]), bins=40)
+    total.hist(observed, edges, color="#B8B8B8", label="observed")
+    heights = np.mean([np.histogram(copy, edges)[0] for copy in simulated], axis=0)
+    total.stairs(heights, edges, color=SIMULATED, linewidth=2, label="simulated")
+    total.legend(frameon=False)
+    return figure
+
+
+def _mean_variance(axes: Any, checks: CountChecks) -> None:
+    """Draw the variance of each feature against its mean, on logarithmic axes."""
+    tidy(axes, "Variance of each feature", "mean (log)", "variance (log)", grid="both")
+    seen = as_array(checks.mean.observed) > 0
+    mean, spread = as_array(checks.mean.observed)[seen], as_array(checks.variance.observed)[seen]
+    axes.scatter(mean, spread, s=14, color=OBSERVED, label="observed")
+    copies = as_array(checks.variance.simulated)[:, seen].mean(0)
+    axes.scatter(as_array(checks.mean.simulated)[:, seen].mean(0), copies, s=14, color=SIMULATED, label="simulated")
+    ends = np.array([mean.min(), mean.max()])
+    axes.plot(ends, ends, color="grey", linewidth=1, linestyle=":", label="Poisson: variance = mean")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.legend(frameon=False)

@@ -1,0 +1,260 @@
+"""Cells by genes: counts in an ``AnnData``, in memory, sparse, or in an ``.h5ad`` file larger than memory."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_bvae.context import Context
+from pyro_bvae.datasets.base import Splits
+from pyro_bvae.datasets.count_tables import CountTable, Selected, gene_names, open_h5ad, select
+from pyro_bvae.datasets.counts import observed_size_factor
+from pyro_bvae.datasets.lazy import LazyDataset
+from pyro_bvae.datasets.parts import PARTS, check_parts, encode_labels
+from pyro_bvae.datasets.splitting import part_sizes
+from pyro_bvae.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+#: Numbers that a sparse test part may have to be made dense at once, 400 MB in float32.
+MOST_DENSE = 100_000_000
+
+
+@dataclass(frozen=True)
+class CellFormat:
+    """How cells of an ``AnnData`` are seen as data: what a model was trained on, to see other cells likewise.
+
+    Attributes:
+        genes: Names of the features, in order.
+        layer: The layer with the counts; None for ``X``.
+        label_column: Column of ``obs`` with the labels.
+        batch_column: Column of ``obs`` whose values become one-hot covariates.
+        batches: The values of that column, in the order of the covariates.
+        min_counts: Cells with fewer counts of these genes are left out.
+        size_factor: Whether the total counts of these genes are the size factor.
+    """
+
+    genes: tuple[str, ...]
+    layer: str | None = None
+    label_column: str | None = None
+    batch_column: str | None = None
+    batches: tuple[str, ...] = ()
+    min_counts: float = 0
+    size_factor: bool = True
+
+    def read(self, adata: AnnData) -> tuple[LazyDataset, np.ndarray]:
+        """Return the cells of an ``AnnData`` that have enough counts, and a mask over all its cells of which they are.
+
+        Raises:
+            InputError: if a gene, the layer or a column is not there, a count is none, a batch is new, or no cell is
+                left.
+        """
+        where = {name: place for place, name in enumerate(gene_names(adata))}
+        missing = [name for name in self.genes if name not in where]
+        if missing:
+            raise InputError(f"{len(missing)} of {len(self.genes)} genes are not there, the first is '{missing[0]}'")
+        genes = np.array([where[name] for name in self.genes])
+        matrix, selected = select(adata, self.layer, self.min_counts, genes=genes)
+        return self.cells(adata, matrix, selected), selected.cells
+
+    def cells(self, adata: AnnData, matrix: Any, selected: Selected) -> LazyDataset:
+        """Return the cells selected, given the matrix of their counts."""
+        rows = np.flatnonzero(selected.cells)
+        names = adata.obs_names[rows]
+        size_factor = covariates = None
+        if self.size_factor:
+            size_factor = observed_size_factor(torch.from_numpy(selected.totals[rows]).float(), names)
+        if self.batch_column is not None:
+            covariates = _one_hot(_text(column(adata, self.batch_column, rows)), self.batches, self.batch_column, names)
+        labels: Tensor | None = None
+        label_names: tuple[str, ...] = ()
+        if self.label_column is not None:
+            labels, label_names = _labels(column(adata, self.label_column, rows), self.label_column)
+        context = None if size_factor is None and covariates is None else Context(size_factor, covariates)
+        table = CountTable(matrix, rows, selected.genes)
+        return LazyDataset(table, context=context, labels=labels, label_names=label_names)
+
+
+@dataclass(frozen=True, eq=False)
+class CellSplits(Splits):
+    """The parts of a data set of cells, with what is needed to see other cells likewise and to write results back.
+
+    Attributes:
+        format: How the cells are seen.
+        train_names: ``obs_names`` of the training cells; likewise ``validation_names`` and ``test_names``.
+        dropped_cells: Number of cells with fewer than ``min_counts`` counts, which are in no part.
+        dropped_genes: Number of genes with counts in fewer than ``min_cells`` cells, which are no feature.
+    """
+
+    format: CellFormat
+    train_names: np.ndarray
+    validation_names: np.ndarray
+    test_names: np.ndarray
+    dropped_cells: int
+    dropped_genes: int
+
+    def __str__(self) -> str:
+        cells = len(self.train_names) + len(self.validation_names) + len(self.test_names)
+        return (
+            f"{self.name}: {cells} cells x {len(self.format.genes)} genes"
+            f" (left out: {self.dropped_cells} cells with fewer than {self.format.min_counts:g} counts,"
+            f" {self.dropped_genes} genes in too few cells)"
+        )
+
+
+def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) -> CellSplits:
+    """Read counts from an ``.h5ad`` file.
+
+    Args:
+        path: The file.
+        backed: Leave ``X`` in the file, whose rows are then read batch by batch: for files larger than memory. The
+            file stays open; AnnData still reads layers as a whole.
+        **options: As of :func:`from_anndata`.
+
+    Raises:
+        InputError: if AnnData is not installed, the file cannot be read, or as of :func:`from_anndata`.
+    """
+    path = Path(path).expanduser()
+    try:
+        return from_anndata(open_h5ad(path, backed=backed), **{"name": path.stem, **options})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def from_anndata(
+    adata: AnnData,
+    *,
+    layer: str | None = None,
+    label_column: str | None = None,
+    batch_column: str | None = None,
+    split_column: str | None = None,
+    min_counts: float = 0,
+    min_cells: int = 1,
+    size_factor: bool = True,
+    validation: float = 0.0,
+    test: float = 0.2,
+    seed: int = 0,
+    name: str = "cells",
+) -> CellSplits:
+    """Return the cells of an ``AnnData`` as training, validation and test parts.
+
+    Sparse counts stay sparse, and a backed file stays on disk: the training part is then a
+    :class:`~pyro_bvae.datasets.LazyDataset`, dense only in the batch, and so is a test part of more than
+    :data:`MOST_DENSE` numbers. The size factor is the total of each cell, computed from the counts themselves, so
+    evidence is that of the counts given their total.
+
+    Args:
+        adata: The cells; it is not changed.
+        layer: Layer with the raw counts; None for ``X``.
+        label_column: Column of ``obs`` with labels, such as cell types.
+        batch_column: Column of ``obs`` whose values become one-hot covariates.
+        split_column: Column of ``obs`` that says train, validation or test; ``validation``, ``test`` and ``seed`` are
+            of no use then.
+        min_counts: Leave out cells with fewer counts (of the genes kept).
+        min_cells: Leave out genes with counts in fewer cells (of those kept): 1 for genes that are never seen.
+        size_factor: Whether the context has the total counts as size factor.
+        validation: Fraction or number of cells that validate; 0 for none.
+        test: Fraction or number of cells to test on. The cells kept are ordered by
+            ``numpy.random.default_rng(seed).permutation``: the first train, then those that validate, the last test.
+        seed: Of that order.
+        name: Name of the result.
+
+    Raises:
+        InputError: if a layer or column is not there, a value is no count, a cell without counts has no size factor,
+            a part is empty, or it has a batch that is not among the training cells.
+    """
+    matrix, selected = select(adata, layer, min_counts, min_cells)
+    names = adata.obs_names.to_numpy()
+    rows = np.flatnonzero(selected.cells)
+    if split_column is None:
+        parts = _random_parts(rows, validation, test, seed)
+    else:
+        parts = _given_parts(rows, _text(column(adata, split_column, rows)), split_column)
+    batches: tuple[str, ...] = ()
+    if batch_column is not None:
+        batches = _ordered(column(adata, batch_column, parts["train"]))
+    genes = tuple(gene_names(adata)[selected.genes])
+    seen = CellFormat(genes, layer, label_column, batch_column, batches, min_counts, size_factor)
+    whole = seen.cells(adata, matrix, selected)
+    place = np.cumsum(selected.cells) - 1
+    data = {part: whole[place[members]] for part, members in parts.items() if len(members)}
+    is_small = isinstance(matrix, np.ndarray) or len(parts["test"]) * len(genes) <= MOST_DENSE
+    validating = data.get("validation")
+    return CellSplits(
+        train=data["train"].dense() if isinstance(matrix, np.ndarray) else data["train"],
+        validation=None if validating is None else validating.dense(),
+        test=data["test"].dense() if is_small else data["test"],
+        name=name,
+        format=seen,
+        **{f"{part}_names": names[members] for part, members in parts.items()},
+        dropped_cells=adata.n_obs - len(rows),
+        dropped_genes=adata.n_vars - len(genes),
+    )
+
+
+def column(adata: AnnData, name: str, rows: np.ndarray) -> np.ndarray:
+    """Return a column of ``obs`` at some rows: numbers as numbers, everything else as text.
+
+    Raises:
+        InputError: if there is no such column, with those there are, or one of the cells has no value in it.
+    """
+    if name not in adata.obs.columns:
+        raise unknown_name("obs column", name, map(str, adata.obs.columns))
+    found = adata.obs[name].iloc[rows]
+    gaps = found.isna().to_numpy()
+    if gaps.any():
+        cell = found.index[int(gaps.argmax())]
+        raise InputError(f"obs column '{name}' has no value for {int(gaps.sum())} cells, the first is '{cell}'")
+    values = np.asarray(found)
+    return values if values.dtype.kind in "biuf" else values.astype(str)
+
+
+def _random_parts(rows: np.ndarray, validation: float, test: float, seed: int) -> dict[str, np.ndarray]:
+    """Return the rows of each part, in the order in which a permutation of the cells kept has them."""
+    train, validating, _ = part_sizes(len(rows), validation, test)
+    if not isinstance(seed, int) or seed < 0:
+        raise InputError(f"'seed' must be a non-negative integer, got {seed!r}")
+    order = rows[np.random.default_rng(seed).permutation(len(rows))]
+    return dict(zip(PARTS, np.split(order, [train, train + validating]), strict=True))
+
+
+def _given_parts(rows: np.ndarray, part_of: np.ndarray, name: str) -> dict[str, np.ndarray]:
+    found = sorted(set(part_of.tolist()))
+    check_parts(found[:10], f"the values in obs column '{name}'")
+    return {part: rows[part_of == part] for part in PARTS}
+
+
+def _text(values: np.ndarray) -> np.ndarray:
+    return values.astype(str)
+
+
+def _ordered(values: np.ndarray) -> tuple[str, ...]:
+    """Return the different values as text, in the order of numbers or of text."""
+    return tuple(_text(np.unique(values)).tolist())
+
+
+def _one_hot(values: np.ndarray, batches: tuple[str, ...], column: str, names: Any) -> Tensor:
+    """Return indicators of the batches, ``(N, B)``."""
+    indicators = values[:, None] == np.array(batches)
+    unseen = ~indicators.any(1)
+    if unseen.any():
+        row = int(unseen.argmax())
+        raise InputError(
+            f"batch '{values[row]}' of cell '{names[row]}' in obs column '{column}' is not among those of the training"
+            f" cells: {', '.join(batches)}"
+        )
+    return torch.from_numpy(indicators).float()
+
+
+def _labels(values: np.ndarray, column: str) -> tuple[Tensor, tuple[str, ...]]:
+    try:
+        return encode_labels(values)
+    except InputError as error:
+        raise InputError(f"obs column '{column}': {error}") from error

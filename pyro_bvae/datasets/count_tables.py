@@ -1,0 +1,185 @@
+"""Counts of cells in an ``AnnData``: found, checked and selected in one pass over blocks of cells."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from pyro_bvae.datasets.counts import check_counts
+from pyro_bvae.errors import InputError, unknown_name
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+Check = Callable[..., None]
+# Numbers that a block of cells would have if it were dense.
+_BLOCK = 10_000_000
+
+
+def import_anndata() -> ModuleType:
+    """Return the package ``anndata``, which is an extra.
+
+    Raises:
+        InputError: if it is not installed, with how to.
+    """
+    try:
+        with warnings.catch_warnings():  # of its own imports, which change from version to version
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            import anndata
+    except ImportError as error:
+        raise InputError("reading .h5ad files needs AnnData: pip install 'pyro-bvae[anndata]'") from error
+    return anndata
+
+
+def open_h5ad(path: Path, *, backed: bool) -> AnnData:
+    """Read an ``.h5ad`` file; ``backed`` leaves ``X`` in it.
+
+    Raises:
+        InputError: if there is no such file, or it is no h5ad file.
+    """
+    anndata = import_anndata()
+    if not path.exists():
+        raise InputError("there is no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*names are not unique")
+            warnings.filterwarnings("ignore", module="anndata", message=".*without encoding metadata")
+            return anndata.read_h5ad(path, backed="r" if backed else None)
+    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"this is not a readable h5ad file: {reason}") from error
+
+
+def gene_names(adata: AnnData) -> np.ndarray:
+    """Return the names of the genes, ``(D,)``; repeated ones are numbered as ``var_names_make_unique`` does."""
+    import_anndata()
+    from anndata.utils import make_index_unique
+
+    return make_index_unique(adata.var_names.astype(str)).to_numpy()
+
+
+def count_matrix(adata: AnnData, layer: str | None) -> Any:
+    """Return the matrix of counts: an array, a CSR matrix, or one of the two in a file.
+
+    Raises:
+        InputError: if there is none, or it is in a file by columns.
+    """
+    if layer is not None and layer not in adata.layers:
+        if not len(adata.layers):
+            raise InputError(f"unknown layer '{layer}': there are no layers; the counts may be in X, layer=None")
+        raise unknown_name("layer", layer, adata.layers)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    if matrix is None:
+        known = ", ".join(adata.layers) or "none"
+        raise InputError(f"there is no X; give one of the layers: {known}")
+    if 0 in matrix.shape:
+        raise InputError(f"empty data set: the counts have shape {tuple(matrix.shape)}")
+    if getattr(matrix, "format", "csr") == "csr":
+        return matrix
+    if adata.isbacked and layer is None:
+        raise InputError(f"a file is read by rows if it is dense or csr, got {matrix.format}: do without 'backed'")
+    return matrix.tocsr()
+
+
+class CountTable:
+    """Rows of counts, looked up in a matrix: some of its cells and genes, rounded to whole numbers.
+
+    Args:
+        matrix: An array, a CSR matrix, or one of the two in a file.
+        cells: Numbers of the rows, increasing.
+        genes: Numbers of the columns.
+    """
+
+    def __init__(self, matrix: Any, cells: np.ndarray, genes: np.ndarray) -> None:
+        self.matrix, self.cells = matrix, cells
+        self.genes = None if np.array_equal(genes, np.arange(matrix.shape[1])) else genes
+        self.shape = (len(cells), len(genes))
+
+    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
+        """Return rows ``(B, D)``; their numbers must increase."""
+        found = self.matrix[self.cells[rows]]
+        found = found if self.genes is None else found[:, self.genes]
+        found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
+        return np.rint(found) if found.dtype.kind == "f" else found
+
+
+class Selected(NamedTuple):
+    """Which cells and genes have counts enough."""
+
+    cells: np.ndarray  # a mask, (N,)
+    genes: np.ndarray  # numbers, (D,)
+    totals: np.ndarray  # counts of these genes, (N,), float64
+
+
+def select(
+    adata: AnnData, layer: str | None, min_counts: float, min_cells: int = 0, genes: np.ndarray | None = None
+) -> tuple[Any, Selected]:
+    """Return the matrix of counts, checked, and which of its cells and genes have enough of them.
+
+    They are the largest set with at least ``min_counts`` counts of its genes in each of its cells, and with each
+    of its genes in at least ``min_cells`` of its cells.
+
+    Args:
+        adata: The cells.
+        layer: The layer with the counts; None for ``X``.
+        min_counts: Least counts of a cell.
+        min_cells: Least number of cells that have a gene.
+        genes: Numbers of the genes; by default all are looked at.
+
+    Raises:
+        InputError: if there are no counts, a value is none, or no cell or no gene is left.
+    """
+    for name, value in (("min_counts", min_counts), ("min_cells", min_cells)):
+        if not (np.isfinite(value) and value >= 0):
+            raise InputError(f"'{name}' must be non-negative and finite, got {value}")
+    matrix = count_matrix(adata, layer)
+    kept = np.arange(matrix.shape[1]) if genes is None else genes
+    check: Check | None = partial(
+        check_counts, name=layer or "X", row_names=adata.obs_names, column_names=adata.var_names
+    )
+    while True:
+        totals, carriers = _count(matrix, kept, min_counts, check)
+        check = None  # once is enough
+        cells = totals >= min_counts
+        if not cells.any():
+            raise InputError(f"no cell has 'min_counts' = {min_counts:g} counts, the most is {totals.max():g}")
+        enough = carriers >= min_cells
+        if not enough.any():
+            raise InputError(f"no gene has counts in 'min_cells' = {min_cells} cells, the most is {carriers.max()}")
+        kept = kept[enough]
+        if not carriers[~enough].any():  # then no cell's total changes with the genes that go
+            return matrix, Selected(cells, kept, totals)
+
+
+def _count(matrix: Any, genes: np.ndarray, min_counts: float, check: Check | None) -> tuple[np.ndarray, np.ndarray]:
+    """Return the total counts of each cell, ``(N,)``, and in how many cells with enough each gene is, ``(D,)``."""
+    totals, carriers = [], np.zeros(len(genes), dtype=np.int64)
+    for start, block in _blocks(matrix):
+        if check is not None:
+            check(block, first_row=start)
+        counts = _rounded(block[:, genes])
+        totals.append(np.asarray(counts.sum(1, dtype=np.float64)).ravel())
+        carriers += np.asarray((counts[totals[-1] >= min_counts] > 0).sum(0)).ravel()
+    return np.concatenate(totals), carriers
+
+
+def _rounded(counts: Any) -> Any:
+    """Return counts, of which nothing else has a hold, without what rounding left of them."""
+    values = counts.data if hasattr(counts, "tocsr") else counts
+    if values.dtype.kind == "f":
+        np.rint(values, out=values)
+    return counts
+
+
+def _blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
+    """Yield blocks of rows in memory, with the number of their first."""
+    size = max(1, _BLOCK // matrix.shape[1])
+    for start in range(0, matrix.shape[0], size):
+        yield start, matrix[start : start + size]

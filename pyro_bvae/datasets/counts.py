@@ -1,0 +1,102 @@
+"""Counts: what a table of them must be, and the size factor that is computed from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from pyro_bvae.context import Context
+from pyro_bvae.datasets.base import Dataset
+from pyro_bvae.errors import InputError
+
+#: A value this near to a whole number is one, but for rounding; the readers then round it.
+COUNT_TOLERANCE = 1e-4
+
+_FAULTS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
+    ("finite", lambda values: ~np.isfinite(values)),
+    ("non-negative", lambda values: values < 0),
+    (
+        "whole numbers, neither normalised nor logarithms",
+        lambda values: np.abs(values - np.rint(values)) > COUNT_TOLERANCE,
+    ),
+)
+
+
+def check_counts(
+    x: Any,
+    name: str = "x",
+    *,
+    row_names: Sequence[str] | None = None,
+    column_names: Sequence[str] | None = None,
+    first_row: int = 0,
+) -> None:
+    """Raise unless a table holds counts: finite, non-negative, and whole to within :data:`COUNT_TOLERANCE`.
+
+    Args:
+        x: A tensor, an array or a sparse matrix, shape ``(N, D)``.
+        name: What the error calls it.
+        row_names: Names of the rows, for the error.
+        column_names: Names of the columns, for the error.
+        first_row: Number of the first row, where ``x`` is one block of a longer table.
+
+    Raises:
+        InputError: with index and value of the first entry that is no count.
+    """
+    sparse = x.tocsr() if hasattr(x, "tocsr") else None
+    values = _array(x) if sparse is None else sparse.data
+    if values.dtype.kind not in "biuf":
+        raise InputError(f"'{name}' must hold counts, got type {values.dtype}")
+    for wanted, is_bad in _FAULTS:
+        found = is_bad(values)
+        if found.any():
+            where = int(np.argmax(found))
+            row, column = np.unravel_index(where, values.shape) if sparse is None else _place(sparse, where)
+            shown = f"got {values.flat[where]:g} at index {(first_row + int(row), int(column))}"
+            names = _named("row", row_names, first_row + int(row)) + _named("column", column_names, int(column))
+            raise InputError(f"counts in '{name}' must be {wanted}, {shown}{names}")
+
+
+def observed_size_factor(totals: Tensor, row_names: Sequence[str] | None = None) -> Tensor:
+    """Return the total counts of each datum as its size factor, ``(N,)`` to ``(N, 1)``.
+
+    Raises:
+        InputError: for a datum without any count, whose size factor would be zero.
+    """
+    empty = totals <= 0
+    if bool(empty.any()):
+        row = int(empty.nonzero()[0])
+        raise InputError(
+            f"a size factor must be positive, but row {row}{_named('', row_names, row)} has no count at all: "
+            "leave such data out, as min_counts=1 does, or do without the size factor"
+        )
+    return totals.unsqueeze(1)
+
+
+def with_size_factor(data: Dataset) -> Dataset:
+    r"""Return counts with the total of each datum as its size factor, :math:`l_n = \sum_d x_{nd}`.
+
+    The size factor is computed from x, so evidence is that of x given its total.
+
+    Raises:
+        InputError: if x holds no counts, or a datum none at all.
+    """
+    check_counts(data.x)
+    size_factor = observed_size_factor(data.x.double().sum(1).to(data.x.dtype))
+    return replace(data, context=(data.context or Context())._replace(size_factor=size_factor))
+
+
+def _array(x: Any) -> np.ndarray:
+    return x.detach().cpu().numpy() if isinstance(x, Tensor) else np.asarray(x)
+
+
+def _place(sparse: Any, where: int) -> tuple[int, int]:
+    """Return row and column of a stored value of a CSR matrix."""
+    return int(np.searchsorted(sparse.indptr, where, side="right")) - 1, int(sparse.indices[where])
+
+
+def _named(kind: str, names: Sequence[str] | None, index: int) -> str:
+    return "" if names is None else f" ({f'{kind} ' if kind else ''}'{names[index]}')"

@@ -1,0 +1,167 @@
+"""Data that become dense only in the batch: a sparse matrix, or a file larger than memory."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_bvae.context import Context
+from pyro_bvae.datasets.base import Dataset, Index
+from pyro_bvae.errors import InputError
+
+# Numbers that are made dense at a time, 40 MB in float32.
+_MOST_NUMBERS = 10_000_000
+
+
+class LazyDataset:
+    """N data whose rows are looked up in a table, and made dense, only when a batch asks for them.
+
+    It is a :class:`Dataset` of row numbers with a table to look them up in, so that indexing, order and companions are
+    those of a :class:`Dataset` of the same data, and training on either gives the same weights. What measures wants
+    all data at once: give it :meth:`dense` of as many as are to be measured.
+
+    Args:
+        table: Any object of shape ``(N, D)`` whose rows ``table[numbers]`` are an array or a SciPy sparse matrix: a
+            SciPy CSR matrix, an array, a matrix in an open HDF5 file, or an ``AnnData``, backed or not. It is asked
+            for rows in increasing order and without repeats.
+        context: What is observed and not modelled, N rows.
+        labels: Class of each datum, long, shape ``(N,)``.
+        factors: Ground-truth factors, shape ``(N, F)``.
+        factor_names: F names, or none.
+        label_names: The name of each class, or none.
+        dtype: Floating type of the batches.
+
+    Attributes:
+        table: The table.
+        dtype: Floating type of the batches.
+        device: Where the batches go; the companions stay where they are until then.
+
+    Raises:
+        InputError: if the table has no rows to be looked up, or a companion cannot be used.
+    """
+
+    image_shape: tuple[int, int, int] | None = None
+
+    def __init__(
+        self,
+        table: Any,
+        *,
+        context: Context | None = None,
+        labels: Tensor | None = None,
+        factors: Tensor | None = None,
+        factor_names: tuple[str, ...] = (),
+        label_names: tuple[str, ...] = (),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        shape = tuple(getattr(table, "shape", ()))
+        if len(shape) != 2 or not hasattr(table, "__getitem__"):
+            shown = f"shape {shape}" if shape else type(table).__name__
+            raise InputError(f"'table' must have shape (N, D) and rows that an index finds, got {shown}")
+        if 0 in shape:
+            raise InputError(f"empty data set: 'table' has shape {shape}, at least (1, 1) is needed")
+        if not dtype.is_floating_point:
+            raise InputError(f"'dtype' must be floating, got {dtype}")
+        self.table, self.dtype, self.device = table, dtype, torch.device("cpu")
+        numbers = torch.arange(shape[0], dtype=torch.double).unsqueeze(1)
+        self._rows = Dataset(numbers, context, labels, factors, None, factor_names, label_names)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def num_features(self) -> int:
+        """D, the number of features."""
+        return int(self.table.shape[1])
+
+    @property
+    def x(self) -> Tensor:
+        """The data made dense, ``(N, D)``, anew at every look: take few rows, ``data[:100].x``."""
+        return self.dense().x
+
+    @property
+    def context(self) -> Context | None:
+        """What is observed and not modelled, N rows."""
+        return self._moved(self._rows.context)
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class of each datum, ``(N,)``."""
+        return None if self._rows.labels is None else self._rows.labels.to(self.device)
+
+    @property
+    def factors(self) -> Tensor | None:
+        """Ground-truth factors, ``(N, F)``."""
+        return None if self._rows.factors is None else self._rows.factors.to(self.device, self.dtype)
+
+    @property
+    def factor_names(self) -> tuple[str, ...]:
+        """The name of each factor, or none."""
+        return self._rows.factor_names
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The name of each class, or none."""
+        return self._rows.label_names
+
+    @property
+    def row_numbers(self) -> Tensor:
+        """Which rows of the table these data are, long, ``(N,)``."""
+        return self._rows.x[:, 0].long()
+
+    def __getitem__(self, index: Index) -> LazyDataset:
+        """Return the data of a slice, of integers ``(M,)`` or of a boolean mask ``(N,)``; nothing is looked up."""
+        return self._with_rows(self._rows[index])
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LazyDataset:
+        """Return the data with batches on a device and in a floating type."""
+        moved = self._with_rows(self._rows)
+        moved.device = self.device if device is None else torch.device(device)
+        moved.dtype = dtype or self.dtype
+        return moved
+
+    def dense(self) -> Dataset:
+        """Return the data in memory."""
+        numbers = self.row_numbers.numpy()
+        x = torch.empty(len(self), self.num_features, dtype=self.dtype)
+        size = max(1, _MOST_NUMBERS // self.num_features)
+        for start in range(0, len(self), size):
+            x[start : start + size] = self._look_up(numbers[start : start + size])
+        return replace(self._rows, x=x).to(self.device, self.dtype)
+
+    def num_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
+        """Return how many batches an epoch has."""
+        return self._rows.num_batches(batch_size, drop_last=drop_last)
+
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True, drop_last: bool = False
+    ) -> Iterator[tuple[Tensor, Context | None]]:
+        """Return one epoch of dense batches, those of :meth:`Dataset.batches` for the same seed and epoch."""
+        parts = self._rows.batches(batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last)
+        return ((self._look_up(rows[:, 0].long().numpy()).to(self.device), self._moved(c)) for rows, c in parts)
+
+    def _with_rows(self, rows: Dataset) -> LazyDataset:
+        other = copy.copy(self)
+        other._rows = rows
+        return other
+
+    def _look_up(self, numbers: np.ndarray) -> Tensor:
+        """Return rows of the table, ``(B, D)``: files want their numbers in increasing order."""
+        increasing, places = np.unique(numbers, return_inverse=True)
+        found = self.table[increasing]
+        found = getattr(found, "X", found)  # of an AnnData
+        found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
+        if found.dtype.kind not in "biuf":
+            raise InputError(f"'table' must hold numbers, got type {found.dtype}")
+        floating = np.float64 if self.dtype == torch.double else np.float32
+        return torch.from_numpy(found.astype(floating, copy=False)[places]).to(self.dtype)
+
+    def _moved(self, context: Context | None) -> Context | None:
+        if context is None:
+            return None
+        return Context(*(None if part is None else part.to(self.device, self.dtype) for part in context))

@@ -1,0 +1,77 @@
+"""What amortized posteriors share: a network on the data and their covariates, and how many outputs it must have."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from pyro_bvae.context import Context, with_covariates
+from pyro_bvae.errors import InputError
+
+# Keeps a scale off zero in float32, where the density of a collapsed posterior would overflow.
+_SCALE_FLOOR = 1e-5
+
+
+def positive(raw: Tensor) -> Tensor:
+    r"""Return :math:`\operatorname{softplus}(s)` plus a floor of 1e-5: it grows linearly where exp would overflow."""
+    return softplus(raw) + _SCALE_FLOOR
+
+
+def check_count(name: str, value: int) -> None:
+    """Raise unless a number of things is a positive integer."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"'{name}' must be a positive integer, got {value!r}")
+
+
+class AmortizedPosterior(nn.Module):
+    """The base of the amortized posteriors: a family gives it its number of outputs and has a ``forward`` of its own.
+
+    Args:
+        network: Maps ``(*, D)`` to as many outputs as the family's ``num_outputs`` says. Covariates, if any, are
+            appended to its input.
+        num_outputs: Number of outputs for a number of latents, increasing.
+        outputs: What the outputs are, in words.
+        num_covariates: How many of the network's inputs are covariates.
+        inputs: Applied to the data before the network, and before covariates are appended, such as ``torch.log1p``
+            for counts; it keeps the number of features. By default the network sees the data as they are.
+
+    Raises:
+        InputError: if the network says its number of outputs, and it is that of no number of latents.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_outputs: Callable[[int], int],
+        outputs: str,
+        *,
+        num_covariates: int = 0,
+        inputs: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if inputs is not None and not callable(inputs):
+            raise InputError(f"'inputs' must be a function of the data, such as torch.log1p, got {inputs!r}")
+        self.network, self.inputs = network, inputs
+        self._num_outputs, self._outputs = num_outputs, outputs
+        out_features = getattr(network, "out_features", None)
+        self.latent_dim = self._count_latents(out_features) if isinstance(out_features, int) else None
+        in_features = getattr(network, "in_features", None)
+        self.num_features = in_features - num_covariates if isinstance(in_features, int) else None
+
+    def parameters_of(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, int]:
+        """Return what the network gives for data ``(*, D)``, and the number of latents that it is for."""
+        x = x if self.inputs is None else self.inputs(x)
+        outputs = self.network(with_covariates(x, context))
+        return outputs, self.latent_dim or self._count_latents(outputs.shape[-1])
+
+    def _count_latents(self, out_features: int) -> int:
+        most = next(count for count in itertools.count(1) if self._num_outputs(count) >= out_features)
+        if self._num_outputs(most) == out_features:
+            return most
+        right = [f"{self._num_outputs(count)} for {count}" for count in (most - 1, most) if count]
+        raise InputError(
+            f"'network' must give {self._outputs}, got {out_features}; right would be {' or '.join(right)} latents"
+        )
