@@ -200,6 +200,8 @@ def evaluation_table(evaluation: Evaluation) -> str:
     ]
     evidence = evaluation.evidence
     lines.append(f"{len(evidence.per_datum)} test data, {evidence.num_samples} particles each")
+    if evaluation.given is not None:
+        lines.append(f"all densities are given the {evaluation.given} of the data")
     if evaluation.kl is not None:
         active = evaluation.kl.active
         lines.append(f"{int(active.sum())} of {active.numel()} latents active")

@@ -576,3 +576,31 @@ def test_ctrl_c_stops_the_program_and_the_run_can_be_resumed(tmp_path: Path) -> 
     done = len(load_checkpoint(last)["history"])
     assert done >= 1
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".part"]
+
+
+def test_counts_go_through_the_whole_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Simulated counts, a conditional evidence that says so, the checks on the page, and a prior of pseudo-inputs."""
+    run = tmp_path / "run"
+    parts = ["--likelihood", "zero-inflated-negative-binomial", "--dispersion", "decoder", "--prior", "vamp"]
+    parts += ["--prior-components", "5", "--posterior", "full-rank", "--network", "residual"]
+    assert main(["train", *TINY, "--dataset", "counts", *parts, "--epochs", "1", "--output", str(run)]) == 0
+    assert main(["evaluate", str(run), *QUICK]) == 0
+    assert "all densities are given the size factors of the data" in capsys.readouterr().out
+    assert json.loads((run / "evaluation.json").read_text())["given"] == "size factors"
+    assert main(["report", str(run)]) == 0
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "Posterior predictive checks" in page and "simulated" in page
+
+
+def test_missing_entries_are_masked_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(60, 4))
+    x[generator.random(x.shape) < 0.2] = np.nan
+    np.savez(tmp_path / "data.npz", x=x)
+    common = ["train", *TINY, "--dataset", "file", "--path", str(tmp_path / "data.npz"), "--likelihood", "normal"]
+    assert main([*common, "--epochs", "1", "--output", str(tmp_path / "run")]) == 2
+    assert "missing" in capsys.readouterr().err
+    assert main([*common, "--epochs", "1", "--missing", "nan", "--output", str(tmp_path / "run")]) == 0
+    assert main(["evaluate", str(tmp_path / "run"), *QUICK]) == 0
+    evidence = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evidence"]
+    assert np.isfinite(evidence["value"])

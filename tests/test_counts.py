@@ -98,6 +98,31 @@ def test_float32_keeps_its_digits_where_log_gamma_functions_cancel(x: int, mean:
     assert float(poisson) == pytest.approx(exact_poisson(x, given), rel=2e-6, abs=2e-3)
 
 
+def test_moderate_counts_are_scored_by_the_textbook_to_four_digits_of_a_nat() -> None:
+    x, mean, theta = (part[:5, :5, :4].float() for part in grid())
+    assert float(x.max()) < 200 and float(theta.max()) < 200
+    given = mean.log().exp()
+    scored = NegativeBinomialCounts(mean.log(), theta).log_prob(x)
+    exact = scipy_negative_binomial(x.double(), given.double(), theta.double())
+    assert ((scored - exact).abs() < 1e-4 + 1e-5 * exact.abs()).all()
+
+
+def test_the_gradient_can_be_differentiated_and_mapped() -> None:
+    log_mean, theta = torch.randn(4, dtype=torch.double), torch.rand(4, dtype=torch.double) + 0.5
+    for x in (torch.tensor([0.0, 1, 5, 30]).double(), torch.tensor([0.0, 1, 5, 3000]).double()):
+
+        def score(log_mean: Tensor, theta: Tensor, x: Tensor = x) -> Tensor:
+            return NegativeBinomialCounts(log_mean, theta).log_prob(x)
+
+        inputs = (log_mean.clone().requires_grad_(), theta.clone().requires_grad_())
+        assert torch.autograd.gradcheck(score, inputs) and torch.autograd.gradgradcheck(score, inputs)
+        mapped = torch.func.vmap(score, (0, None))(torch.stack([log_mean, log_mean + 1]), theta)
+        assert torch.allclose(mapped[1], score(log_mean + 1, theta))
+        under_func = torch.func.grad(lambda log_mean: score(log_mean, theta).sum())(log_mean)
+        (gradient,) = torch.autograd.grad(score(*inputs).sum(), inputs[0])
+        assert torch.allclose(under_func, gradient)
+
+
 def test_a_large_dispersion_is_a_poisson() -> None:
     x, mean, _ = grid()
     poisson = PoissonCounts(mean.log()).log_prob(x)

@@ -234,7 +234,7 @@ def test_a_run_without_history_or_evidence(write):
 
 def test_a_context_is_passed_row_by_row_and_named(write):
     context = Context(size_factor=torch.ones(12, 1))
-    assert "every density here is conditional on it" in write(make_run(context=context))
+    assert "Every density here is conditional" in write(make_run(context=context))
     assert "conditional" not in write()
 
 

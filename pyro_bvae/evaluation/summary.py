@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.bounds import Bound, BoundBlock, KLPerDimension, bound_block, join_bound, kl_per_dimension
 from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate
@@ -29,6 +30,8 @@ class Evaluation:
         gaps: The variational gap and its parts; None where they cannot be had.
         gaps_note: Why not, or None.
         kl: KL per dimension and active units; None for guides whose dimensions depend on draws.
+        given: What all densities are conditional on, in words, such as size factors that were computed from the data;
+            None for unconditional ones.
     """
 
     training_beta: float
@@ -37,6 +40,7 @@ class Evaluation:
     gaps: InferenceGaps | None
     gaps_note: str | None
     kl: KLPerDimension | None
+    given: str | None = None
 
     @property
     def variational_gap(self) -> Estimate:
@@ -69,6 +73,7 @@ class Evaluation:
             "num_data": len(self.evidence.per_datum),
             "num_samples": self.evidence.num_samples,
             **{name: None if value is None else _describe(value) for name, value in estimates.items()},
+            "given": self.given,
             "verdict": self.verdict,
             **_refits_dict(self.gaps),
             "gaps_note": self.gaps_note,
@@ -158,7 +163,15 @@ def evaluate(
         note = str(error)
         evidence, measured = _evidence_and_bound(model, guide, args, num_samples, **options)
     kl = kl_per_dimension(model, guide, *args, data_plate=data_plate, seed=seed)
-    return Evaluation(training_beta, evidence, measured, gaps, note, kl)
+    return Evaluation(training_beta, evidence, measured, gaps, note, kl, _given(args))
+
+
+def _given(args: tuple[Any, ...]) -> str | None:
+    """Say what of the arguments is observed and not modelled."""
+    contexts = [arg for arg in args if isinstance(arg, Context)]
+    parts = {"size factors": "size_factor", "covariates": "covariates"}
+    names = [name for name, part in parts.items() if any(getattr(each, part) is not None for each in contexts)]
+    return " and ".join(names) or None
 
 
 def _evidence_and_bound(

@@ -104,9 +104,12 @@ def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
     """Return what a reader has to know to trust the numbers, or not to."""
     said = []
     if conditional:
-        said.append("The data have a context: every density here is conditional on it.")
+        given = evaluation.get("given") or "context"
+        said.append(f"Every density here is conditional: it is that of the data given their {given}.")
     if evaluation.get("gaps_note"):
         said.append(f"About the gaps: {evaluation['gaps_note']}")
+    if evaluation.get("kl_note"):
+        said.append(f"No KL of each latent: {evaluation['kl_note']}")
     if evaluation.get("verdict"):
         return said  # it says itself what limits its truth
     if (evaluation.get("refits") or {}).get("converged") is False:
