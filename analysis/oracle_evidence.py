@@ -41,10 +41,10 @@ RESULTS = Path(__file__).parent / "results" / "oracle_evidence"
 SIZES = (2, 20, 100)
 FIELDS = ("latents", "seed", "estimator", "exact", "value", "monte_carlo_error", "trusted", "covered")
 # Gaps are measured for so many seeds of each size, at each of these β.
-GAP_SEEDS, BETAS = 5, (1.0, 0.5, 2.0, 4.0)
+GAP_SEEDS, BETAS = 10, (1.0, 0.5, 2.0, 4.0)
 # Data of each seed, and chains of a datum: errors small enough for the limits that they are held to.
 NUM_DATA = {2: 8, 20: 8, 100: 4}
-NUM_CHAINS = {2: 32, 20: 64, 100: 32}
+NUM_CHAINS = {2: 32, 20: 64, 100: 64}
 # Annealing runs so many seeds side by side, in float32: they share a model, and have data and chains of their own.
 TOGETHER = 20
 

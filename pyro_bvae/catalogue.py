@@ -71,6 +71,7 @@ class Shape:
         has_size_factor: Whether each datum has a size factor.
         num_categories: One more than the largest value, which likelihoods of categories need.
         examples: Some of the data ``(K, D)``, as many as are asked for, with their contexts; for pseudo-inputs.
+        missing: Whether entries may be missing.
     """
 
     num_features: int
@@ -79,6 +80,7 @@ class Shape:
     has_size_factor: bool = False
     num_categories: int = 2
     examples: Callable[[int], tuple[Tensor, Context | None]] | None = None
+    missing: bool = False
 
     @classmethod
     def of(cls, data: Dataset | LazyDataset) -> Shape:
@@ -97,6 +99,7 @@ class Shape:
             size_factor is not None,
             int(torch.nan_to_num(data.x).max()) + 1 if isinstance(data, Dataset) else 2,
             examples,
+            getattr(data, "missing", False),
         )
 
 

@@ -22,6 +22,7 @@ from pyro_bvae.training.schedules import as_schedule
 from pyro_bvae.vae import BetaVAE, Decoder
 
 MISSING_MODES = ("none", "nan")
+SIZE_FACTORS = ("given", "observed")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,8 @@ class TrainConfig:
     """Leave out genes of an .h5ad file that fewer cells have."""
     backed: bool | None = None
     """Leave the counts of an .h5ad file on disk, for files larger than memory."""
+    size_factor: str = "given"
+    """Size factors of counts: given, the data set's own if it has any, or observed, the total of each datum."""
     missing: str = "none"
     """Missing entries: none, or nan, where NaN in the data was not observed."""
     validation: float | None = None
@@ -130,6 +133,8 @@ class TrainConfig:
             raise InputError(f"'prior_components' must be a positive integer, got {self.prior_components}")
         if self.missing not in MISSING_MODES:
             raise unknown_name("missing", self.missing, MISSING_MODES)
+        if self.size_factor not in SIZE_FACTORS:
+            raise unknown_name("size_factor", self.size_factor, SIZE_FACTORS)
         for field, table in TABLES.items():
             pick(field, getattr(self, field), table)
         if self.dataset not in datasets.available():
@@ -144,7 +149,7 @@ def load_data(config: TrainConfig) -> datasets.Splits:
     validation = config.validation
     if isinstance(validation, float) and validation >= 1 and validation.is_integer():
         validation = int(validation)  # a number of data, which the command line spells as it spells a share
-    return datasets.load(
+    splits = datasets.load(
         config.dataset,
         root=config.data_root,
         path=config.path,
@@ -160,6 +165,13 @@ def load_data(config: TrainConfig) -> datasets.Splits:
         backed=config.backed,
         missing=config.missing == "nan",
     )
+    if config.size_factor == "given":
+        return splits
+    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    sized: dict[str, Any] = {
+        name: datasets.with_size_factor(part.dense()) for name, part in parts.items() if part is not None
+    }
+    return replace(splits, **sized)
 
 
 def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
@@ -178,7 +190,7 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
         inputs = torch.log1p if config.likelihood in COUNTS else None
         encoder = family(network, num_covariates=covariates, inputs=inputs)
         prior = PRIORS[config.prior](config, shape, encoder, getattr(likelihood, "support", constraints.real))
-        return BetaVAE(prior, decoder, encoder, missing=config.missing == "nan")
+        return BetaVAE(prior, decoder, encoder, missing=shape.missing or config.missing == "nan")
 
 
 def write_config(config: TrainConfig, path: Path) -> None:

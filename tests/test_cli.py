@@ -375,6 +375,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "no h5ad": (not_h5ad, H5AD, "cells.h5ad: "),
     "a layer for digits": (nothing, [*NEW, "--layer", "raw"], "is for data set 'h5ad'"),
     "missing": (nothing, [*NEW, "--missing", "nans"], "Did you mean 'nan'?"),
+    "size factor": (nothing, [*NEW, "--size-factor", "observe"], "Did you mean 'observed'?"),
+    "no counts to size": (nothing, [*NEW, "--size-factor", "observed"], "count"),
     "dispersion": (nothing, [*NEW, "--dispersion", "features"], "Did you mean 'feature'?"),
     "prior components": (nothing, [*NEW, "--prior-components", "0"], "'prior_components' must be a positive integer"),
     "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "must lie in the likelihood's support"),
@@ -592,6 +594,18 @@ def test_counts_go_through_the_whole_path(tmp_path: Path, capsys: pytest.Capture
     assert "Posterior predictive checks" in page and "simulated" in page
 
 
+def test_plain_counts_have_their_totals_as_size_factors(tmp_path: Path) -> None:
+    np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).poisson(3.0, size=(60, 4)) + 1)
+    parts = ["--likelihood", "poisson", "--size-factor", "observed", "--output", str(tmp_path / "run")]
+    assert (
+        main(["train", *TINY, "--dataset", "file", "--path", str(tmp_path / "data.npz"), *parts, "--epochs", "1"]) == 0
+    )
+    loaded = pyro_bvae.load(tmp_path / "run")
+    test = loaded.splits.test
+    assert torch.equal(test.context.size_factor.squeeze(1), test.x.sum(1))
+    assert torch.allclose(loaded.vae.reconstruct(test.x, test.context).sum(1), test.x.sum(1), rtol=1e-4)
+
+
 def test_missing_entries_are_masked_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(60, 4))
@@ -601,6 +615,14 @@ def test_missing_entries_are_masked_on_request(tmp_path: Path, capsys: pytest.Ca
     assert main([*common, "--epochs", "1", "--output", str(tmp_path / "run")]) == 2
     assert "missing" in capsys.readouterr().err
     assert main([*common, "--epochs", "1", "--missing", "nan", "--output", str(tmp_path / "run")]) == 0
+    np.savez(tmp_path / "masked.npz", x=np.nan_to_num(x), mask=~np.isnan(x))
+    common[common.index(str(tmp_path / "data.npz"))] = str(tmp_path / "masked.npz")
+    assert main([*common, "--epochs", "1", "--output", str(tmp_path / "masked")]) == 0
+    columns = ("objective", "distortion", "rate", "validation_objective")
+    histories = [pyro_bvae.load(tmp_path / name).history.rows for name in ("run", "masked")]
+    assert [[row[key] for key in columns] for row in histories[0]] == [
+        [row[key] for key in columns] for row in histories[1]
+    ]
     assert main(["evaluate", str(tmp_path / "run"), *QUICK]) == 0
     evidence = json.loads((tmp_path / "run" / "evaluation.json").read_text())["evidence"]
     assert np.isfinite(evidence["value"])

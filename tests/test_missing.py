@@ -369,3 +369,12 @@ def test_a_likelihood_that_is_no_product_of_features_is_refused() -> None:
     vae = BetaVAE(NormalPrior(2), Decoder(MLP(2, 6), Joint()), NormalPosterior(MLP(6, 4)), missing=True)
     with pytest.raises(InputError, match=r"independent given z, a distribution with .to_event\(1\); got Multivariate"):
         vae.model(torch.zeros(3, 6))
+
+
+def test_a_mask_of_the_data_set_is_its_missing_entries() -> None:
+    x = torch.arange(6.0).reshape(2, 3)
+    observed = torch.tensor([[True, False, True], [True, True, False]])
+    data = Dataset(x).masked(observed)
+    assert data.missing and torch.equal(torch.isnan(data.x), ~observed) and torch.equal(data.x[observed], x[observed])
+    with pytest.raises(InputError, match=r"must be boolean of the shape of 'x', \(2, 3\), got torch.bool \(3,\)"):
+        Dataset(x).masked(observed[0, :1].expand(3))

@@ -16,7 +16,7 @@ from pyro_bvae.datasets.parts import PARTS, WHOLE, check_parts, encode_labels
 from pyro_bvae.errors import InputError
 
 _DATA_KEYS = ("x", "images")
-_KNOWN_KEYS = (*_DATA_KEYS, "labels", "factors", "size_factor", "covariates", "label_names", "factor_names")
+_KNOWN_KEYS = (*_DATA_KEYS, "labels", "factors", "size_factor", "covariates", "label_names", "factor_names", "mask")
 _CHANNELS = (1, 3, 4)
 _UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
@@ -38,7 +38,8 @@ def read_npz(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
     """Read an archive with key ``x`` or ``images``, or one of them a part: ``x_train``, ``x_test``, ...
 
     Optional keys, likewise with or without the part: ``labels``, ``factors``, ``size_factor``, ``covariates``;
-    and ``label_names``, ``factor_names``. Other keys are not read. ``missing`` is that of :class:`Dataset`.
+    ``mask``, of the shape of the data, 0 or False where an entry was not observed; and ``label_names``,
+    ``factor_names``. Other keys are not read. ``missing`` is that of :class:`Dataset`.
     """
     arrays, keys = _archive(path)
     data_key, endings = _layout(arrays, keys)
@@ -57,6 +58,9 @@ def read_npz(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
             label_names=_names(arrays, "label_names") or label_names,
             missing=missing,
         )
+        if (mask := _numbers(arrays, "mask" + ending)) is not None:
+            observed, _ = features_and_shape([mask.numpy()], divide=False)
+            parts[part] = parts[part].masked(observed[0] > 0)
     return parts
 
 

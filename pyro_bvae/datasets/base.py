@@ -152,6 +152,15 @@ class Dataset:
         x = _bernoulli(self.x, stream_generator(seed, part, FIXED_PIXEL_STREAM))
         return replace(self, x=x, stochastic_binarization=False)
 
+    def masked(self, observed: Tensor) -> Dataset:
+        """Return the data with NaN for the entries where ``observed``, boolean ``(N, D)``, is False."""
+        if observed.dtype != torch.bool or observed.shape != self.x.shape:
+            raise InputError(
+                f"'observed' must be boolean of the shape of 'x', {tuple(self.x.shape)}, got {observed.dtype}"
+                f" {tuple(observed.shape)}"
+            )
+        return replace(self, x=self.x.masked_fill(~observed, torch.nan), missing=True)
+
     def dynamically_binarized(self) -> Dataset:
         """Return the data with pixels to be drawn anew in every epoch of :meth:`batches`."""
         return replace(self, stochastic_binarization=True)
