@@ -225,7 +225,7 @@ def scvi_epoch(data: Dataset, family: str, epochs: int) -> float:
     return (time.perf_counter() - start) / epochs
 
 
-def speed(folder: Path, repeats: int = 5, epochs: int = 4) -> list[Row]:
+def speed(folder: Path, repeats: int = 3, epochs: int = 10) -> list[Row]:
     """Time epochs of ours and of scvi-tools in turns."""
     if importlib.util.find_spec("scvi") is None:
         print("scvi-tools cannot be imported here, so it is not timed")

@@ -53,6 +53,61 @@ class LinearWarmup:
 
 
 @dataclass(frozen=True)
+class CosineWarmup:
+    """From ``start`` to ``value`` by a half cosine over the first ``warmup_epochs``, then constant.
+
+    It leaves ``start`` and reaches ``value`` without a jump in slope. ``fit`` warns of a warm-up that outlives the
+    training.
+
+    Attributes:
+        value: The last value.
+        warmup_epochs: Length of the rise.
+        start: The first value.
+    """
+
+    value: float
+    warmup_epochs: float
+    start: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not self.warmup_epochs > 0:
+            raise InputError(f"'warmup_epochs' must be positive, got {self.warmup_epochs}")
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        """Return the value at this epoch."""
+        return _half_cosine(self.start, self.value, min(1.0, epoch / self.warmup_epochs))
+
+
+@dataclass(frozen=True)
+class Cyclical:
+    """From 0 to ``value`` in a straight line and then constant, again in each of several cycles (Fu et al. 2019).
+
+    The cycles are of one length and fill the training, which ends at ``value``, however short it is.
+
+    Attributes:
+        value: The highest value, and the last.
+        num_cycles: How many cycles.
+        rise: Share of a cycle spent rising.
+    """
+
+    value: float
+    num_cycles: int = 4
+    rise: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.num_cycles, int) or isinstance(self.num_cycles, bool) or self.num_cycles < 1:
+            raise InputError(f"'num_cycles' must be a positive integer, got {self.num_cycles!r}")
+        if not 0 < self.rise <= 1:
+            raise InputError(f"'rise' must lie in (0, 1], got {self.rise}")
+
+    def __call__(self, epoch: float, epochs: int) -> float:
+        """Return the value at this epoch."""
+        if epoch >= epochs:
+            return self.value  # the end of the last cycle, and the start of none
+        return self.value * min(1.0, epoch * self.num_cycles / epochs % 1.0 / self.rise)
+
+
+@dataclass(frozen=True)
 class OneCycle:
     """Up to ``value`` over the first part of training and down to nearly zero, both by a half cosine (Smith 2018).
 

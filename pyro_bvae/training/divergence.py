@@ -1,0 +1,145 @@
+"""What objectives of the KL itself share: the one latent site of a program, its KL, and the distortion of the draws."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from numbers import Real
+from typing import Any, NamedTuple
+
+import torch
+from pyro import poutine
+from pyro.distributions.util import scale_and_mask
+from pyro.infer import Trace_ELBO
+from pyro.poutine.util import is_validation_enabled
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.sites import Site, find_plate, samples
+from pyro_bvae.training.objectives import StepsByTerms, Terms, subsample_scale
+
+
+class Latent(NamedTuple):
+    """The latent site of a program as a trace of the guide and one of the model hold it, and its data plate."""
+
+    guide: Site
+    model: Site
+    plate: Any
+
+    @property
+    def num_data(self) -> float:
+        """The number of data that the loss stands for: those of the whole plate, where it is subsampled."""
+        size: int = self.plate.size
+        return size * subsample_scale(self.plate)
+
+    @property
+    def subsampling(self) -> float:
+        """The factor that subsampled plates put into the scale of the site: 1 where nothing is subsampled."""
+        return math.prod(subsample_scale(frame) for frame in self.guide["cond_indep_stack"])
+
+    @property
+    def weights(self) -> Tensor:
+        """The scale of the site, which is β times ``subsampling``, and 0 where it is masked; in its batch shape."""
+        return _weights(self.guide)
+
+
+class KLObjective(StepsByTerms, Trace_ELBO):
+    """An objective of the distortion and of the KL between guide and prior, for programs with one latent site.
+
+    A subclass says what the divergence of a batch is and what is made of it. The draws serve the distortion, and the
+    divergence only where it has no closed form. The rate of its :class:`~pyro_bvae.training.Terms` is that KL at β = 1.
+
+    Args:
+        num_particles: Draws for each datum, at least 1.
+        data_plate: Name of the data plate, where the latent has more than one.
+
+    Raises:
+        InputError: if an argument cannot be used; at a step, if guide and model do not have one latent site alone and
+            the same, if its draws are not reparametrised, or if its scale (β) differs between the two.
+    """
+
+    def __init__(self, num_particles: int = 1, *, data_plate: str | None = None) -> None:
+        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
+            raise InputError(f"'num_particles' must be a positive integer, got {num_particles!r}")
+        super().__init__(num_particles=num_particles)
+        self.data_plate = data_plate
+
+    @abstractmethod
+    def divergence(self, latent: Latent) -> Tensor:
+        """Return the KL at β = 1, at least in the batch shape of the latent."""
+
+    @abstractmethod
+    def penalty(self, latent: Latent, kl: Tensor) -> Tensor:
+        """Return what the loss holds besides the distortion, from the particles' mean divergence; a scalar."""
+
+    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+        """Return the terms of one batch, averaged over the particles."""
+        distortions, kls = [], []
+        for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
+            latent = find_latent(model_trace, guide_trace, self.data_plate, (args, kwargs))
+            observed = [site["log_prob_sum"] for site in samples(model_trace).values() if site["is_observed"]]
+            kls.append(self.divergence(latent))
+            distortions.append(-sum(observed, kls[-1].new_zeros(())))
+        kl, distortion = torch.stack(kls).mean(0), torch.stack(distortions).mean()
+        loss = distortion + self.penalty(latent, kl)
+        return Terms(loss, distortion.detach(), latent.subsampling * kl.detach().sum())
+
+    @torch.no_grad()
+    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+        """Return the loss of one batch as a number, without gradients: what ``SVI.evaluate_loss`` calls."""
+        loss = self.terms(model, guide, *args, **kwargs).loss
+        warn_if_nan(loss, "loss")
+        return float(loss)
+
+
+def find_latent(
+    model_trace: poutine.Trace, guide_trace: poutine.Trace, data_plate: str | None, arguments: tuple[Any, ...]
+) -> Latent:
+    """Return the latent site of two traces: only of a single one does the KL depend on the data alone.
+
+    Args:
+        model_trace: A trace of the model with its log densities.
+        guide_trace: The one of the guide.
+        data_plate: Name of the data plate, where the latent has more than one.
+        arguments: Those of the program, whose tensors tell the number of data.
+
+    Raises:
+        InputError: as :class:`KLObjective` says.
+    """
+    sites = samples(guide_trace)
+    latents = tuple(name for name, site in samples(model_trace).items() if not site["is_observed"])
+    if len(latents) != 1 or tuple(sites) != latents:
+        raise InputError(
+            "an objective of the KL needs one latent site, the same in guide and model, got"
+            f" {', '.join(sites) or 'none'} in the guide and {', '.join(latents) or 'none'} in the model"
+        )
+    (name,) = latents
+    latent = Latent(sites[name], model_trace.nodes[name], find_plate(latents, model_trace, data_plate, arguments))
+    family = type(latent.guide["fn"]).__name__
+    if not latent.guide["fn"].has_rsample:
+        raise InputError(
+            f"guide site '{name}' of family {family} has no reparametrised draws: an objective of the KL accepts sites"
+            " whose has_rsample is True, such as Normal"
+        )
+    # Tensors are looked at with Pyro's validation only: to look is to wait for the device.
+    if is_validation_enabled() and not torch.allclose(*torch.broadcast_tensors(*map(_weights, latent[:2]))):
+        raise InputError(f"site '{name}' must have one scale (β) and mask in guide and model, got two")
+    return latent
+
+
+def check_number(name: str, value: float, *, positive: bool = False) -> None:
+    """Raise unless a setting of an objective is a finite number of at least zero, or above it.
+
+    Raises:
+        InputError: with the name and the value.
+    """
+    good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value < 0 or (positive and value == 0):
+        raise InputError(f"'{name}' must be {'positive' if positive else 'non-negative'} and finite, got {value!r}")
+
+
+def _weights(site: Site) -> Tensor:
+    weights: Tensor = scale_and_mask(torch.ones_like(site["unscaled_log_prob"]), site["scale"], site["mask"])
+    return weights
