@@ -151,7 +151,7 @@ def select(folder: Path) -> None:
 
 def simulated(truth: str) -> tuple[Dataset, Dataset, datasets.CountTruth]:
     """Return training and test cells of a known family, and what is true of them."""
-    infinite = torch.full((NUM_GENES,), math.inf) if truth == "poisson" else None
+    infinite = math.inf if truth == "poisson" else None
     lost = 0.3 if truth == "zero-inflated" else 0.0
     planted = datasets.negative_binomial_truth(NUM_GENES, TRUE_LATENTS, dispersion=infinite, zero_inflation=lost)
     splits = datasets.negative_binomial_factors(NUM_CELLS, truth=planted, library_size=400.0, validation=0)

@@ -3,7 +3,7 @@
 from pyro_bvae import datasets, evaluation, likelihoods, networks, oracle, plots, posteriors, priors, training
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation import elbo, evidence, inference_gaps
+from pyro_bvae.evaluation import audit, elbo, evidence, inference_gaps
 from pyro_bvae.runs import load
 from pyro_bvae.training import fit
 from pyro_bvae.vae import BetaVAE, Decoder
@@ -15,6 +15,7 @@ __all__ = [
     "Context",
     "Decoder",
     "InputError",
+    "audit",
     "datasets",
     "elbo",
     "evaluation",

@@ -2,6 +2,7 @@
 
 from pyro_bvae.evaluation import averages
 from pyro_bvae.evaluation.annealing import Sandwich, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation.audit import Audit, Finding, audit
 from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound, kl_per_dimension
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.export import to_arviz, write_arviz
@@ -16,12 +17,14 @@ from pyro_bvae.evaluation.verification import Check, verify
 
 __all__ = [
     "AnnealingSettings",
+    "Audit",
     "Bound",
     "Check",
     "CountChecks",
     "DefensiveProposal",
     "Estimate",
     "Evaluation",
+    "Finding",
     "GuideProposal",
     "HeavyTailedProposal",
     "InferenceGaps",
@@ -31,6 +34,7 @@ __all__ = [
     "Sandwich",
     "Statistic",
     "annealed_evidence",
+    "audit",
     "averages",
     "bidirectional_evidence",
     "bound",
