@@ -50,7 +50,8 @@ def open_h5ad(path: Path, *, backed: bool) -> AnnData:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*names are not unique")
-            warnings.filterwarnings("ignore", module="anndata", message=".*without encoding metadata")
+            warnings.filterwarnings("ignore", message=".*without encoding metadata")
+            warnings.filterwarnings("ignore", message=".*future.infer_string")  # AnnData, of a setting of pandas 3
             return anndata.read_h5ad(path, backed="r" if backed else None)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -71,13 +72,14 @@ def count_matrix(adata: AnnData, layer: str | None) -> Any:
     Raises:
         InputError: if there is none, or it is in a file by columns.
     """
-    if layer is not None and layer not in adata.layers:
-        if not len(adata.layers):
+    layers = [name for name in adata.layers if name is not None]  # under None newer versions of AnnData have X
+    if layer is not None and layer not in layers:
+        if not layers:
             raise InputError(f"unknown layer '{layer}': there are no layers; the counts may be in X, layer=None")
-        raise unknown_name("layer", layer, adata.layers)
+        raise unknown_name("layer", layer, layers)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        known = ", ".join(adata.layers) or "none"
+        known = ", ".join(layers) or "none"
         raise InputError(f"there is no X; give one of the layers: {known}")
     if 0 in matrix.shape:
         raise InputError(f"empty data set: the counts have shape {tuple(matrix.shape)}")
