@@ -27,6 +27,16 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")
 
 
+def check_count(name: str, value: int) -> None:
+    """Raise unless a number of something is a positive integer.
+
+    Raises:
+        InputError: with the value.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"'{name}' must be a positive integer, got {value!r}")
+
+
 def check_beta(beta: float | Tensor) -> None:
     """Raise unless every entry of β is a finite number of at least zero.
 

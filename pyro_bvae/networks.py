@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.errors import InputError, check_count
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # What oneDNN can do to an affine map's output before it is written. Only activations without settings of their own.
@@ -22,8 +22,7 @@ _FUSED: dict[type, str] = {nn.SiLU: "swish", nn.ReLU: "relu", nn.Tanh: "tanh", n
 
 def _check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise InputError(f"'{name}' must be a positive integer, got {size!r}")
+        check_count(name, size)
 
 
 class Linear(nn.Linear):

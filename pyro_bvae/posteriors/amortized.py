@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyro_bvae.context import Context
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal, LowRankNormal
-from pyro_bvae.posteriors.base import AmortizedPosterior, check_count, positive
+from pyro_bvae.errors import check_count
+from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 
 # What a factor of low rank may be in all, in units of the diagonal: at more, float32 does not see the diagonal.
 _FACTOR_BOUND = 100.0

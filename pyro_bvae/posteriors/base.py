@@ -20,12 +20,6 @@ def positive(raw: Tensor) -> Tensor:
     return softplus(raw) + _SCALE_FLOOR
 
 
-def check_count(name: str, value: int) -> None:
-    """Raise unless a number of things is a positive integer."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"'{name}' must be a positive integer, got {value!r}")
-
-
 class AmortizedPosterior(nn.Module):
     """The base of the amortized posteriors: a family gives it its number of outputs and has a ``forward`` of its own.
 

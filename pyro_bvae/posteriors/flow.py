@@ -16,8 +16,8 @@ from torch.nn.functional import logsigmoid
 
 from pyro_bvae.context import Context
 from pyro_bvae.distributions import AutoregressiveNormal
-from pyro_bvae.errors import InputError
-from pyro_bvae.posteriors.base import AmortizedPosterior, check_count, positive
+from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior
 
 # The logit of a gate at rest and how far it may move, and what the outputs of a step are multiplied by at the start.

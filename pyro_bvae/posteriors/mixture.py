@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pyro_bvae.context import Context
 from pyro_bvae.distributions import NormalMixture
-from pyro_bvae.errors import InputError
-from pyro_bvae.posteriors.base import AmortizedPosterior, check_count, positive
+from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior
 
 # How far apart the components start: the root mean square of their offsets in each latent.

@@ -8,8 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.priors.checks import check_count
+from pyro_bvae.errors import InputError, check_count
 
 
 class LaplacePrior(nn.Module):

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from pyro_bvae.distributions import NormalMixture
-from pyro_bvae.errors import InputError
-from pyro_bvae.priors.checks import check_count, positive, raw_of
+from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.priors.scales import positive, raw_of
 
 
 class MixturePrior(nn.Module):

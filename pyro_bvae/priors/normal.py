@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.distributions import DiagonalNormal
-from pyro_bvae.priors.checks import check_count, positive, raw_of
+from pyro_bvae.errors import check_count
+from pyro_bvae.priors.scales import positive, raw_of
 
 
 class NormalPrior(nn.Module):
