@@ -3,9 +3,9 @@
 from pyro_bvae import datasets, evaluation, likelihoods, networks, oracle, plots, posteriors, priors, training
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation import audit, elbo, evidence, inference_gaps
+from pyro_bvae.evaluation import audit, decompose_kl, diagnose, elbo, evidence, inference_gaps, rate_distortion
 from pyro_bvae.runs import load
-from pyro_bvae.training import fit
+from pyro_bvae.training import fit, sweep
 from pyro_bvae.vae import BetaVAE, Decoder
 
 __version__ = "0.1.0"
@@ -17,6 +17,8 @@ __all__ = [
     "InputError",
     "audit",
     "datasets",
+    "decompose_kl",
+    "diagnose",
     "elbo",
     "evaluation",
     "evidence",
@@ -29,5 +31,7 @@ __all__ = [
     "plots",
     "posteriors",
     "priors",
+    "rate_distortion",
+    "sweep",
     "training",
 ]

@@ -16,6 +16,7 @@ from pyro_bvae.context import Context
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.errors import InputError, unknown_name
 from pyro_bvae.likelihoods import (
+    AutoregressiveBernoulliLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
@@ -172,6 +173,7 @@ DISPERSIONS: dict[str, Callable[[Shape], LearnedDispersion | DecoderDispersion]]
 
 LIKELIHOODS: dict[str, Callable[[TrainConfig, Shape], nn.Module]] = {
     "bernoulli": lambda config, shape: BernoulliLikelihood(),
+    "autoregressive-bernoulli": lambda config, shape: AutoregressiveBernoulliLikelihood(shape.num_features),
     "continuous-bernoulli": lambda config, shape: ContinuousBernoulliLikelihood(),
     "normal": lambda config, shape: NormalLikelihood(_learned(config)),
     "normal-per-feature": lambda config, shape: NormalLikelihood(_learned(config, shape.num_features)),

@@ -1,4 +1,4 @@
-"""The command line: ``pyro-bvae {demo,train,evaluate,report,verify}``.
+"""The command line: ``pyro-bvae {demo,train,evaluate,report,sweep,verify}``.
 
 The only place that prints and chooses file names.
 """
@@ -25,6 +25,7 @@ from pyro_bvae.evaluation.summary import Evaluation
 from pyro_bvae.evaluation.verification import Check, verify
 from pyro_bvae.report import write_report
 from pyro_bvae.runs import check_device, evaluate_run, train
+from pyro_bvae.sweeps import SweepConfig, train_sweep
 from pyro_bvae.training import TrainingError
 
 
@@ -38,6 +39,10 @@ class Train(TrainConfig):
     """Continue the run in the output directory, with its configuration."""
     overwrite: bool = False
     """Replace the run in the output directory."""
+    snapshots: int | None = None
+    """Draw reconstructions and samples every so many epochs, into the run directory."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into the run directory."""
 
     @property
     def directory(self) -> Path:
@@ -47,11 +52,35 @@ class Train(TrainConfig):
     def run(self) -> None:
         """Run the command."""
         config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
-        trained = train(config, self.directory, resume=self.resume, overwrite=self.overwrite)
+        trained = train(
+            config,
+            self.directory,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            snapshots=self.snapshots,
+            tensorboard=self.tensorboard,
+        )
         last = trained.history.rows[-1]
         shown = ("objective", "distortion", "rate", "validation_objective")
         print(", ".join(f"{name} {last[name]:.2f}" for name in shown if name in last))
+        for remark in trained.history.remarks:
+            if not remark.grave:  # of those that are, there was a warning
+                print(f"noticed {remark.when} training: {remark}")
         print(f"run directory: {self.directory}")
+
+
+@dataclass(frozen=True)
+class Sweep(SweepConfig):
+    """Train a β-VAE for each of several β and seeds, all of them side by side as one program.
+
+    ``torchrun --nproc-per-node N -m pyro_bvae sweep ...`` spreads them over processes.
+    """
+
+    def run(self) -> None:
+        """Run the command."""
+        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        print(train_sweep(config, self.directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite))
+        print(f"run directories: {self.directory / 'beta*-seed*'}")
 
 
 @dataclass(frozen=True)
@@ -155,7 +184,14 @@ class Verify:
         return int(wrong > 0)
 
 
-_COMMANDS: dict[str, Any] = {"demo": Demo, "train": Train, "evaluate": Evaluate, "report": Report, "verify": Verify}
+_COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "train": Train,
+    "evaluate": Evaluate,
+    "report": Report,
+    "sweep": Sweep,
+    "verify": Verify,
+}
 
 
 def verification_table(checks: Sequence[Check]) -> str:

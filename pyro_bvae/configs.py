@@ -16,12 +16,13 @@ from pyro_bvae.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIOR
 from pyro_bvae.errors import InputError, check_beta, unknown_name
 from pyro_bvae.files import atomic_write
 from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
-from pyro_bvae.training import LinearWarmup, OneCycle, Schedule
+from pyro_bvae.training import CosineWarmup, Cyclical, LinearWarmup, OneCycle, Schedule, TargetRate
 from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.schedules import as_schedule
 from pyro_bvae.vae import BetaVAE, Decoder
 
 MISSING_MODES = ("none", "nan")
+SCHEDULES = ("linear", "cosine", "cyclical", "constant")
 SIZE_FACTORS = ("given", "observed")
 
 
@@ -63,9 +64,9 @@ class TrainConfig:
     prior_components: int | None = None
     """Components of the mixture prior (10), pseudo-inputs of vamp (500)."""
     likelihood: str = "bernoulli"
-    """Likelihood p(x|z): bernoulli, continuous-bernoulli, normal (one learned scale), normal-per-feature, normal-fixed,
-    normal-decoder, laplace, student-t, discretized-logistic (8-bit pixels), categorical, poisson, negative-binomial or
-    zero-inflated-negative-binomial."""
+    """Likelihood p(x|z): bernoulli, autoregressive-bernoulli, continuous-bernoulli, normal (one learned scale),
+    normal-per-feature, normal-fixed, normal-decoder, laplace, student-t, discretized-logistic (8-bit pixels),
+    categorical, poisson, negative-binomial or zero-inflated-negative-binomial."""
     likelihood_scale: float = 1.0
     """Scale of normal-fixed; where the learned scales start."""
     dispersion: str = "feature"
@@ -80,14 +81,22 @@ class TrainConfig:
     """Number of latents."""
     beta: float = 1.0
     """Weight of the KL in the objective, 0 or more."""
+    schedule: str = "linear"
+    """How β comes about: linear or cosine (a warm-up from 0), cyclical (four of them), or constant."""
     warmup_epochs: float | None = None
-    """Epochs over which β rises linearly from 0, a fifth of all by default; 0 for a constant β."""
+    """Epochs of the linear or cosine warm-up, a fifth of all by default; 0 for a constant β."""
+    target_rate: float | None = None
+    """Rate in nats to train to, by a β that is found on the way and starts at --beta; instead of a schedule."""
     epochs: int = 30
     """Passes over the training data."""
     batch_size: int = 128
     """Data in a step."""
     learning_rate: float = 3e-3
     """Highest learning rate of the one-cycle schedule."""
+    start_at_mean: bool = False
+    """Start the decoder's last bias at the best of a model without latents, such as the logit of the data's mean."""
+    precision: str = "float32"
+    """What the networks are run in while training: float32 or bf16."""
     gradient_clip: float | None = 200.0
     """Upper limit on the global norm of the gradient per datum; None for no limit."""
     early_stopping: int | None = None
@@ -99,8 +108,14 @@ class TrainConfig:
 
     def beta_schedule(self) -> float | Schedule:
         """Return β as :func:`~pyro_bvae.fit` takes it."""
+        if self.target_rate is not None:
+            return TargetRate(self.target_rate, start=self.beta)
+        if self.schedule == "cyclical":
+            return Cyclical(self.beta)
         warmup_epochs = self.resolved().warmup_epochs
-        return LinearWarmup(self.beta, warmup_epochs) if warmup_epochs else self.beta
+        if not warmup_epochs or self.schedule == "constant":
+            return self.beta
+        return (CosineWarmup if self.schedule == "cosine" else LinearWarmup)(self.beta, warmup_epochs)
 
     def resolved(self) -> TrainConfig:
         """Return the configuration with what follows from other fields filled in: what a run writes down."""
@@ -128,9 +143,12 @@ class TrainConfig:
             self.gradient_clip,
             self.early_stopping,
             self.seed,
+            self.precision,
         )
         if self.prior_components is not None and self.prior_components < 1:
             raise InputError(f"'prior_components' must be a positive integer, got {self.prior_components}")
+        if self.schedule not in SCHEDULES:
+            raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.missing not in MISSING_MODES:
             raise unknown_name("missing", self.missing, MISSING_MODES)
         if self.size_factor not in SIZE_FACTORS:

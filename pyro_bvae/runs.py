@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,19 @@ from pyro_bvae.errors import InputError, unknown_name
 from pyro_bvae.evaluation import Evaluation, evaluate, to_arviz, write_arviz
 from pyro_bvae.files import atomic_write
 from pyro_bvae.randomness import CHOICE_STREAM, stream_seed
-from pyro_bvae.training import History, checkpoint_path, fit, load_checkpoint, load_weights
+from pyro_bvae.snapshots import Snapshots
+from pyro_bvae.training import (
+    History,
+    Remark,
+    TensorBoard,
+    check_during,
+    checkpoint_path,
+    fit,
+    load_checkpoint,
+    load_weights,
+    start_at_mean,
+)
+from pyro_bvae.vae import BetaVAE
 
 _MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
 _PRODUCTS = ("config.json", "metrics.csv", *_MEASURED)
@@ -90,7 +102,15 @@ def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "
     # The best checkpoint knows the history up to itself only.
     metrics = directory / "metrics.csv"
     history = History.read(metrics) if metrics.exists() else History(state["history"])
+    history.remarks = _remarks(directory)
     return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
+
+
+def _remarks(directory: Path) -> list[Remark]:
+    """Return what the checklist has to say of a run: what was seen before it is in its checkpoints."""
+    state = load_checkpoint(checkpoint_path(directory, "last"))
+    before = [Remark(**remark) for remark in state.get("remarks", ()) if remark["when"] == "before"]
+    return [*before, *check_during(state["history"], state["settings"].get("gradient_clip"))]
 
 
 def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
@@ -105,7 +125,14 @@ def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
 
 
 def train(
-    config: TrainConfig, output: Path, *, resume: bool = False, overwrite: bool = False, progress: bool = True
+    config: TrainConfig,
+    output: Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    snapshots: int | None = None,
+    tensorboard: bool = False,
+    progress: bool = True,
 ) -> Run:
     """Train the model of a configuration into a run directory.
 
@@ -116,6 +143,8 @@ def train(
         output: The run directory.
         resume: Continue the run that ``output`` holds.
         overwrite: Remove the run that ``output`` holds.
+        snapshots: Epochs between two pictures of reconstructions and samples in ``snapshots/``; None for none.
+        tensorboard: Write the metrics to ``tensorboard/`` too.
         progress: Show a progress bar.
 
     Raises:
@@ -130,10 +159,8 @@ def train(
     check_device(config.device)
     _check_output(config, output, resume, overwrite)
     splits = load_data(config)
-    vae = build_vae(config, Shape.of(splits.train))
-    for data in (splits.train, splits.validation, splits.test):
-        for x, context in () if data is None else data.batches(_CHECKED, seed=0, epoch=0, shuffle=False):
-            vae.check_data(x, context)
+    vae = untrained(config, splits)
+    check_splits(vae, splits)
     vae.to(config.device)
     last = checkpoint_path(output, "last")
     resume = resume and last.exists()
@@ -142,6 +169,7 @@ def train(
         load_weights(vae, state, last)
         if len(state["history"]) < config.epochs:
             _remove(output, _MEASURED)  # they will not be of this model any more
+    callbacks = _callbacks(vae, splits, output, snapshots, tensorboard)
     if overwrite:
         remove_run(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -156,12 +184,39 @@ def train(
         learning_rate=config.learning_rate,
         gradient_clip=config.gradient_clip,
         early_stopping=config.early_stopping,
+        precision=config.precision,
         output=output,
         resume=resume,
         progress=progress,
         seed=config.seed,
+        callbacks=callbacks,
     )
     return Run(vae, config, splits, history, output, history["beta"][-1])
+
+
+def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
+    """Return the untrained model of a configuration, started at the data's mean if it asks for that."""
+    vae = build_vae(config, Shape.of(splits.train))
+    if config.start_at_mean:
+        start_at_mean(vae, *next(iter(splits.train.batches(_CHECKED, seed=0, epoch=0, shuffle=False))))
+    return vae
+
+
+def check_splits(vae: BetaVAE, splits: Splits) -> None:
+    """Raise unless a model can explain all parts of its data."""
+    for data in (splits.train, splits.validation, splits.test):
+        for x, context in () if data is None else data.batches(_CHECKED, seed=0, epoch=0, shuffle=False):
+            vae.check_data(x, context)
+
+
+def _callbacks(
+    vae: nn.Module, splits: Splits, output: Path, snapshots: int | None, tensorboard: bool
+) -> list[Callable[[dict[str, float]], None]]:
+    found: list[Callable[[dict[str, float]], None]] = []
+    if snapshots is not None:
+        shown = (splits.validation or splits.test)[: Snapshots.most].dense()
+        found.append(Snapshots(vae, shown, output / "snapshots", snapshots))
+    return [*found, TensorBoard(output / "tensorboard")] if tensorboard else found
 
 
 def check_device(device: str) -> None:
@@ -196,7 +251,8 @@ def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bo
 def remove_run(directory: Path) -> None:
     """Remove what a run has written from its directory, and nothing else."""
     _remove(directory, _PRODUCTS)
-    shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+    for name in ("checkpoints", "snapshots", "tensorboard"):
+        shutil.rmtree(directory / name, ignore_errors=True)
 
 
 def _remove(directory: Path, names: Iterable[str]) -> None:

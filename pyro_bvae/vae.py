@@ -17,6 +17,7 @@ from pyro_bvae.context import Context, with_covariates
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.errors import InputError, check_beta, check_finite
 from pyro_bvae.modules import evaluating
+from pyro_bvae.precision import run_network
 from pyro_bvae.randomness import GENERATE_STREAM, seeded
 from pyro_bvae.store import register
 
@@ -86,7 +87,7 @@ class Decoder(nn.Module):
         """Return :math:`p(x | z)`."""
         inputs = with_covariates(z, context)
         # As rows, so that a network need not know of particles: batch norm, for one, takes no more dimensions.
-        rows = self.network(inputs.reshape(-1, inputs.shape[-1]))
+        rows = run_network(self.network, inputs.reshape(-1, inputs.shape[-1]))
         return _given(self.likelihood, rows.reshape(*inputs.shape[:-1], rows.shape[-1]), context)
 
 

@@ -86,7 +86,8 @@ def test_training_writes_its_configuration_and_says_where(tmp_path: Path, capsys
     assert (config.likelihood, config.dataset, config.latent_dim) == ("normal-per-feature", "digits", 2)
     # The file and the command line are one thing: every field of the one is an option of the other.
     assert set(json.loads((output / "config.json").read_text())) == {
-        name.replace("-", "_") for name in train_options() - {"output", "resume", "overwrite"}
+        name.replace("-", "_")
+        for name in train_options() - {"output", "resume", "overwrite", "snapshots", "tensorboard"}
     }
 
 
@@ -489,7 +490,8 @@ def test_a_loss_that_turns_nan_ends_with_status_one_and_keeps_the_run(
     assert main(["train", "--resume", "--epochs", "4", "--output", str(run)]) == 1
     shown = capsys.readouterr().err
     line = shown.strip().split("\n")[-1]
-    assert line.startswith("error: training stopped at epoch 3, step 1: site 'z' of the guide has a value that is not")
+    where = "epoch 3, step 1 (batch 0)"
+    assert line.startswith(f"error: training stopped at {where}: site 'z' of the guide has a value that is not")
     assert "Traceback" not in shown
     assert (run / "checkpoints" / "last.pt").read_bytes() == before
     monkeypatch.undo()
@@ -501,7 +503,7 @@ def test_a_learning_rate_that_explodes_ends_with_status_one(tmp_path: Path, caps
     arguments = ["train", *TINY, "--learning-rate", "1e30", "--likelihood", "normal", "--output", str(tmp_path / "run")]
     assert main(arguments) == 1
     shown = capsys.readouterr().err
-    assert shown.count("error: training stopped at epoch 1, step 2: site '") == 1
+    assert shown.count("error: training stopped at epoch 1, step 2 (batch 1): site '") == 1
     assert "Traceback" not in shown
 
 

@@ -262,7 +262,8 @@ def test_a_whole_fit_is_stock_svi(objective: Objective) -> None:
 @BOTH
 def test_a_run_is_resumed_with_its_own_objective_only(tmp_path: Path, objective: Objective) -> None:
     options = {"batch_size": 8, "progress": False, "beta": LinearWarmup(1.0, 1), "output": tmp_path}
-    fit(normal_vae(), LINEAR.sample(8), epochs=1, objective=objective, **options)
+    with pytest.warns(UserWarning, match="as long as the training"):
+        fit(normal_vae(), LINEAR.sample(8), epochs=1, objective=objective, **options)
     other = type(objective)(0.5)
     with pytest.raises(InputError, match=r"'objective' was (FreeBits\(0.3|ControlledCapacity\(3.0, gamma=2.0), num"):
         fit(normal_vae(), LINEAR.sample(8), epochs=2, objective=other, resume=True, **options)
@@ -280,6 +281,7 @@ def trained_kl(objective: Objective | None, x: Tensor, **options: object) -> Ten
     return found.values
 
 
+@pytest.mark.filterwarnings("ignore:β σ² is")  # so it does
 def test_free_bits_keep_latents_that_the_bound_gives_up() -> None:
     """Data without structure above the noise: by λ_i < βσ² every latent collapses."""
     x = 0.7 * SIGMA * torch.randn(64, 4, dtype=torch.double)

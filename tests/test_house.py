@@ -21,12 +21,16 @@ FLOORS = [
     (
         "drawing",
         "count_plots",
+        "information_plots",
+        "curve_plots",
         "plots",
+        "snapshots",
         "report",
         "annotate",
         "catalogue",
         "configs",
         "runs",
+        "sweeps",
         "cli",
         "__main__",
         "__init__",
@@ -97,7 +101,8 @@ def test_public_names_are_documented_and_annotated(name: str, value: object) -> 
 
 
 def test_the_promised_names_are_there() -> None:
-    promised = {"BetaVAE", "Decoder", "Context", "fit", "elbo", "evidence", "inference_gaps", "load"}
+    promised = {"BetaVAE", "Decoder", "Context", "fit", "sweep", "elbo", "evidence", "inference_gaps", "load"}
+    promised |= {"decompose_kl", "rate_distortion", "diagnose", "audit"}
     spaces = {
         "priors",
         "likelihoods",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import (
+    AutoregressiveBernoulliLikelihood,
     BernoulliLikelihood,
     CategoricalLikelihood,
     ContinuousBernoulliLikelihood,
@@ -60,6 +61,8 @@ PRIORS: dict[str, Callable[[], nn.Module]] = {
 }
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "bernoulli": BernoulliLikelihood,
+    "autoregressive bernoulli": lambda: AutoregressiveBernoulliLikelihood(D, (8, 7)),
+    "autoregressive bernoulli, a window": lambda: AutoregressiveBernoulliLikelihood(D, (8,), window=2),
     "normal, fixed scale": lambda: NormalLikelihood(0.5),
     "normal, fixed scale of each feature": lambda: NormalLikelihood(FixedScale(torch.linspace(0.1, 1, D))),
     "normal, shared scale": lambda: NormalLikelihood(LearnedScale()),

@@ -16,6 +16,7 @@ from pyro_bvae.datasets.base import Dataset
 from pyro_bvae.errors import InputError
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.report import build, figures, words, write_report
+from pyro_bvae.training import History
 
 LATENTS, FEATURES = 3, 12
 
@@ -68,7 +69,7 @@ def make_run(num_data=12, image_shape=(1, 3, 4), context=None, labels=True, **se
     settings = {"dataset": "digits", "hidden": (40, 20), "data_root": None, **settings}
     config = make_dataclass("Config", list(settings))(**settings)
     columns = ("epoch", "beta", "distortion", "rate", "objective")
-    history = {name: [1.0, 2.0] if name == "epoch" else [3.0, 3.0] for name in columns}
+    history = History([{name: epoch if name == "epoch" else 3.0 for name in columns} for epoch in (1.0, 2.0)])
     return SimpleNamespace(vae=LinearVAE(), config=config, splits=SimpleNamespace(test=test), history=history)
 
 
@@ -119,6 +120,7 @@ def text_of(page):
 def test_the_page_has_every_section_and_its_figures(write, tmp_path):
     page = write()
     assert headings(page) == [
+        "What was seen, and what to try",
         "The numbers",
         "Where the ELBO loses",
         "Training",
@@ -226,7 +228,7 @@ def test_one_datum_has_nobody_to_be_interpolated_to(write):
 
 def test_a_run_without_history_or_evidence(write):
     run = make_run()
-    run.history = {}
+    run.history = History()
     page = write(run, make_evaluation(evidence=None, variational_gap=None, pareto_k=None))
     assert {"Training", "Where the ELBO loses"}.isdisjoint(headings(page))
     assert "not available" in page

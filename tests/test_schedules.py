@@ -78,7 +78,7 @@ def test_cycles_that_make_no_sense_are_refused() -> None:
 def train(beta: Schedule, epochs: int) -> list[float]:
     decoder = Decoder(MLP(1, 2, hidden=()), NormalLikelihood())
     vae = BetaVAE(NormalPrior(1), decoder, NormalPosterior(MLP(2, 2, hidden=())))
-    return fit(vae, torch.zeros(4, 2), beta=beta, epochs=epochs, batch_size=2, progress=False)["beta"]
+    return fit(vae, 9 * torch.eye(4)[:, :2], beta=beta, epochs=epochs, batch_size=2, progress=False)["beta"]
 
 
 def test_fit_takes_them_for_beta_and_warns_of_what_is_not_reached() -> None:

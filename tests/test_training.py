@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_bvae import BetaVAE, Decoder, fit
+from pyro_bvae import BetaVAE, Decoder, datasets, fit
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
@@ -293,7 +294,7 @@ def test_metrics_are_consistent_and_written_with_all_their_digits(tmp_path: Path
     history = fit(
         small_vae(), pixels(), beta=3.0, epochs=3, validation=pixels(20, seed=1), output=tmp_path / "run", **TINY
     )
-    assert list(history) == [*COLUMNS, *VALIDATION, "seconds"]
+    assert list(history) == [*COLUMNS, *VALIDATION, "active_units", "seconds"]
     assert history["epoch"] == [1, 2, 3]
     for row in history.rows:
         assert row["objective"] == pytest.approx(row["distortion"] + 3 * row["rate"], rel=1e-5)
@@ -421,7 +422,9 @@ def test_a_warmup_that_outlives_the_training_warns() -> None:
     with pytest.warns(UserWarning, match=r"it ends at β = 2, not at 4; train for more than 2 epochs") as caught:
         fit(small_vae(), pixels(), beta=LinearWarmup(4.0, 4), epochs=2, **TINY)
     assert caught[0].filename == __file__  # the line to change is the caller's
-    fit(small_vae(), pixels(), beta=LinearWarmup(4.0, 2), epochs=2, **TINY)
+    with pytest.warns(UserWarning, match=r"as long as the training: no step is taken at β = 4; train for more than 2"):
+        fit(small_vae(), pixels(), beta=LinearWarmup(4.0, 2), epochs=2, **TINY)
+    fit(small_vae(), pixels(), beta=LinearWarmup(4.0, 1), epochs=2, **TINY)
 
 
 def test_progress_shows_distortion_and_rate_apart(capsys: pytest.CaptureFixture[str]) -> None:
@@ -479,3 +482,17 @@ def test_learned_likelihood_parameters_are_trained() -> None:
     before = scale.scale.item()
     fit(vae, pixels(), epochs=1, **TINY)
     assert scale.scale.item() != before
+
+
+@pytest.mark.filterwarnings("ignore:β σ²")
+@pytest.mark.parametrize("beta", [0.0, 1e-3, 1.0, 1e3])
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_both_extremes_of_beta_train_without_nan(beta: float, precision: str) -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(MLP(4, 64, hidden=(32,)), NormalLikelihood(0.3))
+    vae = BetaVAE(NormalPrior(4), decoder, NormalPosterior(MLP(64, 8, hidden=(32,))))
+    x = datasets.digits().train.x[:300]
+    history = fit(vae, x, beta=beta, epochs=40, learning_rate=1e-2, precision=precision, progress=False)
+    assert all(math.isfinite(value) for row in history.rows for value in row.values())
+    assert all(bool(torch.isfinite(parameter).all()) for parameter in vae.parameters())
+    assert history["rate"][-1] > 10 if beta < 0.01 else history["rate"][-1] < 10

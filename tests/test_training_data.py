@@ -153,7 +153,10 @@ REFUSED = {
     "generator": (lambda: (x for x in [pixels()]), "'data' must be a tensor .* got generator"),
     "None": (lambda: None, "'data' must be a tensor .* got NoneType"),
     "empty loader": (empty_loader, "empty data set: the loader has no batches"),
-    "loader with NaN": (lambda: DataLoader(bad(float("nan")), batch_size=20), r"finite, got nan at index \(3, 2\)"),
+    "loader with NaN": (
+        lambda: DataLoader(bad(float("nan")), batch_size=20),
+        r"batch 0: 'x' must be finite, got nan at index \(3, 2\)",
+    ),
     "loader off the support": (lambda: DataLoader(bad(255.0), batch_size=20), r"support.*got 255.0 at index \(3, 2\)"),
     "loader of other features": (lambda: DataLoader(torch.zeros(9, 4), batch_size=20), "must have 6 features, got 4"),
     "loader of vectors": (lambda: DataLoader(torch.zeros(9), batch_size=4), r"a tensor \(B, D\), got \(4,\)"),

@@ -53,10 +53,10 @@ def finite(vae: nn.Module) -> bool:
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        ({"encoder_at": 10}, "epoch 3, step 2: site 'z' of the guide has a value that is not finite"),
-        ({"decoder_at": 10}, "epoch 3, step 2: site 'x' of the model has a log density that is not finite"),
-        ({"decoder_at": 10, "value": 1e30}, "epoch 3, step 2: site 'x' of the model has a log density"),
-        ({"encoder_at": 10, "value": float("inf")}, "epoch 3, step 2: site 'z' of the guide has a value"),
+        ({"encoder_at": 10}, r"epoch 3, step 2 \(batch 1\): site 'z' of the guide has a value that is not finite"),
+        ({"decoder_at": 10}, r"epoch 3, step 2 \(batch 1\): site 'x' of the model has a log density that is not"),
+        ({"decoder_at": 10, "value": 1e30}, r"epoch 3, step 2 \(batch 1\): site 'x' of the model has a log density"),
+        ({"encoder_at": 10, "value": float("inf")}, r"epoch 3, step 2 \(batch 1\): site 'z' of the guide has a value"),
     ],
     ids=["NaN code", "NaN reconstruction", "overflow", "infinite code"],
 )
@@ -100,7 +100,8 @@ def test_a_parameter_that_training_spoils_is_named() -> None:
     def schedule(epoch: float, epochs: int) -> float:
         return float("nan") if epoch == 1.5 else 1e-2
 
-    with pytest.raises(TrainingError, match=r"epoch 2, step 4: parameter 'decoder\.network\..*' is not finite"):
+    where = r"epoch 2, step 4 \(batch 3\)"
+    with pytest.raises(TrainingError, match=rf"{where}: parameter 'decoder\.network\..*' is not finite"):
         fit(failing_vae(), numbers(), epochs=2, **{**OPTIONS, "learning_rate": schedule})
 
 
@@ -136,7 +137,7 @@ def test_a_gradient_that_is_not_finite_stops_too_and_no_step_is_taken() -> None:
     vae = failing_vae()
     vae.decoder.network.layers.append(Steep())
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    with pytest.raises(TrainingError, match="epoch 1, step 1: the gradient is not finite"):
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1 \(batch 0\): the gradient.* is not finite"):
         fit(vae, numbers(), epochs=1, **OPTIONS)
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
 

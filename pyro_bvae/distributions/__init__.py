@@ -1,6 +1,7 @@
 """Distributions that Pyro lacks, and some of Pyro's scored faster. They know torch and Pyro and nothing else."""
 
 from pyro_bvae.distributions.autoregressive import AutoregressiveNormal, AutoregressiveStep
+from pyro_bvae.distributions.autoregressive_pixels import AutoregressivePixels
 from pyro_bvae.distributions.correlated import FullRankNormal, LowRankNormal, matrix_vector
 from pyro_bvae.distributions.counts import (
     NegativeBinomialCounts,
@@ -22,6 +23,7 @@ from pyro_bvae.distributions.pixels import (
 __all__ = [
     "PIXEL_LEVELS",
     "AutoregressiveNormal",
+    "AutoregressivePixels",
     "AutoregressiveStep",
     "ContinuousBernoulliPixels",
     "DiagonalNormal",

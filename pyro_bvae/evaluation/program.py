@@ -232,7 +232,7 @@ class Program:
                     for k in range(2)
                 ]
                 alone = stack([self._score(values, self.probe) for values in single])
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError, KeyError):  # Pyro's flows without an inverse raise the last
             return False
         return is_close(together.densities, alone.densities)
 
@@ -253,7 +253,7 @@ class Program:
                         for name, value in together.values.items()
                     }
                     apart.append(self._score(values, self.take(half)).densities)
-        except (RuntimeError, ValueError, IndexError):
+        except (RuntimeError, ValueError, IndexError, KeyError):
             return True
         return not is_close(together.densities, Densities(*(torch.cat(parts, 1) for parts in zip(*apart, strict=True))))
 

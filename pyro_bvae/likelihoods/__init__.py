@@ -5,6 +5,7 @@ explain (``support``), and owns what it needs beyond the decoder's output, such 
 with these two attributes and a ``forward``.
 """
 
+from pyro_bvae.likelihoods.autoregressive import AutoregressiveBernoulliLikelihood
 from pyro_bvae.likelihoods.continuous import LaplaceLikelihood, NormalLikelihood, StudentTLikelihood
 from pyro_bvae.likelihoods.counts import (
     DecoderDispersion,
@@ -24,6 +25,7 @@ from pyro_bvae.likelihoods.pixels import (
 from pyro_bvae.likelihoods.scales import DecoderScale, FixedScale, LearnedScale
 
 __all__ = [
+    "AutoregressiveBernoulliLikelihood",
     "BernoulliLikelihood",
     "CategoricalLikelihood",
     "ContinuousBernoulliLikelihood",

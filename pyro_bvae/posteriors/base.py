@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from pyro_bvae.context import Context, with_covariates
 from pyro_bvae.errors import InputError
+from pyro_bvae.precision import run_network
 
 # Keeps a scale off zero in float32, where the density of a collapsed posterior would overflow.
 _SCALE_FLOOR = 1e-5
@@ -58,7 +59,7 @@ class AmortizedPosterior(nn.Module):
     def parameters_of(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, int]:
         """Return what the network gives for data ``(*, D)``, and the number of latents that it is for."""
         x = x if self.inputs is None else self.inputs(x)
-        outputs = self.network(with_covariates(x, context))
+        outputs = run_network(self.network, with_covariates(x, context))
         return outputs, self.latent_dim or self._count_latents(outputs.shape[-1])
 
     def _count_latents(self, out_features: int) -> int:

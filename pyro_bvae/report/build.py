@@ -19,6 +19,7 @@ from pyro_bvae.files import atomic_write
 from pyro_bvae.report.figures import Section, sections
 from pyro_bvae.report.words import headline, notes, summary, verdict
 from pyro_bvae.runs import load
+from pyro_bvae.training import Remark, check_after
 
 # Twice a screen's resolution: sharp on dense screens and in print.
 DPI = 200
@@ -42,7 +43,9 @@ def write_report(run_directory: str | os.PathLike[str], output: str | os.PathLik
     run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
     if run.config is None or run.splits is None:
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
-    page = render(evaluation, asdict(run.config), sections(run, evaluation), run.splits.test.context is not None)
+    conditional = run.splits.test.context is not None
+    remarks = run.history.remarks + check_after(evaluation)
+    page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
     path = directory / "report.html" if output is None else Path(output)
     with atomic_write(path) as stream:
         stream.write(page)
@@ -68,7 +71,11 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
 
 
 def render(
-    evaluation: Mapping[str, Any], config: Mapping[str, Any], parts: Sequence[Section], conditional: bool = False
+    evaluation: Mapping[str, Any],
+    config: Mapping[str, Any],
+    parts: Sequence[Section],
+    conditional: bool = False,
+    remarks: Sequence[Remark] = (),
 ) -> str:
     """Return the page as HTML.
 
@@ -77,6 +84,7 @@ def render(
         config: The configuration of the run, nested mappings allowed.
         parts: The sections with the figures.
         conditional: Whether the data have a context, on which all densities are then conditional.
+        remarks: What the training checklist has to say.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -87,6 +95,7 @@ def render(
         verdict=verdict(evaluation),
         headline=headline(evaluation),
         notes=notes(evaluation, conditional),
+        remarks=remarks,
         sections=parts,
         config=list(_flat(config)),
     )

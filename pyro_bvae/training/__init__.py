@@ -1,5 +1,6 @@
 """Training: objectives, schedules, and ``fit``."""
 
+from pyro_bvae.training.checklist import Remark, check_after, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 from pyro_bvae.training.controlled_capacity import ControlledCapacity
 from pyro_bvae.training.fit import fit
@@ -10,6 +11,11 @@ from pyro_bvae.training.importance_weighted import IWELBO
 from pyro_bvae.training.loss import GivenNoise, Loss, reparametrize
 from pyro_bvae.training.objectives import Objective, Terms, TraceTerms
 from pyro_bvae.training.schedules import Constant, CosineWarmup, Cyclical, LinearWarmup, OneCycle, Schedule
+from pyro_bvae.training.start import start_at_mean
+from pyro_bvae.training.sweep import Replica, Sweep, sweep
+from pyro_bvae.training.target_rate import RateController, TargetRate
+from pyro_bvae.training.tensorboard import TensorBoard
+from pyro_bvae.training.total_correlation import TotalCorrelation
 
 __all__ = [
     "IWELBO",
@@ -24,14 +30,26 @@ __all__ = [
     "Loss",
     "Objective",
     "OneCycle",
+    "RateController",
+    "Remark",
+    "Replica",
     "Schedule",
+    "Sweep",
+    "TargetRate",
+    "TensorBoard",
     "Terms",
+    "TotalCorrelation",
     "TraceTerms",
     "TrainingError",
+    "check_after",
+    "check_before",
+    "check_during",
     "checkpoint_path",
     "fit",
     "load_checkpoint",
     "load_weights",
     "reparametrize",
     "save_checkpoint",
+    "start_at_mean",
+    "sweep",
 ]

@@ -36,13 +36,16 @@ class Ready:
     def __init__(self, dtype: torch.dtype, device: torch.device, check: Check) -> None:
         self.dtype, self.device, self.check = dtype, device, check
 
-    def __call__(self, x: Tensor, context: Context | None, *, checked: bool = False) -> Batch:
-        """Return the batch ready; ``checked`` if it has been seen before."""
+    def __call__(self, x: Tensor, context: Context | None, index: int, *, checked: bool = False) -> Batch:
+        """Return the batch of this index ready; ``checked`` if it has been seen before."""
         x = x.to(self.device, self.dtype)
         if context is not None:
             context = Context(*(None if part is None else part.to(self.device, self.dtype) for part in context))
         if not checked:
-            self.check(x, context)
+            try:
+                self.check(x, context)
+            except InputError as error:
+                raise InputError(f"batch {index}: {error}") from error
         return x, context
 
 
@@ -62,13 +65,13 @@ class LoaderBatches:
 
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the loader's batches; a shuffling loader takes its order from the global generator, which is seeded."""
-        for item in self.loader:
+        for index, item in enumerate(self.loader):
             parts = item if isinstance(item, list | tuple) and not isinstance(item, Context) else [item]
             context = next((part for part in parts if isinstance(part, Context)), None)
             if not isinstance(parts[0], Tensor) or parts[0].dim() < 2:
                 shown = tuple(parts[0].shape) if isinstance(parts[0], Tensor) else type(parts[0]).__name__
                 raise InputError(f"a loader's items must be, or start with, a tensor (B, D), got {shown}")
-            yield self.ready(parts[0].flatten(1), context)
+            yield self.ready(parts[0].flatten(1), context, index)
 
 
 class LazyBatches:
@@ -86,8 +89,8 @@ class LazyBatches:
 
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
-        for x, context in self.data.batches(batch_size, seed=seed, epoch=epoch):
-            yield self.ready(x, context, checked=self.checked)
+        for index, (x, context) in enumerate(self.data.batches(batch_size, seed=seed, epoch=epoch)):
+            yield self.ready(x, context, index, checked=self.checked)
         self.checked = True
 
 
@@ -114,7 +117,8 @@ def as_batches(data: Any, dtype: torch.dtype, device: torch.device, check: Check
     if isinstance(data, Dataset):
         data = data.to(device=device, dtype=dtype)
         if check is not None:
-            check(data.x, data.context)
+            seen = data.binarized(0) if data.stochastic_binarization else data
+            check(seen.x, seen.context)
         return data
     ready = Ready(dtype, device, check or _finite)
     if isinstance(data, Batches):

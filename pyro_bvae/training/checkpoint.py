@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.files import atomic_write
+from pyro_bvae.files import atomic_write, make_directory
 
 _FORMAT = "pyro_bvae.checkpoint"
 _VERSION = 1
@@ -21,10 +22,17 @@ def checkpoint_path(run: Path, which: str) -> Path:
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a checkpoint atomically; an earlier one at the same path survives any failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a checkpoint atomically; an earlier one at the same path survives any failure.
+
+    Raises:
+        WriteError: if the file system does not take it.
+    """
+    make_directory(path.parent)
+    # Put together in memory: torch's own writer says of a full disk that it is somewhere else than it thought.
+    buffer = io.BytesIO()
+    torch.save({"format": _FORMAT, "version": _VERSION, **state}, buffer)
     with atomic_write(path, "wb") as stream:
-        torch.save({"format": _FORMAT, "version": _VERSION, **state}, stream)
+        stream.write(buffer.getbuffer())
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:

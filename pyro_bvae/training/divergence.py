@@ -15,6 +15,7 @@ from pyro.infer import Trace_ELBO
 from pyro.poutine.util import is_validation_enabled
 from pyro.util import warn_if_nan
 from torch import Tensor
+from torch.distributions import Independent
 
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.sites import Site, find_plate, samples
@@ -127,6 +128,28 @@ def find_latent(
     if is_validation_enabled() and not torch.allclose(*torch.broadcast_tensors(*map(_weights, latent[:2]))):
         raise InputError(f"site '{name}' must have one scale (β) and mask in guide and model, got two")
     return latent
+
+
+def product_base(need: str, what: str, site: Site) -> Any:
+    """Return the distribution of the single dimensions of a product.
+
+    Args:
+        need: Who needs what of each latent, in words.
+        what: Whose distribution it is, in words.
+        site: A traced site.
+
+    Raises:
+        InputError: where it is no product.
+    """
+    base: Any = site["fn"]
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if base.event_shape:
+        raise InputError(
+            f"{need} of each latent, but the {what} ({type(base).__name__}) is no product of independent dimensions;"
+            " such as NormalPosterior and NormalPrior are accepted"
+        )
+    return base
 
 
 def check_number(name: str, value: float, *, positive: bool = False) -> None:

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_beta
+from pyro_bvae.errors import InputError, check_beta, unknown_name
+from pyro_bvae.precision import PRECISIONS
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives import Objective
 from pyro_bvae.training.schedules import OneCycle, Schedule, as_schedule
@@ -32,6 +33,7 @@ class Settings:
     gradient_clip: float | None
     early_stopping: int | None
     seed: int
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -42,6 +44,8 @@ class Settings:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"'{name}' must be positive or None, got {value!r}")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
         if not isinstance(self.seed, int) or self.seed < 0:
             raise InputError(f"'seed' must be a non-negative integer, got {self.seed!r}")
         for epoch in range(self.epochs + 1):
@@ -69,17 +73,19 @@ class Settings:
             "batch_size": self.batch_size,
             "gradient_clip": self.gradient_clip,
             "seed": self.seed,
+            "precision": self.precision,
         }
 
     def warn_of_unfinished_warmup(self) -> None:
-        """Warn if β is still on its way when training ends."""
+        """Warn if β is still on its way when training ends, or has only just arrived."""
         target = getattr(self.beta, "value", self.final_beta)
+        advice = f"train for more than {self.epochs} epochs or warm up in fewer"
         if abs(self.final_beta - target) > 1e-9 * max(1.0, abs(target)):
-            warnings.warn(
-                f"the warm-up of β outlives the training: it ends at β = {self.final_beta:.4g}, not at {target:.4g};"
-                f" train for more than {self.epochs} epochs or warm up in fewer",
-                stacklevel=3,
-            )
+            seen = f"it ends at β = {self.final_beta:.4g}, not at {target:.4g}"
+            warnings.warn(f"the warm-up of β outlives the training: {seen}; {advice}", stacklevel=3)
+        elif getattr(self.beta, "warmup_epochs", 0) >= self.epochs:
+            seen = f"no step is taken at β = {target:.4g}"
+            warnings.warn(f"the warm-up of β is as long as the training: {seen}; {advice}", stacklevel=3)
 
 
 def fit(
@@ -93,6 +99,7 @@ def fit(
     learning_rate: float | Schedule = 3e-3,
     gradient_clip: float | None = 200.0,
     early_stopping: int | None = None,
+    precision: str = "float32",
     objective: Objective | None = None,
     device: str | None = None,
     output: str | Path | None = None,
@@ -112,7 +119,8 @@ def fit(
         vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context, beta)``, such as
             :class:`~pyro_bvae.BetaVAE`; all its parameters that require gradients are trained.
         data: Training data: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or a torch loader.
-        beta: Weight of the KL: a number, or a schedule such as :class:`~pyro_bvae.training.LinearWarmup`.
+        beta: Weight of the KL: a number, a schedule such as :class:`~pyro_bvae.training.LinearWarmup`, or
+            :class:`~pyro_bvae.training.TargetRate`, which finds the β of a rate.
         epochs: Passes over the data.
         validation: Held-out data. The objective on them at the final β picks ``best.pt``; their bound at β = 1 is
             logged beside it and decides nothing. While β is on its way the latest epoch is the best one.
@@ -121,8 +129,11 @@ def fit(
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         early_stopping: Stop after so many epochs without a better validation objective, and go back to the best
             weights; None for never.
-        objective: The objective; the β-bound by default. Another is
-            :class:`~pyro_bvae.training.IWELBO`, the importance weighted bound.
+        precision: ``bf16`` runs the networks of the parts in bfloat16 while training, where the hardware gains by it;
+            weights, distributions, densities and all measurements stay in the model's own type.
+        objective: The objective; the β-bound by default. Others are :class:`~pyro_bvae.training.IWELBO` (importance
+            weighted), :class:`~pyro_bvae.training.FreeBits`, :class:`~pyro_bvae.training.ControlledCapacity` and
+            :class:`~pyro_bvae.training.TotalCorrelation`.
         device: Where to train; where the model is by default.
         output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing.
         resume: Continue from ``output``'s last checkpoint.
@@ -139,7 +150,7 @@ def fit(
         TrainingError: if loss or gradient stops being finite, naming the site; the last checkpoint stays good.
     """
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
-    settings = Settings(as_schedule(beta), rate, epochs, batch_size, gradient_clip, early_stopping, seed)
+    settings = Settings(as_schedule(beta), rate, epochs, batch_size, gradient_clip, early_stopping, seed, precision)
     settings.warn_of_unfinished_warmup()
     trainer = Trainer(vae, data, settings, validation, objective, device, None if output is None else Path(output))
     if resume:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import kl_divergence
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.training.divergence import KLObjective, Latent, check_number
+from pyro_bvae.training.divergence import KLObjective, Latent, check_number, product_base
 
 
 class FreeBits(KLObjective):
@@ -49,7 +46,9 @@ class FreeBits(KLObjective):
 
     def divergence(self, latent: Latent) -> Tensor:
         """Return the KL of each dimension, batch shape and event shape of the latent: ``(N, L)``."""
-        guide, prior = (_product_base(*pair) for pair in (("guide", latent.guide), ("prior", latent.model)))
+        guide, prior = (
+            product_base("FreeBits needs a KL", *pair) for pair in (("guide", latent.guide), ("prior", latent.model))
+        )
         try:
             kl: Tensor = kl_divergence(guide, prior)
         except NotImplementedError:
@@ -67,16 +66,3 @@ class FreeBits(KLObjective):
         if self.nats_per_latent > 0:
             costs = torch.maximum(costs, self.nats_per_latent * weights.sum(data_dim))
         return costs.sum()
-
-
-def _product_base(what: str, site: Any) -> Any:
-    """Return the distribution of the single dimensions of a product, or raise where it is none."""
-    base = site["fn"]
-    while isinstance(base, Independent):
-        base = base.base_dist
-    if base.event_shape:
-        raise InputError(
-            f"FreeBits needs a KL of each latent, but the {what} ({type(base).__name__}) is no product of independent"
-            " dimensions; such as NormalPosterior and NormalPrior are accepted"
-        )
-    return base

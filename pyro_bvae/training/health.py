@@ -18,7 +18,7 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message names what stopped being finite. The last checkpoint stays good."""
 
 
-def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float) -> str | None:
+def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float | Tensor) -> str | None:
     """Return which parameter or site is not finite on a batch, or None if all are.
 
     Args:
@@ -46,7 +46,9 @@ def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float) ->
     return None
 
 
-def describe_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float, stats: Tensor | None = None) -> str:
+def describe_nonfinite(
+    vae: Any, x: Tensor, context: Context | None, beta: float | Tensor, stats: Tensor | None = None
+) -> str:
     """Return what stopped being finite and what to do, where something did.
 
     Args:
@@ -56,6 +58,16 @@ def describe_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float
         beta: The β of the step.
         stats: Loss, distortion, rate and gradient norm of the step.
     """
-    gradient = stats is not None and not bool(torch.isfinite(stats[3]))
     found = find_nonfinite(vae, x, context, beta)
-    return f"{found or ('the gradient is not finite' if gradient else 'the loss is not finite')}; {_ADVICE}"
+    if found is None and stats is not None and not bool(torch.isfinite(stats[3])):
+        found = f"the gradient{_of_parameters(vae)} is not finite"
+    return f"{found or 'the loss is not finite'}; {_ADVICE}"
+
+
+def _of_parameters(vae: Any) -> str:
+    """Return whose gradient is not finite, in words; nothing where it is all of them, which says nothing."""
+    gradients = {name: parameter.grad for name, parameter in vae.named_parameters() if parameter.grad is not None}
+    bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
+    if not bad or len(bad) == len(gradients) > 1:
+        return ""
+    return f" of parameter '{bad[0]}'" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")

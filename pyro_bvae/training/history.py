@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pyro_bvae.errors import InputError
 from pyro_bvae.files import atomic_write
+from pyro_bvae.training.checklist import Remark
 
 Row = dict[str, float]
 
@@ -19,14 +20,17 @@ class History(Mapping[str, list[float]]):
     ``gradient_norm`` (mean over steps, per datum), ``objective`` (distortion + β rate, or the loss of another
     objective), ``distortion``, ``rate`` of the training batches as they were seen; ``validation_objective`` at the
     final β, ``validation_distortion``, ``validation_rate``, ``validation_elbo`` at β = 1, of the held-out data;
-    ``seconds`` (of the epoch).
+    ``active_units`` (number of latents whose posterior mean has variance above 0.01 over at most 256 data, held-out
+    ones where there are any); ``seconds`` (of the epoch).
 
     Args:
         rows: One dictionary an epoch.
+        remarks: What the checklist saw before and during training.
     """
 
-    def __init__(self, rows: list[Row] | None = None) -> None:
+    def __init__(self, rows: list[Row] | None = None, remarks: Sequence[Remark] = ()) -> None:
         self.rows: list[Row] = list(rows or [])
+        self.remarks = list(remarks)
 
     def __getitem__(self, column: str) -> list[float]:
         if column not in iter(self):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,22 +18,26 @@ from tqdm import tqdm
 from pyro_bvae.context import Context
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.errors import InputError, check_finite
-from pyro_bvae.evaluation import bound
+from pyro_bvae.files import make_directory, remove_parts
 from pyro_bvae.modules import evaluating
+from pyro_bvae.precision import networks_in
 from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.store import private_store
 from pyro_bvae.training.batches import as_batches
+from pyro_bvae.training.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
-from pyro_bvae.training.health import TrainingError, describe_nonfinite, find_nonfinite
+from pyro_bvae.training.held_out import HeldOut
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.objectives import Objective, StepsByTerms, TraceTerms
+from pyro_bvae.training.target_rate import TargetRate
+from pyro_bvae.training.watch import LOOK_EVERY, Watch, count_active
 
 if TYPE_CHECKING:
     from pyro_bvae.training.fit import Settings
 
-# Steps between two looks at the losses on an accelerator, where each look waits for the device.
-_LOOK_EVERY = 20
+# Data whose posterior means say which latents are active.
+_FEW = 256
 
 
 class Trainer:
@@ -73,12 +77,15 @@ class Trainer:
             raise InputError(f"'validation' must be a tensor or a Dataset, got {type(validation).__name__}")
         if isinstance(validation, Dataset) and validation.stochastic_binarization:
             validation = validation.binarized(settings.seed)  # the same pixels after every epoch
-        held_out = None if validation is None else as_batches(_as_dataset(validation, vae), dtype, self.device, check)
-        self.validation = cast("Dataset | None", held_out)
         self.loss = Loss(vae, objective)
         self.has_own_objective = type(self.loss.objective) is not TraceTerms
+        self.held_out: HeldOut | None = None
+        if validation is not None:
+            ready = as_batches(_as_dataset(validation, vae), dtype, self.device, check)
+            self.held_out = HeldOut(vae, cast("Dataset", ready), self.loss, settings.batch_size)
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
+        self.controller = settings.beta.controller(self.device) if isinstance(settings.beta, TargetRate) else None
         self.history = History()
         self.best, self.stale = float("inf"), 0
         self.best_weights: dict[str, Tensor] | None = None
@@ -92,6 +99,8 @@ class Trainer:
         with self._surroundings(), tqdm(
             total=epochs * steps, initial=first * steps, disable=not progress, unit="step", mininterval=0.5
         ) as bar:  # fmt: skip
+            if not first:
+                self._remark(self._before())
             for epoch in range(first, epochs):
                 if self._is_over():
                     break
@@ -99,8 +108,26 @@ class Trainer:
                 self._record(row)
                 for callback in callbacks:
                     callback(dict(row))
+        self.history.remarks = [remark for remark in self.history.remarks if remark.when == "before"]
+        self._remark(check_during(self.history.rows, self.settings.gradient_clip))
         self._restore_best()
         return self.history
+
+    def _before(self) -> list[Remark]:
+        """Look over what is to be trained, as far as it is at hand."""
+        if isinstance(self.data, Dataset):
+            data = self.data.binarized(0) if self.data.stochastic_binarization else self.data
+            batch = (data.x, data.context)
+        else:
+            batch = next(iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0)))
+        return check_before(self.vae, *batch, self.final_beta)
+
+    def _remark(self, remarks: list[Remark]) -> None:
+        """Keep what was seen, and warn of what makes the training useless."""
+        self.history.remarks += remarks
+        for remark in remarks:
+            if remark.grave:
+                warnings.warn(str(remark), stacklevel=4)
 
     @contextmanager
     def _surroundings(self) -> Iterator[None]:
@@ -127,7 +154,7 @@ class Trainer:
             pyro.validation_enabled(),
             torch.no_grad(),
         ):
-            self.loss(x[:2], _first(context, 2), self.settings.final_beta)
+            self.loss(x[:2], _first(context, 2), self.final_beta)
         own = {id(parameter) for parameter in self.vae.parameters()}
         nodes: dict[str, Any] = dict(capture.trace.nodes)
         for name, site in nodes.items():
@@ -136,41 +163,60 @@ class Trainer:
                     f"'{name}' is a pyro.param outside the module, which fit would not train: make it an "
                     "nn.Parameter or a PyroParam of the module, or train with pyro.infer.SVI"
                 )
-        if self.validation is not None:
-            self._measure(self.validation[:2])  # what cannot be validated should be told before the first epoch
+        if self.held_out is not None:
+            self.held_out.try_out()  # what cannot be validated should be told before the first epoch
 
     def _epoch(self, epoch: int, steps: int, bar: tqdm[Any]) -> Row:
         settings, started = self.settings, time.perf_counter()
         torch.manual_seed(stream_seed(settings.seed, epoch, NOISE_STREAM))
-        watch = _Watch(self, epoch)
+        watch = Watch(self.vae, self.device, epoch + 1)
         count = 0
-        beta = learning_rate = 0.0
+        beta: float | Tensor = 0.0
+        learning_rate = 0.0
         for index, (x, context) in enumerate(self.data.batches(settings.batch_size, seed=settings.seed, epoch=epoch)):
             done = epoch + index / steps
-            beta = float(settings.beta(done, settings.epochs))
+            beta = self._beta(done)
             learning_rate = float(settings.learning_rate(done, settings.epochs))
-            watch.add(self._step(x, context, beta, learning_rate), x, context, beta)
+            stats = self._step(x, context, beta, learning_rate)
+            watch.add(stats, x, context, beta)
+            if self.controller is not None and not self.controller.holds(done, settings.epochs):
+                self.controller.update(stats[2] / x.shape[0])
             count += x.shape[0]
             bar.update()
-            if index % _LOOK_EVERY == 0 and not bar.disable:
+            if index % LOOK_EVERY == 0 and not bar.disable:
                 bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
-                distortion, rate = watch.recent()
-                bar.set_postfix(distortion=f"{distortion:.2f}", rate=f"{rate:.2f}", beta=f"{beta:.3g}", refresh=False)
+                numbers = zip(("distortion", "rate", "beta"), (*watch.recent(), float(beta)), strict=True)
+                bar.set_postfix({name: f"{number:.4g}" for name, number in numbers}, refresh=False)
         objective, distortion, rate, norm = watch.finish()
-        row: Row = {"epoch": epoch + 1, "beta": beta, "learning_rate": learning_rate, "gradient_norm": norm / steps}
-        row |= {"objective": objective / count, "distortion": distortion / count, "rate": rate / count}
-        return row | self._validate(epoch) | {"seconds": time.perf_counter() - started}
+        row: Row = {"epoch": epoch + 1, "beta": float(beta), "learning_rate": learning_rate}
+        row |= {"gradient_norm": norm / steps, "objective": objective / count}
+        row |= {"distortion": distortion / count, "rate": rate / count}
+        held_out = {} if self.held_out is None else self.held_out.measure(epoch + 1, self.final_beta)
+        return row | held_out | self._active_units() | {"seconds": time.perf_counter() - started}
 
-    def _step(self, x: Tensor, context: Context | None, beta: float, learning_rate: float) -> Tensor:
+    def _beta(self, done: float) -> float | Tensor:
+        """Return β after so many epochs; on the CPU, where looking costs nothing, as a number."""
+        if self.controller is None:
+            return float(self.settings.beta(done, self.settings.epochs))
+        beta = self.controller.beta(done, self.settings.epochs)
+        return float(beta) if self.device.type == "cpu" else beta
+
+    @property
+    def final_beta(self) -> float:
+        """The β at which training ends, as far as it is known: what held-out data are measured at."""
+        epochs = self.settings.epochs
+        return self.settings.final_beta if self.controller is None else float(self.controller.beta(epochs, epochs))
+
+    def _step(self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float) -> Tensor:
         """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.optimizer.zero_grad(set_to_none=True)
-        terms = self.loss(x, context, beta)
+        with networks_in(self.settings.precision):
+            terms = self.loss(x, context, beta)
         terms.loss.backward()
         size = x.shape[0]
-        clip = self.settings.gradient_clip
-        norm = nn.utils.clip_grad_norm_(self.parameters, float("inf") if clip is None else clip * size)
+        norm = self._clip(size)
         stats = torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm / size])
         # A step that would spoil the weights is not taken; fused Adam decides on the device, without a look from here.
         if self.device.type == "cpu":
@@ -181,58 +227,40 @@ class Trainer:
         self.optimizer.step()
         return stats
 
-    def _validate(self, epoch: int) -> Row:
-        if self.validation is None:
+    def _clip(self, size: int) -> Tensor:
+        """Clip the gradients of a batch and return their norm before."""
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        # A norm that is not finite would make every gradient NaN, and nobody could say which was.
+        if self.settings.gradient_clip is not None and (norm.is_cuda or bool(torch.isfinite(norm))):
+            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.gradient_clip * size, norm)
+        return norm
+
+    def _active_units(self) -> Row:
+        data = self.data if self.held_out is None else self.held_out.data
+        if not isinstance(data, Dataset):
             return {}
-        cause = None
-        try:
-            row = self._measure(self.validation)
-        except ValueError as error:  # a check that values which are not finite do not pass, or one of something else
-            row, cause = {"validation_objective": math.nan}, error
-        if all(map(math.isfinite, row.values())):
-            return row
-        # Raised before these weights are written: the checkpoint before them stays the last.
-        args = (self.validation.x, self.validation.context, self.settings.final_beta)
-        with evaluating(self.vae):
-            if cause is not None and find_nonfinite(self.vae, *args) is None:
-                raise cause
-            raise TrainingError(f"epoch {epoch + 1}, validation: {describe_nonfinite(self.vae, *args)}") from cause
-
-    @torch.no_grad()
-    def _measure(self, data: Dataset) -> Row:
-        args = (data.x, *(() if data.context is None else (data.context,)))
-        # The same noise after every epoch: curves move with the weights alone.
-        measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=VALIDATION_STREAM)
-        objective = measured.objective(self.settings.final_beta).value
-        return {
-            "validation_objective": self._own_objective(data) if self.has_own_objective else objective,
-            "validation_distortion": measured.distortion.value,
-            "validation_rate": measured.rate.value,
-            "validation_elbo": measured.elbo.value,
-        }
-
-    def _own_objective(self, data: Dataset) -> float:
-        """Return the mean of an objective that is not the β-bound, at the final β and with the same noise each time."""
-        batches = data.batches(self.settings.batch_size, seed=0, epoch=0, shuffle=False)
-        with evaluating(self.vae), seeded(VALIDATION_STREAM):
-            return sum(float(self.loss(*batch, self.settings.final_beta).loss) for batch in batches) / len(data)
+        with evaluating(self.vae), seeded(VALIDATION_STREAM), torch.no_grad():
+            few = data[:_FEW]
+            active = count_active(self.vae.guide, few.x, *(() if few.context is None else (few.context,)))
+        return {} if active is None else {"active_units": active}
 
     # -- what is kept ----------------------------------------------------------------------------------------------
 
     def _record(self, row: Row) -> None:
         self.history.rows.append(row)
-        seen = row["distortion"] + self.settings.final_beta * row["rate"]
+        seen = row["distortion"] + self.final_beta * row["rate"]
         score = row.get("validation_objective", row["objective"] if self.has_own_objective else seen)
         # While β is on its way the model of the objective's optimum is still to come: the latest epoch counts.
-        final_beta = self.settings.final_beta
-        warming = abs(float(self.settings.beta(row["epoch"], self.settings.epochs)) - final_beta) > 1e-9 * final_beta
+        final_beta = self.final_beta
+        warming = abs(float(self._beta(row["epoch"])) - final_beta) > 1e-9 * final_beta
         better = warming or score < self.best
         self.best = float("inf") if warming else min(score, self.best)
         self.stale = 0 if better else self.stale + 1
         if better and self.settings.early_stopping is not None:
             self.best_weights = {name: value.detach().clone() for name, value in self.vae.state_dict().items()}
         if self.output is not None:
-            self.output.mkdir(parents=True, exist_ok=True)
+            make_directory(self.output)
             self.history.write(self.output / "metrics.csv")
             state = self._state()
             if better:
@@ -244,10 +272,12 @@ class Trainer:
             "model": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history.rows,
+            "remarks": [remark._asdict() for remark in self.history.remarks],
             "best": self.best,
             "stale": self.stale,
             "settings": self.settings.identity(),
             "objective": _name_of(self.loss.objective),
+            "controller": {} if self.controller is None else self.controller.state_dict(),
         }
 
     def _is_over(self) -> bool:
@@ -273,53 +303,27 @@ class Trainer:
             raise InputError("'resume' needs 'output', the run directory to continue")
         path = checkpoint_path(self.output, "last")
         state = load_checkpoint(path, self.device)
+        for directory in (self.output, path.parent):
+            remove_parts(directory)
         for name, value in self.settings.identity().items():
-            if state["settings"].get(name) != value:
-                raise InputError(f"cannot resume {path}: '{name}' was {state['settings'].get(name)}, got {value}")
+            if (was := state["settings"].get(name, value)) != value:
+                raise InputError(f"cannot resume {path}: '{name}' was {was}, got {value}")
         objective = _name_of(self.loss.objective)
         if (before := state.get("objective", objective)) != objective:
             raise InputError(f"cannot resume {path}: 'objective' was {before}, got {objective}")
         validated = any("validation_objective" in row for row in state["history"])
-        if validated != (self.validation is not None):
+        if validated != (self.held_out is not None):
             raise InputError(f"cannot resume {path}: it was trained {'with' if validated else 'without'} 'validation'")
         load_weights(self.vae, state, path)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
             raise InputError(f"cannot resume {path}: other parameters of the model were trained") from error
-        self.history = History(state["history"])
+        if self.controller is not None:
+            self.controller.load_state_dict(state["controller"])
+        remarks = [Remark(**remark) for remark in state.get("remarks", ())]
+        self.history = History(state["history"], remarks)
         self.best, self.stale = state["best"], state["stale"]
-
-
-class _Watch:
-    """Sums of a step's numbers over an epoch, looked at as often as looking is cheap."""
-
-    def __init__(self, trainer: Trainer, epoch: int) -> None:
-        self.trainer, self.epoch = trainer, epoch
-        self.sums = torch.zeros(4, dtype=torch.double, device=trainer.device)
-        self.look_every = 1 if trainer.device.type == "cpu" else _LOOK_EVERY
-        self.steps = 0
-        self.last: tuple[Tensor, int] | None = None
-
-    def add(self, stats: Tensor, x: Tensor, context: Context | None, beta: float) -> None:
-        self.sums += stats
-        self.steps += 1
-        self.last = (stats, x.shape[0])
-        if self.steps % self.look_every == 0 and not bool(torch.isfinite(self.sums).all()):
-            where = f"epoch {self.epoch + 1}, step {self.steps}"
-            raise TrainingError(f"{where}: {describe_nonfinite(self.trainer.vae, x, context, beta, stats)}")
-
-    def recent(self) -> tuple[float, float]:
-        """Return distortion and rate per datum of the last batch."""
-        assert self.last is not None
-        stats, size = self.last
-        return float(stats[1]) / size, float(stats[2]) / size
-
-    def finish(self) -> list[float]:
-        """Return the sums of loss, distortion, rate and gradient norm."""
-        if not bool(torch.isfinite(self.sums).all()):
-            raise TrainingError(f"epoch {self.epoch + 1}: the loss or its gradient stopped being finite")
-        return [float(value) for value in self.sums]
 
 
 def _as_dataset(data: Any, vae: nn.Module) -> Any:

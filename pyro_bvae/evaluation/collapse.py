@@ -1,0 +1,203 @@
+"""The doctor of posterior collapse: which latents carry nothing, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyro_bvae.datasets import Dataset
+from pyro_bvae.errors import InputError, check_beta, check_count
+from pyro_bvae.evaluation.collapse_causes import (
+    UNSEEN,
+    Cause,
+    Evidence,
+    LatentDiagnosis,
+    in_use,
+    latent_causes,
+    overall_cause,
+    sees_features,
+)
+from pyro_bvae.evaluation.collapse_latents import Latents, encoder_flow, interaction
+from pyro_bvae.evaluation.collapse_refit import LocalAnswer, local_answer
+from pyro_bvae.evaluation.collapse_spectrum import residuals_of, spectrum
+from pyro_bvae.evaluation.collapse_words import CollapseFinding, findings_of, notes_of
+from pyro_bvae.evaluation.program import Program, program
+from pyro_bvae.evaluation.refit import LocalGuideFactory
+from pyro_bvae.randomness import CHOICE_STREAM, stream_seed
+
+# Data behind what takes a pass of the decoder for each latent, and behind the refit.
+_PASSES, _REFITS = 512, 128
+
+
+@dataclass(frozen=True, eq=False)
+class Diagnosis:
+    r"""What a diagnosis found; it prints itself.
+
+    Attributes:
+        cause: The gravest cause, or ``Cause.HEALTHY``: latents without signal beside others that carry all there is
+            are no illness.
+        beta: The β of training.
+        latents: What was found of each latent.
+        findings: One for each cause, the gravest first: evidence and remedy.
+        eigenvalues: Of what is left unexplained, :math:`\lambda_i / \sigma^2` in units of the likelihood's variance,
+            largest first; a latent pays where one is above β.
+        edge: What the largest of them would be for noise alone.
+        noise_variance: The likelihood's variance, mean over data and features: :math:`\sigma^2`.
+        worth: What the right latents are worth to ``log p(x|z)`` beside another datum's, in nats, and its standard
+            error.
+        interaction: What features are worth to each other under the same latents, in nats, and its standard error: 0
+            where they are independent given z.
+        notes: What else is to be said.
+    """
+
+    cause: Cause
+    beta: float
+    latents: tuple[LatentDiagnosis, ...]
+    findings: tuple[CollapseFinding, ...]
+    eigenvalues: Tensor
+    edge: float
+    noise_variance: float
+    worth: tuple[float, float]
+    interaction: tuple[float, float]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def collapsed(self) -> tuple[int, ...]:
+        """Indices of the latents that carry nothing."""
+        return tuple(latent.index for latent in self.latents if latent.cause is not Cause.HEALTHY)
+
+    def __str__(self) -> str:
+        number, whole = len(self.collapsed), len(self.latents)
+        if not number:
+            head = f"all {whole} latents carry something: {self.cause}"
+        else:
+            head = f"{number} of {whole} latents carry nothing: {self.cause}"
+            head += " (the others carry all there is)" if self.cause is Cause.HEALTHY else ""
+        return "\n".join([head, *map(str, self.findings), *(f"note: {note}" for note in self.notes)])
+
+
+def diagnose(
+    vae: nn.Module,
+    data: Tensor | Dataset,
+    *,
+    beta: float = 1.0,
+    num_data: int = 2000,
+    local_guide: LocalGuideFactory | None = None,
+    data_plate: str | None = None,
+    seed: int = 0,
+) -> Diagnosis:
+    r"""Find the latents that carry nothing, and the cause for each.
+
+    A latent carries something if its posterior mean follows the data and another datum's would be worse. For the
+    others the likelihood's Pearson residuals r at the encoder's answer say what is left to carry, once what is linear
+    in the latents in use is taken out: a linear VAE opens a latent where
+
+    .. math:: \lambda_i / \sigma^2 = \operatorname{eig}_i \operatorname{Cov}(r) > \beta ,
+
+    and so does any VAE near the point of collapse (Lucas et al. 2019). An eigenvalue that permuted features would show
+    as well is *no signal*; one above that and not above β is *collapse by threshold*; one above β should have been
+    used. That it was not is *decoder bypass* where the features explain each other under the same z (Chen et al. 2017),
+    a *lagging encoder* where a local refit uses the latent and gains by it (He et al. 2019), and *bad initialisation
+    or dead units* where the decoder does not react to it, or no gradient can make the encoder follow the data.
+
+    Args:
+        vae: A module with Pyro functions ``model(x, context)`` and ``guide(x, context)`` and one latent site, such as
+            :class:`~pyro_bvae.BetaVAE`.
+        data: A tensor ``(N, D)`` or a :class:`~pyro_bvae.datasets.Dataset`: training data by right, since the optimum
+            of training is the one that is looked at.
+        beta: The β that training ended with.
+        num_data: How many data to look at, at most, chosen by ``seed``.
+        local_guide: For guides without a local version: see :func:`~pyro_bvae.evaluation.inference_gaps`.
+        data_plate: Name of the data plate, where the latents share more than one.
+        seed: Seed of all draws; the caller's generators, modes and parameter store are left alone.
+
+    Returns:
+        The causes with evidence and the smallest remedy to try.
+
+    Raises:
+        InputError: if the module has no model and guide, the program not one latent site, or an argument or the data
+            cannot be used.
+    """
+    check_beta(beta)
+    check_count("num_data", num_data)
+    for name in ("model", "guide"):
+        if not callable(getattr(vae, name, None)):
+            raise InputError(f"'vae' must have Pyro functions model and guide, got {type(vae).__name__} without {name}")
+    args = _arguments(vae, data, num_data, seed)
+    with program(vae.model, vae.guide, args, data_plate=data_plate, seed=seed) as opened:  # type: ignore[arg-type]
+        found, latents, notes = _examine(opened, args, float(beta), seed, local_guide)
+    findings = findings_of(found, latents)
+    return Diagnosis(
+        overall_cause(latents),
+        found.beta,
+        latents,
+        findings,
+        found.spectrum.left.cpu(),
+        found.spectrum.edge,
+        found.noise_variance,
+        found.worth,
+        found.interaction,
+        (*notes, *notes_of(found, latents)),
+    )
+
+
+def _examine(
+    opened: Program, args: tuple[Any, ...], beta: float, seed: int, local_guide: LocalGuideFactory | None
+) -> tuple[Evidence, tuple[LatentDiagnosis, ...], tuple[str, ...]]:
+    """Measure, and look for the cause of each latent."""
+    few = opened.take(slice(0, _PASSES)) if opened.sliceable else args
+    with torch.no_grad():
+        latents, some = Latents(opened, args), Latents(opened, few)
+        variances, reactions = latents.means.double().var(0), some.reactions()
+        together = _mean_and_error(interaction(some))
+        # Features that see each other are drawn one after the other: fewer data will have to do.
+        independent = not sees_features(together)
+        looked = latents if independent else some
+        residuals = residuals_of(looked, independent)
+        worths, errors = some.worths(some.drawn)
+        used = in_use(variances, worths[:-1], errors[:-1])
+        left = spectrum(residuals, looked.means[:, used])
+    local: LocalAnswer | None = None
+    note: tuple[str, ...] = ()
+    if bool((~used & (reactions > UNSEEN)).any()):
+        block = opened.take(slice(0, _REFITS)) if opened.sliceable else args
+        local, note = _refit(opened, block, beta, seed, local_guide)
+    worth = float(worths[-1]), float(errors[-1])
+    rates, noise_variance = latents.rates(), residuals.noise_variance
+    found = Evidence(beta, variances, rates, reactions, worths[:-1], used, worth, together, left, noise_variance, local)
+    return found, latent_causes(found, lambda index, target: encoder_flow(looked, index, target)), note
+
+
+def _refit(
+    opened: Program, args: tuple[Any, ...], beta: float, seed: int, local_guide: LocalGuideFactory | None
+) -> tuple[LocalAnswer | None, tuple[str, ...]]:
+    try:
+        return local_answer(opened, args, beta, seed, local_guide), ()
+    except InputError as error:
+        return None, (f"no local refit, so a lagging encoder looks like bad initialisation here: {error}",)
+
+
+def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
+    """Return what model and guide are given: some of the data, as the module is, with their context."""
+    if isinstance(data, Tensor):
+        data = Dataset(data, missing=bool(getattr(vae, "missing", False)))
+    if not isinstance(data, Dataset):
+        hint = "; use its dense()" if callable(getattr(data, "dense", None)) else ""
+        raise InputError(f"'data' must be a tensor (N, D) or a Dataset, got {type(data).__name__}{hint}")
+    if len(data) < 3:
+        raise InputError(f"'data' must hold at least 3 data for a variance over them, got {len(data)}")
+    if len(data) > num_data:
+        generator = torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
+        data = data[torch.randperm(len(data), generator=generator)[:num_data].sort().values]
+    if data.stochastic_binarization:
+        data = data.binarized(seed)
+    own = next(vae.parameters(), data.x)
+    data = data.to(device=own.device, dtype=own.dtype)
+    return (data.x,) if data.context is None else (data.x, data.context)
+
+
+def _mean_and_error(values: Tensor) -> tuple[float, float]:
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)

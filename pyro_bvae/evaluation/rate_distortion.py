@@ -1,0 +1,199 @@
+r"""The rate-distortion curve of a sweep over β, held to the law of its slope."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from pyro_bvae.datasets import Dataset
+from pyro_bvae.errors import InputError, check_beta
+from pyro_bvae.evaluation.bounds import bound
+from pyro_bvae.evaluation.estimate import Estimate
+
+# Standard errors by which a neighbour may be on the wrong side before a curve is called not monotone, or not convex.
+_ERRORS = 3.0
+
+
+class CurvePoint(NamedTuple):
+    """What the models of one β, which differ in their seed, make of the data.
+
+    Attributes:
+        beta: The β.
+        rate: Mean KL from guide to prior, nats per datum, mean over the seeds.
+        distortion: Minus the mean reconstruction log-likelihood, likewise.
+        rates: Of each seed.
+        distortions: Of each seed.
+    """
+
+    beta: float
+    rate: Estimate
+    distortion: Estimate
+    rates: tuple[float, ...]
+    distortions: tuple[float, ...]
+
+
+class Slope(NamedTuple):
+    r"""The slope of the curve between two neighbouring β.
+
+    Attributes:
+        betas: The two.
+        value: :math:`\Delta R / \Delta D`; NaN where the distortion does not change.
+        error: Its standard error over the data, which both points share.
+        law: :math:`-1 / \sqrt{\beta_1 \beta_2}`, between the slopes -1/β of the curve at its ends.
+    """
+
+    betas: tuple[float, float]
+    value: float
+    error: float
+    law: float
+
+
+@dataclass(frozen=True, eq=False)
+class RateDistortion:
+    r"""A rate-distortion curve; it prints itself.
+
+    Attributes:
+        points: One for each β, β rising: rate falling, distortion rising.
+        num_features: Number of features D, for bits per dimension.
+    """
+
+    points: tuple[CurvePoint, ...]
+    num_features: int
+
+    @property
+    def betas(self) -> list[float]:
+        """The β of the points."""
+        return [point.beta for point in self.points]
+
+    @property
+    def bits_per_dimension(self) -> list[tuple[float, float]]:
+        r"""Rate and distortion of each point in bits per dimension: nats divided by :math:`D \log 2`."""
+        scale = self.num_features * math.log(2)
+        return [(point.rate.value / scale, point.distortion.value / scale) for point in self.points]
+
+    @property
+    def slopes(self) -> list[Slope]:
+        r"""The slopes between neighbours.
+
+        At an optimum of the β-objective :math:`D + \beta R` the curve has the slope :math:`dR/dD = -1/\beta` (Alemi et
+        al. 2018), and a chord of a convex one has a slope between those at its ends. β = 0 has none.
+        """
+        return [_slope(left, right) for left, right in pairwise(self.points) if left.beta > 0]
+
+    @property
+    def knee(self) -> float:
+        """The β of the point farthest below the chord of the curve, both axes scaled to 1 (Satopää et al. 2011)."""
+        rates = torch.tensor([point.rate.value for point in self.points])
+        distortions = torch.tensor([point.distortion.value for point in self.points])
+        spans = (rates.max() - rates.min()).clamp(min=1e-12), (distortions.max() - distortions.min()).clamp(min=1e-12)
+        height = (rates - rates.min()) / spans[0] + (distortions - distortions.min()) / spans[1]
+        return self.points[int(height.argmin())].beta
+
+    @property
+    def monotone(self) -> bool:
+        """Whether the rate falls and the distortion rises with β, to three standard errors of paired differences."""
+        return all(
+            _rises(left.distortion, right.distortion) and _rises(right.rate, left.rate)
+            for left, right in pairwise(self.points)
+        )
+
+    @property
+    def convex(self) -> bool:
+        """Whether the slopes rise with β, to three of their standard errors."""
+        slopes = [slope for slope in self.slopes if math.isfinite(slope.value)]
+        return all(b.value - a.value > -_ERRORS * math.hypot(a.error, b.error) for a, b in pairwise(slopes))
+
+    def __str__(self) -> str:
+        lines = [f"{'β':>10}{'rate':>10}{'± error':>10}{'distortion':>12}{'± error':>10}{'bits/dim':>10}{'slope':>11}"]
+        slopes = {slope.betas[0]: slope for slope in self.slopes}
+        for point, (rate, distortion) in zip(self.points, self.bits_per_dimension, strict=True):
+            line = f"{point.beta:>10g}{point.rate.value:>10.3f}{point.rate.standard_error:>10.3f}"
+            line += f"{point.distortion.value:>12.3f}{point.distortion.standard_error:>10.3f}{rate + distortion:>10.4f}"
+            if slope := slopes.get(point.beta):
+                line += f"{slope.value:>11.4f} ± {slope.error:.4f}, the law {slope.law:.4f}"
+            lines.append(line)
+        shape = f"{'' if self.monotone else 'not '}monotone, {'' if self.convex else 'not '}convex"
+        return "\n".join([*lines, f"{shape}; knee at β = {self.knee:g}"])
+
+
+def rate_distortion(
+    sweep: Any, data: Tensor | Dataset | None = None, *, num_samples: int = 100, seed: int = 0, progress: bool = False
+) -> RateDistortion:
+    r"""Measure rate and distortion of each model of a sweep on held-out data.
+
+    .. math:: R = \mathbb{E}_x KL(q(z|x) \,\|\, p(z)), \qquad D = -\mathbb{E}_x \mathbb{E}_q \log p(x|z)
+
+    Args:
+        sweep: A sweep, or what else has ``runs``, or an iterable of them: each with ``beta`` and ``vae``, or a pair.
+        data: Held-out data ``(N, D)``; those of the sweep by default.
+        num_samples: Particles for each datum; the rate needs none where the KL is a closed form.
+        seed: Seed of the draws, the same for every model: differences between β have little noise.
+        progress: Show progress bars.
+
+    Raises:
+        InputError: if there is no model, or no data.
+    """
+    runs = [_pair(run) for run in _runs(sweep)]
+    if not runs:
+        raise InputError("'sweep' must hold at least one model, got none")
+    if data is None:
+        data = getattr(sweep, "validation", None)
+    if data is None:
+        raise InputError("'data' must be given: the sweep has no held-out data of its own")
+    data = Dataset(data) if isinstance(data, Tensor) else data
+    args = (data.x,) if data.context is None else (data.x, data.context)
+    found: dict[float, list[tuple[Estimate, Estimate]]] = {}
+    for beta, vae in sorted(runs, key=lambda run: run[0]):
+        measured = bound(vae.model, vae.guide, *args, num_samples=num_samples, seed=seed, progress=progress)
+        found.setdefault(beta, []).append((measured.rate, measured.distortion))
+    return RateDistortion(tuple(_point(beta, parts) for beta, parts in found.items()), data.x.shape[1])
+
+
+def _runs(sweep: Any) -> Iterable[Any]:
+    runs: Iterable[Any] = getattr(sweep, "runs", sweep)
+    return runs
+
+
+def _pair(run: Any) -> tuple[float, Any]:
+    beta, vae = (run.beta, run.vae) if hasattr(run, "vae") else run
+    check_beta(beta)
+    return float(beta), vae
+
+
+def _point(beta: float, parts: list[tuple[Estimate, Estimate]]) -> CurvePoint:
+    rates, distortions = zip(*parts, strict=True)
+    return CurvePoint(
+        beta, _mean(rates), _mean(distortions),
+        tuple(rate.value for rate in rates), tuple(distortion.value for distortion in distortions),
+    )  # fmt: skip
+
+
+def _mean(estimates: tuple[Estimate, ...]) -> Estimate:
+    """Return the mean over seeds, datum by datum."""
+    per_datum = torch.stack([estimate.per_datum for estimate in estimates]).mean(0)
+    errors = [estimate.errors for estimate in estimates if estimate.errors is not None]
+    error = torch.stack(errors).square().sum(0).sqrt() / len(estimates) if errors else None
+    return Estimate.over_data(per_datum, error, num_samples=estimates[0].num_samples)
+
+
+def _slope(left: CurvePoint, right: CurvePoint) -> Slope:
+    rates = right.rate.per_datum - left.rate.per_datum
+    distortions = right.distortion.per_datum - left.distortion.per_datum
+    law = -1 / math.sqrt(left.beta * right.beta)
+    change = float(distortions.mean())
+    if abs(change) < 1e-9:
+        return Slope((left.beta, right.beta), math.nan, math.nan, law)
+    value = float(rates.mean()) / change
+    error = float((rates - value * distortions).std() / math.sqrt(len(rates)) / abs(change))
+    return Slope((left.beta, right.beta), value, error, law)
+
+
+def _rises(one: Estimate, other: Estimate) -> bool:
+    difference = other.per_datum - one.per_datum
+    return float(difference.mean()) > -_ERRORS * float(difference.std() / math.sqrt(len(difference))) - 1e-9

@@ -1,0 +1,222 @@
+r"""The training checklist as code: what is seen before, during and after training, and what to try.
+
+Every remark has the number behind it. What makes a training useless is grave, and ``fit`` warns of it; all of it is in
+``History.remarks``, in the checkpoint and on the page of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Independent, constraints
+
+from pyro_bvae.context import Context
+from pyro_bvae.distributions import GreyBernoulli
+from pyro_bvae.modules import evaluating
+from pyro_bvae.randomness import PROBE_STREAM, seeded
+
+# Data that are looked at before training, and draws from the prior whose decoding says where the decoder starts.
+_LOOKED_AT, _DRAWS = 4096, 64
+# Standard deviations of the data by which a decoder may start off their mean.
+_OFF = 0.5
+# Nats below which a rate is none, and the share of the objective by which it may rise above its best.
+_NO_RATE, _RISE = 0.05, 0.01
+# Share of the rate from which a variational gap is large.
+_FAR = 0.25
+# Epochs before which nothing is said of where a training goes.
+_SOON = 5
+
+
+class Remark(NamedTuple):
+    """Something that was seen, and what to try.
+
+    Attributes:
+        when: ``before``, ``during`` or ``after`` training.
+        seen: What was seen, with its number.
+        advice: What to try.
+        grave: Whether a training is of no use with it.
+    """
+
+    when: str
+    seen: str
+    advice: str
+    grave: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.seen}: {self.advice}"
+
+
+@torch.no_grad()
+def check_before(vae: Any, x: Tensor, context: Context | None = None, beta: float = 1.0) -> list[Remark]:
+    r"""Look over data, parts and β before training.
+
+    Constant features, values that another likelihood is meant for, a code as wide as the data, a decoder that starts
+    far from the data's mean, β = 0; and, for a normal likelihood of fixed σ, a β above which nothing is encoded: where
+    :math:`\beta \sigma^2` is above the largest eigenvalue of the data's covariance, the optimum of a linear decoder has
+    rate 0 (Lucas et al. 2019).
+
+    Args:
+        vae: A module with a ``prior`` and a ``decoder``; of any other only the data are looked at.
+        x: The data, ``(N, D)``; NaN is missing.
+        context: Their context.
+        beta: The β at the end of training.
+    """
+    x = x[:_LOOKED_AT]
+    context = None if context is None else Context(*(None if part is None else part[:_LOOKED_AT] for part in context))
+    remarks = list(_of_features(x))
+    if beta == 0:
+        seen = "β is 0, so the code is not held to the prior"
+        remarks.append(Remark("before", seen, "this is an autoencoder; its samples from the prior mean nothing"))
+    if not (hasattr(vae, "prior") and hasattr(vae, "decoder")):
+        return remarks
+    latent_dim = getattr(vae, "latent_dim", None)
+    if isinstance(latent_dim, int) and latent_dim >= x.shape[1]:
+        seen = f"the code has {latent_dim} latents for {x.shape[1]} features"
+        remarks.append(Remark("before", seen, "fewer do; those that are not needed carry nothing, and cost time"))
+    with evaluating(vae), seeded(0, PROBE_STREAM):
+        given = () if context is None else (Context(*(None if part is None else part[:_DRAWS] for part in context)),)
+        decoded = vae.decoder(vae.prior().expand([min(_DRAWS, len(x))]).sample(), *given)
+    remarks += _of_likelihood(x, decoded)
+    remarks += _of_start(x, decoded)
+    if not any(True for _ in getattr(getattr(vae.decoder, "likelihood", None), "parameters", tuple)()):
+        remarks += _of_threshold(x, decoded, beta)
+    return remarks
+
+
+def _of_features(x: Tensor) -> Iterator[Remark]:
+    seen_values = x.nan_to_num(nan=torch.inf).amin(0), x.nan_to_num(nan=-torch.inf).amax(0)
+    constant = int((seen_values[0] >= seen_values[1]).sum())
+    if constant:
+        seen = f"{constant} of {x.shape[1]} features have one value in all of {len(x)} data"
+        yield Remark("before", seen, "they carry nothing; look whether they should vary", constant == x.shape[1])
+
+
+def _of_likelihood(x: Tensor, decoded: Any) -> Iterator[Remark]:
+    """Say where the values are those of another likelihood."""
+    values = x[~torch.isnan(x)]
+    base = decoded
+    while isinstance(base, Independent):
+        base = base.base_dist
+    bits = bool(((values == 0) | (values == 1)).all())
+    if isinstance(base, GreyBernoulli) and not bits:
+        share = float(((values > 0) & (values < 1)).float().mean())
+        seen = f"{100 * share:.0f}% of the values are greys, of which a Bernoulli has a cross-entropy and no density"
+        yield Remark("before", seen, "binarise them, or take ContinuousBernoulliLikelihood, to compare evidence")
+    if base.support is not constraints.real:
+        return
+    if bits:
+        seen = "all values are 0 or 1, and the likelihood is a density of real numbers"
+        yield Remark("before", seen, "take BernoulliLikelihood")
+    elif bool((values == values.round()).all()) and bool((values >= 0).all()):
+        seen = f"all values are counts, up to {float(values.max()):g}, and the likelihood is a density of real numbers"
+        yield Remark("before", seen, "take NegativeBinomialLikelihood")
+
+
+def _of_start(x: Tensor, decoded: Any) -> Iterator[Remark]:
+    """Say how far from the data's mean the decoder starts."""
+    try:
+        mean = decoded.mean.reshape(-1, x.shape[1]).mean(0)
+    except (NotImplementedError, RuntimeError):
+        return
+    spread = x.nan_to_num().var(0, correction=0).mean().sqrt()
+    off = float((mean - x.nanmean(0)).square().mean().sqrt() / spread.clamp(min=1e-12))
+    if off > _OFF:
+        seen = f"the untrained decoder is {off:.1f} standard deviations of the data off their mean"
+        advice = "--start-at-mean, or training.start_at_mean(vae, x), sets the bias of its last layer"
+        yield Remark("before", seen, advice)
+
+
+def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
+    """Say where β is above the largest threshold of a normal likelihood with a fixed scale."""
+    base = decoded
+    while isinstance(base, Independent):
+        base = base.base_dist
+    if not isinstance(base, torch.distributions.Normal) or bool(torch.isnan(x).any()) or len(x) < 2:
+        return
+    if bool(base.scale.amax() > base.scale.amin()):  # the decoder has a say in it
+        return
+    noise = float(base.scale.square().mean())
+    covariance = torch.cov(x.T.double(), correction=0).reshape(x.shape[1], -1)
+    if not bool(torch.isfinite(covariance).all()):  # data too large to be squared
+        return
+    largest = float(torch.linalg.eigvalsh(covariance)[-1])
+    if 0 < largest < beta * noise:
+        seen = f"β σ² is {beta * noise:.3g}, above the largest eigenvalue {largest:.3g} of the data's covariance"
+        advice = f"every latent will collapse; take β below {largest / noise:.3g}, or a smaller scale"
+        yield Remark("before", seen, advice, grave=True)
+
+
+def check_during(rows: Sequence[dict[str, float]], clip: float | None = None) -> list[Remark]:
+    """Look over the metrics of a training: a rate near zero, an objective that turned, clipped gradients.
+
+    A rate that rises is healthy while the objective falls, and no remark is made of it.
+
+    Args:
+        rows: The metrics, one dictionary an epoch, as ``History.rows``.
+        clip: Limit on the gradient's norm per datum.
+    """
+    if not rows:
+        return []
+    return [*_of_rate(rows), *_of_turns(rows), *_of_gradients(rows, clip)]
+
+
+def check_after(evaluation: Mapping[str, Any]) -> list[Remark]:
+    """Look over what was measured after training: units that carry nothing, and a bound that is far off.
+
+    Args:
+        evaluation: What ``evaluation.json`` holds.
+    """
+    return [*_of_units(evaluation), *_of_gap(evaluation)]
+
+
+def _of_units(evaluation: Mapping[str, Any]) -> Iterator[Remark]:
+    active = (evaluation.get("active_units") or {}).get("active") or []
+    idle = len(active) - sum(active)
+    if active and idle == len(active):
+        seen = f"none of {len(active)} latents is active on the test data"
+        yield Remark("after", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
+    elif idle:
+        seen = f"{idle} of {len(active)} latents are not active on the test data"
+        yield Remark("after", seen, "nothing is lost with fewer; pyro_bvae.diagnose(vae, data) names the cause")
+
+
+def _of_gap(evaluation: Mapping[str, Any]) -> Iterator[Remark]:
+    gap, rate = (((evaluation.get(name) or {}).get("value")) for name in ("variational_gap", "rate"))
+    if gap is not None and rate and gap > _FAR * rate:
+        seen = f"the ELBO is {gap:.3g} nats below the evidence, {100 * gap / rate:.0f}% of the rate of {rate:.3g} nats"
+        yield Remark("after", seen, "the verdict says which part of the gap is largest, and what makes it smaller")
+
+
+def _of_rate(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
+    last = rows[-1]
+    if len(rows) >= _SOON and last["beta"] > 0 and last["rate"] < _NO_RATE:
+        seen = f"the rate is {last['rate']:.2g} nats at the end: the latents carry nothing (posterior collapse)"
+        yield Remark("during", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
+
+
+def _of_turns(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
+    """Say where an objective is well above its best, among the epochs at the final β."""
+    same = [row for row in rows if row["beta"] == rows[-1]["beta"]]
+    for column, what in (("validation_objective", "held-out objective"), ("objective", "training objective")):
+        if column not in rows[-1] or len(same) < _SOON:
+            continue
+        best = min(same, key=lambda row: row[column])
+        rise = same[-1][column] - best[column]
+        if rise > _RISE * max(1.0, abs(best[column])) and len(same) - same.index(best) > len(same) / 5:
+            rate = same[-1]["rate"] - best["rate"]
+            seen = f"the {what} rose by {rise:.3g} nats since epoch {best['epoch']:g}, the rate by {rate:.3g}"
+            advice = "early_stopping ends there, a smaller network or more data go further"
+            if column == "objective":
+                advice = "lower the learning rate, or clip gradients"
+            yield Remark("during", seen, advice)
+            return
+
+
+def _of_gradients(rows: Sequence[dict[str, float]], clip: float | None) -> Iterator[Remark]:
+    clipped = sum(row["gradient_norm"] >= clip for row in rows) if clip is not None else 0
+    if clipped > len(rows) / 2:
+        seen = f"the mean gradient norm was above its limit {clip:g} in {clipped} of {len(rows)} epochs"
+        yield Remark("during", seen, "lower the learning rate, or raise gradient_clip if the loss falls steadily")

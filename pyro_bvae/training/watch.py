@@ -1,0 +1,75 @@
+"""What is watched while a module trains: the numbers of its steps, and how many latents are active."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from pyro_bvae.context import Context
+from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
+from pyro_bvae.evaluation.sites import samples
+from pyro_bvae.training.health import TrainingError, describe_nonfinite
+
+# Steps between two looks at the losses on an accelerator, where each look waits for the device.
+LOOK_EVERY = 20
+
+
+def count_active(guide: Callable[..., Any], *args: Any) -> float | None:
+    """Return how many latents of a guide are active on some data, or None where it does not know its means.
+
+    Args:
+        guide: A Pyro guide.
+        *args: Its arguments.
+    """
+    sites = samples(poutine.trace(guide).get_trace(*args)).values()
+    try:
+        means = [site["fn"].mean.flatten(1) for site in sites if not site["is_observed"]]
+    except NotImplementedError:
+        return None
+    return float(sum((mean.var(0) > ACTIVE_VARIANCE).sum() for mean in means))
+
+
+class Watch:
+    """Sums of a step's numbers over an epoch, looked at as often as looking is cheap.
+
+    Args:
+        vae: The module in training.
+        device: Where it is trained.
+        epoch: Number of the epoch, from 1.
+    """
+
+    def __init__(self, vae: Any, device: torch.device, epoch: int) -> None:
+        self.vae, self.epoch = vae, epoch
+        self.sums = torch.zeros(4, dtype=torch.double, device=device)
+        self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
+        self.steps = 0
+        self.last: tuple[Tensor, int] | None = None
+
+    def add(self, stats: Tensor, x: Tensor, context: Context | None, beta: float | Tensor) -> None:
+        """Add loss, distortion, rate and gradient norm of a step, shape ``(4,)``.
+
+        Raises:
+            TrainingError: if one of them is not finite, naming epoch, step, batch and what it was.
+        """
+        self.sums += stats
+        self.steps += 1
+        self.last = (stats, x.shape[0])
+        if self.steps % self.look_every == 0 and not bool(torch.isfinite(self.sums).all()):
+            where = f"epoch {self.epoch}, step {self.steps} (batch {self.steps - 1})"
+            raise TrainingError(f"{where}: {describe_nonfinite(self.vae, x, context, beta, stats)}")
+
+    def recent(self) -> tuple[float, float]:
+        """Return distortion and rate per datum of the last batch."""
+        assert self.last is not None
+        stats, size = self.last
+        return float(stats[1]) / size, float(stats[2]) / size
+
+    def finish(self) -> list[float]:
+        """Return the sums of loss, distortion, rate and gradient norm."""
+        if not bool(torch.isfinite(self.sums).all()):
+            raise TrainingError(f"epoch {self.epoch}: the loss or its gradient stopped being finite")
+        return [float(value) for value in self.sums]

@@ -1,0 +1,176 @@
+"""The training checklist: each planted fault is seen with its number, and a sound training has no remark."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyro_bvae import BetaVAE, Decoder, datasets, fit
+from pyro_bvae.errors import InputError
+from pyro_bvae.likelihoods import (
+    BernoulliLikelihood,
+    LearnedScale,
+    NegativeBinomialLikelihood,
+    NormalLikelihood,
+    PoissonLikelihood,
+    SoftmaxRate,
+)
+from pyro_bvae.networks import MLP, ConvolutionalDecoder
+from pyro_bvae.posteriors import NormalPosterior
+from pyro_bvae.priors import NormalPrior
+from pyro_bvae.training import Constant, check_before, check_during, start_at_mean
+
+FEATURES = 8
+
+
+def vae_of(likelihood: nn.Module, latents: int = 2, features: int = FEATURES) -> BetaVAE:
+    torch.manual_seed(0)
+    decoder = MLP(latents, getattr(likelihood, "parameters_per_feature", 1) * features, hidden=(8,))
+    return BetaVAE(
+        NormalPrior(latents), Decoder(decoder, likelihood), NormalPosterior(MLP(features, 2 * latents, hidden=(8,)))
+    )
+
+
+def normals(count: int = 300, scale: float = 1.0) -> Tensor:
+    return scale * torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(0))
+
+
+def bits(count: int = 300) -> Tensor:
+    return (normals(count) > 0).float()
+
+
+def counts(count: int = 300) -> Tensor:
+    return torch.poisson(normals(count).exp(), generator=torch.Generator().manual_seed(1))
+
+
+def with_a_constant(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, 3] = 0
+    return x
+
+
+SOUND = [
+    (lambda: vae_of(NormalLikelihood(0.5)), normals, 1.0),
+    (lambda: vae_of(BernoulliLikelihood()), bits, 1.0),
+    (lambda: vae_of(NormalLikelihood(LearnedScale(initial=2.0))), normals, 1.0),
+]
+PLANTED: list[tuple[Callable[[], BetaVAE], Callable[[], Tensor], float, str, bool]] = [
+    (lambda: vae_of(NormalLikelihood(0.5)), lambda: with_a_constant(normals()), 1.0, "1 of 8 features have one", False),
+    (lambda: vae_of(BernoulliLikelihood()), lambda: torch.zeros(50, FEATURES), 1.0, "8 of 8 features have one", True),
+    (lambda: vae_of(BernoulliLikelihood()), lambda: normals().sigmoid(), 1.0, "100% of the values are greys", False),
+    (lambda: vae_of(NormalLikelihood(0.5)), bits, 1.0, "all values are 0 or 1", False),
+    (lambda: vae_of(NormalLikelihood(0.5)), counts, 1.0, "all values are counts, up to", False),
+    (lambda: vae_of(NormalLikelihood(0.5)), normals, 0.0, "β is 0", False),
+    (lambda: vae_of(NormalLikelihood(0.5), latents=8), normals, 1.0, "the code has 8 latents for 8 features", False),
+    (lambda: vae_of(NormalLikelihood(0.5)), lambda: normals() + 3, 1.0, "the untrained decoder is 3", False),
+    (lambda: vae_of(NormalLikelihood(1.0)), normals, 2.0, "β σ² is 2, above the largest eigenvalue 1.", True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", range(len(SOUND)))
+def test_there_is_no_remark_on_a_sound_start(case: int) -> None:
+    make, data, beta = SOUND[case]
+    assert check_before(make(), data(), None, beta) == []
+
+
+@pytest.mark.parametrize("case", range(len(PLANTED)), ids=[planted[3][:30] for planted in PLANTED])
+def test_what_is_wrong_before_training_is_seen_with_its_number(case: int) -> None:
+    make, data, beta, seen, grave = PLANTED[case]
+    remarks = check_before(make(), data(), None, beta)
+    found = [remark for remark in remarks if remark.seen.startswith(seen)]
+    assert len(found) == 1, remarks
+    assert found[0].grave == grave
+    assert found[0].when == "before"
+
+
+def test_the_threshold_of_collapse_is_the_closed_form() -> None:
+    x = normals()
+    largest = float(torch.linalg.eigvalsh(torch.cov(x.T, correction=0))[-1])
+    vae = vae_of(NormalLikelihood(1.0))
+    assert not [remark for remark in check_before(vae, x, None, 0.99 * largest) if remark.grave]
+    (remark,) = [remark for remark in check_before(vae, x, None, 1.01 * largest) if remark.grave]
+    assert f"take β below {largest:.3g}" in remark.advice
+
+
+def test_fit_warns_of_what_is_grave_and_keeps_the_rest() -> None:
+    with pytest.warns(UserWarning, match="every latent will collapse; take β below"):
+        history = fit(
+            vae_of(NormalLikelihood(1.0)), with_a_constant(normals()), beta=3.0, epochs=2, progress=False,
+        )  # fmt: skip
+    assert [remark.grave for remark in history.remarks] == [False, True]
+
+
+def rows(**columns: list[float]) -> list[dict[str, float]]:
+    count = max(map(len, columns.values()))
+    base = {"beta": 1.0, "rate": 10.0, "gradient_norm": 5.0, "objective": 100.0}
+    return [
+        {"epoch": index + 1, **base, **{name: values[index] for name, values in columns.items()}}
+        for index in range(count)
+    ]
+
+
+FALLING = [100.0 - epoch for epoch in range(10)]
+TURNING = [100.0, 90.0, 80.0, 82.0, 85.0, 88.0, 90.0, 92.0, 94.0, 96.0]
+
+
+def test_a_rate_that_rises_while_the_objective_falls_is_healthy() -> None:
+    assert check_during(rows(objective=FALLING, rate=[float(epoch) for epoch in range(10)])) == []
+
+
+@pytest.mark.parametrize(
+    ("columns", "seen"),
+    [
+        ({"rate": [0.01] * 10}, "the rate is 0.01 nats at the end"),
+        ({"validation_objective": TURNING}, "the held-out objective rose by 16 nats since epoch 3, the rate by 0"),
+        ({"objective": TURNING}, "the training objective rose by 16 nats since epoch 3"),
+        ({"gradient_norm": [300.0] * 10}, "the mean gradient norm was above its limit 200 in 10 of 10 epochs"),
+    ],
+)
+def test_what_goes_wrong_during_training_is_seen(columns: dict[str, list[float]], seen: str) -> None:
+    (remark,) = check_during(rows(**columns), 200.0)
+    assert remark.seen.startswith(seen)
+
+
+def test_a_warmup_is_no_rise_of_the_objective() -> None:
+    beta = [0.2, 0.4, 0.6, 0.8, *[1.0] * 6]
+    assert check_during(rows(beta=beta, objective=[10.0, 20.0, 30.0, 40.0, *FALLING[4:]])) == []
+
+
+def test_a_collapse_is_warned_of_at_the_end() -> None:
+    with pytest.warns(UserWarning, match=r"the rate is .* nats at the end.*diagnose"):
+        fit(vae_of(NormalLikelihood(LearnedScale(initial=1.0))), normals(), beta=50.0, epochs=30,
+            learning_rate=Constant(1e-2), progress=False)  # fmt: skip
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_the_start_is_the_best_of_a_model_without_latents(missing: bool) -> None:
+    x = bits()
+    if missing:
+        x[::7, 2] = torch.nan
+    vae = vae_of(BernoulliLikelihood())
+    start_at_mean(vae, x)
+    torch.testing.assert_close(vae.decoder.network.layers[-1].bias, torch.logit(x.nanmean(0)), atol=1e-3, rtol=0)
+    x = normals() + torch.arange(FEATURES)
+    vae = vae_of(NormalLikelihood(0.5))
+    start_at_mean(vae, x)
+    torch.testing.assert_close(vae.decoder.network.layers[-1].bias, x.mean(0), atol=1e-3, rtol=0)
+    assert not [remark for remark in check_before(vae, x) if "untrained decoder" in remark.seen]
+
+
+@pytest.mark.parametrize("likelihood", [PoissonLikelihood, NegativeBinomialLikelihood])
+def test_the_start_sees_size_factors(likelihood: Callable[..., nn.Module]) -> None:
+    data = datasets.with_size_factor(datasets.load("counts").train)
+    part = likelihood(rate=SoftmaxRate())
+    vae = vae_of(part, features=data.x.shape[1])
+    before = vae.decoder(torch.zeros(len(data), 2), data.context).log_prob(data.x).mean()
+    start_at_mean(vae, data.x, data.context)
+    after = vae.decoder(torch.zeros(len(data), 2), data.context).log_prob(data.x).mean()
+    assert after > before + 1
+
+
+def test_a_decoder_without_a_last_bias_is_refused() -> None:
+    decoder = Decoder(ConvolutionalDecoder(2, (1, 28, 28)), BernoulliLikelihood())
+    vae = BetaVAE(NormalPrior(2), decoder, NormalPosterior(MLP(784, 4, hidden=())))
+    with pytest.raises(InputError, match="whose last layer has a bias"):
+        start_at_mean(vae, torch.zeros(3, 784))

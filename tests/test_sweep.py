@@ -1,0 +1,490 @@
+"""Sweeps: replicas trained side by side are the models that separate training gives."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+import pyro_bvae
+from pyro_bvae import BetaVAE, Context, Decoder, InputError, fit, sweep
+from pyro_bvae.cli import main
+from pyro_bvae.configs import TrainConfig
+from pyro_bvae.datasets import Dataset
+from pyro_bvae.likelihoods import (
+    BernoulliLikelihood,
+    LearnedDispersion,
+    LearnedScale,
+    NegativeBinomialLikelihood,
+    NormalLikelihood,
+    SoftmaxRate,
+)
+from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
+from pyro_bvae.posteriors import FlowPosterior, FullRankPosterior, NormalPosterior
+from pyro_bvae.priors import LearnedNormalPrior, NormalPrior, VampPrior
+from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
+from pyro_bvae.runs import train
+from pyro_bvae.sweeps import train_sweep
+from pyro_bvae.training import Constant, LinearWarmup, TargetRate, TrainingError, load_checkpoint
+from pyro_bvae.training.replicas import Replicas
+from pyro_bvae.training.stacked_affine import StackedAffine
+from pyro_bvae.training.sweep import assigned, replica_name
+
+N, D, L = 40, 10, 3
+ONE_BY_ONE = "the replicas are trained one after the other"
+Settings = dict[str, Any]
+QUICK: Settings = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "progress": False}
+
+
+def bits(num_features: int = D) -> Tensor:
+    draws = torch.rand(N, num_features, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    return (draws < 0.4).double()
+
+
+def greys() -> Tensor:
+    return torch.rand(N, D, generator=torch.Generator().manual_seed(2), dtype=torch.double)
+
+
+def holey() -> Tensor:
+    return bits().masked_fill(greys() < 0.2, torch.nan)
+
+
+def cells() -> Dataset:
+    counts = (8 * greys()).round()
+    batches = torch.eye(2, dtype=torch.double)[torch.arange(N) % 2]
+    return Dataset(counts, Context(counts.sum(1, keepdim=True) + 1, batches))
+
+
+def mlp(in_features: int, out_features: int) -> MLP:
+    return MLP(in_features, out_features, hidden=(8,))
+
+
+def vae(
+    *,
+    prior: nn.Module | None = None,
+    likelihood: nn.Module | None = None,
+    encoder: nn.Module | None = None,
+    covariates: int = 0,
+    missing: bool = False,
+) -> BetaVAE:
+    decoder = Decoder(mlp(L + covariates, D), likelihood or BernoulliLikelihood(), num_covariates=covariates)
+    encoder = encoder or NormalPosterior(mlp(D + covariates, 2 * L), num_covariates=covariates)
+    return BetaVAE(prior or NormalPrior(L), decoder, encoder, missing=missing).double()
+
+
+def plain(seed: int) -> BetaVAE:
+    return vae()
+
+
+def normal(seed: int) -> BetaVAE:
+    return vae(prior=LearnedNormalPrior(L), likelihood=NormalLikelihood(LearnedScale(D)))
+
+
+def full_rank(seed: int) -> BetaVAE:
+    return vae(encoder=FullRankPosterior(mlp(D, FullRankPosterior.num_outputs(L))))
+
+
+def counts(seed: int) -> BetaVAE:
+    return vae(likelihood=NegativeBinomialLikelihood(D, rate=SoftmaxRate()), covariates=2)
+
+
+def partly_observed(seed: int) -> BetaVAE:
+    return vae(missing=True)
+
+
+def convolutional(seed: int) -> BetaVAE:
+    decoder = Decoder(ConvolutionalDecoder(L, (1, 28, 28), hidden=4), BernoulliLikelihood())
+    return BetaVAE(
+        NormalPrior(L), decoder, NormalPosterior(ConvolutionalEncoder((1, 28, 28), 2 * L, hidden=4))
+    ).double()
+
+
+def wide(seed: int) -> BetaVAE:
+    """Return a model with maps large enough to be computed in another way."""
+    return vae(encoder=NormalPosterior(MLP(D, 2 * L, hidden=(128, 128))))
+
+
+def frozen(seed: int) -> BetaVAE:
+    model = vae()
+    for parameter in model.decoder.parameters():
+        parameter.requires_grad_(False)
+    return model
+
+
+def separately(make: Callable[[int], BetaVAE], data: Any, beta: Any, seed: int, **settings: Any) -> Any:
+    """Return the model, and its history, of a training by itself."""
+    with seeded(seed, WEIGHTS_STREAM):
+        model = make(seed)
+    return model, fit(model, data, beta=beta, seed=seed, **settings)
+
+
+def distance(one: nn.Module, other: nn.Module) -> float:
+    ours, theirs = one.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs)
+    return max(float((ours[name] - theirs[name]).abs().max()) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("make", "data"),
+    [
+        (plain, bits()),
+        (plain, Dataset(greys()).dynamically_binarized()),
+        (normal, greys()),
+        (full_rank, bits()),
+        (counts, cells()),
+        (partly_observed, Dataset(holey(), missing=True)),
+        (convolutional, bits(784)),
+        (frozen, bits()),
+        (wide, bits()),
+    ],
+    ids=["plain", "binarized", "normal", "full-rank", "counts", "missing", "convolutional", "frozen", "wide"],
+)
+def test_each_replica_is_the_model_of_separate_training(make: Callable[[int], BetaVAE], data: Any) -> None:
+    # The limit on the gradient is one that some replicas run into and others do not.
+    settings = {**QUICK, "gradient_clip": 1.4, "validation": data[:20]}
+    if make is convolutional:
+        settings |= {"epochs": 1}
+    warmup = lambda beta: LinearWarmup(beta, 1.5) if make is not convolutional else beta  # noqa: E731
+    trained = sweep(make, data, betas=(0.0, 4.0), seeds=(0, 5), schedule=warmup, **settings)
+    assert [(run.beta, run.seed) for run in trained] == [(0.0, 0), (0.0, 5), (4.0, 0), (4.0, 5)]
+    for run in trained:
+        alone, history = separately(make, data, warmup(run.beta), run.seed, **settings)
+        assert distance(run.vae, alone) < 1e-9
+        assert list(run.history) == list(history)
+        for column in set(history) - {"seconds"}:
+            assert run.history[column] == pytest.approx(history[column], abs=1e-9, rel=1e-9), column
+        assert [str(remark) for remark in run.history.remarks] == [str(remark) for remark in history.remarks]
+
+
+def test_limits_are_each_replica_s_own() -> None:
+    trained = sweep(plain, bits(), betas=(0.1, 8.0), gradient_clip=3.0, **QUICK)
+    norms = [max(run.history["gradient_norm"]) for run in trained]
+    assert norms[0] < 3.0 < norms[1]  # one is clipped, and the other one is not
+
+
+class BatchNorm(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(D, 8), nn.BatchNorm1d(8), nn.Linear(8, 2 * L))
+
+
+class Dropout(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(D, 8), nn.Dropout(), nn.Linear(8, 2 * L))
+
+
+class OfAllRows(nn.Module):
+    """An encoder that looks at its batch along the first dimension, which is not that of the data of replicas."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = mlp(D, 2 * L)
+
+    def forward(self, x: Tensor) -> Any:
+        loc, raw = self.network(x - x.mean(0)).chunk(2, -1)
+        return dist.Normal(loc, softplus(raw)).to_event(1)
+
+
+class Noisy(OfAllRows):
+    """An encoder that draws more than its latents."""
+
+    def forward(self, x: Tensor) -> Any:
+        loc, raw = self.network(x + 0.1 * torch.randn(x.shape[-2:], dtype=x.dtype)).chunk(2, -1)
+        return dist.Normal(loc, softplus(raw)).to_event(1)
+
+
+class Plain(OfAllRows):
+    """A user's part of three lines."""
+
+    def forward(self, x: Tensor) -> Any:
+        loc, raw = self.network(x).chunk(2, -1)
+        return dist.Normal(loc, softplus(raw)).to_event(1)
+
+
+def with_vamp(seed: int) -> BetaVAE:
+    model = vae()
+    model.prior = VampPrior(model.encoder, bits()[:4])
+    return model
+
+
+class Wasteful(BernoulliLikelihood):
+    """A likelihood that draws and does not look at it: the next latents' noise comes later in the stream."""
+
+    def forward(self, parameters: Tensor, context: Context | None = None) -> Any:
+        torch.rand(1)
+        return super().forward(parameters, context)
+
+
+def of_two_widths() -> Callable[[int], BetaVAE]:
+    return lambda seed: vae(encoder=NormalPosterior(MLP(D, 2 * L, hidden=(8 + seed,))))
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda seed: vae(encoder=NormalPosterior(BatchNorm())), "a network has buffers"),
+        (lambda seed: vae(encoder=NormalPosterior(Dropout())), "random operation"),
+        (lambda seed: vae(encoder=FlowPosterior(mlp(D, FlowPosterior.num_outputs(L)))), "one after the other"),
+        (lambda seed: vae(encoder=OfAllRows()), "other losses or gradients"),
+        (lambda seed: vae(encoder=Noisy()), "draws are not only|other losses"),
+        (lambda seed: vae(likelihood=Wasteful()), "draws are not only"),
+        (with_vamp, "share parameters"),
+        (of_two_widths(), "differ in more than their weights"),
+    ],
+    ids=["batch-norm", "dropout", "flow", "of-all-rows", "noisy", "wasteful", "vamp", "widths"],
+)
+def test_what_cannot_be_stacked_is_trained_one_after_the_other(make: Callable[[int], BetaVAE], reason: str) -> None:
+    with pytest.warns(UserWarning, match=f"{ONE_BY_ONE}, since .*({reason})|{reason}"):
+        trained = sweep(make, bits(), betas=(0.5, 2.0), seeds=(0, 1), **QUICK)
+    for run in trained:
+        alone, _ = separately(make, bits(), run.beta, run.seed, **QUICK)
+        assert distance(run.vae, alone) == 0.0
+
+
+def test_batches_of_a_dispersion_early_stopping_and_loaders_are_trained_one_after_the_other() -> None:
+    with pytest.warns(UserWarning, match=f"{ONE_BY_ONE}, since their program fails: ValueError: at site"):
+        sweep(
+            lambda seed: vae(likelihood=NegativeBinomialLikelihood(dispersion=LearnedDispersion(D, 2)), covariates=2),
+            cells(),
+            betas=(1, 2),
+            **QUICK,
+        )
+    with pytest.warns(UserWarning, match="early stopping"):
+        sweep(plain, bits(), betas=(1, 2), early_stopping=1, **QUICK)
+    loader = torch.utils.data.DataLoader(bits(), batch_size=16, shuffle=True)
+    with pytest.warns(UserWarning, match="a loader has no order for each seed"):
+        trained = sweep(plain, loader, betas=(1.0, 2.0), **QUICK)
+    assert distance(trained[1].vae, separately(plain, loader, 2.0, 0, **QUICK)[0]) == 0.0
+
+
+def test_learned_priors_whose_beta_is_0_at_different_times_are_trained_one_after_the_other() -> None:
+    # Adam counts no step for a prior without a gradient, and stacked ones have one count.
+    delayed = lambda beta: lambda epoch, epochs: 0.0 if epoch < beta else beta  # noqa: E731
+    with pytest.warns(UserWarning, match="their β are 0 at different times"):
+        sweep(normal, greys(), betas=(0.5, 1.0), schedule=delayed, **QUICK)
+
+
+def test_a_function_that_holds_on_to_weights_is_found_by_its_gradient() -> None:
+    # Weights of one seed are equal at the start, and so are losses by those of another replica.
+    def make(seed: int) -> BetaVAE:
+        encoder = NormalPosterior(mlp(D, 2 * L))
+        bias = encoder.network.layers[0].bias
+        decoder = Decoder(mlp(L, D), BernoulliLikelihood())
+        return BetaVAE(lambda: dist.Normal(bias[:L], 1.0).to_event(1), decoder, encoder).double()
+
+    with pytest.warns(UserWarning, match="other losses or gradients"):
+        sweep(make, bits(), betas=(0.5, 2.0), **QUICK)
+
+
+def test_a_user_s_part_is_stacked_too() -> None:
+    make = lambda seed: vae(encoder=Plain())  # noqa: E731
+    trained = sweep(make, bits(), betas=(0.5, 2.0), **QUICK)  # without a warning, which would be an error here
+    assert distance(trained[1].vae, separately(make, bits(), 2.0, 0, **QUICK)[0]) < 1e-9
+
+
+def test_replicas_are_one_pyro_program_that_stock_svi_trains() -> None:
+    models = [vae() for _ in range(3)]
+    program = Replicas(models)
+    x, beta = torch.stack([bits()[:5], bits()[5:10], bits()[10:15]]), torch.tensor([[0.0], [1.0], [4.0]]).double()
+    trace = poutine.trace(program.model).get_trace(x, None, beta)
+    assert [frame.name for frame in trace.nodes["z"]["cond_indep_stack"]] == ["replicas", "data"]
+    torch.manual_seed(0)
+    together = Trace_ELBO().differentiable_loss(program.model, program.guide, x, None, beta)
+    torch.manual_seed(0)
+    noise = torch.randn(3, 5, L, dtype=torch.double)  # the draw of the stacked guide
+    pyro.clear_param_store()
+    alone = 0.0
+    for r, model in enumerate(models):
+        loss = pyro_bvae.training.Loss(model)(x[r], None, float(beta[r]), {"z": noise[r]})
+        alone += float(loss.loss.detach())
+        pyro.clear_param_store()
+    assert float(together.detach()) == pytest.approx(alone, rel=1e-12)
+    svi = SVI(program.model, program.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    losses = [svi.step(x, None, beta) for _ in range(30)]
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_affine_maps_have_the_gradients_of_torch_s_own_as_weights_lie() -> None:
+    x, weight, bias = (torch.randn(shape, dtype=torch.double) for shape in ((2, 5, 3), (2, 4, 3), (2, 4)))
+    for tensors in ((x, weight, bias), (x, weight)):
+        ours = [tensor.clone().requires_grad_() for tensor in tensors]
+        theirs = [tensor.clone().requires_grad_() for tensor in tensors]
+        StackedAffine.apply(*ours, *([None] if len(ours) == 2 else [])).square().sum().backward()
+        rows = [nn.functional.linear(*(tensor[r] for tensor in theirs)) for r in range(2)]
+        torch.stack(rows).square().sum().backward()
+        assert all(torch.allclose(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
+        assert ours[1].grad.is_contiguous()
+
+
+def test_the_caller_s_state_is_left_alone() -> None:
+    pyro.param("mine", torch.ones(2))
+    before = torch.get_rng_state()
+    trained = sweep(plain, bits(), betas=(1, 2), **QUICK)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert list(pyro.get_param_store()) == ["mine"]
+    assert all(module.training for module in trained[0].vae.modules())
+
+
+def test_run_directories_are_those_of_fit_and_can_be_resumed(tmp_path: Path) -> None:
+    settings = {**QUICK, "learning_rate": Constant(1e-2), "validation": bits()[:10]}
+    trained = sweep(plain, bits(), betas=(0.5, 2.0), output=tmp_path, **settings)
+    assert [run.directory.name for run in trained] == ["beta0.5-seed0", "beta2-seed0"]
+    for run in trained:
+        last = load_checkpoint(run.directory / "checkpoints" / "last.pt")
+        assert all(torch.equal(last["model"][name], value) for name, value in run.vae.state_dict().items())
+        assert load_checkpoint(run.directory / "checkpoints" / "best.pt")["settings"]["seed"] == 0
+        assert pyro_bvae.training.History.read(run.directory / "metrics.csv").rows == run.history.rows
+    separately(plain, bits(), 2.0, 0, output=tmp_path / "alone", **settings)
+    sizes = [(path / "checkpoints" / "last.pt").stat().st_size for path in (run.directory, tmp_path / "alone")]
+    assert sizes[0] < 1.02 * sizes[1]  # it holds nothing of its neighbours
+    resumed = vae()
+    longer = {**settings, "epochs": 5}
+    fit(resumed, bits(), beta=2.0, output=trained[1].directory, resume=True, **longer)
+    assert distance(resumed, separately(plain, bits(), 2.0, 0, **longer)[0]) < 1e-9
+    with pytest.raises(InputError, match="holds a run already"):
+        sweep(plain, bits(), betas=(2.0,), output=tmp_path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"betas": ()}, "'betas' must name at least one, got none"),
+        ({"betas": (1.0, 2.0, 1)}, "'betas' must be different from each other, got 1 twice"),
+        ({"betas": (1.0, -0.5)}, "'beta' must be non-negative and finite, got -0.5"),
+        ({"seeds": ()}, "'seeds' must name at least one, got none"),
+        ({"seeds": (3, 3)}, "'seeds' must be different from each other, got 3 twice"),
+        ({"seeds": (-1,)}, "'seeds' must be non-negative integers, got -1"),
+        ({"schedule": TargetRate}, "'schedule' must give the β of a sweep, got one that is to be found"),
+        ({"epochs": 0}, "'epochs' must be a positive integer, got 0"),
+    ],
+)
+def test_bad_input_is_told_in_a_line(changed: Settings, message: str) -> None:
+    with pytest.raises(InputError, match=message) as raised:
+        sweep(plain, bits(), **{"betas": (1.0, 2.0), **QUICK, **changed})
+    assert "\n" not in str(raised.value)
+
+
+def test_one_model_twice_is_refused() -> None:
+    model = vae()
+    with pytest.raises(InputError, match="'make_vae' must build a new model at each call"):
+        sweep(lambda seed: model, bits(), betas=(1.0, 2.0), **QUICK)
+    with pytest.raises(InputError, match="'make_vae' must build a model, got None"):
+        sweep(lambda seed: None, bits(), betas=(1.0, 2.0), **QUICK)
+
+
+def test_a_replica_that_leaves_the_finite_numbers_is_named(tmp_path: Path) -> None:
+    def make(seed: int) -> BetaVAE:
+        return vae(likelihood=NormalLikelihood(LearnedScale()))
+
+    def data(seed: int) -> Tensor:
+        return greys() * (1e200 if seed == 4 else 1.0)  # its square is not finite
+
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1 \(batch 0\), β = 1, seed 4: site 'z' of the model"):
+        sweep(make, data, betas=(1.0,), seeds=(3, 4), output=tmp_path, **QUICK)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_prints_itself() -> None:
+    trained = sweep(plain, bits(), betas=(0.5, 2.0), **QUICK)
+    lines = str(trained).splitlines()
+    assert len(lines) == 3 and lines[0].split()[:4] == ["beta", "seed", "objective", "distortion"]
+    assert f"{trained[1].history['rate'][-1]:.2f}" in lines[2]
+    assert trained[-1].beta == 2.0 and len(trained) == 2 and trained.runs[0] is trained[0]
+
+
+def test_processes_share_the_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        shares += [assigned((1, 2), (0, 1))]
+    assert sorted(pair for share in shares for pair in share) == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert [len(share) for share in shares] == [2, 1, 1]
+    assert len({replica_name(beta, 0) for beta in (1.0, 1.0000001, 0.1)}) == 3
+
+
+def test_a_sweep_of_a_configuration_is_what_train_gives(tmp_path: Path) -> None:
+    config = TrainConfig(hidden=(16,), latent_dim=3, likelihood="normal", epochs=2, start_at_mean=True)
+    trained = train_sweep(config, tmp_path / "sweep", betas=(0.5, 2.0), seeds=2, progress=False)
+    run = trained[3]
+    assert (run.beta, run.seed) == (2.0, 1)
+    read = pyro_bvae.load(run.directory, checkpoint="last")
+    assert read.config.beta == 2.0 and read.config.seed == 1 and read.training_beta == 2.0
+    single = train(
+        TrainConfig(**{**vars(config), "beta": 2.0, "seed": 1}), tmp_path / "single", progress=False
+    )  # whose data are split by its seed
+    assert distance(read.vae, single.vae) < 1e-3
+    assert read.config == pyro_bvae.load(tmp_path / "single").config
+    with pytest.raises(InputError, match=r"beta0\.5-seed0 exists: pass --overwrite"):
+        train_sweep(config, tmp_path / "sweep", betas=(0.5,), progress=False)
+    with pytest.raises(InputError, match="'seeds' must be a positive integer, got 0"):
+        train_sweep(config, tmp_path / "new", betas=(0.5,), seeds=0)
+    with pytest.raises(InputError, match="'target_rate' finds a β"):
+        train_sweep(TrainConfig(target_rate=5.0), tmp_path / "new", betas=(0.5,))
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_spreads_a_sweep_over_processes(tmp_path: Path) -> None:
+    options = "sweep --betas 0.5 2 --seeds 1 --epochs 1 --hidden 8 --latent-dim 2 --likelihood normal"
+    command = [sys.executable, "-m", "pyro_bvae", *options.split(), "--output", str(tmp_path)]
+    environments = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
+    started = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for environment in environments
+    ]
+    printed = [process.communicate(timeout=120)[0] for process in started]
+    assert [process.returncode for process in started] == [0, 0]
+    assert [text.splitlines()[1].split()[0] for text in printed] == ["0.5", "2"]
+    assert {path.parts[-3] for path in tmp_path.glob("*/checkpoints/last.pt")} == {"beta0.5-seed0", "beta2-seed0"}
+
+
+def test_the_command_tells_bad_input_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for options in (["--betas", "1", "1"], ["--betas", "-1"], ["--betas"], ["--seeds", "0"]):
+        assert main(["sweep", *options, "--output", str(tmp_path / "new")]) == 2
+        assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_precision_is_that_of_fit(precision: str) -> None:
+    settings = {**QUICK, "precision": precision}
+    trained = sweep(lambda seed: vae().float(), bits(), betas=(0.5, 2.0), **settings)
+    alone, _ = separately(lambda seed: vae().float(), bits(), 2.0, 0, **settings)
+    assert distance(trained[1].vae, alone) < (2e-2 if precision == "bf16" else 1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_replicas_on_a_device_are_the_models_of_separate_training() -> None:
+    trained = sweep(plain, bits(), betas=(0.5, 2.0), seeds=(0, 1), device="cuda", **QUICK)
+    for run in trained:
+        alone, _ = separately(plain, bits(), run.beta, run.seed, device="cuda", **QUICK)
+        assert distance(run.vae, alone) < 1e-6
+
+
+def test_a_replica_s_step_costs_no_more_than_a_separate_one() -> None:
+    """Far less: small models spend their time between the operations."""
+    data, settings = bits(64).repeat(16, 1), {"epochs": 2, "batch_size": 32, "progress": False}
+
+    def small(seed: int) -> BetaVAE:
+        encoder = NormalPosterior(MLP(64, 20, hidden=(64,)))
+        return BetaVAE(NormalPrior(10), Decoder(MLP(10, 64, hidden=(64,)), BernoulliLikelihood()), encoder).double()
+
+    times = [time.perf_counter()]
+    sweep(small, data, betas=range(1, 13), **settings)
+    times.append(time.perf_counter())
+    for beta in range(1, 4):
+        fit(small(0), data, beta=float(beta), **settings)
+    times.append(time.perf_counter())
+    together, alone = (after - before for before, after in pairwise(times))
+    assert together / 12 < alone / 3
