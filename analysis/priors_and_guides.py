@@ -1,9 +1,12 @@
 """Which prior and which guide does MNIST reward, everything else being equal?
 
-Binarised MNIST, 20,000 training images, 20 latents, networks of one layer of 200, trained for 20 epochs to β = 1: each
-prior under the normal guide, and each guide under the normal prior. Evidence of 64 test images by annealing from the
-prior, which needs no guide; their gaps, with the evidence by importance sampling from guide and refits together beside
-it. One training run each. Guides change the evidence little, so that of three is measured on 256 images.
+Binarised MNIST, all 60,000 training images, 20 latents, networks of one layer of 200, trained for 20 epochs to β = 1:
+each prior under the normal guide, and each guide under the normal prior. Evidence of 64 test images by annealing from
+the prior, which needs no guide; their gaps, with the evidence by importance sampling from guide and refits together
+beside it. One training run each. Guides change the evidence little, so that of three is measured on 256 images.
+
+With 20,000 training images instead, the setting of an earlier table, the normal guide's decoder was as good as those of
+the richer guides: the flow guide gained -0.07 ± 0.22 nats of evidence, the VampPrior 3.17 ± 0.57.
 
     python analysis/priors_and_guides.py --data-root FOLDER_THAT_HOLDS_MNIST
 
@@ -27,7 +30,7 @@ from pyro_bvae.evaluation import AnnealingSettings, annealed_evidence
 from pyro_bvae.training import checkpoint_path, load_checkpoint, load_weights
 
 RESULTS = Path(__file__).parent / "results" / "priors_and_guides"
-NUM_TRAIN, EPOCHS, NUM_IMAGES, NUM_SAMPLES = 20_000, 20, 64, 2000
+EPOCHS, NUM_IMAGES, NUM_SAMPLES = 20, 64, 2000
 ANNEALING = AnnealingSettings(num_temperatures=500, num_chains=16)
 PLAIN = TrainConfig(dataset="mnist", hidden=(200,), latent_dim=20, epochs=EPOCHS, prior_components=200)
 MEMBERS = {
@@ -150,7 +153,6 @@ def main(data_root: str, runs: Path) -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / "table.csv"
     splits = datasets.mnist(Path(data_root), validation=0, download=False).binarized("dynamic")
-    splits = replace(splits, train=splits.train[:NUM_TRAIN])
     rows: list[dict[str, str]] = []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as stream:

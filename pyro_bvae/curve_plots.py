@@ -36,7 +36,7 @@ def rate_distortion(
         yerr=[2 * point.rate.standard_error for point in curve.points],
         fmt="o-",
         color=_BLUE,
-        label="measured on held-out data",
+        label="measured, ± two standard errors",
     )
     for point, distortion, rate in zip(curve.points, distortions, rates, strict=True):
         knee = point.beta == curve.knee
