@@ -115,7 +115,8 @@ TURNING = [100.0, 90.0, 80.0, 82.0, 85.0, 88.0, 90.0, 92.0, 94.0, 96.0]
 
 
 def test_a_rate_that_rises_while_the_objective_falls_is_healthy() -> None:
-    assert check_during(rows(objective=FALLING, rate=[float(epoch) for epoch in range(10)])) == []
+    rising = [float(epoch) for epoch in range(10)]
+    assert check_during(rows(objective=FALLING, rate=rising, validation_elbo=rising, active_units=rising)) == []
 
 
 @pytest.mark.parametrize(
@@ -124,6 +125,17 @@ def test_a_rate_that_rises_while_the_objective_falls_is_healthy() -> None:
         ({"rate": [0.01] * 10}, "the rate is 0.01 nats at the end"),
         ({"validation_objective": TURNING}, "the held-out objective rose by 16 nats since epoch 3, the rate by 0"),
         ({"objective": TURNING}, "the training objective rose by 16 nats since epoch 3"),
+        (
+            {
+                "rate": [2.0 + 2 * epoch for epoch in range(10)],
+                "validation_elbo": [-50.0 - epoch for epoch in range(10)],
+            },
+            "the rate grew from 12 to 20 nats, and the held-out ELBO fell by 4",
+        ),
+        (
+            {"active_units": [8.0, 9.0, 9.0, 9.0, 8.0, 7.0, 6.0, 6.0, 6.0, 6.0]},
+            "3 of 9 units that were active at epoch 2 are not any more",
+        ),
         ({"gradient_norm": [300.0] * 10}, "the mean gradient norm was above its limit 200 in 10 of 10 epochs"),
     ],
 )

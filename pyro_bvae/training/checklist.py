@@ -150,9 +150,9 @@ def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
 
 
 def check_during(rows: Sequence[dict[str, float]], clip: float | None = None) -> list[Remark]:
-    """Look over the metrics of a training: a rate near zero, an objective that turned, clipped gradients.
+    """Look over the metrics of a training: a rate near zero or exploding, an objective that turned, units that died.
 
-    A rate that rises is healthy while the objective falls, and no remark is made of it.
+    A rate that rises is healthy while the held-out bound rises with it, and no remark is made of it.
 
     Args:
         rows: The metrics, one dictionary an epoch, as ``History.rows``.
@@ -160,7 +160,7 @@ def check_during(rows: Sequence[dict[str, float]], clip: float | None = None) ->
     """
     if not rows:
         return []
-    return [*_of_rate(rows), *_of_turns(rows), *_of_gradients(rows, clip)]
+    return [*_of_rate(rows), *_of_explosion(rows), *_of_turns(rows), *_of_units_lost(rows), *_of_gradients(rows, clip)]
 
 
 def check_after(evaluation: Mapping[str, Any]) -> list[Remark]:
@@ -195,6 +195,33 @@ def _of_rate(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
     if len(rows) >= _SOON and last["beta"] > 0 and last["rate"] < _NO_RATE:
         seen = f"the rate is {last['rate']:.2g} nats at the end: the latents carry nothing (posterior collapse)"
         yield Remark("during", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
+
+
+def _of_explosion(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
+    """Say where the rate of the last half grew by half, and the held-out bound fell: what it carries is no help."""
+    half = rows[len(rows) // 2]
+    last = rows[-1]
+    if len(rows) < 2 * _SOON or "validation_elbo" not in last or half["beta"] != last["beta"]:
+        return
+    fall = half["validation_elbo"] - last["validation_elbo"]
+    if last["rate"] > 1.5 * half["rate"] and fall > _RISE * abs(half["validation_elbo"]):
+        grew = f"the rate grew from {half['rate']:.3g} to {last['rate']:.3g} nats"
+        seen = f"{grew}, and the held-out ELBO fell by {fall:.3g}"
+        yield Remark("during", seen, "raise β, or stop earlier: the code is of the training data alone")
+
+
+def _of_units_lost(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
+    """Say where fewer units are active than have been at the same β."""
+    same = [row for row in rows if row["beta"] == rows[-1]["beta"] and "active_units" in row]
+    if len(same) < _SOON:
+        return
+    most = max(same, key=lambda row: row["active_units"])
+    lost = most["active_units"] - same[-1]["active_units"]
+    if lost > 0:
+        seen = (
+            f"{lost:g} of {most['active_units']:g} units that were active at epoch {most['epoch']:g} are not any more"
+        )
+        yield Remark("during", seen, "pyro_bvae.diagnose(vae, data) says whether there was signal for them")
 
 
 def _of_turns(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
