@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,14 @@ def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "
     # The best checkpoint knows the history up to itself only.
     metrics = directory / "metrics.csv"
     history = History.read(metrics) if metrics.exists() else History(state["history"])
-    history.remarks = _remarks(directory)
+    history.remarks = _remarks(directory, state)
     return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
 
 
-def _remarks(directory: Path) -> list[Remark]:
-    """Return what the checklist has to say of a run: what was seen before it is in its checkpoints."""
-    state = load_checkpoint(checkpoint_path(directory, "last"))
+def _remarks(directory: Path, state: dict[str, Any]) -> list[Remark]:
+    """Return what the checklist has to say of a run, by its last checkpoint, or else the one at hand."""
+    with suppress(InputError):
+        state = load_checkpoint(checkpoint_path(directory, "last"))
     before = [Remark(**remark) for remark in state.get("remarks", ()) if remark["when"] == "before"]
     return [*before, *check_during(state["history"], state["settings"].get("gradient_clip"))]
 

@@ -266,3 +266,10 @@ def test_test_data_are_chosen_by_the_seed_and_kept_in_order() -> None:
     assert not torch.equal(chosen.x, runs.choose_data(data, 10, seed=1).x)
     assert runs.choose_data(data, None, seed=0) is data
     assert runs.choose_data(data, 60, seed=0) is data
+
+
+def test_a_run_whose_last_checkpoint_is_gone_is_read_from_its_best(run: Path) -> None:
+    before = load(run).history.remarks
+    assert any("features have one value" in remark.seen for remark in before)
+    (run / "checkpoints" / "last.pt").unlink()
+    assert load(run).history.remarks == before
