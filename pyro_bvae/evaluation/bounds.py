@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -14,7 +13,7 @@ from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
 from pyro_bvae.evaluation.program import Function, Program, program
-from pyro_bvae.evaluation.sites import Site
+from pyro_bvae.evaluation.sites import Site, mean_of, product_base
 
 #: A latent is active when the variance of its posterior mean over the data is above this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
@@ -159,17 +158,10 @@ def bound(
     return join_bound(blocks, num_samples)
 
 
-def _product_base(distribution: Any) -> Any | None:
-    """Return the distribution of the single dimensions of a product, or None where it is none."""
-    while isinstance(distribution, dist.MaskedDistribution | torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return None if distribution.event_shape else distribution
-
-
 def _why_not(guide_site: Site, model_site: Site) -> str | None:
     """Return why a KL does not split into dimensions, or None if it does."""
     for name, site in (("guide", guide_site), ("prior", model_site)):
-        if _product_base(site["fn"]) is None:
+        if product_base(site["fn"]) is None:
             family = type(site["fn"]).__name__
             return f"the {name} ({family}) is no product of independent dimensions"
     return None
@@ -185,7 +177,7 @@ class _Dimensions(NamedTuple):
 
 def _kl_of_dimensions(guide_site: Site, model_site: Site, num_samples: int) -> _Dimensions:
     """Return the KL of each dimension of two products: the closed form where there is one, else by Monte Carlo."""
-    guide, prior = (_product_base(site["fn"]) for site in (guide_site, model_site))
+    guide, prior = (product_base(site["fn"]) for site in (guide_site, model_site))
     assert guide is not None and prior is not None
     try:
         kl = kl_divergence(guide, prior)
@@ -265,16 +257,8 @@ def kl_per_dimension(
                 exact = found.exact
                 kls.add(found.kl.movedim(data_dim, 0))
                 errors.add(found.error.square().movedim(data_dim, 0))
-            means.add(_posterior_mean(sites[0]["fn"]).movedim(data_dim, 0))
+            means.add(mean_of(sites[0]["fn"]).movedim(data_dim, 0))
     if reason is not None:
         return KLPerDimension(None, None, means.variance, False, reason=reason)
     noise = (errors.mean / errors.count).sqrt()
     return KLPerDimension(kls.mean, (kls.variance / kls.count).sqrt(), means.variance, exact, noise)
-
-
-def _posterior_mean(distribution: Any, num_samples: int = 100) -> Tensor:
-    """Return the mean of a distribution, by Monte Carlo where it does not know it."""
-    try:
-        return distribution.mean
-    except NotImplementedError:
-        return distribution.sample(torch.Size([num_samples])).mean(0)

@@ -11,7 +11,7 @@ from torch.distributions import kl_divergence
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.program import Program
-from pyro_bvae.evaluation.sites import Site
+from pyro_bvae.evaluation.sites import Site, mean_of, product_base
 from pyro_bvae.modules import modules_of
 
 # Ways to split the features in two halves.
@@ -69,7 +69,7 @@ class Latents:
 
     def rates(self) -> Tensor | None:
         """Return the mean KL between guide and prior of each latent, ``(L,)``; None without a closed form for each."""
-        guide, prior = (_product_of(site["fn"]) for site in (self.guide_site, self.prior_site))
+        guide, prior = (product_base(site["fn"]) for site in (self.guide_site, self.prior_site))
         if guide is None or prior is None:
             return None
         try:
@@ -169,20 +169,3 @@ def encoder_flow(latents: Latents, place: int, target: Tensor) -> Flow:
     ]
     ratio = squares[0] / squares[1] if squares[1] else 0.0
     return Flow(ratio, ratio < _NO_GRADIENT)
-
-
-def mean_of(distribution: Any, num_draws: int = 100) -> Tensor:
-    """Return the mean of a distribution, by Monte Carlo where it does not know it."""
-    try:
-        return distribution.mean
-    except NotImplementedError:
-        return distribution.sample(torch.Size([num_draws])).mean(0)
-
-
-def _product_of(distribution: Any) -> Any | None:
-    """Return the distribution of the single latents of a product, or None where it is none."""
-    while (
-        isinstance(distribution, torch.distributions.Independent) or type(distribution).__name__ == "MaskedDistribution"
-    ):
-        distribution = distribution.base_dist
-    return None if distribution.event_shape else distribution

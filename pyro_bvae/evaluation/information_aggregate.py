@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from pyro_bvae.distributions import LowRankNormal
 from pyro_bvae.evaluation.importance import stream_blocks
 from pyro_bvae.evaluation.program import Program
-from pyro_bvae.evaluation.sites import Site
+from pyro_bvae.evaluation.sites import Site, product_base, unwrapped
 from pyro_bvae.precision import full_precision
 
 # Points and posteriors that meet at once: a tile stays in a processor's cache, and fills a GPU.
@@ -48,21 +47,9 @@ class Aggregate(NamedTuple):
     marginals: Tensor | None  # (M, L), or None where a posterior's dimensions have no density of their own
 
 
-def _unwrapped(distribution: Any) -> Any:
-    while isinstance(distribution, dist.MaskedDistribution | torch.distributions.Independent):
-        distribution = distribution.base_dist
-    return distribution
-
-
-def product_base(distribution: Any) -> Any | None:
-    """Return the distribution of the single dimensions of a product, or None where it is none."""
-    base = _unwrapped(distribution)
-    return None if base.event_shape else base
-
-
 def is_diagonal(distribution: Any) -> bool:
     """Whether a distribution is a product of normals."""
-    return isinstance(_unwrapped(distribution), torch.distributions.Normal)
+    return isinstance(unwrapped(distribution), torch.distributions.Normal)
 
 
 def normal_marginals(distribution: Any, data_dim: int) -> Normals | None:
@@ -72,7 +59,7 @@ def normal_marginals(distribution: Any, data_dim: int) -> Normals | None:
         distribution: The posterior of a block of data.
         data_dim: The dimension of the data in its values, counted from the right.
     """
-    base = _unwrapped(distribution)
+    base = unwrapped(distribution)
     correlated = (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal, LowRankNormal)
     if not isinstance(base, (torch.distributions.Normal, *correlated)):
         return None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 from torch.utils._pytree import tree_leaves
 
 from pyro_bvae.errors import InputError
@@ -93,3 +95,25 @@ def check_whole_plates(*traces: poutine.Trace) -> None:
                     f"plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}); evaluation needs all"
                     " its data: call the model without subsampling"
                 )
+
+
+def unwrapped(distribution: Any) -> Any:
+    """Return what is left of a distribution without the wrappers that declare dimensions to be one event, or mask."""
+    while isinstance(distribution, dist.MaskedDistribution | Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def product_base(distribution: Any) -> Any | None:
+    """Return the distribution of the single dimensions of a product, or None where it is none."""
+    base = unwrapped(distribution)
+    return None if base.event_shape else base
+
+
+def mean_of(distribution: Any, num_draws: int = 100) -> Tensor:
+    """Return the mean of a distribution, by Monte Carlo where it does not know it."""
+    try:
+        mean: Tensor = distribution.mean
+    except NotImplementedError:
+        return distribution.sample(torch.Size([num_draws])).mean(0)
+    return mean

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Independent, constraints
+from torch.distributions import constraints
 
 from pyro_bvae.context import Context
 from pyro_bvae.distributions import GreyBernoulli
+from pyro_bvae.evaluation.sites import unwrapped
 from pyro_bvae.modules import evaluating
 from pyro_bvae.randomness import PROBE_STREAM, seeded
 
@@ -97,9 +98,7 @@ def _of_features(x: Tensor) -> Iterator[Remark]:
 def _of_likelihood(x: Tensor, decoded: Any) -> Iterator[Remark]:
     """Say where the values are those of another likelihood."""
     values = x[~torch.isnan(x)]
-    base = decoded
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = unwrapped(decoded)
     bits = bool(((values == 0) | (values == 1)).all())
     if isinstance(base, GreyBernoulli) and not bits:
         share = float(((values > 0) & (values < 1)).float().mean())
@@ -131,9 +130,7 @@ def _of_start(x: Tensor, decoded: Any) -> Iterator[Remark]:
 
 def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
     """Say where β is above the largest threshold of a normal likelihood with a fixed scale."""
-    base = decoded
-    while isinstance(base, Independent):
-        base = base.base_dist
+    base = unwrapped(decoded)
     if not isinstance(base, torch.distributions.Normal) or bool(torch.isnan(x).any()) or len(x) < 2:
         return
     if bool(base.scale.amax() > base.scale.amin()):  # the decoder has a say in it

@@ -17,7 +17,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.evaluation.sites import Site, find_plate, samples
 from pyro_bvae.training.objectives import StepsByTerms, Terms, subsample_scale
 
@@ -62,8 +62,7 @@ class KLObjective(StepsByTerms, Trace_ELBO):
     """
 
     def __init__(self, num_particles: int = 1, *, data_plate: str | None = None) -> None:
-        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
-            raise InputError(f"'num_particles' must be a positive integer, got {num_particles!r}")
+        check_count("num_particles", num_particles)
         super().__init__(num_particles=num_particles)
         self.data_plate = data_plate
 

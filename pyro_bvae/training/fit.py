@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_beta, unknown_name
+from pyro_bvae.errors import InputError, check_beta, check_count, unknown_name
 from pyro_bvae.precision import PRECISIONS
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives import Objective
@@ -37,9 +37,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"'{name}' must be a positive integer, got {value!r}")
+            check_count(name, getattr(self, name))
         for name in ("gradient_clip", "early_stopping"):
             value = getattr(self, name)
             if value is not None and not value > 0:

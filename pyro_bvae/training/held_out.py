@@ -14,7 +14,6 @@ from pyro_bvae.randomness import VALIDATION_STREAM, seeded
 from pyro_bvae.training.health import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.history import Row
 from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.objectives import TraceTerms
 
 
 class HeldOut:
@@ -29,7 +28,6 @@ class HeldOut:
 
     def __init__(self, vae: Any, data: Dataset, loss: Loss, batch_size: int) -> None:
         self.vae, self.data, self.loss, self.batch_size = vae, data, loss, batch_size
-        self.has_own_objective = type(loss.objective) is not TraceTerms
 
     def try_out(self) -> None:
         """Measure two data, to hear what is wrong with them."""
@@ -63,7 +61,7 @@ class HeldOut:
     def _measure(self, data: Dataset, beta: float) -> Row:
         args = (data.x, *(() if data.context is None else (data.context,)))
         measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=VALIDATION_STREAM)
-        own = self._own_objective(data, beta) if self.has_own_objective else measured.objective(beta).value
+        own = self._own_objective(data, beta) if self.loss.has_own_objective else measured.objective(beta).value
         return {
             "validation_objective": own,
             "validation_distortion": measured.distortion.value,

@@ -19,7 +19,7 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.modules import evaluating
 from pyro_bvae.precision import full_precision
 from pyro_bvae.randomness import PROBE_STREAM, seeded
@@ -85,8 +85,7 @@ class IWELBO(StepsByTerms, ELBO):
         max_plate_nesting: float = math.inf,
         retain_graph: bool | None = None,
     ) -> None:
-        if not isinstance(num_particles, int) or isinstance(num_particles, bool) or num_particles < 1:
-            raise InputError(f"'num_particles' must be a positive integer, got {num_particles!r}")
+        check_count("num_particles", num_particles)
         vectorize_particles = vectorize_particles and num_particles > 1
         super().__init__(
             num_particles=num_particles,

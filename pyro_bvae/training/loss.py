@@ -30,6 +30,11 @@ class Loss(nn.Module):
         self.vae: Any = vae
         self.objective: Objective = TraceTerms() if objective is None else objective
 
+    @property
+    def has_own_objective(self) -> bool:
+        """Whether the objective is another one than the β-bound."""
+        return type(self.objective) is not TraceTerms
+
     def forward(
         self,
         x: Tensor,

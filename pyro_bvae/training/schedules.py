@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.errors import InputError, check_count
 
 
 class Schedule(Protocol):
@@ -53,7 +53,7 @@ class LinearWarmup:
 
 
 @dataclass(frozen=True)
-class CosineWarmup:
+class CosineWarmup(LinearWarmup):
     """From ``start`` to ``value`` by a half cosine over the first ``warmup_epochs``, then constant.
 
     It leaves ``start`` and reaches ``value`` without a jump in slope. ``fit`` warns of a warm-up that outlives the
@@ -64,14 +64,6 @@ class CosineWarmup:
         warmup_epochs: Length of the rise.
         start: The first value.
     """
-
-    value: float
-    warmup_epochs: float
-    start: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.warmup_epochs > 0:
-            raise InputError(f"'warmup_epochs' must be positive, got {self.warmup_epochs}")
 
     def __call__(self, epoch: float, epochs: int) -> float:
         """Return the value at this epoch."""
@@ -95,8 +87,7 @@ class Cyclical:
     rise: float = 0.5
 
     def __post_init__(self) -> None:
-        if not isinstance(self.num_cycles, int) or isinstance(self.num_cycles, bool) or self.num_cycles < 1:
-            raise InputError(f"'num_cycles' must be a positive integer, got {self.num_cycles!r}")
+        check_count("num_cycles", self.num_cycles)
         if not 0 < self.rise <= 1:
             raise InputError(f"'rise' must lie in (0, 1], got {self.rise}")
 

@@ -22,6 +22,7 @@ from pyro_bvae.training.history import Row
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.replica_trainer import ReplicaTrainer
 from pyro_bvae.training.replicas import CannotStack, Replicas, ReplicaTerms, Stacked
+from pyro_bvae.training.trainer import step_if_finite
 from pyro_bvae.training.watch import LOOK_EVERY
 
 # Data of the rehearsal, in which the replicas' program is held to the models themselves.
@@ -182,13 +183,7 @@ class SideBySide:
         terms.loss.sum().backward()
         norm = self._clip(x.shape[1])
         stats = torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm / x.shape[1]], dim=-1)
-        # As in fit, a step that would spoil weights is not taken, and fused Adam decides so on the device.
-        if self.device.type == "cpu":
-            if bool(torch.isfinite(stats).all()):
-                self.optimizer.step()
-            return stats
-        self.optimizer.found_inf = (~torch.isfinite(stats).all()).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        step_if_finite(self.optimizer, stats)
         return stats
 
     def _clip(self, size: int) -> Tensor:

@@ -29,7 +29,7 @@ from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load
 from pyro_bvae.training.held_out import HeldOut
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.objectives import Objective, StepsByTerms, TraceTerms
+from pyro_bvae.training.objectives import Objective, StepsByTerms
 from pyro_bvae.training.target_rate import TargetRate
 from pyro_bvae.training.watch import LOOK_EVERY, Watch, count_active
 
@@ -78,7 +78,6 @@ class Trainer:
         if isinstance(validation, Dataset) and validation.stochastic_binarization:
             validation = validation.binarized(settings.seed)  # the same pixels after every epoch
         self.loss = Loss(vae, objective)
-        self.has_own_objective = type(self.loss.objective) is not TraceTerms
         self.held_out: HeldOut | None = None
         if validation is not None:
             ready = as_batches(_as_dataset(validation, vae), dtype, self.device, check)
@@ -218,13 +217,7 @@ class Trainer:
         size = x.shape[0]
         norm = self._clip(size)
         stats = torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm / size])
-        # A step that would spoil the weights is not taken; fused Adam decides on the device, without a look from here.
-        if self.device.type == "cpu":
-            if bool(torch.isfinite(stats).all()):
-                self.optimizer.step()
-            return stats
-        self.optimizer.found_inf = (~torch.isfinite(stats).all()).float()  # type: ignore[attr-defined]
-        self.optimizer.step()
+        step_if_finite(self.optimizer, stats)
         return stats
 
     def _clip(self, size: int) -> Tensor:
@@ -250,7 +243,7 @@ class Trainer:
     def _record(self, row: Row) -> None:
         self.history.rows.append(row)
         seen = row["distortion"] + self.final_beta * row["rate"]
-        score = row.get("validation_objective", row["objective"] if self.has_own_objective else seen)
+        score = row.get("validation_objective", row["objective"] if self.loss.has_own_objective else seen)
         # While β is on its way the model of the objective's optimum is still to come: the latest epoch counts.
         final_beta = self.final_beta
         warming = abs(float(self._beta(row["epoch"])) - final_beta) > 1e-9 * final_beta
@@ -329,6 +322,18 @@ class Trainer:
 def _as_dataset(data: Any, vae: nn.Module) -> Any:
     """Return a tensor as a data set, in which NaN is a missing entry if the model takes it as one."""
     return Dataset(data, missing=getattr(vae, "missing", False)) if isinstance(data, Tensor) else data
+
+
+def step_if_finite(optimizer: torch.optim.Optimizer, stats: Tensor) -> None:
+    """Take a step, unless the numbers behind it are not finite and it would spoil the weights."""
+    finite = torch.isfinite(stats).all()
+    if stats.device.type == "cpu":
+        if bool(finite):
+            optimizer.step()
+        return
+    # Fused Adam decides on the device, without a look from here.
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:
