@@ -1,9 +1,20 @@
 """β-variational autoencoders as Pyro programs, with estimates that can be trusted."""
 
-from pyro_bvae import datasets, evaluation, likelihoods, networks, oracle, plots, posteriors, priors, training
+from pyro_bvae import (
+    datasets,
+    evaluation,
+    latents,
+    likelihoods,
+    networks,
+    oracle,
+    plots,
+    posteriors,
+    priors,
+    training,
+)
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation import audit, decompose_kl, diagnose, elbo, evidence, inference_gaps, rate_distortion
+from pyro_bvae.evaluation import audit, decompose_kl, diagnose, elbo, evidence, inference_gaps, invert, rate_distortion
 from pyro_bvae.runs import load
 from pyro_bvae.training import fit, sweep
 from pyro_bvae.vae import BetaVAE, Decoder
@@ -24,6 +35,8 @@ __all__ = [
     "evidence",
     "fit",
     "inference_gaps",
+    "invert",
+    "latents",
     "likelihoods",
     "load",
     "networks",

@@ -1,6 +1,6 @@
-"""The command line: ``pyro-bvae {demo,train,evaluate,report,sweep,verify}``.
+"""The command line: ``pyro-bvae {demo,train,evaluate,report,sweep,verify}``, and what looks into a run's latents.
 
-The only place that prints and chooses file names.
+The only place that prints and chooses file names, with :mod:`pyro_bvae.cli_latents`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal
 import torch
 import tyro
 
+from pyro_bvae.cli_latents import COMMANDS
 from pyro_bvae.configs import TrainConfig, read_config
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.estimate import Estimate
@@ -191,6 +192,7 @@ _COMMANDS: dict[str, Any] = {
     "report": Report,
     "sweep": Sweep,
     "verify": Verify,
+    **COMMANDS,
 }
 
 

@@ -31,12 +31,12 @@ class TrainConfig:
     """What a run is made of: data, parts and training."""
 
     dataset: str = "digits"
-    """Data set: digits, mnist, fashion-mnist, kmnist, sprites, sprites-32, linear-gaussian, counts (simulated), or your
-    own: file or h5ad (with --path)."""
+    """Data set: digits, mnist, fashion-mnist, kmnist, sprites, sprites-32, sprites-coloured, sprites-on-noise,
+    sprites-on-texture, linear-gaussian, counts (simulated), or your own: file, dsprites or h5ad (with --path)."""
     data_root: str | None = None
     """Folder with downloaded data, such as the one that holds MNIST/raw."""
     path: str | None = None
-    """Your own data: .npz, .npy, .csv or a folder of images for file, .h5ad for h5ad."""
+    """Your own data: .npz, .npy, .csv or a folder of images for file, .h5ad for h5ad, the public .npz for dsprites."""
     split_column: str | None = None
     """Column of a .csv or .h5ad file that says train, validation or test."""
     layer: str | None = None
@@ -97,6 +97,8 @@ class TrainConfig:
     """Start the decoder's last bias at the best of a model without latents, such as the logit of the data's mean."""
     precision: str = "float32"
     """What the networks are run in while training: float32 or bf16."""
+    compile: bool | None = None
+    """Compile the training step; by default where the run is long enough to repay the seconds that takes."""
     gradient_clip: float | None = 200.0
     """Upper limit on the global norm of the gradient per datum; None for no limit."""
     early_stopping: int | None = None

@@ -13,6 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.compiling import is_capturing
 from pyro_bvae.errors import InputError, check_count
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
@@ -48,11 +49,15 @@ class Linear(nn.Linear):
     def can_fuse(self, x: Tensor) -> bool:
         """Whether oneDNN may compute the map: plain float32 tensors on the CPU, with no gradient to come."""
         tensors = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
-        if not _HAS_ONEDNN or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
+        if (
+            not _HAS_ONEDNN
+            or is_capturing()
+            or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors)
+        ):
             return False
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return False
-        if torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling() or x.numel() == 0:
+        if torch.is_autocast_enabled("cpu") or is_capturing() or torch.compiler.is_compiling() or x.numel() == 0:
             return False
         return not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
 

@@ -187,6 +187,7 @@ def train(
         gradient_clip=config.gradient_clip,
         early_stopping=config.early_stopping,
         precision=config.precision,
+        compile=config.compile,
         output=output,
         resume=resume,
         progress=progress,
@@ -253,7 +254,7 @@ def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bo
 def remove_run(directory: Path) -> None:
     """Remove what a run has written from its directory, and nothing else."""
     _remove(directory, _PRODUCTS)
-    for name in ("checkpoints", "snapshots", "tensorboard"):
+    for name in ("checkpoints", "snapshots", "tensorboard", "latents"):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.context import Context, with_covariates
 from pyro_bvae.distributions.partly_observed import PartlyObserved
+from pyro_bvae.distributions.tempered import sample_tempered
 from pyro_bvae.errors import InputError, check_beta, check_finite
 from pyro_bvae.modules import evaluating
 from pyro_bvae.precision import run_network
@@ -222,6 +223,12 @@ class BetaVAE(nn.Module):
         return x.masked_fill(torch.isnan(x), 0) if self.missing else x
 
     @torch.no_grad()
+    def posterior(self, x: Tensor, context: Context | None = None) -> Any:
+        """Return :math:`q(z | x)` of the data, batch shape ``(N,)`` and event shape ``(L,)``, without a gradient."""
+        with evaluating(self):
+            return _given(self.encoder, self._shown(x), context)
+
+    @torch.no_grad()
     def encode(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the posterior means of the latents, shape ``(N, L)``."""
         with evaluating(self):
@@ -247,7 +254,13 @@ class BetaVAE(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, num_samples: int, context: Context | None = None, *, noise: bool = False, seed: int = 0
+        self,
+        num_samples: int,
+        context: Context | None = None,
+        *,
+        noise: bool = False,
+        temperature: float = 1.0,
+        seed: int = 0,
     ) -> Tensor:
         """Draw latents from the prior and decode them.
 
@@ -255,11 +268,17 @@ class BetaVAE(nn.Module):
             num_samples: How many data to make.
             context: The context of the data to make, one row for each.
             noise: Draw from the likelihood instead of taking its mean.
+            temperature: Scales the spread of the prior about its location: below 1 the latents are more typical, and
+                the data less varied (Kingma and Dhariwal 2018). The likelihood stays as it is.
             seed: Seed of the draws; the caller's generators are left alone.
 
         Returns:
             Shape ``(num_samples, D)``.
+
+        Raises:
+            InputError: if the temperature is negative, or is not 1 and the prior has no location.
         """
         with evaluating(self), seeded(seed, GENERATE_STREAM):
-            likelihood = _given(self.decoder, self.prior().sample(torch.Size([num_samples])), context)
+            z = sample_tempered(self.prior(), temperature, torch.Size([num_samples]))
+            likelihood = _given(self.decoder, z, context)
             return likelihood.sample() if noise else likelihood.mean

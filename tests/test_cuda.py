@@ -62,3 +62,21 @@ def test_estimates_are_the_closed_forms() -> None:
     measured = bound(vae.model, vae.guide, x.cuda())
     assert torch.allclose(measured.rate.per_datum, linear.rate(guide.mean, guide.stddev))
     assert kl_per_dimension(vae.model, vae.guide, x.cuda()).active.all()
+
+
+def test_a_graphed_run_is_the_plain_run() -> None:
+    """With a β schedule, clipping, and an uneven last batch that is not in the graph."""
+    data = datasets.digits().train
+    runs = []
+    for compile in (False, True):
+        torch.manual_seed(0)
+        vae = small_vae().double()
+        history = pyro_bvae.fit(
+            vae, data, beta=pyro_bvae.training.LinearWarmup(2.0, 2), epochs=4, gradient_clip=0.5, device="cuda",
+            compile=compile, progress=False,
+        )  # fmt: skip
+        runs.append((history, torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])))
+    (plain, weights), (graphed, others) = runs
+    assert graphed.step.startswith("compiled")
+    assert torch.allclose(weights, others, rtol=1e-7, atol=1e-9)
+    assert graphed["objective"] == pytest.approx(plain["objective"], rel=1e-8)

@@ -318,7 +318,7 @@ class TestLoad:
     def test_names(self):
         assert set(datasets.available()) == {
             *("counts", "digits", "fashion-mnist", "file", "h5ad", "kmnist", "linear-gaussian", "mnist"),
-            *("sprites", "sprites-32"),
+            *("sprites", "sprites-32", "sprites-coloured", "sprites-on-noise", "sprites-on-texture", "dsprites"),
         }
 
     @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 COMMANDS = {
     "any_pyro_program.py": (["--num-data", "40"], "amortization"),
+    "beta_conditioned.py": (["--epochs", "2"], "knee at"),
     "counts_negative_binomial.py": (["--epochs", "2", "--num-samples", "50"], "gain a cell"),
+    "inpainting.py": (["--epochs", "2", "--num-draws", "5"], "of the draws lie in holes"),
     "own_likelihood.py": (["--epochs", "2"], "evidence"),
     "own_parts.py": (["--epochs", "2"], "evidence"),
     "swap_prior.py": (["--epochs", "2"], "RingPrior"),

@@ -14,15 +14,19 @@ import pyro_bvae
 ROOT = Path(pyro_bvae.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    ("errors", "context", "files", "randomness", "modules", "precision", "store", "distributions"),
-    ("networks", "priors", "likelihoods", "posteriors", "datasets"),
+    ("errors", "context", "files", "randomness", "compiling", "modules", "precision", "store", "distributions"),
+    ("networks", "modulated", "priors", "likelihoods", "posteriors", "datasets"),
     ("vae", "oracle"),
     ("training", "evaluation"),
     (
         "drawing",
         "count_plots",
+        "geometry_plots",
         "information_plots",
         "curve_plots",
+        "inversion_plots",
+        "disentanglement_plots",
+        "coverage_plots",
         "plots",
         "snapshots",
         "report",
@@ -31,6 +35,11 @@ FLOORS = [
         "configs",
         "runs",
         "sweeps",
+        "latent_parts",
+        "latent_results",
+        "latent_plots",
+        "latents",
+        "cli_latents",
         "cli",
         "__main__",
         "__init__",

@@ -18,14 +18,15 @@ from pyro_bvae.errors import InputError
 _DATA_KEYS = ("x", "images")
 _KNOWN_KEYS = (*_DATA_KEYS, "labels", "factors", "size_factor", "covariates", "label_names", "factor_names", "mask")
 _CHANNELS = (1, 3, 4)
-_UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+# What numpy and zipfile raise for a file that is not what its name says.
+UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def read_npy(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
     """Read one array of data, see :func:`features_and_shape` for its shapes; ``missing`` as of :class:`Dataset`."""
     try:
         array = np.load(path, allow_pickle=False)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(f"this is not a readable npy file of numbers: {error}") from error
     if not isinstance(array, np.ndarray):
         array.close()
@@ -113,7 +114,7 @@ def _archive(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
         # numpy leaves a file open that it cannot read
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files if key in known}, archive.files
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise InputError(f"this is not a readable npz archive of numbers and text: {error}") from error
     except (AttributeError, TypeError) as error:  # a single array has no keys and closes nothing
         raise InputError("this is a single array, not an npz archive; name it .npy") from error

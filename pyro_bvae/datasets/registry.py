@@ -7,9 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_bvae.datasets import sprite_looks
 from pyro_bvae.datasets.base import Splits
 from pyro_bvae.datasets.cells import h5ad
 from pyro_bvae.datasets.digits import digits
+from pyro_bvae.datasets.factor_arrays import dsprites
 from pyro_bvae.datasets.files import from_path
 from pyro_bvae.datasets.negative_binomial import negative_binomial_factors
 from pyro_bvae.datasets.splitting import held_out_count
@@ -21,7 +23,7 @@ from pyro_bvae.errors import InputError, unknown_name
 _NUM_SPRITES = 8000
 # Which data sets an argument is for, where it is not for all.
 _TAKERS: dict[str, tuple[str, ...]] = {
-    "path": ("file", "h5ad"),
+    "path": ("file", "h5ad", "dsprites"),
     "split_column": ("file", "h5ad"),
     **dict.fromkeys(("layer", "label_column", "batch_column", "min_counts", "min_cells", "backed"), ("h5ad",)),
 }
@@ -70,16 +72,23 @@ def _h5ad(options: LoadOptions) -> Splits:
     return h5ad(options.path, seed=options.seed, **given, **options.part)
 
 
-def _sprites(options: LoadOptions, size: int) -> Splits:
+def _dsprites(options: LoadOptions) -> Splits:
+    if options.path is None:
+        raise InputError("data set 'dsprites' needs 'path', the public .npz file")
+    return dsprites(options.path, seed=options.seed, **options.part)
+
+
+def _sprites(options: LoadOptions, size: int, look: sprite_looks.Look | None = None) -> Splits:
     count = 1000
     if options.validation is not None:
         count = held_out_count("validation", options.validation, _NUM_SPRITES)
-    return sprites(_NUM_SPRITES, count, size=size, seed=options.seed)
+    return sprites(_NUM_SPRITES, count, size=size, seed=options.seed, look=look)
 
 
 _BUILDERS: dict[str, Callable[[LoadOptions], Splits]] = {
     "counts": lambda options: negative_binomial_factors(seed=options.seed, **options.part),
     "digits": lambda options: digits(seed=options.seed, **options.part),
+    "dsprites": _dsprites,
     "fashion-mnist": lambda options: fashion_mnist(options.root, **options.part),
     "file": _file,
     "h5ad": _h5ad,
@@ -88,6 +97,9 @@ _BUILDERS: dict[str, Callable[[LoadOptions], Splits]] = {
     "mnist": lambda options: mnist(options.root, **options.part),
     "sprites": lambda options: _sprites(options, 64),
     "sprites-32": lambda options: _sprites(options, 32),
+    "sprites-coloured": lambda options: _sprites(options, 64, sprite_looks.coloured),
+    "sprites-on-noise": lambda options: _sprites(options, 64, sprite_looks.on_noise),
+    "sprites-on-texture": lambda options: _sprites(options, 64, sprite_looks.on_texture),
 }
 
 
@@ -118,7 +130,8 @@ def load(
     Args:
         name: One of :func:`available`; ``file`` is a person's own.
         root: Folder of downloaded data (the MNIST family); others have no use for it.
-        path: File or folder of data set ``file``, see :func:`pyro_bvae.datasets.from_path`; file of ``h5ad``.
+        path: File or folder of data set ``file``, see :func:`pyro_bvae.datasets.from_path`; file of ``h5ad`` and
+            ``dsprites``.
         split_column: Column of a csv or h5ad file that says train, validation or test.
         validation: Fraction or number of data that validate, 0 for none; by default the data set's own.
         binarize: ``none``, ``dynamic`` or ``static``, see :meth:`Splits.binarized`.

@@ -10,7 +10,7 @@ from pyro_bvae.errors import InputError
 from pyro_bvae.randomness import stream_seed
 
 # Of the data sets; training takes numbers from 16.
-ORDER_STREAM, PIXEL_STREAM, FIXED_PIXEL_STREAM, SPLIT_STREAM, SYNTHESIS_STREAM, WEIGHT_STREAM = range(6)
+ORDER_STREAM, PIXEL_STREAM, FIXED_PIXEL_STREAM, SPLIT_STREAM, SYNTHESIS_STREAM, WEIGHT_STREAM, LOOK_STREAM = range(7)
 
 
 def stream_generator(seed: int, epoch: int, stream: int) -> torch.Generator:

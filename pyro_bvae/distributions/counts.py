@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from pyro_bvae.compiling import is_capturing
+
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
 # Where the series of Stirling's remainder takes over: its next term is below 1e-11 there.
 _LARGE = 16.0
@@ -69,7 +71,7 @@ def _textbook(log_mean: Tensor, theta: Tensor, value: Tensor) -> Tensor:
 def _is_moderate(theta: Tensor, value: Tensor) -> bool:
     """Whether counts and dispersions are small; not asked where the answer would have to be waited for."""
     plain = not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in (theta, value))
-    if not plain or theta.is_cuda or torch.compiler.is_compiling() or value.numel() == 0:
+    if not plain or theta.is_cuda or is_capturing() or torch.compiler.is_compiling() or value.numel() == 0:
         return False
     return float(value.amax()) < _MODERATE and float(theta.detach().amax()) < _MODERATE
 

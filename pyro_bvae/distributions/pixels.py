@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
+from pyro_bvae.compiling import is_capturing
+
 
 class GreyBernoulli(dist.Bernoulli):
     """A Bernoulli whose log density is also evaluated between 0 and 1: the cross-entropy of grey pixels.
@@ -44,6 +46,8 @@ class Pixels(dist.Independent):  # type: ignore[misc]
         if self.base_dist._validate_args:
             self.base_dist._validate_sample(value)
         logits, signs = torch.broadcast_tensors(logits, 1 - 2 * value)
+        if is_capturing():  # a compiler makes one loop of it
+            return _score(logits, signs)
         step = len(logits) if logits.is_cuda else max(1, _PIXELS * len(logits) // max(1, logits.numel()))
         return torch.cat([_score(*parts) for parts in zip(logits.split(step), signs.split(step), strict=True)])
 

@@ -1,69 +1,147 @@
 """Measuring: the bound, the evidence, the gaps between them, and the latents."""
 
-from pyro_bvae.evaluation import averages
+from pyro_bvae.evaluation import averages, disentanglement
 from pyro_bvae.evaluation.annealing import Sandwich, annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.audit import Audit, Finding, audit
 from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound, kl_per_dimension
 from pyro_bvae.evaluation.collapse import Diagnosis, diagnose
 from pyro_bvae.evaluation.collapse_causes import Cause, LatentDiagnosis
 from pyro_bvae.evaluation.collapse_words import CollapseFinding
+from pyro_bvae.evaluation.coverage import Coverage, Mass, coverage, log_aggregate
+from pyro_bvae.evaluation.coverage_tests import EnergyTest, energy_test
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.export import to_arviz, write_arviz
 from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
+from pyro_bvae.evaluation.geodesics import Geodesic, geodesic
+from pyro_bvae.evaluation.geometry import DecoderGeometry, RotationTest, decoder_geometry, decoder_jacobian, fisher_rao
 from pyro_bvae.evaluation.importance import elbo, evidence
 from pyro_bvae.evaluation.information import KLDecomposition, decompose_kl
 from pyro_bvae.evaluation.information_latents import LatentReading, read_latents
+from pyro_bvae.evaluation.inversion import (
+    AggregateHoles,
+    AggregateStart,
+    BatchedHMCMethod,
+    Blur,
+    Calibration,
+    CountThinning,
+    Downsample,
+    DrawnSignal,
+    Draws,
+    EncoderStart,
+    InverseProblem,
+    Inversion,
+    LinearOperator,
+    Mask,
+    MeanSignal,
+    NormalNoise,
+    NUTSMethod,
+    PriorStart,
+    RandomProjection,
+    Signal,
+    Start,
+    VariationalMethod,
+    calibrate,
+    invert,
+)
 from pyro_bvae.evaluation.predictive_checks import CountChecks, Statistic, count_checks
 from pyro_bvae.evaluation.proposals import DefensiveProposal, GuideProposal, HeavyTailedProposal, RefitProposal
 from pyro_bvae.evaluation.rate_distortion import CurvePoint, RateDistortion, Slope, rate_distortion
 from pyro_bvae.evaluation.refit import RefitSettings
+from pyro_bvae.evaluation.sample_features import LabelClassifier, PrincipalFeatures
+from pyro_bvae.evaluation.sample_quality import LabelQuality, SampleQuality, SampleScore, sample_quality
+from pyro_bvae.evaluation.sample_scores import two_sample_test
 from pyro_bvae.evaluation.schedule import AnnealingSettings
 from pyro_bvae.evaluation.summary import Evaluation, evaluate
 from pyro_bvae.evaluation.verification import Check, verify
 
 __all__ = [
+    "AggregateHoles",
+    "AggregateStart",
     "AnnealingSettings",
     "Audit",
+    "BatchedHMCMethod",
+    "Blur",
     "Bound",
+    "Calibration",
     "Cause",
     "Check",
     "CollapseFinding",
     "CountChecks",
+    "CountThinning",
+    "Coverage",
     "CurvePoint",
+    "DecoderGeometry",
     "DefensiveProposal",
     "Diagnosis",
+    "Downsample",
+    "DrawnSignal",
+    "Draws",
+    "EncoderStart",
+    "EnergyTest",
     "Estimate",
     "Evaluation",
     "Finding",
+    "Geodesic",
     "GuideProposal",
     "HeavyTailedProposal",
     "InferenceGaps",
+    "InverseProblem",
+    "Inversion",
     "KLDecomposition",
     "KLPerDimension",
+    "LabelClassifier",
+    "LabelQuality",
     "LatentDiagnosis",
     "LatentReading",
+    "LinearOperator",
+    "Mask",
+    "Mass",
+    "MeanSignal",
+    "NUTSMethod",
+    "NormalNoise",
+    "PrincipalFeatures",
+    "PriorStart",
+    "RandomProjection",
     "RateDistortion",
     "RefitProposal",
     "RefitSettings",
+    "RotationTest",
+    "SampleQuality",
+    "SampleScore",
     "Sandwich",
+    "Signal",
     "Slope",
+    "Start",
     "Statistic",
+    "VariationalMethod",
     "annealed_evidence",
     "audit",
     "averages",
     "bidirectional_evidence",
     "bound",
+    "calibrate",
     "count_checks",
+    "coverage",
+    "decoder_geometry",
+    "decoder_jacobian",
     "decompose_kl",
     "diagnose",
+    "disentanglement",
     "elbo",
+    "energy_test",
     "evaluate",
     "evidence",
+    "fisher_rao",
+    "geodesic",
     "inference_gaps",
+    "invert",
     "kl_per_dimension",
+    "log_aggregate",
     "rate_distortion",
     "read_latents",
+    "sample_quality",
     "to_arviz",
+    "two_sample_test",
     "verify",
     "write_arviz",
 ]

@@ -59,6 +59,8 @@ class Program:
     def __init__(self, model: Function, guide: Function, args: tuple[Any, ...], data_plate: str | None = None) -> None:
         self.model, self.guide, self.args = model, guide, args
         self.sliceable = True
+        #: What stands in for :meth:`log_joint` where many passes are made.
+        self.compiled: Callable[[Values, tuple[Any, ...]], tuple[Tensor, Tensor]] | None = None
         traces = self._open(args, data_plate)
         check_sites(self.plate, *traces)
         self._check_densities(*traces)

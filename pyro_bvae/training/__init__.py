@@ -1,8 +1,10 @@
 """Training: objectives, schedules, and ``fit``."""
 
+from pyro_bvae.training.beta_conditioned import ConditionedBeta, at_beta, with_beta
 from pyro_bvae.training.checklist import Remark, check_after, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 from pyro_bvae.training.controlled_capacity import ControlledCapacity
+from pyro_bvae.training.ex_post import fit_ex_post_prior
 from pyro_bvae.training.fit import fit
 from pyro_bvae.training.free_bits import FreeBits
 from pyro_bvae.training.health import TrainingError
@@ -19,6 +21,7 @@ from pyro_bvae.training.total_correlation import TotalCorrelation
 
 __all__ = [
     "IWELBO",
+    "ConditionedBeta",
     "Constant",
     "ControlledCapacity",
     "CosineWarmup",
@@ -41,15 +44,18 @@ __all__ = [
     "TotalCorrelation",
     "TraceTerms",
     "TrainingError",
+    "at_beta",
     "check_after",
     "check_before",
     "check_during",
     "checkpoint_path",
     "fit",
+    "fit_ex_post_prior",
     "load_checkpoint",
     "load_weights",
     "reparametrize",
     "save_checkpoint",
     "start_at_mean",
     "sweep",
+    "with_beta",
 ]

@@ -31,6 +31,8 @@ class History(Mapping[str, list[float]]):
     def __init__(self, rows: list[Row] | None = None, remarks: Sequence[Remark] = ()) -> None:
         self.rows: list[Row] = list(rows or [])
         self.remarks = list(remarks)
+        #: How the step was run, where compiling it was tried.
+        self.step = ""
 
     def __getitem__(self, column: str) -> list[float]:
         if column not in iter(self):

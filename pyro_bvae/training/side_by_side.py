@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyro_bvae.compiling import fast_products
 from pyro_bvae.context import Context
 from pyro_bvae.precision import full_precision, networks_in
 from pyro_bvae.randomness import NOISE_STREAM, seeded, stream_seed
@@ -22,7 +23,7 @@ from pyro_bvae.training.history import Row
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.replica_trainer import ReplicaTrainer
 from pyro_bvae.training.replicas import CannotStack, Replicas, ReplicaTerms, Stacked
-from pyro_bvae.training.trainer import step_if_finite
+from pyro_bvae.training.step import step_if_finite
 from pyro_bvae.training.watch import LOOK_EVERY
 
 # Data of the rehearsal, in which the replicas' program is held to the models themselves.
@@ -132,6 +133,7 @@ class SideBySide:
             stack.enter_context(private_store(self.program.vae.model))
             stack.enter_context(seeded(self.settings.seed))
             stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(fast_products(self.device))
             bar = stack.enter_context(tqdm(total=epochs * self.steps, disable=not progress, unit="step"))
             for epoch in range(epochs):
                 bar.set_description(f"{len(self.replicas)} replicas, epoch {epoch + 1}/{epochs}", refresh=False)

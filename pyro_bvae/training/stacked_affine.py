@@ -13,6 +13,16 @@ from torch.overrides import TorchFunctionMode
 _LARGE = 2**14
 
 
+def products(one: Tensor, other: Tensor) -> Tensor:
+    """Return the products of R pairs of matrices; of large ones one by one, which the libraries are better at."""
+    if one.is_cuda:
+        return torch.bmm(one, other)
+    found = one.new_empty(len(one), one.shape[1], other.shape[2])
+    for into, left, right in zip(found, one, other, strict=True):
+        torch.mm(left, right, out=into)
+    return found
+
+
 class StackedAffine(torch.autograd.Function):
     r"""R affine maps, :math:`x_r W_r^\top + b_r`, shapes ``(R, N, D)``, ``(R, F, D)`` and ``(R, F)``.
 
@@ -23,9 +33,8 @@ class StackedAffine(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Map each replica's rows."""
-        if bias is None:
-            return torch.bmm(x, weight.mT)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+        mapped = products(x, weight.mT)
+        return mapped if bias is None else mapped.add_(bias.unsqueeze(1))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -39,8 +48,8 @@ class StackedAffine(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
-            torch.bmm(gradient, weight) if of_x else None,
-            torch.bmm(gradient.mT, x) if of_weight else None,
+            products(gradient, weight) if of_x else None,
+            products(gradient.mT, x) if of_weight else None,
             gradient.sum(1) if of_bias else None,
         )
 

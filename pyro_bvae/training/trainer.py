@@ -15,21 +15,23 @@ from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyro_bvae.compiling import fast_products
 from pyro_bvae.context import Context
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.errors import InputError, check_finite
 from pyro_bvae.files import make_directory, remove_parts
 from pyro_bvae.modules import evaluating
-from pyro_bvae.precision import networks_in
 from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.store import private_store
 from pyro_bvae.training.batches import as_batches
 from pyro_bvae.training.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
+from pyro_bvae.training.compiled import WORTH_COMPILING, CompiledStep
 from pyro_bvae.training.held_out import HeldOut
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.objectives import Objective, StepsByTerms
+from pyro_bvae.training.step import Step
 from pyro_bvae.training.target_rate import TargetRate
 from pyro_bvae.training.watch import LOOK_EVERY, Watch, count_active
 
@@ -51,6 +53,7 @@ class Trainer:
         objective: Training objective.
         device: Where to train.
         output: Run directory.
+        compile: Whether the step is compiled; None where the run is long enough to repay it.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class Trainer:
         objective: Objective | None,
         device: str | None,
         output: Path | None,
+        compile: bool | None = None,
     ) -> None:
         if device is not None:
             vae.to(device)
@@ -82,8 +86,9 @@ class Trainer:
         if validation is not None:
             ready = as_batches(_as_dataset(validation, vae), dtype, self.device, check)
             self.held_out = HeldOut(vae, cast("Dataset", ready), self.loss, settings.batch_size)
-        fused = self.device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
+        kind = Step if compile is False else CompiledStep
+        self.step = kind(self.loss, self.parameters, settings.gradient_clip, settings.precision)
+        self.optimizer, self.compile = self.step.optimizer, compile
         self.controller = settings.beta.controller(self.device) if isinstance(settings.beta, TargetRate) else None
         self.history = History()
         self.best, self.stale = float("inf"), 0
@@ -100,6 +105,8 @@ class Trainer:
         ) as bar:  # fmt: skip
             if not first:
                 self._remark(self._before())
+            if first < epochs:
+                self._compile(epochs * steps, bar)  # of the whole run: one that is resumed goes on as it was
             for epoch in range(first, epochs):
                 if self._is_over():
                     break
@@ -111,6 +118,20 @@ class Trainer:
         self._remark(check_during(self.history.rows, self.settings.gradient_clip))
         self._restore_best()
         return self.history
+
+    def _compile(self, steps: int, bar: tqdm[Any]) -> None:
+        """Compile the step, if that is wanted or the run is long enough, and say how it went."""
+        if not isinstance(self.step, CompiledStep) or not (self.compile or steps >= WORTH_COMPILING):
+            return
+        bar.set_description("compiling")
+        settings = self.settings
+        batch = next(iter(self.data.batches(settings.batch_size, seed=settings.seed, epoch=0)))
+        done = self.step.prepare(*batch, self.final_beta)
+        self.history.step = self.step.said
+        if self.compile and not done:
+            warnings.warn(self.step.said, stacklevel=4)
+        elif not bar.disable:
+            bar.write(self.step.said)
 
     def _before(self) -> list[Remark]:
         """Look over what is to be trained, as far as it is at hand."""
@@ -139,6 +160,7 @@ class Trainer:
             self._check_program()
             # Shapes and supports have been checked; in the loop the checks cost as much as the model.
             stack.enter_context(pyro.validation_enabled(False))
+            stack.enter_context(fast_products(self.device))
             yield
 
     def _check_program(self) -> None:
@@ -176,7 +198,7 @@ class Trainer:
             done = epoch + index / steps
             beta = self._beta(done)
             learning_rate = float(settings.learning_rate(done, settings.epochs))
-            stats = self._step(x, context, beta, learning_rate)
+            stats = self.step(x, context, beta, learning_rate)
             watch.add(stats, x, context, beta)
             if self.controller is not None and not self.controller.holds(done, settings.epochs):
                 self.controller.update(stats[2] / x.shape[0])
@@ -205,29 +227,6 @@ class Trainer:
         """The β at which training ends, as far as it is known: what held-out data are measured at."""
         epochs = self.settings.epochs
         return self.settings.final_beta if self.controller is None else float(self.controller.beta(epochs, epochs))
-
-    def _step(self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float) -> Tensor:
-        """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.zero_grad(set_to_none=True)
-        with networks_in(self.settings.precision):
-            terms = self.loss(x, context, beta)
-        terms.loss.backward()
-        size = x.shape[0]
-        norm = self._clip(size)
-        stats = torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm / size])
-        step_if_finite(self.optimizer, stats)
-        return stats
-
-    def _clip(self, size: int) -> Tensor:
-        """Clip the gradients of a batch and return their norm before."""
-        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        # A norm that is not finite would make every gradient NaN, and nobody could say which was.
-        if self.settings.gradient_clip is not None and (norm.is_cuda or bool(torch.isfinite(norm))):
-            nn.utils.clip_grads_with_norm_(self.parameters, self.settings.gradient_clip * size, norm)
-        return norm
 
     def _active_units(self) -> Row:
         data = self.data if self.held_out is None else self.held_out.data
@@ -322,18 +321,6 @@ class Trainer:
 def _as_dataset(data: Any, vae: nn.Module) -> Any:
     """Return a tensor as a data set, in which NaN is a missing entry if the model takes it as one."""
     return Dataset(data, missing=getattr(vae, "missing", False)) if isinstance(data, Tensor) else data
-
-
-def step_if_finite(optimizer: torch.optim.Optimizer, stats: Tensor) -> None:
-    """Take a step, unless the numbers behind it are not finite and it would spoil the weights."""
-    finite = torch.isfinite(stats).all()
-    if stats.device.type == "cpu":
-        if bool(finite):
-            optimizer.step()
-        return
-    # Fused Adam decides on the device, without a look from here.
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    optimizer.step()
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:

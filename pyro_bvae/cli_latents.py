@@ -1,0 +1,239 @@
+"""The commands that look into a run's latents: ``pyro-bvae {traverse,interpolate,embed,reconstruct,generate} RUN``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from matplotlib.figure import Figure
+
+from pyro_bvae import latent_plots, latents, plots
+from pyro_bvae.datasets import Dataset, LazyDataset
+from pyro_bvae.errors import InputError, check_count, unknown_name
+from pyro_bvae.files import atomic_write, make_directory
+from pyro_bvae.latent_results import SUFFIXES, as_arrays, check_suffix, columns_of, write_numbers
+from pyro_bvae.latents import AggregateRange, GeodesicPath, LatentPath, LinearPath, PriorRange, SphericalPath
+from pyro_bvae.runs import Run, check_device, load
+
+_PATHS: dict[str, LatentPath] = {
+    "linear": LinearPath(),
+    "spherical": SphericalPath(),
+    "geodesic": GeodesicPath(),
+}
+_STEPS, _FRAMES = 9, 24
+# Data that a figure shows of a table, which has as many as there are.
+_SHOWN, _SHOWN_FEATURES = 10, 6
+_DPI = 150
+
+
+@dataclass(frozen=True)
+class _OfRun:
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    output: Path | None = None
+    """File to write, whose ending says what: .png (a figure), .gif (an animation, of a traversal), .npz (arrays) or
+    .csv (a table); in the run's folder latents by default."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which part of the data to look at."""
+    checkpoint: str = "best"
+    """Which checkpoint: best or last."""
+    device: str = "cpu"
+    """Where to compute."""
+
+    def file(self, name: str, *suffixes: str) -> Path:
+        """Return the file to write, of one of these endings."""
+        path = self.output or self.directory / "latents" / name
+        check_suffix(path, suffixes)
+        return path
+
+    def open(self) -> tuple[Run, Dataset | LazyDataset]:
+        """Return the run and the part of its data."""
+        check_device(self.device)
+        run = load(self.directory, checkpoint=self.checkpoint, device=self.device)
+        data = getattr(run.splits, self.split)
+        if data is None:
+            raise InputError(f"{self.directory} has no {self.split} data; take another --split")
+        return run, data
+
+
+@dataclass(frozen=True)
+class Traverse(_OfRun):
+    """Move one latent after another and draw what is decoded: a figure, an animation, or numbers."""
+
+    latents: tuple[int, ...] = ()
+    """The latents to move; by default the active ones, by decreasing KL."""
+    datum: int = 0
+    """Number of the datum whose code is moved."""
+    num_steps: int | None = None
+    """Values of each latent; 9 by default, 24 for an animation."""
+    deviations: float | None = None
+    """Move over so many standard deviations of the prior to either side; by default over the middle 98% of the codes of
+    the data."""
+
+    def run(self) -> None:
+        """Run the command."""
+        path = self.file("traversal.png", ".png", ".gif", *SUFFIXES)
+        steps = (_FRAMES if path.suffix.lower() == ".gif" else _STEPS) if self.num_steps is None else self.num_steps
+        values = AggregateRange() if self.deviations is None else PriorRange(self.deviations)
+        run, data = self.open()
+        if path.suffix.lower() == ".gif" and data.image_shape is None:
+            raise InputError(f"'output' can be an animation of images only, got {path} for data that are none")
+        found = latents.traverse(
+            run, data, latents=self.latents or None, values=values, num_steps=steps, datum=self.datum
+        )
+        if path.suffix.lower() in SUFFIXES:
+            found.save(path)
+        elif data.image_shape is None:
+            _write_figure(latent_plots.traversal_lines(found, _feature_names(run)), path)
+        elif path.suffix.lower() == ".gif":
+            latent_plots.write_gif(latent_plots.traversal_frames(found, data.image_shape), path)
+        else:
+            around = f"the code of {self.split} datum {self.datum}"
+            _write_figure(latent_plots.traversal_grid(found, data.image_shape, around), path)
+        nats = [""] * len(found.latents) if found.kl is None else [f" ({kl:.2f} nats)" for kl in found.kl]
+        print("latents: " + ", ".join(f"z{latent}{kl}" for latent, kl in zip(found.latents, nats, strict=True)))
+        print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Interpolate(_OfRun):
+    """Draw what is decoded on the way between the codes of two data."""
+
+    data: tuple[int, ...] = (0, 1)
+    """Numbers of the data, in pairs: from the first to the second, from the third to the fourth, ..."""
+    paths: tuple[str, ...] = ("linear",)
+    """The ways: linear, spherical, geodesic."""
+    num_steps: int = _STEPS
+    """Codes on each way, both ends among them."""
+
+    def run(self) -> None:
+        """Run the command."""
+        path = self.file("interpolation.png", ".png", *SUFFIXES)
+        for name in self.paths:
+            if name not in _PATHS:
+                raise unknown_name("path", name, _PATHS)
+        if not self.paths or (len(self.paths) > 1 and path.suffix.lower() in SUFFIXES):
+            raise InputError(f"'paths' must be one for {path}, got {', '.join(self.paths) or 'none'}")
+        if not self.data or len(self.data) % 2:
+            raise InputError(f"'data' must be pairs of numbers, got {len(self.data)} numbers")
+        run, data = self.open()
+        outside = [number for number in self.data if not 0 <= number < len(data)]
+        if outside:
+            raise InputError(f"'data' must be among the numbers 0 to {len(data) - 1}, got {outside[0]}")
+        ends = [data[list(self.data[place::2])] for place in (0, 1)]
+        found = {
+            name: latents.interpolate(run, *ends, path=_PATHS[name], num_steps=self.num_steps) for name in self.paths
+        }
+        if path.suffix.lower() in SUFFIXES:
+            found[self.paths[0]].save(path)
+        elif data.image_shape is None:
+            _write_figure(latent_plots.interpolation_lines(found, _feature_names(run)), path)
+        else:
+            _write_figure(latent_plots.interpolation_strips(found, data.image_shape), path)
+        print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Embed(_OfRun):
+    """Write the codes of the data, beside their labels and factors, to an .npz or a .csv."""
+
+    scales: bool = False
+    """Write the posterior standard deviations too."""
+
+    def run(self) -> None:
+        """Run the command."""
+        path = self.file("embedding.npz", *SUFFIXES)
+        found = latents.embed(*self.open(), scales=self.scales)
+        found.save(path)
+        count, size = found.means.shape
+        print(f"{count} codes of {size} latents")
+        print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Reconstruct(_OfRun):
+    """Draw or write what the decoder makes of the codes of the data."""
+
+    num_data: int | None = None
+    """How many, the first ones; by default as many as a figure shows, or all for numbers."""
+
+    def run(self) -> None:
+        """Run the command."""
+        path = self.file("reconstructions.png", ".png", *SUFFIXES)
+        if self.num_data is not None:
+            check_count("num_data", self.num_data)
+        run, data = self.open()
+        shown = _SHOWN if data.image_shape is not None else _SHOWN_FEATURES
+        most = self.num_data or (len(data) if path.suffix.lower() in SUFFIXES else shown)
+        chosen = data[:most]
+        means = latents.reconstruct(run, chosen)
+        if path.suffix.lower() in SUFFIXES:
+            arrays = as_arrays({"x": chosen.x, "reconstructions": means})
+            write_numbers(path, arrays, lambda: columns_of(_feature_names(run) or "x", arrays["reconstructions"]))
+        elif data.image_shape is None:
+            title = "Data and their reconstructions"
+            _write_figure(plots.features(chosen.x, means, title, _feature_names(run), num=most), path)
+        else:
+            _write_figure(plots.reconstructions(chosen.x, means, data.image_shape, num=most), path)
+        print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Generate(_OfRun):
+    """Draw or write new data: latents from the prior, decoded."""
+
+    num_samples: int = 40
+    """How many."""
+    temperature: float = 1.0
+    """Scales the spread of the prior: below 1, data are more typical and less varied."""
+    noise: bool = False
+    """Draw from the likelihood too, instead of taking its mean."""
+    seed: int = 0
+    """Seed of the draws."""
+
+    def run(self) -> None:
+        """Run the command."""
+        path = self.file("samples.png", ".png", *SUFFIXES)
+        check_count("num_samples", self.num_samples)
+        run, data = self.open()
+        context = None
+        if data.context is not None:
+            context = data[torch.arange(self.num_samples) % len(data)].to(self.device).context
+        options: dict[str, Any] = {"temperature": self.temperature, "noise": self.noise, "seed": self.seed}
+        made = latents.generate(run, self.num_samples, context, **options)
+        title = f"Draws from the prior at temperature {self.temperature:g}, decoded"
+        if path.suffix.lower() in SUFFIXES:
+            arrays = as_arrays({"x": made})
+            write_numbers(path, arrays, lambda: columns_of(_feature_names(run) or "x", arrays["x"]))
+        elif data.image_shape is None:
+            few = min(_SHOWN_FEATURES, self.num_samples)
+            _write_figure(plots.features(made, None, title, _feature_names(run), num=few), path)
+        else:
+            _write_figure(plots.image_grid(made, data.image_shape, title, num=self.num_samples), path)
+        print(f"written: {path}")
+
+
+#: The commands by name.
+COMMANDS: dict[str, Any] = {
+    "traverse": Traverse,
+    "interpolate": Interpolate,
+    "embed": Embed,
+    "reconstruct": Reconstruct,
+    "generate": Generate,
+}
+
+
+def _feature_names(run: Run) -> Sequence[str]:
+    """Return the names of the features, where the data have any: the genes of cells."""
+    names: Sequence[str] = getattr(getattr(run.splits, "format", None), "genes", ())
+    return names
+
+
+def _write_figure(figure: Figure, path: Path) -> None:
+    make_directory(path.parent)
+    with atomic_write(path, "wb") as stream:
+        figure.savefig(stream, format="png", dpi=_DPI)

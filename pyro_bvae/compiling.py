@@ -1,0 +1,220 @@
+"""Functions of tensors, captured as a graph of operations and compiled, so that Python is out of the loop.
+
+A Pyro program is Python: effect handlers, traces, distributions made and thrown away. What is left of it once it has
+run is a list of tensor operations. :func:`compiled` records that list and has Inductor make machine code of it, which
+its cache on disk keeps between runs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import cast
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyro_bvae.randomness import seeded
+
+Tensors = Sequence[Tensor]
+Function = Callable[[Tensors], Tensors]
+
+_capturing = False
+# What this process has compiled, by operations, shapes and constants.
+_known: dict[object, Function] = {}
+_MOST_KNOWN = 16
+
+
+class CannotCompile(Exception):
+    """Why a function is run as it is; its text is one line."""
+
+    def __init__(self, reason: object) -> None:
+        line = next((line.strip() for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
+        super().__init__(line[:200])
+
+
+def is_capturing() -> bool:
+    """Whether the operations that run are being recorded: what is then done piece by piece for a cache is in vain."""
+    return _capturing
+
+
+@contextmanager
+def _recording() -> Iterator[None]:
+    global _capturing  # noqa: PLW0603
+    _capturing = True
+    # An empty store: what a program registers while it is recorded are stand-ins, which nobody should see again.
+    store = pyro.get_param_store().scope()
+    try:
+        with store, pyro.validation_enabled(False), seeded(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        _capturing = False
+
+
+def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
+    """Record the operations that a function does on an example.
+
+    Args:
+        function: Takes a list of tensors and returns a list of tensors. Its Python control flow and all numbers in it
+            that are no tensors are those of the example.
+        example: What it is run on, once; tensors that it changes in place are to be copies.
+
+    Raises:
+        CannotCompile: if it asks a tensor for its value, or does what cannot be recorded.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    def unpacked(*arguments: Tensor) -> Tensors:
+        return function(arguments)
+
+    try:
+        with _recording():
+            return cast("torch.fx.GraphModule", make_fx(unpacked)(*example))
+    except Exception as error:
+        raise CannotCompile(_explain(error)) from error
+
+
+def compiled(function: Function, example: Tensors) -> tuple[Function, float]:
+    """Capture a function and compile it, for tensors of the example's shapes, and return it with the seconds it took.
+
+    Random numbers are those of the global generator, in the order in which the function itself draws them.
+
+    Args:
+        function: As :func:`capture` takes it.
+        example: As :func:`capture` takes it.
+
+    Raises:
+        CannotCompile: if it cannot be captured, or there is no compiler for it.
+    """
+    started = time.perf_counter()
+    graph = capture(function, [tensor.detach().clone() for tensor in example])
+    key = _identity(graph, example)
+    if key not in _known:
+        if len(_known) >= _MOST_KNOWN:
+            _known.clear()
+        _known[key] = _compile(graph, example)
+    return _known[key], time.perf_counter() - started
+
+
+def _compile(graph: torch.fx.GraphModule, example: Tensors) -> Function:
+    """Make machine code of a graph."""
+    # Without packed weights, which would have to be constants.
+    options = {"fallback_random": True, "cpp.weight_prepack": False}
+    with _quiet(), torch.no_grad():
+        try:
+            import torch._inductor as inductor
+
+            fast = inductor.compile(graph, list(example), options=options)
+        except Exception as error:
+            raise CannotCompile(_explain(error)) from error
+
+    def run(tensors: Tensors) -> Tensors:
+        with torch.no_grad():
+            return cast("Tensors", fast(*tensors))
+
+    return run
+
+
+def _identity(graph: torch.fx.GraphModule, example: Tensors) -> object:
+    """Return what two graphs have in common if one may stand for the other."""
+    constants = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
+    few = [tuple(tensor.flatten().tolist()) if tensor.numel() <= 64 else id(tensor) for tensor in constants]
+    shapes = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in example]
+    return graph.code, tuple(few), tuple(shapes), torch.get_float32_matmul_precision(), torch.get_num_threads()
+
+
+def _explain(error: Exception) -> str:
+    """Return an error of the tracer or the compiler, in a user's words where it is a known one."""
+    text = f"{type(error).__name__}: {error}"
+    if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
+        return "there is no C++ compiler"
+    if "value out of a tracing tensor" in text or "DataDependent" in text or "data-dependent" in text:
+        return "the program asks a tensor for its value (if, while, float(), .item())"
+    return text
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep what the compiler says to its developers from a user's screen."""
+    logger = logging.getLogger("torch")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+class Swapped:
+    """Modules whose parameters and buffers can be given from outside, as a list of tensors.
+
+    Args:
+        modules: The modules; what is captured with stand-ins in their places reads those.
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        # Each place once, though a module may be reached by two names; a tensor at two places is one tensor.
+        owners = {id(owner): owner for module in modules for owner in module.modules()}.values()
+        tables = [table for owner in owners for table in (owner._parameters, owner._buffers)]
+        self._places: list[tuple[dict[str, Tensor], str, int]] = []
+        numbers: dict[int, int] = {}
+        for table in cast("list[dict[str, Tensor]]", tables):
+            for leaf, tensor in table.items():
+                if tensor is not None:
+                    self._places.append((table, leaf, numbers.setdefault(id(tensor), len(numbers))))
+        self._first = {number: (table, leaf) for table, leaf, number in reversed(self._places)}
+
+    def tensors(self) -> list[Tensor]:
+        """Return the parameters and buffers, as they are now."""
+        return [table[leaf] for table, leaf in (self._first[number] for number in range(len(self._first)))]
+
+    @contextmanager
+    def given(self, tensors: Tensors) -> Iterator[None]:
+        """Run the body with other tensors in the places of the modules' own."""
+        own = [table[leaf] for table, leaf, _ in self._places]
+        try:
+            for table, leaf, number in self._places:
+                table[leaf] = tensors[number]
+            yield
+        finally:
+            for (table, leaf, _), tensor in zip(self._places, own, strict=True):
+                table[leaf] = tensor
+
+
+@cache
+def _fast_products_are_exact() -> bool:
+    """Whether this processor's fast way to float32 products has the error of its exact one."""
+    generator = torch.Generator().manual_seed(0)
+    one, other = (torch.randn(256, 512, generator=generator) for _ in range(2))
+    exact = one.double() @ other.double().T
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        error = ((one @ other.T).double() - exact).norm() / exact.norm()
+    finally:
+        torch.set_float32_matmul_precision(before)
+    return float(error) < 4 * torch.finfo(torch.float32).eps
+
+
+@contextmanager
+def fast_products(device: torch.device) -> Iterator[None]:
+    """Run the body with float32 matrix products on the CPU by oneDNN, where it is exact to float32 rounding.
+
+    ``torch.set_float32_matmul_precision("medium")`` allows bfloat16, which processors without AMX do not use: there
+    it only chooses another library, up to twice as fast. Where it does lose digits nothing is changed.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cpu" and before == "highest" and _fast_products_are_exact():
+        torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,96 @@
+"""The joint density of a program, compiled for passes of one shape: what importance sampling spends its time on."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
+from tqdm import tqdm
+
+from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled
+from pyro_bvae.evaluation.densities import Values
+from pyro_bvae.modules import modules_of
+
+if TYPE_CHECKING:
+    from pyro_bvae.evaluation.program import Program
+
+#: Rows (particles times data) of a pass, and numbers in its widest site, on a CPU: no Python holds it up, so that it
+#: may be so small that what it makes stays in the cache.
+COMPILED_PASS = (4096, 3_300_000)
+#: Passes from which a compiled density repays the seconds of the compiler.
+WORTH_COMPILING = 4000
+
+
+class CompiledJoint:
+    """``log p(z)`` and ``log p(x | z)`` of a program, in place of :meth:`Program.log_joint`.
+
+    The first pass decides on the shape that is compiled, by what it says both ways; others are run as they are, and so
+    is every pass of a program that cannot be compiled.
+
+    Args:
+        opened: The program.
+        wanted: Whether it is a surprise if the program cannot be compiled.
+        bar: The progress bar beside which is said how it went.
+    """
+
+    def __init__(self, opened: Program, wanted: bool, bar: tqdm[Any]) -> None:
+        self.opened, self.wanted, self.bar = opened, wanted, bar
+        self._modules = Swapped(*modules_of(opened.model))
+        self._run: Any = None
+        self._signature: tuple[Any, ...] | None = None
+        #: What became of the compilation, in words; empty before the first pass.
+        self.said = ""
+
+    def __call__(self, values: Values, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+        """Return ``log p(z)`` and ``log p(x | z)`` at given values of the latents, each of shape ``(K, N)``."""
+        leaves, layout = tree_flatten((values, args))
+        signature = (layout, *(_shape_of(leaf) for leaf in leaves))
+        if not self.said:
+            self._prepare(leaves, layout)
+            self._signature = None if self._run is None else signature
+        if signature != self._signature:
+            return self.opened.log_joint(values, args)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        latent, observed = self._run([*self._modules.tensors(), *tensors])
+        return latent, observed
+
+    def _prepare(self, leaves: list[Any], layout: Any) -> None:
+        own = self._modules.tensors()
+
+        def joint(tensors: Tensors) -> Tensors:
+            given = iter(tensors[len(own) :])
+            filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            with self._modules.given(tensors):
+                return self.opened.log_joint(*tree_unflatten(filled, layout))
+
+        example = [*own, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
+        try:
+            self._run, seconds = compiled(joint, example)
+            plain = self.opened.log_joint(*tree_unflatten(leaves, layout))
+            for one, other in zip(self._run(example), plain, strict=True):
+                if not torch.allclose(one, other, rtol=1e-4, atol=1e-3, equal_nan=True):
+                    raise CannotCompile(
+                        f"compiled and plain densities differ by {float((one - other).abs().max()):.2g}"
+                    )
+            self.said = f"compiled the density in {seconds:.1f} s"
+        except CannotCompile as reason:
+            self._run, self.said = None, f"the density is not compiled: {reason}"
+        if self._run is None and self.wanted:
+            warnings.warn(self.said, stacklevel=2)
+        elif not self.bar.disable:
+            self.bar.write(self.said)
+
+
+def compiled_joint(opened: Program, num_samples: int, compile: bool | None, bar: tqdm[Any]) -> CompiledJoint | None:
+    """Return a compiled density of a program if that is wanted, or repaid by the number of samples, or None."""
+    passes = num_samples * opened.num_data / min(COMPILED_PASS[0], COMPILED_PASS[1] / opened.width)
+    if not opened.vectorized or not (passes >= WORTH_COMPILING if compile is None else compile):
+        return None
+    return CompiledJoint(opened, compile is True, bar)
+
+
+def _shape_of(leaf: Any) -> Any:
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf

@@ -1,0 +1,348 @@
+r"""The geometry that a decoder gives its latents: Jacobians, their singular values and angles, the pull-back metric.
+
+A decoder maps latents to features, :math:`z \mapsto f(z)`, and a step in the latents is as long as what it changes
+there: :math:`|dx|^2 = dz^\top G(z) \, dz` with :math:`G = J^\top J` and :math:`J = \partial f / \partial z`. What f is,
+a *view* of :math:`p(x|z)` says: its :func:`means`, or coordinates in which Fisher and Rao's metric is the straight one.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+
+from pyro_bvae.context import Context
+from pyro_bvae.distributions import PoissonCounts
+from pyro_bvae.errors import InputError, check_count, check_finite
+from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
+from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.sites import unwrapped
+from pyro_bvae.modules import evaluating
+from pyro_bvae.precision import full_precision
+from pyro_bvae.randomness import CHOICE_STREAM, seeded
+
+# From p(x|z) with batch shape (N,) to (N, D).
+View = Callable[[Any], Tensor]
+# Numbers that the Jacobians of a block may hold.
+_BLOCK_NUMBERS = 2**22
+
+
+def means(distribution: Any) -> Tensor:
+    """Return the means of the features: changes are measured in the units of x.
+
+    Args:
+        distribution: :math:`p(x|z)`.
+
+    Raises:
+        InputError: if it is no distribution with a mean.
+    """
+    try:
+        mean = distribution.mean
+    except (AttributeError, NotImplementedError):
+        mean = None
+    if not isinstance(mean, Tensor):  # a tensor has a method of that name
+        raise InputError(
+            f"the decoder must return a distribution that knows its mean, got {type(distribution).__name__}"
+        )
+    return mean
+
+
+def fisher_rao(distribution: Any) -> Tensor:
+    r"""Return coordinates in which the Fisher-Rao metric of the likelihood is the Euclidean one.
+
+    Changes are measured by how well they can be told apart: :math:`J^\top F J`, with the Fisher information F of the
+    features' means, :math:`1 / \pi (1 - \pi)` of a Bernoulli one and :math:`1 / \lambda` of a Poisson one. A change
+    near 0 or 1 counts for more than the same in the middle. The coordinates are :math:`2 \arcsin \sqrt\pi` (less
+    :math:`\pi / 2`) and :math:`2 \sqrt\lambda`. A normal likelihood of fixed scale needs none: its metric is that of
+    the means over :math:`\sigma^2`. Reference: Arvanitidis et al. 2022.
+
+    Args:
+        distribution: :math:`p(x|z)`, of independent Bernoulli or Poisson features.
+
+    Raises:
+        InputError: for another one.
+    """
+    base = unwrapped(distribution)
+    if isinstance(base, torch.distributions.Bernoulli):
+        # The same as the arcsine, with a gradient that stays finite where the mean rounds to 0 or 1.
+        return 2 * torch.atan(torch.tanh(base.logits / 4))
+    if isinstance(base, torch.distributions.Poisson | PoissonCounts):
+        return 2 * base.mean.sqrt()
+    raise InputError(
+        f"'view' fisher_rao knows Bernoulli and Poisson features, got {type(base).__name__}; for a normal likelihood of"
+        " fixed scale the default, means, gives the same metric times the variance"
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class RotationTest:
+    """A score of the latents' axes, beside what it is in axes rotated at random.
+
+    Attributes:
+        estimate: The score, mean over the data, with its standard error over them.
+        null: The same mean after each random rotation of the active latents, shape ``(M,)``.
+    """
+
+    estimate: Estimate
+    null: Tensor
+
+    @property
+    def share(self) -> float:
+        """The share of the rotations, the model's own axes among them, that score as high as these axes."""
+        return (1 + int((self.null >= self.estimate.value).sum())) / (1 + len(self.null))
+
+    def __str__(self) -> str:
+        spread = f"{float(self.null.mean()):.3f} ± {float(self.null.std(correction=0)):.3f}"
+        return (
+            f"{self.estimate.value:.3f} ± {self.estimate.standard_error:.3f}; in rotated axes {spread}"
+            f" (standard deviation over {len(self.null)} rotations)"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DecoderGeometry:
+    r"""The local geometry of a decoder at N latents; it prints itself.
+
+    Attributes:
+        singular_values: Of the Jacobian, largest first, ``(N, L)``: features' units for each unit of the latents.
+        metric: The pull-back metric :math:`G = J^\top J`, ``(N, L, L)``.
+        active: The latents whose angles are scored, ``(L,)``.
+        orthogonality: One minus the mean :math:`|\cos|` of the angles between columns of J, pairs weighted by the
+            product of their lengths: 1 where the columns are orthogonal. None for fewer than two active latents.
+        alignment: How far the singular directions lie along single latents: their largest squared coordinate, mean
+            weighted by squared singular values: 1 where each belongs to one latent. None likewise.
+    """
+
+    singular_values: Tensor
+    metric: Tensor
+    active: Tensor
+    orthogonality: RotationTest | None
+    alignment: RotationTest | None
+
+    @property
+    def cosines(self) -> Tensor:
+        """Cosines of the angles between columns of the Jacobian, ``(N, L, L)``; 0 beside a column of length 0."""
+        lengths = _lengths(self.metric)
+        products = lengths.unsqueeze(-1) * lengths.unsqueeze(-2)
+        return torch.where(products > 0, self.metric / products, torch.zeros_like(products))
+
+    @property
+    def log_volume(self) -> Tensor:
+        r"""The log of the volume measure :math:`\sqrt{\det G}` over all latents, ``(N,)``; -inf where one is unused."""
+        return self.singular_values.log().sum(-1)
+
+    def __str__(self) -> str:
+        spectrum = ", ".join(f"{value:.3g}" for value in self.singular_values.median(0).values)
+        lines = [f"{int(self.active.sum())} of {len(self.active)} latents are active; singular values (median over"]
+        lines[0] += f" {len(self.metric)} data): {spectrum}"
+        if self.orthogonality is None:
+            return "\n".join([*lines, "no angles to score: fewer than two latents are active"])
+        return "\n".join([*lines, f"orthogonality {self.orthogonality}", f"alignment {self.alignment}"])
+
+
+def decoder_jacobian(vae: Any, z: Tensor, context: Context | None = None, *, view: View = means) -> Tensor:
+    r"""Return the Jacobians :math:`\partial f_d / \partial z_l` at given latents, shape ``(N, D, L)``.
+
+    They are taken forward, one pass for each latent, with all data at once: a decoder in eval mode treats each datum by
+    itself.
+
+    Args:
+        vae: A model with a ``decoder``, or a decoder: ``decoder(z)``, or ``decoder(z, context)``, returns
+            :math:`p(x|z)`. It is run in eval mode, and its mode restored.
+        z: Latents, ``(N, L)``.
+        context: Their context, if the decoder takes one.
+        view: What of :math:`p(x|z)` is looked at.
+
+    Raises:
+        InputError: if the latents do not fit the decoder or are not finite, if it returns no distribution that the view
+            can look at, and if it cannot be differentiated.
+    """
+    check_latents(vae, z)
+    with looking(vae), torch.no_grad():
+        return _jacobian(vae, z, context, view)
+
+
+def decoder_geometry(
+    vae: Any,
+    z: Tensor,
+    context: Context | None = None,
+    *,
+    view: View = means,
+    active: Tensor | None = None,
+    num_rotations: int = 100,
+    seed: int = 0,
+) -> DecoderGeometry:
+    r"""Measure the local geometry of a decoder: singular values, metric, and whether the latents' axes are its own.
+
+    With :math:`J = U \Sigma V^\top`, the columns of J are orthogonal where V permutes the axes (or singular values are
+    equal). A guide with a diagonal covariance asks for this (Rolinek, Zietlow and Martius 2019), and so is β said to
+    do. Any decoder scores something, the more so with few active latents or one long column; hence the null: the same
+    decoder with its active latents rotated at random, all data by the same rotation.
+
+    Args:
+        vae: A model with a ``decoder``, or a decoder; see :func:`decoder_jacobian`.
+        z: Latents, ``(N, L)``: posterior means of data, ``vae.encode(x)``, or draws of the prior.
+        context: Their context, if the decoder takes one.
+        view: What of :math:`p(x|z)` is looked at: :func:`means`, or :func:`fisher_rao`.
+        active: The latents whose angles are scored, ``(L,)``, bool; by default those with a variance above 0.01 over
+            the data (all for a single datum).
+        num_rotations: Number M of random rotations.
+        seed: Of the rotations.
+
+    Returns:
+        The geometry at each datum, float64. The data are gone through in blocks: no more than one block's Jacobians
+        are held.
+
+    Raises:
+        InputError: as :func:`decoder_jacobian`, and for ``active`` or ``num_rotations`` that cannot be used.
+    """
+    check_latents(vae, z)
+    check_count("num_rotations", num_rotations)
+    chosen = _active(z, active)
+    metrics, singular_values = [], []
+    with looking(vae), torch.no_grad():
+        width = view_of(vae, z[:1], rows_of(context, slice(0, 1)), view).shape[1]
+        size = max(1, _BLOCK_NUMBERS // (width * z.shape[1]))
+        for start in range(0, len(z), size):
+            rows = slice(start, start + size)
+            jacobian = _jacobian(vae, z[rows], rows_of(context, rows), view).double()
+            metrics.append((jacobian.mT @ jacobian).cpu())
+            singular_values.append(_singular_values(jacobian).cpu())
+    metric = torch.cat(metrics)
+    tests = _rotation_tests(metric[:, chosen][:, :, chosen], num_rotations, seed) if int(chosen.sum()) > 1 else None
+    return DecoderGeometry(torch.cat(singular_values), metric, chosen, *(tests or (None, None)))
+
+
+@contextmanager
+def looking(vae: Any) -> Iterator[None]:
+    """Run the body with a decoder as it is looked at: in eval mode, at full precision, without validation."""
+    with evaluating(vae), full_precision(), pyro.validation_enabled(False), warnings.catch_warnings():
+        # PyTorch's forward mode scripts a few of its own functions when it is first used.
+        warnings.filterwarnings("ignore", message="`torch.jit.script")
+        yield
+
+
+def check_latents(vae: Any, z: Tensor) -> None:
+    """Raise unless latents can be given to the decoder: their shape, type and values.
+
+    Raises:
+        InputError: naming what is wrong.
+    """
+    if not callable(_decoder(vae)):
+        raise InputError(f"'vae' must be a model with a decoder, or a decoder, got {type(vae).__name__}")
+    if not isinstance(z, Tensor) or z.dim() != 2 or not z.is_floating_point() or not z.numel():
+        got = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+        raise InputError(f"'z' must be a floating-point tensor (N, L) with at least one row, got {got}")
+    width = getattr(_decoder(vae), "latent_dim", None)
+    if isinstance(width, int) and z.shape[1] != width:
+        raise InputError(f"'z' must have {width} latents as the decoder has, got {z.shape[1]}")
+    check_finite("z", z)
+
+
+def view_of(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
+    """Return what a view shows at latents ``(N, L)``, as rows ``(N, D)``.
+
+    Raises:
+        InputError: if the decoder does not take the latents, or returns something else than N distributions.
+    """
+    decoder = _decoder(vae)
+    try:
+        distribution = decoder(z) if context is None else decoder(z, context)
+    except (RuntimeError, TypeError) as error:
+        raise InputError(f"the decoder cannot be run on 'z' of shape {tuple(z.shape)}: {error}") from error
+    values = view(distribution)
+    if values.dim() < 2 or len(values) != len(z):
+        raise InputError(
+            f"the decoder must return a distribution for each row of 'z', {len(z)} of them, got one whose view has"
+            f" shape {tuple(values.shape)}"
+        )
+    return values.flatten(1)
+
+
+def rows_of(context: Context | None, rows: slice) -> Context | None:
+    """Return some rows of a context."""
+    return None if context is None else Context(*(None if part is None else part[rows] for part in context))
+
+
+def _decoder(vae: Any) -> Any:
+    return getattr(vae, "decoder", vae)
+
+
+def _active(z: Tensor, active: Tensor | None) -> Tensor:
+    if active is None:
+        return (z.var(0) > ACTIVE_VARIANCE).cpu() if len(z) > 1 else torch.ones(z.shape[1], dtype=torch.bool)
+    if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != z.shape[1:]:
+        raise InputError(f"'active' must be a bool tensor ({z.shape[1]},), got {active!r}")
+    return active.cpu()
+
+
+def _jacobian(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
+    values = view_of(vae, z, context, view)
+    check_finite("the decoder's output", values)
+    axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).expand(-1, *z.shape)
+
+    def push(tangent: Tensor) -> Tensor:
+        pushed: Tensor = jvp(lambda latents: view_of(vae, latents, context, view), (z,), (tangent,))[1]
+        return pushed
+
+    try:
+        jacobian = vmap(push)(axes).movedim(0, -1)
+    except (InputError, RuntimeError, NotImplementedError) as error:
+        raise InputError(f"the decoder cannot be differentiated in its latents: {error}") from error
+    check_finite("the decoder's Jacobian", jacobian)
+    # What is detached or rounded has a derivative of exactly zero, and moves all the same.
+    for latent in (jacobian == 0).flatten(0, 1).all(0).nonzero().flatten().tolist():
+        if not torch.allclose(view_of(vae, z + axes[latent], context, view), values):
+            raise InputError(
+                f"the decoder has no derivative in latent {latent}, on which it depends: is it detached, or rounded?"
+            )
+    return jacobian
+
+
+def _singular_values(jacobian: Tensor) -> Tensor:
+    """Return L singular values a datum, zeros among them where there are fewer features than latents."""
+    found = torch.linalg.svdvals(jacobian)
+    return torch.nn.functional.pad(found, (0, jacobian.shape[-1] - found.shape[-1]))
+
+
+def _lengths(metric: Tensor) -> Tensor:
+    return metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+
+
+def _rotation_tests(metric: Tensor, num_rotations: int, seed: int) -> tuple[RotationTest, RotationTest]:
+    """Score axes and rotated axes, by the metric of the active latents ``(N, A, A)``."""
+    energies, directions = torch.linalg.eigh(metric)
+    own = _orthogonality(metric), _alignment(energies, directions)
+    width = metric.shape[-1]
+    with seeded(seed, CHOICE_STREAM):
+        normal = torch.randn(num_rotations, width, width, dtype=torch.double)
+    # Uniform but for the columns' signs and handedness, to which both scores are blind.
+    rotations = torch.linalg.qr(normal).Q
+    turned = [(_orthogonality(r.mT @ metric @ r), _alignment(energies, r.mT @ directions)) for r in rotations]
+    nulls = (torch.stack([scores.mean() for scores in part]) for part in zip(*turned, strict=True))
+    first, second = (RotationTest(Estimate.over_data(s), null) for s, null in zip(own, nulls, strict=True))
+    return first, second
+
+
+def _orthogonality(metric: Tensor) -> Tensor:
+    """Return one minus the weighted mean cosine of each datum, ``(N, A, A)`` to ``(N,)``; 1 if there is no length."""
+    lengths = _lengths(metric)
+    total = lengths.sum(-1).square() - lengths.square().sum(-1)
+    products = metric.abs().sum((-2, -1)) - lengths.square().sum(-1)
+    return 1 - torch.where(total > 0, products / total.clamp_min(math.ulp(0.0)), torch.zeros_like(total))
+
+
+def _alignment(energies: Tensor, directions: Tensor) -> Tensor:
+    """Return the weighted largest squared coordinate of singular directions, as columns, ``(N, A, A)`` to ``(N,)``."""
+    weights, largest = energies.clamp_min(0), directions.square().amax(-2)
+    total = weights.sum(-1)
+    aligned = (weights * largest).sum(-1) / total.clamp_min(math.ulp(0.0))
+    return torch.where(total > 0, aligned, torch.ones_like(total))

@@ -1,0 +1,159 @@
+"""What an inversion found: draws at any time, and summaries where the chains have mixed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.export import _array, _Arrays, _library, _wrap
+
+# Chains whose r-hat is above have not mixed (1.01 is what Vehtari et al. 2021 ask of a publication), and a fit whose
+# importance weights have a heavier tail is none (Vehtari et al. 2024).
+_MOST_R_HAT, _MOST_PARETO_K = 1.05, 0.7
+# Below so many effective draws in all, chains that seem to have mixed have had no time to differ.
+_LEAST_EFFECTIVE = 50.0
+# Above this share of draws in holes the decoder speaks of what it has never seen.
+_MOST_IN_HOLES = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Inversion:
+    r"""Draws from the posterior :math:`p(z, x \mid y)`.
+
+    Draws can always be had. ``mean`` and the other summaries raise where the chains have not mixed.
+
+    Attributes:
+        z: Draws of the latents, ``(C, K, L)``.
+        x: Draws of the datum, ``(C, K, D)``: with :class:`MeanSignal` the decoder's means at z.
+        y: What was observed, ``(M,)``.
+        noise_scale: Draws of an inferred scale, ``(C, K)``; None for a known one.
+        r_hat: The largest r-hat of latents and scale; NaN for a fit, which has no chains.
+        effective_draws: The smallest effective sample size of latents and scale.
+        divergences: Transitions of all chains that diverged.
+        pareto_k: Tail shape of the importance weights of a fit; None for chains.
+        in_holes: Which draws lie in holes of the aggregated posterior, ``(C, K)``; None where nobody asked.
+        method: Name of the method.
+        signal: Name of what x is.
+    """
+
+    z: Tensor
+    x: Tensor
+    y: Tensor
+    noise_scale: Tensor | None
+    r_hat: float
+    effective_draws: float
+    divergences: int
+    pareto_k: float | None
+    in_holes: Tensor | None
+    method: str
+    signal: str
+
+    @property
+    def problem(self) -> str | None:
+        """Why the draws are no posterior to summarise, in words, or None."""
+        if self.pareto_k is not None:
+            if self.pareto_k <= _MOST_PARETO_K:
+                return None
+            heavy = f"Pareto k {self.pareto_k:.2f} is above {_MOST_PARETO_K}"
+            return f"the fit is not the posterior: {heavy}; take NUTSMethod()"
+        advice = "take more warm-up and draws, or look at each chain for modes of its own"
+        if not self.r_hat <= _MOST_R_HAT:
+            return f"the chains did not mix: r-hat {self.r_hat:.3f} is above {_MOST_R_HAT}; {advice}"
+        if not self.effective_draws >= _LEAST_EFFECTIVE:
+            few = f"{self.effective_draws:.0f} effective draws are below {_LEAST_EFFECTIVE:.0f}"
+            return f"the chains did not mix: {few} (r-hat {self.r_hat:.3f}); {advice}"
+        return None
+
+    @property
+    def hole_share(self) -> float | None:
+        """Share of draws in holes, or None where nobody asked."""
+        return None if self.in_holes is None else float(self.in_holes.double().mean())
+
+    @property
+    def mean(self) -> Tensor:
+        """Posterior mean of x, ``(D,)``; raises if the chains did not mix."""
+        return self._draws(self.x).mean(0)
+
+    @property
+    def standard_deviation(self) -> Tensor:
+        """Posterior standard deviation of each feature of x, ``(D,)``; raises if the chains did not mix."""
+        return self._draws(self.x).std(0)
+
+    @property
+    def latent_mean(self) -> Tensor:
+        """Posterior mean of z, ``(L,)``; raises if the chains did not mix."""
+        return self._draws(self.z).mean(0)
+
+    @property
+    def latent_covariance(self) -> Tensor:
+        """Posterior covariance of z, ``(L, L)``; raises if the chains did not mix."""
+        return torch.cov(self._draws(self.z).T).reshape(self.z.shape[-1], self.z.shape[-1])
+
+    def interval(self, level: float = 0.9) -> tuple[Tensor, Tensor]:
+        """Return the ends of the central interval of each feature of x, ``(D,)`` each.
+
+        Raises:
+            InputError: if the level does not lie between 0 and 1, or the chains did not mix.
+        """
+        if not 0 < level < 1:
+            raise InputError(f"'level' must lie between 0 and 1, got {level}")
+        draws, tail = self._draws(self.x), (1 - level) / 2
+        return torch.quantile(draws, tail, dim=0), torch.quantile(draws, 1 - tail, dim=0)
+
+    def _draws(self, draws: Tensor) -> Tensor:
+        if self.problem is not None:
+            raise InputError(f"{self.problem}. The draws themselves are in 'z' and 'x'")
+        return draws.flatten(0, 1)
+
+    def __str__(self) -> str:
+        chains, draws, latents = self.z.shape
+        lines = [f"{self.method}: {chains} x {draws} draws of {latents} latents; x is {self.signal}"]
+        if self.problem is not None:
+            return "\n".join([*lines, f"no summary: {self.problem}", *self._warnings()])
+        if self.pareto_k is None:
+            lines.append(f"r-hat {self.r_hat:.3f}, {self.effective_draws:.0f} effective draws at least")
+        else:
+            lines.append(f"Pareto k {self.pareto_k:.2f}: importance weights bear the fit out")
+        if self.noise_scale is not None:
+            scale = self.noise_scale
+            lines.append(f"noise scale {float(scale.mean()):.3g} ± {float(scale.std()):.2g}")
+        mean = float(self.standard_deviation.mean())
+        lines.append(f"posterior standard deviation of a feature: {mean:.3g} on average")
+        return "\n".join([*lines, *self._warnings()])
+
+    def _warnings(self) -> list[str]:
+        lines = []
+        if self.divergences:
+            lines.append(f"{self.divergences} transitions diverged: parts of the posterior may not have been reached")
+        if (share := self.hole_share) is not None:
+            word = "beware: " if share > _MOST_IN_HOLES else ""
+            lines.append(f"{word}{share:.1%} of the draws lie in holes, where the decoder was never trained")
+        return lines
+
+    def to_arviz(self) -> Any:
+        """Return the draws as ArviZ's object, InferenceData on ArviZ 0.x and a DataTree on 1.x.
+
+        Groups: ``posterior`` (``z``, ``x``, ``noise_scale``), ``sample_stats`` (``in_hole``), ``observed_data``
+        (``y``). Attributes: r-hat, effective sample size, divergences, Pareto k. NUTS reports divergences as a number.
+        """
+        drawn = ("chain", "draw")
+        groups: dict[str, _Arrays] = {
+            "posterior": {
+                "z": ((*drawn, "latent"), _array(self.z)),
+                "x": ((*drawn, "feature"), _array(self.x)),
+            },
+            "sample_stats": {},
+            "observed_data": {"y": (("measurement",), _array(self.y))},
+        }
+        if self.noise_scale is not None:
+            groups["posterior"]["noise_scale"] = (drawn, _array(self.noise_scale))
+        if self.in_holes is not None:
+            groups["sample_stats"]["in_hole"] = (drawn, _array(self.in_holes))
+        about = {"method": self.method, "signal": self.signal, "divergences": self.divergences}
+        numbers = {"r_hat": self.r_hat, "effective_draws": self.effective_draws, "pareto_k": self.pareto_k}
+        known = {name: value for name, value in numbers.items() if value is not None}
+        return _wrap(groups, {**_library(), **about, **known})

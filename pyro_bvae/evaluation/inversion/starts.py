@@ -1,0 +1,118 @@
+"""Where chains start: a start is any callable ``start(vae, problem, y, context, seed)`` that returns z, ``(N, L)``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_bvae.context import Context
+from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.inversion.model import InverseProblem
+from pyro_bvae.evaluation.inversion.operators import LinearOperator
+from pyro_bvae.modules import evaluating
+from pyro_bvae.randomness import CHOICE_STREAM, SAMPLE_STREAM, seeded, stream_seed
+
+
+class Start(Protocol):
+    """Where a chain starts."""
+
+    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+        """Return latents, ``(N, L)``."""
+        ...
+
+
+@dataclass(frozen=True)
+class PriorStart:
+    """A draw from the problem's prior."""
+
+    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+        """Return draws, ``(N, L)``."""
+        with torch.no_grad(), seeded(seed, SAMPLE_STREAM), evaluating(problem.prior):
+            drawn: Tensor = problem.prior().sample(torch.Size([len(y)]))
+        return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class AggregateStart:
+    """A draw from the aggregated posterior: what the encoder says of a datum that was picked at random.
+
+    Attributes:
+        data: Data that the model was trained on, ``(n, D)``.
+        context: Their context.
+    """
+
+    data: Tensor
+    context: Context | None = None
+
+    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+        """Return draws, ``(N, L)``."""
+        with seeded(seed, CHOICE_STREAM):
+            rows = torch.randint(len(self.data), (len(y),))
+            picked = None
+            if self.context is not None:
+                picked = Context(*(None if part is None else part[rows] for part in self.context))
+            return _encoded(vae, self.data[rows], picked)
+
+
+@dataclass(frozen=True)
+class EncoderStart:
+    """A draw of what the encoder says of y, taken back to an x: y itself where it is whole, else the smallest x."""
+
+    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+        """Return draws, ``(N, L)``; raises for a callable operator whose y is no whole x."""
+        if isinstance(problem.operator, LinearOperator):
+            x = problem.operator.back(y)
+        elif y.shape[-1] == getattr(vae, "num_features", None):
+            x = y
+        else:
+            raise InputError("EncoderStart() needs a linear operator, or a y with all features; take PriorStart()")
+        with seeded(seed, SAMPLE_STREAM):
+            return _encoded(vae, x, context)
+
+
+def _encoded(vae: Any, x: Tensor, context: Context | None) -> Tensor:
+    drawn: Tensor = vae.posterior(x, context).sample()
+    return drawn
+
+
+def default_starts(vae: Any, problem: InverseProblem, y: Tensor, data: Tensor | None) -> tuple[Start, ...]:
+    """Return the starts that there are: prior, encoder, aggregated posterior."""
+    starts: list[Start] = [PriorStart()]
+    whole = isinstance(problem.operator, LinearOperator) or y.shape[-1] == getattr(vae, "num_features", None)
+    if whole and callable(getattr(vae, "posterior", None)):
+        starts.append(EncoderStart())
+    if data is not None:
+        starts.append(AggregateStart(data))
+    return tuple(starts)
+
+
+def start_chains(
+    vae: Any,
+    problem: InverseProblem,
+    y: Tensor,
+    context: Context | None,
+    starts: Sequence[Start],
+    num_chains: int,
+    seed: int,
+) -> Tensor:
+    """Return where each chain starts, ``(C, N, L)``: the starts in turn, each chain with a seed of its own.
+
+    Raises:
+        InputError: for no start, or one that gives another shape or what is not finite.
+    """
+    if not starts:
+        raise InputError("'starts' must hold at least one start, got none; PriorStart() is one")
+    found = []
+    for chain in range(num_chains):
+        start = starts[chain % len(starts)]
+        z = start(vae, problem, y, context, stream_seed(seed, chain))
+        shape = (len(y), *problem.prior().event_shape)
+        if tuple(z.shape) != shape or not bool(torch.isfinite(z).all()):
+            name = type(start).__name__
+            raise InputError(f"a start must give finite latents of shape {shape}, got {tuple(z.shape)} from {name}")
+        found.append(z.detach())
+    return torch.stack(found)

@@ -1,0 +1,54 @@
+"""The picture of inversions: what was seen, what may be behind it, how sure that is, and what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_bvae.drawing import Values, as_array, mosaic
+from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.evaluation import Inversion
+
+
+def inversions(
+    found: Sequence[Inversion],
+    observations: Values,
+    truths: Values,
+    image_shape: Sequence[int],
+    *,
+    rows: Sequence[str] = (),
+    num_draws: int = 4,
+    title: str = "What was hidden, and how sure the posterior is of it",
+) -> Figure:
+    """Draw a row for each inversion: observation, posterior mean, draws, standard deviation of each pixel, truth.
+
+    Mean and deviation are left blank where the chains did not mix. All share one grey scale.
+
+    Args:
+        found: What :func:`pyro_bvae.invert` returned, R of them.
+        observations: What was seen, as images, ``(R, D)``; NaN where nothing was seen.
+        truths: What it was, ``(R, D)``.
+        image_shape: ``(C, H, W)``.
+        rows: A name for each row.
+        num_draws: How many draws are shown, spread over the chains.
+        title: Title of the figure.
+
+    Raises:
+        InputError: if there is not one observation and one truth for each inversion.
+    """
+    seen, real = as_array(observations), as_array(truths)
+    check_count("num_draws", num_draws)
+    if not len(found) or len(seen) != len(found) or len(real) != len(found):
+        raise InputError(f"'found' must hold an inversion a row, got {len(found)} for {len(seen)} and {len(real)} rows")
+    pictures = []
+    for one, shown, truth in zip(found, seen, real, strict=True):
+        draws = as_array(one.x.flatten(0, 1))
+        blank = np.full_like(truth, np.nan, dtype=float)
+        mixed = one.problem is None
+        mean, deviation = (as_array(one.mean), as_array(one.standard_deviation)) if mixed else (blank, blank)
+        places = np.linspace(0, len(draws) - 1, num_draws).round().astype(int)
+        pictures.append(np.stack([shown, mean, *draws[places], deviation, truth]))
+    columns = ["seen", "mean", *[f"draw {index + 1}" for index in range(num_draws)], "sd", "truth"]
+    return mosaic(np.stack(pictures), image_shape, title, rows=rows, columns=columns)

@@ -1,0 +1,175 @@
+"""What was found in the latent space, and its files: ``.npz`` of arrays, ``.csv`` with a row for each datum or step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from pyro_bvae.errors import InputError
+from pyro_bvae.files import atomic_write, make_directory
+
+#: Endings of files that hold numbers.
+SUFFIXES = (".npz", ".csv")
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def check_suffix(path: Path, known: Sequence[str]) -> None:
+    """Raise unless a file's name ends as one of those that can be written.
+
+    Raises:
+        InputError: with the path and what it may end in.
+    """
+    if path.suffix.lower() not in known:
+        raise InputError(f"'output' must end in {' or '.join(known)}, got {path}")
+
+
+def as_arrays(named: Mapping[str, Tensor | Sequence[Any] | None]) -> dict[str, Array]:
+    """Return tensors and sequences as arrays by name, without those that are None or empty."""
+    arrays = {
+        name: values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+        for name, values in named.items()
+        if values is not None
+    }
+    return {name: array for name, array in arrays.items() if array.size}
+
+
+def columns_of(names: str | Sequence[str], matrix: Array) -> dict[str, Array]:
+    """Return the columns of a matrix ``(N, C)`` by name: ``z0``, ``z1``, ... for the name ``z``."""
+    listed = [f"{names}{i}" for i in range(matrix.shape[1])] if isinstance(names, str) else names
+    return {name: matrix[:, i] for i, name in enumerate(listed)}
+
+
+def write_numbers(path: str | Path, arrays: Mapping[str, Array], columns: Callable[[], Mapping[str, Array]]) -> None:
+    """Write arrays to an ``.npz``, or columns of one length to a ``.csv``, whole or not at all.
+
+    Args:
+        path: Where to, in a directory that is made if it is not there.
+        arrays: What an ``.npz`` is to hold.
+        columns: Returns what a ``.csv`` is to hold.
+
+    Raises:
+        InputError: if the path ends in neither.
+    """
+    path = Path(path)
+    check_suffix(path, SUFFIXES)
+    make_directory(path.parent)
+    if path.suffix.lower() == ".npz":
+        with atomic_write(path, "wb") as stream:
+            np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
+    else:
+        with atomic_write(path) as stream:
+            pd.DataFrame(dict(columns())).to_csv(stream, index=False, lineterminator="\n")
+
+
+@dataclass(frozen=True, eq=False)
+class Traversal:
+    """What the decoder makes of a code of which one latent after another is moved.
+
+    Attributes:
+        latents: Index of each of the R latents moved.
+        values: The values that each of them is given, shape ``(R, S)``.
+        z: The codes, shape ``(R, S, L)``.
+        x: The decoder's means at the codes, shape ``(R, S, D)``.
+        kl: KL between guide and prior of each of them, mean over the data in nats, shape ``(R,)``; None without data,
+            or where guide or prior is no product of dimensions.
+    """
+
+    latents: tuple[int, ...]
+    values: Tensor
+    z: Tensor
+    x: Tensor
+    kl: Tensor | None = None
+
+    def save(self, path: str | Path) -> None:
+        """Write to an ``.npz``, or to a ``.csv`` with a row for each latent and step; any other ending raises."""
+        arrays = as_arrays({name: getattr(self, name) for name in ("latents", "values", "z", "x", "kl")})
+        write_numbers(path, arrays, lambda: self._columns(arrays))
+
+    def _columns(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        latent = np.repeat(arrays["latents"], self.values.shape[1])
+        return {"latent": latent, "value": arrays["values"].ravel(), **_codes_and_data(arrays)}
+
+
+@dataclass(frozen=True, eq=False)
+class Interpolation:
+    """What the decoder makes of the codes on the way from one datum's code to another's, for P pairs.
+
+    Attributes:
+        start: The data at the beginning, shape ``(P, D)``.
+        end: The data at the end, shape ``(P, D)``.
+        z: The codes, shape ``(P, S, L)``; the first and the last are those of the two data.
+        x: The decoder's means at the codes, shape ``(P, S, D)``.
+    """
+
+    start: Tensor
+    end: Tensor
+    z: Tensor
+    x: Tensor
+
+    def save(self, path: str | Path) -> None:
+        """Write to an ``.npz``, or to a ``.csv`` with a row for each pair and step; any other ending raises."""
+        arrays = as_arrays({name: getattr(self, name) for name in ("start", "end", "z", "x")})
+        write_numbers(path, arrays, lambda: self._columns(arrays))
+
+    def _columns(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        pair, step = np.indices(arrays["z"].shape[:2])
+        return {"pair": pair.ravel(), "step": step.ravel(), **_codes_and_data(arrays)}
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """The codes of N data beside what is known of them.
+
+    Attributes:
+        means: Posterior means of the latents, shape ``(N, L)``.
+        scales: Posterior standard deviations, shape ``(N, L)``, or None.
+        labels: Class of each datum, shape ``(N,)``, or None.
+        factors: Ground-truth factors, shape ``(N, F)``, or None.
+        label_names: The name of each class, or none.
+        factor_names: F names, or none.
+    """
+
+    means: Tensor
+    scales: Tensor | None = None
+    labels: Tensor | None = None
+    factors: Tensor | None = None
+    label_names: tuple[str, ...] = ()
+    factor_names: tuple[str, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write to an ``.npz`` with the names above, or to a ``.csv``; any other ending raises.
+
+        A ``.csv`` has the columns ``z0``, ``z1``, ..., ``scale0``, ..., ``label``, ``label_name`` and the factors'
+        names, as far as they are known.
+        """
+        names = ("means", "scales", "labels", "factors", "label_names", "factor_names")
+        arrays = as_arrays({name: getattr(self, name) for name in names})
+        write_numbers(path, arrays, lambda: self._columns(arrays))
+
+    def _columns(self, arrays: dict[str, Array]) -> dict[str, Array]:
+        columns = columns_of("z", arrays["means"])
+        if self.scales is not None:
+            columns |= columns_of("scale", arrays["scales"])
+        if self.labels is not None:
+            columns["label"] = arrays["labels"]
+            if self.label_names:
+                columns["label_name"] = arrays["label_names"][arrays["labels"]]
+        if self.factors is not None:
+            columns |= columns_of(self.factor_names or "factor", arrays["factors"])
+        return columns
+
+
+def _codes_and_data(arrays: dict[str, Array]) -> dict[str, Array]:
+    """Return the columns of codes ``(R, S, L)`` and data ``(R, S, D)``."""
+    return {
+        column: values
+        for name in ("z", "x")
+        for column, values in columns_of(name, arrays[name].reshape(-1, arrays[name].shape[-1])).items()
+    }
