@@ -10,6 +10,8 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
+from scipy.stats import entropy
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.metrics import mutual_info_score, roc_auc_score
 from sklearn.svm import LinearSVC
@@ -81,6 +83,31 @@ def agrees_on_dci(name: str) -> None:
 
 def test_dci_is_that_of_the_reference() -> None:
     agrees_on_dci("perfect")
+
+
+class PlantedImportances(ClassifierMixin, BaseEstimator):
+    """A classifier that says what it looks at: a row for each number of classes."""
+
+    def __init__(self, rows=None) -> None:
+        self.rows = rows
+
+    def fit(self, codes: np.ndarray, target: np.ndarray) -> "PlantedImportances":
+        self.feature_importances_ = np.array(self.rows[len(np.unique(target))])
+        return self
+
+    def predict(self, codes: np.ndarray) -> np.ndarray:
+        return np.zeros(len(codes), int)
+
+
+def test_dci_is_the_entropy_of_what_is_looked_at() -> None:
+    codes, factors = planted(600, idle=1)
+    rows = {3: (0.7, 0.2, 0.1, 0.0), 4: (0.0, 0.5, 0.5, 0.0), 6: (0.1, 0.0, 0.9, 0.0)}
+    found, table = dci(codes, factors, predictor=PlantedImportances(rows), num_bootstrap=0), np.array([*rows.values()])
+    latents, each = table[:, :3].sum(0), [entropy(row, base=3) for row in table[:, :3].T]
+    assert found.disentanglement.value == pytest.approx(1 - latents @ np.array(each) / latents.sum())
+    assert found.completeness.value == pytest.approx(1 - np.mean([entropy(row, base=4) for row in table]))
+    first = [np.mean(factors[300:, place] == 0) for place in range(3)]
+    assert found.informativeness.value == pytest.approx(np.mean(first))
 
 
 @pytest.mark.slow
@@ -299,6 +326,10 @@ def test_models_are_ranked_by_the_latents_that_other_seeds_found() -> None:
     assert ranking.table["seed"].iloc[-1] == 2 and (ranking.table["active"] == 3).all()
     assert ranking.scores[0].value == pytest.approx(np.median(pairs))
     assert "score" in str(ranking)
+    planted_relation = np.array([[0.9, 0.3, 0.0], [0.2, 0.5, 0.0], [0.0, 0.0, 0.0]])
+    by_columns, by_rows = 0.81 / 1.1 + 0.25 / 0.8, 0.81 / 1.2 + 0.25 / 0.7
+    known = unsupervised_disentanglement_ranking(runs[:2], Dataset(x), relation=lambda first, second: planted_relation)
+    assert known.scores[0].value == pytest.approx((by_columns + by_rows) / 6)
     idle = [*runs[:2], SimpleNamespace(beta=4.0, seed=3, vae=linear_vae(torch.zeros(3, 3), scale=1.0))]
     assert unsupervised_disentanglement_ranking(idle, Dataset(x)).scores[2].value == 0
     with pytest.raises(InputError, match="two seeds or more for each beta, got only seed 0 of 4"):

@@ -633,3 +633,23 @@ def test_the_bars_are_the_parts() -> None:
     assert any("= 3.40, dotted" in word for word in texts(figure))
     without = decompose_kl(*pair(loc, scale, prior=MixturePrior(2, 3).double()))
     assert "+  KL(q(z) || p(z))" in texts(kl_parts(without))
+
+
+@pytest.mark.parametrize("family", [dist.Normal, dist.Laplace])
+def test_data_that_cannot_be_cut_into_blocks_are_decomposed_all_the_same(
+    family: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A guide that looks at all data at once cannot be run on some of them: its points are cut instead."""
+    loc, scale = posteriors(90, 2)
+    model, guide, x = pair(loc - loc.mean(0), scale, family)
+    expected = decompose_kl(model, guide, x, num_samples=30)
+
+    def mixing(x: Tensor) -> None:
+        guide(torch.cat([x[:, :2] - x[:, :2].mean(0), x[:, 2:]], 1))
+
+    monkeypatch.setattr(information_aggregate, "_NUMBERS", 100)  # less than one point takes
+    found = decompose_kl(lambda _: model(x), mixing, torch.cat([loc, scale], 1), num_samples=30)  # with other draws
+    for name in TERMS:
+        one, other = getattr(found, name), getattr(expected, name)
+        error = math.hypot(one.monte_carlo_error, other.monte_carlo_error)
+        assert abs(one.value - other.value) < 4 * error + 1e-6 and error < 0.02, name
