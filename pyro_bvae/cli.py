@@ -28,11 +28,15 @@ from pyro_bvae.report import write_report
 from pyro_bvae.runs import check_device, evaluate_run, train
 from pyro_bvae.sweeps import SweepConfig, train_sweep
 from pyro_bvae.training import TrainingError
+from pyro_bvae.training.distributed import place
 
 
 @dataclass(frozen=True)
 class Train(TrainConfig):
-    """Train a β-VAE into a run directory."""
+    """Train a β-VAE into a run directory.
+
+    ``torchrun --nproc-per-node N -m pyro_bvae train ...`` shares each batch among processes.
+    """
 
     output: Path | None = None
     """Run directory; runs/<dataset>-beta<beta> by default."""
@@ -61,6 +65,8 @@ class Train(TrainConfig):
             snapshots=self.snapshots,
             tensorboard=self.tensorboard,
         )
+        if place()[0]:  # one process prints
+            return
         last = trained.history.rows[-1]
         shown = ("objective", "distortion", "rate", "validation_objective")
         print(", ".join(f"{name} {last[name]:.2f}" for name in shown if name in last))
@@ -114,6 +120,8 @@ class Evaluate:
             seed=self.seed,
             device=self.device,
         )
+        if place()[0]:
+            return
         print(evaluation_table(evaluation))
         print(f"written: {self.directory / 'evaluation.json'}, {self.directory / 'evaluation.nc'}")
 
@@ -277,18 +285,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             return _parse(given).run() or 0
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
     except TrainingError as error:
-        print(f"error: training stopped at {error}", file=sys.stderr)
+        _tell(f"training stopped at {error}")
         return 1
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _tell(str(error))
         return 2
     except KeyboardInterrupt:
         advice = "; 'train --resume' continues from the last finished epoch" if "train" in given else ""
         print(f"interrupted{advice}", file=sys.stderr)
         return 130
+
+
+def _tell(error: str) -> None:
+    """Print what went wrong; of several processes, in which."""
+    rank, size = place()
+    print(f"error{f' in process {rank}' if size > 1 else ''}: {error}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

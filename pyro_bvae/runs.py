@@ -6,7 +6,6 @@ A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -21,8 +20,8 @@ from pyro_bvae.catalogue import Shape
 from pyro_bvae.configs import TrainConfig, build_vae, load_data, read_config, write_config
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
 from pyro_bvae.errors import InputError, unknown_name
-from pyro_bvae.evaluation import Evaluation, evaluate, to_arviz, write_arviz
-from pyro_bvae.files import atomic_write
+from pyro_bvae.evaluation import Evaluation
+from pyro_bvae.measured import evaluate_shares, write_evaluation
 from pyro_bvae.randomness import CHOICE_STREAM, stream_seed
 from pyro_bvae.snapshots import Snapshots
 from pyro_bvae.training import (
@@ -36,6 +35,7 @@ from pyro_bvae.training import (
     load_weights,
     start_at_mean,
 )
+from pyro_bvae.training.distributed import own_device, process_group, was_restarted
 from pyro_bvae.vae import BetaVAE
 
 _MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
@@ -43,8 +43,6 @@ _PRODUCTS = ("config.json", "metrics.csv", *_MEASURED)
 _CHECKPOINTS = ("best", "last")
 # Data that are checked at a time, which bounds what a file larger than memory takes.
 _CHECKED = 4096
-# Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw is no more.
-_MOST_DRAWS = 2_000_000
 
 
 @dataclass(frozen=True)
@@ -138,7 +136,9 @@ def train(
 ) -> Run:
     """Train the model of a configuration into a run directory.
 
-    Everything that can be wrong with the input is found before anything is written or removed.
+    Everything that can be wrong with the input is found before anything is written or removed. The processes that
+    ``torchrun`` starts train one model together, and the first of them writes; those that it starts again continue the
+    run.
 
     Args:
         config: What to train.
@@ -154,6 +154,39 @@ def train(
     """
     if resume and overwrite:
         raise InputError("'--resume' and '--overwrite' exclude each other")
+    if was_restarted() and (output / "config.json").exists():
+        resume, overwrite = True, False
+    with process_group(config.device) as ranks:
+        config, vae, splits, state = _prepare(config, output, resume, overwrite)
+        callbacks = _callbacks(vae, splits, output, snapshots, tensorboard)
+        ranks.wait()  # until all processes have seen what is there
+        if ranks.is_first:
+            _open(config, output, state, overwrite)
+        history = fit(
+            vae,
+            splits.train,
+            beta=config.beta_schedule(),
+            epochs=config.epochs,
+            validation=splits.validation,
+            batch_size=config.batch_size,
+            learning_rate=config.learning_rate,
+            gradient_clip=config.gradient_clip,
+            early_stopping=config.early_stopping,
+            precision=config.precision,
+            compile=config.compile,
+            output=output,
+            resume=state is not None,
+            progress=progress,
+            seed=config.seed,
+            callbacks=callbacks,
+        )
+    return Run(vae, config, splits, history, output, history["beta"][-1])
+
+
+def _prepare(
+    config: TrainConfig, output: Path, resume: bool, overwrite: bool
+) -> tuple[TrainConfig, BetaVAE, Splits, dict[str, Any] | None]:
+    """Return configuration, model, data and the checkpoint that is continued, with nothing written or removed."""
     config.check()
     if resume and config.warmup_epochs is None:  # what followed from the epochs of the run's beginning
         config = replace(config, warmup_epochs=read_config(output / "config.json").warmup_epochs)
@@ -163,38 +196,23 @@ def train(
     splits = load_data(config)
     vae = untrained(config, splits)
     check_splits(vae, splits)
-    vae.to(config.device)
-    last = checkpoint_path(output, "last")
-    resume = resume and last.exists()
-    if resume:
-        state = load_checkpoint(last, config.device)
+    device = own_device(config.device) or "cpu"
+    vae.to(device)
+    last, state = checkpoint_path(output, "last"), None
+    if resume and last.exists():
+        state = load_checkpoint(last, device)
         load_weights(vae, state, last)
-        if len(state["history"]) < config.epochs:
-            _remove(output, _MEASURED)  # they will not be of this model any more
-    callbacks = _callbacks(vae, splits, output, snapshots, tensorboard)
+    return config, vae, splits, state
+
+
+def _open(config: TrainConfig, output: Path, state: dict[str, Any] | None, overwrite: bool) -> None:
+    """Make a run directory ready."""
+    if state is not None and len(state["history"]) < config.epochs:
+        _remove(output, _MEASURED)  # they will not be of this model any more
     if overwrite:
         remove_run(output)
     output.mkdir(parents=True, exist_ok=True)
     write_config(config, output / "config.json")
-    history = fit(
-        vae,
-        splits.train,
-        beta=config.beta_schedule(),
-        epochs=config.epochs,
-        validation=splits.validation,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        gradient_clip=config.gradient_clip,
-        early_stopping=config.early_stopping,
-        precision=config.precision,
-        compile=config.compile,
-        output=output,
-        resume=resume,
-        progress=progress,
-        seed=config.seed,
-        callbacks=callbacks,
-    )
-    return Run(vae, config, splits, history, output, history["beta"][-1])
 
 
 def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
@@ -276,6 +294,8 @@ def evaluate_run(
 ) -> Evaluation:
     """Measure a run on its test data and write ``evaluation.json`` and ``evaluation.nc``.
 
+    The processes that ``torchrun`` starts share the data, and the first of them writes.
+
     Args:
         directory: The run.
         num_samples: Particles for each datum.
@@ -289,27 +309,21 @@ def evaluate_run(
     check_device(device)
     if num_data is not None and num_data < 1:
         raise InputError(f"'num_data' must be a positive integer or None, got {num_data}")
-    run = load(directory, checkpoint=checkpoint, device=device)
-    assert run.config is not None and run.splits is not None
-    test = choose_data(run.splits.test, num_data, seed).dense().to(device)
-    args = (test.x, *(() if test.context is None else (test.context,)))
-    run.vae.check_data(*args)
-    model, guide = run.vae.model, run.vae.guide
-    evaluation = evaluate(
-        model, guide, *args, training_beta=run.training_beta, num_samples=num_samples, families=families,
-        seed=seed, progress=progress,
-    )  # fmt: skip
-    head = {"dataset": run.config.dataset, "split": "test", "checkpoint": checkpoint, "seed": seed}
-    draws = max(1, min(100, num_samples, _MOST_DRAWS // (len(test) * run.config.latent_dim)))
-    copies = max(1, min(10, _MOST_DRAWS // test.x.numel()))
-    exported = to_arviz(
-        model, guide, *args, evaluation=evaluation, num_draws=draws, num_predictive=copies,
-        attributes={**head, "config": asdict(run.config)}, seed=seed,
-    )  # fmt: skip
-    write_arviz(exported, directory / "evaluation.nc")
-    with atomic_write(directory / "evaluation.json") as stream:
-        json.dump({**head, **evaluation.to_dict()}, stream, indent=2, allow_nan=False)
-        stream.write("\n")
+    with process_group(device) as ranks:
+        run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
+        assert run.config is not None and run.splits is not None
+        test = choose_data(run.splits.test, num_data, seed).dense().to(own_device(device))
+        args = (test.x, *(() if test.context is None else (test.context,)))
+        run.vae.check_data(*args)
+        evaluation = evaluate_shares(
+            run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples, families=families,
+            seed=seed, progress=progress and ranks.is_first,
+        )  # fmt: skip
+        if ranks.is_first:
+            head = {"dataset": run.config.dataset, "split": "test", "checkpoint": checkpoint, "seed": seed}
+            attributes = {**head, "config": asdict(run.config)}
+            write_evaluation(directory, run.vae, args, evaluation, attributes, run.config.latent_dim)
+        ranks.wait()
     return evaluation
 
 

@@ -1,8 +1,12 @@
 """What was made fast gives the numbers of what it replaced."""
 
+import importlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
+import pyro
 import pytest
 import torch
 from torch import Tensor, nn
@@ -248,3 +252,106 @@ def test_who_looks_on_or_changes_a_layer_is_not_passed_over() -> None:
         network.layers[0] = nn.Identity()  # somebody's own layers
         network.layers[2] = nn.Linear(4, 3)
         assert network(x).shape == (6, 3)
+
+
+# -- the benchmark --------------------------------------------------------------------------------------------
+
+ANALYSIS = Path(__file__).parents[1] / "analysis"
+
+
+@pytest.fixture
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], Any]]:
+    """The modules of ``analysis/speed.py``, by name."""
+    monkeypatch.syspath_prepend(str(ANALYSIS))
+    precision = torch.get_float32_matmul_precision()
+    with pyro.get_param_store().scope():
+        yield lambda name: importlib.import_module(f"benchmarks.{name}")
+    torch.set_float32_matmul_precision(precision)
+
+
+def setting_for(benchmarks: Callable[[str], Any], folder: Path) -> Any:
+    return benchmarks("common").Setting(None, "cpu", num_data=4, repeats=2, steps=2, output=folder)
+
+
+class Enough(Exception):
+    """The contender has shown that it trains."""
+
+
+@pytest.mark.parametrize(
+    "contender",
+    ["pyro_bvae, plain", "hand-written PyTorch", "stock Pyro SVI", "stock Pyro SVI, our program", "fused Adam alone"],
+)
+def test_contenders_train_the_given_steps_a_turn(
+    benchmarks: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contender: str
+) -> None:
+    contenders, turns, steps = benchmarks("contenders"), [], []
+    step = torch.optim.Adam.step
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: steps.append(self) or step(self, *args))
+
+    def turn() -> None:
+        turns.append(len(steps))
+        if len(turns) == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        contenders.train(f"MLP/{contender}", setting_for(benchmarks, tmp_path), turn)
+    optimizers = len(set(map(id, steps)))  # Pyro has one for each parameter
+    assert [count // optimizers for count in turns] == [2, 4, 6]
+
+
+def test_the_hand_written_loss_is_minus_the_bound(benchmarks: Callable[[str], Any], tmp_path: Path) -> None:
+    """Against distributions' own densities and their closed KL, over many draws of the noise."""
+    contenders = benchmarks("contenders")
+    torch.manual_seed(0)
+    network, x = contenders.HandWritten().requires_grad_(False), (torch.rand(5, 784) < 0.3).float()
+    losses = torch.stack([network(x) for _ in range(200)])
+    loc, log_variance = network.encoder(x).chunk(2, -1)
+    posterior = torch.distributions.Normal(loc, (0.5 * log_variance).exp())
+    z = posterior.sample((200,))
+    log_likelihood = torch.distributions.Bernoulli(logits=network.decoder(z)).log_prob(x).sum(-1)
+    rate = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(-1)
+    exact = (rate - log_likelihood).mean(1)
+    error = math.hypot(float(losses.std()), float(exact.std())) / math.sqrt(200)
+    assert abs(float(losses.mean() - exact.mean())) < 4 * error
+
+
+def test_contenders_work_in_turns_in_processes_of_their_own(benchmarks: Callable[[str], Any], tmp_path: Path) -> None:
+    first, rounds = benchmarks("turns").in_turns(
+        ["MLP/fused Adam alone", "MLP/nobody"], setting_for(benchmarks, tmp_path), tmp_path
+    )
+    assert set(first) == {"MLP/fused Adam alone"} and len(rounds) == 2  # who cannot run is left out
+    assert all(0 < round_["MLP/fused Adam alone"] < 60 for round_ in rounds)
+
+
+def test_a_floor_counts_the_rows_that_were_multiplied(benchmarks: Callable[[str], Any]) -> None:
+    floors, vae = benchmarks("floors"), benchmarks("common").make_vae()
+    networks, x = benchmarks("common").networks(vae), torch.rand(3, 784)
+    with floors.counted(*networks) as (encoder, decoder):
+        with torch.no_grad():
+            networks[1](torch.randn(7, 3, 20))
+        networks[1](torch.randn(2, 20, requires_grad=True)).sum().backward()
+        networks[0](x)
+    assert (decoder.plain, decoder.followed, encoder.followed) == (21, 2, 3)
+    assert not networks[0]._forward_hooks and floors.sizes_of(networks[0]) == (784, 400, 40)
+
+
+def test_the_power_of_a_line_is_found(benchmarks: Callable[[str], Any]) -> None:
+    measuring = benchmarks("measuring")
+    rows = [{"size": size, "seconds": 0.1 if size < 50 else 1e-3 * size**2} for size in (1, 10, 100, 1000, 10_000)]
+    assert measuring.slope(rows) == pytest.approx(2.0)
+
+
+def test_goals_are_judged_by_the_table(benchmarks: Callable[[str], Any], tmp_path: Path) -> None:
+    common, training = benchmarks("common"), benchmarks("training")
+    times = {training.COMPILED: [1.0, 3.0], training.HAND: [2.0, 4.0], training.STOCK: [2.0, 3.0]}
+    rounds = [{name: taken[number] for name, taken in times.items()} for number in range(2)]
+    ratios = {other: training.ratio(rounds, training.COMPILED, other) for other in (*times, training.FLOOR)}
+    assert ratios[training.HAND] == "0.625" and ratios[training.STOCK] == "0.750" and ratios[training.FLOOR] == ""
+    row = {"model": "MLP", "contender": training.COMPILED, "milliseconds_a_step": "1.0"}
+    row |= {column: ratios.get(other, "") for column, other in training.REFERENCES.items()}
+    common.write(setting_for(benchmarks, tmp_path), [row], training.TABLE)
+    said = training.verdict(tmp_path, training.GOALS)
+    assert "0.625 (goal 0.75): reached" in said[0] and "0.750 (goal 0.45): not reached" in said[1]
+    assert "not measured" in said[2]
+    (tmp_path / "reading.txt").write_text("\n".join(said))
+    assert "no GPU was measured" in importlib.import_module("speed").reading(tmp_path, training.GOALS)

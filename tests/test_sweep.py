@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -38,7 +39,7 @@ from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
 from pyro_bvae.runs import train
 from pyro_bvae.sweeps import train_sweep
 from pyro_bvae.training import Constant, LinearWarmup, TargetRate, TrainingError, load_checkpoint
-from pyro_bvae.training.replicas import Replicas
+from pyro_bvae.training.replicas import CannotStack, Replicas
 from pyro_bvae.training.stacked_affine import StackedAffine
 from pyro_bvae.training.sweep import assigned, replica_name
 
@@ -488,3 +489,32 @@ def test_a_replica_s_step_costs_no_more_than_a_separate_one() -> None:
     times.append(time.perf_counter())
     together, alone = (after - before for before, after in pairwise(times))
     assert together / 12 < alone / 3
+
+
+@pytest.mark.parametrize(("num_replicas", "large", "stacked"), [(2, True, False), (4, True, True), (2, False, True)])
+def test_few_large_replicas_are_not_stacked(
+    num_replicas: int, large: bool, stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU two of them take longer side by side than one after the other."""
+    module = sys.modules["pyro_bvae.training.sweep"]  # its name in the package is the function's
+    tried: list[int] = []
+
+    def side_by_side(replicas: list[Any]) -> None:
+        tried.append(len(replicas))
+        raise CannotStack("this is a test")
+
+    monkeypatch.setattr(module, "SideBySide", side_by_side)
+    monkeypatch.setattr(module, "_LARGE", 1 if large else 2**30)
+    x = torch.rand(8, 6)
+
+    def make_vae(seed: int) -> BetaVAE:
+        return BetaVAE(
+            NormalPrior(2),
+            Decoder(MLP(2, 6, hidden=(4,)), BernoulliLikelihood()),
+            NormalPosterior(MLP(6, 4, hidden=(4,))),
+        )
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = sweep(make_vae, x, betas=[1.0, 2.0, 3.0, 4.0][:num_replicas], epochs=1, progress=False)
+    assert len(found) == num_replicas and tried == ([num_replicas] if stacked else [])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,8 @@ class LazyDataset:
 
     Args:
         table: Any object of shape ``(N, D)`` whose rows ``table[numbers]`` are an array or a SciPy sparse matrix: a
-            SciPy CSR matrix, an array, a matrix in an open HDF5 file, or an ``AnnData``, backed or not. It is asked
-            for rows in increasing order and without repeats.
+            SciPy CSR matrix, an array, ``np.load(file, mmap_mode="r")``, a matrix in an open HDF5 file, or an
+            ``AnnData``, backed or not. It is asked for rows in increasing order and without repeats.
         context: What is observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
@@ -68,8 +68,22 @@ class LazyDataset:
         if not dtype.is_floating_point:
             raise InputError(f"'dtype' must be floating, got {dtype}")
         self.table, self.dtype, self.device = table, dtype, torch.device("cpu")
+        self._share: Callable[[int], slice] | None = None
         numbers = torch.arange(shape[0], dtype=torch.double).unsqueeze(1)
         self._rows = Dataset(numbers, context, labels, factors, None, factor_names, label_names)
+
+    @classmethod
+    def of_items(cls, items: Any, dtype: torch.dtype = torch.float32) -> LazyDataset:
+        """Return the items of a map-style ``torch.utils.data.Dataset``, each asked for when a batch needs it.
+
+        Args:
+            items: A dataset with a length, whose items are ``x`` or start with it; each is flattened.
+            dtype: Floating type of the batches.
+
+        Raises:
+            InputError: if it is empty, or an item is something else.
+        """
+        return cls(_Items(items), dtype=dtype)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -143,7 +157,25 @@ class LazyDataset:
     ) -> Iterator[tuple[Tensor, Context | None]]:
         """Return one epoch of dense batches, those of :meth:`Dataset.batches` for the same seed and epoch."""
         parts = self._rows.batches(batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last)
-        return ((self._look_up(rows[:, 0].long().numpy()).to(self.device), self._moved(c)) for rows, c in parts)
+        own = (self._own(*part) for part in parts)
+        return ((self._look_up(rows[:, 0].long().numpy()).to(self.device), self._moved(c)) for rows, c in own)
+
+    def _own(self, rows: Tensor, context: Context | None) -> tuple[Tensor, Context | None]:
+        """Return what is to be looked up of a batch."""
+        if self._share is None:
+            return rows, context
+        own = self._share(len(rows))
+        return rows[own], None if context is None else Context(*(None if c is None else c[own] for c in context))
+
+    def shared(self, share: Callable[[int], slice]) -> LazyDataset:
+        """Return data whose batches are a part of each batch of these: no other row is looked up.
+
+        Args:
+            share: From a number of rows to the slice of them that is wanted, which may be empty.
+        """
+        other = self._with_rows(self._rows)
+        other._share = share
+        return other
 
     def _with_rows(self, rows: Dataset) -> LazyDataset:
         other = copy.copy(self)
@@ -152,6 +184,8 @@ class LazyDataset:
 
     def _look_up(self, numbers: np.ndarray) -> Tensor:
         """Return rows of the table, ``(B, D)``: files want their numbers in increasing order."""
+        if not len(numbers):
+            return torch.empty(0, self.num_features, dtype=self.dtype)
         increasing, places = np.unique(numbers, return_inverse=True)
         found = self.table[increasing]
         found = getattr(found, "X", found)  # of an AnnData
@@ -165,3 +199,24 @@ class LazyDataset:
         if context is None:
             return None
         return Context(*(None if part is None else part.to(self.device, self.dtype) for part in context))
+
+
+class _Items:
+    """The items of a torch dataset as the rows of a table."""
+
+    def __init__(self, items: Any) -> None:
+        if len(items) == 0:
+            raise InputError("empty data set: the torch Dataset has no items")
+        self._items = items
+        self.shape = (len(items), self._row(0).numel())
+
+    def __getitem__(self, numbers: np.ndarray) -> np.ndarray:
+        """Return rows, ``(B, D)``."""
+        return torch.stack([self._row(int(number)) for number in numbers]).numpy()
+
+    def _row(self, number: int) -> Tensor:
+        item = self._items[number]
+        x = item[0] if isinstance(item, tuple | list) else item
+        if not isinstance(x, Tensor | np.ndarray):
+            raise InputError(f"a torch Dataset's items must be, or start with, a tensor, got {type(x).__name__}")
+        return torch.as_tensor(x).flatten()

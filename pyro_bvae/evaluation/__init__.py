@@ -43,6 +43,7 @@ from pyro_bvae.evaluation.inversion import (
     calibrate,
     invert,
 )
+from pyro_bvae.evaluation.joined import join_estimates, join_evaluations
 from pyro_bvae.evaluation.predictive_checks import CountChecks, Statistic, count_checks
 from pyro_bvae.evaluation.proposals import DefensiveProposal, GuideProposal, HeavyTailedProposal, RefitProposal
 from pyro_bvae.evaluation.rate_distortion import CurvePoint, RateDistortion, Slope, rate_distortion
@@ -135,6 +136,8 @@ __all__ = [
     "geodesic",
     "inference_gaps",
     "invert",
+    "join_estimates",
+    "join_evaluations",
     "kl_per_dimension",
     "log_aggregate",
     "rate_distortion",

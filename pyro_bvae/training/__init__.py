@@ -4,6 +4,7 @@ from pyro_bvae.training.beta_conditioned import ConditionedBeta, at_beta, with_b
 from pyro_bvae.training.checklist import Remark, check_after, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 from pyro_bvae.training.controlled_capacity import ControlledCapacity
+from pyro_bvae.training.distributed import Ranks, process_group
 from pyro_bvae.training.ex_post import fit_ex_post_prior
 from pyro_bvae.training.fit import fit
 from pyro_bvae.training.free_bits import FreeBits
@@ -33,6 +34,7 @@ __all__ = [
     "Loss",
     "Objective",
     "OneCycle",
+    "Ranks",
     "RateController",
     "Remark",
     "Replica",
@@ -53,6 +55,7 @@ __all__ = [
     "fit_ex_post_prior",
     "load_checkpoint",
     "load_weights",
+    "process_group",
     "reparametrize",
     "save_checkpoint",
     "start_at_mean",

@@ -8,10 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
 from pyro_bvae.context import Context
-from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.errors import InputError, check_finite
+from pyro_bvae.training.distributed import Ranks
 
 Batch = tuple[Tensor, Context | None]
 Check = Callable[[Tensor, Context | None], None]
@@ -65,6 +67,8 @@ class LoaderBatches:
 
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the loader's batches; a shuffling loader takes its order from the global generator, which is seeded."""
+        if isinstance(sampler := getattr(self.loader, "sampler", None), DistributedSampler):
+            sampler.set_epoch(epoch)  # which everybody forgets
         for index, item in enumerate(self.loader):
             parts = item if isinstance(item, list | tuple) and not isinstance(item, Context) else [item]
             context = next((part for part in parts if isinstance(part, Context)), None)
@@ -77,11 +81,12 @@ class LoaderBatches:
 class LazyBatches:
     """Data that have their own batches but not all in memory, such as a :class:`~pyro_bvae.datasets.LazyDataset`.
 
-    Batches are checked as they come, until an epoch has shown all the data there are.
+    Batches are checked as they come, until an epoch has shown all the data there are; with ``checks_all``, for data
+    of which an epoch shows a part, in every epoch.
     """
 
-    def __init__(self, data: Batches, ready: Ready) -> None:
-        self.data, self.ready, self.checked = data, ready, False
+    def __init__(self, data: Batches, ready: Ready, *, checks_all: bool = False) -> None:
+        self.data, self.ready, self.checked, self.checks_all = data, ready, False, checks_all
 
     def num_batches(self, batch_size: int) -> int:
         """Return how many batches an epoch has."""
@@ -90,8 +95,72 @@ class LazyBatches:
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
         for index, (x, context) in enumerate(self.data.batches(batch_size, seed=seed, epoch=epoch)):
-            yield self.ready(x, context, index, checked=self.checked)
-        self.checked = True
+            yield self.ready(x, context, index, checked=self.checked or not len(x))
+        self.checked = not self.checks_all
+
+
+class Shares:
+    """Data of which each process takes its share of every batch: the batches are those of one process alone.
+
+    Args:
+        data: The data, of which each process has all.
+        ranks: The processes.
+    """
+
+    def __init__(self, data: Batches, ranks: Ranks) -> None:
+        self.data, self.ranks = data, ranks
+
+    def num_batches(self, batch_size: int) -> int:
+        """Return how many batches an epoch has."""
+        return self.data.num_batches(batch_size)
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield this process's share of each batch of an epoch; one of a short batch may be empty."""
+        for x, context in self.data.batches(batch_size, seed=seed, epoch=epoch):
+            rows = self.ranks.share(x.shape[0])
+            part = None if context is None else Context(*(None if each is None else each[rows] for each in context))
+            yield x[rows], part
+
+
+def shared(data: Batches, ranks: Ranks) -> Batches:
+    """Return the share of one process in data that :func:`as_batches` has made ready.
+
+    Rows of a table are looked up by the process whose they are alone. A loader gives each process what it gives: under
+    ``torchrun`` it has to have a ``DistributedSampler``, whose batch size is that of one process, and which repeats
+    data to make the shares equal unless it is told ``drop_last=True``.
+
+    Args:
+        data: The data.
+        ranks: The processes.
+
+    Raises:
+        InputError: for a torch loader that would give all data to each process.
+    """
+    if ranks.size == 1:
+        return data
+    if isinstance(data, LoaderBatches):
+        loader = data.loader
+        if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler | SequentialSampler):
+            raise InputError(
+                "a loader must give each process its share: give the DataLoader a"
+                f" torch.utils.data.DistributedSampler, got a {type(loader.sampler).__name__}, or give fit the data"
+            )
+        return data
+    if isinstance(data, LazyBatches) and isinstance(data.data, LazyDataset):
+        return LazyBatches(data.data.shared(ranks.share), data.ready, checks_all=True)
+    return Shares(data, ranks)
+
+
+def num_steps(data: Batches, batch_size: int, ranks: Ranks) -> int:
+    """Return how many batches an epoch has.
+
+    Raises:
+        InputError: if it is not as many for each process.
+    """
+    counts = ranks.gather(data.num_batches(batch_size))
+    if len(set(counts)) > 1:
+        raise InputError(f"a loader must have as many batches in each process, got {', '.join(map(str, counts))}")
+    return counts[0]
 
 
 def _finite(x: Tensor, context: Context | None) -> None:
@@ -103,8 +172,9 @@ def as_batches(data: Any, dtype: torch.dtype, device: torch.device, check: Check
 
     Args:
         data: A tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, a
-            :class:`~pyro_bvae.datasets.LazyDataset` or what else has its methods ``num_batches`` and ``batches``, or
-            a loader.
+            :class:`~pyro_bvae.datasets.LazyDataset` or what else has its methods ``num_batches`` and ``batches``, a
+            ``torch.utils.data.Dataset`` whose items are ``x`` or start with it, an array mapped from a file, or a
+            loader.
         dtype: Floating type of the model.
         device: Device of the model.
         check: Raises for data that the model cannot explain; what is not in memory is checked batch by batch.
@@ -120,6 +190,10 @@ def as_batches(data: Any, dtype: torch.dtype, device: torch.device, check: Check
             seen = data.binarized(0) if data.stochastic_binarization else data
             check(seen.x, seen.context)
         return data
+    if isinstance(data, np.memmap):
+        data = LazyDataset(data, dtype=dtype)
+    elif isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
+        data = LazyDataset.of_items(data, dtype)
     ready = Ready(dtype, device, check or _finite)
     if isinstance(data, Batches):
         return LazyBatches(data, ready)

@@ -12,6 +12,7 @@ from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.context import Context
 from pyro_bvae.precision import networks_in
 from pyro_bvae.randomness import seeded
+from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.step import Step
 
@@ -37,12 +38,18 @@ class CompiledStep(Step):
         parameters: What is trained.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         precision: What the networks of the parts are run in.
+        ranks: The processes that train together. Each compiles for the shape of its share; messages are not compiled.
     """
 
     def __init__(
-        self, loss: Loss, parameters: Sequence[nn.Parameter], gradient_clip: float | None, precision: str
+        self,
+        loss: Loss,
+        parameters: Sequence[nn.Parameter],
+        gradient_clip: float | None,
+        precision: str,
+        ranks: Ranks | None = None,
     ) -> None:
-        super().__init__(loss, parameters, gradient_clip, precision)
+        super().__init__(loss, parameters, gradient_clip, precision, ranks)
         self._module = Swapped(loss)
         numbers = {id(tensor): number for number, tensor in enumerate(self._module.tensors())}
         self._count = len(numbers)
@@ -71,6 +78,8 @@ class CompiledStep(Step):
         """Leave the gradients of a batch at the parameters; return its three terms and their norm, shape ``(4,)``."""
         if self._signature is None or signature(x, context) != self._signature:
             return super().gradients(x, context, beta)
+        for parameter in self.parameters:
+            parameter.grad = None  # so that the new gradients can lie where the old ones were
         stats, *gradients = self._run(self._inputs(x, context, beta))  # type: ignore[operator]
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.errors import InputError, check_beta, check_count, unknown_name
 from pyro_bvae.precision import PRECISIONS
+from pyro_bvae.training.distributed import current_ranks
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives import Objective
 from pyro_bvae.training.schedules import OneCycle, Schedule, as_schedule
@@ -114,16 +115,23 @@ def fit(
     ``seed``, the epoch and the parameters, so a resumed run continues as if it had never stopped. The caller's
     parameter store, random state and train or eval mode are left as they were.
 
+    Inside a :func:`~pyro_bvae.training.process_group`, or torch's own, the processes train one model together: each
+    takes its share of every batch and draws noise of its own, and gradients and metrics are those of the joint batch.
+    The first process writes files, shows the bar and calls the callbacks. A checkpoint resumes on any number of
+    processes, with other noise.
+
     Args:
         vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context, beta)``, such as
             :class:`~pyro_bvae.BetaVAE`; all its parameters that require gradients are trained.
-        data: Training data: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or a torch loader.
+        data: Training data: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or, where they are larger than
+            memory, a :class:`~pyro_bvae.datasets.LazyDataset`, an array that is mapped from a file, a torch dataset or
+            a torch loader; on several processes a loader needs a ``DistributedSampler``.
         beta: Weight of the KL: a number, a schedule such as :class:`~pyro_bvae.training.LinearWarmup`, or
             :class:`~pyro_bvae.training.TargetRate`, which finds the β of a rate.
         epochs: Passes over the data.
         validation: Held-out data. The objective on them at the final β picks ``best.pt``; their bound at β = 1 is
             logged beside it and decides nothing. While β is on its way the latest epoch is the best one.
-        batch_size: Data in a step.
+        batch_size: Data in a step, of all processes together.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         early_stopping: Stop after so many epochs without a better validation objective, and go back to the best
@@ -154,7 +162,8 @@ def fit(
     """
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
     settings = Settings(as_schedule(beta), rate, epochs, batch_size, gradient_clip, early_stopping, seed, precision)
-    settings.warn_of_unfinished_warmup()
+    if current_ranks().is_first:
+        settings.warn_of_unfinished_warmup()
     directory = None if output is None else Path(output)
     trainer = Trainer(vae, data, settings, validation, objective, device, directory, compile)
     if resume:

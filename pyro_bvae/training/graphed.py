@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_bvae.context import Context
 from pyro_bvae.training.compiled import CompiledStep, signature
-from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.step import step_if_finite
 
 
 class GraphedStep(CompiledStep):
@@ -24,28 +20,27 @@ class GraphedStep(CompiledStep):
         parameters: What is trained.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         precision: What the networks of the parts are run in.
+        ranks: One process alone.
     """
 
-    def __init__(
-        self, loss: Loss, parameters: Sequence[nn.Parameter], gradient_clip: float | None, precision: str
-    ) -> None:
-        super().__init__(loss, parameters, gradient_clip, precision)
+    def _make_optimizer(self) -> torch.optim.Optimizer:
         # A tensor that the graph reads, so that schedules work; a number would be frozen into it.
         self._rate = torch.tensor(1e-3, device=self.parameters[0].device)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self._rate, fused=True, capturable=True)
         self._graph: torch.cuda.CUDAGraph | None = None
         self._warm = False
         self._inside: tuple[Tensor, ...] = ()
         self._stats = torch.zeros(4)
+        return torch.optim.Adam(self.parameters, lr=self._rate, fused=True, capturable=True)
 
     def __call__(self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float) -> Tensor:
         """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
         for group in self.optimizer.param_groups:  # those of a checkpoint are tensors of their own
             group["lr"] = self._rate
         self._rate.fill_(learning_rate)
-        if self._signature is None or signature(x, context) != self._signature or not self._warm:
-            self._warm = self._warm or (self._signature is not None and signature(x, context) == self._signature)
-            return self._launch(x, context, beta)
+        compiled = self._signature is not None and signature(x, context) == self._signature
+        if not (compiled and self._warm):
+            self._warm = self._warm or compiled
+            return self.take(x, context, beta)
         given = (x, *(part for part in context or () if part is not None), torch.as_tensor(beta, dtype=x.dtype))
         if self._graph is None:
             self._capture(given, context)
@@ -53,16 +48,8 @@ class GraphedStep(CompiledStep):
             inside.copy_(outside)
         assert self._graph is not None
         self._graph.replay()
+        self.size = x.shape[0]
         return self._stats.clone()
-
-    def _launch(self, x: Tensor, context: Context | None, beta: float | Tensor) -> Tensor:
-        """Take a step kernel by kernel."""
-        stats = self.gradients(x, context, beta)
-        size = x.shape[0]
-        self._clip(stats[3], size)
-        stats[3] /= size
-        step_if_finite(self.optimizer, stats)
-        return stats
 
     def _capture(self, given: tuple[Tensor, ...], context: Context | None) -> None:
         """Record a step on tensors of the graph's own."""
@@ -72,4 +59,4 @@ class GraphedStep(CompiledStep):
         layout = None if context is None else Context(*(None if part is None else next(parts) for part in context))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._stats = self._launch(x, layout, beta)
+            self._stats = self.take(x, layout, beta)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -47,7 +48,12 @@ def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float | T
 
 
 def describe_nonfinite(
-    vae: Any, x: Tensor, context: Context | None, beta: float | Tensor, stats: Tensor | None = None
+    vae: Any,
+    x: Tensor,
+    context: Context | None,
+    beta: float | Tensor,
+    stats: Tensor | None = None,
+    gather: Callable[[str | None], list[str | None]] = lambda found: [found],
 ) -> str:
     """Return what stopped being finite and what to do, where something did.
 
@@ -57,8 +63,10 @@ def describe_nonfinite(
         context: Its context.
         beta: The β of the step.
         stats: Loss, distortion, rate and gradient norm of the step.
+        gather: Collects what the processes that train together have found, each on its own share of the batch.
     """
-    found = find_nonfinite(vae, x, context, beta)
+    each = gather(find_nonfinite(vae, x, context, beta) if x.shape[0] else None)
+    found = next((text for text in each if text is not None), None)
     if found is None and stats is not None and not bool(torch.isfinite(stats[3])):
         found = f"the gradient{_of_parameters(vae)} is not finite"
     return f"{found or 'the loss is not finite'}; {_ADVICE}"

@@ -10,10 +10,13 @@ import torch
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation import bound
 from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import VALIDATION_STREAM, seeded
+from pyro_bvae.randomness import VALIDATION_STREAM, seeded, stream_seed
+from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.health import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.history import Row
 from pyro_bvae.training.loss import Loss
+
+_COLUMNS = tuple(f"validation_{name}" for name in ("objective", "distortion", "rate", "elbo"))
 
 
 class HeldOut:
@@ -24,10 +27,15 @@ class HeldOut:
         data: The data, on its device.
         loss: The loss that is made small.
         batch_size: Data that the loss takes at a time.
+        ranks: The processes that train together: each measures its share, and all get the same numbers.
     """
 
-    def __init__(self, vae: Any, data: Dataset, loss: Loss, batch_size: int) -> None:
+    def __init__(self, vae: Any, data: Dataset, loss: Loss, batch_size: int, ranks: Ranks | None = None) -> None:
         self.vae, self.data, self.loss, self.batch_size = vae, data, loss, batch_size
+        self.ranks = ranks or Ranks()
+        rows = self.ranks.share(len(data))
+        self._share = data[rows] if rows.stop > rows.start else None
+        self._seed = VALIDATION_STREAM if self.ranks.size == 1 else stream_seed(VALIDATION_STREAM, self.ranks.rank)
 
     def try_out(self) -> None:
         """Measure two data, to hear what is wrong with them."""
@@ -44,33 +52,41 @@ class HeldOut:
             TrainingError: if a number is not finite. It comes before the weights are written: the checkpoint before
                 them stays the last.
         """
-        cause = None
+        cause, row = None, dict.fromkeys(_COLUMNS, 0.0)
         try:
-            row = self._measure(self.data, beta)
+            if self._share is not None:
+                row = self._measure(self._share, beta)
         except ValueError as error:  # a check that values which are not finite do not pass, or one of something else
-            row, cause = {"validation_objective": math.nan}, error
+            row, cause = dict.fromkeys(_COLUMNS, math.nan), error
+        row = self._joined(row)
         if all(map(math.isfinite, row.values())):
             return row
-        args = (self.data.x, self.data.context, beta)
+        share = self.data[:0] if self._share is None else self._share
+        args = (share.x, share.context, beta)
         with evaluating(self.vae):
             if cause is not None and find_nonfinite(self.vae, *args) is None:
                 raise cause
-            raise TrainingError(f"epoch {epoch}, validation: {describe_nonfinite(self.vae, *args)}") from cause
+            said = describe_nonfinite(self.vae, *args, gather=self.ranks.gather)
+            raise TrainingError(f"epoch {epoch}, validation: {said}") from cause
+
+    def _joined(self, row: Row) -> Row:
+        """Return the means over the data of all processes."""
+        if self.ranks.size == 1:
+            return row
+        count = 0 if self._share is None else len(self._share)
+        values = torch.tensor([*row.values()], dtype=torch.double, device=self.data.x.device) * count
+        return dict(zip(row, (self.ranks.sum(values) / len(self.data)).tolist(), strict=True))
 
     @torch.no_grad()
     def _measure(self, data: Dataset, beta: float) -> Row:
         args = (data.x, *(() if data.context is None else (data.context,)))
-        measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=VALIDATION_STREAM)
+        measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=self._seed)
         own = self._own_objective(data, beta) if self.loss.has_own_objective else measured.objective(beta).value
-        return {
-            "validation_objective": own,
-            "validation_distortion": measured.distortion.value,
-            "validation_rate": measured.rate.value,
-            "validation_elbo": measured.elbo.value,
-        }
+        values = (own, measured.distortion.value, measured.rate.value, measured.elbo.value)
+        return dict(zip(_COLUMNS, values, strict=True))
 
     def _own_objective(self, data: Dataset, beta: float) -> float:
         """Return the mean of an objective that is not the β-bound."""
         batches = data.batches(self.batch_size, seed=0, epoch=0, shuffle=False)
-        with evaluating(self.vae), seeded(VALIDATION_STREAM):
+        with evaluating(self.vae), seeded(self._seed):
             return sum(float(self.loss(*batch, beta).loss) for batch in batches) / len(data)

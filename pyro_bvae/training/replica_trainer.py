@@ -34,7 +34,7 @@ class ReplicaTrainer(Trainer):
     def __init__(
         self, vae: Any, data: Any, settings: Settings, validation: Any, device: str | None, output: Path | None
     ) -> None:
-        super().__init__(vae, data, settings, validation, objective=None, device=device, output=output)
+        super().__init__(vae, data, settings, validation, objective=None, device=device, output=output, together=False)
 
     def __str__(self) -> str:
         return f"β = {self.final_beta:g}, seed {self.settings.seed}"

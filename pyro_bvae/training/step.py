@@ -1,4 +1,4 @@
-"""One step of training: gradients of a batch, their norm kept in bounds, Adam."""
+"""One step of training: gradients of a batch, summed over processes, their norm kept in bounds, Adam."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.context import Context
 from pyro_bvae.precision import networks_in
+from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.loss import Loss
 
 
@@ -20,26 +21,67 @@ class Step:
         parameters: What is trained.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         precision: What the networks of the parts are run in.
+        ranks: The processes that train together, each of which gives the step its share of a batch.
     """
 
     def __init__(
-        self, loss: Loss, parameters: Sequence[nn.Parameter], gradient_clip: float | None, precision: str
+        self,
+        loss: Loss,
+        parameters: Sequence[nn.Parameter],
+        gradient_clip: float | None,
+        precision: str,
+        ranks: Ranks | None = None,
     ) -> None:
-        self.loss, self.parameters = loss, list(parameters)
+        self.loss, self.parameters, self.ranks = loss, list(parameters), ranks or Ranks()
         self.gradient_clip, self.precision = gradient_clip, precision
-        fused = self.parameters[0].device.type in ("cpu", "cuda")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
+        #: How many data the last step was of, those of all processes.
+        self.size = 0
+        self.optimizer = self._make_optimizer()
 
     def __call__(self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float) -> Tensor:
         """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        stats = self.gradients(x, context, beta)
-        size = x.shape[0]
-        self._clip(stats[3], size)
-        stats[3] /= size
+        return self.take(x, context, beta)
+
+    def take(self, x: Tensor, context: Context | None, beta: float | Tensor) -> Tensor:
+        """Take a step at the optimizer's own learning rate."""
+        stats, self.size = self.joint_gradients(x, context, beta)
+        self._clip(stats[3], self.size)
+        stats[3] /= self.size
         step_if_finite(self.optimizer, stats)
         return stats
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        fused = self.parameters[0].device.type in ("cpu", "cuda")
+        return torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
+
+    def joint_gradients(self, x: Tensor, context: Context | None, beta: float | Tensor) -> tuple[Tensor, int]:
+        """Leave the gradients of the batch of all processes at the parameters; return what is :meth:`gradients`' of it.
+
+        Args:
+            x: This process's share of the batch, which may be empty.
+            context: Its context.
+            beta: The β of the step.
+
+        Returns:
+            Loss, distortion, rate and gradient norm, shape ``(4,)``, and the number of data of all processes.
+        """
+        size = x.shape[0]
+        if self.ranks.size == 1:
+            return self.gradients(x, context, beta), size
+        if size:
+            stats = self.gradients(x, context, beta)
+        else:  # a program has nothing to say of no data, but the others wait for this process
+            self.optimizer.zero_grad(set_to_none=True)
+            stats = x.new_zeros(4)
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
+        numbers = torch.cat([stats[:3], stats.new_tensor([size])])
+        whole = self.ranks.sum(torch.cat([numbers, *(gradient.flatten() for gradient in gradients)]))
+        parts = whole[4:].split([gradient.numel() for gradient in gradients])
+        for parameter, part in zip(self.parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter).to(parameter.dtype)
+        return torch.cat([whole[:3], whole[4:].norm().unsqueeze(0)]), int(whole[3])
 
     def gradients(self, x: Tensor, context: Context | None, beta: float | Tensor) -> Tensor:
         """Leave the gradients of a batch at the parameters; return its three terms and their norm, shape ``(4,)``."""
@@ -63,7 +105,7 @@ class Step:
 def step_if_finite(optimizer: torch.optim.Optimizer, stats: Tensor) -> None:
     """Take a step, unless the numbers behind it are not finite and it would spoil the weights."""
     finite = torch.isfinite(stats).all()
-    if stats.device.type == "cpu":
+    if not stats.is_cuda:
         if bool(finite):
             optimizer.step()
         return

@@ -11,28 +11,30 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pyro
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_bvae.compiling import fast_products
 from pyro_bvae.context import Context
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_finite
+from pyro_bvae.errors import InputError
 from pyro_bvae.files import make_directory, remove_parts
 from pyro_bvae.modules import evaluating
 from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.store import private_store
-from pyro_bvae.training.batches import as_batches
+from pyro_bvae.training.batches import as_batches, num_steps, shared
 from pyro_bvae.training.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 from pyro_bvae.training.compiled import WORTH_COMPILING, CompiledStep
+from pyro_bvae.training.distributed import Ranks, check_shareable, current_ranks, own_device
+from pyro_bvae.training.graphed import GraphedStep
 from pyro_bvae.training.held_out import HeldOut
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.objectives import Objective, StepsByTerms
 from pyro_bvae.training.step import Step
 from pyro_bvae.training.target_rate import TargetRate
+from pyro_bvae.training.try_out import try_out
 from pyro_bvae.training.watch import LOOK_EVERY, Watch, count_active
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ class Trainer:
         device: Where to train.
         output: Run directory.
         compile: Whether the step is compiled; None where the run is long enough to repay it.
+        together: Whether the processes of torch's process group, where there is one, train this one model.
     """
 
     def __init__(
@@ -66,9 +69,11 @@ class Trainer:
         device: str | None,
         output: Path | None,
         compile: bool | None = None,
+        together: bool = True,
     ) -> None:
+        self.ranks = current_ranks() if together else Ranks()
         if device is not None:
-            vae.to(device)
+            vae.to(own_device(device))
         self.vae: Any = vae  # with model and guide, which a plain module has not
         self.settings, self.output = settings, output
         self.parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
@@ -82,12 +87,19 @@ class Trainer:
         if isinstance(validation, Dataset) and validation.stochastic_binarization:
             validation = validation.binarized(settings.seed)  # the same pixels after every epoch
         self.loss = Loss(vae, objective)
+        self.batches = shared(self.data, self.ranks)
+        if self.ranks.size > 1:
+            check_shareable(self.loss, self.loss.objective)
         self.held_out: HeldOut | None = None
         if validation is not None:
             ready = as_batches(_as_dataset(validation, vae), dtype, self.device, check)
-            self.held_out = HeldOut(vae, cast("Dataset", ready), self.loss, settings.batch_size)
-        kind = Step if compile is False else CompiledStep
-        self.step = kind(self.loss, self.parameters, settings.gradient_clip, settings.precision)
+            self.held_out = HeldOut(vae, cast("Dataset", ready), self.loss, settings.batch_size, self.ranks)
+        kind: type[Step] = CompiledStep
+        if compile is False:
+            kind = Step
+        elif self.device.type == "cuda" and self.ranks.size == 1:
+            kind = GraphedStep
+        self.step = kind(self.loss, self.parameters, settings.gradient_clip, settings.precision, self.ranks)
         self.optimizer, self.compile = self.step.optimizer, compile
         self.controller = settings.beta.controller(self.device) if isinstance(settings.beta, TargetRate) else None
         self.history = History()
@@ -99,7 +111,9 @@ class Trainer:
     def run(self, progress: bool, callbacks: Sequence[Callable[[Row], None]]) -> History:
         """Train from where the run is to its end."""
         first, epochs = len(self.history.rows), self.settings.epochs
-        steps = self.data.num_batches(self.settings.batch_size)
+        steps = num_steps(self.batches, self.settings.batch_size, self.ranks)
+        self.ranks.align(self.vae)
+        progress = progress and self.ranks.is_first
         with self._surroundings(), tqdm(
             total=epochs * steps, initial=first * steps, disable=not progress, unit="step", mininterval=0.5
         ) as bar:  # fmt: skip
@@ -112,10 +126,11 @@ class Trainer:
                     break
                 row = self._epoch(epoch, steps, bar)
                 self._record(row)
-                for callback in callbacks:
+                for callback in callbacks if self.ranks.is_first else ():
                     callback(dict(row))
         self.history.remarks = [remark for remark in self.history.remarks if remark.when == "before"]
         self._remark(check_during(self.history.rows, self.settings.gradient_clip))
+        self.ranks.wait()  # so that what the first one writes is there when any of them returns
         self._restore_best()
         return self.history
 
@@ -125,7 +140,9 @@ class Trainer:
             return
         bar.set_description("compiling")
         settings = self.settings
-        batch = next(iter(self.data.batches(settings.batch_size, seed=settings.seed, epoch=0)))
+        batch = next(iter(self.batches.batches(settings.batch_size, seed=settings.seed, epoch=0)))
+        if not len(batch[0]):
+            return  # of a data set with fewer rows than processes
         done = self.step.prepare(*batch, self.final_beta)
         self.history.step = self.step.said
         if self.compile and not done:
@@ -146,7 +163,7 @@ class Trainer:
         """Keep what was seen, and warn of what makes the training useless."""
         self.history.remarks += remarks
         for remark in remarks:
-            if remark.grave:
+            if remark.grave and self.ranks.is_first:
                 warnings.warn(str(remark), stacklevel=4)
 
     @contextmanager
@@ -157,58 +174,44 @@ class Trainer:
             stack.enter_context(seeded(self.settings.seed))
             self.vae.train()
             stack.callback(_set_modes, modes)
-            self._check_program()
+            self._try_out()
             # Shapes and supports have been checked; in the loop the checks cost as much as the model.
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(fast_products(self.device))
             yield
 
-    def _check_program(self) -> None:
-        """Run objective and validation once under Pyro's checks, and see that the module owns every parameter."""
-        for name, parameter in self.vae.named_parameters():
-            check_finite(f"vae.{name}", parameter.detach())
+    def _try_out(self) -> None:
+        """Run objective and validation once: what is wrong with them should be told before the first epoch."""
         x, context = next(iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0)))
-        # In eval mode, so that no batch-norm statistic moves.
-        with (
-            evaluating(self.vae),
-            poutine.trace(param_only=True) as capture,
-            pyro.validation_enabled(),
-            torch.no_grad(),
-        ):
-            self.loss(x[:2], _first(context, 2), self.final_beta)
-        own = {id(parameter) for parameter in self.vae.parameters()}
-        nodes: dict[str, Any] = dict(capture.trace.nodes)
-        for name, site in nodes.items():
-            if site["type"] == "param" and id(site["value"].unconstrained()) not in own:
-                raise InputError(
-                    f"'{name}' is a pyro.param outside the module, which fit would not train: make it an "
-                    "nn.Parameter or a PyroParam of the module, or train with pyro.infer.SVI"
-                )
+        try_out(self.loss, x[:2], _first(context, 2), self.final_beta)
         if self.held_out is not None:
-            self.held_out.try_out()  # what cannot be validated should be told before the first epoch
+            self.held_out.try_out()
 
     def _epoch(self, epoch: int, steps: int, bar: tqdm[Any]) -> Row:
         settings, started = self.settings, time.perf_counter()
-        torch.manual_seed(stream_seed(settings.seed, epoch, NOISE_STREAM))
-        watch = Watch(self.vae, self.device, epoch + 1)
-        count = 0
+        own = (self.ranks.rank,) if self.ranks.size > 1 else ()
+        torch.manual_seed(stream_seed(settings.seed, epoch, NOISE_STREAM, *own))
+        watch = Watch(self.vae, self.device, epoch + 1, self.ranks)
         beta: float | Tensor = 0.0
         learning_rate = 0.0
-        for index, (x, context) in enumerate(self.data.batches(settings.batch_size, seed=settings.seed, epoch=epoch)):
+        for index, (x, context) in enumerate(
+            self.batches.batches(settings.batch_size, seed=settings.seed, epoch=epoch)
+        ):
             done = epoch + index / steps
             beta = self._beta(done)
             learning_rate = float(settings.learning_rate(done, settings.epochs))
             stats = self.step(x, context, beta, learning_rate)
-            watch.add(stats, x, context, beta)
+            size = self.step.size if self.ranks.size > 1 else x.shape[0]
+            watch.add(stats, size, x, context, beta)
             if self.controller is not None and not self.controller.holds(done, settings.epochs):
-                self.controller.update(stats[2] / x.shape[0])
-            count += x.shape[0]
+                self.controller.update(stats[2] / size)
             bar.update()
             if index % LOOK_EVERY == 0 and not bar.disable:
                 bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
                 numbers = zip(("distortion", "rate", "beta"), (*watch.recent(), float(beta)), strict=True)
                 bar.set_postfix({name: f"{number:.4g}" for name, number in numbers}, refresh=False)
         objective, distortion, rate, norm = watch.finish()
+        count = watch.count
         row: Row = {"epoch": epoch + 1, "beta": float(beta), "learning_rate": learning_rate}
         row |= {"gradient_norm": norm / steps, "objective": objective / count}
         row |= {"distortion": distortion / count, "rate": rate / count}
@@ -251,7 +254,7 @@ class Trainer:
         self.stale = 0 if better else self.stale + 1
         if better and self.settings.early_stopping is not None:
             self.best_weights = {name: value.detach().clone() for name, value in self.vae.state_dict().items()}
-        if self.output is not None:
+        if self.output is not None and self.ranks.is_first:
             make_directory(self.output)
             self.history.write(self.output / "metrics.csv")
             state = self._state()
@@ -295,7 +298,7 @@ class Trainer:
             raise InputError("'resume' needs 'output', the run directory to continue")
         path = checkpoint_path(self.output, "last")
         state = load_checkpoint(path, self.device)
-        for directory in (self.output, path.parent):
+        for directory in (self.output, path.parent) if self.ranks.is_first else ():
             remove_parts(directory)
         for name, value in self.settings.identity().items():
             if (was := state["settings"].get(name, value)) != value:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from pyro_bvae.context import Context
 from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
 from pyro_bvae.evaluation.sites import samples
+from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.health import TrainingError, describe_nonfinite
 
 # Steps between two looks at the losses on an accelerator, where each look waits for the device.
@@ -40,27 +42,29 @@ class Watch:
         vae: The module in training.
         device: Where it is trained.
         epoch: Number of the epoch, from 1.
+        ranks: The processes that train together: the numbers are those of all, and so is what is raised.
     """
 
-    def __init__(self, vae: Any, device: torch.device, epoch: int) -> None:
-        self.vae, self.epoch = vae, epoch
+    def __init__(self, vae: Any, device: torch.device, epoch: int, ranks: Ranks) -> None:
+        self.vae, self.epoch, self.ranks = vae, epoch, ranks
         self.sums = torch.zeros(4, dtype=torch.double, device=device)
         self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
-        self.steps = 0
+        self.steps = self.count = 0
         self.last: tuple[Tensor, int] | None = None
 
-    def add(self, stats: Tensor, x: Tensor, context: Context | None, beta: float | Tensor) -> None:
-        """Add loss, distortion, rate and gradient norm of a step, shape ``(4,)``.
+    def add(self, stats: Tensor, size: int, x: Tensor, context: Context | None, beta: float | Tensor) -> None:
+        """Add loss, distortion, rate and gradient norm of a step, shape ``(4,)``, on so many data of all processes.
 
         Raises:
             TrainingError: if one of them is not finite, naming epoch, step, batch and what it was.
         """
         self.sums += stats
         self.steps += 1
-        self.last = (stats, x.shape[0])
-        if self.steps % self.look_every == 0 and not bool(torch.isfinite(self.sums).all()):
+        self.count += size
+        self.last = (stats, size)
+        if self.steps % self.look_every == 0 and not self._is_finite():
             where = f"epoch {self.epoch}, step {self.steps} (batch {self.steps - 1})"
-            raise TrainingError(f"{where}: {describe_nonfinite(self.vae, x, context, beta, stats)}")
+            raise TrainingError(f"{where}: {describe_nonfinite(self.vae, x, context, beta, stats, self.ranks.gather)}")
 
     def recent(self) -> tuple[float, float]:
         """Return distortion and rate per datum of the last batch."""
@@ -70,6 +74,10 @@ class Watch:
 
     def finish(self) -> list[float]:
         """Return the sums of loss, distortion, rate and gradient norm."""
-        if not bool(torch.isfinite(self.sums).all()):
+        if not self._is_finite():
             raise TrainingError(f"epoch {self.epoch}: the loss or its gradient stopped being finite")
         return [float(value) for value in self.sums]
+
+    def _is_finite(self) -> bool:
+        # What is not finite leaves no finite total, and one number is looked at sooner than four.
+        return math.isfinite(self.sums.sum().item())

@@ -1,0 +1,78 @@
+"""What is measured of a run's model, by one process or several, and the files that it is written to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from pyro_bvae.context import Context
+from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz, write_arviz
+from pyro_bvae.files import atomic_write
+from pyro_bvae.randomness import stream_seed
+from pyro_bvae.training import Ranks
+
+# Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw is no more.
+_MOST_DRAWS = 2_000_000
+
+
+def evaluate_shares(vae: Any, args: tuple[Any, ...], ranks: Ranks, *, seed: int, **options: Any) -> Evaluation:
+    """Measure a model on data that several processes share, each with draws of its own.
+
+    Args:
+        vae: A module with ``model`` and ``guide``.
+        args: Their arguments, the data and, where there is one, its context.
+        ranks: The processes; all of them get the evaluation of all data.
+        seed: Seed of the draws.
+        **options: What else :func:`~pyro_bvae.evaluation.evaluate` takes.
+    """
+    if ranks.size == 1:
+        return evaluate(vae.model, vae.guide, *args, seed=seed, **options)
+    rows, own = ranks.share(len(args[0])), None
+    if rows.stop > rows.start:
+        share = (_rows(arg, rows) for arg in args)
+        own = evaluate(vae.model, vae.guide, *share, seed=stream_seed(seed, ranks.rank), **options)
+    parts = [part for part in ranks.gather(own) if part is not None]
+    return join_evaluations(parts, kl_per_dimension(vae.model, vae.guide, *args, seed=seed))
+
+
+def write_evaluation(
+    directory: Path,
+    vae: Any,
+    args: tuple[Any, ...],
+    evaluation: Evaluation,
+    attributes: dict[str, Any],
+    latent_dim: int,
+) -> None:
+    """Write ``evaluation.json`` and ``evaluation.nc``.
+
+    Args:
+        directory: The run.
+        vae: Its model.
+        args: What it was measured on.
+        evaluation: What was measured.
+        attributes: What it was measured with: ``dataset``, ``split``, ``checkpoint``, ``seed`` and ``config``.
+        latent_dim: The number of latents.
+
+    Raises:
+        WriteError: if the file system does not take the files.
+    """
+    draws = max(1, min(100, evaluation.evidence.num_samples, _MOST_DRAWS // (len(args[0]) * latent_dim)))
+    copies = max(1, min(10, _MOST_DRAWS // args[0].numel()))
+    exported = to_arviz(
+        vae.model, vae.guide, *args, evaluation=evaluation, num_draws=draws, num_predictive=copies,
+        attributes=attributes, seed=attributes["seed"],
+    )  # fmt: skip
+    write_arviz(exported, directory / "evaluation.nc")
+    head = {name: value for name, value in attributes.items() if name != "config"}
+    with atomic_write(directory / "evaluation.json") as stream:
+        json.dump({**head, **evaluation.to_dict()}, stream, indent=2, allow_nan=False)
+        stream.write("\n")
+
+
+def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:
+    if isinstance(arg, Context):
+        return Context(*(None if part is None else part[rows] for part in arg))
+    return arg[rows]
