@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +24,8 @@ from pyro_bvae.training.side_by_side import SideBySide
 from pyro_bvae.training.target_rate import TargetRate
 from pyro_bvae.vae import BetaVAE
 
-# Fewer replicas of so many weights take a tenth longer stacked than apart (measured on one core and on two).
-_FEW, _LARGE = 4, 2**18
+# Weights of a model from which so many replicas are no faster stacked than apart (measured on one core and on two).
+_LARGE = {1: 0, 2: 2**15, 3: 2**18}
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def _train(replicas: list[ReplicaTrainer], progress: bool) -> None:
     """Train replicas side by side, or one after the other where that cannot be."""
     for replica in replicas:
         replica.check()
-    if len(replicas) == 1 or _gain_nothing(replicas):  # a plate of one costs more than none
+    if _gain_nothing(replicas):
         for replica in replicas:
             replica.run(progress, ())
         return
@@ -218,9 +219,10 @@ def _train(replicas: list[ReplicaTrainer], progress: bool) -> None:
 
 
 def _gain_nothing(replicas: list[ReplicaTrainer]) -> bool:
-    """Whether what stacking costs a step is more than what it saves: few replicas of large networks on a CPU."""
+    """Whether stacking costs a step more than it saves: one replica, or on a CPU few with large networks."""
     weights = sum(parameter.numel() for parameter in replicas[0].parameters)
-    return replicas[0].device.type == "cpu" and len(replicas) < _FEW and weights >= _LARGE
+    least = _LARGE.get(len(replicas), math.inf)
+    return weights >= least and (replicas[0].device.type == "cpu" or len(replicas) == 1)
 
 
 def _check_new(replicas: list[ReplicaTrainer]) -> None:
