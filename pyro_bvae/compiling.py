@@ -25,8 +25,9 @@ Tensors = Sequence[Tensor]
 Function = Callable[[Tensors], Tensors]
 
 _capturing = False
-# What this process has compiled, by operations, shapes and constants.
-_known: dict[object, Function] = {}
+# What this process has compiled, by operations, shapes and constants; with its graph, so that a large constant, which
+# is known by its identity, lives as long and no other can take its place.
+_known: dict[object, tuple[Function, torch.fx.GraphModule]] = {}
 _MOST_KNOWN = 16
 
 
@@ -98,8 +99,8 @@ def compiled(function: Function, example: Tensors) -> tuple[Function, float]:
     if key not in _known:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[key] = _compile(graph, example)
-    return _known[key], time.perf_counter() - started
+        _known[key] = _compile(graph, example), graph
+    return _known[key][0], time.perf_counter() - started
 
 
 def _compile(graph: torch.fx.GraphModule, example: Tensors) -> Function:

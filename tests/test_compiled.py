@@ -1,5 +1,6 @@
 """The compiled step is the same program: losses, gradients and runs are those of stock Pyro, for all parts."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from pyro.infer import Trace_ELBO
 from test_matrix import data_for
 from torch import Tensor, nn
 
-from pyro_bvae import BetaVAE, Decoder, evidence, fit
+from pyro_bvae import BetaVAE, Decoder, compiling, evidence, fit
 from pyro_bvae.catalogue import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, Shape
 from pyro_bvae.compiling import Swapped, capture, compiled, fast_products
 from pyro_bvae.configs import TrainConfig, build_vae
@@ -275,6 +276,25 @@ def test_compiled_functions_draw_the_generators_numbers() -> None:
     assert all(torch.allclose(one, other) for one, other in zip(found, noisy([torch.ones(5)]), strict=True))
     again, less = compiled(noisy, [torch.zeros(5)])
     assert again is run and less < seconds
+
+
+def test_what_was_compiled_holds_on_to_its_large_constants(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are known by identity: one that was freed could have its place taken, and its function, by another."""
+
+    def folded(graph: Any, example: Any) -> Any:
+        """Stand in for a compiler that keeps what it made of a constant, and not the constant."""
+        made = graph(*example)[0].clone()
+        return lambda tensors: [tensors[0] + made]
+
+    monkeypatch.setattr(compiling, "_known", {})
+    monkeypatch.setattr(compiling, "_compile", folded)
+    for value in range(20):
+        constant = torch.full((100,), float(value))
+        run, _ = compiled(lambda tensors, constant=constant: [tensors[0] + constant], [torch.zeros(100)])
+        assert run([torch.zeros(100)])[0].eq(value).all()
+        weak = weakref.ref(constant)
+        del constant
+        assert weak() is not None
 
 
 def test_fast_products_leave_the_callers_precision_and_float32s_digits() -> None:
