@@ -1,6 +1,6 @@
 """What does β do to disentanglement on sprites, and how wide are the seeds beside it?
 
-Sprites of 32 pixels with all five factors free, ten latents, β from 1 to 16 and three seeds of each (after Higgins et
+Sprites of 64 pixels with all five factors free, ten latents, β from 1 to 16 and three seeds of each (after Higgins et
 al. 2017 and Locatello et al. 2019): convolutional networks, and perceptrons with about as many weights, for the same
 steps. Every score of the house with its interval and beside its nulls, UDR, active units and the bound; what each
 latent of the best model carries, and its traversals. How much of a score's spread is β and how much the seed is a
@@ -10,8 +10,8 @@ A third kind is weakly supervised. A few hundred images bring three of their fac
 each is normal about an affine map of one latent of its own, and missing everywhere else. It is the same `BetaVAE` with
 a longer decoder and ``missing=True``; its encoder sees pixels alone.
 
-    python analysis/disentanglement.py
-    python analysis/disentanglement.py --size 64
+    python analysis/disentanglement.py              # 64 pixels, two processes of one thread
+    python analysis/disentanglement.py --size 32    # the same at 32 pixels, with its own folder of results
 
 DCI takes small forests here, not the reference's boosting: its scores compare with each other only. Each trained model
 and its scores are kept in the folder ``--scratch``, so that a run that was stopped goes on.
@@ -23,7 +23,9 @@ import argparse
 import csv
 import json
 import math
+import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -75,7 +77,7 @@ METRICS: tuple[Any, ...] = (*FAST_METRICS, partial(dci, predictor=FOREST))
 class Setting:
     """Data and training of the study."""
 
-    size: int = 32
+    size: int = 64
     num_train: int = 20_000
     num_test: int = 3000
     epochs: int = 5
@@ -488,9 +490,9 @@ def seeds_beside_data(found: list[Found]) -> float:
 # -- tables and figures -----------------------------------------------------------------------------------------------
 
 
-def write(name: str, rows: list[dict[str, str]]) -> None:
+def write(path: Path, rows: list[dict[str, str]]) -> None:
     """Write a table."""
-    with (RESULTS / name).open("w", newline="", encoding="utf-8") as stream:
+    with path.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -566,45 +568,55 @@ def draw(found: list[Found]) -> Figure:
     return figure
 
 
-def draw_model(setting: Setting, one: Found, prefix: str) -> None:
+def draw_model(setting: Setting, one: Found, results: Path, prefix: str) -> None:
     """Write the factor-by-latent heat map and the traversals of a model."""
     test = setting.data(one.kind, train=False)
     named: dict[str, Any] = {"factors": test.factors, "factor_names": test.factor_names}
     found = read_latents(one.vae.model, one.vae.guide, test.x, **named)
-    latent_reading(found).savefig(RESULTS / f"{prefix}heat_map.png", dpi=130)
+    latent_reading(found).savefig(results / f"{prefix}heat_map.png", dpi=130)
     moved = traverse(one.vae, test, datum=DATUM)
     moved = replace(moved, x=moved.x[..., : setting.pixels])
     around = f"a code (β = {one.beta:g}, seed {one.seed})"
-    traversal_grid(moved, (setting.size, setting.size), around).savefig(RESULTS / f"{prefix}traversals.png", dpi=130)
+    traversal_grid(moved, (setting.size, setting.size), around).savefig(results / f"{prefix}traversals.png", dpi=130)
 
 
-def main(setting: Setting, scratch: Path) -> None:
-    """Train, measure, and write tables, figures and reading."""
+def prepare(setting: Setting, scratch: Path, share: int, num_processes: int) -> None:
+    """Train and measure a share of the models into the scratch folder, on one thread."""
     torch.set_num_threads(1)
-    for folder in (RESULTS, scratch):
+    for kind, beta, seed in setting.models[share::num_processes]:
+        found = obtain(setting, kind, beta, seed, scratch)
+        print(kind, f"β = {beta:g}, seed {seed}:", f"MIG {found.score('MIG'):.3f}", flush=True)
+
+
+def main(setting: Setting, scratch: Path, results: Path, num_processes: int) -> None:
+    """Train, measure, and write tables, figures and reading."""
+    for folder in (results, scratch):
         folder.mkdir(parents=True, exist_ok=True)
-    found = []
-    for kind, beta, seed in setting.models:
-        found.append(obtain(setting, kind, beta, seed, scratch))
-        print(kind, f"β = {beta:g}, seed {seed}:", f"MIG {found[-1].score('MIG'):.3f}", flush=True)
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
+        shares = range(num_processes)
+        for _ in pool.map(partial(prepare, setting, scratch, num_processes=num_processes), shares):
+            pass
+    found = [obtain(setting, *model, scratch) for model in setting.models]
     rank(setting, found)
-    write("table.csv", score_rows(found))
-    write("spread.csv", spread_rows(found))
+    write(results / "table.csv", score_rows(found))
+    write(results / "spread.csv", spread_rows(found))
     lines = reading(setting, found)
-    (RESULTS / "reading.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (results / "reading.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    draw(found).savefig(RESULTS / "figure.png", dpi=120)
-    draw_model(setting, best(of(found, CONVOLUTIONAL)), "")
-    draw_model(setting, best(of(found, WEAK)), "weak_")
+    draw(found).savefig(results / "figure.png", dpi=120)
+    draw_model(setting, best(of(found, CONVOLUTIONAL)), results, "")
+    draw_model(setting, best(of(found, WEAK)), results, "weak_")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the images, two epochs, two seeds")
-    parser.add_argument("--size", type=int, default=32, help="width and height of the images: 32 or 64")
+    parser.add_argument("--quick", action="store_true", help="32 pixels, a tenth of the images, two epochs, two seeds")
+    parser.add_argument("--size", type=int, default=64, help="width and height of the images: 64 or 32")
     parser.add_argument("--scratch", type=Path, help="folder of trained models (default: one for each setting)")
+    parser.add_argument("--processes", type=int, default=2, help="how many train side by side, each on one thread")
     options = parser.parse_args()
     chosen = Setting(size=options.size)
-    chosen = replace(chosen, num_train=2000, epochs=2, seeds=(0, 1)) if options.quick else chosen
-    folder = f"{chosen.size}{'-quick' if options.quick else ''}"
-    main(chosen, options.scratch or Path("runs/disentanglement") / folder)
+    chosen = Setting(32, 2000, epochs=2, seeds=(0, 1)) if options.quick else chosen
+    folder = "quick" if options.quick else f"{chosen.size}"
+    kept = options.scratch or Path("runs/disentanglement") / folder
+    main(chosen, kept, RESULTS if folder == "64" else RESULTS / folder, options.processes)

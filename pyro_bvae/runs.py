@@ -154,9 +154,9 @@ def train(
     """
     if resume and overwrite:
         raise InputError("'--resume' and '--overwrite' exclude each other")
-    if was_restarted() and (output / "config.json").exists():
-        resume, overwrite = True, False
     with process_group(config.device) as ranks:
+        if any(ranks.gather(was_restarted())) and (output / "config.json").exists():
+            resume, overwrite = True, False
         config, vae, splits, state = _prepare(config, output, resume, overwrite)
         callbacks = _callbacks(vae, splits, output, snapshots, tensorboard)
         ranks.wait()  # until all processes have seen what is there

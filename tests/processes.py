@@ -1,12 +1,14 @@
 """What the tests of several processes run in each of them: cases, whose results a process writes for the test to read.
 
 ``python processes.py cases FOLDER`` is one process of two; ``python processes.py dies OUTPUT`` is one that ``torchrun``
-has started, which trains and, where it is the second one and was never restarted, kills itself in the third epoch.
+has started, which trains and evaluates. There the second one, if it was never restarted, kills itself in the third
+epoch.
 """
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,8 +217,10 @@ def dies(output: str) -> int:
         return own(self, number, *rest)
 
     trainer.Trainer._epoch = epoch  # type: ignore[method-assign]
+    if os.environ["RANK"] == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
+        time.sleep(2)  # so that the second looks for the first where that was before it ended
     options = "--epochs 4 --hidden 8 --latent-dim 2 --likelihood normal --batch-size 256 --output"
-    return main(["train", *options.split(), output])
+    return main(["train", *options.split(), output]) or main(["evaluate", output, "--num-data", "5"])
 
 
 if __name__ == "__main__":

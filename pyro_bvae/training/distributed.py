@@ -17,6 +17,7 @@ Batch norm is not synchronised: a module that has one is refused. Objectives who
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_bvae.errors import InputError
@@ -33,6 +35,7 @@ from pyro_bvae.training.divergence import KLObjective
 from pyro_bvae.training.health import TrainingError
 
 _Value = TypeVar("_Value")
+_groups = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -157,11 +160,25 @@ def process_group(device: str | None = "cpu") -> Iterator[Ranks]:
     on_cuda = str(device).startswith("cuda")
     if on_cuda:
         torch.cuda.set_device(own_device(device))
-    dist.init_process_group("nccl" if on_cuda else "gloo")
+    dist.init_process_group("nccl" if on_cuda else "gloo", **_meeting_place())
     try:
         yield current_ranks()
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place() -> dict[str, Any]:
+    """Return where the processes look for each other, if it is not where torch has them look.
+
+    ``torchrun`` keeps one store for all its attempts, with the addresses of processes that have ended in it: who is
+    first to look up the others after a restart would find those, and wait for them or be refused. On one machine, where
+    all processes count the same restarts, each group therefore has keys of its own.
+    """
+    if os.environ.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    store, rank, size = next(rendezvous("env://"))
+    name = f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}, group {next(_groups)}"
+    return {"store": dist.PrefixStore(name, store), "rank": rank, "world_size": size}
 
 
 @contextmanager

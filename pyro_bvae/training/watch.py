@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +48,7 @@ class Watch:
 
     def __init__(self, vae: Any, device: torch.device, epoch: int, ranks: Ranks) -> None:
         self.vae, self.epoch, self.ranks = vae, epoch, ranks
-        self.sums = torch.zeros(4, dtype=torch.double, device=device)
+        self.sums = [0.0] * 4 if device.type == "cpu" else torch.zeros(4, dtype=torch.double, device=device)
         self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
         self.steps = self.count = 0
         self.last: tuple[Tensor, int] | None = None
@@ -58,7 +59,10 @@ class Watch:
         Raises:
             TrainingError: if one of them is not finite, naming epoch, step, batch and what it was.
         """
-        self.sums += stats
+        if isinstance(self.sums, Tensor):
+            self.sums += stats
+        else:  # numbers are added sooner than tensors
+            self.sums = list(map(operator.add, self.sums, stats.tolist()))
         self.steps += 1
         self.count += size
         self.last = (stats, size)
@@ -80,4 +84,4 @@ class Watch:
 
     def _is_finite(self) -> bool:
         # What is not finite leaves no finite total, and one number is looked at sooner than four.
-        return math.isfinite(self.sums.sum().item())
+        return math.isfinite(self.sums.sum().item() if isinstance(self.sums, Tensor) else sum(self.sums))
