@@ -18,6 +18,7 @@ from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.training.step import Step
 
 DTYPES = [torch.float32, torch.float64]
 PIXELS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {
@@ -285,8 +286,9 @@ def test_contenders_train_the_given_steps_a_turn(
     benchmarks: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contender: str
 ) -> None:
     contenders, turns, steps = benchmarks("contenders"), [], []
-    step = torch.optim.Adam.step
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: steps.append(self) or step(self, *args))
+    stock, ours = torch.optim.Adam.step, Step._update  # ours is stock Adam's by another way
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: steps.append(self) or stock(self, *args))
+    monkeypatch.setattr(Step, "_update", lambda self: steps.append(self.optimizer) or ours(self))
 
     def turn() -> None:
         turns.append(len(steps))
@@ -296,7 +298,8 @@ def test_contenders_train_the_given_steps_a_turn(
     with pytest.raises(Enough):
         contenders.train(f"MLP/{contender}", setting_for(benchmarks, tmp_path), turn)
     optimizers = len(set(map(id, steps)))  # Pyro has one for each parameter
-    assert [count // optimizers for count in turns] == [2, 4, 6]
+    first = contender == "pyro_bvae, plain"  # whose first update makes Adam's state by Adam's own step
+    assert [(count - first) // optimizers for count in turns] == [2, 4, 6]
 
 
 def test_the_hand_written_loss_is_minus_the_bound(benchmarks: Callable[[str], Any], tmp_path: Path) -> None:

@@ -348,7 +348,7 @@ def test_run_directories_are_those_of_fit_and_can_be_resumed(tmp_path: Path) -> 
         assert pyro_bvae.training.History.read(run.directory / "metrics.csv").rows == run.history.rows
     separately(plain, bits(), 2.0, 0, output=tmp_path / "alone", **settings)
     sizes = [(path / "checkpoints" / "last.pt").stat().st_size for path in (run.directory, tmp_path / "alone")]
-    assert sizes[0] < 1.02 * sizes[1]  # it holds nothing of its neighbours
+    assert sizes[0] < 1.15 * sizes[1]  # it holds nothing of its neighbours, but a count for each parameter
     resumed = vae()
     longer = {**settings, "epochs": 5}
     fit(resumed, bits(), beta=2.0, output=trained[1].directory, resume=True, **longer)

@@ -101,8 +101,9 @@ class CompiledStep(Step):
             terms = self.loss(x, rebuilt, beta)
             trained = [own[number] for number in self._trained]
             gradients = torch.autograd.grad(terms.loss, trained, materialize_grads=True)
-        # Not by torch's own norm, which the compiler leaves as it is: reductions become part of its loops.
-        norm = torch.stack([gradient.square().sum() for gradient in gradients]).sum().sqrt() / x.shape[0]
+        # Row by row: the compiler makes one loop of it, where torch's own norm would be a call for each tensor.
+        squares = [gradient.square().sum(-1).sum() for gradient in gradients]
+        norm = torch.stack(squares).sum().sqrt() / x.shape[0]
         return [torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm]), *gradients]
 
     def _compare(self, x: Tensor, context: Context | None, beta: float) -> None:

@@ -8,7 +8,6 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from pyro_bvae.context import Context
 from pyro_bvae.precision import networks_in
@@ -39,6 +38,7 @@ class Step:
         self.gradient_clip, self.precision = gradient_clip, precision
         #: How many data the last step was of, those of all processes.
         self.size = 0
+        self._counts = torch.zeros(0)
         self.optimizer = self._make_optimizer()
 
     def __call__(self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float) -> Tensor:
@@ -60,28 +60,33 @@ class Step:
         return stats
 
     def _update(self) -> None:
-        """Take a step of fused Adam without what ``optimizer.step`` does besides: it is a tenth of a small step."""
+        """Take a step of fused Adam without what ``optimizer.step`` does besides, which is a tenth of a small step."""
         (group,), state = self.optimizer.param_groups, self.optimizer.state
-        if len(state) < len(self.parameters) or any(parameter.grad is None for parameter in self.parameters):
+        gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+        if not len(state) == len(gradients) == len(self.parameters):
             self.optimizer.step()  # which makes the state of what has none
             return
         each = [state[parameter] for parameter in self.parameters]
+        if each[0]["step"]._base is not self._counts:  # counts are views of one tensor, to be raised at once
+            self._counts = torch.stack([one["step"] for one in each])
+            for place, one in enumerate(each):
+                one["step"] = self._counts[place]
         beta1, beta2 = group["betas"]
         with torch.no_grad():
-            adam(
+            self._counts += 1
+            torch._fused_adam_(
                 cast("list[Tensor]", self.parameters),
-                [cast("Tensor", parameter.grad) for parameter in self.parameters],
+                gradients,
                 [one["exp_avg"] for one in each],
                 [one["exp_avg_sq"] for one in each],
                 [],
                 [one["step"] for one in each],
-                fused=True,
-                amsgrad=False,
+                lr=group["lr"],
                 beta1=beta1,
                 beta2=beta2,
-                lr=group["lr"],
                 weight_decay=group["weight_decay"],
                 eps=group["eps"],
+                amsgrad=False,
                 maximize=False,
             )
 
