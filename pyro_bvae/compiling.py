@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.randomness import seeded
+from pyro_bvae.rewriting import rewrite
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Tensors], Tensors]
@@ -111,7 +112,7 @@ def _compile(graph: torch.fx.GraphModule, example: Tensors) -> Function:
         try:
             import torch._inductor as inductor
 
-            _take_biases_apart(graph)
+            rewrite(graph)
             fast = inductor.compile(graph, list(example), options=options)
         except Exception as error:
             raise CannotCompile(_explain(error)) from error
@@ -121,23 +122,6 @@ def _compile(graph: torch.fx.GraphModule, example: Tensors) -> Function:
             return cast("Tensors", fast(*tensors))
 
     return run
-
-
-def _take_biases_apart(graph: torch.fx.GraphModule) -> None:
-    """Add the biases after the products: in a loop that is there anyway, not by a copy to where the product goes."""
-    aten = torch.ops.aten
-    for node in graph.graph.nodes:
-        if node.target is aten.addmm.default and not node.kwargs and node.args[0].meta["val"].dim() == 1:
-            bias, *factors = node.args
-            with graph.graph.inserting_before(node):
-                product = graph.graph.call_function(aten.mm.default, tuple(factors))
-                # As a difference, which is the sum to the bit: of a sum the compiler would make what it was.
-                minus = graph.graph.call_function(aten.neg.default, (bias,))
-                whole = graph.graph.call_function(aten.sub.Tensor, (product, minus))
-            minus.meta, whole.meta, product.meta = bias.meta, node.meta, node.meta
-            node.replace_all_uses_with(whole)
-            graph.graph.erase_node(node)
-    graph.recompile()
 
 
 def _identity(graph: torch.fx.GraphModule, example: Tensors) -> object:

@@ -14,7 +14,18 @@ import pyro_bvae
 ROOT = Path(pyro_bvae.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
-    ("errors", "context", "files", "randomness", "compiling", "modules", "precision", "store", "distributions"),
+    (
+        "errors",
+        "context",
+        "files",
+        "randomness",
+        "rewriting",
+        "compiling",
+        "modules",
+        "precision",
+        "store",
+        "distributions",
+    ),
     ("networks", "modulated", "priors", "likelihoods", "posteriors", "datasets"),
     ("vae", "oracle"),
     ("training", "evaluation"),

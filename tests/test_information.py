@@ -11,7 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, decompose_kl
 from pyro_bvae.errors import InputError
@@ -21,7 +21,7 @@ from pyro_bvae.information_plots import kl_parts, latent_reading
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
-from pyro_bvae.posteriors import FlowPosterior, FullRankPosterior, LowRankPosterior, MixturePosterior
+from pyro_bvae.posteriors import FlowPosterior, FullRankPosterior, LowRankPosterior, MixturePosterior, NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior
 
 TERMS = ("rate", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
@@ -653,3 +653,24 @@ def test_data_that_cannot_be_cut_into_blocks_are_decomposed_all_the_same(
         one, other = getattr(found, name), getattr(expected, name)
         error = math.hypot(one.monte_carlo_error, other.monte_carlo_error)
         assert abs(one.value - other.value) < 4 * error + 1e-6 and error < 0.02, name
+
+
+def test_a_reading_encodes_each_datum_once_and_decodes_few() -> None:
+    """The KL asks a model for its prior alone; only the look over the program decodes, a few data."""
+    torch.manual_seed(0)
+    decoder, encoder = MLP(2, 3, hidden=()), MLP(3, 4, hidden=())
+    vae = BetaVAE(NormalPrior(2), Decoder(decoder, NormalLikelihood(0.5)), NormalPosterior(encoder))
+    rows = {decoder: 0, encoder: 0}
+
+    def count(network: nn.Module, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+        rows[network] += inputs[0].shape[:-1].numel()
+
+    for network in rows:
+        network.register_forward_hook(count)
+    counts = []
+    for size in (5000, 6000):
+        rows.update(dict.fromkeys(rows, 0))
+        read_latents(vae.model, vae.guide, torch.randn(size, 3))
+        counts.append((rows[decoder], rows[encoder]))
+    assert counts[1][0] == counts[0][0] < 1000
+    assert counts[1][1] - counts[0][1] == 1000

@@ -48,7 +48,7 @@ def measurements(vae: BetaVAE, x: torch.Tensor, many: torch.Tensor) -> dict[str,
         "evidence, K = 1000": Measurement(lambda: evidence(*pair, x, num_samples=1000, compile=False), few),
         "annealed importance sampling": Measurement(lambda: annealed_evidence(*pair, x, settings=CHAINS), few),
         "gaps with their refits": Measurement(lambda: inference_gaps(*pair, x, num_samples=1000, settings=REFITS), few),
-        "elbo, 100 draws": Measurement(lambda: elbo(*pair, x, num_samples=100), few),
+        "elbo, 100 draws": Measurement(lambda: elbo(*pair, many[: 8 * few], num_samples=100), 8 * few),
         "decompose_kl, N x N": Measurement(lambda: decompose_kl(*pair, many, num_samples=DRAWS), len(many), pairs),
         "read_latents": Measurement(lambda: read_latents(*pair, many), len(many)),
     }
@@ -57,7 +57,7 @@ def measurements(vae: BetaVAE, x: torch.Tensor, many: torch.Tensor) -> dict[str,
 def measuring_rows(setting: Setting) -> list[Row]:
     """Time each measurement against its floor."""
     vae = make_vae(setting.device)
-    x = images(setting, 20 * setting.num_data)
+    x = images(setting, 80 * setting.num_data)
     rows = []
     for name, (call, num_data, known) in measurements(vae, x[: max(2, setting.num_data // 4)], x).items():
         floor = known or floor_of(vae, call, setting.device)
@@ -74,18 +74,18 @@ def measuring_rows(setting: Setting) -> list[Row]:
 def lines(setting: Setting) -> Iterator[tuple[str, str, int, Call]]:
     """Yield what is measured, what is varied, its value, and the call."""
     unit = max(1, setting.num_data // 8)
-    vae, x = make_vae(setting.device), images(setting, 256 * unit)
+    vae, x = make_vae(setting.device), images(setting, 1024 * unit)
     pair = (vae.model, vae.guide)
-    for count in (2 * unit, 8 * unit, 32 * unit, 128 * unit):
+    for count in (8 * unit, 32 * unit, 128 * unit, 512 * unit):
         yield "evidence", "data N", count, lambda count=count: evidence(*pair, x[:count], num_samples=100)
-    for samples in (50, 200, 800, 3200):
+    for samples in (200, 800, 3200, 12_800):
         yield (
             "evidence",
             "samples K",
             samples,
             lambda samples=samples: evidence(*pair, x[: 4 * unit], num_samples=samples),
         )
-    for features in (196, 784, 3136, 12544):
+    for features in (784, 3136, 12_544, 50_176):
         wide, flat = make_vae(setting.device, features), (torch.rand(unit, features) < 0.3).float().to(setting.device)
         yield (
             "evidence",
@@ -93,9 +93,9 @@ def lines(setting: Setting) -> Iterator[tuple[str, str, int, Call]]:
             features,
             lambda wide=wide, flat=flat: evidence(wide.model, wide.guide, flat, num_samples=400),
         )
-    for count in (16 * unit, 32 * unit, 64 * unit, 128 * unit, 256 * unit):
+    for count in (64 * unit, 128 * unit, 256 * unit, 512 * unit, 1024 * unit):
         yield "decompose_kl", "data N", count, lambda count=count: decompose_kl(*pair, x[:count], num_samples=1)
-    for batch in (32, 128, 512, 2048):
+    for batch in (128, 512, 2048, 8192):
         yield "training step", "batch", batch, lambda batch=batch: epoch_of(vae, x, batch)
 
 

@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
+from tqdm.auto import tqdm
 
 from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
 from pyro_bvae.evaluation.program import Function, Program, program
-from pyro_bvae.evaluation.sites import Site, mean_of, product_base
+from pyro_bvae.evaluation.sites import Site, mean_of, product_base, site_of
 
 #: A latent is active when the variance of its posterior mean over the data is above this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01
@@ -102,9 +104,9 @@ def latent_distributions(opened: Program, args: tuple[Any, ...]) -> tuple[Site, 
     """
     if tuple(opened.guide_sites) != opened.latents or len(opened.latents) != 1:
         return None
-    guide_trace, model_trace = opened.trace(args)
     (name,) = opened.latents
-    return guide_trace.nodes[name], model_trace.nodes[name]
+    guide_trace = poutine.trace(opened.guide).get_trace(*args)
+    return guide_trace.nodes[name], site_of(poutine.replay(opened.model, trace=guide_trace), name, *args)
 
 
 def closed_form_rate(opened: Program, args: tuple[Any, ...]) -> Tensor | None:
@@ -239,26 +241,35 @@ def kl_per_dimension(
         InputError: if the program has no per-datum weights, or its data or ``num_samples`` cannot be used.
     """
     check_num_samples(num_samples)
-    kls, errors, means = _Moments(), _Moments(), _Moments()
-    exact, reason = True, None
     with (
         program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
-        torch.no_grad(),
         data_bar(opened, progress, "kl per dimension") as bar,
     ):
-        for block in stream_blocks(opened, 1, bar):
-            sites = latent_distributions(opened, block)
-            if sites is None:
-                return None
-            data_dim = opened.plate.dim - sites[0]["fn"].event_dim
-            reason = _why_not(*sites)
-            if reason is None:
-                found = _kl_of_dimensions(*sites, num_samples)
-                exact = found.exact
-                kls.add(found.kl.movedim(data_dim, 0))
-                errors.add(found.error.square().movedim(data_dim, 0))
-            means.add(mean_of(sites[0]["fn"]).movedim(data_dim, 0))
+        found = measure_dimensions(opened, num_samples, bar)
+    return None if found is None else found[0]
+
+
+@torch.no_grad()
+def measure_dimensions(opened: Program, num_samples: int, bar: tqdm[Any]) -> tuple[KLPerDimension, Tensor] | None:
+    """Return what :func:`kl_per_dimension` does, and the posterior mean of each datum, ``(N, *latent)`` in float64."""
+    kls, errors, means = _Moments(), _Moments(), _Moments()
+    rows: list[Tensor] = []
+    exact, reason = True, None
+    for block in stream_blocks(opened, 1, bar):
+        sites = latent_distributions(opened, block)
+        if sites is None:
+            return None
+        data_dim = opened.plate.dim - sites[0]["fn"].event_dim
+        reason = _why_not(*sites)
+        if reason is None:
+            found = _kl_of_dimensions(*sites, num_samples)
+            exact = found.exact
+            kls.add(found.kl.movedim(data_dim, 0))
+            errors.add(found.error.square().movedim(data_dim, 0))
+        rows.append(mean_of(sites[0]["fn"]).movedim(data_dim, 0).double().cpu())
+        means.add(rows[-1])
     if reason is not None:
-        return KLPerDimension(None, None, means.variance, False, reason=reason)
+        return KLPerDimension(None, None, means.variance, False, reason=reason), torch.cat(rows)
     noise = (errors.mean / errors.count).sqrt()
-    return KLPerDimension(kls.mean, (kls.variance / kls.count).sqrt(), means.variance, exact, noise)
+    kl = KLPerDimension(kls.mean, (kls.variance / kls.count).sqrt(), means.variance, exact, noise)
+    return kl, torch.cat(rows)

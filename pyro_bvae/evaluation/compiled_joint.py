@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
-from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled, fast_products
+from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.modules import modules_of
 
@@ -54,8 +54,7 @@ class CompiledJoint:
         if signature != self._signature:
             return self.opened.log_joint(values, args)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        with fast_products(tensors[0].device):
-            latent, observed = self._run([*self._modules.tensors(), *tensors])
+        latent, observed = self._run([*self._modules.tensors(), *tensors])
         return latent, observed
 
     def _prepare(self, leaves: list[Any], layout: Any) -> None:
@@ -69,8 +68,7 @@ class CompiledJoint:
 
         example = [*own, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
         try:
-            with fast_products(example[-1].device):
-                self._run, seconds = compiled(joint, example)
+            self._run, seconds = compiled(joint, example)
             plain = self.opened.log_joint(*tree_unflatten(leaves, layout))
             for one, other in zip(self._run(example), plain, strict=True):
                 if not torch.allclose(one, other, rtol=1e-4, atol=1e-3, equal_nan=True):

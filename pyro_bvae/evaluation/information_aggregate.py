@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 from tqdm import tqdm
 
+from pyro_bvae.compiling import fast_products
 from pyro_bvae.distributions import LowRankNormal
 from pyro_bvae.evaluation.importance import stream_blocks
 from pyro_bvae.evaluation.program import Program
@@ -90,7 +91,7 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
     tiles = weights.split(columns, 1)
     exponents = weights.new_empty(min(rows, len(points)) * min(columns, len(loc)))
     sums = []
-    with full_precision():
+    with full_precision(), fast_products(points.device):
         for some in tqdm(points.split(rows), disable=not progress, desc="aggregated posterior", unit="tiles"):
             factors = torch.cat([some.square(), some, torch.ones_like(some[:, :1])], 1).to(dtype)
             parts = []

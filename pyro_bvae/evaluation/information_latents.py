@@ -8,15 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.bounds import kl_per_dimension
-from pyro_bvae.evaluation.information_aggregate import guide_site
+from pyro_bvae.evaluation.bounds import measure_dimensions
+from pyro_bvae.evaluation.importance import check_num_samples, data_bar
 from pyro_bvae.evaluation.information_draws import check_one_latent
-from pyro_bvae.evaluation.program import Function, Program, program
+from pyro_bvae.evaluation.program import Function, program
 from pyro_bvae.randomness import PREDICTIVE_STREAM, stream_seed
 
 Array = NDArray[Any]
@@ -27,10 +26,6 @@ _MOST_CHOICES = 20
 _NEIGHBORS = 3
 # A column whose standard deviation is below this is constant.
 _CONSTANT = 1e-12
-# Data that are encoded together.
-_BLOCK = 512
-# Draws behind the mean of a posterior that does not know its own.
-_MEAN_DRAWS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,13 +101,16 @@ def read_latents(
         InputError: if there is more than one latent site, if labels or factors are not one for each datum, are not
             finite or not named as many, or if the data cannot be used.
     """
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
+    check_num_samples(num_samples)
+    with (
+        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        data_bar(opened, progress, "kl per dimension") as bar,
+    ):
         check_one_latent(opened)
         known = _known(opened.num_data, labels, factors, label_names, factor_names)
-        means = _posterior_means(opened)
-    options: dict[str, Any] = {"num_samples": num_samples, "data_plate": data_plate, "seed": seed, "progress": progress}
-    kl = kl_per_dimension(model, guide, *args, **options)
-    assert kl is not None  # there is one latent
+        found = measure_dimensions(opened, num_samples, bar)
+    assert found is not None  # there is one latent
+    kl, means = found[0], found[1].flatten(1).numpy()
     active = kl.active.flatten().numpy()
     variances, order = kl.mean_variances.flatten().numpy(), kl.mean_variances if kl.values is None else kl.values
     missing = np.full(len(active), np.nan)
@@ -181,20 +179,6 @@ def _rows(name: str, values: Values, num_data: int) -> Array:
     if rows.dtype.kind not in "biuf" or not np.isfinite(rows.astype(float)).all():
         raise InputError(f"'{name}' must be finite numbers, which these are not")
     return rows.astype(float)
-
-
-def _posterior_means(opened: Program) -> Array:
-    """Return the mean of each datum's posterior, ``(N, L)``."""
-    dim = opened.dim_of(opened.latents[0], opened.plate.dim)
-    blocks = []
-    for block in opened.blocks(_BLOCK):
-        distribution = guide_site(opened, block)["fn"]
-        try:
-            mean = distribution.mean
-        except NotImplementedError:
-            mean = distribution.sample(torch.Size([_MEAN_DRAWS])).mean(0)
-        blocks.append(mean.movedim(dim, 0).reshape(opened.count(block), -1).double().cpu())
-    return torch.cat(blocks).numpy()
 
 
 def _correlation(means: Array, columns: Array) -> Array:

@@ -19,6 +19,7 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from pyro_bvae.compiling import fast_products
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.densities import Densities, Draw, Values, is_close, stack
 from pyro_bvae.evaluation.sites import (
@@ -284,7 +285,13 @@ def program(
     check_data = getattr(owner(model), "check_data", None)
     if callable(check_data):
         _check_in_parts(check_data, args[:2])
-    with evaluating(model, guide), private_store(model, guide), seeded(seed, PROGRAM_STREAM):
+    device = next((leaf.device for leaf in _tensors(args)), torch.device("cpu"))
+    with (
+        evaluating(model, guide),
+        private_store(model, guide),
+        seeded(seed, PROGRAM_STREAM),
+        fast_products(device),
+    ):
         opened = Program(model, guide, args, data_plate)
         if not opened.vectorized:
             warnings.warn(

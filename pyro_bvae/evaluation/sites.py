@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
@@ -108,6 +110,40 @@ def product_base(distribution: Any) -> Any | None:
     """Return the distribution of the single dimensions of a product, or None where it is none."""
     base = unwrapped(distribution)
     return None if base.event_shape else base
+
+
+class _Reached(Exception):
+    """A program has come to the site that it was run for."""
+
+
+class _UpTo(Messenger):  # type: ignore[misc]
+    """An effect handler that ends a program at a site."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
+        if msg["name"] == self.name:
+            self.site: Site = msg.copy()
+            raise _Reached
+
+
+def site_of(program: Callable[..., Any], name: str, *args: Any) -> Site:
+    """Run a program up to a sample site, and return that: what follows, such as a decoder, is not run.
+
+    Args:
+        program: A Pyro program that has the site.
+        name: Name of the site.
+        *args: The program's arguments.
+    """
+    handler = _UpTo(name)
+    try:
+        with handler:
+            program(*args)
+    except _Reached:
+        return handler.site
+    raise LookupError(f"the program has no site '{name}'")
 
 
 def mean_of(distribution: Any, num_draws: int = 100) -> Tensor:

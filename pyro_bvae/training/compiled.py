@@ -117,9 +117,10 @@ class CompiledStep(Step):
             for name, buffer in self.loss.named_buffers():
                 buffer.copy_(buffers[name])
         tolerance = _TOLERANCE_BF16 if self.precision == "bf16" else _TOLERANCE.get(x.dtype, _TOLERANCE_BF16)
+        whole = x.shape[0] * float(found[0][0][3])  # beside whose rounding a gradient of nearly 0 is not looked at
         for plain, fast in zip(*found, strict=True):
             apart = float((plain - fast).detach().norm())
-            if not apart <= tolerance * max(float(plain.norm()), 1e-6 * x.shape[0] * float(found[0][0][3])):
+            if not apart <= tolerance * max(float(plain.norm()), 1e-3 * whole):
                 raise CannotCompile(f"compiled and plain gradients differ by {apart:.2g} of {float(plain.norm()):.2g}")
 
 
