@@ -22,6 +22,7 @@ def rewrite(graph: GraphModule) -> None:
     select_by_masks(graph)
     fold_constants(graph)
     take_biases_apart(graph)
+    turn_products(graph)
     graph.recompile()
 
 
@@ -114,3 +115,28 @@ def take_biases_apart(graph: GraphModule) -> None:
             minus.meta, whole.meta, product.meta = bias.meta, node.meta, node.meta
             node.replace_all_uses_with(whole)
             graph.graph.erase_node(node)
+
+
+def turn_products(graph: GraphModule) -> None:
+    """Multiply ``W x^T`` instead of ``x W^T`` where x has fewer rows than W.
+
+    A processor's product copies its second factor, where that is transposed, into the order in which it reads it: a
+    batch is less to copy than the weights of a layer.
+    """
+    aten = torch.ops.aten
+    for node in list(graph.graph.nodes):
+        if node.target is not aten.mm.default:
+            continue
+        x, weight = (factor.meta["val"] for factor in node.args)
+        transposed = x.stride(1) == 1 and weight.stride(0) == 1 != weight.stride(1)
+        if not transposed or x.shape[0] >= weight.shape[1] or x.dtype != torch.float32 or x.device.type != "cpu":
+            continue
+        turned = node.meta["val"].t().contiguous()
+        with graph.graph.inserting_before(node):
+            factors = [graph.graph.call_function(aten.t.default, (factor,)) for factor in reversed(node.args)]
+            product = graph.graph.call_function(aten.mm.default, tuple(factors))
+            whole = graph.graph.call_function(aten.t.default, (product,))
+        for made, value in zip((*factors, product, whole), (weight.t(), x.t(), turned, turned.t()), strict=True):
+            made.meta = {"val": value}
+        node.replace_all_uses_with(whole)
+        graph.graph.erase_node(node)

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Sequence
 
+import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
 from pyro_bvae.compiling import capture
-from pyro_bvae.rewriting import fold_constants, rewrite, select_by_masks, take_biases_apart
+from pyro_bvae.rewriting import fold_constants, rewrite, select_by_masks, take_biases_apart, turn_products
 
 aten = torch.ops.aten
 Function = Callable[[Sequence[Tensor]], Sequence[Tensor]]
@@ -109,3 +110,20 @@ def test_biases_are_added_after_products_to_the_bit() -> None:
     graph.recompile()
     assert aten.addmm.default not in targets(graph)
     assert torch.equal(graph(*given)[0], given[0] @ given[1].T + given[2])
+
+
+@pytest.mark.parametrize(("rows", "turned"), [(3, True), (9, False)])
+def test_a_product_copies_the_smaller_factor(rows: int, turned: bool) -> None:
+    def products(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        x, weight = tensors
+        out = x @ weight.T
+        return [out, out @ weight, out.T @ x]
+
+    given = [numbers(rows, 4), numbers(5, 4, seed=1)]
+    graph = capture(products, given)
+    turn_products(graph)
+    graph.recompile()
+    first = next(node for node in graph.graph.nodes if node.target is aten.mm.default)
+    assert tuple(first.meta["val"].shape) == ((5, rows) if turned else (rows, 5))
+    for found, expected in zip(graph(*given), products(given), strict=True):
+        torch.testing.assert_close(found, expected)
