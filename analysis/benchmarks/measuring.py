@@ -94,7 +94,7 @@ def lines(setting: Setting) -> Iterator[tuple[str, str, int, Call]]:
             lambda wide=wide, flat=flat: evidence(wide.model, wide.guide, flat, num_samples=400),
         )
     for count in (64 * unit, 128 * unit, 256 * unit, 512 * unit, 1024 * unit):
-        yield "decompose_kl", "data N", count, lambda count=count: decompose_kl(*pair, x[:count], num_samples=1)
+        yield "decompose_kl", "data N", count, lambda count=count: decompose_kl(*pair, x[:count], num_samples=16)
     for batch in (128, 512, 2048, 8192):
         yield "training step", "batch", batch, lambda batch=batch: epoch_of(vae, x, batch)
 
