@@ -9,7 +9,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate

@@ -63,7 +63,7 @@ class Step:
         """Take a step of fused Adam without what ``optimizer.step`` does besides, which is a tenth of a small step."""
         (group,), state = self.optimizer.param_groups, self.optimizer.state
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
-        if not len(state) == len(gradients) == len(self.parameters):
+        if not group["fused"] or not len(state) == len(gradients) == len(self.parameters):
             self.optimizer.step()  # which makes the state of what has none
             return
         each = [state[parameter] for parameter in self.parameters]

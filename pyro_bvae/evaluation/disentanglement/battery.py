@@ -17,9 +17,9 @@ from pyro_bvae.evaluation.disentanglement.encoding import encode, untrained_copy
 from pyro_bvae.evaluation.disentanglement.groups import beta_vae_score, factor_vae_score
 from pyro_bvae.evaluation.disentanglement.importances import DCI, dci
 from pyro_bvae.evaluation.disentanglement.mutual_information import modularity, mutual_information_gap
-from pyro_bvae.evaluation.disentanglement.score import NULL_STREAM, Array, Score, generator
+from pyro_bvae.evaluation.disentanglement.score import Array, Score, generator
 from pyro_bvae.evaluation.disentanglement.separated import explicitness, sap
-from pyro_bvae.randomness import stream_seed
+from pyro_bvae.randomness import NULL_STREAM, stream_seed
 from pyro_bvae.vae import BetaVAE
 
 #: From codes, factors and ``factor_names=``, ``num_bootstrap=`` and ``seed=`` to a score, or to several.

@@ -9,8 +9,8 @@ from torch import nn
 
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.disentanglement.score import NULL_STREAM, Array
-from pyro_bvae.randomness import seeded
+from pyro_bvae.evaluation.disentanglement.score import Array
+from pyro_bvae.randomness import NULL_STREAM, seeded
 from pyro_bvae.vae import BetaVAE
 
 # Data that are encoded together.

@@ -11,15 +11,8 @@ import pandas as pd
 from scipy.special import xlogy
 
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, paired
-from pyro_bvae.evaluation.disentanglement.score import (
-    BOOTSTRAP_STREAM,
-    FIT_STREAM,
-    Array,
-    Score,
-    check_bootstrap,
-    generator,
-)
-from pyro_bvae.randomness import stream_seed
+from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
+from pyro_bvae.randomness import BOOTSTRAP_STREAM, FIT_STREAM, stream_seed
 
 
 @dataclass(frozen=True, eq=False)

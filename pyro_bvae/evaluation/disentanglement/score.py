@@ -11,12 +11,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.randomness import stream_seed
+from pyro_bvae.randomness import BOOTSTRAP_STREAM, stream_seed
 
 Array = NDArray[Any]
-
-# Streams below a seed: of resampled data, of groups that share a factor, of nulls, and of what scikit-learn draws.
-BOOTSTRAP_STREAM, GROUP_STREAM, NULL_STREAM, FIT_STREAM = range(141, 145)
 
 
 @dataclass(frozen=True, eq=False)
