@@ -28,7 +28,7 @@ from pyro_bvae.training.step import Step
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 MEMBERS = [
-    *({"prior": prior} for prior in PRIORS if prior != "zuko"),
+    *({"prior": prior} for prior in PRIORS),
     *({"likelihood": likelihood} for likelihood in LIKELIHOODS),
     *({"posterior": posterior} for posterior in POSTERIORS),
     *({"network": network} for network in NETWORKS if network != "mlp"),
@@ -38,7 +38,7 @@ COMPILED = [
     {
         "likelihood": likelihood,
         "posterior": list(POSTERIORS)[number % len(POSTERIORS)],
-        "prior": [prior for prior in PRIORS if prior != "zuko"][number % (len(PRIORS) - 1)],
+        "prior": list(PRIORS)[number % len(PRIORS)],
         "network": {0: "convolutional", 1: "residual"}.get(number, "mlp"),
     }
     for number, likelihood in enumerate(LIKELIHOODS)
@@ -105,7 +105,7 @@ def test_what_is_compiled_is_trace_elbo(number: int) -> None:
 
 def test_every_member_is_compiled_somewhere() -> None:
     for name, members in (("posterior", POSTERIORS), ("prior", PRIORS), ("network", NETWORKS)):
-        assert {parts[name] for parts in COMPILED} == {*members} - {"zuko"}
+        assert {parts[name] for parts in COMPILED} == {*members}
 
 
 # -- whole runs ------------------------------------------------------------------------------------------------------
