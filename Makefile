@@ -15,7 +15,8 @@ demo: $(VENV)/.installed
 	@$(RUN) pyro_bvae demo
 
 test: $(VENV)/.installed
-	$(RUN) pytest
+	$(RUN) pytest -m "not slow"
+	$(RUN) pytest -m slow
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .
