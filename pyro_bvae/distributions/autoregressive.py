@@ -44,7 +44,8 @@ class AutoregressiveNormal(dist.TorchDistribution):
         scale: :math:`\sigma`, positive, of the same shape.
         summary: What the steps know of the data, shape ``(*, H)``.
         steps: The steps, first to last.
-        noise: Distribution of each :math:`\epsilon_d`, scalar; the standard normal by default.
+        noise: Distribution of each :math:`\epsilon_d`, scalar, or of all of them as one event; the standard normal by
+            default.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -76,7 +77,8 @@ class AutoregressiveNormal(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with a gradient."""
-        noise = self.noise.sample(self._extended_shape(torch.Size(sample_shape)))
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise = self.noise.sample(shape[: len(shape) - len(self.noise.event_shape)])
         return self.at(noise.to(self.loc))
 
     def at(self, noise: Tensor) -> Tensor:
@@ -92,7 +94,8 @@ class AutoregressiveNormal(dist.TorchDistribution):
             noise, log_det = self.pull(value)
         else:
             log_det = self._log_det
-        return self.noise.log_prob(noise).sum(-1) - log_det
+        density = self.noise.log_prob(noise)
+        return (density if self.noise.event_shape else density.sum(-1)) - log_det
 
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the value of a noise, ``(*, N, D)``, and the log determinant of the map, ``(*, N)``."""

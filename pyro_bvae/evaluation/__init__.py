@@ -45,7 +45,13 @@ from pyro_bvae.evaluation.inversion import (
 )
 from pyro_bvae.evaluation.joined import join_estimates, join_evaluations
 from pyro_bvae.evaluation.predictive_checks import CountChecks, Statistic, count_checks
-from pyro_bvae.evaluation.proposals import DefensiveProposal, GuideProposal, HeavyTailedProposal, RefitProposal
+from pyro_bvae.evaluation.proposals import (
+    DefensiveProposal,
+    GuideProposal,
+    HeavyTailedProposal,
+    RefitProposal,
+    RobustProposal,
+)
 from pyro_bvae.evaluation.rate_distortion import CurvePoint, RateDistortion, Slope, rate_distortion
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.evaluation.sample_features import LabelClassifier, PrincipalFeatures
@@ -106,6 +112,7 @@ __all__ = [
     "RateDistortion",
     "RefitProposal",
     "RefitSettings",
+    "RobustProposal",
     "RotationTest",
     "SampleQuality",
     "SampleScore",

@@ -12,9 +12,10 @@ from torch.distributions import kl_divergence
 from tqdm import tqdm
 
 from pyro_bvae.evaluation.averages import error_of_mean
-from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
 from pyro_bvae.evaluation.program import Function, Program, program
+from pyro_bvae.evaluation.psis import has_reliable_mean
 from pyro_bvae.evaluation.sites import Site, mean_of, product_base, site_of
 
 #: A latent is active when the variance of its posterior mean over the data is above this (Burda et al. 2016).
@@ -32,7 +33,9 @@ class Bound(NamedTuple):
         """Return distortion + β rate, which training minimises; its Monte Carlo error is an upper bound."""
         values = self.distortion.per_datum + beta * self.rate.per_datum
         error = self.distortion.monte_carlo_error + beta * self.rate.monte_carlo_error
-        return replace(Estimate.over_data(values, num_samples=self.elbo.num_samples), monte_carlo_error=error)
+        reliable = both_reliable(self.distortion, self.rate)
+        estimate = Estimate.over_data(values, num_samples=self.elbo.num_samples, reliable=reliable)
+        return replace(estimate, monte_carlo_error=error)
 
 
 class KLPerDimension(NamedTuple):
@@ -68,6 +71,8 @@ class BoundBlock(NamedTuple):
     rate: Tensor
     distortion_error: Tensor
     rate_error: Tensor
+    reliable: Tensor  # of bound and distortion
+    rate_reliable: Tensor
 
 
 def bound_block(opened: Program, args: tuple[Any, ...], weights: Weights) -> BoundBlock:
@@ -78,23 +83,37 @@ def bound_block(opened: Program, args: tuple[Any, ...], weights: Weights) -> Bou
     """
     log_weights = weights.log_weights.double()
     kl = closed_form_rate(opened, args)
-    error = error_of_mean(log_weights)
+    error, reliable = error_of_mean(log_weights), has_reliable_mean(log_weights)
     if kl is not None:
-        return BoundBlock(log_weights.mean(0), error, kl.double(), error, torch.zeros_like(error))
+        sure = torch.ones_like(reliable)
+        return BoundBlock(log_weights.mean(0), error, kl.double(), error, torch.zeros_like(error), reliable, sure)
     log_ratio = weights.observed.double() - log_weights  # log q(z|x) - log p(z)
     return BoundBlock(
-        log_weights.mean(0), error, log_ratio.mean(0), error_of_mean(weights.observed), error_of_mean(log_ratio)
+        log_weights.mean(0),
+        error,
+        log_ratio.mean(0),
+        error_of_mean(weights.observed),
+        error_of_mean(log_ratio),
+        reliable,
+        has_reliable_mean(log_ratio),
     )
 
 
 def join_bound(blocks: list[BoundBlock], num_samples: int) -> Bound:
     """Put the bound of all blocks together."""
-    elbo, elbo_error, rate, distortion_error, rate_error = (
-        torch.cat(entries).cpu() for entries in zip(*blocks, strict=True)
+    elbo, elbo_error, rate, distortion_error, rate_error, reliable, rate_reliable = (
+        torch.cat([entry.cpu() for entry in entries]) for entries in zip(*blocks, strict=True)
     )
-    pairs = ((elbo, elbo_error), (-elbo - rate, distortion_error), (rate, rate_error))
     cost = num_samples * len(elbo)
-    return Bound(*(Estimate.over_data(*pair, num_samples=num_samples, cost=cost) for pair in pairs))
+
+    def estimate(values: Tensor, errors: Tensor, sure: Tensor) -> Estimate:
+        return Estimate.over_data(values, errors, num_samples=num_samples, cost=cost, reliable=sure)
+
+    return Bound(
+        estimate(elbo, elbo_error, reliable),
+        estimate(-elbo - rate, distortion_error, reliable & rate_reliable),
+        estimate(rate, rate_error, rate_reliable),
+    )
 
 
 def latent_distributions(opened: Program, args: tuple[Any, ...]) -> tuple[Site, Site] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +12,8 @@ from torch import Tensor
 
 #: Above this Pareto k an importance-sampling estimate is not to be trusted (Vehtari et al. 2024).
 PARETO_K_LIMIT = 0.7
+#: A mean is trusted with up to this share of untrusted data, whose allowance is then part of its error.
+UNTRUSTED_SHARE = 0.1
 
 
 def pareto_k_limit(num_samples: int) -> float:
@@ -28,16 +32,17 @@ class Estimate:
         value: Mean over the data.
         standard_error: Standard deviation over the data divided by :math:`\sqrt{N}`: how far the mean of another N
             data would lie. NaN for a single datum.
-        monte_carlo_error: Error of ``value`` given the data: the standard error that another seed would show and, for
-            the log of a mean, the estimated bias, in quadrature.
+        monte_carlo_error: Error of ``value`` given the data: the standard error that another seed would show and the
+            mean of ``biases``, in quadrature.
         per_datum: The estimate for each datum, shape ``(N,)``, float64.
         effective_sample_size: For weighted estimates, :math:`(\sum_k w_k)^2 / \sum_k w_k^2` of each datum, ``(N,)``.
         pareto_k: For weighted estimates, the shape of the weights' upper tail, ``(N,)``.
         num_samples: Samples behind each datum's estimate; 0 for a closed form.
-        reliable: Which data's weights can be trusted, ``(N,)``; None for estimates that are no weighted ones.
+        reliable: Which data's values and errors can be trusted, ``(N,)``; None where nothing was looked at.
         cost: Decoder evaluations behind the whole estimate: data times samples, gradients counted as evaluations.
         errors: Monte Carlo standard error of each datum's estimate, ``(N,)``; None where it is not known.
-        biases: Estimated bias of each datum's estimate, ``(N,)``; None for none.
+        biases: How far each datum's estimate may be off beside its error, ``(N,)``, such as the bias of the log of a
+            mean; None for nothing.
     """
 
     value: float
@@ -88,13 +93,26 @@ class Estimate:
 
     @property
     def untrusted(self) -> int:
-        """Number of data whose weights cannot be trusted: too heavy a tail for the number of samples."""
+        """Number of data whose value and error cannot be trusted."""
         return 0 if self.reliable is None else int((~self.reliable).sum())
 
     @property
     def trusted(self) -> bool:
-        """Whether value and errors can be trusted: finite, and no datum's weights are beyond trust."""
-        return self.untrusted == 0 and math.isfinite(self.value) and math.isfinite(self.monte_carlo_error)
+        """Whether the mean lies in its interval as often as that says.
+
+        Of a large number of data some always fail. What each may be off by, its bias, is part of the Monte Carlo error.
+        So the mean of all data is trusted while they are at most one in ten, and while what they may move it by is
+        less than its standard error over data.
+        """
+        if not (math.isfinite(self.value) and math.isfinite(self.monte_carlo_error)):
+            return False
+        if not self.untrusted:
+            return True
+        if self.biases is None or self.untrusted > UNTRUSTED_SHARE * len(self.per_datum):
+            return False
+        assert self.reliable is not None
+        allowance = float(self.biases[~self.reliable.cpu()].sum()) / len(self.per_datum)
+        return allowance <= self.standard_error
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -118,5 +136,15 @@ class Estimate:
             f" ± {self.monte_carlo_error:.3f} (Monte Carlo)"
         )
         if self.untrusted:
-            text += f"; UNTRUSTED for {self.untrusted} of {len(self.per_datum)} data: their weights' tail is too heavy"
+            whose = f"for {self.untrusted} of {len(self.per_datum)} data"
+            text += f"; in the error: untrusted {whose}" if self.trusted else f"; UNTRUSTED {whose}"
         return text
+
+
+def both_reliable(*estimates: Estimate) -> Tensor | None:
+    """Return which data have a reliable value in all of several estimates of the same data, ``(N,)``.
+
+    It is what a number made of them is worth; None where none of them was looked at.
+    """
+    known = [estimate.reliable for estimate in estimates if estimate.reliable is not None]
+    return None if not known else functools.reduce(operator.and_, (part.cpu() for part in known))

@@ -22,9 +22,10 @@ from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.averages import Averaging, effective_sample_size, error_of_mean, plain
 from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.densities import Densities, Draw, Values
-from pyro_bvae.evaluation.estimate import Estimate, pareto_k_limit
+from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.program import Function, Program, program
-from pyro_bvae.evaluation.proposals import Component, GuideProposal, Proposal
+from pyro_bvae.evaluation.proposals import Component, Proposal, RobustProposal
+from pyro_bvae.evaluation.psis import has_reliable_mean, has_reliable_weights
 from pyro_bvae.modules import frozen
 from pyro_bvae.randomness import PROPOSAL_STREAM, stream_seed
 
@@ -90,6 +91,10 @@ def _draws(opened: Program, num_samples: int, args: tuple[Any, ...], guide: Func
     step = max(1, min(rows, numbers // opened.width) // opened.count(args))
     joint = opened.compiled or opened.log_joint
     ahead = step * (passes if opened.vectorized else 1)
+    if guide is opened.model:  # whose latents are drawn with the data's density: one pass, not two
+        sizes = [min(step, num_samples - first) for first in range(0, num_samples, step)]
+        yield from (opened.draw_prior(size, args) for size in sizes)
+        return
     for first in range(0, num_samples, ahead):
         count = min(ahead, num_samples - first)
         if not opened.vectorized:
@@ -122,6 +127,8 @@ def _log_mixture(
 def sample_mixture(opened: Program, args: tuple[Any, ...], num_samples: int, mixture: tuple[Component, ...]) -> Tensor:
     """Return the log weights of draws from all components, each its share of them, shape ``(K, B)``.
 
+    A component whose share of the samples is less than half of one is left out.
+
     Raises:
         InputError: for more than one component of a guide whose density at another's draws cannot be had.
     """
@@ -130,13 +137,13 @@ def sample_mixture(opened: Program, args: tuple[Any, ...], num_samples: int, mix
             "draws can be mixed only where the guide draws the model's latents with a density of their own; its sites"
             f" are {sorted(opened.guide_sites)} for the latents {sorted(opened.latents)}: use the guide alone"
         )
-    counts = [max(1, round(part.share * num_samples)) for part in mixture[:-1]]
-    counts.append(max(1, num_samples - sum(counts)))
-    mixture = tuple(part._replace(share=count / sum(counts)) for part, count in zip(mixture, counts, strict=True))
+    counts = [round(part.share * num_samples) for part in mixture[1:]]
+    counts = [max(0, num_samples - sum(counts)), *counts]
+    drawn = [part._replace(share=count / sum(counts)) for part, count in zip(mixture, counts, strict=True) if count]
     return torch.cat(
         [
-            sample_weights(opened, args, count, part.function, mixture).mixed
-            for part, count in zip(mixture, counts, strict=True)
+            sample_weights(opened, args, count, part.function, tuple(drawn)).mixed
+            for part, count in zip(drawn, filter(None, counts), strict=True)
         ]
     )
 
@@ -153,8 +160,8 @@ def data_bar(opened: Program, progress: bool, title: str) -> tqdm[Any]:
     return tqdm(total=opened.num_data, desc=title, disable=not progress, unit="data")
 
 
-def _mean_and_error(samples: Tensor) -> tuple[Tensor, Tensor]:
-    return samples.double().mean(0), error_of_mean(samples)
+def _mean_error_and_reliability(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return samples.double().mean(0), error_of_mean(samples), has_reliable_mean(samples)
 
 
 def check_num_samples(num_samples: int) -> None:
@@ -171,19 +178,41 @@ class EvidenceBlock(NamedTuple):
     bias: Tensor
     effective_sample_size: Tensor
     pareto_k: Tensor
+    reliable: Tensor
 
     @classmethod
-    def from_log_weights(cls, log_weights: Tensor, average: Averaging = plain) -> EvidenceBlock:
-        """Summarise log weights of shape ``(K, B)``, few data at a time: what is made of a weight is many times it."""
+    def from_log_weights(
+        cls, log_weights: Tensor, average: Averaging = plain, has_tails: bool = False
+    ) -> EvidenceBlock:
+        """Summarise log weights of shape ``(K, B)``, few data at a time: an average takes many times their memory.
+
+        A datum that is not reliable may lie as far above its estimate as that lies above most of its log weights,
+        which is counted as a bias: for log-normal weights the rest of the gap is at most about as large.
+
+        Args:
+            log_weights: Log weights.
+            average: The average of the weights.
+            has_tails: Whether the draws come from a proposal that reaches further than the guide.
+        """
         columns = log_weights.split(max(1, _MOST_AVERAGED // len(log_weights)), dim=1)
-        averages = [average(part) for part in columns]
-        value, error, bias, k = (torch.cat(parts) for parts in zip(*averages, strict=True))
-        return cls(value, error, bias, torch.cat([effective_sample_size(part) for part in columns]), k)
+        parts = [_evidence_of(part, average, has_tails) for part in columns]
+        return cls(*(torch.cat(entries) for entries in zip(*parts, strict=True)))
+
+
+def _evidence_of(log_weights: Tensor, average: Averaging, has_tails: bool) -> EvidenceBlock:
+    value, error, bias, k = average(log_weights)
+    ess = effective_sample_size(log_weights)
+    reliable = has_reliable_weights(log_weights, k, ess, has_tails)
+    if not bool(reliable.all()):
+        beyond = value[~reliable] - log_weights[:, ~reliable].double().median(0).values
+        bias = bias.masked_scatter(~reliable, torch.maximum(bias[~reliable], beyond))
+    rounding = torch.finfo(log_weights.dtype).eps * value.abs()
+    return EvidenceBlock(value, torch.hypot(error, rounding), bias, ess, k, reliable)
 
 
 def join_evidence(blocks: list[EvidenceBlock], num_samples: int, cost: int = 0) -> Estimate:
     """Put the evidence of all blocks together."""
-    value, error, bias, ess, k = (
+    value, error, bias, ess, k, reliable = (
         torch.cat([entry.cpu() for entry in entries]) for entries in zip(*blocks, strict=True)
     )
     return Estimate.over_data(
@@ -193,7 +222,7 @@ def join_evidence(blocks: list[EvidenceBlock], num_samples: int, cost: int = 0) 
         effective_sample_size=ess,
         pareto_k=k,
         num_samples=num_samples,
-        reliable=k <= pareto_k_limit(num_samples),
+        reliable=reliable,
         cost=cost or num_samples * len(value),
     )
 
@@ -246,7 +275,8 @@ def evidence(
         guide: Its guide.
         *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
         num_samples: K, particles for each datum.
-        proposal: Where the samples come from: the guide by default, or a
+        proposal: Where the samples come from: by default the guide with wider tails and some draws of the prior,
+            :class:`~pyro_bvae.evaluation.RobustProposal`; or a :class:`~pyro_bvae.evaluation.GuideProposal`,
             :class:`~pyro_bvae.evaluation.RefitProposal`, :class:`~pyro_bvae.evaluation.HeavyTailedProposal` or
             :class:`~pyro_bvae.evaluation.DefensiveProposal`. Their refits count in the cost.
         average: What is made of the weights: :func:`~pyro_bvae.evaluation.averages.plain`, ``pareto_smoothed``, or
@@ -266,7 +296,7 @@ def evidence(
             cannot be used.
     """
     check_num_samples(num_samples)
-    proposal = proposal or GuideProposal()
+    proposal = proposal or RobustProposal()
     with (
         program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
         frozen(model, guide),
@@ -279,7 +309,8 @@ def evidence(
             mixture = proposal.components(opened, block, stream_seed(seed, index, PROPOSAL_STREAM))
             cost += sum(part.cost for part in mixture)
             log_weights = sample_mixture(opened, block, num_samples, mixture)
-            blocks.append(EvidenceBlock.from_log_weights(log_weights, average))
+            has_tails = any(part.has_tails for part in mixture)
+            blocks.append(EvidenceBlock.from_log_weights(log_weights, average, has_tails))
     return join_evidence(blocks, num_samples, cost)
 
 
@@ -311,8 +342,10 @@ def elbo(
             cannot be used.
     """
     blocks = map_weights(
-        model, guide, args, lambda _opened, _block, weights: _mean_and_error(weights.log_weights),
+        model, guide, args, lambda _opened, _block, weights: _mean_error_and_reliability(weights.log_weights),
         num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="elbo",
     )  # fmt: skip
-    values, errors = (torch.cat(entries) for entries in zip(*blocks, strict=True))
-    return Estimate.over_data(values, errors, num_samples=num_samples, cost=num_samples * len(values))
+    values, errors, reliable = (torch.cat([part.cpu() for part in entries]) for entries in zip(*blocks, strict=True))
+    return Estimate.over_data(
+        values, errors, num_samples=num_samples, cost=num_samples * len(values), reliable=reliable
+    )

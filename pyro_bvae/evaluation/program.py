@@ -165,6 +165,18 @@ class Program:
         densities = torch.stack([self._log_density(site) for site in drawn.values()]).sum(0)
         return {name: site["value"] for name, site in drawn.items()}, densities
 
+    def draw_prior(self, num_particles: int, args: tuple[Any, ...]) -> Draw:
+        """Draw latents from the model itself and score them: the guide's density is then the prior's."""
+        if not self.vectorized:
+            return stack([self._draw_prior(None, args) for _ in range(num_particles)])
+        return self._draw_prior(num_particles, args)
+
+    def _draw_prior(self, num_particles: int | None, args: tuple[Any, ...]) -> Draw:
+        sites = samples(poutine.trace(self._with_particles(self.model, num_particles)).get_trace(*args))
+        densities = self._densities(sites, {})
+        values = {name: sites[name]["value"] for name in self.latents}
+        return Draw(values, densities._replace(guide=densities.latent))
+
     def _draw(self, num_particles: int | None, args: tuple[Any, ...], guide: Function) -> Draw:
         values, log_guide = self.propose(num_particles, args, guide)
         joint = self._log_joint(values, args, self._with_particles(self.model, num_particles))

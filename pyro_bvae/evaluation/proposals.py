@@ -7,21 +7,19 @@ weights are at most :math:`1 / \alpha_i` times those of component i alone.
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import pyro.distributions as dist
 import torch
-from pyro.poutine.messenger import Messenger
-from pyro.poutine.util import site_is_subsample
 
-from pyro_bvae.distributions import AutoregressiveNormal, LowRankNormal, NormalMixture
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.local_guides import PathGradient
 from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings, refit, says_its_density
+from pyro_bvae.evaluation.tails import HeavierTails, StudentTails, robust_guide, scores_prior_draws
+
+#: Part of a guide's draws that its tails make, by default.
+TAIL_SHARE = 0.3
 
 
 class Component(NamedTuple):
@@ -32,12 +30,14 @@ class Component(NamedTuple):
         share: Its part of the samples.
         is_prior: Whether it is the model itself, whose density of the latents is known with that of the data.
         cost: Decoder evaluations that it took to find it.
+        has_tails: Whether it reaches further than the guide in every latent, so that weights show their tail.
     """
 
     function: Function
     share: float
     is_prior: bool = False
     cost: int = 0
+    has_tails: bool = False
 
 
 class Proposal(Protocol):
@@ -45,6 +45,36 @@ class Proposal(Protocol):
 
     def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
         """Return the components, whose shares add up to 1."""
+
+
+@dataclass(frozen=True)
+class RobustProposal:
+    """The guide with wider tails around it and a share of prior draws: the default.
+
+    Weights show how heavy their tail is only where draws reach it. Draws of a guide that is too narrow do not: their
+    weights look even, whatever is missing. Here a part of them comes from stretched versions of the guide, a Student-t
+    and the prior, and all are weighed by the density of the whole. Guide sites of a family without a wider version
+    stay as they are; the prior takes part where the guide can score its draws at little cost.
+
+    Attributes:
+        tail_share: Part of the guide's draws that its tails make.
+        prior_share: Part of all draws that the prior makes.
+    """
+
+    tail_share: float = TAIL_SHARE
+    prior_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for name in ("tail_share", "prior_share"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"'{name}' must be at least 0 and below 1, got {getattr(self, name)}")
+
+    def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
+        """Return the guide with tails, and the prior."""
+        guide, has_tails = robust_guide(opened, self.tail_share, opened.guide, opened.probe)
+        prior_share = self.prior_share if scores_prior_draws(opened, guide) else 0.0
+        own = Component(guide, 1 - prior_share, has_tails=has_tails)
+        return (own, Component(opened.model, prior_share, is_prior=True)) if prior_share else (own,)
 
 
 @dataclass(frozen=True)
@@ -58,7 +88,7 @@ class GuideProposal:
 
 @dataclass(frozen=True)
 class RefitProposal:
-    """The guide and its local refit under the ELBO for each datum, in equal parts.
+    """The guide and its local refit under the ELBO for each datum, in equal parts; the refit has wider tails around it.
 
     Only the proposal is fitted to the data that it measures, and the weights account for it: the estimate stays a
     lower bound of the model's evidence. It lies where the better of the two puts it.
@@ -81,7 +111,8 @@ class RefitProposal:
                 f"'local_guide' must draw the latents {sorted(opened.latents)} themselves and nothing beside them, or"
                 " say what its 'log_density(values)' is: its draws are mixed with those of the guide"
             )
-        return Component(opened.guide, 0.5), Component(fitted.guide, 0.5, cost=fitted.cost)
+        refitted, has_tails = robust_guide(opened, TAIL_SHARE, fitted.guide, args)
+        return Component(opened.guide, 0.5), Component(refitted, 0.5, cost=fitted.cost, has_tails=has_tails)
 
 
 @dataclass(frozen=True)
@@ -111,7 +142,8 @@ class HeavyTailedProposal:
             raise InputError("'around' must be more than the prior to have heavier tails around it")
         heavy = [
             part._replace(
-                function=HeavierTails(self.degrees)(part.function),
+                function=HeavierTails(StudentTails(self.degrees))(part.function),
+                has_tails=True,
                 share=self.share * part.share / surrounded,
                 cost=part.cost if self.share == 1 else 0,  # once, whichever components are kept
             )
@@ -153,84 +185,3 @@ def check_share(share: float) -> None:
 def _whole(components: list[Component]) -> tuple[Component, ...]:
     total = sum(part.share for part in components)
     return tuple(part._replace(share=part.share / total) for part in components if part.share > 0)
-
-
-class HeavierTails(Messenger):  # type: ignore[misc]
-    """An effect handler that replaces the distributions of a guide by heavier ones."""
-
-    def __init__(self, degrees: float) -> None:
-        super().__init__()
-        self.degrees = degrees
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg):
-            return
-        try:
-            msg["fn"] = heavier(msg["fn"], self.degrees)
-        except InputError as error:
-            raise InputError(f"guide site '{msg['name']}': {error}") from None
-
-
-@functools.singledispatch
-def heavier(distribution: Any, degrees: float) -> Any:
-    """Return the Student-t of a distribution's location and scale.
-
-    Raises:
-        InputError: for a family that has none; a :class:`DefensiveProposal` takes any family.
-    """
-    return _unknown(distribution)
-
-
-def _unknown(distribution: Any) -> NoReturn:
-    family = type(distribution).__name__
-    raise InputError(f"no heavier version of the family {family} is known; DefensiveProposal takes any family")
-
-
-@heavier.register
-def _(distribution: torch.distributions.Normal, degrees: float) -> Any:
-    return dist.StudentT(degrees, distribution.loc, distribution.scale)
-
-
-@heavier.register
-def _(distribution: torch.distributions.MultivariateNormal, degrees: float) -> Any:
-    df = torch.as_tensor(degrees, dtype=distribution.loc.dtype, device=distribution.loc.device)
-    return dist.MultivariateStudentT(df, distribution.loc, distribution.scale_tril)
-
-
-@heavier.register
-def _(distribution: LowRankNormal, degrees: float) -> Any:
-    df = torch.as_tensor(degrees, dtype=distribution.loc.dtype, device=distribution.loc.device)
-    return dist.MultivariateStudentT(df, distribution.mean, distribution.scale_tril)
-
-
-@heavier.register
-def _(distribution: AutoregressiveNormal, degrees: float) -> Any:
-    return distribution.with_noise(heavier(distribution.noise, degrees))
-
-
-@heavier.register
-def _(distribution: NormalMixture, degrees: float) -> Any:
-    parts = dist.StudentT(degrees, distribution.locs, distribution.scales).to_event(1)
-    return dist.MixtureSameFamily(dist.Categorical(logits=distribution.logits), parts).expand(distribution.batch_shape)
-
-
-@heavier.register
-def _(distribution: torch.distributions.Independent, degrees: float) -> Any:
-    return dist.Independent(heavier(distribution.base_dist, degrees), distribution.reinterpreted_batch_ndims)
-
-
-@heavier.register
-def _(distribution: torch.distributions.TransformedDistribution, degrees: float) -> Any:
-    if not all(transform.bijective for transform in distribution.transforms):
-        return _unknown(distribution)
-    return dist.TransformedDistribution(heavier(distribution.base_dist, degrees), distribution.transforms)
-
-
-@heavier.register
-def _(distribution: dist.MaskedDistribution, degrees: float) -> Any:
-    return dist.MaskedDistribution(heavier(distribution.base_dist, degrees), distribution._mask)
-
-
-@heavier.register
-def _(distribution: PathGradient, degrees: float) -> Any:
-    return heavier(distribution.attached, degrees)

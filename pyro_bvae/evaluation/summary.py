@@ -11,12 +11,12 @@ import torch
 
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.bounds import Bound, BoundBlock, KLPerDimension, bound_block, join_bound, kl_per_dimension
-from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate
+from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound, kl_per_dimension
+from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate, both_reliable
 from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
-from pyro_bvae.evaluation.importance import EvidenceBlock, Weights, join_evidence, map_weights
+from pyro_bvae.evaluation.importance import evidence
 from pyro_bvae.evaluation.local_guides import family_of
-from pyro_bvae.evaluation.program import Function, Program
+from pyro_bvae.evaluation.program import Function
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +49,9 @@ class Evaluation:
             return replace(self.gaps.variational, cost=self.gaps.cost)
         values = self.evidence.per_datum - self.bound.elbo.per_datum
         error = self.evidence.monte_carlo_error + self.bound.elbo.monte_carlo_error
-        return replace(Estimate.over_data(values, num_samples=self.evidence.num_samples), monte_carlo_error=error)
+        reliable = both_reliable(self.evidence, self.bound.elbo)
+        gap = Estimate.over_data(values, num_samples=self.evidence.num_samples, reliable=reliable)
+        return replace(gap, monte_carlo_error=error)
 
     @property
     def verdict(self) -> str | None:
@@ -157,13 +159,14 @@ def evaluate(
         gaps = inference_gaps(
             model, guide, *args, training_beta=training_beta, num_samples=num_samples, families=families, **options
         )
-        evidence, measured = gaps.evidence, gaps.bound
+        likelihood, measured = gaps.evidence, gaps.bound
     except InputError as error:
         # What the gaps alone refuse leaves the rest standing; what is wrong with the data is raised again below.
         note = str(error)
-        evidence, measured = _evidence_and_bound(model, guide, args, num_samples, **options)
+        likelihood = evidence(model, guide, *args, num_samples=num_samples, **options)
+        measured = bound(model, guide, *args, num_samples=num_samples, **options)
     kl = kl_per_dimension(model, guide, *args, data_plate=data_plate, seed=seed)
-    return Evaluation(training_beta, evidence, measured, gaps, note, kl, _given(args))
+    return Evaluation(training_beta, likelihood, measured, gaps, note, kl, _given(args))
 
 
 def _given(args: tuple[Any, ...]) -> str | None:
@@ -172,23 +175,3 @@ def _given(args: tuple[Any, ...]) -> str | None:
     parts = {"size factors": "size_factor", "covariates": "covariates"}
     names = [name for name, part in parts.items() if any(getattr(each, part) is not None for each in contexts)]
     return " and ".join(names) or None
-
-
-def _evidence_and_bound(
-    model: Function,
-    guide: Function,
-    args: tuple[Any, ...],
-    num_samples: int,
-    data_plate: str | None,
-    seed: int,
-    progress: bool,
-) -> tuple[Estimate, Bound]:
-    def reduce(opened: Program, block: tuple[Any, ...], weights: Weights) -> tuple[EvidenceBlock, BoundBlock]:
-        return EvidenceBlock.from_log_weights(weights.log_weights), bound_block(opened, block, weights)
-
-    blocks = map_weights(
-        model, guide, args, reduce,
-        num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="evidence",
-    )  # fmt: skip
-    evidence, bounds = (list(parts) for parts in zip(*blocks, strict=True))
-    return join_evidence(evidence, num_samples), join_bound(bounds, num_samples)
