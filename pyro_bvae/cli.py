@@ -242,7 +242,9 @@ def evaluation_table(evaluation: Evaluation) -> str:
         rows += [("  β gap", gaps.beta), ("  amortization gap", gaps.amortization)]
     lines = [f"{'nats per datum':<24}{'value':>10}{'std. error':>12}{'Monte Carlo':>13}"]
     lines += [
-        f"{name:<24}{row.value:>10.3f}{row.standard_error:>12.3f}{row.monte_carlo_error:>13.4f}" for name, row in rows
+        f"{name:<24}{row.value:>10.3f}{row.standard_error:>12.3f}{row.monte_carlo_error:>13.4f}"
+        + ("" if row.trusted else "  untrusted")
+        for name, row in rows
     ]
     evidence = evaluation.evidence
     lines.append(f"{len(evidence.per_datum)} test data, {evidence.num_samples} particles each")
@@ -251,7 +253,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if evaluation.kl is not None:
         active = evaluation.kl.active
         lines.append(f"{int(active.sum())} of {active.numel()} latents active")
-    lines.append(f"evidence not to be trusted, by Pareto k: {evidence.untrusted} of {len(evidence.per_datum)} data")
+    lines.append(f"evidence not to be trusted: {evidence.untrusted} of {len(evidence.per_datum)} data")
     if evaluation.gaps is not None:
         certified = evaluation.gaps.certified
         lines.append(f"local refits certified to have converged: {int(certified.sum())} of {len(certified)} data")

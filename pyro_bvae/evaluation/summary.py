@@ -87,10 +87,11 @@ class Evaluation:
 _PARTS = ("approximation", "beta", "amortization")
 
 
-def _describe(estimate: Estimate) -> dict[str, float | None]:
-    """Return an estimate for a file; JSON has no NaN, so what is undefined is null, and an unknown cost is left out."""
+def _describe(estimate: Estimate) -> dict[str, Any]:
+    """Return an estimate for a file; JSON has no NaN, so undefined numbers are null, and an unknown cost is left out."""
     numbers = {name: value if math.isfinite(value) else None for name, value in estimate.to_dict().items()}
-    return {**numbers, **({"cost": estimate.cost} if estimate.cost else {})}
+    trust = {} if estimate.reliable is None else {"trusted": estimate.trusted, "untrusted_data": estimate.untrusted}
+    return {**numbers, **trust, **({"cost": estimate.cost} if estimate.cost else {})}
 
 
 def _refits_dict(gaps: InferenceGaps | None) -> dict[str, Any]:

@@ -125,8 +125,9 @@ def format_estimate(estimate: Mapping[str, Any] | None) -> tuple[str, str, str]:
         return "not available", "", ""
     value, error, noise = (estimate.get(key) for key in ("value", "standard_error", "monte_carlo_error"))
     decimals = min(4, max(2, -math.floor(math.log10(error)))) if _is_number(error) and error > 0 else 2
+    mark = " (untrusted)" if estimate.get("trusted") is False else ""
     return (
-        f"{value:.{decimals}f}".replace("-", "−"),
+        f"{value:.{decimals}f}".replace("-", "−") + mark,
         f"{error:.{decimals}f}" if _is_number(error) else "",
         f"{noise:.2g}" if _is_number(noise) else "",
     )
