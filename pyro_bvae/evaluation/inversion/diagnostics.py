@@ -8,6 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Chains whose r-hat is above have not mixed (1.01 is what Vehtari et al. 2021 ask of a publication).
+MOST_R_HAT = 1.05
+# Below so many effective draws in all, chains that seem to have mixed have had no time to differ.
+LEAST_EFFECTIVE = 50.0
+
 
 def r_hat(draws: Tensor) -> Tensor:
     """Return the rank-normalised split r-hat of each quantity, ``(C, K, *)`` to ``(*)``; NaN for one that is stuck."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -10,11 +11,12 @@ from torch import Tensor
 
 from pyro_bvae.context import Context
 from pyro_bvae.errors import InputError, check_finite
-from pyro_bvae.evaluation.inversion.diagnostics import effective_draws, r_hat
 from pyro_bvae.evaluation.inversion.methods import Draws, NUTSMethod, prepared
 from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, Signal
-from pyro_bvae.evaluation.inversion.noise import NOISE_SITE
+from pyro_bvae.evaluation.inversion.noise import NOISE_SITE, NormalNoise
+from pyro_bvae.evaluation.inversion.occupancy import Occupied, occupy
 from pyro_bvae.evaluation.inversion.result import Inversion
+from pyro_bvae.evaluation.inversion.scout import opened_problem, scout
 from pyro_bvae.evaluation.inversion.starts import Start, default_starts, start_chains
 from pyro_bvae.randomness import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 
@@ -23,7 +25,7 @@ def invert(
     vae: Any,
     y: Tensor,
     operator: Callable[[Tensor], Tensor],
-    noise: Callable[[Tensor], Any],
+    noise: Callable[[Tensor], Any] | float,
     *,
     prior: Callable[[], Any] | None = None,
     signal: Signal | None = None,
@@ -45,7 +47,7 @@ def invert(
         y: What was seen of one datum, ``(M,)``.
         operator: A, from ``(*, D)`` to ``(*, M)``: a :class:`LinearOperator` such as :class:`Mask`, or any callable.
         noise: From A(x) to a distribution of y: :class:`NormalNoise`, of known or inferred scale,
-            :class:`CountThinning`, or any callable.
+            :class:`CountThinning`, or any callable; a positive number s is ``NormalNoise(s)``.
         prior: p(z) in the place of the model's own, such as one that was fitted to its aggregated posterior.
         signal: What x is; by default :class:`DrawnSignal` where there is a closed form, else :class:`MeanSignal`.
         method: :class:`NUTSMethod` by default, or :class:`BatchedHMCMethod`, or :class:`VariationalMethod`.
@@ -64,6 +66,7 @@ def invert(
         InputError: if the parts do not fit each other or y, the latents are discrete, or an argument cannot be used.
     """
     method = method or NUTSMethod()
+    noise = _noise(noise)
     rows = _rows(y, vae)
     problem = InverseProblem(prior or vae.prior, vae.decoder, operator, noise, signal)
     with prepared(problem):
@@ -71,40 +74,63 @@ def invert(
         chosen = default_starts(vae, problem, rows, data) if starts is None else starts
         num_chains = getattr(method, "num_chains", 1)
         begin = start_chains(vae, problem, rows, context, chosen, num_chains, stream_seed(seed, PROPOSAL_STREAM))
+        scouted = scout(vae, problem, rows, context, chosen, begin, seed)
+        fits = getattr(method, "fits_modes", False)
+        seated = scouted is not None and (starts is None or (fits and bool(scouted.counts[0] > 1)))
+        if scouted is not None and seated:
+            begin = scouted.seats(fits)
         found = method(problem, rows, context, begin, seed)
-        flat = {name: value.flatten(0, 1) for name, value in found.sites.items()}
+        vectors = None if scouted is None else _vectors(problem, rows, context, found, seed)
+        occupied = occupy(found, vectors, scouted, len(begin) if seated else 0, seed)
+        flat = {name: value.flatten(0, 1) for name, value in occupied.draws.sites.items()}
         with seeded(seed, PREDICTIVE_STREAM):
             x = problem.restore(flat, rows, context)
-    z = found.sites["z"].squeeze(2)
-    return _result(found, z, x.reshape(*z.shape[:2], -1), y, problem, type(method).__name__, holes)
+    return _result(occupied, x, y, problem, type(method).__name__, holes)
+
+
+def _vectors(problem: InverseProblem, y: Tensor, context: Context | None, found: Draws, seed: int) -> Tensor:
+    """Return the draws of one problem in unconstrained coordinates, ``(C, K, d)``."""
+    shape = found.sites["z"].shape[:2]
+    with torch.no_grad(), opened_problem(problem, y, context, seed) as (_, coordinates):
+        flat = coordinates.flatten({name: value.flatten(0, 1) for name, value in found.sites.items()})
+    return flat[:, 0].unflatten(0, shape)
 
 
 def _result(
-    found: Draws,
-    z: Tensor,
+    occupied: Occupied,
     x: Tensor,
     y: Tensor,
     problem: InverseProblem,
     method: str,
     holes: Callable[[Tensor], Tensor] | None,
 ) -> Inversion:
-    scale = found.sites[NOISE_SITE].squeeze(2) if NOISE_SITE in found.sites else None
-    in_holes = None if holes is None else holes(z.flatten(0, 1)).reshape(z.shape[:2])
-    followed = torch.cat([value.flatten(2) for value in found.sites.values()], 2)
-    fit = found.pareto_k is not None
+    found = occupied.draws
+    z = found.sites["z"].squeeze(2)
     return Inversion(
         z=z,
-        x=x,
+        x=x.reshape(*z.shape[:2], -1),
         y=y,
-        noise_scale=scale,
-        r_hat=torch.nan if fit else float(r_hat(followed).max()),
-        effective_draws=float(effective_draws(followed).min()),
+        noise_scale=found.sites[NOISE_SITE].squeeze(2) if NOISE_SITE in found.sites else None,
+        r_hat=occupied.r_hat,
+        effective_draws=occupied.effective,
         divergences=int(found.divergences.sum()),
         pareto_k=float(found.pareto_k[0]) if found.pareto_k is not None else None,
-        in_holes=in_holes,
+        in_holes=None if holes is None else holes(z.flatten(0, 1)).reshape(z.shape[:2]),
         method=method,
         signal="a draw of p(x|z)" if isinstance(problem.signal, DrawnSignal) else "the decoder's mean",
+        modes=occupied.modes,
     )
+
+
+def _noise(noise: Any) -> Callable[[Tensor], Any]:
+    """Return the noise, of known scale where it is a number; raise for anything else that cannot be called."""
+    if (isinstance(noise, Real) and not isinstance(noise, bool)) or (isinstance(noise, Tensor) and noise.numel() == 1):
+        return NormalNoise(float(noise))
+    if not callable(noise):
+        raise InputError(
+            f"'noise' must be a positive scale, or go from A(x) to a distribution of y, got {type(noise).__name__}"
+        )
+    return noise  # type: ignore[no-any-return]
 
 
 def _rows(y: Tensor, vae: Any) -> Tensor:

@@ -1,4 +1,4 @@
-r"""Ways to the posterior of an inverse problem: NUTS, Hamiltonian Monte Carlo of many chains at once, and a fit.
+r"""Chains to the posterior of an inverse problem: NUTS, and Hamiltonian Monte Carlo of many chains at once.
 
 A method is any callable ``method(problem, y, context, starts, seed)`` that returns :class:`Draws`.
 """
@@ -24,11 +24,11 @@ from pyro_bvae.evaluation.geometry import rows_of
 from pyro_bvae.evaluation.gradients import check_differentiable
 from pyro_bvae.evaluation.hamiltonian import Path, State, evaluate_path, move
 from pyro_bvae.evaluation.inversion.model import InverseProblem
-from pyro_bvae.evaluation.program import Program, program
-from pyro_bvae.evaluation.psis import pareto_k
+from pyro_bvae.evaluation.inversion.scout import opened_problem, path_of, start_vectors
+from pyro_bvae.evaluation.program import Program
 from pyro_bvae.modules import evaluating, frozen
 from pyro_bvae.precision import full_precision
-from pyro_bvae.randomness import ANNEALING_STREAM, REFIT_STREAM, SAMPLE_STREAM, seeded, stream_seed
+from pyro_bvae.randomness import ANNEALING_STREAM, SAMPLE_STREAM, seeded, stream_seed
 from pyro_bvae.store import private_store
 
 # Pyro's own diagnostics of a chain, among them its divergences, take no fewer draws.
@@ -42,12 +42,15 @@ class Draws:
     Attributes:
         sites: Draws of each site by name, ``(C, K, N, ...)``.
         divergences: How many transitions diverged in each problem, ``(N,)``.
-        pareto_k: Tail shape of the importance weights of a fit, ``(N,)``; None for chains.
+        pareto_k: Tail shape of the importance weights of a fit, ``(N,)``; None for chains. Infinite where draws of the
+            prior find mass that the fit does not reach: its own weights have no tail that could say so.
+        effective: Effective draws behind those that importance weights have picked, ``(N,)``; None for all others.
     """
 
     sites: dict[str, Tensor]
     divergences: Tensor
     pareto_k: Tensor | None = None
+    effective: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,10 +74,10 @@ class NUTSMethod:
     max_tree_depth: int = 10
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_chains", "num_draws", "num_warmup", "max_tree_depth")
+        check_counts(self, "num_chains", "num_draws", "num_warmup", "max_tree_depth")
         if self.num_draws < _LEAST_DRAWS:
             raise InputError(f"'num_draws' must be at least {_LEAST_DRAWS}, got {self.num_draws}")
-        _check_share("target_acceptance", self.target_acceptance)
+        check_share("target_acceptance", self.target_acceptance)
 
     def __call__(self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int) -> Draws:
         """Draw from the posterior, one problem after another."""
@@ -130,14 +133,14 @@ class BatchedHMCMethod:
     target_acceptance: float = 0.8
 
     def __post_init__(self) -> None:
-        _check_counts(self, "num_chains", "num_draws", "num_warmup", "leapfrog_steps")
-        _check_share("target_acceptance", self.target_acceptance)
+        check_counts(self, "num_chains", "num_draws", "num_warmup", "leapfrog_steps")
+        check_share("target_acceptance", self.target_acceptance)
 
     def __call__(self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int) -> Draws:
         """Draw from the posteriors of all problems."""
-        with _opened(problem, y, context, seed) as (opened, coordinates), seeded(seed, ANNEALING_STREAM):
-            vectors = _start_vectors(opened, coordinates, starts)
-            path = _path_of(opened, coordinates)
+        with opened_for(problem, y, context, seed) as (opened, coordinates), seeded(seed, ANNEALING_STREAM):
+            vectors = start_vectors(opened, coordinates, starts)
+            path = path_of(opened, coordinates)
             state, step = self._warm_up(path, evaluate_path(path, vectors))
             kept, diverged = [], torch.zeros(len(y), dtype=torch.long)
             for _ in range(self.num_draws):
@@ -160,8 +163,9 @@ class BatchedHMCMethod:
             )
             if index < self.num_warmup // 2:
                 window = [*window[-50:], state.vectors]
-            elif index == self.num_warmup // 2 and window:
-                deviation = torch.cat(window).std(0).clamp(min=1e-6)
+            elif index == self.num_warmup // 2 and len(window) > 1:
+                # About each chain's own mean: the distance between modes is no scale of either.
+                deviation = torch.stack(window).var(0).mean(0).sqrt().clamp(min=1e-6)
                 log_step, scale = log_step.add(scale.log().mean(1) - deviation.log().mean(1)), deviation
         return state, log_step.exp().unsqueeze(-1) * scale
 
@@ -169,70 +173,6 @@ class BatchedHMCMethod:
         # Trajectories of one length can come back to where they began: lengths vary.
         jitter = 0.7 + 0.6 * torch.rand((), dtype=step.dtype, device=step.device)
         return move(path, state, torch.ones_like(step[:, 0]), jitter * step, self.leapfrog_steps)
-
-
-@dataclass(frozen=True)
-class VariationalMethod:
-    """A normal fitted to the posterior in unconstrained coordinates, all latents correlated: fast, and one mode only.
-
-    Draws come from the fit. The Pareto k of their importance weights says whether it can be trusted: below 0.7 (Yao et
-    al. 2018; Vehtari et al. 2024).
-
-    Attributes:
-        num_draws: K.
-        num_steps: Steps of Adam, at a step size that falls to zero.
-        num_particles: Draws behind each gradient.
-        learning_rate: The first step size.
-    """
-
-    num_draws: int = 1000
-    num_steps: int = 500
-    num_particles: int = 32
-    learning_rate: float = 0.05
-    num_chains: int = 1
-
-    def __post_init__(self) -> None:
-        _check_counts(self, "num_draws", "num_steps", "num_particles")
-        if self.num_chains != 1:
-            raise InputError(f"'num_chains' must be 1: a fit has no chains, got {self.num_chains}")
-        if not self.learning_rate > 0:
-            raise InputError(f"'learning_rate' must be positive, got {self.learning_rate}")
-
-    def __call__(self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int) -> Draws:
-        """Fit all problems at once, and draw from the fits."""
-        with _opened(problem, y, context, seed) as (opened, coordinates), seeded(seed, REFIT_STREAM):
-            path = _path_of(opened, coordinates)
-            fitted = self._fit(path, _start_vectors(opened, coordinates, starts)[0])
-            with torch.no_grad():
-                vectors = fitted.sample(torch.Size([self.num_draws]))
-                log_weights = sum(path(vectors)) - fitted.log_prob(vectors)
-                values, _ = coordinates.unflatten(vectors)
-        sites = {name: value.unsqueeze(0) for name, value in values.items()}
-        return Draws(sites, torch.zeros(len(y), dtype=torch.long), pareto_k(log_weights))
-
-    def _fit(self, path: Path, start: Tensor) -> Any:
-        """Return the normals that maximise the bound of each problem, batch shape ``(N,)``."""
-        size = start.shape[1]
-        loc, lower = start.clone().requires_grad_(), start.new_zeros(len(start), size, size).requires_grad_()
-        log_scale = start.new_full(start.shape, -1.0).requires_grad_()
-        parameters = [loc, lower, log_scale]
-        optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.num_steps)
-        for _ in range(self.num_steps):
-            normal = _normal(loc, lower, log_scale)
-            latent, observed = path(normal.rsample(torch.Size([self.num_particles])))
-            bound = (latent + observed).mean(0) + normal.entropy()
-            gradients = torch.autograd.grad(-bound.sum(), parameters)
-            for parameter, gradient in zip(parameters, gradients, strict=True):
-                parameter.grad = torch.nan_to_num(gradient)
-            optimizer.step()
-            schedule.step()
-        return _normal(loc.detach(), lower.detach(), log_scale.detach())
-
-
-def _normal(loc: Tensor, lower: Tensor, log_scale: Tensor) -> torch.distributions.MultivariateNormal:
-    factor = lower.tril(-1) + torch.diag_embed(log_scale.exp())
-    return torch.distributions.MultivariateNormal(loc, scale_tril=factor, validate_args=False)
 
 
 @contextmanager
@@ -250,36 +190,22 @@ def prepared(problem: InverseProblem) -> Iterator[None]:
 
 
 @contextmanager
-def _opened(
+def opened_for(
     problem: InverseProblem, y: Tensor, context: Context | None, seed: int
 ) -> Iterator[tuple[Program, Coordinates]]:
-    args = (y,) if context is None else (y, context)
-    with prepared(problem), program(problem.model, problem.start, args, seed=seed) as opened:
+    """Open a problem for a method that moves by gradients."""
+    with prepared(problem), opened_problem(problem, y, context, seed) as (opened, coordinates):
         check_differentiable(opened)
-        yield opened, Coordinates(opened, args)
+        yield opened, coordinates
 
 
-def _path_of(opened: Program, coordinates: Coordinates) -> Path:
-    def path(vectors: Tensor) -> tuple[Tensor, Tensor]:
-        values, log_jacobian = coordinates.unflatten(vectors)
-        latent, observed = opened.log_joint(values, opened.args)
-        return latent + log_jacobian, observed
-
-    return path
-
-
-@torch.no_grad()
-def _start_vectors(opened: Program, coordinates: Coordinates, starts: Tensor) -> Tensor:
-    """Return where the chains start, ``(C, N, d)``: z where it is told, the rest from the prior."""
-    values = opened.draw(len(starts), opened.args).values
-    return coordinates.flatten({**values, "z": starts})
-
-
-def _check_counts(settings: Any, *names: str) -> None:
+def check_counts(settings: Any, *names: str) -> None:
+    """Raise unless each of the named settings is a positive integer."""
     for name in names:
         check_count(name, getattr(settings, name))
 
 
-def _check_share(name: str, value: float) -> None:
+def check_share(name: str, value: float) -> None:
+    """Raise unless a setting lies between 0 and 1."""
     if not 0 < value < 1:
         raise InputError(f"'{name}' must lie between 0 and 1, got {value}")

@@ -10,12 +10,11 @@ from torch import Tensor
 
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.export import _array, _Arrays, _library, _wrap
+from pyro_bvae.evaluation.inversion.diagnostics import LEAST_EFFECTIVE, MOST_R_HAT
+from pyro_bvae.evaluation.inversion.occupancy import FoundModes
 
-# Chains whose r-hat is above have not mixed (1.01 is what Vehtari et al. 2021 ask of a publication), and a fit whose
-# importance weights have a heavier tail is none (Vehtari et al. 2024).
-_MOST_R_HAT, _MOST_PARETO_K = 1.05, 0.7
-# Below so many effective draws in all, chains that seem to have mixed have had no time to differ.
-_LEAST_EFFECTIVE = 50.0
+# A fit whose importance weights have a heavier tail is none (Vehtari et al. 2024).
+_MOST_PARETO_K = 0.7
 # Above this share of draws in holes the decoder speaks of what it has never seen.
 _MOST_IN_HOLES = 0.05
 
@@ -38,6 +37,8 @@ class Inversion:
         in_holes: Which draws lie in holes of the aggregated posterior, ``(C, K)``; None where nobody asked.
         method: Name of the method.
         signal: Name of what x is.
+        modes: The modes that were looked for before the draws, and how much of the mass and of the draws lies in each;
+            None where the model cannot be run for many particles at once.
     """
 
     z: Tensor
@@ -51,22 +52,27 @@ class Inversion:
     in_holes: Tensor | None
     method: str
     signal: str
+    modes: FoundModes | None = None
 
     @property
     def problem(self) -> str | None:
         """Why the draws are no posterior to summarise, in words, or None."""
         if self.pareto_k is not None:
             if self.pareto_k <= _MOST_PARETO_K:
-                return None
+                return self._missed
             heavy = f"Pareto k {self.pareto_k:.2f} is above {_MOST_PARETO_K}"
             return f"the fit is not the posterior: {heavy}; take NUTSMethod()"
         advice = "take more warm-up and draws, or look at each chain for modes of its own"
-        if not self.r_hat <= _MOST_R_HAT:
-            return f"the chains did not mix: r-hat {self.r_hat:.3f} is above {_MOST_R_HAT}; {advice}"
-        if not self.effective_draws >= _LEAST_EFFECTIVE:
-            few = f"{self.effective_draws:.0f} effective draws are below {_LEAST_EFFECTIVE:.0f}"
+        if not self.r_hat <= MOST_R_HAT:
+            return f"the chains did not mix: r-hat {self.r_hat:.3f} is above {MOST_R_HAT}; {advice}"
+        if not self.effective_draws >= LEAST_EFFECTIVE:
+            few = f"{self.effective_draws:.0f} effective draws are below {LEAST_EFFECTIVE:.0f}"
             return f"the chains did not mix: {few} (r-hat {self.r_hat:.3f}); {advice}"
-        return None
+        return self._missed
+
+    @property
+    def _missed(self) -> str | None:
+        return None if self.modes is None else self.modes.missed
 
     @property
     def hole_share(self) -> float | None:
@@ -126,7 +132,7 @@ class Inversion:
         return "\n".join([*lines, *self._warnings()])
 
     def _warnings(self) -> list[str]:
-        lines = []
+        lines = [] if self.modes is None else [str(self.modes)]
         if self.divergences:
             lines.append(f"{self.divergences} transitions diverged: parts of the posterior may not have been reached")
         if (share := self.hole_share) is not None:
