@@ -1,1 +1,1 @@
-"""Parts of the study of trust: planted problems, each kind in a file of its own."""
+"""The parts of ``analysis/trust.py``."""

@@ -22,8 +22,9 @@ class AnnealingSettings:
     """How annealed importance sampling runs.
 
     Attributes:
-        num_temperatures: Steps from the start (prior or guide) to the posterior.
-        num_chains: Chains of each datum.
+        num_temperatures: Steps from the start (prior or guide) to the posterior. Few of them leave log weights that
+            spread too much to be trusted; twice as many have about half the variance.
+        num_chains: Chains of each datum; ten or fewer say too little of their own spread to be trusted.
         leapfrog_steps: Leapfrog steps of each move, one move for each temperature.
         acceptance: Share of moves to be accepted, to which the pilot run adapts the step sizes.
         pilot_chains: Chains of the pilot run.
