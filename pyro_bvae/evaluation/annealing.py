@@ -74,9 +74,8 @@ def annealed_evidence(
     sizes come from a pilot run of chains of its own and are frozen. Evaluations of the pilot run count in the cost.
 
     Errors are those of the largest spread that so few chains leave possible: a fifth above the usual ones of 32 chains.
-    A datum is trusted where that spread, and the tail of weights that it allows, are small enough for their number. Ten
-    chains or fewer are never trusted, and fewer than 25 temperatures hardly: take more of them. Chains that all miss a
-    mode agree; that one is missing shows neither here nor in any weights.
+    A datum is trusted where that spread is small. Fewer than 11 chains, or than 25 temperatures, are never trusted.
+    Chains that all miss a mode agree; that one is missing shows neither here nor in any weights.
 
     Args:
         model: A Pyro model whose latents share a plate over the data, differentiable in them.
