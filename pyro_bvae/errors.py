@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from numbers import Real
 
 import torch
@@ -25,6 +25,12 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
     return InputError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")
+
+
+def listed(names: Sequence[object], most: int = 5) -> str:
+    """Return names in a row, the first few where there are many, and how many there are."""
+    shown = ", ".join(map(str, names[:most]))
+    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
 def check_count(name: str, value: int) -> None:

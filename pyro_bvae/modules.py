@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import ModuleType
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 
@@ -77,3 +78,74 @@ def frozen(*functions: Callable[..., Any]) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+def leaves(value: Tensor) -> list[Tensor]:
+    """Return the tensors at which a backward pass from a value leaves gradients: its graph knows, whoever owns them."""
+    nodes: list[Any] = [value.grad_fn]
+    seen: set[Any] = set()
+    found: dict[int, Tensor] = {}
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if type(node).__name__ == "AccumulateGrad":
+            found[id(node.variable)] = node.variable
+        nodes += [inner for inner, _ in node.next_functions]
+    return list(found.values())
+
+
+# Attributes from object to object after which a search for a tensor's name gives up.
+_DEPTH = 8
+
+
+def names_in(**holders: Any) -> dict[int, str]:
+    """Return where tensors are found in objects, by identity: names of parameters, attributes and variables.
+
+    Functions are searched through their closures, defaults and globals; a tensor may be used and not be found.
+
+    Args:
+        **holders: The objects, each under the name that begins the names in it.
+    """
+    found: dict[int, str] = {}
+    seen: dict[int, Any] = {}  # with the objects, so that no identity is used twice
+    for name, holder in holders.items():
+        _note_names(name, holder, found, seen, _DEPTH)
+    return found
+
+
+def _note_names(name: str, value: Any, found: dict[int, str], seen: dict[int, Any], depth: int) -> None:
+    if isinstance(value, Tensor):
+        found.setdefault(id(value), name)
+        return
+    if depth == 0 or id(value) in seen:
+        return
+    seen[id(value)] = value
+    if isinstance(value, nn.Module):
+        for parameter_name, parameter in value.named_parameters():
+            found.setdefault(id(parameter), f"{name}.{parameter_name}")
+    for inner, part in _inside(value):
+        _note_names(f"{name}.{inner}", part, found, seen, depth - 1)
+
+
+def _inside(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield what an object holds, with names."""
+    if isinstance(value, dict):
+        yield from ((str(key), part) for key, part in value.items())
+    elif isinstance(value, list | tuple | set | frozenset):
+        yield from ((str(index), part) for index, part in enumerate(value))
+    elif isinstance(value, functools.partial):
+        yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
+    elif inspect.ismethod(value):
+        yield from ((value.__name__, value.__func__), (type(value.__self__).__name__, value.__self__))
+    elif inspect.isfunction(value):
+        with suppress(ValueError):  # a variable that has no value yet
+            variables = inspect.getclosurevars(inspect.unwrap(value))
+            yield from (*variables.nonlocals.items(), *variables.globals.items())
+        yield from (("defaults", value.__defaults__), ("keywords", value.__kwdefaults__))
+    elif isinstance(value, nn.Module):
+        yield from value.named_children()
+        yield from ((key, part) for key, part in vars(value).items() if not key.startswith("_"))
+    elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
+        yield from vars(value).items()

@@ -101,16 +101,17 @@ def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "
     # The best checkpoint knows the history up to itself only.
     metrics = directory / "metrics.csv"
     history = History.read(metrics) if metrics.exists() else History(state["history"])
-    history.remarks = _remarks(directory, state)
+    history.remarks = _remarks(directory, state, getattr(vae, "latent_dim", None))
     return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
 
 
-def _remarks(directory: Path, state: dict[str, Any]) -> list[Remark]:
+def _remarks(directory: Path, state: dict[str, Any], latent_dim: int | None) -> list[Remark]:
     """Return what the checklist has to say of a run, by its last checkpoint, or else the one at hand."""
     with suppress(InputError):
         state = load_checkpoint(checkpoint_path(directory, "last"))
     before = [Remark(**remark) for remark in state.get("remarks", ()) if remark["when"] == "before"]
-    return [*before, *check_during(state["history"], state["settings"].get("gradient_clip"))]
+    clip = state["settings"].get("gradient_clip")
+    return [*before, *check_during(state["history"], clip, latent_dim=latent_dim, before=before)]
 
 
 def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:

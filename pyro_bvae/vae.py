@@ -106,6 +106,9 @@ class BetaVAE(nn.Module):
     β is an argument of the two functions and no state: whatever forgets it evaluates the bound itself. The sites are
     ``z`` and ``x``, the plate is ``data``, and any callable that returns a distribution is a part.
 
+    A part with weights is an ``nn.Module`` that holds them. Weights that a plain function closes over are none of the
+    model's, and :func:`~pyro_bvae.fit` refuses to train around them: assign their module (``vae.extra = module``).
+
     With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood, so that every number
     (objective, bound, evidence, gaps) is that of what was observed, which is all that is to be said if what is missing
     does not depend on its value (Rubin 1976; in a VAE Mattei and Frellsen 2019). The encoder is shown 0 in its place: a

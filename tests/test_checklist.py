@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import (
     BernoulliLikelihood,
     LearnedScale,
@@ -16,7 +15,7 @@ from pyro_bvae.likelihoods import (
     PoissonLikelihood,
     SoftmaxRate,
 )
-from pyro_bvae.networks import MLP, ConvolutionalDecoder
+from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import Constant, check_before, check_during, start_at_mean
@@ -50,14 +49,42 @@ def with_a_constant(x: Tensor) -> Tensor:
     return x
 
 
+def unscaled(columns: dict[int, tuple[float, float]]) -> Tensor:
+    x = normals(4000)
+    x = (x - x.mean(0)) / x.std(0)
+    for column, (mean, spread) in columns.items():
+        x[:, column] = mean + spread * x[:, column]
+    return x
+
+
 SOUND = [
     (lambda: vae_of(NormalLikelihood(0.5)), normals, 1.0),
     (lambda: vae_of(BernoulliLikelihood()), bits, 1.0),
     (lambda: vae_of(NormalLikelihood(LearnedScale(initial=2.0))), normals, 1.0),
 ]
 PLANTED: list[tuple[Callable[[], BetaVAE], Callable[[], Tensor], float, str, bool]] = [
-    (lambda: vae_of(NormalLikelihood(0.5)), lambda: with_a_constant(normals()), 1.0, "1 of 8 features have one", False),
+    (
+        lambda: vae_of(NormalLikelihood(0.5)),
+        lambda: with_a_constant(normals()),
+        1.0,
+        "1 of 8 features have one value in all of 300 data (column 3)",
+        False,
+    ),
     (lambda: vae_of(BernoulliLikelihood()), lambda: torch.zeros(50, FEATURES), 1.0, "8 of 8 features have one", True),
+    (
+        lambda: vae_of(NormalLikelihood(0.5)),
+        lambda: unscaled({1: (40.0, 15.0)}),
+        1.0,
+        "1 of 8 features are not scaled (column 1): column 1 has mean 40",
+        False,
+    ),
+    (
+        lambda: vae_of(NormalLikelihood(LearnedScale(initial=1.0))),
+        lambda: unscaled({1: (40.0, 15.0), 6: (5e4, 2e4)}),
+        1.0,
+        "2 of 8 features are not scaled (columns 1, 6): column 6 has mean 5e+04 and sd 2e+04",
+        True,
+    ),
     (lambda: vae_of(BernoulliLikelihood()), lambda: normals().sigmoid(), 1.0, "100% of the values are greys", False),
     (lambda: vae_of(NormalLikelihood(0.5)), bits, 1.0, "all values are 0 or 1", False),
     (lambda: vae_of(NormalLikelihood(0.5)), counts, 1.0, "all values are counts, up to", False),
@@ -123,6 +150,8 @@ def test_a_rate_that_rises_while_the_objective_falls_is_healthy() -> None:
     ("columns", "seen"),
     [
         ({"rate": [0.01] * 10}, "the rate is 0.01 nats at the end"),
+        ({"rate": [0.13] * 10, "active_units": [2.0] * 10}, "the rate is 0.13 nats at the end"),
+        ({"rate": [0.5] * 10, "active_units": [0.0] * 10}, "the rate is 0.5 nats at the end"),
         ({"validation_objective": TURNING}, "the held-out objective rose by 16 nats since epoch 3, the rate by 0"),
         ({"objective": TURNING}, "the training objective rose by 16 nats since epoch 3"),
         (
@@ -181,8 +210,62 @@ def test_the_start_sees_size_factors(likelihood: Callable[..., nn.Module]) -> No
     assert after > before + 1
 
 
-def test_a_decoder_without_a_last_bias_is_refused() -> None:
-    decoder = Decoder(ConvolutionalDecoder(2, (1, 28, 28)), BernoulliLikelihood())
-    vae = BetaVAE(NormalPrior(2), decoder, NormalPosterior(MLP(784, 4, hidden=())))
-    with pytest.raises(InputError, match="whose last layer has a bias"):
-        start_at_mean(vae, torch.zeros(3, 784))
+def test_a_rate_is_too_small_by_the_number_of_its_latents() -> None:
+    few = rows(rate=[0.3] * 10, active_units=[1.0] * 10)
+    assert check_during(few) == check_during(few, latent_dim=2) == []
+    (remark,) = check_during(few, latent_dim=20)
+    assert remark.grave
+    assert "20 latents carry next to nothing (posterior collapse)" in remark.seen
+    several = rows(rate=[4.0] * 10, active_units=[2.0] * 10, beta=[4.0] * 10)
+    assert check_during(several, latent_dim=2) == check_during(several, latent_dim=1000) == []
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 0.5, 7.0])
+def test_constant_columns_are_no_unit_of_the_start(value: float) -> None:
+    x = torch.full((100, FEATURES), value)
+    said = [remark.seen for remark in check_before(vae_of(NormalLikelihood(LearnedScale(initial=1.0))), x)]
+    assert said[0].startswith("8 of 8 features have one value")
+    assert "standard deviations" not in " ".join(said)
+    x = normals()
+    x[:, 2] = 1e4 * value + 1.0
+    remarks = check_before(vae_of(NormalLikelihood(0.5)), x)
+    assert [remark.seen for remark in remarks] == ["1 of 8 features have one value in all of 300 data (column 2)"]
+
+
+def test_missing_entries_are_no_zeros_of_the_start() -> None:
+    x = unscaled({}) + 3
+    x[::2, 1:] = torch.nan
+    remarks = check_before(vae_of(NormalLikelihood(0.5)), x)
+    (start,) = [remark.seen for remark in remarks if "untrained decoder" in remark.seen]
+    assert start.startswith("the untrained decoder is 3."), start
+
+
+def test_long_lists_of_columns_are_cut() -> None:
+    x = torch.randn(100, 30, generator=torch.Generator().manual_seed(0))
+    x[:, :13] = 0.5
+    (remark,) = check_before(vae_of(NormalLikelihood(0.5), features=30), x)
+    assert remark.seen.endswith("(columns 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 3 more)")
+
+
+def test_the_remedy_for_columns_that_are_not_scaled_is_that_alone() -> None:
+    vae, x = vae_of(NormalLikelihood(LearnedScale(initial=1.0))), unscaled({0: (5e4, 2e4), 3: (40.0, 15.0)})
+    with pytest.warns(UserWarning, match=r"not scaled \(columns 0, 3\).*standardise each column, \(x - mean\) / sd"):
+        history = fit(vae, x[:64], epochs=6, batch_size=16, progress=False)
+    said = " ".join(map(str, history.remarks))
+    assert history["objective"][-1] > 1e6
+    assert "gradient norm" in said
+    assert "lower the learning rate" not in said
+    assert "--start-at-mean" not in said
+    scaled = (x - x.mean(0)) / x.std(0)
+    assert [
+        remark for remark in check_before(vae_of(NormalLikelihood(0.5)), scaled) if "not scaled" in remark.seen
+    ] == []
+
+
+def test_counts_and_pixels_of_likelihoods_of_their_own_need_no_scale() -> None:
+    remarks = check_before(vae_of(PoissonLikelihood()), 100 * counts())
+    assert not [remark for remark in remarks if "not scaled" in remark.seen]
+
+
+def test_one_datum_says_nothing_of_features() -> None:
+    assert check_before(vae_of(NormalLikelihood(0.5)), normals(1)) == []

@@ -13,8 +13,9 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
+from pyro_bvae.errors import listed
 from pyro_bvae.evaluation.audit_views import Finding, Settings, View
-from pyro_bvae.modules import modules_of
+from pyro_bvae.modules import leaves, modules_of, names_in
 from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 Function = Callable[..., Any]
@@ -65,16 +66,22 @@ def check_gradients(model: Function, guide: Function, args: tuple[Any, ...], set
         for name, parameter in module.named_parameters(prefix=type(module).__name__)
         if parameter.requires_grad and id(parameter) not in identities
     }
-    if not known and not loose:
-        return
-    reached = _reached(model, guide, args, settings, {**loose, **known})
-    unknown, unreached = tuple(loose.keys() & reached), tuple(name for name in known if name not in reached)
+    reached = _reached(model, guide, args, settings)
+    found = {id(tensor) for tensor in reached}
+    unknown = sorted(name for name, parameter in loose.items() if id(parameter) in found)
+    others = found - identities - {id(parameter) for parameter in loose.values()} - names_in(args=args).keys()
+    if others:  # in a list, or in the closure of a function
+        names = names_in(model=model, guide=guide)
+        shapes = {id(tensor): f"a tensor of shape {tuple(tensor.shape)}" for tensor in reached}
+        unknown += sorted(names.get(one, shapes[one]) for one in others)
     if unknown:
-        words = (
-            f"{len(unknown)} parameters of a module, such as '{min(unknown)}', get a gradient and are not registered"
+        words = f"{len(unknown)} tensors get a gradient and are not registered: {listed(unknown)}"
+        do = (
+            "no training would change them: make the part that uses them an nn.Module that holds them, or call"
+            " pyro.module(name, module) in model or guide, or freeze them (requires_grad_)"
         )
-        do = "SVI would not train them: call pyro.module(name, module) in model or guide, or freeze it (requires_grad_)"
-        yield Finding("not-registered", "error", tuple(sorted(unknown)), f"{words}; {do}.")
+        yield Finding("not-registered", "error", tuple(unknown), f"{words}; {do}.")
+    unreached = tuple(name for name, parameter in known.items() if id(parameter) not in found)
     if unreached:
         words = (
             f"no gradient of the ELBO reaches {len(unreached)} of {len(known)} parameters: {', '.join(unreached[:4])}"
@@ -92,15 +99,10 @@ def _registered(model: Function, guide: Function, args: tuple[Any, ...], setting
     return {name: node["value"].unconstrained() for name, node in nodes.items()}
 
 
-def _reached(
-    model: Function, guide: Function, args: tuple[Any, ...], settings: Settings, parameters: dict[str, Tensor]
-) -> set[str]:
-    """Return the names of the parameters that one backward pass of the ELBO reaches; nothing is accumulated."""
+def _reached(model: Function, guide: Function, args: tuple[Any, ...], settings: Settings) -> list[Tensor]:
+    """Return the tensors that one backward pass of the ELBO reaches; nothing is accumulated."""
     own_model, own_guide = partial(model, *args, **settings.model), partial(guide, *args, **settings.guide)
     with warnings.catch_warnings(), pyro.validation_enabled(False), seeded(0, PROBE_STREAM), torch.enable_grad():
         warnings.simplefilter("ignore")
         loss = Trace_ELBO().differentiable_loss(own_model, own_guide)
-        if not isinstance(loss, Tensor) or not loss.requires_grad:
-            return set()
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+    return leaves(loss) if isinstance(loss, Tensor) else []

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
 from pyro_bvae.context import Context
@@ -17,6 +17,8 @@ from pyro_bvae.training.distributed import Ranks
 
 Batch = tuple[Tensor, Context | None]
 Check = Callable[[Tensor, Context | None], None]
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 @runtime_checkable
@@ -120,6 +122,93 @@ class Shares:
             rows = self.ranks.share(x.shape[0])
             part = None if context is None else Context(*(None if each is None else each[rows] for each in context))
             yield x[rows], part
+
+
+class Joined:
+    """Batches of which the last is joined to the one before it, where it is too short for a layer of the model.
+
+    Batch norm, for one, learns nothing from one datum. Whatever order data have, they keep.
+
+    Args:
+        data: The batches.
+        short: Whether the last batch is too short; None where nobody knows before it is there, such as of a loader:
+            it is then if it has one datum.
+    """
+
+    def __init__(self, data: Batches, short: bool | None) -> None:
+        self.data, self.short = data, short
+
+    def num_batches(self, batch_size: int) -> int:
+        """Return how many batches an epoch has, at most."""
+        return self.data.num_batches(batch_size) - bool(self.short)
+
+    def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of one epoch."""
+        held: list[Batch] = []
+        for batch in self.data.batches(batch_size, seed=seed, epoch=epoch):
+            held.append(batch)
+            if len(held) > 2:
+                yield held.pop(0)
+        if len(held) == 2 and (self.short or (self.short is None and len(held[1][0]) == 1)):
+            held = [_together(*held)]
+        yield from held
+
+
+def _together(one: Batch, other: Batch) -> Batch:
+    (x, context), (y, also) = one, other
+    if context is None or also is None:
+        return torch.cat([x, y]), None
+    parts = (None if a is None or b is None else torch.cat([a, b]) for a, b in zip(context, also, strict=True))
+    return torch.cat([x, y]), Context(*parts)
+
+
+def joined(data: Batches, batch_size: int, first: int, ranks: Ranks) -> Batches:
+    """Return data for a model that learns from no datum alone: no process has one of them in a batch.
+
+    Args:
+        data: The data, as :func:`as_batches` has made them ready.
+        batch_size: Data in a batch of all processes.
+        first: Data in the first batch, which tells of a loader how large its batches are.
+        ranks: The processes.
+
+    Raises:
+        InputError: if there are batches of one datum that cannot be joined.
+    """
+    count = _count(data)
+    least = 2 if count is None else 2 * ranks.size
+    batches = {"'batch_size'": first if count is None else batch_size}
+    sizes = batches if count is None else {**batches, "the number of data": count}
+    for name, number in sizes.items():
+        if number < least:
+            each = f" for {ranks.size} processes" if ranks.size > 1 else ""
+            raise InputError(
+                f"{name} must be at least {least}{each}, got {number}: a layer of the model, such as batch norm,"
+                " learns from no datum alone"
+            )
+    own = shared(data, ranks)
+    if count is None:
+        return Joined(own, None)
+    if not _is_short(count, batch_size, least):
+        return own
+    return Shares(Joined(data, True), ranks) if isinstance(own, Shares) else Joined(own, True)
+
+
+def may_be_single(data: Batches, batch_size: int, ranks: Ranks, vae: nn.Module) -> bool:
+    """Return whether a process may get a batch of one datum; of a loader, whether the model is known to care."""
+    least, count = 2 * ranks.size, _count(data)
+    if count is None:  # only what is known to need more than one datum
+        return any(isinstance(module, _BATCH_NORMS) for module in vae.modules())
+    return min(batch_size, count) < least or _is_short(count, batch_size, least)
+
+
+def _count(data: Batches) -> int | None:
+    """Return how many data there are, where batches of any size can be made of them."""
+    data = data.data if isinstance(data, LazyBatches) else data
+    return len(data) if isinstance(data, Dataset | LazyDataset) else None
+
+
+def _is_short(count: int, batch_size: int, least: int) -> bool:
+    return 0 < count % batch_size < least
 
 
 def shared(data: Batches, ranks: Ranks) -> Batches:

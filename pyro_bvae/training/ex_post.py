@@ -18,6 +18,7 @@ from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream
 from pyro_bvae.training.batches import Batches, as_batches
 from pyro_bvae.training.health import TrainingError
 from pyro_bvae.training.schedules import OneCycle
+from pyro_bvae.training.try_out import check_owned
 from pyro_bvae.vae import BetaVAE
 
 # Upper limit on the norm of a gradient: the first draws may lie far from where the prior starts.
@@ -128,7 +129,7 @@ class _Run:
         """Raise unless the prior has a density at draws of the guide.
 
         Raises:
-            InputError: if it is one of other latents.
+            InputError: if it is one of other latents, or uses weights that it does not own.
         """
         drawn, law = self.draw(*batch), self.prior()
         if tuple(law.event_shape) != tuple(drawn.shape[1:]) or len(law.batch_shape):
@@ -136,6 +137,7 @@ class _Run:
                 f"'prior' must return a distribution with batch shape () and event shape {tuple(drawn.shape[1:])}, as"
                 f" the guide has, got batch shape {tuple(law.batch_shape)} and event shape {tuple(law.event_shape)}"
             )
+        check_owned(law.log_prob(drawn).mean(), self.parameters, self.vae, prior=self.prior)
 
     def held_out_draws(self, data: Batches, batch_size: int) -> Tensor:
         """Return draws of held-out data, the same for every epoch."""

@@ -131,7 +131,8 @@ def fit(
         epochs: Passes over the data.
         validation: Held-out data. The objective on them at the final β picks ``best.pt``; their bound at β = 1 is
             logged beside it and decides nothing. While β is on its way the latest epoch is the best one.
-        batch_size: Data in a step, of all processes together.
+        batch_size: Data in a step, of all processes together. A last batch of one datum joins the one before it, where
+            a layer such as batch norm learns from no datum alone.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         early_stopping: Stop after so many epochs without a better validation objective, and go back to the best
@@ -156,8 +157,8 @@ def fit(
         The metrics of each epoch, columns as in ``metrics.csv``; the model is trained in place.
 
     Raises:
-        InputError: if the data cannot be used, an argument makes no sense, or ``output`` holds a run and ``resume``
-            is false.
+        InputError: if the data cannot be used, an argument makes no sense, the objective has a gradient for tensors
+            that the module does not own, or ``output`` holds a run and ``resume`` is false.
         TrainingError: if loss or gradient stops being finite, naming the site; the last checkpoint stays good.
     """
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_bvae.context import Context
 from pyro_bvae.store import private_store
-from pyro_bvae.training.checklist import Remark, check_during
+from pyro_bvae.training.checklist import Remark
 from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.health import describe_nonfinite
 from pyro_bvae.training.history import Row
@@ -63,7 +63,7 @@ class ReplicaTrainer(Trainer):
 
     def close(self) -> None:
         """Look over the metrics, as ``fit`` does after its last epoch."""
-        self._note(check_during(self.history.rows, self.settings.gradient_clip))
+        self._note(self._after())
 
     def _note(self, remarks: list[Remark]) -> None:
         self.history.remarks += remarks

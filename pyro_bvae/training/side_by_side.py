@@ -17,7 +17,7 @@ from pyro_bvae.context import Context
 from pyro_bvae.precision import full_precision, networks_in
 from pyro_bvae.randomness import NOISE_STREAM, seeded, stream_seed
 from pyro_bvae.store import private_store
-from pyro_bvae.training.batches import Batch, LoaderBatches
+from pyro_bvae.training.batches import Batch, Joined, LoaderBatches
 from pyro_bvae.training.health import TrainingError
 from pyro_bvae.training.history import Row
 from pyro_bvae.training.loss import Loss
@@ -50,6 +50,8 @@ class SideBySide:
         self.seed_of = [self.seeds.index(replica.settings.seed) for replica in replicas]
         if any(isinstance(first.data, LoaderBatches) for first in self.firsts):
             raise CannotStack("a loader has no order for each seed")
+        if any(isinstance(replica.batches, Joined) for replica in replicas):
+            raise CannotStack("a layer learns from no datum alone, and the last batch has one")
         if self.settings.early_stopping is not None:
             raise CannotStack("early stopping ends them at different epochs")
         # All batches of one datum each: data of unknown length are counted too.

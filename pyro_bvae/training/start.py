@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from pyro_bvae.context import Context
+from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.errors import InputError
+from pyro_bvae.modules import evaluating
+from pyro_bvae.randomness import PROBE_STREAM, seeded
 
-_STEPS, _MOST_DATA = 100, 4096
+_STEPS, _MOST_DATA, _NEAR_0 = 100, 4096, 0.01
+# Numbers of a likelihood's parameters that are looked at together, which bounds the memory that it takes.
+_AT_ONCE = 2**24
+
+
+class LastBias(NamedTuple):
+    """The bias that is added to a decoder's outputs last.
+
+    Attributes:
+        bias: The parameter.
+        places: For each output of the network, the entry of the bias that is added to it, shape ``(P D,)``.
+    """
+
+    bias: nn.Parameter
+    places: Tensor
 
 
 def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
@@ -19,7 +38,8 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
     .. math:: b = \arg\max_b \sum_n \log p(x_n \mid \text{parameters} = b)
 
     which is the logit of the mean for Bernoulli pixels, the mean for normal features, and as easily found for any other
-    likelihood. Training then starts from what can be had without a code, and not with finding it.
+    likelihood. The bias of a convolution is one for all pixels of a channel, and so is the best one. Training then
+    starts from what can be had without a code, and not with finding it.
 
     Args:
         vae: A :class:`~pyro_bvae.BetaVAE` whose decoder is a :class:`~pyro_bvae.Decoder`; changed in place.
@@ -27,35 +47,102 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
         context: Their context.
 
     Raises:
-        InputError: if the decoder has no ``network`` that ends with an affine map, or no ``likelihood``.
+        InputError: if the decoder has no ``network`` whose last operation adds a bias, or no ``likelihood``; or if no
+            finite bias is the best one.
     """
-    likelihood, last = getattr(vae.decoder, "likelihood", None), _last_bias(getattr(vae.decoder, "network", None))
+    likelihood, last = getattr(vae.decoder, "likelihood", None), last_bias(vae, context)
     if likelihood is None or last is None:
         raise InputError("'vae' must have a decoder with a likelihood, and a network whose last layer has a bias")
-    x = x[:_MOST_DATA].to(last)
-    seen = ~torch.isnan(x)
-    given = () if context is None else (Context(*(None if p is None else p[:_MOST_DATA].to(last) for p in context)),)
-    bias = torch.zeros_like(last, requires_grad=True)
+    x = x[:_MOST_DATA].to(last.bias)
+    given = () if context is None else (_rows(context, slice(_MOST_DATA), last.bias),)
+    # Not at 0 itself, where densities with a removable singularity may have no slope.
+    bias = torch.full_like(last.bias, _NEAR_0).requires_grad_()
     optimizer = torch.optim.LBFGS([bias], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        terms = likelihood(bias.expand(len(x), -1), *given)
-        if not bool(seen.all()):
-            terms = terms.base_dist.mask(seen).to_event(1)
-        loss: Tensor = -terms.log_prob(x.nan_to_num()).mean()
-        loss.backward(inputs=[bias])  # type: ignore[no-untyped-call]
-        return loss
+        loss = torch.zeros((), dtype=torch.double)
+        for rows in torch.arange(len(x)).split(max(1, _AT_ONCE // len(last.places))):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            terms = likelihood(bias[last.places].expand(len(rows), -1), *(_rows(each, part) for each in given))
+            terms = PartlyObserved.of(terms) if bool(torch.isnan(x[part]).any()) else terms
+            share = -terms.log_prob(x[part]).sum() / len(x)
+            share.backward(inputs=[bias])  # type: ignore[no-untyped-call]
+            loss += share.detach().cpu()
+        return loss.to(bias)
 
     optimizer.step(closure)  # type: ignore[arg-type, no-untyped-call]
+    if not bool(torch.isfinite(bias).all()):
+        raise InputError("'x' must have a finite best start of the decoder, got none: scale it, as by (x - mean) / sd")
     with torch.no_grad():
-        last.copy_(bias)
+        last.bias.copy_(bias)
 
 
-def _last_bias(network: Any) -> nn.Parameter | None:
-    """Return the bias of the last layer of a network, or None."""
-    if not isinstance(network, nn.Module):
+def last_bias(vae: Any, context: Context | None = None) -> LastBias | None:
+    """Return the bias that a decoder's network adds last, or None where there is none to be found.
+
+    A bias is the last one if a change of it is a change of the outputs, whatever the latents are.
+
+    Args:
+        vae: A module with a ``prior`` and a ``decoder``.
+        context: The context of at least some data, where there is one.
+    """
+    network = getattr(vae.decoder, "network", None)
+    if not isinstance(network, nn.Module) or not hasattr(vae, "prior"):
         return None
-    layers = [layer for layer in network.modules() if isinstance(getattr(layer, "weight", None), Tensor)]
-    bias = getattr(layers[-1], "bias", None) if layers else None
-    return bias if isinstance(bias, nn.Parameter) and len(bias) == getattr(network, "out_features", -1) else None
+    for layer in reversed(list(network.modules())):
+        bias = getattr(layer, "bias", None)
+        if isinstance(bias, nn.Parameter) and bias.dim() == 1 and bias.is_floating_point():
+            places = _places(vae, network, bias, context)
+            if places is not None:
+                return LastBias(bias, places)
+    return None
+
+
+@torch.no_grad()
+def _places(vae: Any, network: nn.Module, bias: nn.Parameter, context: Context | None) -> Tensor | None:
+    """Return which entry of a bias is added to each output, or None where that is not all that it does."""
+    spacing = 1 / len(bias)
+    steps = torch.arange(len(bias), dtype=bias.dtype, device=bias.device) * spacing + 1
+    before = bias.clone()
+    with evaluating(vae), _outputs_of(network) as outputs:
+        try:
+            for moved in (torch.zeros_like(bias), steps):
+                bias.copy_(moved)
+                with seeded(0, PROBE_STREAM):
+                    _decode(vae, context)
+        finally:
+            bias.copy_(before)
+    if len(outputs) != 2 or outputs[0].shape != outputs[1].shape:
+        return None
+    change = (outputs[1] - outputs[0]).flatten(0, -2)
+    places = ((change[0] - 1) / spacing).round()
+    if not bool(((places >= 0) & (places < len(bias))).all()):
+        return None
+    added = steps[places.long()]
+    return places.long() if bool(((change - added).abs() < spacing / 4).all()) else None
+
+
+@contextmanager
+def _outputs_of(network: nn.Module) -> Iterator[list[Tensor]]:
+    """Take note of the outputs of a network in the body."""
+    found: list[Tensor] = []
+    hook = network.register_forward_hook(lambda module, inputs, output: found.append(output))
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+def _decode(vae: Any, context: Context | None, count: int = 2) -> Any:
+    """Decode draws from the prior."""
+    z = vae.prior().expand([count]).sample()
+    if context is None:
+        return vae.decoder(z)
+    rows = torch.arange(count) % min(len(part) for part in context if part is not None)
+    return vae.decoder(z, _rows(context, rows))
+
+
+def _rows(context: Context, rows: Any, like: Tensor | None = None) -> Context:
+    taken = [None if part is None else part[rows] for part in context]
+    return Context(*(part if part is None or like is None else part.to(like) for part in taken))

@@ -22,7 +22,7 @@ from pyro_bvae.files import make_directory, remove_parts
 from pyro_bvae.modules import evaluating
 from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.store import private_store
-from pyro_bvae.training.batches import as_batches, num_steps, shared
+from pyro_bvae.training.batches import as_batches, joined, may_be_single, num_steps, shared
 from pyro_bvae.training.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 from pyro_bvae.training.compiled import WORTH_COMPILING, CompiledStep
@@ -34,7 +34,7 @@ from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.objectives import Objective, StepsByTerms
 from pyro_bvae.training.step import Step
 from pyro_bvae.training.target_rate import TargetRate
-from pyro_bvae.training.try_out import try_out
+from pyro_bvae.training.try_out import takes_one, try_out
 from pyro_bvae.training.watch import LOOK_EVERY, Watch, count_active
 
 if TYPE_CHECKING:
@@ -111,10 +111,10 @@ class Trainer:
     def run(self, progress: bool, callbacks: Sequence[Callable[[Row], None]]) -> History:
         """Train from where the run is to its end."""
         first, epochs = len(self.history.rows), self.settings.epochs
-        steps = num_steps(self.batches, self.settings.batch_size, self.ranks)
+        num_steps(self.batches, self.settings.batch_size, self.ranks)  # or raise, before a process waits for another
         self.ranks.align(self.vae)
         progress = progress and self.ranks.is_first
-        with self._surroundings(), tqdm(
+        with self._surroundings() as steps, tqdm(
             total=epochs * steps, initial=first * steps, disable=not progress, unit="step", mininterval=0.5
         ) as bar:  # fmt: skip
             if not first:
@@ -129,7 +129,7 @@ class Trainer:
                 for callback in callbacks if self.ranks.is_first else ():
                     callback(dict(row))
         self.history.remarks = [remark for remark in self.history.remarks if remark.when == "before"]
-        self._remark(check_during(self.history.rows, self.settings.gradient_clip))
+        self._remark(self._after())
         self.ranks.wait()  # so that what the first one writes is there when any of them returns
         self._restore_best()
         return self.history
@@ -159,6 +159,11 @@ class Trainer:
             batch = next(iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0)))
         return check_before(self.vae, *batch, self.final_beta)
 
+    def _after(self) -> list[Remark]:
+        """Look over the metrics of the run."""
+        latent_dim, before = getattr(self.vae, "latent_dim", None), self.history.remarks
+        return check_during(self.history.rows, self.settings.gradient_clip, latent_dim=latent_dim, before=before)
+
     def _remark(self, remarks: list[Remark]) -> None:
         """Keep what was seen, and warn of what makes the training useless."""
         self.history.remarks += remarks
@@ -167,7 +172,8 @@ class Trainer:
                 warnings.warn(str(remark), stacklevel=4)
 
     @contextmanager
-    def _surroundings(self) -> Iterator[None]:
+    def _surroundings(self) -> Iterator[int]:
+        """Make all ready for steps; how many an epoch has is known when the model has been tried out."""
         modes = {module: module.training for module in self.vae.modules()}
         with ExitStack() as stack:
             stack.enter_context(private_store(self.vae.model))
@@ -178,14 +184,17 @@ class Trainer:
             # Shapes and supports have been checked; in the loop the checks cost as much as the model.
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(fast_products(self.device))
-            yield
+            yield num_steps(self.batches, self.settings.batch_size, self.ranks)
 
     def _try_out(self) -> None:
         """Run objective and validation once: what is wrong with them should be told before the first epoch."""
         x, context = next(iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0)))
-        try_out(self.loss, x[:2], _first(context, 2), self.final_beta)
+        try_out(self.loss, self.parameters, x[:2], _first(context, 2), self.final_beta)
         if self.held_out is not None:
             self.held_out.try_out()
+        size = self.settings.batch_size
+        if may_be_single(self.data, size, self.ranks, self.vae) and not takes_one(self.vae, x, context):
+            self.batches = joined(self.data, size, len(x), self.ranks)
 
     def _epoch(self, epoch: int, steps: int, bar: tqdm[Any]) -> Row:
         settings, started = self.settings, time.perf_counter()

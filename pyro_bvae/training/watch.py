@@ -24,14 +24,18 @@ LOOK_EVERY = 20
 def count_active(guide: Callable[..., Any], *args: Any) -> float | None:
     """Return how many latents of a guide are active on some data, or None where it does not know its means.
 
+    A mean of one datum alone does not vary, which says nothing of the latents: None, too.
+
     Args:
         guide: A Pyro guide.
         *args: Its arguments.
     """
     sites = samples(poutine.trace(guide).get_trace(*args)).values()
     try:
-        means = [site["fn"].mean.flatten(1) for site in sites if not site["is_observed"]]
+        means = [site["fn"].mean for site in sites if not site["is_observed"]]
     except NotImplementedError:
+        return None
+    if any(mean.dim() == 0 or len(mean) < 2 for mean in means):
         return None
     return float(sum((mean.var(0) > ACTIVE_VARIANCE).sum() for mean in means))
 
