@@ -178,6 +178,18 @@ def test_codes_that_are_constant_have_an_answer() -> None:
         assert score.interval is not None and np.isfinite(score.interval).all()
 
 
+@pytest.mark.parametrize("value", [0.0, 0.3, -3e-8, 1e20])
+def test_constant_latents_have_no_modularity_whatever_their_value(value: float) -> None:
+    """Rounding of sums that cancel once gave them up to 1, and the interval of a code without noise was [0, 0.94]."""
+    factors = np.random.default_rng(0).integers(0, 4, (1000, 3))
+    constant = modularity(np.full((1000, 3), value), factors)
+    assert constant.value == 0 and constant.interval == (0.0, 0.0)
+    mixed = modularity(np.column_stack([factors[:, 0], np.full((1000, 2), value)]), factors)
+    assert mixed.value == pytest.approx(1 / 3, abs=1e-3)
+    assert mixed.interval is not None and mixed.interval[1] - mixed.interval[0] < 0.01
+    assert mutual_information_gap(np.full((1000, 3), value), factors).value == 0
+
+
 def test_group_scores_see_the_factor_that_is_shared() -> None:
     codes, factors = planted(idle=0)
     rng = np.random.default_rng(1)

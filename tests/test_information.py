@@ -574,6 +574,22 @@ def test_a_guide_without_single_dimensions_is_read_by_its_means() -> None:
     assert variances.is_monotonic_decreasing and len(variances)
 
 
+@pytest.mark.parametrize(("num_data", "num_samples"), [(2, 4), (2, 16), (5, 2), (20, 4)])
+def test_the_intervals_of_few_data_cover(num_data: int, num_samples: int) -> None:
+    """Of two data and four draws they covered in 3% to 63% of repetitions."""
+    loc, scale = posteriors(num_data, 2, seed=3)
+    loc = 0.5 * loc
+    arguments = pair(loc, scale)
+    exact = by_quadrature(loc, scale, torch.full((num_data,), 1 / num_data, dtype=torch.double))
+    covered = dict.fromkeys(TERMS[1:], 0)
+    for seed in range(40):
+        found = decompose_kl(*arguments, num_samples=num_samples, seed=seed)
+        for name in covered:
+            low, high = getattr(found, name).interval
+            covered[name] += low <= exact[name] <= high
+    assert all(count >= 34 for count in covered.values()), covered  # of 40: 95% less four standard errors is 32.5
+
+
 def test_bad_labels_and_factors_are_refused_in_words() -> None:
     arguments, labels, factors = representation()
     with pytest.raises(InputError, match="'labels' must have one entry for each of the 900 data, got 899"):
@@ -588,6 +604,16 @@ def test_bad_labels_and_factors_are_refused_in_words() -> None:
         read_latents(*arguments, factors=factors, factor_names=("size",))
     with pytest.raises(InputError, match="'label_names' must name label 2 too, got 2 names"):
         read_latents(*arguments, labels=labels, label_names=("cat", "dog"))
+    with pytest.raises(InputError, match="'labels' must be classes that some data share, got 900 labels"):
+        read_latents(*arguments, labels=torch.arange(900))
+    for bad in (["cat"] * 900, torch.full((900,), math.nan)):
+        with pytest.raises(InputError, match="'labels' must be finite numbers"):
+            read_latents(*arguments, labels=bad)
+    one_class = read_latents(*arguments, labels=torch.zeros(900)).mutual_information
+    assert (one_class["label"].abs() < 1e-12).all()
+    ten = (*arguments[:2], arguments[2][:10])
+    numbers = read_latents(*ten, factors=torch.arange(10)).mutual_information  # a choice that no two data share
+    assert np.isfinite(numbers.to_numpy()).all()
     few = (*arguments[:2], arguments[2][:3])
     with pytest.raises(InputError, match="mutual information takes more than 3 data, got 3"):
         read_latents(*few, labels=labels[:3])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.context import Context
+from pyro_bvae.distributions import ContinuousBernoulliPixels, DiscretizedLogistic
 from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import (
     AutoregressiveBernoulliLikelihood,
@@ -276,6 +277,47 @@ def test_discrete_values_sum_to_one_and_are_drawn_as_often_as_they_should(
         torch.allclose(frequency.sum(0), torch.ones(D).double())
         and ((frequency - probabilities).abs() < 5 * errors + 1e-4).all()
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_mean_and_variance_of_a_discretized_logistic_are_those_of_its_levels(dtype: torch.dtype) -> None:
+    loc = torch.tensor([0.0, 0.38, 1.3, -3.0, 0.5, 0.5, 100 / 255], dtype=dtype)
+    scale = torch.tensor([1.0, 0.1, 0.05, 2.0, 50.0, 2e-3, 5e-4], dtype=dtype)
+    distribution = DiscretizedLogistic(loc, scale)
+    levels = torch.arange(256, dtype=dtype).unsqueeze(1) / 255
+    shares = distribution.log_prob(levels).exp()
+    mean = (shares * levels).sum(0)
+    variance = (shares * (levels - mean).square()).sum(0)
+    assert torch.allclose(distribution.mean, mean, atol=1e-6)
+    assert torch.allclose(distribution.variance, variance, rtol=1e-4, atol=1e-7)
+    assert distribution.mean.dtype == dtype
+    wide = distribution.expand([3, 7])
+    assert wide.mean.shape == (3, 7) and torch.equal(wide.mean[1], distribution.mean)
+    many = DiscretizedLogistic(loc.repeat(1000), scale.repeat(1000))  # more pixels than one block
+    assert torch.allclose(many.mean, mean.repeat(1000), atol=1e-6)
+
+
+def test_the_variance_of_a_continuous_bernoulli_is_that_of_its_density() -> None:
+    logits = torch.tensor([-30.0, -1.0, -0.5, 0.0, 0.1, 0.999, 1.0, 12.0], dtype=torch.double)
+    distribution = ContinuousBernoulliPixels(logits)
+    grid = torch.linspace(0, 1, 20_001, dtype=torch.double).unsqueeze(1)
+    squares = (grid - distribution.mean).square()
+    expected = torch.trapezoid(distribution.log_prob(grid).exp() * squares, grid, dim=0)
+    assert torch.allclose(distribution.variance, expected, rtol=1e-5)
+    assert torch.allclose(ContinuousBernoulliPixels(logits.float()).variance.double(), expected, rtol=1e-4)
+
+
+def test_a_count_beyond_its_bounds_is_led_back() -> None:
+    """A mean beyond e^30, or a dispersion beyond e^-15, is held at the bound, and has the slope that it has there."""
+    outputs = torch.full((3,), 31.0, requires_grad=True)
+    (slope,) = torch.autograd.grad(PoissonLikelihood()(outputs).log_prob(torch.ones(3)), outputs)
+    assert (slope < -1e12).all()
+    likelihood = NegativeBinomialLikelihood()
+    with torch.no_grad():
+        likelihood.dispersion.log_dispersion.fill_(-16.0)
+    assert torch.allclose(likelihood.dispersion.dispersion, torch.tensor(-15.0).exp())
+    likelihood(torch.zeros(3)).log_prob(torch.ones(3)).backward()
+    assert torch.allclose(likelihood.dispersion.log_dispersion.grad, torch.tensor(3.0), rtol=1e-4)
 
 
 def test_the_discretized_logistic_is_the_difference_of_two_distribution_functions() -> None:

@@ -59,6 +59,21 @@ def test_samples_that_are_data_have_the_expected_density_and_coverage() -> None:
     assert expected_coverage(40, 30, 3) == pytest.approx(1 - 39 * 38 * 37 / (69 * 68 * 67))
 
 
+@pytest.mark.parametrize("kind", ["binary", "counts", "hardly any that differ"])
+def test_ties_leave_the_expected_density_and_coverage(kind: str) -> None:
+    """Every ball once held all that shared its rim: 3.76 for samples that are as good as data."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(count: int) -> Tensor:
+        if kind == "counts":
+            return torch.poisson(torch.full((count, 3), 1.2), generator=generator).double()
+        return (torch.rand(count, 6, generator=generator) < (0.3 if kind == "binary" else 0.02)).double()
+
+    found = [neighbour_scores(draw(120), draw(90), 5) for _ in range(60)]
+    assert within([each.density for each in found], 1.0)
+    assert within([each.coverage for each in found], expected_coverage(120, 90, 5))
+
+
 def test_precision_and_recall_on_a_line_with_one_neighbour_are_three_quarters() -> None:
     # A sample is at independent Exp(1) distances V, W from the data beside it, which are at Exp(1) distances A, B from
     # their next ones, and reach to the nearer neighbour: it is outside if A < V and B < W, with probability 1/4.

@@ -1,13 +1,15 @@
 r"""Distributions of counts, by the logarithm of their mean: safe at zero, and at very large counts and dispersions.
 
-The log gamma functions of a count's density cancel each other where its arguments are large, and in float32 nothing
-is left. Here each is taken apart by Stirling's formula, :math:`\log \Gamma(a) = (a - \tfrac12) \log a - a + \tfrac12
-\log 2\pi + c(a)`; what cancels is cancelled on paper, and the logarithms of ratios near one keep their digits.
+The log gamma functions of a count's density cancel each other where its arguments are large. Here each is taken apart
+by Stirling's formula, :math:`\log \Gamma(a) = (a - \tfrac12) \log a - a + \tfrac12 \log 2\pi + c(a)`. The large terms
+cancel on paper, and the logarithms of ratios near one keep their digits. Densities and gradients are computed in
+float64 and rounded to the parameters' type: a count less a float32's mean has too few digits left.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -17,97 +19,176 @@ from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
 from pyro_bvae.compiling import is_capturing
+from pyro_bvae.distributions.wide import wide
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
-# Where the series of Stirling's remainder takes over: its next term is below 1e-11 there.
-_LARGE = 16.0
-# Counts and dispersions up to here leave a float32 four digits of a nat by the textbook formula, which is faster.
-_MODERATE = 200.0
+# Where the series of Stirling's remainder takes over: its next term is below 1e-12 there.
+_LARGE = 8.0
+# Smaller arguments are moved up so far by the recurrence of the gamma function.
+_SHIFT = 8
+# Counts that are scored at a time on a CPU: the terms of their densities then stay in its cache.
+_COUNTS = 2**15
+
+
+def _in_blocks(function: Callable[..., Any], *tensors: Tensor) -> Any:
+    """Return a function of tensors that broadcast, or several, a block of their first dimension after the other."""
+    shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
+    rows = max(1, _COUNTS * shape[0] // max(1, shape.numel())) if shape else 1
+    whole = is_capturing() or torch.compiler.is_compiling() or any(tensor.is_cuda for tensor in tensors)
+    if whole or not shape or rows >= shape[0]:
+        return function(*tensors)
+    split = [len(tensor.shape) == len(shape) and len(tensor) > 1 for tensor in tensors]
+    blocks = []
+    for start in range(0, shape[0], rows):
+        size = min(rows, shape[0] - start)
+        parts = (t.narrow(0, start, size) if long else t for t, long in zip(tensors, split, strict=True))
+        blocks.append(function(*parts))
+    if isinstance(blocks[0], Tensor):
+        return torch.cat(blocks)
+    return tuple(torch.cat(parts) for parts in zip(*blocks, strict=True))
+
+
+def _moved(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    r"""Return 1 where a is small, a moved up by 8 there, and :math:`a` and :math:`a (a + 7)`, held below 8."""
+    is_small, small = (a < _LARGE).to(a.dtype), a.clamp(max=_LARGE)
+    return is_small, a + _SHIFT * is_small, small, small * (small + (_SHIFT - 1))
+
+
+def _stirling_tail(a: Tensor) -> Tensor:
+    """Return the series of what Stirling's formula leaves of the log gamma function."""
+    inverse = 1 / a
+    square = inverse * inverse
+    return inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))
 
 
 def _remainder(a: Tensor) -> Tensor:
-    """Return what Stirling's formula leaves of the log gamma function, c(a)."""
-    small, large = a.clamp(max=_LARGE), a.clamp(min=_LARGE)
-    exact = torch.lgamma(small) - (small - 0.5) * small.log() + small - _HALF_LOG_2PI
-    inverse = 1 / large
+    r"""Return :math:`\log \Gamma(a) - a \log a + a - \tfrac12 \log 2\pi`, small arguments by the recurrence."""
+    is_small, far, small, pairs = _moved(a)
+    log_far = far.log()
+    log_product = (pairs * (pairs + 6) * (pairs + 10) * (pairs + 12)).log()
+    moved = far * log_far - small * small.log() - _SHIFT - log_product
+    return _stirling_tail(far) - 0.5 * log_far + torch.where(is_small > 0, moved, 0.0)
+
+
+def _slope_remainder(a: Tensor) -> Tensor:
+    r"""Return the digamma function less its logarithm, :math:`\psi(a) - \log a`, likewise."""
+    is_small, far, small, pairs = _moved(a)
+    steps = 1 / pairs + 1 / (pairs + 6) + 1 / (pairs + 10) + 1 / (pairs + 12)
+    moved = torch.log1p(_SHIFT / small) - (2 * small + (_SHIFT - 1)) * steps
+    inverse = 1 / far
     square = inverse * inverse
-    series = inverse * (1 / 12 - square * (1 / 360 - square / 1260))
-    return torch.where(a < _LARGE, exact, series)
+    tail = square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square * (1 / 240 - square / 132))))
+    return is_small * moved - 0.5 * inverse - tail
 
 
-def _log_ratio(numerator: Tensor, denominator: Tensor, difference: Tensor) -> Tensor:
+def _log_factorial(value: Tensor) -> Tensor:
+    r"""Return :math:`\log x! + x`, in float64."""
+    (value,) = wide(value)
+    is_small, far, _, pairs = _moved(value + 1)
+    log_product = (pairs * (pairs + 6) * (pairs + 10) * (pairs + 12)).log()
+    return (far - 0.5) * far.log() + _stirling_tail(far) - is_small * (log_product + _SHIFT) + (_HALF_LOG_2PI - 1)
+
+
+def _log_ratio(total: Tensor, expected: Tensor, difference: Tensor) -> Tensor:
     """Return the log of the ratio of two positive numbers whose difference is known to all its digits."""
-    up = difference >= 0
-    sign = torch.where(up, 1.0, -1.0).to(difference)
-    return sign * torch.log1p(sign * difference / torch.where(up, denominator, numerator))
+    sign = 2 * (difference >= 0).to(difference.dtype) - 1
+    return sign * torch.log1p(sign * difference / torch.minimum(total, expected))
 
 
-def _log_excess(log_mean: Tensor, mean: Tensor, value: Tensor) -> Tensor:
-    r"""Return :math:`\log \mu / (x + 1)`, from the mean where it is near one and from its logarithm elsewhere."""
-    far = log_mean - torch.log1p(value)
-    near = far.abs() < 0.5
-    next_value = (value + 1).expand_as(far)
-    close = torch.where(near, mean, next_value)  # no ratio that could overflow where the other form is taken
-    return torch.where(near, _log_ratio(close, next_value, close - next_value), far)
+def _dtype(log_mean: Tensor, *others: Tensor) -> torch.dtype:
+    """Return the type of the result, as torch promotes it."""
+    dtypes = [torch.result_type(log_mean, other) for other in others]
+    return dtypes[0] if len(dtypes) == 1 else torch.promote_types(*dtypes)
 
 
-def _careful(log_mean: Tensor, theta: Tensor, value: Tensor) -> Tensor:
-    """Return log probabilities of negative binomial counts, whatever their size."""
-    mean, following, total = log_mean.exp(), value + 1, value + theta
-    of_data = 0.5 * following.log() + _remainder(following) + _HALF_LOG_2PI - 1
-    of_features = 0.5 * theta.log() - _remainder(theta)
-    fixed = _remainder(total) - 0.5 * total.log() + of_features - of_data
+def _negative_binomial(log_mean: Tensor, theta: Tensor, value: Tensor, own: Tensor, factorial: Tensor) -> Tensor:
+    dtype = _dtype(log_mean, theta, value)
+    log_mean, theta, value = wide(log_mean, theta, value)
+    mean, total = log_mean.exp(), value + theta
     rise = _log_ratio(total, theta + mean, value - mean)
-    return total * rise + value * _log_excess(log_mean, mean, value) + fixed
+    return (total * rise + value * log_mean - factorial + (_remainder(total.to(own.dtype)) - own)).to(dtype)
 
 
-def _textbook(log_mean: Tensor, theta: Tensor, value: Tensor) -> Tensor:
-    """Return log probabilities of moderate counts: what is of data or features alone is computed for them alone."""
-    total = value + theta
-    fixed = torch.lgamma(total) - torch.lgamma(theta) - torch.lgamma(value + 1) + theta * theta.log()
-    return value * log_mean - total * (theta + log_mean.exp()).log() + fixed
+def _slope_of_mean(log_mean: Tensor, theta: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    dtype = log_mean.dtype
+    log_mean, theta, value, gradient = wide(log_mean, theta, value, gradient)
+    mean = log_mean.exp()
+    return (gradient * theta * ((value - mean) / (theta + mean))).to(dtype)
 
 
-def _is_moderate(theta: Tensor, value: Tensor) -> bool:
-    """Whether counts and dispersions are small; not asked where the answer would have to be waited for."""
-    plain = not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in (theta, value))
-    if not plain or theta.is_cuda or is_capturing() or torch.compiler.is_compiling() or value.numel() == 0:
-        return False
-    return float(value.amax()) < _MODERATE and float(theta.detach().amax()) < _MODERATE
+def _slopes(log_mean: Tensor, theta: Tensor, value: Tensor, own: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the slopes by the logarithm of the mean and by the dispersion."""
+    dtype = log_mean.dtype
+    log_mean, theta, value = wide(log_mean, theta, value)
+    mean, total = log_mean.exp(), value + theta
+    difference, expected = value - mean, theta + mean
+    slope = difference / expected
+    bend = (_log_ratio(total, expected, difference) - slope).to(own.dtype)
+    of_theta = bend + (_slope_remainder(total.to(own.dtype)) - own)
+    return gradient * (theta * slope).to(dtype), gradient * of_theta
 
 
 class _NegativeBinomialLogProb(torch.autograd.Function):
     r"""The log probability with its gradients written out.
 
     .. math::
-        \frac{\partial}{\partial \log \mu} = \theta \frac{x - \mu}{\theta + \mu}, \qquad
-        \frac{\partial}{\partial \theta} = \psi(x + \theta) - \psi(\theta) - \log(1 + \mu / \theta)
-            - \frac{x - \mu}{\theta + \mu}
+        \frac{\partial}{\partial \log \mu} = \theta s, \qquad
+        \frac{\partial}{\partial \theta} = \log(1 + s) - s + [\psi(x + \theta) - \log(x + \theta)]
+            - [\psi(\theta) - \log \theta], \qquad s = \frac{x - \mu}{\theta + \mu}
     """
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(log_mean: Tensor, theta: Tensor, value: Tensor, moderate: bool) -> Tensor:
-        return (_textbook if moderate else _careful)(log_mean, theta, value)
+    def forward(log_mean: Tensor, theta: Tensor, value: Tensor) -> Tensor:
+        factorial = _in_blocks(_log_factorial, value)
+        return _in_blocks(_negative_binomial, log_mean, theta, value, _remainder(theta), factorial)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:3])
+        ctx.save_for_backward(*inputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
         log_mean, theta, value = ctx.saved_tensors
-        mean = log_mean.exp()
-        slope = (value - mean) / (theta + mean)
-        of_mean = of_theta = None
-        if ctx.needs_input_grad[0]:
-            of_mean = (gradient * theta * slope).sum_to_size(log_mean.shape)
+        of_theta = None
         if ctx.needs_input_grad[1]:
-            fixed = torch.digamma(value + theta) - torch.digamma(theta)
-            of_theta = (gradient * (fixed - torch.log1p(mean / theta) - slope)).sum_to_size(theta.shape)
-        return of_mean, of_theta, None, None
+            of_mean, of_theta = _in_blocks(_slopes, log_mean, theta, value, _slope_remainder(theta), *gradients)
+            of_mean, of_theta = of_mean.sum_to_size(log_mean.shape), of_theta.sum_to_size(theta.shape)
+        else:
+            of_mean = _in_blocks(_slope_of_mean, log_mean, theta, value, *gradients).sum_to_size(log_mean.shape)
+        return of_mean, None if of_theta is None else of_theta.to(theta.dtype), None
+
+
+def _poisson(log_mean: Tensor, value: Tensor, factorial: Tensor) -> Tensor:
+    dtype = _dtype(log_mean, value)
+    log_mean, value = wide(log_mean, value)
+    return (value * log_mean + (value - log_mean.exp()) - factorial).to(dtype)
+
+
+def _slope_of_poisson(log_mean: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+    dtype = log_mean.dtype
+    log_mean, value, gradient = wide(log_mean, value, gradient)
+    return (gradient * (value - log_mean.exp())).to(dtype)
+
+
+class _PoissonLogProb(torch.autograd.Function):
+    r"""The log probability with its gradient written out, :math:`x - \mu`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(log_mean: Tensor, value: Tensor) -> Tensor:
+        return _in_blocks(_poisson, log_mean, value, _in_blocks(_log_factorial, value))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        log_mean, value = ctx.saved_tensors
+        return _in_blocks(_slope_of_poisson, log_mean, value, *gradients).sum_to_size(log_mean.shape), None
 
 
 class Counts(dist.TorchDistribution):
@@ -165,9 +246,8 @@ class PoissonCounts(Counts):
         super().__init__(log_mean, log_mean.shape, validate_args)
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        mean, following = self.log_mean.exp(), value + 1
-        constant = 0.5 * following.log() + _HALF_LOG_2PI + _remainder(following)
-        return value * _log_excess(self.log_mean, mean, value) + (following - mean) - constant
+        log_prob: Tensor = _PoissonLogProb.apply(self.log_mean, value)
+        return log_prob
 
     @property
     def variance(self) -> Tensor:
@@ -205,8 +285,7 @@ class NegativeBinomialCounts(Counts):
         super().__init__(log_mean.expand(shape), shape, validate_args)
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        theta = self.dispersion
-        log_prob: Tensor = _NegativeBinomialLogProb.apply(self.log_mean, theta, value, _is_moderate(theta, value))
+        log_prob: Tensor = _NegativeBinomialLogProb.apply(self.log_mean, self.dispersion, value)
         return log_prob
 
     @property

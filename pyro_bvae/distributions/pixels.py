@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pyro.distributions as dist
 import torch
 from torch import Tensor
@@ -79,7 +81,7 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
 
     support = constraints.unit_interval
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    # Below this size of l the closed forms lose digits, and three terms of their series are exact to rounding.
+    # Below this size of l the closed forms lose digits, and four terms of their series are exact to rounding.
     _small = 0.1
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
@@ -94,21 +96,41 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
         """Return the log density."""
         if self._validate_args:
             self._validate_sample(value)
-        size = self.logits.abs()
-        near, far = size.clamp(max=self._small), size.clamp(min=self._small)
-        series = near * (-0.5 + near * (1 / 24 - near.square() / 2880))
-        closed = (-torch.expm1(-far) / far).log()
-        log_integral = self.logits.clamp(min=0) + torch.where(size < self._small, series, closed)
-        return self.logits * value - log_integral
+        size, near, far = self._parts(self._small)
+        square = near.square()
+        # About the middle, an even function of l: the slope at 0 is x - 1/2, where an absolute value has none.
+        series = near * (value - 0.5) - square * (
+            1 / 24 - square * (1 / 2880 - square * (1 / 181440 - square / 9676800))
+        )
+        # From the likelier end: the distance to it has all its digits.
+        closed = -size * torch.where(self.logits > 0, 1 - value, value) - (-torch.expm1(-far) / far).log()
+        return torch.where(size < self._small, series, closed)
 
     @property
     def mean(self) -> Tensor:
         """Means."""
-        size = self.logits.abs()
-        near, far = self.logits.clamp(-self._small, self._small), size.clamp(min=self._small)
-        series = 0.5 + near * (1 / 12 - near.square() / 720)
+        size, near, far = self._parts(self._small)
+        square = near.square()
+        series = 0.5 + near * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
         closed = 1 / -torch.expm1(-far) - 1 / far
-        return torch.where(size < self._small, series, torch.where(self.logits > 0, closed, 1 - closed))
+        closed = torch.where(self.logits > 0, closed, 1 - closed)
+        return torch.where(size < self._small, series, closed)
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances."""
+        size, near, far = self._parts(1.0)
+        square = near.square()
+        inner = 1 / 172800 - square * (1 / 5322240 - square * (691 / 118879488000 - square / 5748019200))
+        series = 1 / 12 - square * (1 / 240 - square * (1 / 6048 - square * inner))
+        closed = 1 / far.square() - (-far).exp() / torch.expm1(-far).square()
+        return torch.where(size < 1, series, closed)
+
+    def _parts(self, border: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the sizes of l, l where it is small, and its size elsewhere: a clamp has no slope at a border."""
+        size = self.logits.abs()
+        is_small = size < border
+        return size, torch.where(is_small, self.logits, 0.0), torch.where(is_small, border, size)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw greys by the inverse of the distribution function."""
@@ -119,6 +141,9 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
             from_one = -torch.log1p(uniform * torch.expm1(-size)) / size  # the distance from the likelier end
             return torch.where(self.logits > 0, 1 - from_one, from_one).clamp(0, 1)
 
+
+# Pixels whose levels are summed over at a time.
+_EDGES = 2**12
 
 #: Grey levels of a pixel of 8 bits.
 PIXEL_LEVELS = 256
@@ -171,7 +196,10 @@ class DiscretizedLogistic(dist.TorchDistribution):
         if self._validate_args:
             self._validate_sample(value)
         half = 0.5 / (PIXEL_LEVELS - 1)
-        upper, lower = (value + half - self.loc) / self.scale, (value - half - self.loc) / self.scale
+        # At the edge of a bin the location cancels all digits of a float32's half width but those that follow.
+        first = float(np.float32(half))
+        apart, rest = value - self.loc, half - first
+        upper, lower = (apart + first + rest) / self.scale, (apart - first - rest) / self.scale
         below, above = logsigmoid(upper), logsigmoid(-lower)
         inside = below + above + torch.log(-torch.expm1(-2 * half / self.scale))
         edge = torch.where(value < half, below, above)
@@ -179,8 +207,30 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """Locations, cut to [0, 1]: the means but for what the outermost bins cut off."""
-        return self.loc.clamp(0, 1)
+        r"""Means, :math:`\frac{1}{255} \sum_{k=1}^{255} P(255 x \ge k)`, the sum over all levels."""
+        return self._over_levels(lambda edges, loc: torch.ones_like(edges))
+
+    @property
+    def variance(self) -> Tensor:
+        """Variances, by the same sum, about the nearest level to the mean, so that no large squares cancel."""
+        mean = self.mean
+        centre = mean.detach()
+        second = self._over_levels(lambda edges, centre: 2 * (edges - centre), centre)
+        # The square of the distance of level 0 from the centre is what the sum starts from.
+        return (second + centre.square() - (mean - centre).square()).clamp(min=0)
+
+    def _over_levels(self, weigh: Callable[[Tensor, Tensor], Tensor], centre: Tensor | None = None) -> Tensor:
+        """Return the sum over the edges between levels of a weight times the probability above, over 255."""
+        edges = (torch.arange(PIXEL_LEVELS - 1, dtype=self.loc.dtype, device=self.loc.device) + 0.5) / (
+            PIXEL_LEVELS - 1
+        )
+        rows = [part.flatten() for part in torch.broadcast_tensors(self.loc, self.scale)]
+        about = torch.zeros_like(rows[0]) if centre is None else centre.flatten()
+        blocks = []
+        for loc, scale, middle in zip(*(row.split(_EDGES) for row in (*rows, about)), strict=True):
+            above = ((loc.unsqueeze(-1) - edges) / scale.unsqueeze(-1)).sigmoid()
+            blocks.append((weigh(edges, middle.unsqueeze(-1)) * above).sum(-1) / (PIXEL_LEVELS - 1))
+        return torch.cat(blocks).reshape(self.batch_shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Draw grey levels."""

@@ -268,6 +268,12 @@ def kl_per_dimension(
     return None if found is None else found[0]
 
 
+def _rows(values: Tensor, data_dim: int) -> Tensor:
+    """Return values with the data first; a latent that is a number is one column."""
+    rows = values.movedim(data_dim, 0)
+    return rows.unsqueeze(1) if rows.dim() == 1 else rows
+
+
 @torch.no_grad()
 def measure_dimensions(opened: Program, num_samples: int, bar: tqdm[Any]) -> tuple[KLPerDimension, Tensor] | None:
     """Return what :func:`kl_per_dimension` does, and the posterior mean of each datum, ``(N, *latent)`` in float64."""
@@ -283,9 +289,9 @@ def measure_dimensions(opened: Program, num_samples: int, bar: tqdm[Any]) -> tup
         if reason is None:
             found = _kl_of_dimensions(*sites, num_samples)
             exact = found.exact
-            kls.add(found.kl.movedim(data_dim, 0))
-            errors.add(found.error.square().movedim(data_dim, 0))
-        rows.append(mean_of(sites[0]["fn"]).movedim(data_dim, 0).double().cpu())
+            kls.add(_rows(found.kl, data_dim))
+            errors.add(_rows(found.error.square(), data_dim))
+        rows.append(_rows(mean_of(sites[0]["fn"]), data_dim).double().cpu())
         means.add(rows[-1])
     if reason is not None:
         return KLPerDimension(None, None, means.variance, False, reason=reason), torch.cat(rows)

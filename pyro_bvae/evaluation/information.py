@@ -7,7 +7,7 @@ r"""The mean KL taken apart: what the latents say of the data, and how far all o
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -25,6 +25,11 @@ from pyro_bvae.evaluation.information_draws import (
     why_not_product,
 )
 from pyro_bvae.evaluation.program import Function, Program, program
+
+# Draws of all data together, at least: of fewer the spread does not tell the error.
+_LEAST_DRAWS = 4000
+# Nats within which a term that does not vary is the same for all draws.
+_ROUNDING = 1e-9
 
 #: Nats below log N from which on mutual information is near its limit: a draw then is that of fewer than e data.
 NEAR_LIMIT = 1.0
@@ -123,7 +128,8 @@ def decompose_kl(
         model: A Pyro model with one latent site under a plate over the data.
         guide: Its guide.
         *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
-        num_samples: Draws for each datum; with one there are no Monte Carlo errors.
+        num_samples: Draws for each datum; with one there are no Monte Carlo errors. With more, few data get as many as
+            make 4,000 draws together: their terms are skewed, and the spread of a few draws is no error.
         data_plate: Name of the data plate, where the latent has more than one.
         seed: Seed of the draws; the caller's generators are left alone.
         progress: Show progress bars.
@@ -141,6 +147,8 @@ def decompose_kl(
         check_one_latent(opened)
         check_densities(opened)
         reason = why_not_product(opened)
+        if num_samples > 1:
+            num_samples = max(num_samples, -(-_LEAST_DRAWS // opened.num_data))
         draws = draw_latents(opened, num_samples, progress)
         aggregate = _aggregate(opened, draws, reason is None, progress)
     return _decompose(draws, aggregate, reason)
@@ -170,9 +178,9 @@ def _decompose(draws: LatentDraws, aggregate: Aggregate, reason: str | None) -> 
     parts: tuple[Estimate | None, Estimate | None] = (None, None)
     if aggregate.marginals is not None:
         correlation = _freed(joint - aggregate.marginals.sum(1).reshape(joint.shape), surplus)
-        parts = _estimate(correlation), _estimate(rate - information - correlation)
+        parts = _estimate(correlation, True), _estimate(rate - information - correlation, True)
     return KLDecomposition(
-        _estimate(rate), _estimate(information), _estimate(rate - information), *parts, reason=reason
+        _estimate(rate), _estimate(information, True), _estimate(rate - information, True), *parts, reason=reason
     )
 
 
@@ -184,5 +192,10 @@ def _freed(term: Tensor, surplus: Tensor) -> Tensor:
     return term - ((term - term.mean()) * surplus).mean() / variance * surplus
 
 
-def _estimate(term: Tensor) -> Estimate:
-    return Estimate.over_data(term.mean(0), error_of_mean(term), num_samples=len(term))
+def _estimate(term: Tensor, skewed: bool = False) -> Estimate:
+    """Return the estimate of a term, which may hinge on draws that are too rare to be among them."""
+    found = Estimate.over_data(term.mean(0), error_of_mean(term), num_samples=len(term))
+    if not skewed or float(term.amax() - term.amin()) < _ROUNDING:
+        return found
+    # An event of probability 1 / M is in none of M draws more often than not, and is worth about a nat.
+    return replace(found, monte_carlo_error=math.hypot(found.monte_carlo_error, 1 / term.numel()))

@@ -65,7 +65,7 @@ def normal_marginals(distribution: Any, data_dim: int) -> Normals | None:
     if not isinstance(base, (torch.distributions.Normal, *correlated)):
         return None
     shape = base.batch_shape + base.event_shape
-    parts = (part.expand(shape).movedim(data_dim, 0).flatten(1) for part in (base.mean, base.variance.sqrt()))
+    parts = (part.expand(shape).movedim(data_dim, 0) for part in (base.mean, base.variance.sqrt()))
     return Normals(*(part.reshape(len(part), -1).double() for part in parts))
 
 

@@ -99,7 +99,7 @@ def read_latents(
 
     Raises:
         InputError: if there is more than one latent site, if labels or factors are not one for each datum, are not
-            finite or not named as many, or if the data cannot be used.
+            finite or not named as many, if no two data share a label, or if the data cannot be used.
     """
     check_num_samples(num_samples)
     with (
@@ -204,7 +204,15 @@ def _mutual_information(means: Array, known: _Known, seed: int) -> Array:
     for target in known.targets:
         values = np.unique(target)
         whole = len(values) <= _MOST_CHOICES and (values % 1 == 0).all()
-        choice = whole or target.dtype.kind == "i" or len(values) == 1
+        is_label = target.dtype.kind == "i"
+        if is_label and len(values) == len(target) > 1:
+            raise InputError(
+                f"'labels' must be classes that some data share, got {len(values)} labels for as many data: what the"
+                " latents say of such a label is how well they tell each datum, which decompose_kl measures; give"
+                " numbers as 'factors'"
+            )
+        # Of a choice that no two data share neighbours tell nothing: it is a number.
+        choice = is_label or len(values) == 1 or (whole and len(values) < len(target))
         estimate = mutual_info_classif if choice else mutual_info_regression
         codes = np.searchsorted(values, target) if choice else target
         columns.append(estimate(means, codes, n_neighbors=_NEIGHBORS, random_state=seed))

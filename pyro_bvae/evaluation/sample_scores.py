@@ -14,6 +14,8 @@ from pyro_bvae.evaluation.sample_features import PrincipalFeatures, fitted_netwo
 
 # Rows that are held against all others at a time.
 _BLOCK = 512
+# Squared distances that differ by less than this share of the largest squared length are the same but for rounding.
+_TIE = 1e-12
 # Width of the critic's hidden layer, and the steps of its fit.
 _HIDDEN, _STEPS = 64, 500
 
@@ -37,7 +39,10 @@ class NeighbourScores(NamedTuple):
 def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> NeighbourScores:
     r"""Score samples by balls around the data, and data by balls around the samples.
 
-    The ball :math:`B_k` of a point reaches to its k-th nearest neighbour in its own set.
+    The ball :math:`B_k` of a point reaches to its k-th nearest neighbour in its own set. Where points share a distance,
+    as those of counts and binary data do, density and coverage are means over the orders in which chance would put
+    them, so that what is expected of samples drawn as the data are, 1 and :func:`expected_coverage`, holds for ties
+    too: a sample at the rim of a ball counts as :math:`(k - l) / (e + 1)` of one where l data lie inside and e on it.
 
     .. math::
         \text{precision} = \frac1M \sum_j \mathbf{1}\Big[y_j \in \bigcup_i B_k(x_i)\Big], \quad
@@ -62,17 +67,40 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
             raise InputError(f"'{name}' must have more rows than the {neighbours} neighbours, got {len(rows)}")
     if real.shape[1] != samples.shape[1]:
         raise InputError(f"'real' and 'samples' must have as many features, got {real.shape[1]} and {samples.shape[1]}")
-    reach, own = _reach(real, neighbours), _reach(samples, neighbours)
-    covered, recalled = (torch.zeros(len(real), dtype=torch.bool) for _ in range(2))
-    precise, inside = 0, 0
+    scale = max(float(rows.square().sum(1).max()) for rows in (real, samples))
+    of_real, of_samples = (_balls(rows, neighbours, _TIE * scale) for rows in (real, samples))
+    recalled = torch.zeros(len(real), dtype=torch.bool)
+    inside, rim = (torch.zeros(len(real), dtype=torch.double) for _ in range(2))
+    precise = 0
     for start, distances in _blocks(samples, real):
-        within = distances <= reach
+        within = distances <= of_real.outer
         precise += int(within.any(1).sum())
-        inside += int(within.sum())
-        covered |= within.any(0)
-        recalled |= (distances <= own[start : start + len(distances), None]).any(0)
+        deep = distances < of_real.inner
+        inside += deep.sum(0)
+        rim += (within & ~deep).sum(0)
+        recalled |= (distances <= of_samples.outer[start : start + len(distances), None]).any(0)
     shares = precise / len(samples), float(recalled.double().mean())
-    return NeighbourScores(*shares, inside / (neighbours * len(samples)), float(covered.double().mean()))
+    density = float((inside + rim * of_real.places / (of_real.rim + 1)).sum()) / (neighbours * len(samples))
+    covered = torch.where(inside > 0, 1.0, 1 - _all_data(of_real, rim, neighbours))
+    return NeighbourScores(*shares, density, float(covered.mean()))
+
+
+class _Balls(NamedTuple):
+    """Balls around rows, each entry ``(N,)``; squared distances between inner and outer are the k-th nearest row's."""
+
+    inner: Tensor
+    outer: Tensor
+    places: Tensor  # neighbours that are left to the rows at the rim
+    rim: Tensor  # rows at the rim, at least as many
+
+
+def _all_data(balls: _Balls, rim: Tensor, neighbours: int) -> Tensor:
+    """Return the probability that all places at the rim of a ball fall to data, none to one of the samples there."""
+    empty = torch.ones_like(rim)
+    for taken in range(neighbours):
+        share = (balls.rim - taken).clamp(min=0) / (balls.rim + rim - taken).clamp(min=1)
+        empty = torch.where(taken < balls.places, empty * share, empty)
+    return empty
 
 
 def expected_coverage(num_real: int, num_samples: int, neighbours: int) -> float:
@@ -164,14 +192,17 @@ def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) 
     return TwoSampleTest(accuracy, math.sqrt(accuracy * (1 - accuracy) / count), p_value, count)
 
 
-def _reach(rows: Tensor, neighbours: int) -> Tensor:
-    """Return the squared distance of each row to its k-th nearest other row, ``(N,)``."""
+def _balls(rows: Tensor, neighbours: int, tie: float) -> _Balls:
+    """Return the ball of each row, which reaches to its k-th nearest other row; nearer than ``tie`` is a tie."""
     found = []
     for start, distances in _blocks(rows, rows):
         place = torch.arange(len(distances))
         distances[place, start + place] = math.inf  # a row is no neighbour of its own
-        found.append(distances.topk(neighbours, dim=1, largest=False).values[:, -1])
-    return torch.cat(found)
+        reach = distances.topk(neighbours, dim=1, largest=False).values[:, -1:]
+        inside = (distances < reach - tie).sum(1)
+        rim = (distances <= reach + tie).sum(1) - inside
+        found.append(((reach - tie)[:, 0], (reach + tie)[:, 0], neighbours - inside, rim))
+    return _Balls(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _blocks(rows: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor]]:

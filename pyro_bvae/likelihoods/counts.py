@@ -23,6 +23,11 @@ from pyro_bvae.errors import InputError
 _MOST_LOG_MEAN, _MOST_LOG_DISPERSION = 30.0, 15.0
 
 
+def _bounded(logarithm: Tensor, least: float | None, most: float) -> Tensor:
+    """Return a logarithm within bounds, with the slope of the density at the bound beyond it, so that it comes back."""
+    return logarithm.clamp(least, most).detach() + (logarithm - logarithm.detach())
+
+
 def _log_size(context: Context | None, like: Tensor) -> Tensor | float:
     """Return the log of the size factors, ``(N, 1)``, or 0."""
     if context is None or context.size_factor is None:
@@ -35,7 +40,7 @@ class SoftmaxRate(nn.Module):
 
     def forward(self, outputs: Tensor, context: Context | None = None) -> Tensor:
         r"""Return :math:`\log \mu` of ``(*, D)`` outputs."""
-        return (outputs.log_softmax(-1) + _log_size(context, outputs)).clamp(max=_MOST_LOG_MEAN)
+        return _bounded(outputs.log_softmax(-1) + _log_size(context, outputs), None, _MOST_LOG_MEAN)
 
 
 class ExpRate(nn.Module):
@@ -43,7 +48,7 @@ class ExpRate(nn.Module):
 
     def forward(self, outputs: Tensor, context: Context | None = None) -> Tensor:
         r"""Return :math:`\log \mu` of ``(*, D)`` outputs."""
-        return (outputs + _log_size(context, outputs)).clamp(max=_MOST_LOG_MEAN)
+        return _bounded(outputs + _log_size(context, outputs), None, _MOST_LOG_MEAN)
 
 
 class LearnedDispersion(nn.Module):
@@ -99,7 +104,7 @@ class DecoderDispersion(nn.Module):
 
 
 def _dispersion(log_dispersion: Tensor) -> Tensor:
-    return log_dispersion.clamp(-_MOST_LOG_DISPERSION, _MOST_LOG_DISPERSION).exp()
+    return _bounded(log_dispersion, -_MOST_LOG_DISPERSION, _MOST_LOG_DISPERSION).exp()
 
 
 Rate = SoftmaxRate | ExpRate

@@ -13,6 +13,9 @@ from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Paired, Values, paired
 from pyro_bvae.evaluation.disentanglement.score import Score, bootstrap_errors
 
+# Nats below which a mutual information is the rounding of sums that cancel.
+_ROUNDING = 1e-12
+
 #: Bins of equal width that each latent is cut into, as in Locatello et al. 2019.
 NUM_BINS = 20
 
@@ -148,12 +151,20 @@ def _cells(data: Paired, bins: int) -> _Cells:
     check_count("bins", bins)
     if len(data.codes) < bins:
         raise InputError(f"'bins' must be at most the number of data, {len(data.codes)}, got {bins}")
-    # The edge at the right is left out, so that the largest code falls into the last bin.
-    binned = [np.digitize(column, np.histogram(column, bins)[1][:-1]) - 1 for column in data.codes.T]
+    binned = [_binned(column.astype(float), bins) for column in data.codes.T]
     places = [
         [column * size + classes for size, classes in zip(data.sizes, data.classes.T, strict=True)] for column in binned
     ]
     return _Cells(places, [(bins, int(size)) for size in data.sizes])
+
+
+def _binned(column: Array, bins: int) -> Array:
+    """Return the bin of each code; a latent that is constant to rounding has one bin."""
+    low, high = column.min(), column.max()
+    if high - low <= 4 * bins * np.spacing(max(abs(low), abs(high))):
+        return np.zeros(len(column), int)
+    # The edge at the right is left out, so that the largest code falls into the last bin.
+    return np.digitize(column, np.histogram(column, bins)[1][:-1]) - 1
 
 
 def _information(cells: _Cells, weights: Array | None = None) -> _Information:
@@ -164,7 +175,8 @@ def _information(cells: _Cells, weights: Array | None = None) -> _Information:
         for j, (places, shape) in enumerate(zip(row, cells.shapes, strict=True)):
             joint = np.bincount(places, weights, minlength=shape[0] * shape[1]).reshape(shape) / len(places)
             entropies[j] = -_sum_log(joint.sum(0))
-            table[d, j] = max(0.0, _sum_log(joint) - _sum_log(joint.sum(1)) + entropies[j])
+            shared = _sum_log(joint) - _sum_log(joint.sum(1)) + entropies[j]
+            table[d, j] = shared if shared > _ROUNDING else 0.0
     return _Information(table, entropies)
 
 
