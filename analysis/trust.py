@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import csv
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,42 +26,58 @@ from trust_parts import annealing, bounds, guides, invert_modes, modes, report
 
 RESULTS = Path(__file__).parent / "results" / "trust"
 Row = dict[str, Any]
+# What measures one setting.
+Measured = Callable[[], list[Row]]
 
 
-def measure_guides(path: Path, quick: bool, repetitions: int) -> None:
-    """Add the settings of importance sampling that are not there yet."""
-    done = {(*(row[name] for name in guides.Cell._fields),) for row in read(path)}
+def guide_cells(quick: bool, repetitions: int) -> Iterator[tuple[Any, Measured]]:
+    """Yield settings of importance sampling; those of fifty latents, the dearest, have fewer repetitions."""
     for cell in guides.cells(quick):
-        if tuple(map(str, cell)) not in done:
-            # Draws of fifty latents take ten times as long: fewer repetitions, which the table says.
-            append(path, guides.rows(cell, repetitions if cell.latents <= 10 else max(1, 3 * repetitions // 10)))
+        count = repetitions if cell.latents <= 10 else max(1, 3 * repetitions // 10)
+        yield cell, partial(guides.rows, cell, count)
 
 
-def measure_bounds(path: Path, quick: bool, repetitions: int) -> None:
-    """Add the settings of the ELBO that are not there yet."""
-    done = {(*(row[name] for name in bounds.Cell._fields),) for row in read(path)}
+def bound_cells(quick: bool, repetitions: int) -> Iterator[tuple[Any, Measured]]:
+    """Yield settings of the ELBO."""
     for cell in bounds.cells(quick):
-        if tuple(map(str, cell)) not in done:
-            append(path, [bounds.row(cell, repetitions)])
+        yield cell, lambda cell=cell: [bounds.row(cell, repetitions)]
 
 
-def measure_rest(rows: Callable[[bool, int], Iterator[Row]]) -> Callable[[Path, bool, int], None]:
-    """Return what measures a part whole, if it is not there yet."""
-
-    def measure(path: Path, quick: bool, repetitions: int) -> None:
-        if not path.exists():
-            append(path, list(rows(quick, repetitions)))
-
-    return measure
+def annealing_cells(quick: bool, repetitions: int) -> Iterator[tuple[Any, Measured]]:
+    """Yield settings of annealing, each with repetitions of its own number."""
+    for cell in annealing.annealing_cells(quick):
+        yield cell, lambda cell=cell: [annealing.annealing_row(cell)]
 
 
-PARTS: dict[str, Callable[[Path, bool, int], None]] = {
-    "guides": measure_guides,
-    "annealing": measure_rest(annealing.all_rows),
-    "bounds": measure_bounds,
-    "gaps": measure_rest(lambda quick, _: modes.gaps_rows(10 if quick else 50)),
-    "inversions": measure_rest(lambda quick, _: invert_modes.all_rows(10 if quick else 50)),
+def gap_cells(quick: bool, repetitions: int) -> Iterator[tuple[Any, Measured]]:
+    """Yield the posteriors of two modes and of one whose gaps are measured."""
+    yield {}, lambda: list(modes.gaps_rows(10 if quick else 100))
+
+
+def inversion_cells(quick: bool, repetitions: int) -> Iterator[tuple[Any, Measured]]:
+    """Yield the methods of inversion, NUTS on fewer posteriors."""
+    counts = {"variational": 5} if quick else {"variational": 50, "batched": 50, "nuts": 12}
+    for method, count in counts.items():
+        yield {"method": method}, partial(invert_modes.invert_rows, count, method=method)
+
+
+PARTS: dict[str, Callable[[bool, int], Iterator[tuple[Any, Measured]]]] = {
+    "guides": guide_cells,
+    "annealing": annealing_cells,
+    "bounds": bound_cells,
+    "gaps": gap_cells,
+    "inversions": inversion_cells,
 }
+
+
+def measure(path: Path, cells: Iterator[tuple[Any, Measured]]) -> None:
+    """Add the settings to a table that are not in it yet."""
+    rows = read(path)
+    for cell, measured in cells:
+        names = cell._asdict() if isinstance(cell, tuple) else cell if isinstance(cell, dict) else vars(cell)
+        own = {name: str(value) for name, value in names.items()}
+        if not any(own.items() <= row.items() for row in rows):
+            append(path, measured())
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -88,7 +105,7 @@ def main(parts: list[str], quick: bool, repetitions: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for part in parts:
         print(f"measuring {part}", flush=True)
-        PARTS[part](folder / f"{part}.csv", quick, repetitions)
+        measure(folder / f"{part}.csv", PARTS[part](quick, repetitions))
     tables = {part: read(folder / f"{part}.csv") for part in PARTS}
     lines = report.summary(tables)
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as stream:
