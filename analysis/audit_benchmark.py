@@ -17,8 +17,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
+from pyro.contrib.easyguide import EasyGuide
 from pyro.infer import SVI, Trace_ELBO, config_enumerate
-from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoDiagonalNormal,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
 from pyro.optim import Adam
 from torch import Tensor, nn
 
@@ -245,7 +253,7 @@ def latent_misspelt_in_the_guide() -> Case:
 
 def observed_site_drawn_by_the_guide() -> Case:
     """The guide draws what the model observes."""
-    return spoilt("latent-not-in-model", latent="x")
+    return spoilt("drawn-though-observed", latent="x")
 
 
 def observed_site_in_the_guide() -> Case:
@@ -257,6 +265,198 @@ def observed_site_in_the_guide() -> Case:
         pyro.sample("x", dist.Normal(torch.zeros(()), 1.0).expand(x.shape).to_event(2), obs=x)
 
     return Case(model, observing, (data(),), "observed-in-guide")
+
+
+def with_guide(draw: Callable[[Tensor, Tensor], Any], code: str | None, prior: Any = None) -> Case:
+    """Return a model of one latent a datum, and a guide that draws it by ``draw(loc, scale)``."""
+    prior = dist.Normal(0.0, 1.0) if prior is None else prior
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", prior)
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc, log_scale = pyro.param("loc", 0.5 * x), pyro.param("log_scale", torch.full_like(x, -0.4))
+        with pyro.plate("data", len(x), dim=-1):
+            draw(loc, log_scale.exp())
+
+    return Case(model, guide, (data()[:, 0],), code)
+
+
+def noise(name: str, distribution: Any) -> Tensor:
+    """Draw an auxiliary site."""
+    return pyro.sample(name, distribution, infer={"is_auxiliary": True})
+
+
+def auxiliary_noise_beside_the_latent() -> Case:
+    """A site of noise that the latent is drawn independently of."""
+
+    def draw(loc: Tensor, scale: Tensor) -> None:
+        noise("a", dist.Uniform(torch.zeros_like(loc), 2.0))
+        pyro.sample("z", dist.Normal(loc, scale))
+
+    return with_guide(draw, "auxiliary-noise")
+
+
+def random_intermediate() -> Case:
+    """The latent's location is a draw, and no reverse model accounts for it."""
+
+    def draw(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.Normal(noise("a", dist.Normal(loc, 0.3)), scale))
+
+    return with_guide(draw, "auxiliary-noise")
+
+
+def more_noise_than_latents() -> Case:
+    """Two numbers are drawn, and their sum is the latent."""
+
+    def draw(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample(
+            "z", dist.Delta(loc + scale * (noise("a", dist.Normal(0.0, 1.0)) + noise("b", dist.Normal(0.0, 1.0))))
+        )
+
+    return with_guide(draw, "auxiliary-noise")
+
+
+def folded_noise() -> Case:
+    """Two draws lead to one latent."""
+
+    def draw(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.Delta(loc + scale * noise("a", dist.Normal(0.0, 1.0)).abs(), -scale.log()))
+
+    return with_guide(draw, "auxiliary-noise")
+
+
+def noise_outside_of_sample() -> Case:
+    """A location that is another one at each run."""
+
+    def draw(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.Normal(loc + torch.randn_like(loc), scale))
+
+    return with_guide(draw, "auxiliary-noise")
+
+
+def jacobian_forgotten() -> Case:
+    """Noise is scaled, and the Delta does not say so."""
+
+    def draw(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.Delta(loc + scale * noise("a", dist.Normal(0.0, 1.0))))
+
+    return with_guide(draw, "jacobian")
+
+
+def jacobian_of_the_wrong_sign() -> Case:
+    """The log determinant is added where it is to be subtracted."""
+
+    def draw(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.Delta(loc + scale * noise("a", dist.Normal(0.0, 1.0)), scale.log()))
+
+    return with_guide(draw, "jacobian")
+
+
+def latents_at_points() -> Case:
+    """A guide that draws nothing."""
+    return with_guide(lambda loc, scale: pyro.sample("z", dist.Delta(loc)), "point")
+
+
+def auto_delta() -> Case:
+    """Pyro's guide of points."""
+    return Case(per_datum, AutoDelta(per_datum), (data(),), "point")
+
+
+def masked_point() -> Case:
+    """A point in a wrapper."""
+    return with_guide(lambda loc, scale: pyro.sample("z", dist.Delta(loc).mask(loc > -9)), "point")
+
+
+def point_of_a_tiny_scale() -> Case:
+    """A normal that is narrower than its precision."""
+    return with_guide(lambda loc, scale: pyro.sample("z", dist.Normal(loc, 1e-12)), "point")
+
+
+def deterministic_latent() -> Case:
+    """A latent that the guide computes."""
+    return with_guide(lambda loc, scale: pyro.deterministic("z", loc), "point")
+
+
+def whole_numbers_for_a_real_latent() -> Case:
+    """A discrete guide of a continuous latent."""
+    return with_guide(lambda loc, scale: pyro.sample("z", dist.Poisson(scale)), "point")
+
+
+def two_latents(both: bool, code: str | None, model_of: Callable[..., Any]) -> Case:
+    """Return a model of two latents a datum, changed by ``model_of``, and a guide of one of them, or of both."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            total = pyro.sample("z1", dist.Normal(0.0, 1.0)) + pyro.sample("z2", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(total, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", 0.5 * x)
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z1", dist.Normal(loc, 1.0))
+            if both:
+                pyro.sample("z2", dist.Normal(loc, 1.0))
+
+    return Case(model_of(model), guide, (data()[:, 0],), code)
+
+
+def conditioned_latent_that_is_drawn() -> Case:
+    """The guide's draw would stand in the place of the observation."""
+    given = functools.partial(poutine.condition, data={"z2": torch.full((NUM,), 3.0)})
+    return two_latents(True, "drawn-though-observed", given)
+
+
+def normal_guide_of_a_fraction() -> Case:
+    """Few draws of the guide leave the unit interval, and none in a run or two."""
+    prior = dist.Beta(2.0, 2.0)
+    draw = lambda loc, scale: pyro.sample("z", dist.Normal(0 * loc + 0.5, 0.1))  # noqa: E731
+    return with_guide(draw, "wider-support", prior)
+
+
+def count_of_the_last_datum() -> Case:
+    """One value outside the support, far down."""
+    x = torch.ones(300, FEATURES)
+    x[-1, -1] = 2.0
+    return spoilt("outside-support", x, likelihood=lambda loc: dist.Bernoulli(logits=loc).to_event(1))
+
+
+def one_column_for_three() -> Case:
+    """One feature is observed where there are three, in one event."""
+    _, guide = vae_program()
+
+    def observing(x: Tensor, beta: float = 1.0) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(linear(LATENTS, FEATURES)(z), 1.0).to_event(1), obs=x[:, :1])
+
+    return Case(observing, guide, (data(),), "broadcast")
+
+
+def latent_of_one_column() -> Case:
+    """One latent in the guide, three in the model."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(torch.zeros(FEATURES), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", 0.5 * x[:, :1])
+        with pyro.plate("data", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, 1.0).to_event(1))
+
+    return Case(model, guide, (data(),), "latent-shape")
+
+
+def size_factors_in_a_row() -> Case:
+    """As many features as data, so that a size factor for each datum fits the features."""
+    x = (20 * torch.rand(FEATURES, FEATURES, generator=torch.Generator().manual_seed(1))).round()
+    vae = build_vae(NegativeBinomialLikelihood(FEATURES))
+    context = Context(size_factor=torch.tensor([1.0, 2.0, 3.0]))
+    return Case(vae.model, vae.guide, (x, context), "context-shape")
 
 
 def detached_encoder() -> Case:
@@ -481,6 +681,96 @@ def auxiliary() -> Case:
     return Case(model, guide, (data(),))
 
 
+def sound_draws() -> dict[str, Callable[[], Case]]:
+    """Return guides that look like the mistakes and are right."""
+
+    def scaled(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.Delta(loc + scale * noise("a", dist.Normal(0.0, 1.0)), -scale.log()))
+
+    def quantile(loc: Tensor, scale: Tensor) -> None:
+        own = dist.Normal(loc, scale)
+        z = own.icdf(noise("a", dist.Uniform(torch.zeros_like(loc), 1.0)))
+        pyro.sample("z", dist.Delta(z, own.log_prob(z)))
+
+    def in_two_steps(loc: Tensor, scale: Tensor) -> None:
+        half = pyro.sample(
+            "b", dist.Delta(scale * noise("a", dist.Normal(0.0, 1.0)), -scale.log()), infer={"is_auxiliary": True}
+        )
+        pyro.sample("z", dist.Delta(loc + half))
+
+    def positive(loc: Tensor, scale: Tensor) -> None:
+        u = loc + scale * noise("a", dist.Normal(0.0, 1.0))
+        pyro.sample("z", dist.Delta(u.exp(), -scale.log() - u))
+
+    def log_normal(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.LogNormal(loc, scale))
+
+    def narrow(loc: Tensor, scale: Tensor) -> None:
+        pyro.sample("z", dist.Normal(loc, 1e-4 * scale))
+
+    exponential = dist.Exponential(1.0)
+    return {
+        "noise scaled, with its Jacobian": lambda: with_guide(scaled, None),
+        "noise through a quantile function": lambda: with_guide(quantile, None),
+        "noise mapped in two steps": lambda: with_guide(in_two_steps, None),
+        "positive latent from noise": lambda: with_guide(positive, None, exponential),
+        "log-normal guide of a positive latent": lambda: with_guide(log_normal, None, exponential),
+        "narrow guide": lambda: with_guide(narrow, None),
+        "reverse model of the noise": reverse_model,
+        "conditioned latent that is not drawn": lambda: two_latents(
+            False, None, functools.partial(poutine.condition, data={"z2": torch.full((NUM,), 3.0)})
+        ),
+        "conditioned on one number": lambda: two_latents(
+            False, None, functools.partial(poutine.condition, data={"z2": torch.tensor(3.0)})
+        ),
+        "two latents, both drawn": lambda: two_latents(True, None, lambda model: model),
+        "column under a plate of columns": column_of_plates,
+    }
+
+
+def reverse_model() -> Case:
+    """The model draws the guide's intermediate from the latent: a latent itself (Ranganath et al. 2016)."""
+    case = random_intermediate()._replace(code=None)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("a", dist.Normal(z, 0.5))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    return case._replace(model=model)
+
+
+def easy_guide() -> Case:
+    """Pyro's guide of a group of sites, by one vector."""
+
+    class Grouped(EasyGuide):
+        def guide(self, x: Tensor) -> None:
+            group = self.group(match=".*")
+            with self.plate("data", len(x), subsample_size=len(x), dim=-1):
+                loc = pyro.param("loc", lambda: torch.zeros(len(x), *group.event_shape))
+                log_scale = pyro.param("log_scale", lambda: torch.full((len(x), *group.event_shape), -2.0))
+                group.sample("all", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    return Case(per_datum, Grouped(per_datum), (data(),))
+
+
+def column_of_plates() -> Case:
+    """Values (N, 1) where the distribution is so too."""
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x), dim=-2):
+            z = pyro.sample("z", dist.Normal(torch.zeros(len(x), 1), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x[:, :1])
+
+    def guide(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.zeros(len(x), 1))
+        with pyro.plate("data", len(x), dim=-2):
+            pyro.sample("z", dist.Normal(loc, 1.0))
+
+    return Case(model, guide, (data(),))
+
+
 def per_datum(beta_free: Tensor) -> None:
     """A model without β, for autoguides."""
     with pyro.plate("data", len(beta_free), dim=-1):
@@ -599,6 +889,25 @@ MISTAKES: dict[str, Callable[[], Case]] = {
         latent_misspelt_in_the_guide,
         observed_site_drawn_by_the_guide,
         observed_site_in_the_guide,
+        auxiliary_noise_beside_the_latent,
+        random_intermediate,
+        more_noise_than_latents,
+        folded_noise,
+        noise_outside_of_sample,
+        jacobian_forgotten,
+        jacobian_of_the_wrong_sign,
+        latents_at_points,
+        auto_delta,
+        masked_point,
+        point_of_a_tiny_scale,
+        deterministic_latent,
+        whole_numbers_for_a_real_latent,
+        conditioned_latent_that_is_drawn,
+        normal_guide_of_a_fraction,
+        count_of_the_last_datum,
+        one_column_for_three,
+        latent_of_one_column,
+        size_factors_in_a_row,
         detached_encoder,
         unused_parameter,
         module_never_registered,
@@ -644,6 +953,11 @@ SOUND: dict[str, Callable[[], Case]] = {
     "one by one": one_by_one,
     "trained": trained,
     "AutoDiagonalNormal": lambda: Case(per_datum, AutoDiagonalNormal(per_datum), (data(),)),
+    "AutoMultivariateNormal": lambda: Case(per_datum, AutoMultivariateNormal(per_datum), (data(),)),
+    "AutoLowRankMultivariateNormal": lambda: Case(per_datum, AutoLowRankMultivariateNormal(per_datum), (data(),)),
+    "AutoIAFNormal": lambda: Case(per_datum, AutoIAFNormal(per_datum), (data(),)),
+    "easy guide": easy_guide,
+    **sound_draws(),
 }
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from pyro_bvae.errors import InputError, check_finite
 
 
 class Context(NamedTuple):
@@ -21,6 +24,42 @@ class Context(NamedTuple):
 
     size_factor: Tensor | None = None
     covariates: Tensor | None = None
+
+
+def check_context(context: Context, num_data: int) -> None:
+    """Raise unless a context has a row for each datum: another shape would broadcast against the features.
+
+    Raises:
+        InputError: naming the field, with its shape, or the index of a value that cannot be used.
+    """
+    for field, wanted in (("size_factor", f"({num_data}, 1)"), ("covariates", f"({num_data}, *)")):
+        values = getattr(context, field)
+        if values is None:
+            continue
+        if not isinstance(values, Tensor):
+            raise InputError(f"'context.{field}' must be a tensor of shape {wanted}, got {type(values).__name__}")
+        if values.dim() != 2 or (field == "size_factor" and values.shape[1] != 1):
+            raise InputError(f"'context.{field}' must have shape {wanted}, got {tuple(values.shape)}")
+        if values.shape[0] != num_data:
+            raise InputError(f"'context.{field}' must have {num_data} rows, got {values.shape[0]}")
+        check_finite(f"context.{field}", values)
+    size = context.size_factor
+    if size is not None and not bool((size > 0).all()):
+        row = int((size <= 0).nonzero()[0, 0])
+        raise InputError(f"'context.size_factor' must be positive, got {size[row, 0].item()} at row {row}")
+
+
+def check_contexts(args: Any) -> None:
+    """Raise unless every context among arguments has a row for each datum of the first tensor.
+
+    Raises:
+        InputError: as :func:`check_context`.
+    """
+    leaves = tree_leaves(args, is_leaf=lambda leaf: isinstance(leaf, Context))
+    first = next((leaf for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > 0), None)
+    for leaf in leaves:
+        if isinstance(leaf, Context) and first is not None:
+            check_context(leaf, first.shape[0])
 
 
 def with_covariates(inputs: Tensor, context: Context | None) -> Tensor:

@@ -13,7 +13,7 @@ from pyro import poutine
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context, with_covariates
+from pyro_bvae.context import Context, check_context, with_covariates
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.distributions.tempered import sample_tempered
 from pyro_bvae.errors import InputError, check_beta, check_finite
@@ -163,11 +163,7 @@ class BetaVAE(nn.Module):
                 f"'x' must be {own.dtype} on {own.device} as the model is, got {x.dtype} on {x.device}; use x.to(...)"
             )
         self._check_values(x)
-        for field, values in (context or Context())._asdict().items():
-            if values is not None:
-                if values.shape[0] != x.shape[0]:
-                    raise InputError(f"'context.{field}' must have {x.shape[0]} rows, got {values.shape[0]}")
-                check_finite(f"context.{field}", values)
+        check_context(context or Context(), x.shape[0])
 
     def _check_values(self, x: Tensor) -> None:
         unseen = torch.isnan(x)

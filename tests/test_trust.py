@@ -59,9 +59,7 @@ def covered(estimate: Estimate, truth: float) -> tuple[int, int]:
     ("latents", "ratio", "shift", "num_samples"),
     [(1, 0.5, 0.0, 5000), (4, 0.5, 0.0, 5000), (10, 0.7, 0.0, 1000), (2, 0.3, 1.0, 5000), (4, 1.5, 2.0, 1000)],
 )
-def test_trusted_evidence_of_a_poor_guide_is_right(
-    latents: int, ratio: float, shift: float, num_samples: int
-) -> None:
+def test_trusted_evidence_of_a_poor_guide_is_right(latents: int, ratio: float, shift: float, num_samples: int) -> None:
     x = torch.zeros(300, latents, dtype=torch.double)
     estimate = evidence(*planted(latents, ratio, shift), x, num_samples=num_samples)
     trusted, right = covered(estimate, exact(latents))
@@ -198,7 +196,7 @@ def test_which_guides_have_tails_and_which_score_the_prior() -> None:
 
 @pytest.mark.parametrize("num_samples", [1, 2, 7, 100])
 def test_as_many_particles_are_drawn_as_were_asked_for(num_samples: int) -> None:
-    model, guide = planted(2, 1.0, 0.0)
+    _, guide = planted(2, 1.0, 0.0)
     decoded = []
 
     def counted(x: Tensor) -> None:

@@ -40,5 +40,6 @@ class DiagonalNormal(dist.Independent):  # type: ignore[misc]
             base._validate_sample(value)
         loc, scale = _compact(base.loc), _compact(base.scale)
         distance = ((value - loc) / scale).square().sum(-1)
+        scale = scale.to(distance.dtype)  # data in float64 have sums in float64, whatever the parameters' type
         log_prob = -0.5 * distance - (scale.log().sum(-1) + self.event_shape[0] * 0.5 * math.log(2 * math.pi))
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

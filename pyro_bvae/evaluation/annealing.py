@@ -283,7 +283,11 @@ class _Run:
         average = chains.average(log_weights)
         rows = log_weights.numel() * len(self.plan.steps) * (self.settings.leapfrog_steps + 1)
         return _Measured(
-            average._replace(value=sign * average.value, bias=sign * average.bias),
+            average._replace(
+                value=sign * average.value,
+                error=torch.hypot(average.error, self.opened.rounding * average.value.abs()),
+                bias=sign * average.bias,
+            ),
             effective_sample_size(log_weights),
             chains.trusted(log_weights, len(self.plan.steps), acceptance, average.pareto_k),
             rows + beside,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 
+from pyro_bvae.evaluation.audit_faults import check_context, check_noise, check_supports
 from pyro_bvae.evaluation.audit_parameters import check_gradients, check_store
 from pyro_bvae.evaluation.audit_scales import check_ignored, check_observed, check_permanent, check_sides
 from pyro_bvae.evaluation.audit_sites import (
@@ -63,10 +64,10 @@ def audit(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kw
     .. math:: \mathbb{E}_q [\log p(x \mid z)] + \beta \, \mathbb{E}_q [\log p(z) - \log q(z \mid x)]
 
     β has to stand before both densities of the latents and before nothing else; every batch dimension has to be a
-    plate's; sizes of plates, names, shapes and supports have to agree; every parameter has to be its own, and reached
-    by a gradient. The user's parameter store, random state, training modes, gradients and modules are left as they
-    were. After the checks of Pyro itself (Bingham et al. 2019), which stop at the first mistake they see and know of
-    no β.
+    plate's; sizes of plates, names, shapes and supports have to agree; the guide's noise has to be that of its latents,
+    none of them a point; every parameter has to be its own, and reached by a gradient. The user's parameter store,
+    random state, training modes, gradients and modules are left as they were. After the checks of Pyro itself (Bingham
+    et al. 2019), which stop at the first mistake they see and know of no β.
 
     Args:
         model: Pyro model.
@@ -83,7 +84,8 @@ def audit(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kw
         first = look(model, guide, args, *plain)
         told = [first] if given is None else [first, look(model, guide, args, *given)]
         probed = [] if probe is None else [look(model, guide, args, *probe)]
-        found = list(_on_sites(first, [*told[1:], *probed]))
+        found = [*check_context((args, plain)), *_on_sites(first, [*told[1:], *probed])]
+        found += [*check_noise(first, guide, args, plain.guide, found), *check_supports(first, found)]
         found += check_ignored(first, probed)
         found += check_store(first, stored)
         found += check_subsamples(first, look(model, guide, args, *plain, stream=1))

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_bvae.evaluation.audit_scales import mask_of
 from pyro_bvae.evaluation.audit_views import Finding, View
 from pyro_bvae.evaluation.sites import Site, samples
+from pyro_bvae.evaluation.supports import inside, is_angle
 
 _MISMATCH = re.compile(r"Shape mismatch inside plate\('(.+?)'\) at site (.+?) dim (-\d+), (\d+) vs (\d+)")
 
@@ -22,7 +23,9 @@ def check_latents(view: View) -> Iterator[Finding]:
     guide, latents, observed = samples(view.guide), view.latents, view.observed
     for name, site in latents.items() if "guide" not in view.failures else ():
         enumerated = getattr(site["fn"], "has_enumerate_support", False)  # may be summed out, in no need of a guide
-        if name not in guide and not enumerated:
+        stored: Any = view.guide.nodes.get(name, {})
+        pointed = stored.get("infer", {}).get("_deterministic")  # a point: said elsewhere
+        if name not in guide and not enumerated and not pointed:
             words = f"latent '{name}' of the model has no site in the guide, so it is drawn from its prior"
             yield Finding(
                 "latent-not-in-guide", "error", (name,), f"{words}; give the guide a pyro.sample('{name}', ...)."
@@ -33,10 +36,11 @@ def check_latents(view: View) -> Iterator[Finding]:
         if site["is_observed"]:
             words = f"site '{name}' is observed in the guide, and no weight accounts for it"
             yield Finding("observed-in-guide", "error", (name,), f"{words}; observe it in the model only.")
-        elif name in observed or (name not in latents and "model" not in view.failures):
-            where = "is observed in the model" if name in observed else "is no site of the model"
-            words = f"latent '{name}' of the guide {where}: its log q is subtracted and nothing is added"
-            do = "name it as the model does, or mark it infer={'is_auxiliary': True}"
+        elif name not in latents and name not in observed and "model" not in view.failures:
+            words = (
+                f"latent '{name}' of the guide is no site of the model: its log q is subtracted and nothing is added"
+            )
+            do = "name it as the model does, or mark it infer={'is_auxiliary': True} where latents are a map of it"
             yield Finding("latent-not-in-model", "error", (name,), f"{words}; {do}.")
 
 
@@ -185,9 +189,9 @@ def _unscored(name: str, site: Site, where: str, error: Exception) -> Finding:
 
 
 def _without_density(name: str, site: Site, where: str, density: Tensor) -> Iterator[Finding]:
-    inside, mask = _inside(site["fn"], site["value"]), mask_of(site)
-    if inside is not None:
-        outside = ~(inside.cpu() | ~mask)
+    within, mask = _within(site), mask_of(site)
+    if within is not None:
+        outside = ~(within.cpu() | ~mask)
         if bool(outside.any()):
             values = site["value"].float()
             found = f"{where} has values outside its support, {site['fn'].support}: {int(outside.sum())} rows"
@@ -201,19 +205,10 @@ def _without_density(name: str, site: Site, where: str, density: Tensor) -> Iter
         yield Finding("not-finite", "error", (name,), f"{found}; {do}.")
 
 
-def _inside(distribution: Any, value: Tensor) -> Tensor | None:
-    """Return which values lie in a support; NaN is left to the density, which may take it for missing."""
-    base, mask = getattr(distribution, "base_dist", None), getattr(distribution, "_mask", None)
+def _within(site: Site) -> Tensor | None:
+    """Return which values of a site lie in its support, or None where all do; an observed angle may take any turn."""
     try:
-        if mask is not None and base is not None:  # a masked distribution
-            inside = _inside(base, value)
-            return None if inside is None else inside | ~torch.as_tensor(mask, dtype=torch.bool)
-        if isinstance(distribution, torch.distributions.Independent) and base is not None:
-            inside, count = _inside(base, value), distribution.reinterpreted_batch_ndims
-            return inside if inside is None or not count else inside.flatten(-count).all(-1)
-        inside = torch.as_tensor(distribution.support.check(value), dtype=torch.bool)
-        missing = torch.isnan(value)
-        return inside | (missing.flatten(inside.dim()).any(-1) if value.dim() > inside.dim() else missing)
+        return None if site["is_observed"] and is_angle(site["fn"]) else inside(site["fn"], site["value"])
     except (NotImplementedError, AttributeError, RuntimeError, ValueError):  # a support that cannot be asked
         return None
 

@@ -83,7 +83,8 @@ def bound_block(opened: Program, args: tuple[Any, ...], weights: Weights) -> Bou
     """
     log_weights = weights.log_weights.double()
     kl = closed_form_rate(opened, args)
-    error, reliable = error_of_mean(log_weights), has_reliable_mean(log_weights)
+    error = torch.hypot(error_of_mean(log_weights), opened.rounding * log_weights.mean(0).abs())
+    reliable = has_reliable_mean(log_weights)
     if kl is not None:
         sure = torch.ones_like(reliable)
         return BoundBlock(log_weights.mean(0), error, kl.double(), error, torch.zeros_like(error), reliable, sure)

@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import ComposeTransform, IndependentTransform, Transform, biject_to, identity_transform
+from torch.distributions import ComposeTransform, IndependentTransform, Transform, identity_transform
 
 from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.sites import Site
+from pyro_bvae.evaluation.supports import bijection_of, support_of
 from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 
@@ -90,11 +91,13 @@ class Coordinates:
 
 
 def _place(opened: Program, name: str, site: Site) -> _Place:
-    support = site["fn"].support
     try:
-        transform = _simplified(biject_to(support))
+        transform = _simplified(bijection_of(site["fn"]))
     except NotImplementedError as error:
-        raise InputError(f"latent '{name}' has the support {support}, which no bijection maps to the reals") from error
+        support = support_of(site["fn"])
+        raise InputError(
+            f"latent '{name}' has the support {support}, which no bijection maps to the reals: {error}"
+        ) from error
     # As the values are under a plate of particles: with every batch dimension to the right of it.
     missing = -opened.particle_dim - 1 - (site["value"].dim() - site["fn"].event_dim)
     shape = torch.Size([*[1] * missing, *transform.inverse_shape(site["value"].shape)])

@@ -160,8 +160,10 @@ def data_bar(opened: Program, progress: bool, title: str) -> tqdm[Any]:
     return tqdm(total=opened.num_data, desc=title, disable=not progress, unit="data")
 
 
-def _mean_error_and_reliability(samples: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return samples.double().mean(0), error_of_mean(samples), has_reliable_mean(samples)
+def _bound_of(opened: Program, _: tuple[Any, ...], weights: Weights) -> tuple[Tensor, Tensor, Tensor]:
+    samples = weights.log_weights
+    mean = samples.double().mean(0)
+    return mean, torch.hypot(error_of_mean(samples), opened.rounding * mean.abs()), has_reliable_mean(samples)
 
 
 def check_num_samples(num_samples: int) -> None:
@@ -182,7 +184,7 @@ class EvidenceBlock(NamedTuple):
 
     @classmethod
     def from_log_weights(
-        cls, log_weights: Tensor, average: Averaging = plain, has_tails: bool = False
+        cls, log_weights: Tensor, average: Averaging = plain, has_tails: bool = False, rounding: float = 0.0
     ) -> EvidenceBlock:
         """Summarise log weights of shape ``(K, B)``, few data at a time: an average takes many times their memory.
 
@@ -193,21 +195,21 @@ class EvidenceBlock(NamedTuple):
             log_weights: Log weights.
             average: The average of the weights.
             has_tails: Whether the draws come from a proposal that reaches further than the guide.
+            rounding: Relative rounding of the densities, which counts in the error.
         """
         columns = log_weights.split(max(1, _MOST_AVERAGED // len(log_weights)), dim=1)
-        parts = [_evidence_of(part, average, has_tails) for part in columns]
+        parts = [_evidence_of(part, average, has_tails, rounding) for part in columns]
         return cls(*(torch.cat(entries) for entries in zip(*parts, strict=True)))
 
 
-def _evidence_of(log_weights: Tensor, average: Averaging, has_tails: bool) -> EvidenceBlock:
+def _evidence_of(log_weights: Tensor, average: Averaging, has_tails: bool, rounding: float) -> EvidenceBlock:
     value, error, bias, k = average(log_weights)
     ess = effective_sample_size(log_weights)
     reliable = has_reliable_weights(log_weights, k, ess, has_tails)
     if not bool(reliable.all()):
         beyond = value[~reliable] - log_weights[:, ~reliable].double().median(0).values
         bias = bias.masked_scatter(~reliable, torch.maximum(bias[~reliable], beyond))
-    rounding = torch.finfo(log_weights.dtype).eps * value.abs()
-    return EvidenceBlock(value, torch.hypot(error, rounding), bias, ess, k, reliable)
+    return EvidenceBlock(value, torch.hypot(error, rounding * value.abs()), bias, ess, k, reliable)
 
 
 def join_evidence(blocks: list[EvidenceBlock], num_samples: int, cost: int = 0) -> Estimate:
@@ -310,7 +312,7 @@ def evidence(
             cost += sum(part.cost for part in mixture)
             log_weights = sample_mixture(opened, block, num_samples, mixture)
             has_tails = any(part.has_tails for part in mixture)
-            blocks.append(EvidenceBlock.from_log_weights(log_weights, average, has_tails))
+            blocks.append(EvidenceBlock.from_log_weights(log_weights, average, has_tails, opened.rounding))
     return join_evidence(blocks, num_samples, cost)
 
 
@@ -342,7 +344,7 @@ def elbo(
             cannot be used.
     """
     blocks = map_weights(
-        model, guide, args, lambda _opened, _block, weights: _mean_error_and_reliability(weights.log_weights),
+        model, guide, args, _bound_of,
         num_samples=num_samples, data_plate=data_plate, seed=seed, progress=progress, title="elbo",
     )  # fmt: skip
     values, errors, reliable = (torch.cat([part.cpu() for part in entries]) for entries in zip(*blocks, strict=True))

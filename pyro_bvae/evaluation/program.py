@@ -17,21 +17,25 @@ import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_bvae.compiling import fast_products
-from pyro_bvae.errors import InputError
+from pyro_bvae.context import check_contexts
+from pyro_bvae.evaluation.arguments import check_in_parts, take, tensors
 from pyro_bvae.evaluation.densities import Densities, Draw, Values, is_close, stack
+from pyro_bvae.evaluation.program_checks import check_faults, check_rows, outside_priors, score, varying_sites
 from pyro_bvae.evaluation.sites import (
     Site,
     Sites,
+    check_batches,
     check_sites,
     check_whole_plates,
     find_latents,
     find_plate,
     is_delta,
+    replayable,
     samples,
 )
+from pyro_bvae.evaluation.supports import is_unbounded, log_density
 from pyro_bvae.modules import evaluating, owner
 from pyro_bvae.precision import full_precision
 from pyro_bvae.randomness import PROBE_STREAM, PROGRAM_STREAM, seeded
@@ -39,8 +43,10 @@ from pyro_bvae.store import private_store
 
 Function = Callable[..., Any]
 
-# Data with which a program is looked over before it is run, and data whose values are checked at a time.
-_PROBE, _CHECKED = 64, 512
+# Data with which a program is looked over before it is run.
+_PROBE = 64
+# Features from which the density of a datum is summed in float64.
+_WIDE = 4096
 
 
 class Program:
@@ -59,19 +65,31 @@ class Program:
 
     def __init__(self, model: Function, guide: Function, args: tuple[Any, ...], data_plate: str | None = None) -> None:
         self.model, self.guide, self.args = model, guide, args
+        #: Relative rounding of the data's number type.
+        self.rounding = max((torch.finfo(x.dtype).eps for x in tensors(args) if x.is_floating_point()), default=0.0)
         self.sliceable = True
         #: What stands in for :meth:`log_joint` where many passes are made.
         self.compiled: Callable[[Values, tuple[Any, ...]], tuple[Tensor, Tensor]] | None = None
+        #: Observed sites whose support moves with the latents, so that it is checked at every particle.
+        self.varying: frozenset[str] = frozenset()
         traces = self._open(args, data_plate)
         check_sites(self.plate, *traces)
-        self._check_densities(*traces)
+        check_batches(self.particle_dim, *traces)
+        check_faults(self, *traces)
+        #: Whether no latent's prior is bounded, so that no draw lies outside.
+        self.unbounded = all(is_unbounded(traces[1].nodes[name]["fn"]) for name in self.latents)
+        #: Latents that the guide was seen to draw outside the support of their prior.
+        self.outside = tuple(outside_priors(self.latents, traces[1]))
+        self.varying = varying_sites(self, traces[1])
+        doubtful = score(self, *traces)
         self.vectorized = self._is_vectorized()
         if self.sliceable and self._mixes_data():
             self.sliceable = False
+        check_rows(self, traces[1], doubtful)
 
     def _open(self, args: tuple[Any, ...], data_plate: str | None) -> tuple[poutine.Trace, poutine.Trace]:
         """Find latents, plate and number of data from a few data; from all where the program takes no fewer."""
-        for size in dict.fromkeys(leaf.shape[0] for leaf in _tensors(args)):
+        for size in dict.fromkeys(leaf.shape[0] for leaf in tensors(args)):
             self.num_data = size
             self.probe = self.take(slice(0, _PROBE))
             try:
@@ -106,13 +124,13 @@ class Program:
 
     def take(self, index: slice | Tensor) -> tuple[Any, ...]:
         """Return the arguments for some of the data."""
-        return _take(self.args, self.num_data, index)
+        return take(self.args, self.num_data, index)
 
     def count(self, args: tuple[Any, ...]) -> int:
         """Return how many data the arguments of a block hold."""
         if not self.sliceable:
             return self.num_data
-        pairs = zip(_tensors(self.args), _tensors(args), strict=True)
+        pairs = zip(tensors(self.args), tensors(args), strict=True)
         return next(part.shape[0] for whole, part in pairs if whole.shape[0] == self.num_data)
 
     def draw(self, num_particles: int, args: tuple[Any, ...], guide: Function | None = None) -> Draw:
@@ -136,7 +154,7 @@ class Program:
 
     def _log_guide(self, values: Values, args: tuple[Any, ...], guide: Function) -> Tensor:
         trace = poutine.trace(poutine.condition(guide, data=values)).get_trace(*args)
-        return torch.stack([self._log_density(trace.nodes[name]) for name in self.latents]).sum(0)
+        return torch.stack([self._log_within(trace.nodes[name]) for name in self.latents]).sum(0)
 
     def log_joint(self, values: Values, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """Return ``log p(z)`` and ``log p(x | z)`` at given values of the latents, each of shape ``(K, N)``."""
@@ -148,9 +166,14 @@ class Program:
         return torch.cat([latent for latent, _ in parts]), torch.cat([observed for _, observed in parts])
 
     def _log_joint(self, values: Values, args: tuple[Any, ...], model: Function) -> tuple[Tensor, Tensor]:
-        trace = poutine.trace(poutine.condition(model, data=values)).get_trace(*args)
-        densities = self._densities(samples(trace), {})
+        densities = self._densities(self.model_sites(values, args, model), {})
         return densities.latent, densities.observed
+
+    def model_sites(self, values: Values, args: tuple[Any, ...], model: Function | None = None) -> Sites:
+        """Return the sites of the model at given latents; what it observes stays as it is."""
+        latents = {name: values[name] for name in self.latents}
+        trace = poutine.trace(poutine.condition(model or self.model, data=latents)).get_trace(*args)
+        return samples(trace)
 
     @property
     def proposes_latents_alone(self) -> bool:
@@ -162,7 +185,7 @@ class Program:
         """Draw particles from a guide, vectorised, with their log density under it; the model is not run."""
         trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
         drawn = {name: site for name, site in samples(trace).items() if not site["is_observed"]}
-        densities = torch.stack([self._log_density(site) for site in drawn.values()]).sum(0)
+        densities = torch.stack([self.log_density(site) for site in drawn.values()]).sum(0)
         return {name: site["value"] for name, site in drawn.items()}, densities
 
     def draw_prior(self, num_particles: int, args: tuple[Any, ...]) -> Draw:
@@ -189,14 +212,31 @@ class Program:
         return pyro.plate("particles", num_particles, dim=self.particle_dim)(function)
 
     def _densities(self, model_sites: Sites, guide_sites: Sites) -> Densities:
-        latent = [self._log_density(model_sites[name]) for name in self.latents]
-        observed = [self._log_density(site) for name, site in model_sites.items() if name not in self.latents]
-        guide = [self._log_density(site) for site in guide_sites.values()]
+        latent = [self._log_within(model_sites[name]) for name in self.latents]
+        observed = [
+            self._log_within(site) if name in self.varying else self.log_density(site)
+            for name, site in model_sites.items()
+            if name not in self.latents
+        ]
+        guide = [self.log_density(site) for site in guide_sites.values()]
         zeros = torch.zeros_like(latent[0])
-        return Densities(*(sum(terms, zeros) for terms in (latent, observed, guide)))
+        found = Densities(*(sum(terms, zeros) for terms in (latent, observed, guide)))
+        if self.unbounded:
+            return found
+        # Outside the prior's support a likelihood may be NaN, of a negative scale, say, and the weight is still 0.
+        lost = torch.isneginf(found.latent) & torch.isnan(found.observed)
+        return found._replace(observed=found.observed.masked_fill(lost, -torch.inf))
 
-    def _log_density(self, site: Site) -> Tensor:
-        return self.per_datum(site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+    def log_density(self, site: Site) -> Tensor:
+        """Return the log density of a site at its value, shape ``(K, N)``."""
+        value = site["value"]
+        if site["is_observed"] and value.dtype is torch.float32 and site["fn"].event_shape.numel() >= _WIDE:
+            value = value.double()  # the sum over so many features loses its last digits in float32
+        return self.per_datum(site, site["fn"].log_prob(value, *site["args"], **site["kwargs"]))
+
+    def _log_within(self, site: Site) -> Tensor:
+        """Return the log density of a site, minus infinity outside its support."""
+        return self.per_datum(site, log_density(site["fn"], site["value"], *site["args"], **site["kwargs"]))
 
     def per_datum(self, site: Site, terms: Tensor) -> Tensor:
         """Mask a site's terms and sum them over all dimensions but particles and data, shape ``(K, N)``."""
@@ -216,28 +256,24 @@ class Program:
     @torch.no_grad()
     def _trace_once(self, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
         with seeded(0, PROBE_STREAM), pyro.validation_enabled():
-            guide_trace, model_trace = self.trace(args)
+            guide_trace = poutine.trace(self.guide).get_trace(*args)
+            replayed = poutine.replay(self.model, trace=replayable(guide_trace))
+            try:
+                model_trace = poutine.trace(replayed).get_trace(*args)
+            except ValueError:
+                # Latents outside their support may make parameters that validation refuses, such as a negative scale.
+                with pyro.validation_enabled(False):
+                    model_trace = poutine.trace(replayed).get_trace(*args)
+                if not any(True for _ in outside_priors(find_latents(model_trace, guide_trace), model_trace)):
+                    raise
         check_whole_plates(guide_trace, model_trace)
         return guide_trace, model_trace
-
-    @torch.no_grad()
-    def _check_densities(self, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
-        """Score every site under Pyro's validation, which knows what lies outside a support."""
-        for trace, program in ((guide_trace, "guide"), (model_trace, "model")):
-            for name, site in samples(trace).items():
-                try:
-                    density = self._log_density(site)
-                except ValueError as error:
-                    reason = " ".join(str(error).split())[:200]
-                    raise InputError(f"site '{name}' of the {program} has no density at its value: {reason}") from error
-                if bool(torch.isnan(density).any()):
-                    raise InputError(f"site '{name}' of the {program} has a log density that is NaN")
 
     @torch.no_grad()
     def _is_vectorized(self) -> bool:
         """Whether two particles drawn together weigh what each weighs alone."""
         try:
-            with seeded(0, PROBE_STREAM), full_precision():
+            with seeded(0, PROBE_STREAM), full_precision(), pyro.validation_enabled(False):
                 together = self._draw(2, self.probe, self.guide)
                 single = [
                     {
@@ -259,7 +295,7 @@ class Program:
             return False
         halves = (slice(0, size // 2), slice(size // 2, size))
         try:
-            with seeded(0, PROBE_STREAM), full_precision():
+            with seeded(0, PROBE_STREAM), full_precision(), pyro.validation_enabled(False):
                 together = self._draw(None, self.probe, self.guide)
                 apart = []
                 for half in halves:
@@ -281,9 +317,8 @@ class Program:
         # A site without noise follows from the others; rounding would make its density minus infinity.
         noisy = {name: value for name, value in single.items() if not is_delta(self.guide_sites[name]["fn"])}
         guide_trace = poutine.trace(poutine.condition(self.guide, data=noisy)).get_trace(*args)
-        model_trace = poutine.trace(poutine.condition(self.model, data=single)).get_trace(*args)
         guide_sites = {name: guide_trace.nodes[name] for name in self.guide_sites}
-        return Draw(single, self._densities(samples(model_trace), guide_sites))
+        return Draw(single, self._densities(self.model_sites(single, args), guide_sites))
 
 
 @contextmanager
@@ -294,10 +329,11 @@ def program(
 
     A program that cannot be vectorised over particles is run one particle at a time, with a warning.
     """
+    check_contexts(args)
     check_data = getattr(owner(model), "check_data", None)
     if callable(check_data):
-        _check_in_parts(check_data, args[:2])
-    device = next((leaf.device for leaf in _tensors(args)), torch.device("cpu"))
+        check_in_parts(check_data, args[:2])
+    device = next((leaf.device for leaf in tensors(args)), torch.device("cpu"))
     with (
         evaluating(model, guide),
         private_store(model, guide),
@@ -311,28 +347,12 @@ def program(
                 "count batch dimensions?), so it is run one particle at a time, which is slow",
                 stacklevel=3,
             )
+        if opened.outside:
+            names = ", ".join(f"'{name}'" for name in opened.outside)
+            warnings.warn(
+                f"the guide draws latent {names} outside the support of its prior: such draws weigh nothing in an"
+                " evidence, and the ELBO is minus infinity",
+                stacklevel=3,
+            )
         with pyro.validation_enabled(False):
             yield opened
-
-
-def _check_in_parts(check_data: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Check few data at a time, since a check copies them; all at once where some are refused, to say which."""
-    size = next((leaf.shape[0] for leaf in _tensors(args)), 0)
-    try:
-        for start in range(0, max(size, 1), _CHECKED):
-            check_data(*_take(args, size, slice(start, start + _CHECKED)))
-    except InputError:
-        check_data(*args)
-
-
-def _take(args: tuple[Any, ...], size: int, index: slice | Tensor) -> tuple[Any, ...]:
-    """Return arguments with every tensor of that first size indexed."""
-
-    def take_one(leaf: Any) -> Any:
-        return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
-
-    return tree_map(take_one, args)
-
-
-def _tensors(args: tuple[Any, ...]) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]

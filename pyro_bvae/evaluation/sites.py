@@ -43,8 +43,15 @@ def find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tupl
     if not latents:
         raise InputError("the model has no latent site: every sample site is observed")
     for name in latents:
-        if name not in guide_trace.nodes:
+        drawn: Site = guide_trace.nodes.get(name)
+        if drawn is None:
             raise InputError(f"the guide has no site for the model's latent '{name}'")
+        if drawn.get("infer", {}).get("_deterministic"):
+            raise InputError(
+                f"guide site '{name}' is a point (pyro.deterministic), which has no density: draw it by pyro.sample"
+            )
+        if drawn.get("is_observed"):
+            raise InputError(f"site '{name}' of the guide is observed, and a latent of the model has to be drawn")
         if getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False):
             raise InputError(f"latent '{name}' is discrete; only continuous latents can be evaluated")
         mask = model_trace.nodes[name]["mask"]
@@ -84,8 +91,32 @@ def check_sites(plate: Any, guide_trace: poutine.Trace, model_trace: poutine.Tra
         for name, site in samples(trace).items():
             if program == "guide" and site["is_observed"]:
                 raise InputError(f"site '{name}' of the guide is observed or a factor, which no weight accounts for")
-            if all(frame.name != plate.name for frame in site["cond_indep_stack"]):
+            frames = [frame for frame in site["cond_indep_stack"] if frame.name == plate.name]
+            if not frames:
                 raise InputError(f"site '{name}' of the {program} lies outside the data plate '{plate.name}'")
+            if (frames[0].dim, frames[0].size) != (plate.dim, plate.size):
+                raise InputError(
+                    f"site '{name}' of the {program} has {frames[0].size} data at dim {frames[0].dim} of plate"
+                    f" '{plate.name}', the latents have {plate.size} at dim {plate.dim}: give both the same"
+                )
+
+
+def check_batches(particle_dim: int, *traces: poutine.Trace) -> None:
+    """Raise if a site has data in a dimension beyond all plates, where particles will lie."""
+    for trace in traces:
+        for name, site in samples(trace).items():
+            if any(size != 1 for size in site["fn"].batch_shape[: particle_dim + 1]):
+                raise InputError(
+                    f"site '{name}' has batch shape {tuple(site['fn'].batch_shape)}, more than its plates declare:"
+                    " put that dimension under a plate, or .to_event(...) it"
+                )
+
+
+def replayable(guide_trace: poutine.Trace) -> poutine.Trace:
+    """Return a guide's trace with the sites alone that it draws: a replay stops at any other of a latent's name."""
+    drawn = poutine.Trace()
+    drawn.nodes.update({name: site for name, site in guide_trace.nodes.items() if not site.get("is_observed")})
+    return drawn
 
 
 def check_whole_plates(*traces: poutine.Trace) -> None:

@@ -88,7 +88,7 @@ _PARTS = ("approximation", "beta", "amortization")
 
 
 def _describe(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate for a file; JSON has no NaN, so undefined numbers are null, and an unknown cost is left out."""
+    """Return an estimate for a file: JSON has no NaN, so undefined numbers are null; an unknown cost is left out."""
     numbers = {name: value if math.isfinite(value) else None for name, value in estimate.to_dict().items()}
     trust = {} if estimate.reliable is None else {"trusted": estimate.trusted, "untrusted_data": estimate.untrusted}
     return {**numbers, **trust, **({"cost": estimate.cost} if estimate.cost else {})}

@@ -1,0 +1,38 @@
+"""The arguments of a program: the tensors among them, and those that are sliced with the data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from pyro_bvae.errors import InputError
+
+# Data whose values are checked at a time.
+_CHECKED = 512
+
+
+def check_in_parts(check_data: Callable[..., None], args: tuple[Any, ...]) -> None:
+    """Check few data at a time, since a check copies them; all at once where some are refused, to say which."""
+    size = next((leaf.shape[0] for leaf in tensors(args)), 0)
+    try:
+        for start in range(0, max(size, 1), _CHECKED):
+            check_data(*take(args, size, slice(start, start + _CHECKED)))
+    except InputError:
+        check_data(*args)
+
+
+def take(args: tuple[Any, ...], size: int, index: slice | Tensor) -> tuple[Any, ...]:
+    """Return arguments with every tensor of that first size indexed."""
+
+    def take_one(leaf: Any) -> Any:
+        return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
+
+    return tree_map(take_one, args)
+
+
+def tensors(args: tuple[Any, ...]) -> list[Tensor]:
+    """Return the tensors among arguments that have a first size."""
+    return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
