@@ -294,7 +294,7 @@ def test_a_family_that_many_draws_find_worse_is_not_taken(
 # -- what a refit promises ----------------------------------------------------------------------------------------
 
 
-STILL = RefitSettings(learning_rate=1e-9, max_rounds=1, steps_per_round=1, num_particles=8)
+STILL = RefitSettings(learning_rate=1e-9, max_rounds=1, steps_per_round=1, num_particles=8, num_starts=0)
 
 
 @pytest.mark.parametrize(("spoilt", "certified"), [((1.0, 1.0), 1.0), ((0.97, 1.1), None), ((0.3, 3.0), 0.0)])

@@ -15,7 +15,7 @@ def estimate(value, error=0.01, untrusted=0):
 
 
 def gaps(approximation=0.2, beta=0.0, amortization=0.0, *, untrusted=0, certified=10, error=0.01, **options):
-    given = {"families": {}, "generalization": None, "training_beta": 1.0, **options}
+    given = {"families": {}, "generalization": None, "training_beta": 1.0, "modes": None, **options}
     return SimpleNamespace(
         variational=estimate(approximation + beta + amortization, error),
         approximation=estimate(approximation, error),

@@ -24,6 +24,7 @@ _SETTINGS = RefitSettings(
     num_plateaus=3,
     check_particles=32,
     certified_gain=math.inf,
+    num_starts=0,
 )
 _DRAWS = 64
 # At β = 0 a refit has no optimum.

@@ -14,10 +14,12 @@ from pyro_bvae.evaluation.averages import error_of_mean, normalized_weights
 from pyro_bvae.evaluation.bounds import BoundBlock, bound_block
 from pyro_bvae.evaluation.importance import EvidenceBlock, Weights, sample_weights
 from pyro_bvae.evaluation.local_guides import Family, JointLocalGuide
+from pyro_bvae.evaluation.mode_guides import mode_guides
+from pyro_bvae.evaluation.modes import Modes, find_modes
 from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.proposals import Component
 from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, is_better, refit, says_its_density
-from pyro_bvae.randomness import seeded
+from pyro_bvae.randomness import seeded, stream_seed
 
 
 class GapBlock(NamedTuple):
@@ -34,6 +36,8 @@ class GapBlock(NamedTuple):
     steps: int
     cost: int
     evidence_cost: int  # of the draws behind the evidence
+    modes: Tensor | None  # (B,): how many were found; None where none were searched for
+    looked: str  # where for
 
 
 class _Refits(NamedTuple):
@@ -89,21 +93,23 @@ def gap_block(
     """Measure evidence, bound and gaps of one block of data.
 
     The guides share their noise, so that differences of their bounds have small errors. The evidence is weighed with
-    the draws of guide and refits together, as one sample of their mixture. The error of a gap is that of the mean of
-    its paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
+    the draws of guide and refits and heavy-tailed ones around each mode that was found, as one sample of their mixture.
+    The error of a gap is that of the mean of its paired, linearised samples: ``w_k / mean(w)`` for the evidence and
+    ``log w_k`` for a bound.
     """
     refits = _refits(opened, args, request, seed, say)
     say("weighing")
-    mixed = (opened.guide, refits.best.guide, *(part.guide for part in refits.families))
-    own_family = request.local_guide is None or says_its_density(opened, args, refits.best.guide)
-    mixable = opened.proposes_latents_alone and own_family
-    mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if mixable else ()
+    modes = refits.best.modes
+    if modes is None and request.settings.num_starts:
+        modes = find_modes(opened, args, 1.0, request.settings.num_starts, stream_seed(seed, 4))
+    mixed = _mixed(opened, args, request, refits, modes)
+    mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if len(mixed) > 1 else ()
 
     def weigh(guide: Function) -> Weights:
         with seeded(seed, 2), torch.no_grad():
             return sample_weights(opened, args, request.num_samples, guide, mixture if guide in mixed else ())
 
-    weights = {guide: weigh(guide) for guide in (*mixed, refits.under_beta.guide)}
+    weights = {guide: weigh(guide) for guide in (*mixed, *(part.guide for part in refits.all))}
     own = weights[opened.guide]
     pooled = torch.cat([weights[guide].mixed for guide in mixed]) if mixture else own.mixed
     # One sample a particle: the mean of those of all guides.
@@ -121,7 +127,6 @@ def gap_block(
     values[from_evidence] += evidence.value - linearised.mean(0)
     errors = torch.stack([error_of_mean(sample) for sample in samples])
     elbo_errors = torch.stack([error_of_mean(part) for part in (bounds[1], *richer)])
-    found = (refits.best, *refits.families)
     return GapBlock(
         evidence,
         bound_block(opened, args, own),
@@ -129,12 +134,25 @@ def gap_block(
         torch.hypot(errors, _refit_noise(refits)),
         _biases(evidence, refits),
         torch.stack([part.mean(0) for part in (bounds[1], *richer)]),
-        torch.hypot(elbo_errors, torch.stack([part.noise for part in found])),
+        torch.hypot(elbo_errors, torch.stack([part.noise for part in (refits.best, *refits.families)])),
         torch.stack([part.certified for part in refits.all]).all(0),
         max(part.steps for part in refits.all),
         sum(part.cost for part in refits.all) + len(weights) * own.log_weights.numel(),
         pooled.numel(),
+        None if modes is None else modes.counts.cpu(),
+        "" if modes is None else modes.looked,
     )
+
+
+def _mixed(
+    opened: Program, args: tuple[Any, ...], request: Request, refits: _Refits, modes: Modes | None
+) -> tuple[Function, ...]:
+    """Return the guides behind the evidence: guide, refits and modes, or the guide alone where they cannot be mixed."""
+    own_family = request.local_guide is None or says_its_density(opened, args, refits.best.guide)
+    if not (opened.proposes_latents_alone and own_family):
+        return (opened.guide,)
+    beside = () if modes is None else mode_guides(opened, args, modes)
+    return (opened.guide, refits.best.guide, *(part.guide for part in refits.families), *beside)
 
 
 def _refit_noise(refits: _Refits) -> Tensor:

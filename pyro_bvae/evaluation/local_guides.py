@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -26,6 +27,8 @@ FAMILIES: dict[str, Family] = {"full-rank": LocalFullRankPosterior, "flow": Loca
 
 # Draws behind the moments of a guide that is not normal, and draws times data that are held at a time.
 _MOMENT_DRAWS, _MOST_ROWS = 1000, 8192
+# Draws behind the scales of a family without closed ones, and the least factor by which a scale is moved.
+_SCALE_DRAWS, _LEAST_SCALE = 256, 1e-30
 
 
 class PathGradient(dist.TorchDistribution):
@@ -85,33 +88,87 @@ class LocalGuide(nn.Module):
         for local, source in zip(self.locals, other.locals, strict=True):
             copy_rows(better, local, source, len(local().batch_shape) + data_dim)
 
+    def restart(self) -> None:
+        """Count all parameters in units of the present member; families of the caller's own may have none."""
+        for local in self.locals:
+            if callable(restart := getattr(local, "restart", None)):
+                restart()
+
+    def placed(self, values: Values, conditional: Values) -> LocalGuide:
+        """Return a copy whose sites have the means and scales of given draws, ``(K, ...)`` each.
+
+        Args:
+            values: Draws with the scales that families with correlations take.
+            conditional: Draws with those of independent normals.
+        """
+        guide = copy.deepcopy(self)
+        for name, local in zip(self.names, guide.locals, strict=True):
+            if callable(restart := getattr(local, "restart", None)):
+                independent = isinstance(_base(local()), torch.distributions.Normal)
+                restart(*_move(local, (conditional if independent else values)[name]))
+        return guide
+
     def normal_parameters(self) -> dict[str, tuple[Tensor, Tensor]] | None:
         """Return location and scale of each site, or None where one is not normal."""
         found = {}
         for name, local in zip(self.names, self.locals, strict=True):
-            base = local()
-            while isinstance(base, torch.distributions.Independent):
-                base = base.base_dist
+            base = stripped(local())
             if not isinstance(base, torch.distributions.Normal):
                 return None
             found[name] = (base.loc, base.scale)
         return found
 
 
-def copy_rows(chosen: Tensor, module: nn.Module, source: nn.Module, batch_dim: int) -> None:
-    """Copy the parameters of some data, ``chosen`` of shape ``(B,)``, which lie at ``batch_dim`` of each parameter."""
+def stripped(distribution: Any) -> Any:
+    """Return a distribution without its :class:`~torch.distributions.Independent` wrappers."""
+    while isinstance(distribution, torch.distributions.Independent):
+        distribution = distribution.base_dist
+    return distribution
+
+
+def _base(distribution: Any) -> Any:
+    """Return what a distribution is behind wrappers and transforms."""
+    inner = stripped(distribution)
+    while isinstance(inner, torch.distributions.TransformedDistribution):
+        inner = stripped(inner.base_dist)
+    return inner
+
+
+def _move(local: Any, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return shift and factor that take a local posterior to the means and scales of draws, ``(K, ...)``."""
+    if callable(untransformed := getattr(local, "untransformed", None)):
+        return _move(local.base, untransformed(values))
     with torch.no_grad():
-        for mine, theirs in zip(module.parameters(), source.parameters(), strict=True):
+        own = local()
+        draws = own.sample(torch.Size([_SCALE_DRAWS]))
+        exact = isinstance(stripped(own), torch.distributions.Normal)
+        loc, scale = (own.mean, own.stddev) if exact else (draws.mean(0), draws.std(0))
+        drawn = values.to(loc)
+        factor = (drawn.std(0, correction=0) / scale.reshape(drawn.shape[1:])).clamp(min=_LEAST_SCALE)
+        shift = drawn.mean(0) - factor * loc.reshape(drawn.shape[1:])
+    return shift.reshape(loc.shape), factor.reshape(loc.shape)
+
+
+def copy_rows(chosen: Tensor, module: nn.Module, source: nn.Module, batch_dim: int) -> None:
+    """Copy parameters and starts of some data, ``chosen`` of shape ``(B,)``, which lie at ``batch_dim`` of each."""
+
+    def own(one: nn.Module) -> list[Tensor]:
+        starts = [part for name, part in one.named_buffers() if name.rpartition(".")[2].startswith("start_")]
+        return [*one.parameters(), *starts]
+
+    with torch.no_grad():
+        for mine, theirs in zip(own(module), own(source), strict=True):
             mine.copy_(torch.where(chosen.reshape(-1, *[1] * (mine.dim() - batch_dim - 1)), theirs, mine))
 
 
 def _local(name: str, site: Site) -> nn.Module:
-    base, event_dim = site["fn"], site["fn"].event_dim
-    while isinstance(base, torch.distributions.Independent):
-        base = base.base_dist
+    base, event_dim = stripped(site["fn"]), site["fn"].event_dim
     if local_posterior.dispatch(type(base)) is local_posterior.dispatch(object):
         raise InputError(f"guide site '{name}' of family {type(base).__name__} needs 'local_guide' for a local refit")
-    return local_posterior(base, event_dim)
+    try:
+        return local_posterior(base, event_dim)
+    except InputError as error:
+        raise InputError(f"guide site '{name}' of family {type(base).__name__}: {error}") from error
 
 
 def local_guide_of(opened: Program, args: tuple[Any, ...]) -> LocalGuide:
@@ -181,13 +238,17 @@ class JointLocalGuide(nn.Module):
         opened: The program.
         args: The arguments of the block.
         family: What makes the family from means and Cholesky factors.
-        start: The guide at whose mean and covariance it starts: exactly where its sites are normal.
+        start: The guide at whose mean and covariance it starts: exactly where its sites are normal. Or those of the
+            vectors, the latter as a factor.
     """
 
-    def __init__(self, opened: Program, args: tuple[Any, ...], family: Family, start: Function) -> None:
+    def __init__(
+        self, opened: Program, args: tuple[Any, ...], family: Family, start: Function | tuple[Tensor, Tensor]
+    ) -> None:
         super().__init__()
         self.coordinates = Coordinates(opened, args)
-        self.posterior = family(*_moments(opened, args, start, self.coordinates))
+        moments = start if isinstance(start, tuple) else _moments(opened, args, start, self.coordinates)
+        self.posterior = family(*moments)
         sites: Sites = dict(opened.trace(args)[1].nodes)
         self.plate_dim, self.num_data = opened.plate.dim, opened.count(args)
         self.plates = {
@@ -225,6 +286,11 @@ class JointLocalGuide(nn.Module):
         vectors = self.coordinates.flatten({name: values[name] for name in self.plates})
         _, log_jacobian = self.coordinates.unflatten(vectors)
         return self.posterior().log_prob(vectors) - log_jacobian
+
+    def restart(self) -> None:
+        """Count all parameters in units of the present member; families of the caller's own may have none."""
+        if callable(restart := getattr(self.posterior, "restart", None)):
+            restart()
 
     def keep(self, better: Tensor, other: JointLocalGuide, data_dim: int) -> None:
         """Take over another guide's parameters for the data where ``better`` is true, shape ``(B,)``."""

@@ -4,70 +4,35 @@ The β-objective of a datum,
 
 .. math:: \mathbb{E}_q[\log p(x|z)] + \beta \, \mathbb{E}_q[\log p(z) - \log q(z)],
 
-is maximised over free parameters for each datum, from the encoder's own answer, for many data at once. A datum keeps
-the encoder's answer where the refit was worse; a guide of the caller's own (``local_guide``) is taken as it ends.
+is maximised over free parameters for each datum, for many data at once, from the best of the encoder's own answer and
+the modes that were found from elsewhere (:mod:`~pyro_bvae.evaluation.modes`). Parameters count in units of the present
+scales, which follow the curvature, and not in those of the start. A datum keeps the encoder's answer where the refit
+was worse; a guide of the caller's own (``local_guide``) is taken as it ends.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_bvae.errors import InputError
+from pyro_bvae.evaluation.certificates import certify, gradients_of
+from pyro_bvae.evaluation.curvature import newton_gain, noises
 from pyro_bvae.evaluation.gradients import check_differentiable
-from pyro_bvae.evaluation.local_guides import local_guide_of
+from pyro_bvae.evaluation.local_guides import JointLocalGuide, LocalGuide, local_guide_of
+from pyro_bvae.evaluation.modes import Modes, find_modes
 from pyro_bvae.evaluation.program import Function, Program
+from pyro_bvae.evaluation.refit_settings import RefitSettings
 from pyro_bvae.evaluation.sites import is_delta, samples
 from pyro_bvae.randomness import PROBE_STREAM, seeded, stream_seed
 
 LocalGuideFactory = Callable[..., nn.Module]
-
-
-@dataclass(frozen=True)
-class RefitSettings:
-    """How local refits run.
-
-    Attributes:
-        num_particles: Particles behind each gradient.
-        steps_per_round: Steps between two looks at the objective; the step size is lowered after each round.
-        max_rounds: Rounds after which a refit ends without having converged.
-        learning_rate: Step size of Adam in the first round, in units of the guide's scales.
-        tolerance: A round that improves the mean objective by less, in nats, is a plateau.
-        decay: Factor on the step size after a plateau.
-        num_plateaus: A refit has converged after so many plateaus, each at a smaller step size.
-        check_particles: Particles behind each look, the same ones every time.
-        certified_gain: A datum's refit is certified when another gradient step is sure, by two errors, to gain less:
-            this many nats of KL, β times that of the objective.
-    """
-
-    num_particles: int = 16
-    steps_per_round: int = 50
-    max_rounds: int = 40
-    learning_rate: float = 0.1
-    tolerance: float = 2e-3
-    decay: float = 0.4
-    num_plateaus: int = 5
-    check_particles: int = 128
-    certified_gain: float = 0.01
-
-    def __post_init__(self) -> None:
-        least = {"num_particles": 1, "steps_per_round": 1, "max_rounds": 1, "num_plateaus": 1, "check_particles": 2}
-        for name, smallest in least.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < smallest:
-                raise InputError(f"'{name}' must be an integer from {smallest}, got {value!r}")
-        for name in ("learning_rate", "certified_gain"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"'{name}' must be positive, got {getattr(self, name)}")
-        if not 0 < self.decay <= 1:
-            raise InputError(f"'decay' must be above 0 and at most 1, got {self.decay}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +45,8 @@ class Refit:
         steps: Gradient steps taken.
         cost: Evaluations of the decoder, over all data of the block.
         noise: How much the ELBO of each datum wavers with the optimiser's noise, ``(B,)``.
-        remaining: What the certificate's step would still gain for each datum, ``(B,)``, at least 0.
+        remaining: What the certificate finds still to gain for each datum, ``(B,)``, at least 0.
+        modes: What the search for modes found; None where there was none.
     """
 
     guide: Function
@@ -89,29 +55,7 @@ class Refit:
     cost: int
     noise: Tensor
     remaining: Tensor
-
-
-def objective_samples(
-    opened: Program, args: tuple[Any, ...], guide: Function, beta: float, num_particles: int
-) -> Tensor:
-    """Return draws of the β-objective of each datum, shape ``(K, B)``."""
-    _, densities = opened.draw(num_particles, args, guide)
-    return densities.observed + beta * (densities.latent - densities.guide)
-
-
-def gradients_of(
-    opened: Program, args: tuple[Any, ...], guide: nn.Module, beta: float, num_particles: int
-) -> list[Tensor]:
-    """Return the gradient of the β-objective, summed over the data, in the guide's own parameters.
-
-    Raises:
-        InputError: for a guide site without a reparametrised draw, through which no gradient passes.
-    """
-    with torch.enable_grad():
-        total = objective_samples(opened, args, guide, beta, num_particles).mean(0).sum()
-        # Only the guide's own gradients: nothing is left behind on the model.
-        gradients = torch.autograd.grad(total, list(guide.parameters()))
-    return [torch.nan_to_num(gradient) for gradient in gradients]
+    modes: Modes | None = None
 
 
 class _Descent:
@@ -136,20 +80,20 @@ class _Descent:
     def run(self, say: Callable[[str], Any]) -> None:
         """Go down in smaller and smaller steps until the data no longer gain in the mean."""
         settings = self.settings
-        adam = torch.optim.Adam(self.guide.parameters(), lr=settings.learning_rate)
         value, plateaus = self.look(self.guide), 0
         with seeded(self.seed, 0):
             while plateaus < settings.num_plateaus and self.rounds < settings.max_rounds:
-                self._round(adam)
+                self._round(settings.learning_rate * settings.decay**plateaus)
                 improved = self.look(self.guide)
                 plateaus += int(not float((improved - value).mean()) >= settings.tolerance)
                 value = improved
                 self.rounds += 1
                 say(f"refit at β = {self.beta:g}, round {self.rounds}")
-                for group in adam.param_groups:
-                    group["lr"] = settings.learning_rate * settings.decay**plateaus
 
-    def _round(self, adam: torch.optim.Adam) -> None:
+    def _round(self, learning_rate: float) -> None:
+        if isinstance(self.guide, (LocalGuide, JointLocalGuide)):
+            self.guide.restart()
+        adam = torch.optim.Adam(self.guide.parameters(), lr=learning_rate)
         for _ in range(self.settings.steps_per_round):
             gradients = gradients_of(self.opened, self.args, self.guide, self.beta, self.settings.num_particles)
             for parameter, gradient in zip(self.guide.parameters(), gradients, strict=True):
@@ -210,14 +154,52 @@ def refit(
     check_differentiable(opened)
     descent = _Descent(opened, args, guide, beta, settings, seed)
     start = descent.look(guide)
+    modes = None
+    if isinstance(guide, LocalGuide) and settings.num_starts:
+        say(f"modes at β = {beta:g}")
+        modes = find_modes(opened, args, beta, settings.num_starts, stream_seed(seed, 4))
+    placed: tuple[Any, ...] = () if modes is None else _at_modes(guide, modes)
+    for other in placed:
+        guide.keep(is_better(descent.look(other), descent.look(guide)), other, opened.plate.dim)
     descent.run(say)
     noise = descent.noise
     keeps = callable(getattr(guide, "keep", None))
     if keeps:
         guide.keep(is_better(start, descent.look(guide)), make(), opened.plate.dim)
-        for other in candidates:
+        for other in (*placed, *candidates):
             guide.keep(is_better(descent.look(other), descent.look(guide)), other, opened.plate.dim)
-    particles = descent.particles
+    cost = opened.count(args) * (descent.particles + 2 * len(placed) * settings.check_particles)
+    cost += 0 if modes is None else opened.count(args) * modes.cost
+    certified, remaining, particles = _certified(opened, args, guide, beta, settings, seed, say)
+    cost += opened.count(args) * particles
+    return Refit(guide, certified.cpu(), descent.steps, cost, noise, remaining, modes)
+
+
+def _at_modes(guide: LocalGuide, modes: Modes) -> tuple[LocalGuide, ...]:
+    """Return local guides at the modes of most mass, of their scales."""
+    found = []
+    noise = noises(modes.locs.shape[-1], 16).to(modes.locs).unsqueeze(1)
+    marginal, conditional = (modes.scales(conditional=given) for given in (False, True))
+    for rank in range(min(_PLACED, len(modes.locs))):
+        around = (modes.locs[rank] + scale[rank] * noise for scale in (marginal, conditional))
+        found.append(guide.placed(*(modes.coordinates.unflatten(vectors)[0] for vectors in around)))
+    return tuple(found)
+
+
+def _certified(
+    opened: Program,
+    args: tuple[Any, ...],
+    guide: Any,
+    beta: float,
+    settings: RefitSettings,
+    seed: int,
+    say: Callable[[str], Any],
+) -> tuple[Tensor, Tensor, int]:
+    """Return which data are certified, what they have left to gain, and the evaluations for each datum."""
+    keeps, particles = callable(getattr(guide, "keep", None)), 0
+    own = isinstance(guide, (LocalGuide, JointLocalGuide))
+    if own:
+        guide.restart()
     for attempt in range(_POLISHES + 1):
         say(f"refit at β = {beta:g}, certificate")
         found = certify(opened, args, guide, beta, settings, stream_seed(seed, 3, attempt), looks=_LOOKS * 2**attempt)
@@ -227,72 +209,24 @@ def refit(
             break
         for place, stepped in enumerate(found.stepped):
             guide.keep((found.best == place) & (found.gain > found.error), stepped, opened.plate.dim)
-    return Refit(guide, certified.cpu(), descent.steps, opened.count(args) * particles, noise, found.gain.clamp(min=0))
+    remaining = found.gain.clamp(min=0)
+    try:
+        left = newton_gain(opened, args, guide, beta) if own else None
+    except InputError:  # latents without coordinates
+        left = None
+    if left is not None:
+        certified = certified & (left.gain + 2 * left.error <= settings.certified_gain)
+        remaining = torch.maximum(remaining, beta * left.gain)
+        particles += left.draws
+    return certified, remaining, particles
 
 
+# Modes at which the guide's family is tried.
+_PLACED = 2
 # Rounds behind the optimiser's noise.
 _LAST_ROUNDS = 4
 # How often the data that a certificate's own step improves take that step, and looks behind the first certificate.
 _POLISHES, _LOOKS = 3, 4
-# Gradients that are averaged for the step of a certificate, and the lengths that are tried: near an optimum, in units
-# of the guide's scales, the second derivatives are of order β.
-_GRADIENTS, _LENGTHS = 64, (0.5, 0.1)
-
-
-class _Certificate(NamedTuple):
-    """What another step would gain.
-
-    Attributes:
-        gain: Of each datum by the best of the steps, ``(B,)``, in nats of the objective.
-        error: Its standard error.
-        best: Which step that is.
-        stepped: The guides after each step.
-        particles: Evaluations of the decoder for each datum.
-    """
-
-    gain: Tensor
-    error: Tensor
-    best: Tensor
-    stepped: list[nn.Module]
-    particles: int
-
-
-def certify(
-    opened: Program,
-    args: tuple[Any, ...],
-    guide: nn.Module,
-    beta: float,
-    settings: RefitSettings,
-    seed: int,
-    looks: int,
-) -> _Certificate:
-    """Try another gradient step, and measure what it gains.
-
-    The gradient is a mean over many particles and the gain is measured on others, so that the optimiser's own noise,
-    step size and plateaus have no part in it.
-    """
-
-    def look(at: Function) -> Tensor:
-        with seeded(seed, 1), torch.no_grad():
-            each = (objective_samples(opened, args, at, beta, settings.check_particles) for _ in range(looks))
-            return torch.cat(list(each)).double()
-
-    with seeded(seed, 0):
-        draws = [gradients_of(opened, args, guide, beta, settings.num_particles) for _ in range(_GRADIENTS)]
-    gradients = [torch.stack(parts).mean(0) for parts in zip(*draws, strict=True)]
-    before, stepped, differences = look(guide), [], []
-    for length in _LENGTHS:
-        candidate = copy.deepcopy(guide)
-        with torch.no_grad():
-            for parameter, gradient in zip(candidate.parameters(), gradients, strict=True):
-                parameter.add_(length / beta * gradient)
-        stepped.append(candidate)
-        differences.append(look(candidate) - before)
-    together = torch.stack(differences)  # (lengths, K, B)
-    gain, best = torch.nan_to_num(together.mean(1), nan=-math.inf).max(0)
-    errors = together.std(1) / math.sqrt(together.shape[1])
-    particles = _GRADIENTS * settings.num_particles + (1 + len(_LENGTHS)) * looks * settings.check_particles
-    return _Certificate(gain, errors.gather(0, best[None])[0], best, stepped, particles)
 
 
 def check_reparametrised(opened: Program, args: tuple[Any, ...], guide: Function) -> None:

@@ -108,4 +108,13 @@ def _limits(gaps: InferenceGaps) -> list[str]:
             f"The refits of {uncertified} of {len(gaps.certified)} data are not certified: approximation is at most"
             " what is said, amortization at least."
         )
-    return found
+    return [*found, *_modes(gaps)]
+
+
+def _modes(gaps: InferenceGaps) -> list[str]:
+    """Return how many posteriors have several modes, and where they were looked for."""
+    if gaps.modes is None:
+        return []
+    several = int((gaps.modes > 1).sum())
+    found = f"The posteriors of {several} of {len(gaps.modes)} data have several modes." if several else ""
+    return [part for part in (found, f"Looked for modes from {gaps.looked}.") if part]

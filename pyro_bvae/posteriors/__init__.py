@@ -10,6 +10,7 @@ from pyro_bvae.posteriors.local import (
     local_posterior,
 )
 from pyro_bvae.posteriors.local_flow import LocalFlowPosterior
+from pyro_bvae.posteriors.local_transformed import LocalTransformedPosterior
 from pyro_bvae.posteriors.mixture import LocalMixturePosterior, MixturePosterior
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "LocalLowRankPosterior",
     "LocalMixturePosterior",
     "LocalNormalPosterior",
+    "LocalTransformedPosterior",
     "LowRankPosterior",
     "MixturePosterior",
     "NormalPosterior",

@@ -18,7 +18,7 @@ from pyro_bvae.context import Context
 from pyro_bvae.distributions import AutoregressiveNormal
 from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
-from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior
+from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
 
 # The logit of a gate at rest and how far it may move, and what the outputs of a step are multiplied by at the start.
 _REST, _REACH, _START = 1.0, 4.0, 0.1
@@ -182,12 +182,18 @@ class LocalAutoregressivePosterior(nn.Module):
     def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
         """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
         check_whole(self, x, self.start_loc.shape[-1 - self.event_dim])
-        loc = self.start_loc + self.start_scale * self.shift
-        size = (1 + self.start_summary.square().mean(-1, keepdim=True)).sqrt()
-        summary = self.start_summary + size * self.summary_shift
-        scale = self.start_scale * self.log_factor.exp()
-        flow = AutoregressiveNormal(loc, scale, summary, self.steps)  # type: ignore[arg-type]
+        flow = AutoregressiveNormal(*self._member(), self.steps)  # type: ignore[arg-type]
         return flow.to_event(self.event_dim - 1)
+
+    def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
+        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        loc, scale, summary = self._member()
+        start_anew(self, *moved(loc, scale, shift, factor), summary)
+
+    def _member(self) -> tuple[Tensor, Tensor, Tensor]:
+        size = (1 + self.start_summary.square().mean(-1, keepdim=True)).sqrt()
+        loc = self.start_loc + self.start_scale * self.shift
+        return loc, self.start_scale * self.log_factor.exp(), self.start_summary + size * self.summary_shift
 
 
 def _frozen(step: nn.Module) -> nn.Module:

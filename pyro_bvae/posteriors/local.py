@@ -51,8 +51,14 @@ class LocalNormalPosterior(nn.Module):
         """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
         if self.event_dim:
             check_whole(self, x, self.start_loc.shape[-1 - self.event_dim])
-        loc = self.start_loc + self.start_scale * self.shift
-        return dist.Normal(loc, self.start_scale * self.log_factor.exp()).to_event(self.event_dim)
+        return dist.Normal(*self._member()).to_event(self.event_dim)
+
+    def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
+        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        start_anew(self, *moved(*self._member(), shift, factor))
+
+    def _member(self) -> tuple[Tensor, Tensor]:
+        return self.start_loc + self.start_scale * self.shift, self.start_scale * self.log_factor.exp()
 
 
 class LocalFullRankPosterior(nn.Module):
@@ -99,11 +105,20 @@ class LocalFullRankPosterior(nn.Module):
     def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
         """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
         check_whole(self, x, self.start_loc.shape[-1 - self.event_dim])
+        loc, scale_tril = self._member()
+        return FullRankNormal(loc, scale_tril=scale_tril, validate_args=False).to_event(self.event_dim - 1)
+
+    def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
+        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        loc, scale_tril = self._member()
+        rows = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
+        start_anew(self, shift + factor * loc, rows * scale_tril)
+
+    def _member(self) -> tuple[Tensor, Tensor]:
         loc = self.start_loc + matrix_vector(self.start_tril, self.shift)
         num_inputs = torch.arange(self.latent_dim, dtype=loc.dtype, device=loc.device).clamp(min=1).unsqueeze(-1)
         lower = self.lower.tril(-1) * num_inputs.rsqrt()
-        scale_tril = self.start_tril @ (lower + torch.diag_embed(self.log_factor.exp()))
-        return FullRankNormal(loc, scale_tril=scale_tril, validate_args=False).to_event(self.event_dim - 1)
+        return loc, self.start_tril @ (lower + torch.diag_embed(self.log_factor.exp()))
 
 
 class LocalLowRankPosterior(nn.Module):
@@ -151,11 +166,31 @@ class LocalLowRankPosterior(nn.Module):
     def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
         """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
         check_whole(self, x, self.start_loc.shape[-1 - self.event_dim])
+        return LowRankNormal(*self._member(), validate_args=False).to_event(self.event_dim - 1)
+
+    def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
+        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        loc, scale, turned = self._member()
+        start_anew(self, *moved(loc, scale, shift, factor), turned)
+
+    def _member(self) -> tuple[Tensor, Tensor, Tensor]:
         shift = self.shift + matrix_vector(self.start_factor, self.shared_shift)
         factor = self.start_factor + self.turn / math.sqrt(self.turn.shape[-1])
-        scale = self.start_scale * self.log_factor.exp()
-        normal = LowRankNormal(self.start_loc + self.start_scale * shift, scale, factor, validate_args=False)
-        return normal.to_event(self.event_dim - 1)
+        return self.start_loc + self.start_scale * shift, self.start_scale * self.log_factor.exp(), factor
+
+
+def moved(loc: Tensor, scale: Tensor, shift: Tensor | float, factor: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return means and scales after ``z -> shift + factor * z``."""
+    return shift + factor * loc, factor * scale
+
+
+def start_anew(local: nn.Module, *start: Tensor) -> None:
+    """Set the start of a local posterior, its buffers in their order, and all its parameters to zero."""
+    with torch.no_grad():
+        for name, value in zip([name for name, _ in local.named_buffers(recurse=False)], start, strict=True):
+            getattr(local, name).copy_(value)
+        for parameter in local.parameters():
+            parameter.zero_()
 
 
 def _check_loc(loc: Tensor, event_dim: int) -> None:

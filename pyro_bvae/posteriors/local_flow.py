@@ -75,6 +75,10 @@ class LocalFlowPosterior(nn.Module):
         ]
         return _Flow(normal.loc, normal.scale_tril, maps, normal.batch_shape)
 
+    def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
+        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own affine map."""
+        self.affine.restart(shift, factor)
+
 
 class _Weights(NamedTuple):
     """The weights of one hidden layer and its outputs for each datum, held fast when a distribution is made."""

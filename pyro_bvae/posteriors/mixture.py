@@ -14,7 +14,7 @@ from pyro_bvae.context import Context
 from pyro_bvae.distributions import NormalMixture
 from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
-from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior
+from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
 
 # How far apart the components start: the root mean square of their offsets in each latent.
 _APART = 0.5
@@ -114,10 +114,17 @@ class LocalMixturePosterior(nn.Module):
     def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
         """Return :math:`q_n(z)` for all N data, whatever they are; ``x`` may only say how many."""
         check_whole(self, x, self.start_locs.shape[-2 - self.event_dim])
+        return NormalMixture(*self._member(), validate_args=False).to_event(self.event_dim - 1)
+
+    def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
+        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        logits, locs, scales = self._member()
+        rows = (part.unsqueeze(-2) if isinstance(part, Tensor) else part for part in (shift, factor))
+        start_anew(self, logits, *moved(locs, scales, *rows))
+
+    def _member(self) -> tuple[Tensor, Tensor, Tensor]:
         locs = self.start_locs + self.start_scales * self.shift
-        scales = self.start_scales * self.log_factor.exp()
-        mixture = NormalMixture(self.start_logits + self.logit_shift, locs, scales, validate_args=False)
-        return mixture.to_event(self.event_dim - 1)
+        return self.start_logits + self.logit_shift, locs, self.start_scales * self.log_factor.exp()
 
 
 @local_posterior.register
