@@ -208,8 +208,9 @@ def verification_table(checks: Sequence[Check]) -> str:
     """Return exact values and estimates side by side for the terminal."""
     lines = [f"{'nats per datum':<32}{'latents':>8}{'exact':>11}{'estimated':>11}{'error':>9}{'allowed':>9}"]
     for check in checks:
-        if check.note:
-            lines.append(f"{check.what:<32}{check.latents:>8}  OFF: {check.note}")
+        if check.note or check.state == "NOT REFUSED":
+            state = "OFF" if check.expected != "refused" else check.state
+            lines.append(f"{check.what:<32}{check.latents:>8}  {state}: {check.note}".rstrip(": "))
             continue
         lines.append(
             f"{check.what:<32}{check.latents:>8}{check.exact:>11.4f}{check.estimated:>11.4f}{check.error:>9.4f}"

@@ -152,7 +152,7 @@ def test_the_verdict_and_what_it_rests_on_are_written_down_and_shown(
     assert written["refits"].keys() == {"converged", "certified", "steps"}
     certified, untrusted = written["refits"]["certified"], written["pareto_k"]["untrusted"]
     assert f"local refits certified to have converged: {certified} of 8 data" in lines
-    assert f"evidence not to be trusted, by Pareto k: {untrusted} of 8 data" in lines
+    assert f"evidence not to be trusted: {untrusted} of 8 data" in lines
     assert list(written["families"]) == ["full-rank"]
     row = next(line for line in lines if line.startswith("    with full-rank"))
     assert row.split()[2] == f"{written['families']['full-rank']['value']:.3f}"

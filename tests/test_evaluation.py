@@ -571,5 +571,5 @@ def test_standard_error_of_one_datum_is_undefined() -> None:
 def test_an_estimate_says_how_many_data_are_untrusted() -> None:
     estimate = Estimate.over_data(torch.zeros(4), reliable=torch.tensor([True, False, False, True]))
     assert estimate.untrusted == 2
-    assert "UNTRUSTED for 2 of 4 data" in str(estimate)
+    assert not estimate.trusted and "UNTRUSTED for 2 of 4 data" in str(estimate)
     assert "UNTRUSTED" not in str(replace(estimate, reliable=torch.ones(4, dtype=torch.bool)))

@@ -344,6 +344,24 @@ def test_a_verdict_is_a_headline_and_its_limits():
     assert words.verdict({"verdict": None}) == words.verdict({}) == ("", "")
 
 
+def test_a_good_guide_is_no_reason_for_rest_beside_problems_of_the_training():
+    good = {"verdict": "the gap is 0.05 nats: the guide is as good as it needs to be. Looked for modes."}
+    assert words.verdict(good)[0].endswith("the guide is as good as it needs to be")
+    assert words.verdict(good, 2) == (
+        "The gap is 0.05 nats: the guide is as good as it needs to be, but the training is not: 2 remarks below",
+        "Looked for modes.",
+    )
+    assert "remark" not in words.verdict({"verdict": VERDICT}, 2)[0]
+
+
+def test_a_number_that_is_not_trusted_is_marked():
+    rows = {
+        row.name: row.value for row in words.headline(make_evaluation(evidence={**estimate(-24.9), "trusted": False}))
+    }
+    assert rows["Evidence, log p(x)"].endswith("(untrusted)")
+    assert "untrusted" not in rows["ELBO"]
+
+
 def test_the_figure_of_the_gaps_shows_the_families_and_does_not_repeat_the_verdict(monkeypatch):
     calls = []
     monkeypatch.setattr(figures.plots, "gap_bar", record(plots.gap_bar, calls))

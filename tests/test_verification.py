@@ -11,7 +11,7 @@ import torch
 
 from pyro_bvae import cli
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation import averages, verification
+from pyro_bvae.evaluation import Estimate, averages, verification, verification_traps
 from pyro_bvae.evaluation.verification import Check, verify
 from pyro_bvae.priors import NormalPrior
 
@@ -25,6 +25,18 @@ NAMES = [
     *(f"evidence, {name}" for name in EVIDENCE),
     "difference of the two",
     *(f"{name} gap at β = {beta}" for beta in (1, 2) for name in GAPS),
+]
+REFUSED = [
+    "noise beside the latents", "a guide that is a point", "an observed latent that is drawn",
+    "one number for three latents", "a count of -0.5 in row 73",
+]  # fmt: skip
+TRAPS = [
+    *REFUSED,
+    "a guide beyond its support",
+    *("a guide of 0.5 sd, 0 off", "a guide of 0.5 sd, 0 off", "a guide of 0.7 sd, 1 off"),
+    *("annealing in 10 temperatures", "annealing in 60 temperatures"),
+    *("refit of 0.01 sd, 3 off", "refit of 0.001 sd, 1 off"),
+    *("an encoder in the smaller mode", "a bound with a heavy tail"),
 ]
 
 
@@ -46,9 +58,10 @@ def states(checks):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_every_estimator_is_right_on_the_smallest_model(dtype):
     checks = verify(dtype=dtype, latents=(2,))
-    assert [check.what for check in checks] == NAMES
+    assert [check.what for check in checks] == [*NAMES, *TRAPS]
     assert all(check.ok for check in checks), states(checks)
-    assert all(check.latents == 2 and math.isfinite(check.exact) for check in checks)
+    assert all(check.latents == 2 and math.isfinite(check.exact) for check in checks[: len(NAMES)])
+    assert {check.what for check in checks if check.state == "refused"} == set(REFUSED)
     beta_gap = next(check for check in checks if check.what == "β gap at β = 2")
     assert beta_gap.exact > 5 * beta_gap.allowed
 
@@ -106,11 +119,41 @@ def test_a_check_is_ok_if_right_and_trusted_and_sure(change, state):
     assert check.ok == (state == "ok")
 
 
+@pytest.mark.parametrize(
+    ("change", "state"),
+    [
+        ({"note": "guide site 'a' has noise"}, "refused"),
+        ({}, "NOT REFUSED"),
+        ({"expected": "right or untrusted", "trusted": False}, "untrusted"),
+        ({"expected": "right or untrusted"}, "OFF"),
+        ({"expected": "right or untrusted", "estimated": 1.0}, "ok"),
+    ],
+)
+def test_a_trap_is_well_if_it_is_refused_or_called_untrusted(change, state):
+    trap = Check("a trap", 1, exact=1.0, estimated=2.0, monte_carlo_error=0.01, allowed=0.05, expected="refused")
+    assert replace(trap, **change).state == state
+    assert replace(trap, **change).ok == (state in ("refused", "untrusted", "ok"))
+
+
+def test_a_program_that_is_measured_as_something_else_is_found(monkeypatch, capsys):
+    parts = tuple(part for part in verification._PARTS if part.what == "traps")
+    monkeypatch.setattr(verification, "_PARTS", parts)
+    monkeypatch.setattr(cli, "verify", partial(verify, latents=(2,)))
+    monkeypatch.setattr(verification_traps, "evidence", lambda *_, **__: replace(good, reliable=None))
+    status, lines = run(capsys)
+    assert status == 1
+    assert sum("NOT REFUSED" in line for line in lines) == len(REFUSED)
+    assert sum(line.endswith("OFF") for line in lines) >= 3
+
+
+good = Estimate.over_data(torch.zeros(8), torch.full((8,), 1e-3))
+
+
 def test_a_scaled_prior_is_found_by_every_part(monkeypatch):
     def broken(self):
         return dist.Normal(self.loc, 2 * self.scale).to_event(1)
 
-    parts = tuple(part for part in verification._PARTS if "gaps" not in part.what)
+    parts = tuple(part for part in verification._PARTS if "gaps" not in part.what and part.what != "traps")
     monkeypatch.setattr(verification, "_PARTS", parts)
     monkeypatch.setattr(NormalPrior, "forward", broken)
     found = states(verify(latents=(2,)))

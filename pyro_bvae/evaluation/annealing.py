@@ -182,7 +182,7 @@ def _hold_together(below: Estimate, above: Estimate) -> tuple[Estimate, Estimate
     # Of few data the spread is small by chance; of one there is none, and the gap has no error.
     error = float(np.maximum(claimed.standard_error, claimed.monte_carlo_error))
     gap = Estimate.over_data(apart, num_samples=below.num_samples, cost=below.cost + above.cost)
-    gap = replace(gap, monte_carlo_error=error, reliable=torch.as_tensor(below.reliable) & reliable)
+    gap = replace(gap, monte_carlo_error=error, biases=biases, reliable=torch.as_tensor(below.reliable) & reliable)
     error = float(np.fmax(above.monte_carlo_error, error))
     return replace(above, monte_carlo_error=error, reliable=reliable), gap
 
@@ -281,15 +281,17 @@ class _Run:
         if bool(lost.any()):
             raise InputError(f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN")
         average = chains.average(log_weights)
+        reliable = chains.trusted(log_weights, len(self.plan.steps), acceptance, average.pareto_k)
+        bias = torch.where(reliable, average.bias, torch.maximum(average.bias, chains.shortfall(log_weights)))
         rows = log_weights.numel() * len(self.plan.steps) * (self.settings.leapfrog_steps + 1)
         return _Measured(
             average._replace(
                 value=sign * average.value,
                 error=torch.hypot(average.error, self.opened.rounding * average.value.abs()),
-                bias=sign * average.bias,
+                bias=sign * bias,
             ),
             effective_sample_size(log_weights),
-            chains.trusted(log_weights, len(self.plan.steps), acceptance, average.pareto_k),
+            reliable,
             rows + beside,
         )
 

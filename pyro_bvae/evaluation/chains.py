@@ -53,6 +53,14 @@ def average(log_weights: Tensor) -> Average:
     return usual._replace(error=error, bias=0.5 * torch.nan_to_num(error).square())
 
 
+def shortfall(log_weights: Tensor) -> Tensor:
+    """Return how far the evidence may lie above chains that are not trusted, ``(C, N)`` to ``(N,)``.
+
+    It is what the mean of normal log weights lies below it, at the 95% upper limit of their variance.
+    """
+    return 0.5 * log_weights.var(0).nan_to_num() * min(upper_limit(len(log_weights), _TRUST_LEVEL), 1e3)
+
+
 def trusted(log_weights: Tensor, num_temperatures: int, acceptance: Tensor, pareto_k: Tensor) -> Tensor:
     r"""Return which data's chains can be trusted, ``(N,)``.
 

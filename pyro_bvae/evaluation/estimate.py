@@ -111,7 +111,7 @@ class Estimate:
         if self.biases is None or self.untrusted > UNTRUSTED_SHARE * len(self.per_datum):
             return False
         assert self.reliable is not None
-        allowance = float(self.biases[~self.reliable.cpu()].sum()) / len(self.per_datum)
+        allowance = float(self.biases[~self.reliable.cpu()].abs().sum()) / len(self.per_datum)
         return allowance <= self.standard_error
 
     @property

@@ -17,8 +17,10 @@ from pyro_bvae.evaluation.local_guides import Family, JointLocalGuide
 from pyro_bvae.evaluation.mode_guides import mode_guides
 from pyro_bvae.evaluation.modes import Modes, find_modes
 from pyro_bvae.evaluation.program import Function, Program
-from pyro_bvae.evaluation.proposals import Component
+from pyro_bvae.evaluation.proposals import TAIL_SHARE, Component
+from pyro_bvae.evaluation.psis import has_reliable_mean
 from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, is_better, refit, says_its_density
+from pyro_bvae.evaluation.tails import robust_guide
 from pyro_bvae.randomness import seeded, stream_seed
 
 
@@ -30,8 +32,10 @@ class GapBlock(NamedTuple):
     gaps: Tensor  # (4 + families, B): variational, approximation, beta, amortization, then each family's
     gap_errors: Tensor  # of the same shape: their Monte Carlo errors
     gap_biases: Tensor  # of the same shape: of the evidence, and what a refit has left to gain
+    gap_reliable: Tensor  # of the same shape: whether all that a gap is made of can be trusted
     elbos: Tensor  # (1 + families, B): of the refit, then of each family's
     elbo_errors: Tensor  # of the same shape
+    elbo_reliable: Tensor  # of the same shape
     certified: Tensor  # (B,)
     steps: int
     cost: int
@@ -102,19 +106,21 @@ def gap_block(
     modes = refits.best.modes
     if modes is None and request.settings.num_starts:
         modes = find_modes(opened, args, 1.0, request.settings.num_starts, stream_seed(seed, 4))
-    mixed = _mixed(opened, args, request, refits, modes)
+    mixed, has_tails = _mixed(opened, args, request, refits, modes)
     mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if len(mixed) > 1 else ()
 
     def weigh(guide: Function) -> Weights:
         with seeded(seed, 2), torch.no_grad():
             return sample_weights(opened, args, request.num_samples, guide, mixture if guide in mixed else ())
 
-    weights = {guide: weigh(guide) for guide in (*mixed, *(part.guide for part in refits.all))}
+    weights = {guide: weigh(guide) for guide in (opened.guide, *mixed, *(part.guide for part in refits.all))}
     own = weights[opened.guide]
-    pooled = torch.cat([weights[guide].mixed for guide in mixed]) if mixture else own.mixed
+    pooled = torch.cat([weights[guide].mixed for guide in mixed])
     # One sample a particle: the mean of those of all guides.
     linearised = normalized_weights(pooled).unflatten(0, (-1, request.num_samples)).mean(0) - 1
-    evidence = EvidenceBlock.from_log_weights(pooled)._replace(error=error_of_mean(linearised))
+    evidence = EvidenceBlock.from_log_weights(pooled, has_tails=has_tails)
+    error = torch.hypot(error_of_mean(linearised), opened.rounding * evidence.value.abs())
+    evidence = evidence._replace(error=error)
     beta = request.training_beta
     star = _at_least(weights[refits.best.guide], own, 1.0)
     star_beta = star if beta == 1 else _at_least(weights[refits.under_beta.guide], own, beta)
@@ -127,15 +133,28 @@ def gap_block(
     values[from_evidence] += evidence.value - linearised.mean(0)
     errors = torch.stack([error_of_mean(sample) for sample in samples])
     elbo_errors = torch.stack([error_of_mean(part) for part in (bounds[1], *richer)])
+    certified = torch.stack([part.certified for part in refits.all]).all(0).to(evidence.reliable.device)
+    sure = [has_reliable_mean(part).to(certified.device) for part in bounds]
+    best = [has_reliable_mean(part).to(certified.device) & certified for part in richer]
     return GapBlock(
         evidence,
         bound_block(opened, args, own),
         values,
         torch.hypot(errors, _refit_noise(refits)),
         _biases(evidence, refits),
+        torch.stack(
+            [
+                evidence.reliable & sure[0],
+                evidence.reliable & sure[1] & certified,
+                torch.ones_like(certified) if beta == 1 else sure[1] & sure[2] & certified,
+                sure[2] & sure[0] & certified,
+                *(evidence.reliable & part for part in best),
+            ]
+        ),
         torch.stack([part.mean(0) for part in (bounds[1], *richer)]),
         torch.hypot(elbo_errors, torch.stack([part.noise for part in (refits.best, *refits.families)])),
-        torch.stack([part.certified for part in refits.all]).all(0),
+        torch.stack([sure[1] & certified, *best]),
+        certified.cpu(),
         max(part.steps for part in refits.all),
         sum(part.cost for part in refits.all) + len(weights) * own.log_weights.numel(),
         pooled.numel(),
@@ -146,13 +165,21 @@ def gap_block(
 
 def _mixed(
     opened: Program, args: tuple[Any, ...], request: Request, refits: _Refits, modes: Modes | None
-) -> tuple[Function, ...]:
-    """Return the guides behind the evidence: guide, refits and modes, or the guide alone where they cannot be mixed."""
+) -> tuple[tuple[Function, ...], bool]:
+    """Return the guides behind the evidence, and whether some of them have tails.
+
+    They are the guide, its refits and a heavy-tailed guide in each mode, or around the refit where no modes were
+    searched for; the guide with tails alone where they cannot be mixed.
+    """
     own_family = request.local_guide is None or says_its_density(opened, args, refits.best.guide)
     if not (opened.proposes_latents_alone and own_family):
-        return (opened.guide,)
-    beside = () if modes is None else mode_guides(opened, args, modes)
-    return (opened.guide, refits.best.guide, *(part.guide for part in refits.families), *beside)
+        guide, has_tails = robust_guide(opened, TAIL_SHARE, opened.guide, args)
+        return (guide,), has_tails
+    fitted = (opened.guide, refits.best.guide, *(part.guide for part in refits.families))
+    if modes is not None:
+        return (*fitted, *mode_guides(opened, args, modes)), True
+    tailed, has_tails = robust_guide(opened, TAIL_SHARE, refits.best.guide, args)
+    return (*fitted, tailed) if has_tails else fitted, has_tails
 
 
 def _refit_noise(refits: _Refits) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_bvae.errors import InputError, check_beta
 from pyro_bvae.evaluation.bounds import Bound, join_bound
-from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.gap_blocks import Request, gap_block
 from pyro_bvae.evaluation.importance import check_num_samples, data_bar, join_evidence, stream_blocks
 from pyro_bvae.evaluation.local_guides import family_of
@@ -189,15 +189,18 @@ def _measure(
             gap_block(opened, block, request, stream_seed(seed, index, REFIT_STREAM), bar.set_postfix_str)
             for index, block in enumerate(stream_blocks(opened, num_samples, bar))
         ]
-    gaps, gap_errors, gap_biases, elbos, elbo_errors = (
-        torch.cat([getattr(block, name) for block in blocks], dim=1)
-        for name in ("gaps", "gap_errors", "gap_biases", "elbos", "elbo_errors")
-    )
-    variational, approximation, beta, amortization, *richer = (
-        Estimate.over_data(*parts, num_samples=num_samples) for parts in zip(gaps, gap_errors, gap_biases, strict=True)
+
+    def estimates(*names: str) -> list[Estimate]:
+        """Return an estimate for each row of values, errors, biases (if any) and reliability of all blocks."""
+        *numbers, reliable = (torch.cat([getattr(block, name).cpu() for block in blocks], dim=1) for name in names)
+        rows = zip(reliable, *numbers, strict=True)
+        return [Estimate.over_data(*row, num_samples=num_samples, reliable=sure) for sure, *row in rows]
+
+    variational, approximation, beta, amortization, *richer = estimates(
+        "gaps", "gap_errors", "gap_biases", "gap_reliable"
     )
     modes = [block.modes for block in blocks if block.modes is not None]
-    bests = [Estimate.over_data(*pair, num_samples=num_samples) for pair in zip(elbos, elbo_errors, strict=True)]
+    bests = estimates("elbos", "elbo_errors", "elbo_reliable")
     return InferenceGaps(
         variational,
         approximation,
@@ -226,7 +229,13 @@ def _against(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
         )
 
     def below(elbo: Estimate) -> Estimate:
-        gap = Estimate.over_data(evidence.per_datum - elbo.per_datum, elbo.errors, num_samples=elbo.num_samples)
+        gap = Estimate.over_data(
+            evidence.per_datum - elbo.per_datum,
+            elbo.errors,
+            evidence.biases,
+            num_samples=elbo.num_samples,
+            reliable=both_reliable(evidence, elbo),
+        )
         return replace(gap, monte_carlo_error=math.hypot(evidence.monte_carlo_error, elbo.monte_carlo_error))
 
     return replace(
@@ -242,7 +251,9 @@ def _against(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
 def _generalization(test: Estimate, train: Estimate) -> Estimate:
     """Return the difference of a gap between other data: its errors are independent."""
     return replace(
-        Estimate.over_data(test.per_datum - train.value, num_samples=test.num_samples),
+        Estimate.over_data(
+            test.per_datum - train.value, None, test.biases, num_samples=test.num_samples, reliable=test.reliable
+        ),
         standard_error=math.hypot(test.standard_error, train.standard_error),
         monte_carlo_error=math.hypot(test.monte_carlo_error, train.monte_carlo_error),
     )

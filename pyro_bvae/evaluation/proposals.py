@@ -160,11 +160,11 @@ class DefensiveProposal:
 
     Attributes:
         share: Part of the samples that the prior draws, above 0 and at most 1.
-        around: The proposal that it defends.
+        around: The proposal that it defends; by default the guide with tails.
     """
 
     share: float = 0.1
-    around: Proposal = field(default_factory=GuideProposal)
+    around: Proposal = field(default_factory=lambda: RobustProposal(prior_share=0.0))
 
     def __post_init__(self) -> None:
         check_share(self.share)

@@ -84,8 +84,9 @@ def error_of_k(k: Tensor, num_samples: int) -> Tensor:
 _LEAST_EFFECTIVE = 100
 # Errors of a fitted k by which it must lie below its limit.
 _ERRORS_OF_K = 2.0
-# Log weights that spread by less, in nats, are even: the fit of their tail says nothing.
-_EVEN = 0.1
+# Log weights whose largest lies above their mean weight by less, in nats, are even: the fit of their tail says nothing.
+# With tails around the guide a larger weight would have been drawn; draws of the guide alone have to agree better.
+_EVEN, _EVEN_ALONE = 1.0, 0.1
 
 
 def has_reliable_weights(log_weights: Tensor, k: Tensor, effective: Tensor, has_tails: bool) -> Tensor:
@@ -105,7 +106,9 @@ def has_reliable_weights(log_weights: Tensor, k: Tensor, effective: Tensor, has_
     limit = pareto_k_limit(num_samples) if has_tails else 0.0
     k, effective = k.to(log_weights.device), effective.to(log_weights.device)
     light = k + _ERRORS_OF_K * error_of_k(k, num_samples) <= limit
-    even = log_weights.amax(0) - log_weights.amin(0) <= _EVEN
+    largest = log_weights.double().amax(0)
+    above = largest - log_weights.double().logsumexp(0) + math.log(num_samples)
+    even = above <= (_EVEN if has_tails else _EVEN_ALONE)
     enough = effective >= min(_LEAST_EFFECTIVE, num_samples / 2)
     even &= torch.isfinite(k) & (pareto_k_limit(num_samples) >= 0)
     return (light | even) & enough

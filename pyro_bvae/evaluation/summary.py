@@ -56,7 +56,14 @@ class Evaluation:
     @property
     def verdict(self) -> str | None:
         """What to fix, in words; None where there are no gaps."""
-        return None if self.gaps is None else self.gaps.verdict
+        if self.gaps is None:
+            return None
+        if self.kl is None or bool(self.kl.active.any()):
+            return self.gaps.verdict
+        return (
+            f"no latent is active, at a rate of {self.bound.rate.value:.2f} nats: pyro_bvae.diagnose(vae, data) names"
+            f" the cause. A small gap says nothing of the guide then: {self.gaps.verdict}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``evaluation.json`` holds: numbers, lists and None."""

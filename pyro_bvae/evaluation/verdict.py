@@ -29,8 +29,12 @@ def verdict(gaps: InferenceGaps) -> str:
             " fix; take more samples, or give an annealed evidence."
         ]
     elif not _counts(whole):
+        sure = whole.trusted and gaps.evidence.trusted
         found = (
-            "the guide is as good as it needs to be" if gaps.evidence.trusted else "nothing is found that needs fixing"
+            "the guide is as good as it needs to be"
+            if sure
+            else "too small to tell what to fix, and the evidence cannot be trusted: take more samples, or give an"
+            " annealed evidence"
         )
         sentences = [f"the gap is {whole.value:.2f} nats: {found}."]
     else:

@@ -8,10 +8,11 @@ models is measured elsewhere, by ``analysis/oracle_evidence.py``.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,7 @@ from pyro_bvae.evaluation.gaps import inference_gaps
 from pyro_bvae.evaluation.importance import evidence
 from pyro_bvae.evaluation.proposals import DefensiveProposal, HeavyTailedProposal, RefitProposal
 from pyro_bvae.evaluation.schedule import AnnealingSettings
+from pyro_bvae.evaluation.verification_traps import traps
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.randomness import seeded, stream_seed
 from pyro_bvae.vae import BetaVAE
@@ -53,6 +55,7 @@ class Check:
         allowed: How far it may be off: four such errors, and the rounding of the number type.
         trusted: Whether the estimate calls itself trusted.
         note: Why there is no estimate, where there is none.
+        expected: ``"right"``; of a trap ``"refused"``, or ``"right or untrusted"``.
     """
 
     what: str
@@ -63,6 +66,7 @@ class Check:
     allowed: float
     trusted: bool = True
     note: str = ""
+    expected: Literal["right", "right or untrusted", "refused"] = "right"
 
     @property
     def error(self) -> float:
@@ -71,7 +75,14 @@ class Check:
 
     @property
     def state(self) -> str:
-        """``"ok"``, or what is wrong: off, not trusted by itself, or too unsure of itself to find anything off."""
+        """``"ok"``, or the fault: off, not trusted by itself, too unsure of itself to find anything off, not refused.
+
+        A trap is also well with ``"refused"``, and with ``"untrusted"`` where an estimate cannot be had.
+        """
+        if self.expected == "refused":
+            return "refused" if self.note else "NOT REFUSED"
+        if self.expected == "right or untrusted" and not self.trusted:
+            return "untrusted"
         if not abs(self.error) <= self.allowed:
             return "OFF"
         if not self.trusted:
@@ -80,8 +91,8 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the estimate is right, trusted by itself, and sure of itself."""
-        return self.state == "ok"
+        """Whether the estimate is right, trusted by itself, and sure of itself, or a trap was not fallen into."""
+        return self.state in ("ok", "refused", "untrusted")
 
 
 class _Subject(NamedTuple):
@@ -189,6 +200,30 @@ def _gaps(subject: _Subject) -> Iterator[Check]:
         yield subject.check(what, getattr(exact, name), getattr(measured, name), trusted=measured.evidence.trusted)
 
 
+def _traps(subject: _Subject) -> Iterator[Check]:
+    """Yield small programs that invite a wrong number: each must be right, called untrusted, or refused."""
+    for trap in traps(subject.x.dtype, subject.x.device, subject.seed):
+        if trap.exact is None:
+            refused = _refusal(trap.measure)
+            yield Check(trap.what, 1, math.nan, math.nan, math.nan, math.nan, note=refused, expected="refused")
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a trap is known to be one
+            estimate = trap.measure()
+        allowed = _ERRORS * estimate.monte_carlo_error + 1e-3
+        numbers = trap.exact, estimate.value, estimate.monte_carlo_error, allowed
+        yield Check(trap.what, trap.latents, *numbers, trusted=estimate.trusted, expected="right or untrusted")
+
+
+def _refusal(measure: Callable[[], Any]) -> str:
+    """Return the words in which a measurement is refused, empty where it is not."""
+    try:
+        measure()
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 class _Part(NamedTuple):
     """Some checks of one model, and the most latents at which they are made."""
 
@@ -205,6 +240,7 @@ _PARTS = (
     _Part("sandwich", _sandwich, 20),
     _Part("gaps at β = 1", _gaps, 20),
     _Part("gaps at β = 2", _gaps, 20, beta=2.0),
+    _Part("traps", _traps, 2),
 )
 
 

@@ -92,7 +92,7 @@ def render(
     return environment.get_template("template.html").render(
         evaluation=evaluation,
         summary=summary(evaluation),
-        verdict=verdict(evaluation),
+        verdict=verdict(evaluation, sum(remark.grave or remark.when == "during" for remark in remarks)),
         headline=headline(evaluation),
         notes=notes(evaluation, conditional),
         remarks=remarks,

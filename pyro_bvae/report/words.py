@@ -8,6 +8,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 # How large a share of untrusted data the page warns of.
 UNTRUSTED_SHARE = 0.05
+# How the sentence of a guide that needs nothing ends.
+GOOD = "the guide is as good as it needs to be"
 
 
 class Row(NamedTuple):
@@ -80,10 +82,18 @@ def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
     return rows
 
 
-def verdict(evaluation: Mapping[str, Any]) -> tuple[str, str]:
-    """Return what to fix as a headline, and what limits its truth; both empty for an evaluation without a verdict."""
+def verdict(evaluation: Mapping[str, Any], problems: int = 0) -> tuple[str, str]:
+    """Return what to fix as a headline, and what limits its truth; both empty for an evaluation without a verdict.
+
+    Args:
+        evaluation: What ``evaluation.json`` holds.
+        problems: How many remarks of the training name something to fix: a good guide is then no reason for rest.
+    """
     first, _, others = (evaluation.get("verdict") or "").partition(". ")
-    return first[:1].upper() + first[1:].removesuffix("."), others
+    first = first.removesuffix(".")
+    if problems and first.endswith(GOOD):
+        first += f", but the training is not: {problems} {'remark' if problems == 1 else 'remarks'} below"
+    return first[:1].upper() + first[1:], others
 
 
 def summary(evaluation: Mapping[str, Any]) -> str:
