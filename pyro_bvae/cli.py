@@ -258,7 +258,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if evaluation.gaps is not None:
         certified = evaluation.gaps.certified
         lines.append(f"local refits certified to have converged: {int(certified.sum())} of {len(certified)} data")
-        lines.append(f"verdict: {evaluation.gaps.verdict}")
+        lines.append(f"verdict: {evaluation.verdict}")
     elif evaluation.gaps_note:
         lines.append(f"no gaps: {evaluation.gaps_note}")
     return "\n".join(lines)

@@ -532,7 +532,7 @@ def test_chains_that_disagree_or_hardly_move_are_not_trusted(
     assert poor.untrusted > 3 and not bool(poor.reliable[poor.effective_sample_size < 16].any())
     # Data that say next to nothing: all weights are alike, whether or not the chains move.
     vague = LinearGaussian(0.1 * linear.weight, 5.0).amortized_vae()
-    settings = replace(QUICK, num_temperatures=5)
+    settings = replace(QUICK, num_temperatures=25)
     assert annealed_evidence(vague.model, vague.guide, x, settings=settings).trusted
 
     def stuck(*args: Any) -> Any:
@@ -623,13 +623,14 @@ def test_bounds_that_lie_apart_are_not_trusted(linear: LinearGaussian, monkeypat
 
 
 def test_one_temperature_is_importance_sampling_from_the_prior(linear: LinearGaussian) -> None:
-    """With no moves to accept, the weights alone say whether they can be trusted."""
+    """Its value is right, and so few temperatures are not trusted."""
     noisy = LinearGaussian(0.5 * linear.weight, 1.5)
     x, vae = noisy.sample(6), noisy.amortized_vae()
     settings = AnnealingSettings(num_temperatures=1, num_chains=2000, pilot_chains=2, pilot_temperatures=1)
     estimate = annealed_evidence(vae.model, vae.guide, x, settings=settings)
-    assert estimate.trusted
-    assert abs(estimate.value - float(noisy.evidence(x).mean())) < 4 * estimate.monte_carlo_error < 0.06
+    assert not estimate.trusted and estimate.errors is not None
+    noise = float(estimate.errors.square().sum().sqrt()) / len(x)
+    assert abs(estimate.value - float(noisy.evidence(x).mean())) < 4 * noise < 0.06
 
 
 def test_one_chain_of_one_datum_has_no_error(linear: LinearGaussian) -> None:

@@ -522,7 +522,8 @@ def test_pareto_k_is_the_tail_of_the_weights(shape: float) -> None:
 def test_pareto_k_of_special_weights() -> None:
     weights = torch.randn(100, 4)
     weights[:, 1] = -123.456  # constant: a perfect guide
-    weights[5, 2] = -torch.inf
+    weights[5, 2] = torch.inf
+    weights[5, 3] = -torch.inf  # a weight of zero is no tail
     k = psis.pareto_k(weights)
     assert k[1] == 0 and k[2] == torch.inf and torch.isfinite(k[[0, 3]]).all()
     assert (psis.pareto_k(weights[:10, :1]) == torch.inf).all()  # too few weights to know

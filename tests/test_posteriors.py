@@ -524,7 +524,9 @@ def guided(linear: LinearGaussian, name: str, epochs: int = 0) -> BetaVAE:
 def test_gaps_of_every_guide(linear: LinearGaussian, name: str) -> None:
     x = linear.sample(12)
     vae = guided(linear, name, epochs=6)
-    gaps = inference_gaps(vae.model, vae.guide, x, num_samples=600, settings=QUICK)
+    # A flow's refit starts its steps anew in each round, and needs more of them.
+    settings = RefitSettings() if name == "flow" else QUICK
+    gaps = inference_gaps(vae.model, vae.guide, x, num_samples=600, settings=settings)
     diagonal = float(linear.gaps(x, *linear.best_diagonal(x)).approximation.mean())
     assert diagonal > 0.2
     assert abs(gaps.evidence.value - float(linear.evidence(x).mean())) < 4 * gaps.evidence.monte_carlo_error < 0.1
@@ -555,7 +557,9 @@ def test_proposals_around_every_guide_find_the_evidence(linear: LinearGaussian, 
     x = linear.sample(12)
     vae = guided(linear, name, epochs=6)
     estimate = evidence(vae.model, vae.guide, x, num_samples=3000, proposal=proposal)
-    assert abs(estimate.value - float(linear.evidence(x).mean())) < 4 * estimate.monte_carlo_error < 0.2
+    assert estimate.errors is not None
+    noise = float(estimate.errors.square().sum().sqrt()) / len(x)
+    assert abs(estimate.value - float(linear.evidence(x).mean())) < 4 * noise < 0.2
 
 
 @richer

@@ -137,7 +137,10 @@ def broadcasts(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterat
             whole = _stripped(fn.batch_shape)
             latent = program == "guide" or name in drawn
             fits = batch == whole if latent else batch == whole[len(whole) - len(batch) :]
-            if event != fn.event_shape or not fits:
+            # One parameter for several observed numbers is a density of them all; a latent's draws are counted by both.
+            shared = not latent and len(event) == len(fn.event_shape)
+            alike = shared and all(own in (1, size) for own, size in zip(fn.event_shape, event, strict=True))
+            if not (alike or event == fn.event_shape) or not fits:
                 yield _misfit(program, name, tuple(value.shape), tuple(fn.batch_shape + fn.event_shape), latent)
 
 
