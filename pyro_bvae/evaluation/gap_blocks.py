@@ -12,7 +12,8 @@ from torch import Tensor
 
 from pyro_bvae.evaluation.averages import error_of_mean, normalized_weights
 from pyro_bvae.evaluation.bounds import BoundBlock, bound_block
-from pyro_bvae.evaluation.importance import EvidenceBlock, Weights, sample_weights
+from pyro_bvae.evaluation.evidence_blocks import EvidenceBlock
+from pyro_bvae.evaluation.importance import Weights, sample_weights
 from pyro_bvae.evaluation.local_guides import Family, JointLocalGuide
 from pyro_bvae.evaluation.mode_guides import mode_guides
 from pyro_bvae.evaluation.modes import Modes, find_modes
@@ -103,9 +104,7 @@ def gap_block(
     """
     refits = _refits(opened, args, request, seed, say)
     say("weighing")
-    modes = refits.best.modes
-    if modes is None and request.settings.num_starts:
-        modes = find_modes(opened, args, 1.0, request.settings.num_starts, stream_seed(seed, 4))
+    modes = _modes(opened, args, request, refits, seed)
     mixed, has_tails = _mixed(opened, args, request, refits, modes)
     mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if len(mixed) > 1 else ()
 
@@ -116,11 +115,7 @@ def gap_block(
     weights = {guide: weigh(guide) for guide in (opened.guide, *mixed, *(part.guide for part in refits.all))}
     own = weights[opened.guide]
     pooled = torch.cat([weights[guide].mixed for guide in mixed])
-    # One sample a particle: the mean of those of all guides.
-    linearised = normalized_weights(pooled).unflatten(0, (-1, request.num_samples)).mean(0) - 1
-    evidence = EvidenceBlock.from_log_weights(pooled, has_tails=has_tails)
-    error = torch.hypot(error_of_mean(linearised), opened.rounding * evidence.value.abs())
-    evidence = evidence._replace(error=error)
+    evidence, linearised = _pooled_evidence(pooled, request.num_samples, has_tails, opened.rounding)
     beta = request.training_beta
     star = _at_least(weights[refits.best.guide], own, 1.0)
     star_beta = star if beta == 1 else _at_least(weights[refits.under_beta.guide], own, beta)
@@ -128,32 +123,22 @@ def gap_block(
     richer = [_at_least(weights[part.guide], star, 1.0).log_weights.double() for part in refits.families]
     samples = [linearised - bounds[0], linearised - bounds[1], bounds[1] - bounds[2], bounds[2] - bounds[0]]
     samples += [linearised - part for part in richer]
-    values = torch.stack([sample.mean(0) for sample in samples])
-    from_evidence = [0, 1, *range(4, len(samples))]
-    values[from_evidence] += evidence.value - linearised.mean(0)
-    errors = torch.stack([error_of_mean(sample) for sample in samples])
+    values, errors = (torch.stack(list(map(of, samples))) for of in (lambda part: part.mean(0), error_of_mean))
+    values[[0, 1, *range(4, len(samples))]] += evidence.value - linearised.mean(0)
     elbo_errors = torch.stack([error_of_mean(part) for part in (bounds[1], *richer)])
     certified = torch.stack([part.certified for part in refits.all]).all(0).to(evidence.reliable.device)
-    sure = [has_reliable_mean(part).to(certified.device) for part in bounds]
     best = [has_reliable_mean(part).to(certified.device) & certified for part in richer]
+    gap_reliable, star_reliable = _reliability(evidence.reliable, bounds, certified, beta)
     return GapBlock(
         evidence,
         bound_block(opened, args, own),
         values,
         torch.hypot(errors, _refit_noise(refits)),
         _biases(evidence, refits),
-        torch.stack(
-            [
-                evidence.reliable & sure[0],
-                evidence.reliable & sure[1] & certified,
-                torch.ones_like(certified) if beta == 1 else sure[1] & sure[2] & certified,
-                sure[2] & sure[0] & certified,
-                *(evidence.reliable & part for part in best),
-            ]
-        ),
+        torch.stack([*gap_reliable, *(evidence.reliable & part for part in best)]),
         torch.stack([part.mean(0) for part in (bounds[1], *richer)]),
         torch.hypot(elbo_errors, torch.stack([part.noise for part in (refits.best, *refits.families)])),
-        torch.stack([sure[1] & certified, *best]),
+        torch.stack([star_reliable, *best]),
         certified.cpu(),
         max(part.steps for part in refits.all),
         sum(part.cost for part in refits.all) + len(weights) * own.log_weights.numel(),
@@ -161,6 +146,31 @@ def gap_block(
         None if modes is None else modes.counts.cpu(),
         "" if modes is None else modes.looked,
     )
+
+
+def _modes(opened: Program, args: tuple[Any, ...], request: Request, refits: _Refits, seed: int) -> Modes | None:
+    """Return the modes that the refit found, or else those of a search of their own, if one was asked for."""
+    if refits.best.modes is not None or not request.settings.num_starts:
+        return refits.best.modes
+    return find_modes(opened, args, 1.0, request.settings.num_starts, stream_seed(seed, 4))
+
+
+def _pooled_evidence(
+    pooled: Tensor, num_samples: int, has_tails: bool, rounding: float
+) -> tuple[EvidenceBlock, Tensor]:
+    """Return the evidence of the draws of all guides, and one linearised sample a particle: the mean of theirs."""
+    linearised = normalized_weights(pooled).unflatten(0, (-1, num_samples)).mean(0) - 1
+    evidence = EvidenceBlock.from_log_weights(pooled, has_tails=has_tails)
+    error = torch.hypot(error_of_mean(linearised), rounding * evidence.value.abs())
+    return evidence._replace(error=error), linearised
+
+
+def _reliability(evidence: Tensor, bounds: list[Tensor], certified: Tensor, beta: float) -> tuple[list[Tensor], Tensor]:
+    """Return of which data the four gaps can be trusted, and the bound of the best guide, each ``(B,)``."""
+    own, star, star_beta = (has_reliable_mean(part).to(certified.device) for part in bounds)
+    star, star_beta = star & certified, star_beta & certified
+    between = torch.ones_like(certified) if beta == 1 else star & star_beta
+    return [evidence & own, evidence & star, between, star_beta & own], star
 
 
 def _mixed(

@@ -13,8 +13,9 @@ from torch import Tensor
 from pyro_bvae.errors import InputError, check_beta
 from pyro_bvae.evaluation.bounds import Bound, join_bound
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
+from pyro_bvae.evaluation.evidence_blocks import join_evidence
 from pyro_bvae.evaluation.gap_blocks import Request, gap_block
-from pyro_bvae.evaluation.importance import check_num_samples, data_bar, join_evidence, stream_blocks
+from pyro_bvae.evaluation.importance import check_num_samples, data_bar, stream_blocks
 from pyro_bvae.evaluation.local_guides import family_of
 from pyro_bvae.evaluation.program import Function, program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings

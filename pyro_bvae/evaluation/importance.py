@@ -19,13 +19,14 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from pyro_bvae.errors import InputError
-from pyro_bvae.evaluation.averages import Averaging, effective_sample_size, error_of_mean, plain
+from pyro_bvae.evaluation.averages import Averaging, error_of_mean, plain
 from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.densities import Densities, Draw, Values
 from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.evidence_blocks import EvidenceBlock, join_evidence
 from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.proposals import Component, Proposal, RobustProposal
-from pyro_bvae.evaluation.psis import has_reliable_mean, has_reliable_weights
+from pyro_bvae.evaluation.psis import has_reliable_mean
 from pyro_bvae.modules import frozen
 from pyro_bvae.randomness import PROPOSAL_STREAM, stream_seed
 
@@ -35,8 +36,8 @@ _ON_CPU, _ON_CUDA = (16_384, 8_300_000), (262_144, 250_000_000)
 _PASSES_AHEAD = 4
 # The largest memory block, in bytes, from which glibc's malloc learns by its being freed.
 _HEAP = 32 * 2**20 - 2**13
-# Data that are weighed together, and weights that are held and averaged at a time: fewer data where K is large.
-_MOST_DATA, _MOST_WEIGHTS, _MOST_AVERAGED = 512, 2_560_000, 256_000
+# Data that are weighed together, and weights that are held at a time: fewer data where K is large.
+_MOST_DATA, _MOST_WEIGHTS = 512, 2_560_000
 
 
 class Weights(NamedTuple):
@@ -170,63 +171,6 @@ def check_num_samples(num_samples: int) -> None:
     """Raise unless the number of samples is a positive integer."""
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise InputError(f"'num_samples' must be a positive integer, got {num_samples!r}")
-
-
-class EvidenceBlock(NamedTuple):
-    """The evidence of a block of data, every entry of shape ``(B,)``."""
-
-    value: Tensor
-    error: Tensor
-    bias: Tensor
-    effective_sample_size: Tensor
-    pareto_k: Tensor
-    reliable: Tensor
-
-    @classmethod
-    def from_log_weights(
-        cls, log_weights: Tensor, average: Averaging = plain, has_tails: bool = False, rounding: float = 0.0
-    ) -> EvidenceBlock:
-        """Summarise log weights of shape ``(K, B)``, few data at a time: an average takes many times their memory.
-
-        A datum that is not reliable may lie as far above its estimate as that lies above most of its log weights,
-        which is counted as a bias: for log-normal weights the rest of the gap is at most about as large.
-
-        Args:
-            log_weights: Log weights.
-            average: The average of the weights.
-            has_tails: Whether the draws come from a proposal that reaches further than the guide.
-            rounding: Relative rounding of the densities, which counts in the error.
-        """
-        columns = log_weights.split(max(1, _MOST_AVERAGED // len(log_weights)), dim=1)
-        parts = [_evidence_of(part, average, has_tails, rounding) for part in columns]
-        return cls(*(torch.cat(entries) for entries in zip(*parts, strict=True)))
-
-
-def _evidence_of(log_weights: Tensor, average: Averaging, has_tails: bool, rounding: float) -> EvidenceBlock:
-    value, error, bias, k = average(log_weights)
-    ess = effective_sample_size(log_weights)
-    reliable = has_reliable_weights(log_weights, k, ess, has_tails)
-    if not bool(reliable.all()):
-        beyond = value[~reliable] - log_weights[:, ~reliable].double().median(0).values
-        bias = bias.masked_scatter(~reliable, torch.maximum(bias[~reliable], beyond))
-    return EvidenceBlock(value, torch.hypot(error, rounding * value.abs()), bias, ess, k, reliable)
-
-
-def join_evidence(blocks: list[EvidenceBlock], num_samples: int, cost: int = 0) -> Estimate:
-    """Put the evidence of all blocks together."""
-    value, error, bias, ess, k, reliable = (
-        torch.cat([entry.cpu() for entry in entries]) for entries in zip(*blocks, strict=True)
-    )
-    return Estimate.over_data(
-        value,
-        error,
-        bias,
-        effective_sample_size=ess,
-        pareto_k=k,
-        num_samples=num_samples,
-        reliable=reliable,
-        cost=cost or num_samples * len(value),
-    )
 
 
 def map_weights(

@@ -188,13 +188,10 @@ class Program:
         densities = torch.stack([self.log_density(site) for site in drawn.values()]).sum(0)
         return {name: site["value"] for name, site in drawn.items()}, densities
 
-    def draw_prior(self, num_particles: int, args: tuple[Any, ...]) -> Draw:
+    def draw_prior(self, num_particles: int | None, args: tuple[Any, ...]) -> Draw:
         """Draw latents from the model itself and score them: the guide's density is then the prior's."""
-        if not self.vectorized:
-            return stack([self._draw_prior(None, args) for _ in range(num_particles)])
-        return self._draw_prior(num_particles, args)
-
-    def _draw_prior(self, num_particles: int | None, args: tuple[Any, ...]) -> Draw:
+        if num_particles is not None and not self.vectorized:
+            return stack([self.draw_prior(None, args) for _ in range(num_particles)])
         sites = samples(poutine.trace(self._with_particles(self.model, num_particles)).get_trace(*args))
         densities = self._densities(sites, {})
         values = {name: sites[name]["value"] for name in self.latents}
@@ -275,13 +272,8 @@ class Program:
         try:
             with seeded(0, PROBE_STREAM), full_precision(), pyro.validation_enabled(False):
                 together = self._draw(2, self.probe, self.guide)
-                single = [
-                    {
-                        name: value.select(self.dim_of(name, self.particle_dim), k)
-                        for name, value in together.values.items()
-                    }
-                    for k in range(2)
-                ]
+                dims = {name: self.dim_of(name, self.particle_dim) for name in together.values}
+                single = [{name: part.select(dims[name], k) for name, part in together.values.items()} for k in (0, 1)]
                 alone = stack([self._score(values, self.probe) for values in single])
         except (RuntimeError, ValueError, IndexError, KeyError):  # Pyro's flows without an inverse raise the last
             return False
