@@ -121,11 +121,16 @@ def _sound(rows: list[dict[str, str]]) -> list[str]:
     )
 
 
+def _has_two(row: Row) -> bool:
+    """Whether a posterior has two modes: the tables of gaps give the weight of the first, those of inversions a count."""
+    return row["modes"] == "2" if "modes" in row else float(row["weight"]) < 1
+
+
 def _modes(part: str, rows: list[dict[str, str]]) -> list[str]:
     said = []
     for method in dict.fromkeys(row.get("method", "") for row in rows):
         mine = [row for row in rows if row.get("method", "") == method]
-        two, one = ([row for row in mine if (row["modes"] != "1") == several] for several in (True, False))
+        two, one = ([row for row in mine if _has_two(row) == several] for several in (True, False))
         right = sum("True" in (row["found"], row["flagged"]) for row in two)
         alarms = sum(row["flagged"] == "True" for row in one)
         name = f"{part}{f' ({method})' if method else ''}"
