@@ -178,18 +178,19 @@ def _mixed(
 ) -> tuple[tuple[Function, ...], bool]:
     """Return the guides behind the evidence, and whether some of them have tails.
 
-    They are the guide, its refits and a heavy-tailed guide in each mode, or around the refit where no modes were
-    searched for; the guide with tails alone where they cannot be mixed.
+    They are the guide, its refits, the refit with tails and a heavy-tailed guide in each mode; the guide with tails
+    alone where they cannot be mixed.
     """
     own_family = request.local_guide is None or says_its_density(opened, args, refits.best.guide)
     if not (opened.proposes_latents_alone and own_family):
         guide, has_tails = robust_guide(opened, TAIL_SHARE, opened.guide, args)
         return (guide,), has_tails
     fitted = (opened.guide, refits.best.guide, *(part.guide for part in refits.families))
-    if modes is not None:
-        return (*fitted, *mode_guides(opened, args, modes)), True
     tailed, has_tails = robust_guide(opened, TAIL_SHARE, refits.best.guide, args)
-    return (*fitted, tailed) if has_tails else fitted, has_tails
+    wider = (tailed,) if has_tails else ()
+    if modes is None:
+        return (*fitted, *wider), has_tails
+    return (*fitted, *wider, *mode_guides(opened, args, modes)), True
 
 
 def _refit_noise(refits: _Refits) -> Tensor:
