@@ -80,8 +80,9 @@ def error_of_k(k: Tensor, num_samples: int) -> Tensor:
     return (1 + k.clamp(min=-0.5)) / math.sqrt(tail_size(num_samples))
 
 
-# Effective draws that a trusted average has at least, or half of all draws where those are few.
-_LEAST_EFFECTIVE = 100
+# Effective draws that a trusted average has at least, or half of all draws where those are few; and how many of draws
+# with tails leave no doubt of a k below its limit.
+_LEAST_EFFECTIVE, _MANY_EFFECTIVE = 100, 1000
 # Errors of a fitted k by which it must lie below its limit.
 _ERRORS_OF_K = 2.0
 # Log weights whose largest lies above their mean weight by less, in nats, are even: the fit of their tail says nothing.
@@ -93,8 +94,9 @@ def has_reliable_weights(log_weights: Tensor, k: Tensor, effective: Tensor, has_
     r"""Say which data's average weight and its error can be trusted, ``(K, N)`` to ``(N,)``.
 
     Pareto k is an estimate, and it is lowest where the tail was not drawn. So it must lie below its limit by two of its
-    errors, and the effective sample must be 100, or half of the draws. Draws of a guide alone cannot show the weights
-    beyond it: without wider tails around it k must lie below 0, where weights are bounded.
+    errors, or by itself where 1,000 draws are effective; and the effective sample must be 100, or half of the draws.
+    Draws of a guide alone cannot show the weights beyond it: without wider tails around it k must lie below 0, where
+    weights are bounded.
 
     Args:
         log_weights: Log weights.
@@ -106,6 +108,8 @@ def has_reliable_weights(log_weights: Tensor, k: Tensor, effective: Tensor, has_
     limit = pareto_k_limit(num_samples) if has_tails else 0.0
     k, effective = k.to(log_weights.device), effective.to(log_weights.device)
     light = k + _ERRORS_OF_K * error_of_k(k, num_samples) <= limit
+    if has_tails:
+        light |= (k <= limit) & (effective >= _MANY_EFFECTIVE)
     largest = log_weights.double().amax(0)
     above = largest - log_weights.double().logsumexp(0) + math.log(num_samples)
     even = above <= (_EVEN if has_tails else _EVEN_ALONE)
