@@ -122,7 +122,7 @@ def _sound(rows: list[dict[str, str]]) -> list[str]:
 
 
 def _has_two(row: Row) -> bool:
-    """Whether a posterior has two modes: the tables of gaps give the weight of the first, those of inversions a count."""
+    """Whether a posterior has two modes: gaps have the weight of the first in their table, inversions a count."""
     return row["modes"] == "2" if "modes" in row else float(row["weight"]) < 1
 
 
