@@ -284,10 +284,12 @@ class _Run:
         reliable = chains.trusted(log_weights, len(self.plan.steps), acceptance, average.pareto_k)
         bias = torch.where(reliable, average.bias, torch.maximum(average.bias, chains.shortfall(log_weights)))
         rows = log_weights.numel() * len(self.plan.steps) * (self.settings.leapfrog_steps + 1)
+        # The log weight of a chain is a sum of as many increments as there are steps, each rounded.
+        rounding = self.opened.rounding * len(self.plan.steps) ** 0.5 * average.value.abs()
         return _Measured(
             average._replace(
                 value=sign * average.value,
-                error=torch.hypot(average.error, self.opened.rounding * average.value.abs()),
+                error=torch.hypot(average.error, rounding),
                 bias=sign * bias,
             ),
             effective_sample_size(log_weights),
