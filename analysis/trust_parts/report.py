@@ -15,18 +15,23 @@ Tables = Mapping[str, list[dict[str, str]]]
 AIM, JUDGED = 0.93, 200
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#A8A8A8"
 
+
+def _latents(count: str) -> str:
+    return "1 latent" if count == "1" else f"{count} latents"
+
+
 POOLS: dict[str, Callable[[Row], tuple[str, str]]] = {
     "guides": lambda row: (
         f"evidence, {row['estimator']}, {row['average']}",
-        f"{row['latents']} latents, {row['num_samples']} samples",
+        f"{_latents(row['latents'])}, {row['num_samples']} samples",
     ),
     "annealing": lambda row: (
         f"annealed from {'the prior' if row['start'] == 'prior' else 'a guide'}",
-        f"{row['dimensions']} latents, {row['temperatures']} temperatures, {row['chains']} chains",
+        f"{_latents(row['dimensions'])}, {row['temperatures']} temperatures, {row['chains']} chains",
     ),
     "bounds": lambda row: (
         f"ELBO, {row['model']} model",
-        f"{row['num_samples']} samples, {row['num_data']} data",
+        f"{row['num_samples']} samples, {row['num_data']} {'datum' if row['num_data'] == '1' else 'data'}",
     ),
 }
 
@@ -161,9 +166,9 @@ def figure_of(tables: Tables) -> Figure:
     right.set_xlim(0.85, 1.0)
     names = [f"{line['estimator'].replace(', plain', '')}: {line['setting']}" for line in lines]
     left.set_yticks(range(len(lines)), names, fontsize=8)
-    left.invert_yaxis()
+    left.set_ylim(len(lines) - 0.4, -0.6)
     left.set_xlim(0, 1)
-    left.set_title("called trusted: share of all", loc="left", fontsize=10)
-    right.set_title("right: share of the trusted whose 95% interval holds the truth", loc="left", fontsize=10)
+    left.set_title("called trusted (share of all)", loc="left", fontsize=10)
+    right.set_title("of these, truth in the 95% interval", loc="left", fontsize=10)
     figure.suptitle("Is a number right when it calls itself trusted?", x=0.01, ha="left", fontweight="bold")
     return figure

@@ -65,8 +65,8 @@ class Program:
 
     def __init__(self, model: Function, guide: Function, args: tuple[Any, ...], data_plate: str | None = None) -> None:
         self.model, self.guide, self.args = model, guide, args
-        #: Relative rounding of the data's number type.
-        self.rounding = max((torch.finfo(x.dtype).eps for x in tensors(args) if x.is_floating_point()), default=0.0)
+        #: Relative rounding of a log weight, which is made of a few terms of about its size.
+        self.rounding = 4 * max((torch.finfo(x.dtype).eps for x in tensors(args) if x.is_floating_point()), default=0)
         self.sliceable = True
         #: What stands in for :meth:`log_joint` where many passes are made.
         self.compiled: Callable[[Values, tuple[Any, ...]], tuple[Tensor, Tensor]] | None = None

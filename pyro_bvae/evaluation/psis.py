@@ -128,7 +128,7 @@ def has_reliable_mean(samples: Tensor) -> Tensor:
     r"""Say of which data the mean of some numbers and its standard error can be trusted, ``(K, N)`` to ``(N,)``.
 
     The heavier of the two tails of all deviations from the data's means, fitted as one, must have a finite variance by
-    one error of its shape, and no single sample may make half of the variance of a datum.
+    two errors of its shape, and no single sample may make half of the variance of a datum.
     """
     deviations = samples.detach().double().cpu()
     deviations = deviations - deviations.mean(0)
@@ -141,4 +141,4 @@ def has_reliable_mean(samples: Tensor) -> Tensor:
     tiny = torch.finfo(pooled.dtype).tiny
     ends = torch.stack([pooled - pooled.min(), pooled.max() - pooled], 1).clamp(min=0) + tiny
     k = pareto_k(ends.log()).max()
-    return finite & even & (k + error_of_k(k, len(pooled)) <= _VARIANCE_LIMIT)
+    return finite & even & (k + _ERRORS_OF_K * error_of_k(k, len(pooled)) <= _VARIANCE_LIMIT)
