@@ -56,9 +56,11 @@ def average(log_weights: Tensor) -> Average:
 def shortfall(log_weights: Tensor) -> Tensor:
     """Return how far the evidence may lie above chains that are not trusted, ``(C, N)`` to ``(N,)``.
 
-    It is what the mean of normal log weights lies below it, at the 95% upper limit of their variance.
+    The mean of normal log weights lies half of their variance below it, which is taken at its 95% upper limit.
     """
-    return 0.5 * log_weights.var(0).nan_to_num() * min(upper_limit(len(log_weights), _TRUST_LEVEL), 1e3)
+    if len(log_weights) < 2:
+        return torch.zeros_like(log_weights[0])
+    return 0.5 * upper_variance(log_weights) * upper_limit(len(log_weights), _TRUST_LEVEL)
 
 
 def trusted(log_weights: Tensor, num_temperatures: int, acceptance: Tensor, pareto_k: Tensor) -> Tensor:
