@@ -55,7 +55,7 @@ def _moved(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 def _stirling_tail(a: Tensor) -> Tensor:
-    """Return the series of what Stirling's formula leaves of the log gamma function."""
+    """Return the series of the remainder of Stirling's formula for the log gamma function."""
     inverse = 1 / a
     square = inverse * inverse
     return inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))

@@ -216,7 +216,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
         mean = self.mean
         centre = mean.detach()
         second = self._over_levels(lambda edges, centre: 2 * (edges - centre), centre)
-        # The square of the distance of level 0 from the centre is what the sum starts from.
+        # The sum starts from the square of the distance of level 0 from the centre.
         return (second + centre.square() - (mean - centre).square()).clamp(min=0)
 
     def _over_levels(self, weigh: Callable[[Tensor, Tensor], Tensor], centre: Tensor | None = None) -> Tensor:

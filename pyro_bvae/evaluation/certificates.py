@@ -42,7 +42,7 @@ def gradients_of(
 
 
 class _Certificate(NamedTuple):
-    """What another step would gain.
+    """The gain of another step.
 
     Attributes:
         gain: Of each datum by the best of the steps, ``(B,)``, in nats of the objective.
@@ -68,7 +68,7 @@ def certify(
     seed: int,
     looks: int,
 ) -> _Certificate:
-    """Try another gradient step, and measure what it gains.
+    """Try another gradient step, and measure its gain.
 
     The gradient is a mean over many particles and the gain is measured on others, so that the optimiser's own noise,
     step size and plateaus have no part in it.

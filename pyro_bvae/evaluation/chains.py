@@ -26,7 +26,7 @@ _LEAST_CHAINS, _LEAST_TEMPERATURES = 11, 25
 
 
 def upper_variance(values: Tensor) -> Tensor:
-    """Return twice the mean square of what lies above the mean, ``(C, N)`` to ``(N,)``: a normal one's variance.
+    """Return twice the mean square of the values above the mean, ``(C, N)`` to ``(N,)``: a normal one's variance.
 
     Only the upper tail can hide weight: chains that fall short of the others weigh little.
     """

@@ -144,7 +144,7 @@ class Estimate:
 def both_reliable(*estimates: Estimate) -> Tensor | None:
     """Return which data have a reliable value in all of several estimates of the same data, ``(N,)``.
 
-    It is what a number made of them is worth; None where none of them was looked at.
+    A number made of them is as reliable; None where none of them was looked at.
     """
     known = [estimate.reliable for estimate in estimates if estimate.reliable is not None]
     return None if not known else functools.reduce(operator.and_, (part.cpu() for part in known))
