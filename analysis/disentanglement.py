@@ -42,6 +42,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_bvae import BetaVAE, Decoder, datasets, sweep
+from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.datasets import SPRITE_FACTORS, Dataset
 from pyro_bvae.drawing import BLUE, GREEN, GREY, ORANGE
 from pyro_bvae.evaluation import bound, kl_per_dimension, read_latents
@@ -51,7 +52,6 @@ from pyro_bvae.evaluation.disentanglement import (
     disentanglement,
     unsupervised_disentanglement_ranking,
 )
-from pyro_bvae.files import atomic_write
 from pyro_bvae.information_plots import latent_reading
 from pyro_bvae.latent_plots import traversal_grid
 from pyro_bvae.latents import traverse

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.cells import CellFormat
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import evidence
-from pyro_bvae.randomness import stream_seed
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.errors import InputError, unknown_name
 from pyro_bvae.likelihoods import (
     AutoregressiveBernoulliLikelihood,
     BernoulliLikelihood,

@@ -20,7 +20,7 @@ import tyro
 
 from pyro_bvae.cli_latents import COMMANDS
 from pyro_bvae.configs import TrainConfig, read_config
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.summary import Evaluation
 from pyro_bvae.evaluation.verification import Check, verify

@@ -12,9 +12,9 @@ import tyro
 from matplotlib.figure import Figure
 
 from pyro_bvae import latent_plots, latents, plots
+from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.errors import InputError, check_count, unknown_name
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.errors import InputError, check_count, unknown_name
-from pyro_bvae.files import atomic_write, make_directory
 from pyro_bvae.latent_results import SUFFIXES, as_arrays, check_suffix, columns_of, write_numbers
 from pyro_bvae.latents import AggregateRange, GeodesicPath, LatentPath, LinearPath, PriorRange, SphericalPath
 from pyro_bvae.runs import Run, check_device, load

@@ -13,9 +13,9 @@ from torch.distributions import constraints
 
 from pyro_bvae import datasets
 from pyro_bvae.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, TABLES, Shape, pick
-from pyro_bvae.errors import InputError, check_beta, unknown_name
-from pyro_bvae.files import atomic_write
-from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.errors import InputError, check_beta, unknown_name
+from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.training import CosineWarmup, Cyclical, LinearWarmup, OneCycle, Schedule, TargetRate
 from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.schedules import as_schedule

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.drawing import BLUE, INK, ORANGE, TEXT, Values, as_array, mosaic, new_figure, tidy
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.coverage import Coverage
 
 # Bins of the histograms, and how far they reach below the threshold, in units of what is above.

@@ -16,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 Array = NDArray[Any]
 Values = ArrayLike | Tensor

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.drawing import BLUE, GREY, INK, TEXT, Array, as_array, draw_spread, mosaic, new_figure, number, tidy
-from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.evaluation.geodesics import Geodesic
 from pyro_bvae.evaluation.geometry import DecoderGeometry, RotationTest
 

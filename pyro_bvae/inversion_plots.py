@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.drawing import Values, as_array, mosaic
-from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.evaluation import Inversion
 
 

@@ -11,12 +11,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.seeds import SAMPLE_STREAM, seeded
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import geodesic
-from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import SAMPLE_STREAM, seeded
 
 # From here on two directions are opposite to rounding in float32: every arc between them is as short as the others.
 _OPPOSITE = math.pi - 1e-3

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.files import atomic_write, make_directory
+from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.errors import InputError
 
 #: Endings of files that hold numbers.
 SUFFIXES = (".npz", ".csv")

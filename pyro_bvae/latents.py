@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.errors import InputError, check_count, check_finite
 from pyro_bvae.evaluation import kl_per_dimension
 from pyro_bvae.latent_parts import (
     AggregateRange,
@@ -26,7 +27,6 @@ from pyro_bvae.latent_parts import (
     ValueRange,
 )
 from pyro_bvae.latent_results import Embedding, Interpolation, Traversal
-from pyro_bvae.modules import evaluating
 from pyro_bvae.runs import Run, load
 
 __all__ = [

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz, write_arviz
-from pyro_bvae.files import atomic_write
-from pyro_bvae.randomness import stream_seed
 from pyro_bvae.training import Ranks
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw is no more.

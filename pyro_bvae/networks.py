@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.compiling import is_capturing
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 # What oneDNN can do to an affine map's output before it is written. Only activations without settings of their own.

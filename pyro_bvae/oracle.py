@@ -14,12 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.errors import InputError, check_beta
+from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.seeds import SAMPLE_STREAM, seeded
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import LocalNormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.randomness import SAMPLE_STREAM, seeded
 from pyro_bvae.vae import BetaVAE, Decoder
 
 

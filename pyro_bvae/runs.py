@@ -18,11 +18,11 @@ from torch import nn
 
 from pyro_bvae.catalogue import Shape
 from pyro_bvae.configs import TrainConfig, build_vae, load_data, read_config, write_config
+from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
-from pyro_bvae.errors import InputError, unknown_name
 from pyro_bvae.evaluation import Evaluation
 from pyro_bvae.measured import evaluate_shares, write_evaluation
-from pyro_bvae.randomness import CHOICE_STREAM, stream_seed
 from pyro_bvae.snapshots import Snapshots
 from pyro_bvae.training import (
     History,

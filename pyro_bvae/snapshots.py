@@ -8,9 +8,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from pyro_bvae import plots
+from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.errors import check_count
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import check_count
-from pyro_bvae.files import atomic_write, make_directory
 from pyro_bvae.training.history import Row
 
 _NUM_RECONSTRUCTIONS, _DPI = 10, 100

@@ -13,14 +13,14 @@ from pyro import poutine
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context, check_context, with_covariates
+from pyro_bvae.core.context import Context, check_context, with_covariates
+from pyro_bvae.core.errors import InputError, check_beta, check_finite
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.param_store import register
+from pyro_bvae.core.precision import run_network
+from pyro_bvae.core.seeds import GENERATE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.distributions.tempered import sample_tempered
-from pyro_bvae.errors import InputError, check_beta, check_finite
-from pyro_bvae.modules import evaluating
-from pyro_bvae.precision import run_network
-from pyro_bvae.randomness import GENERATE_STREAM, seeded
-from pyro_bvae.store import register
 
 # What the parts are: callables that return a torch or Pyro distribution.
 Prior = Callable[[], Any]

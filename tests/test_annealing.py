@@ -15,7 +15,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_bvae import BetaVAE, inference_gaps
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import (
     AnnealingSettings,
     Sandwich,

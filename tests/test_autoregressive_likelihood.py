@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, elbo, evidence, fit
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import AutoregressivePixels
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import AutoregressiveBernoulliLikelihood, BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Context, Decoder, evidence, fit, oracle, rate_distortion
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import bound
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.modulated import ModulatedMLP

@@ -7,7 +7,7 @@ import torch
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit
 from pyro_bvae.cli import main
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

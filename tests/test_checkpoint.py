@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from pyro_bvae import files
-from pyro_bvae.errors import InputError
+from pyro_bvae.core import atomic_files as files
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.training import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
 
 

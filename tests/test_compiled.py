@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, compiling, evidence, fit
 from pyro_bvae.catalogue import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, Shape
-from pyro_bvae.compiling import Swapped, capture, compiled, fast_products
+from pyro_bvae.compiling import Swapped, capture, compiled
 from pyro_bvae.configs import TrainConfig, build_vae
+from pyro_bvae.core.param_store import private_store
+from pyro_bvae.core.precision import fast_products
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.store import private_store
 from pyro_bvae.training import FreeBits, LinearWarmup, Loss
 from pyro_bvae.training import compiled as compiled_module
 from pyro_bvae.training.compiled import CompiledStep

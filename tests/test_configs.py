@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pyro_bvae.configs import LIKELIHOODS, NETWORKS, Shape, TrainConfig, build_vae, load_data, read_config, write_config
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.likelihoods import LearnedScale
 from pyro_bvae.training import LinearWarmup
 

@@ -13,15 +13,15 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, fit
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import NOISE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import kl_per_dimension
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.posteriors import FullRankPosterior, NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior, StudentTPrior
-from pyro_bvae.randomness import NOISE_STREAM, stream_seed
 from pyro_bvae.training import Constant, ControlledCapacity, FreeBits, LinearWarmup, Loss, Objective
 
 WEIGHT = torch.tensor([[1.0, 0.4], [0.2, 1.0], [0.6, 0.3], [0.2, -0.4]], dtype=torch.double)

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder, fit
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import (
     NegativeBinomialCounts,
     PoissonCounts,
     ZeroInflatedNegativeBinomialCounts,
 )
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import (
     DecoderDispersion,
     ExpRate,

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from pyro_bvae import datasets
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, Splits, split, stream_generator, stream_seed
-from pyro_bvae.errors import InputError
 
 
 def numbered(n=50, d=3, **kwargs):

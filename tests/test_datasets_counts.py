@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import datasets
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import (
     CountTruth,
     Dataset,
@@ -19,7 +20,6 @@ from pyro_bvae.datasets import (
     negative_binomial_truth,
     with_size_factor,
 )
-from pyro_bvae.errors import InputError
 
 FAMILIES = {
     "negative binomial": {},

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import from_path
-from pyro_bvae.errors import InputError
 
 RNG = np.random.default_rng(0)
 

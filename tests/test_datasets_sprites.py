@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from pyro_bvae import datasets
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import (
     ORIENTATION_PERIODS,
     SPRITE_FACTORS,
@@ -20,7 +21,6 @@ from pyro_bvae.datasets import (
 )
 from pyro_bvae.datasets.factors import level_correlation
 from pyro_bvae.datasets.sprites import _ellipse
-from pyro_bvae.errors import InputError
 
 SQUARE, ELLIPSE, HEART = range(3)
 SIZES = (32, 64)

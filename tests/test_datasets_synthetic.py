@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import linear_gaussian, linear_gaussian_weight
-from pyro_bvae.errors import InputError
 
 
 def whole(splits):

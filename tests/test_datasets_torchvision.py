@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from pyro_bvae import datasets
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import fashion_mnist, kmnist, mnist
-from pyro_bvae.errors import InputError
 
 FAMILY = [(mnist, "MNIST", "mnist"), (fashion_mnist, "FashionMNIST", "fashion-mnist"), (kmnist, "KMNIST", "kmnist")]
 

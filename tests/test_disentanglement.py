@@ -17,9 +17,9 @@ from sklearn.metrics import mutual_info_score, roc_auc_score
 from sklearn.svm import LinearSVC
 
 from pyro_bvae import BetaVAE, Decoder
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.disentanglement_plots import disentanglement_scores
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import elbo
 from pyro_bvae.evaluation.disentanglement import (
     FAST_METRICS,

@@ -11,8 +11,8 @@ from torch.distributions import MultivariateNormal
 from torch.utils.data import DataLoader
 
 from pyro_bvae import BetaVAE, Context, Decoder
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import bound, coverage, decompose_kl, evidence
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP

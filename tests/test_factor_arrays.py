@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from pyro_bvae import datasets
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import dsprites, factor_arrays, factor_classes, from_factors
-from pyro_bvae.errors import InputError
 
 NUM = 700
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import inference_gaps
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import Estimate, InferenceGaps, RefitSettings, gap_blocks
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.local_guides import FAMILIES, JointLocalGuide, local_guide_of

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_bvae.files import WriteError, atomic_write, make_directory
+from pyro_bvae.core.atomic_files import WriteError, atomic_write, make_directory
 from pyro_bvae.training import load_checkpoint, save_checkpoint
 
 TOO_MUCH = """
 import resource, signal, sys, torch
 from pathlib import Path
-from pyro_bvae.files import WriteError
+from pyro_bvae.core.atomic_files import WriteError
 from pyro_bvae.training import save_checkpoint
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, evidence, inference_gaps
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import GuideProposal, RefitSettings
 from pyro_bvae.evaluation.certificates import objective_samples
 from pyro_bvae.evaluation.program import program

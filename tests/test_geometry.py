@@ -10,7 +10,7 @@ from scipy.integrate import quad
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import (
     DecoderGeometry,
     Geodesic,

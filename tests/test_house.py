@@ -15,15 +15,9 @@ ROOT = Path(pyro_bvae.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     (
-        "errors",
-        "context",
-        "files",
-        "randomness",
         "rewriting",
         "compiling",
-        "modules",
-        "precision",
-        "store",
+        "core",
         "distributions",
     ),
     ("networks", "modulated", "priors", "likelihoods", "posteriors", "datasets"),

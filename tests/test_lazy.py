@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Context, Decoder, fit
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

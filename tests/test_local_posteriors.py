@@ -12,7 +12,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal, StudentT, kl_divergence
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.posteriors import (
     GatedStep,
     LocalAutoregressivePosterior,

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.networks import ResidualMLP
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.oracle import LinearGaussian, optimum
 
 

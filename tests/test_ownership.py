@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, audit, fit, sweep
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import leaves, names_in
 from pyro_bvae.likelihoods import NormalLikelihood
-from pyro_bvae.modules import leaves, names_in
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior

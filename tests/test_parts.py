@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import ContinuousBernoulliPixels, DiscretizedLogistic
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import (
     AutoregressiveBernoulliLikelihood,
     BernoulliLikelihood,

@@ -8,7 +8,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from pyro_bvae import plots
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import Bound, Estimate, InferenceGaps
 
 

@@ -16,7 +16,8 @@ from torch.distributions import Categorical, Independent, MixtureSameFamily, Mul
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_bvae import BetaVAE, evidence, fit, inference_gaps
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import (
     AutoregressiveNormal,
     DiagonalNormal,
@@ -24,7 +25,6 @@ from pyro_bvae.distributions import (
     LowRankNormal,
     NormalMixture,
 )
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import DefensiveProposal, HeavyTailedProposal, RefitSettings, bound, kl_per_dimension
 from pyro_bvae.evaluation.program import program
 from pyro_bvae.networks import MLP

@@ -5,11 +5,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.precision import networks_in
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import FullRankPosterior, NormalPosterior
-from pyro_bvae.precision import networks_in
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import Loss
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import plots
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import NegativeBinomialCounts
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation import CountChecks, count_checks
 
 N, D = 400, 5

@@ -14,7 +14,7 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Context, Decoder, elbo, evidence, inference_gaps
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import bound, decompose_kl
 from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.program import program

@@ -12,7 +12,7 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from pyro_bvae import evidence, inference_gaps
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import (
     DefensiveProposal,
     Estimate,

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, rate_distortion
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.curve_plots import rate_distortion as draw
-from pyro_bvae.errors import InputError
 from pyro_bvae.oracle import LinearGaussian, optimum
 
 NOISE = 0.5

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import inference_gaps
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import RefitSettings
 from pyro_bvae.evaluation.curvature import Target, noises
 from pyro_bvae.evaluation.local_guides import local_guide_of

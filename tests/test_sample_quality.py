@@ -12,7 +12,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import sample_quality, sample_scores
 from pyro_bvae.evaluation.sample_features import LabelClassifier, PrincipalFeatures
 from pyro_bvae.evaluation.sample_scores import expected_coverage, frechet_distance, neighbour_scores, two_sample_test

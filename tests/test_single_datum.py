@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_bvae import BetaVAE, Context, Decoder, fit, sweep
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

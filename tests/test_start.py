@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Decoder
 from pyro_bvae.catalogue import LIKELIHOODS, NETWORKS, Shape
 from pyro_bvae.configs import TrainConfig, build_vae
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP, ConvolutionalDecoder
 from pyro_bvae.posteriors import NormalPosterior

@@ -17,14 +17,14 @@ from scipy.stats import norm
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, fit
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import NOISE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.posteriors import FullRankPosterior, NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior, StudentTPrior
-from pyro_bvae.randomness import NOISE_STREAM, stream_seed
 from pyro_bvae.training import Constant, GivenNoise, LinearWarmup, Loss, Terms, TotalCorrelation
 from pyro_bvae.training.divergence import find_latent
 from pyro_bvae.training.total_correlation import minibatch_weights, stratified_weights

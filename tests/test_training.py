@@ -13,13 +13,13 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import NOISE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.randomness import NOISE_STREAM, stream_seed
 from pyro_bvae.training import Constant, History, LinearWarmup, Loss, OneCycle, TraceTerms, load_checkpoint
 
 FEATURES, LATENTS = 6, 2

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, fit
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

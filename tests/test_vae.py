@@ -12,7 +12,7 @@ from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO, Trac
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pyro_bvae import cli
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import Estimate, averages, verification, verification_traps
 from pyro_bvae.evaluation.verification import Check, verify
 from pyro_bvae.priors import NormalPrior

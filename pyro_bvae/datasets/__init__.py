@@ -1,5 +1,6 @@
 """Files or seeds -> ``Splits(train, validation, test)`` of ``Dataset(x, context, labels, factors)``."""
 
+from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets import sprite_looks
 from pyro_bvae.datasets.base import Dataset, Splits
 from pyro_bvae.datasets.cells import CellFormat, CellSplits, from_anndata, h5ad
@@ -16,7 +17,6 @@ from pyro_bvae.datasets.sprites import ORIENTATION_PERIODS, SPRITE_FACTORS, Spri
 from pyro_bvae.datasets.streams import stream_generator
 from pyro_bvae.datasets.synthetic import linear_gaussian, linear_gaussian_weight
 from pyro_bvae.datasets.torchvision_images import fashion_mnist, kmnist, mnist
-from pyro_bvae.randomness import stream_seed
 
 __all__ = [
     "ORIENTATION_PERIODS",

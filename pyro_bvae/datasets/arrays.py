@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.base import Dataset
 from pyro_bvae.datasets.parts import PARTS, WHOLE, check_parts, encode_labels
-from pyro_bvae.errors import InputError
 
 _DATA_KEYS = ("x", "images")
 _KNOWN_KEYS = (*_DATA_KEYS, "labels", "factors", "size_factor", "covariates", "label_names", "factor_names", "mask")

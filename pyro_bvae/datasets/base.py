@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_finite, unknown_name
 from pyro_bvae.datasets.streams import (
     FIXED_PIXEL_STREAM,
     ORDER_STREAM,
     PIXEL_STREAM,
     stream_generator,
 )
-from pyro_bvae.errors import InputError, check_finite, unknown_name
 
 if TYPE_CHECKING:
     from pyro_bvae.datasets.lazy import LazyDataset

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.base import Dataset
-from pyro_bvae.errors import InputError
 
 #: A value this near to a whole number is one, but for rounding; the readers then round it.
 COUNT_TOLERANCE = 1e-4

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.errors import InputError, check_count, unknown_name
 from pyro_bvae.datasets.streams import SYNTHESIS_STREAM, stream_generator
-from pyro_bvae.errors import InputError, check_count, unknown_name
 
 Fixed = Mapping[str, int]
 Correlation = Mapping[tuple[str, str], float]

@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.arrays import read_npy, read_npz
 from pyro_bvae.datasets.base import Dataset, Splits
 from pyro_bvae.datasets.image_folders import read_image_folder
 from pyro_bvae.datasets.parts import WHOLE
 from pyro_bvae.datasets.splitting import split
 from pyro_bvae.datasets.tables import read_csv
-from pyro_bvae.errors import InputError
 
 # A new format is one reader in one file and one line here: a path -> the whole, or train, validation and test.
 READERS: dict[str, Callable[..., dict[str, Dataset]]] = {

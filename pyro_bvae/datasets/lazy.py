@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.base import Dataset, Index
-from pyro_bvae.errors import InputError
 
 # Numbers that are made dense at a time, 40 MB in float32.
 _MOST_NUMBERS = 10_000_000

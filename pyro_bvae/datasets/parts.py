@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 PARTS = ("train", "validation", "test")
 WHOLE = "all"

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.datasets import sprite_looks
 from pyro_bvae.datasets.base import Splits
 from pyro_bvae.datasets.cells import h5ad
@@ -18,7 +19,6 @@ from pyro_bvae.datasets.splitting import held_out_count
 from pyro_bvae.datasets.sprites import sprites
 from pyro_bvae.datasets.synthetic import linear_gaussian
 from pyro_bvae.datasets.torchvision_images import fashion_mnist, kmnist, mnist
-from pyro_bvae.errors import InputError, unknown_name
 
 _NUM_SPRITES = 8000
 # Which data sets an argument is for, where it is not for all.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.base import Dataset, Splits
 from pyro_bvae.datasets.streams import SPLIT_STREAM, stream_generator
-from pyro_bvae.errors import InputError
 
 
 def held_out_count(name: str, value: float, total: int) -> int:

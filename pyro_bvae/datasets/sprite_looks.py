@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 Look = Callable[[Tensor, torch.Generator], Tensor]
 

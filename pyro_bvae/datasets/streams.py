@@ -6,8 +6,8 @@ import operator
 
 import torch
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.randomness import stream_seed
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import stream_seed
 
 # Of the data sets; training takes numbers from 16.
 ORDER_STREAM, PIXEL_STREAM, FIXED_PIXEL_STREAM, SPLIT_STREAM, SYNTHESIS_STREAM, WEIGHT_STREAM, LOOK_STREAM = range(7)

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.base import Dataset, Splits
 from pyro_bvae.datasets.splitting import held_out_count
-from pyro_bvae.errors import InputError
 
 ROOT_VARIABLE = "PYRO_BVAE_DATA"
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 
 class PartlyObserved(dist.Independent):  # type: ignore[misc]

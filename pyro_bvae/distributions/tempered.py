@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributions as torch_dist
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 # What has a location about which draws can be drawn together, whatever their shape.
 _LOCATED = (

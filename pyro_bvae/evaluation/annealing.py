@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import frozen
+from pyro_bvae.core.seeds import ANNEALING_STREAM, SIMULATION_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation import chains
 from pyro_bvae.evaluation.averages import Average, effective_sample_size
 from pyro_bvae.evaluation.coordinates import Coordinates
@@ -28,8 +30,6 @@ from pyro_bvae.evaluation.hamiltonian import evaluate_path, move
 from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.schedule import AnnealingSettings, find_plan
 from pyro_bvae.evaluation.simulation import simulate
-from pyro_bvae.modules import frozen
-from pyro_bvae.randomness import ANNEALING_STREAM, SIMULATION_STREAM, seeded, stream_seed
 
 Start = Literal["prior", "guide"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 # Data whose values are checked at a time.
 _CHECKED = 512

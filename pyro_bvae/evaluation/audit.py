@@ -8,6 +8,8 @@ from typing import Any
 
 import pyro
 
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.param_store import private_store
 from pyro_bvae.evaluation.audit_faults import check_context, check_noise, check_supports
 from pyro_bvae.evaluation.audit_parameters import check_gradients, check_store
 from pyro_bvae.evaluation.audit_scales import check_ignored, check_observed, check_permanent, check_sides
@@ -22,8 +24,6 @@ from pyro_bvae.evaluation.audit_sites import (
     check_values,
 )
 from pyro_bvae.evaluation.audit_views import Finding, View, find_betas, look, restored
-from pyro_bvae.modules import evaluating
-from pyro_bvae.store import private_store
 
 __all__ = ["Audit", "Finding", "audit"]
 

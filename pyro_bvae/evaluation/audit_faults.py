@@ -9,8 +9,8 @@ import torch
 from pyro import poutine
 from pyro.poutine.util import site_is_subsample
 
-from pyro_bvae.context import check_contexts
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import check_contexts
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.audit_views import Finding, Function, View
 from pyro_bvae.evaluation.auxiliary import noise_faults
 from pyro_bvae.evaluation.faults import Fault, broadcasts, drawn_by, observed_draws, plain_points

@@ -13,10 +13,10 @@ from pyro import poutine
 from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_bvae.errors import listed
+from pyro_bvae.core.errors import listed
+from pyro_bvae.core.module_modes import leaves, modules_of, names_in
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.evaluation.audit_views import Finding, Settings, View
-from pyro_bvae.modules import leaves, modules_of, names_in
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 Function = Callable[..., Any]
 

@@ -14,9 +14,9 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from pyro_bvae.core.module_modes import modules_of
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.evaluation.sites import Site, Sites, samples
-from pyro_bvae.modules import modules_of
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 Function = Callable[..., Any]
 

@@ -17,10 +17,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.evaluation.faults import Fault, drawn_by, latents_of, points
 from pyro_bvae.evaluation.sites import Site, Sites, is_delta, samples
 from pyro_bvae.evaluation.supports import bijection_of, support_of
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 Run = Callable[[Callable[..., Any]], Any]
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.psis import smooth
 
 # Weights whose pairs the second jackknife goes through one by one; the sums over the rest are series.

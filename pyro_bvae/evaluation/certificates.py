@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.core.seeds import seeded
 from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.refit_settings import RefitSettings
-from pyro_bvae.randomness import seeded
 
 # Gradients that are averaged for the step of a certificate, and the lengths that are tried: near an optimum, in units
 # of the guide's scales, the second derivatives are of order β.

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.core.errors import InputError, check_beta, check_count
+from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_beta, check_count
 from pyro_bvae.evaluation.collapse_causes import (
     UNSEEN,
     Cause,
@@ -26,7 +27,6 @@ from pyro_bvae.evaluation.collapse_spectrum import residuals_of, spectrum
 from pyro_bvae.evaluation.collapse_words import CollapseFinding, findings_of, notes_of
 from pyro_bvae.evaluation.program import Program, program
 from pyro_bvae.evaluation.refit import LocalGuideFactory
-from pyro_bvae.randomness import CHOICE_STREAM, stream_seed
 
 # Data behind what takes a pass of the decoder for each latent, and behind the refit.
 _PASSES, _REFITS = 512, 128

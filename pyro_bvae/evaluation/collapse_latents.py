@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import modules_of
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.sites import Site, mean_of, product_base
-from pyro_bvae.modules import modules_of
 
 # Ways to split the features in two halves.
 _SPLITS = 4

@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.collapse_latents import Latents
 from pyro_bvae.evaluation.sites import Sites, samples
 

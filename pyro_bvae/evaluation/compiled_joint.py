@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
 from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled
+from pyro_bvae.core.module_modes import modules_of
 from pyro_bvae.evaluation.densities import Values
-from pyro_bvae.modules import modules_of
 
 if TYPE_CHECKING:
     from pyro_bvae.evaluation.program import Program

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.distributions import ComposeTransform, IndependentTransform, Transform, identity_transform
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.sites import Site
 from pyro_bvae.evaluation.supports import bijection_of, support_of
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 
 class _Place(NamedTuple):

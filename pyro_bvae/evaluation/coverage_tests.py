@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count
 
 
 class EnergyTest(NamedTuple):

@@ -12,10 +12,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.sites import Site, Sites, samples
-from pyro_bvae.randomness import PREDICTIVE_STREAM, seeded
 
 # Data that are drawn for together, and rows (draws times data) that one pass decodes.
 _MOST_DATA, _ROWS = 512, 8192

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.seeds import seeded, stream_seed
 from pyro_bvae.evaluation.averages import error_of_mean, normalized_weights
 from pyro_bvae.evaluation.bounds import BoundBlock, bound_block
 from pyro_bvae.evaluation.evidence_blocks import EvidenceBlock
@@ -22,7 +23,6 @@ from pyro_bvae.evaluation.proposals import TAIL_SHARE, Component
 from pyro_bvae.evaluation.psis import has_reliable_mean
 from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, is_better, refit, says_its_density
 from pyro_bvae.evaluation.tails import robust_guide
-from pyro_bvae.randomness import seeded, stream_seed
 
 
 class GapBlock(NamedTuple):

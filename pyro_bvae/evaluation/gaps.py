@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError, check_beta
+from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.module_modes import frozen
+from pyro_bvae.core.seeds import REFIT_STREAM, stream_seed
 from pyro_bvae.evaluation.bounds import Bound, join_bound
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.evidence_blocks import join_evidence
@@ -20,8 +22,6 @@ from pyro_bvae.evaluation.local_guides import family_of
 from pyro_bvae.evaluation.program import Function, program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings
 from pyro_bvae.evaluation.verdict import verdict
-from pyro_bvae.modules import frozen
-from pyro_bvae.randomness import REFIT_STREAM, stream_seed
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.precision import full_precision
+from pyro_bvae.core.seeds import CHOICE_STREAM, seeded
 from pyro_bvae.distributions import PoissonCounts
-from pyro_bvae.errors import InputError, check_count, check_finite
 from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.sites import unwrapped
-from pyro_bvae.modules import evaluating
-from pyro_bvae.precision import full_precision
-from pyro_bvae.randomness import CHOICE_STREAM, seeded
 
 # From p(x|z) with batch shape (N,) to (N, D).
 View = Callable[[Any], Tensor]

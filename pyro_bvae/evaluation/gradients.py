@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.evaluation.program import Program
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 
 def check_differentiable(opened: Program) -> None:

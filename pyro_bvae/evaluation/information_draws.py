@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.bounds import latent_distributions
 from pyro_bvae.evaluation.importance import data_bar, stream_blocks
 from pyro_bvae.evaluation.information_aggregate import Normals, is_diagonal, normal_marginals

@@ -11,12 +11,12 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
 from pyro_bvae.evaluation.bounds import measure_dimensions
 from pyro_bvae.evaluation.importance import check_num_samples, data_bar
 from pyro_bvae.evaluation.information_draws import check_one_latent
 from pyro_bvae.evaluation.program import Function, program
-from pyro_bvae.randomness import PREDICTIVE_STREAM, stream_seed
 
 Array = NDArray[Any]
 Values = ArrayLike | Tensor

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.bounds import Bound, KLPerDimension
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps import InferenceGaps

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.errors import InputError, unknown_name
+from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.program import Function, Program

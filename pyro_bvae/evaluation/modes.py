@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import seeded
 from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.curvature import (
     MOST_CORRELATED,
@@ -28,7 +29,6 @@ from pyro_bvae.evaluation.curvature import (
     push,
 )
 from pyro_bvae.evaluation.program import Program
-from pyro_bvae.randomness import seeded
 
 # Draws of prior and guide behind their places and scales, and other data's codes that are tried.
 _DRAWS, _CODES = 128, 16

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
 from pyro_bvae.evaluation.draws import draw_groups
 from pyro_bvae.evaluation.program import Function, program
-from pyro_bvae.randomness import PREDICTIVE_STREAM, seeded
 
 
 class Statistic(NamedTuple):

@@ -18,8 +18,11 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
-from pyro_bvae.compiling import fast_products
-from pyro_bvae.context import check_contexts
+from pyro_bvae.core.context import check_contexts
+from pyro_bvae.core.module_modes import evaluating, owner
+from pyro_bvae.core.param_store import private_store
+from pyro_bvae.core.precision import fast_products, full_precision
+from pyro_bvae.core.seeds import PROBE_STREAM, PROGRAM_STREAM, seeded
 from pyro_bvae.evaluation.arguments import check_in_parts, take, tensors
 from pyro_bvae.evaluation.densities import Densities, Draw, Values, is_close, stack
 from pyro_bvae.evaluation.program_checks import check_faults, check_rows, outside_priors, score, varying_sites
@@ -36,10 +39,6 @@ from pyro_bvae.evaluation.sites import (
     samples,
 )
 from pyro_bvae.evaluation.supports import is_unbounded, log_density
-from pyro_bvae.modules import evaluating, owner
-from pyro_bvae.precision import full_precision
-from pyro_bvae.randomness import PROBE_STREAM, PROGRAM_STREAM, seeded
-from pyro_bvae.store import private_store
 
 Function = Callable[..., Any]
 

@@ -10,12 +10,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.evaluation.auxiliary import noise_faults
 from pyro_bvae.evaluation.faults import broadcasts, observed_draws, plain_points
 from pyro_bvae.evaluation.sites import Site, samples
 from pyro_bvae.evaluation.supports import bounds, declares_its_support, inside, is_angle, is_unbounded, support_of
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 if TYPE_CHECKING:
     from pyro_bvae.evaluation.program import Program

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import torch
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings, refit, says_its_density
 from pyro_bvae.evaluation.tails import HeavierTails, StudentTails, robust_guide, scores_prior_draws

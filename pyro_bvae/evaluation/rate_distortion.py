@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_beta
 from pyro_bvae.evaluation.bounds import bound
 from pyro_bvae.evaluation.estimate import Estimate
 

@@ -21,7 +21,8 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.certificates import certify, gradients_of
 from pyro_bvae.evaluation.curvature import newton_gain, noises
 from pyro_bvae.evaluation.gradients import check_differentiable
@@ -30,7 +31,6 @@ from pyro_bvae.evaluation.modes import Modes, find_modes
 from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.refit_settings import RefitSettings
 from pyro_bvae.evaluation.sites import is_delta, samples
-from pyro_bvae.randomness import PROBE_STREAM, seeded, stream_seed
 
 LocalGuideFactory = Callable[..., nn.Module]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 
 @dataclass(frozen=True)

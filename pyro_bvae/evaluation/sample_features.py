@@ -12,8 +12,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_bvae.errors import InputError, check_count, check_finite
-from pyro_bvae.randomness import PREDICTIVE_STREAM, stream_seed
+from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
 
 Values = ArrayLike | Tensor
 #: A map from rows ``(N, D)`` to features ``(N, F)``.

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.evaluation.sample_features import PrincipalFeatures, fitted_network, sklearn_seed
 
 # Rows that are held against all others at a time.

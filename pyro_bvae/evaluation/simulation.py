@@ -10,11 +10,11 @@ from pyro import poutine
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import seeded
 from pyro_bvae.evaluation.densities import Values
 from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.sites import Sites, samples
-from pyro_bvae.randomness import seeded
 
 
 class Simulated(NamedTuple):

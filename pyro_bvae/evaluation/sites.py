@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 from torch.utils._pytree import tree_leaves
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 Site = Any  # a trace's message
 Sites = dict[str, Site]

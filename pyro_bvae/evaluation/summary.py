@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound, kl_per_dimension
 from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate, both_reliable
 from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps

@@ -14,13 +14,13 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch.distributions import IndependentTransform
 
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import AutoregressiveNormal, LowRankNormal, NormalMixture
 from pyro_bvae.distributions.tailed_normal import TailedNormal
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.local_guides import PathGradient
 from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.sites import is_delta, samples, unwrapped
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 # From a normal (``Normal``, one with ``to_event``, or a multivariate one) to a wider distribution.
 Tails = Callable[[Any], Any]

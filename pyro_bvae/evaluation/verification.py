@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import seeded, stream_seed
 from pyro_bvae.evaluation import averages
 from pyro_bvae.evaluation.annealing import annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.bounds import bound
@@ -29,7 +30,6 @@ from pyro_bvae.evaluation.proposals import DefensiveProposal, HeavyTailedProposa
 from pyro_bvae.evaluation.schedule import AnnealingSettings
 from pyro_bvae.evaluation.verification_traps import traps
 from pyro_bvae.oracle import LinearGaussian
-from pyro_bvae.randomness import seeded, stream_seed
 from pyro_bvae.vae import BetaVAE
 
 # An estimate may be off by so many of its Monte Carlo errors. By chance one in 16,000 is: of the some fifty here, which

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import silu
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import AutoregressivePixels
-from pyro_bvae.errors import InputError, check_count
 
 # What the weights into the outputs are multiplied by at the start, which is then near independent pixels.
 _START = 0.1

@@ -8,9 +8,9 @@ import pyro.distributions as dist
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import DiagonalNormal
-from pyro_bvae.errors import InputError
 from pyro_bvae.likelihoods.scales import FixedScale, Scale
 
 

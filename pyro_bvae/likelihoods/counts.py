@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import NegativeBinomialCounts, PoissonCounts, ZeroInflatedNegativeBinomialCounts
-from pyro_bvae.errors import InputError
 
 # Bounds on logarithms of means and dispersions. Beyond them a float32 has no digits for a count, and a negative
 # binomial is a Poisson, or all zeros.

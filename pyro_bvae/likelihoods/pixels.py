@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import softplus
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import (
     PIXEL_LEVELS,
     ContinuousBernoulliPixels,
@@ -17,7 +18,6 @@ from pyro_bvae.distributions import (
     Pixels,
     grey_levels,
 )
-from pyro_bvae.errors import InputError
 
 
 class BernoulliLikelihood(nn.Module):

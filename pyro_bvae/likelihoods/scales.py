@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 
 class FixedScale(nn.Module):

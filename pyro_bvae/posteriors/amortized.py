@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import check_count
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal, LowRankNormal
-from pyro_bvae.errors import check_count
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 
 # What a factor of low rank may be in all, in units of the diagonal: at more, float32 does not see the diagonal.

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from pyro_bvae.context import Context, with_covariates
-from pyro_bvae.errors import InputError
-from pyro_bvae.precision import run_network
+from pyro_bvae.core.context import Context, with_covariates
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.precision import run_network
 
 # Keeps a scale off zero in float32, where the density of a collapsed posterior would overflow.
 _SCALE_FLOOR = 1e-5

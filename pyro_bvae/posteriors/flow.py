@@ -14,9 +14,9 @@ from pyro.nn import ConditionalAutoRegressiveNN
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import AutoregressiveNormal
-from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
 

@@ -9,9 +9,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import FullRankNormal, LowRankNormal, matrix_vector
-from pyro_bvae.errors import InputError
 
 
 class LocalNormalPosterior(nn.Module):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 from torch.nn.functional import silu, softplus
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.distributions import matrix_vector
-from pyro_bvae.errors import InputError
 from pyro_bvae.posteriors.local import LocalFullRankPosterior, check_whole
-from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
 
 # Bounds on the logs of what one layer may do to a scale, and of what the first map may do to the tails.
 _LOG_SCALE_BOUND, _LOG_TAIL_BOUND = 2.0, 1.0

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import transforms as fixed
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.posteriors.local import local_posterior
 
 # Transforms without parameters that a datum could have of its own.

@@ -10,9 +10,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import NormalMixture
-from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
 

@@ -12,8 +12,8 @@ import torch
 from pyro.nn import DenseNN
 from torch import Tensor, nn
 
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import DiagonalNormal
-from pyro_bvae.errors import InputError, check_count
 
 # What one coupling may do to the log of a scale: extreme latents keep a finite density through many layers.
 _LOG_SCALE_BOUND = 2.0

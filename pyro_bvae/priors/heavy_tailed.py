@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count
 
 
 class LaplacePrior(nn.Module):

@@ -8,8 +8,8 @@ import pyro.distributions as dist
 import torch
 from torch import nn
 
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import NormalMixture
-from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.priors.scales import positive, raw_of
 
 

@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.core.errors import check_count
 from pyro_bvae.distributions import DiagonalNormal
-from pyro_bvae.errors import check_count
 from pyro_bvae.priors.scales import positive, raw_of
 
 

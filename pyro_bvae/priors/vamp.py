@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints, transform_to
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError, check_finite
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_finite
 
 # How far inside of an edge of the support pseudo-inputs start, of its width or in units: on the edge no gradient moves.
 _MARGIN = 0.01

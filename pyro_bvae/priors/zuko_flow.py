@@ -11,7 +11,7 @@ from pyro.contrib.zuko import ZukoToPyro
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count
 
 
 class ZukoDistribution(ZukoToPyro):  # type: ignore[misc]

@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.files import atomic_write
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.report.figures import Section, sections
 from pyro_bvae.report.words import headline, notes, summary, verdict
 from pyro_bvae.runs import load

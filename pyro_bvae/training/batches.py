@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, SequentialSampler
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_finite
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.errors import InputError, check_finite
 from pyro_bvae.training.distributed import Ranks
 
 Batch = tuple[Tensor, Context | None]

@@ -11,9 +11,9 @@ import torch
 from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.training.divergence import check_number
 from pyro_bvae.training.objectives import Terms, TraceTerms
 from pyro_bvae.vae import BetaVAE

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import listed
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import GreyBernoulli
-from pyro_bvae.errors import listed
 from pyro_bvae.evaluation.sites import unwrapped
-from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 from pyro_bvae.training.start import last_bias
 
 # Data that are looked at before training, and draws from the prior whose decoding says where the decoder starts.

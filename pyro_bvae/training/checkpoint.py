@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.files import atomic_write, make_directory
+from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.errors import InputError
 
 _FORMAT = "pyro_bvae.checkpoint"
 _VERSION = 1

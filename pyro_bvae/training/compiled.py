@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled
-from pyro_bvae.context import Context
-from pyro_bvae.precision import networks_in
-from pyro_bvae.randomness import seeded
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.precision import networks_in
+from pyro_bvae.core.seeds import seeded
 from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.step import Step

@@ -6,7 +6,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.training.divergence import KLObjective, Latent, check_number
 
 

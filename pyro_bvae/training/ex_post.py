@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_count
-from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.training.batches import Batches, as_batches
 from pyro_bvae.training.health import TrainingError
 from pyro_bvae.training.schedules import OneCycle

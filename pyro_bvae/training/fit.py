@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_bvae.core.errors import InputError, check_beta, check_count, unknown_name
+from pyro_bvae.core.precision import PRECISIONS
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_beta, check_count, unknown_name
-from pyro_bvae.precision import PRECISIONS
 from pyro_bvae.training.distributed import current_ranks
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives import Objective

@@ -10,7 +10,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
 
 _ADVICE = "lower the learning rate, clip gradients, or look at the data; the last checkpoint is good"
 

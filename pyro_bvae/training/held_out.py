@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation import bound
-from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.health import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.history import Row

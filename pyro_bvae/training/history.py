@@ -6,8 +6,8 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.files import atomic_write
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.training.checklist import Remark
 
 Row = dict[str, float]

@@ -19,10 +19,10 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 from pyro.util import warn_if_nan
 
-from pyro_bvae.errors import InputError, check_count
-from pyro_bvae.modules import evaluating
-from pyro_bvae.precision import full_precision
-from pyro_bvae.randomness import PROBE_STREAM, seeded
+from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.precision import full_precision
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.training.objectives import StepsByTerms, Terms
 from pyro_bvae.training.particles import Function, Pair, Run
 

@@ -10,8 +10,8 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.training.objectives import Objective, Terms, TraceTerms
 
 

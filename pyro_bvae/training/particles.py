@@ -13,7 +13,7 @@ from pyro.poutine.util import is_validation_enabled
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.sites import Site, check_sites, find_latents, find_plate, is_delta, samples
 from pyro_bvae.training.objectives import log_density, subsample_scale
 

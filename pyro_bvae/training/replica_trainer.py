@@ -10,8 +10,8 @@ from typing import Any
 import pyro
 from torch import Tensor
 
-from pyro_bvae.context import Context
-from pyro_bvae.store import private_store
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.param_store import private_store
 from pyro_bvae.training.checklist import Remark
 from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.health import describe_nonfinite

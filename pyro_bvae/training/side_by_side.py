@@ -12,11 +12,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_bvae.compiling import fast_products
-from pyro_bvae.context import Context
-from pyro_bvae.precision import full_precision, networks_in
-from pyro_bvae.randomness import NOISE_STREAM, seeded, stream_seed
-from pyro_bvae.store import private_store
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.param_store import private_store
+from pyro_bvae.core.precision import fast_products, full_precision, networks_in
+from pyro_bvae.core.seeds import NOISE_STREAM, seeded, stream_seed
 from pyro_bvae.training.batches import Batch, Joined, LoaderBatches
 from pyro_bvae.training.health import TrainingError
 from pyro_bvae.training.history import Row

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
-from pyro_bvae.errors import InputError
-from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import PROBE_STREAM, seeded
 
 _STEPS, _MOST_DATA, _NEAR_0 = 100, 4096, 0.01
 # Numbers of a likelihood's parameters that are looked at together, which bounds the memory that it takes.

@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
-from pyro_bvae.precision import networks_in
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.precision import networks_in
 from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.loss import Loss
 

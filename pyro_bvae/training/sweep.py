@@ -11,9 +11,9 @@ from typing import Any, overload
 
 from torch import nn
 
+from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_beta
-from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
 from pyro_bvae.training.distributed import own_device, place
 from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.history import History

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 # How far log β may go from 0, and how fast the rate that it is steered by forgets.
 _FARTHEST, _KEPT = math.log(1e4), 0.9

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.training.history import Row
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.training.divergence import KLObjective, Latent, check_number, product_base
 
 # From the size of a batch and the number of data: the weight of a datum's own posterior, and that of each other one.

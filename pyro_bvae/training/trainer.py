@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyro_bvae.compiling import fast_products
-from pyro_bvae.context import Context
+from pyro_bvae.core.atomic_files import make_directory, remove_parts
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.param_store import private_store
+from pyro_bvae.core.precision import fast_products
+from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
-from pyro_bvae.files import make_directory, remove_parts
-from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
-from pyro_bvae.store import private_store
 from pyro_bvae.training.batches import as_batches, joined, may_be_single, num_steps, shared
 from pyro_bvae.training.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint

@@ -10,9 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError, check_finite, listed
-from pyro_bvae.modules import evaluating, leaves, names_in
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_finite, listed
+from pyro_bvae.core.module_modes import evaluating, leaves, names_in
 from pyro_bvae.training.loss import Loss
 from pyro_bvae.training.objectives import TraceTerms
 

@@ -11,7 +11,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
 from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
 from pyro_bvae.evaluation.sites import samples
 from pyro_bvae.training.distributed import Ranks

@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import ortho_group
 
+from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.seeds import NULL_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError, check_count
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, paired
 from pyro_bvae.evaluation.disentanglement.encoding import encode, untrained_copy
 from pyro_bvae.evaluation.disentanglement.groups import beta_vae_score, factor_vae_score
@@ -19,7 +20,6 @@ from pyro_bvae.evaluation.disentanglement.importances import DCI, dci
 from pyro_bvae.evaluation.disentanglement.mutual_information import modularity, mutual_information_gap
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, generator
 from pyro_bvae.evaluation.disentanglement.separated import explicitness, sap
-from pyro_bvae.randomness import NULL_STREAM, stream_seed
 from pyro_bvae.vae import BetaVAE
 
 #: From codes, factors and ``factor_names=``, ``num_bootstrap=`` and ``seed=`` to a score, or to several.

@@ -7,10 +7,10 @@ from copy import deepcopy
 import numpy as np
 from torch import nn
 
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import NULL_STREAM, seeded
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.disentanglement.score import Array
-from pyro_bvae.randomness import NULL_STREAM, seeded
 from pyro_bvae.vae import BetaVAE
 
 # Data that are encoded together.

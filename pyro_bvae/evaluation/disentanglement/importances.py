@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import xlogy
 
+from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, FIT_STREAM, stream_seed
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
-from pyro_bvae.randomness import BOOTSTRAP_STREAM, FIT_STREAM, stream_seed
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import xlogy
 
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Paired, Values, paired
 from pyro_bvae.evaluation.disentanglement.score import Score, bootstrap_errors
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.randomness import BOOTSTRAP_STREAM, stream_seed
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, stream_seed
 
 Array = NDArray[Any]
 

@@ -14,13 +14,13 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError, check_count
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.inversion.methods import BatchedHMCMethod, Draws, prepared
 from pyro_bvae.evaluation.inversion.model import InverseProblem, Signal
 from pyro_bvae.evaluation.inversion.starts import PriorStart, start_chains
-from pyro_bvae.randomness import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 
 # Expected ranks in a bin, below which the chi-square distribution is no guide.
 _LEAST_EXPECTED = 5

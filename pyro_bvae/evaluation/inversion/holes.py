@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_bvae.context import Context
+from pyro_bvae.core.context import Context
 from pyro_bvae.evaluation.coverage import log_aggregate
 
 

@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError, check_finite
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.methods import Draws, NUTSMethod, prepared
 from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, Signal
 from pyro_bvae.evaluation.inversion.noise import NOISE_SITE, NormalNoise
@@ -18,7 +19,6 @@ from pyro_bvae.evaluation.inversion.occupancy import Occupied, occupy
 from pyro_bvae.evaluation.inversion.result import Inversion
 from pyro_bvae.evaluation.inversion.scout import opened_problem, scout
 from pyro_bvae.evaluation.inversion.starts import Start, default_starts, start_chains
-from pyro_bvae.randomness import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 
 
 def invert(

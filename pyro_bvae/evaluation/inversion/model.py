@@ -16,10 +16,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import PROBE_STREAM, SIMULATION_STREAM, seeded
 from pyro_bvae.evaluation.inversion.noise import NOISE_SITE
-from pyro_bvae.randomness import PROBE_STREAM, SIMULATION_STREAM, seeded
 
 # Numbers of x that are drawn at once.
 _NUMBERS = 2_000_000

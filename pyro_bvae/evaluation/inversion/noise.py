@@ -16,6 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import (
     DiagonalNormal,
     FullRankNormal,
@@ -23,7 +24,6 @@ from pyro_bvae.distributions import (
     PoissonCounts,
     ZeroInflatedNegativeBinomialCounts,
 )
-from pyro_bvae.errors import InputError
 from pyro_bvae.evaluation.inversion.operators import LinearOperator
 from pyro_bvae.evaluation.sites import unwrapped
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.seeds import PROPOSAL_STREAM, seeded
 from pyro_bvae.evaluation.inversion.diagnostics import LEAST_EFFECTIVE, MOST_R_HAT, effective_draws, r_hat
 from pyro_bvae.evaluation.inversion.methods import Draws
 from pyro_bvae.evaluation.inversion.mixture import resampled
 from pyro_bvae.evaluation.inversion.scout import Scouted
-from pyro_bvae.randomness import PROPOSAL_STREAM, seeded
 
 # Shares may differ by this much, and by three standard errors.
 _TOLERANCE = 0.02

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pyro_bvae.errors import InputError, check_count, check_finite
-from pyro_bvae.randomness import WEIGHTS_STREAM, seeded
+from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 
 # x, (*, D), to what would be seen of it without noise, (*, M).
 Operator = Callable[[Tensor], Tensor]

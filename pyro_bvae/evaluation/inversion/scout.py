@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import CHOICE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.hamiltonian import Path
 from pyro_bvae.evaluation.inversion.climb import Modes, find_modes
@@ -25,7 +26,6 @@ from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.starts import AggregateStart, EncoderStart, PriorStart, Start, start_chains
 from pyro_bvae.evaluation.program import Program, program
 from pyro_bvae.evaluation.psis import pareto_k
-from pyro_bvae.randomness import CHOICE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 
 # Climbs from the prior, and from each other start.
 _FROM_PRIOR, _FROM_EACH = 128, 16

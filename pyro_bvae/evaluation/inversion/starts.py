@@ -9,12 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.seeds import CHOICE_STREAM, SAMPLE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.operators import LinearOperator
-from pyro_bvae.modules import evaluating
-from pyro_bvae.randomness import CHOICE_STREAM, SAMPLE_STREAM, seeded, stream_seed
 
 
 class Start(Protocol):

@@ -9,8 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_bvae.context import Context
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.context import Context
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import REFIT_STREAM, seeded
 from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.hamiltonian import Path
 from pyro_bvae.evaluation.inversion.methods import Draws, check_counts, opened_for
@@ -19,7 +20,6 @@ from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import path_of, prior_vectors, start_vectors
 from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.psis import pareto_k
-from pyro_bvae.randomness import REFIT_STREAM, seeded
 
 # Weights with a heavier tail, or mass where a fit has next to none, make draws of the fit none of the posterior.
 _MOST_PARETO_K, _MOST_OUTSIDE, _OUTSIDE = 0.7, 0.02, 20.0

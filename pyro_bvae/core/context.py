@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from pyro_bvae.errors import InputError, check_finite
+from pyro_bvae.core.errors import InputError, check_finite
 
 
 class Context(NamedTuple):

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from pyro_bvae.errors import InputError
+from pyro_bvae.core.errors import InputError
 
 # Streams below a seed, one for each use, so that no two uses share their draws: data sets count from 0.
 NOISE_STREAM, VALIDATION_STREAM, REFIT_STREAM, PROGRAM_STREAM, PROBE_STREAM = range(101, 106)

@@ -14,8 +14,8 @@ from typing import Any
 import pyro
 from torch import nn
 
-from pyro_bvae.errors import InputError
-from pyro_bvae.modules import owner
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.module_modes import owner
 
 
 def _entries(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

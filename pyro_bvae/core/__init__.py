@@ -1,0 +1,1 @@
+"""The ground floor: errors, contexts, seeds, files and what makes torch and Pyro safe; it knows no model."""
