@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.compiling import is_capturing
+from pyro_bvae.compilation.compiled_function import is_capturing
 from pyro_bvae.core.errors import InputError, check_count
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

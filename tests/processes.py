@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from pyro_bvae import BetaVAE, Decoder, fit
 from pyro_bvae.cli import main
-from pyro_bvae.compiling import capture
+from pyro_bvae.compilation.compiled_function import capture
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.likelihoods import NormalLikelihood

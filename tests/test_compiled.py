@@ -11,9 +11,10 @@ from pyro.infer import Trace_ELBO
 from test_matrix import data_for
 from torch import Tensor, nn
 
-from pyro_bvae import BetaVAE, Decoder, compiling, evidence, fit
+from pyro_bvae import BetaVAE, Decoder, evidence, fit
 from pyro_bvae.catalogue import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, Shape
-from pyro_bvae.compiling import Swapped, capture, compiled
+from pyro_bvae.compilation import compiled_function as compiling
+from pyro_bvae.compilation.compiled_function import Swapped, capture, compiled
 from pyro_bvae.configs import TrainConfig, build_vae
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products

@@ -15,9 +15,8 @@ ROOT = Path(pyro_bvae.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     (
-        "rewriting",
-        "compiling",
         "core",
+        "compilation",
         "distributions",
     ),
     ("networks", "modulated", "priors", "likelihoods", "posteriors", "datasets"),

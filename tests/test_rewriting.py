@@ -7,8 +7,14 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from pyro_bvae.compiling import capture
-from pyro_bvae.rewriting import fold_constants, rewrite, select_by_masks, take_biases_apart, turn_products
+from pyro_bvae.compilation.compiled_function import capture
+from pyro_bvae.compilation.graph_passes import (
+    fold_constants,
+    rewrite,
+    select_by_masks,
+    take_biases_apart,
+    turn_products,
+)
 
 aten = torch.ops.aten
 Function = Callable[[Sequence[Tensor]], Sequence[Tensor]]

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyro_bvae
 from pyro_bvae import BetaVAE, Context, Decoder, InputError, fit, sweep
 from pyro_bvae.cli import main
+from pyro_bvae.compilation.stacked_affine import StackedAffine
 from pyro_bvae.configs import TrainConfig
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
@@ -39,7 +40,6 @@ from pyro_bvae.runs import train
 from pyro_bvae.sweeps import train_sweep
 from pyro_bvae.training import Constant, LinearWarmup, TargetRate, TrainingError, load_checkpoint
 from pyro_bvae.training.replicas import CannotStack, Replicas
-from pyro_bvae.training.stacked_affine import StackedAffine
 from pyro_bvae.training.sweep import assigned, replica_name
 
 N, D, L = 40, 10, 3

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_bvae.compiling import is_capturing
+from pyro_bvae.compilation.compiled_function import is_capturing
 from pyro_bvae.distributions.wide import wide
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from tqdm import tqdm
 
-from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled
+from pyro_bvae.compilation.compiled_function import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.core.module_modes import modules_of
 from pyro_bvae.evaluation.densities import Values
 

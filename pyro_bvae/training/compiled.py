@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.compiling import CannotCompile, Swapped, Tensors, compiled
+from pyro_bvae.compilation.compiled_function import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.precision import networks_in
 from pyro_bvae.core.seeds import seeded

@@ -17,7 +17,8 @@ def rewrite(graph: GraphModule) -> None:
     """Rewrite a captured graph in place.
 
     Args:
-        graph: As :func:`~pyro_bvae.compiling.capture` returns it, each node with its example in ``meta["val"]``.
+        graph: As :func:`~pyro_bvae.compilation.compiled_function.capture` returns it, each node with
+            its example in ``meta["val"]``.
     """
     select_by_masks(graph)
     fold_constants(graph)

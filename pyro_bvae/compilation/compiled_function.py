@@ -18,8 +18,8 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.compilation.graph_passes import rewrite
 from pyro_bvae.core.seeds import seeded
-from pyro_bvae.rewriting import rewrite
 
 Tensors = Sequence[Tensor]
 Function = Callable[[Tensors], Tensors]
