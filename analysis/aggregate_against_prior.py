@@ -37,7 +37,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, decompose_kl, sweep
-from pyro_bvae.datasets.streams import SYNTHESIS_STREAM, stream_generator
+from pyro_bvae.datasets.seeds import SYNTHESIS_STREAM, stream_generator
 from pyro_bvae.evaluation import bound
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP

@@ -30,8 +30,8 @@ from pyro_bvae import BetaVAE, Decoder, datasets, fit, sweep
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.evaluation import Estimate, bound
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
-from pyro_bvae.modulated import ModulatedMLP
 from pyro_bvae.networks import MLP
+from pyro_bvae.networks.modulated import ModulatedMLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import ConditionedBeta, at_beta, with_beta

@@ -13,7 +13,7 @@ import torch
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit, rate_distortion
 from pyro_bvae.likelihoods import BernoulliLikelihood
-from pyro_bvae.modulated import ModulatedMLP
+from pyro_bvae.networks.modulated import ModulatedMLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import ConditionedBeta, at_beta, with_beta

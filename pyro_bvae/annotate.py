@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import stream_seed
-from pyro_bvae.datasets.cells import CellFormat
+from pyro_bvae.datasets.counts.anndata import CellFormat
 from pyro_bvae.evaluation import evidence
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation import bound
 from pyro_bvae.likelihoods import NormalLikelihood
-from pyro_bvae.modulated import ModulatedMLP
 from pyro_bvae.networks import MLP
+from pyro_bvae.networks.modulated import ModulatedMLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import ConditionedBeta, Loss, TraceTerms, at_beta, with_beta

@@ -17,7 +17,9 @@ from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit
 from pyro_bvae.annotate import annotate
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import stream_seed
-from pyro_bvae.datasets import CellFormat, CellSplits, Dataset, LazyDataset, cells, count_tables, from_anndata, h5ad
+from pyro_bvae.datasets import CellFormat, CellSplits, Dataset, LazyDataset, from_anndata, h5ad
+from pyro_bvae.datasets.counts import anndata as cells
+from pyro_bvae.datasets.counts import tables as count_tables
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

@@ -16,11 +16,11 @@ from pyro_bvae.datasets import (
     SpriteTable,
     registry,
     render_sprites,
-    sprite_looks,
-    sprites,
 )
-from pyro_bvae.datasets.factors import level_correlation
-from pyro_bvae.datasets.sprites import _ellipse
+from pyro_bvae.datasets.factors.space import level_correlation
+from pyro_bvae.datasets.images import sprite_renderer as sprites
+from pyro_bvae.datasets.images import sprite_styles as sprite_looks
+from pyro_bvae.datasets.images.sprite_renderer import _ellipse
 
 SQUARE, ELLIPSE, HEART = range(3)
 SIZES = (32, 64)

@@ -6,7 +6,8 @@ import torch
 
 from pyro_bvae import datasets
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets import dsprites, factor_arrays, factor_classes, from_factors
+from pyro_bvae.datasets import dsprites, factor_classes, from_factors
+from pyro_bvae.datasets.factors import factor_arrays
 
 NUM = 700
 

@@ -19,7 +19,7 @@ FLOORS = [
         "compilation",
         "distributions",
     ),
-    ("networks", "modulated", "priors", "likelihoods", "posteriors", "datasets"),
+    ("networks", "priors", "likelihoods", "posteriors", "datasets"),
     ("vae", "oracle"),
     ("training", "evaluation"),
     (

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Context, Decoder, elbo, evidence, fit, inference_gaps
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.datasets.arrays import read_npy, read_npz
-from pyro_bvae.datasets.tables import read_csv
+from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
+from pyro_bvae.datasets.readers.csv import read_csv
 from pyro_bvae.distributions import DiagonalNormal, GreyBernoulli, Pixels
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.evaluation import (

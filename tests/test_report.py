@@ -14,7 +14,7 @@ from pyro_bvae import plots
 from pyro_bvae.core import atomic_files as files
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset
+from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.report import build, figures, words, write_report
 from pyro_bvae.training import History

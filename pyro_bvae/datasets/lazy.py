@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset, Index
+from pyro_bvae.datasets.dataset import Dataset, Index
 
 # Numbers that are made dense at a time, 40 MB in float32.
 _MOST_NUMBERS = 10_000_000

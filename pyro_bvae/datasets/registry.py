@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_bvae.core.errors import InputError, unknown_name
-from pyro_bvae.datasets import sprite_looks
-from pyro_bvae.datasets.base import Splits
-from pyro_bvae.datasets.cells import h5ad
-from pyro_bvae.datasets.digits import digits
-from pyro_bvae.datasets.factor_arrays import dsprites
-from pyro_bvae.datasets.files import from_path
-from pyro_bvae.datasets.negative_binomial import negative_binomial_factors
-from pyro_bvae.datasets.splitting import held_out_count
-from pyro_bvae.datasets.sprites import sprites
+from pyro_bvae.datasets.counts.anndata import h5ad
+from pyro_bvae.datasets.counts.simulated import negative_binomial_factors
+from pyro_bvae.datasets.factors.factor_arrays import dsprites
+from pyro_bvae.datasets.images import sprite_styles as sprite_looks
+from pyro_bvae.datasets.images.handwritten import digits
+from pyro_bvae.datasets.images.sprite_renderer import sprites
+from pyro_bvae.datasets.images.torchvision import fashion_mnist, kmnist, mnist
+from pyro_bvae.datasets.readers.path import from_path
+from pyro_bvae.datasets.splits import Splits, held_out_count
 from pyro_bvae.datasets.synthetic import linear_gaussian
-from pyro_bvae.datasets.torchvision_images import fashion_mnist, kmnist, mnist
 
 _NUM_SPRITES = 8000
 # Which data sets an argument is for, where it is not for all.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_finite
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.splitting import split
-from pyro_bvae.datasets.streams import SYNTHESIS_STREAM, WEIGHT_STREAM, stream_generator
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.seeds import SYNTHESIS_STREAM, WEIGHT_STREAM, stream_generator
+from pyro_bvae.datasets.splits import Splits, split
 
 
 def linear_gaussian_weight(num_features: int = 10, latent_dim: int = 3, seed: int = 0) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset
-from pyro_bvae.datasets.parts import WHOLE, check_parts, encode_labels
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.labels import WHOLE, check_parts, encode_labels
 
 LABEL_COLUMNS = ("label", "labels")
 _NAMES_SHOWN = 20

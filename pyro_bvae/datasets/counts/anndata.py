@@ -13,12 +13,11 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, unknown_name
-from pyro_bvae.datasets.base import Splits
-from pyro_bvae.datasets.count_tables import CountTable, Selected, gene_names, open_h5ad, select
-from pyro_bvae.datasets.counts import observed_size_factor
+from pyro_bvae.datasets.counts.checks import observed_size_factor
+from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
+from pyro_bvae.datasets.labels import PARTS, check_parts, encode_labels
 from pyro_bvae.datasets.lazy import LazyDataset
-from pyro_bvae.datasets.parts import PARTS, check_parts, encode_labels
-from pyro_bvae.datasets.splitting import part_sizes
+from pyro_bvae.datasets.splits import Splits, part_sizes
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset
+from pyro_bvae.datasets.dataset import Dataset
 
 #: A value this near to a whole number is one, but for rounding; the readers then round it.
 COUNT_TOLERANCE = 1e-4

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.splitting import held_out_count
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.splits import Splits, held_out_count
 
 ROOT_VARIABLE = "PYRO_BVAE_DATA"
 

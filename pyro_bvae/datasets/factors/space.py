@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, unknown_name
-from pyro_bvae.datasets.streams import SYNTHESIS_STREAM, stream_generator
+from pyro_bvae.datasets.seeds import SYNTHESIS_STREAM, stream_generator
 
 Fixed = Mapping[str, int]
 Correlation = Mapping[tuple[str, str], float]

@@ -14,10 +14,10 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.datasets.arrays import UNREADABLE, features_and_shape
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.splitting import split
-from pyro_bvae.datasets.streams import SPLIT_STREAM, stream_generator
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.readers.arrays import UNREADABLE, features_and_shape
+from pyro_bvae.datasets.seeds import SPLIT_STREAM, stream_generator
+from pyro_bvae.datasets.splits import Splits, split
 
 # Of the public file, without its first factor: a colour that does not vary.
 DSPRITES_FACTORS = ("shape", "scale", "orientation", "x", "y")

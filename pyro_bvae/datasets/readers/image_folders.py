@@ -8,9 +8,9 @@ import numpy as np
 from PIL import Image
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.arrays import features_and_shape
-from pyro_bvae.datasets.base import Dataset
-from pyro_bvae.datasets.parts import PARTS, WHOLE, check_parts, encode_labels
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.labels import PARTS, WHOLE, check_parts, encode_labels
+from pyro_bvae.datasets.readers.arrays import features_and_shape
 
 IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.splitting import split
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.splits import Splits, split
 
 
 def digits(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Splits:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.factors import Correlation, FactorSpace, Fixed
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.factors.space import Correlation, FactorSpace, Fixed
+from pyro_bvae.datasets.images.sprite_styles import Look
 from pyro_bvae.datasets.lazy import LazyDataset
-from pyro_bvae.datasets.sprite_looks import Look
-from pyro_bvae.datasets.streams import LOOK_STREAM, stream_generator
+from pyro_bvae.datasets.seeds import LOOK_STREAM, stream_generator
+from pyro_bvae.datasets.splits import Splits
 
 SPRITE_FACTORS = FactorSpace(
     {

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset
-from pyro_bvae.datasets.parts import PARTS, WHOLE, check_parts, encode_labels
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.labels import PARTS, WHOLE, check_parts, encode_labels
 
 _DATA_KEYS = ("x", "images")
 _KNOWN_KEYS = (*_DATA_KEYS, "labels", "factors", "size_factor", "covariates", "label_names", "factor_names", "mask")

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.arrays import read_npy, read_npz
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.image_folders import read_image_folder
-from pyro_bvae.datasets.parts import WHOLE
-from pyro_bvae.datasets.splitting import split
-from pyro_bvae.datasets.tables import read_csv
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.labels import WHOLE
+from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
+from pyro_bvae.datasets.readers.csv import read_csv
+from pyro_bvae.datasets.readers.image_folders import read_image_folder
+from pyro_bvae.datasets.splits import Splits, split
 
 # A new format is one reader in one file and one line here: a path -> the whole, or train, validation and test.
 READERS: dict[str, Callable[..., dict[str, Dataset]]] = {

@@ -12,10 +12,10 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
 from pyro_bvae.core.seeds import stream_seed
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.counts import with_size_factor
-from pyro_bvae.datasets.splitting import split
-from pyro_bvae.datasets.streams import SYNTHESIS_STREAM, WEIGHT_STREAM
+from pyro_bvae.datasets.counts.checks import with_size_factor
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.seeds import SYNTHESIS_STREAM, WEIGHT_STREAM
+from pyro_bvae.datasets.splits import Splits, split
 
 # Spread of the latents around the centre of their type, where the centres have spread 1 in all.
 _WITHIN = 0.3

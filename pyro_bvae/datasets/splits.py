@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 
-from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets.base import Dataset, Splits
-from pyro_bvae.datasets.streams import SPLIT_STREAM, stream_generator
+from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.datasets.dataset import Dataset
+from pyro_bvae.datasets.lazy import LazyDataset
+from pyro_bvae.datasets.seeds import SPLIT_STREAM, stream_generator
+
+BINARIZE_MODES = ("none", "dynamic", "static")
 
 
 def held_out_count(name: str, value: float, total: int) -> int:
@@ -64,3 +69,40 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: 
         test=dataset[test_rows],
         name=name,
     )
+
+
+@dataclass(frozen=True, eq=False)
+class Splits:
+    """The three parts of a data set; a validation part is optional, and dense, since each epoch measures all of it."""
+
+    train: Dataset | LazyDataset
+    validation: Dataset | None
+    test: Dataset | LazyDataset
+    name: str
+
+    def __post_init__(self) -> None:
+        for part, data in (("validation", self.validation), ("test", self.test)):
+            if data is not None and data.num_features != self.train.num_features:
+                raise InputError(
+                    f"the parts must have the same features: training has {self.train.num_features}, "
+                    f"{part} has {data.num_features}"
+                )
+
+    def binarized(self, mode: str, seed: int = 0) -> Splits:
+        """Return the parts with binary pixels.
+
+        Args:
+            mode: ``none``: as they are. ``dynamic``: training data drawn anew every epoch, validation and
+                test drawn once. ``static``: all drawn once.
+            seed: Of the pixels that are drawn once.
+        """
+        if mode not in BINARIZE_MODES:
+            raise unknown_name("binarization", mode, BINARIZE_MODES)
+        if mode == "none":
+            return self
+        if not isinstance(self.train, Dataset) or not isinstance(self.test, Dataset):
+            raise InputError(f"'binarize' = '{mode}' is for pixels, got data that are dense only in the batch")
+        dynamic = mode == "dynamic"
+        train = self.train.dynamically_binarized() if dynamic else self.train.binarized(seed, part=0)
+        validation = None if self.validation is None else self.validation.binarized(seed, part=1)
+        return replace(self, train=train, validation=validation, test=self.test.binarized(seed, part=2))

@@ -5,25 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError, check_finite, unknown_name
-from pyro_bvae.datasets.streams import (
-    FIXED_PIXEL_STREAM,
-    ORDER_STREAM,
-    PIXEL_STREAM,
-    stream_generator,
-)
-
-if TYPE_CHECKING:
-    from pyro_bvae.datasets.lazy import LazyDataset
-
-BINARIZE_MODES = ("none", "dynamic", "static")
+from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.datasets.seeds import FIXED_PIXEL_STREAM, ORDER_STREAM, PIXEL_STREAM, stream_generator
 
 Index = slice | Tensor | Sequence[int] | np.ndarray
 
@@ -164,43 +153,6 @@ class Dataset:
     def dynamically_binarized(self) -> Dataset:
         """Return the data with pixels to be drawn anew in every epoch of :meth:`batches`."""
         return replace(self, stochastic_binarization=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Splits:
-    """The three parts of a data set; a validation part is optional, and dense, since each epoch measures all of it."""
-
-    train: Dataset | LazyDataset
-    validation: Dataset | None
-    test: Dataset | LazyDataset
-    name: str
-
-    def __post_init__(self) -> None:
-        for part, data in (("validation", self.validation), ("test", self.test)):
-            if data is not None and data.num_features != self.train.num_features:
-                raise InputError(
-                    f"the parts must have the same features: training has {self.train.num_features}, "
-                    f"{part} has {data.num_features}"
-                )
-
-    def binarized(self, mode: str, seed: int = 0) -> Splits:
-        """Return the parts with binary pixels.
-
-        Args:
-            mode: ``none``: as they are. ``dynamic``: training data drawn anew every epoch, validation and
-                test drawn once. ``static``: all drawn once.
-            seed: Of the pixels that are drawn once.
-        """
-        if mode not in BINARIZE_MODES:
-            raise unknown_name("binarization", mode, BINARIZE_MODES)
-        if mode == "none":
-            return self
-        if not isinstance(self.train, Dataset) or not isinstance(self.test, Dataset):
-            raise InputError(f"'binarize' = '{mode}' is for pixels, got data that are dense only in the batch")
-        dynamic = mode == "dynamic"
-        train = self.train.dynamically_binarized() if dynamic else self.train.binarized(seed, part=0)
-        validation = None if self.validation is None else self.validation.binarized(seed, part=1)
-        return replace(self, train=train, validation=validation, test=self.test.binarized(seed, part=2))
 
 
 def _check_x(x: Tensor, missing: bool) -> None:

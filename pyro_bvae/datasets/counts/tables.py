@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pyro_bvae.core.errors import InputError, unknown_name
-from pyro_bvae.datasets.counts import check_counts
+from pyro_bvae.datasets.counts.checks import check_counts
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -1,0 +1,1 @@
+"""Counts: their checks, AnnData files, and simulated ones."""

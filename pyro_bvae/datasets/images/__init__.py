@@ -1,0 +1,1 @@
+"""Images that are generated, or that torchvision reads."""

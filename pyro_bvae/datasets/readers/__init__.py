@@ -1,0 +1,1 @@
+"""Readers of a person's own files."""
