@@ -25,11 +25,11 @@ from pyro_bvae.evaluation import (
     chains,
 )
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.gradients import check_differentiable
 from pyro_bvae.evaluation.hamiltonian import Path, evaluate_path, move
-from pyro_bvae.evaluation.program import program
 from pyro_bvae.evaluation.schedule import find_plan
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.program.differentiability import check_differentiable
+from pyro_bvae.program.program import program
 
 Pair = tuple[Callable[..., None], Callable[..., None]]
 one = torch.ones((), dtype=torch.double)

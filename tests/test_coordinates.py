@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.coordinates import Coordinates
-from pyro_bvae.evaluation.program import Program, program
+from pyro_bvae.program.coordinates import Coordinates
+from pyro_bvae.program.program import Program, program
 
 N = 4
 one = torch.ones((), dtype=torch.double)

@@ -16,9 +16,9 @@ from pyro_bvae.datasets import (
     SpriteTable,
     registry,
     render_sprites,
+    sprites,
 )
 from pyro_bvae.datasets.factors.space import level_correlation
-from pyro_bvae.datasets.images import sprite_renderer as sprites
 from pyro_bvae.datasets.images import sprite_styles as sprite_looks
 from pyro_bvae.datasets.images.sprite_renderer import _ellipse
 

@@ -12,11 +12,11 @@ from pyro_bvae import BetaVAE, evidence, inference_gaps
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import GuideProposal, RefitSettings
 from pyro_bvae.evaluation.certificates import objective_samples
-from pyro_bvae.evaluation.program import program
 from pyro_bvae.evaluation.refit import local_guide_of, refit
 from pyro_bvae.evaluation.summary import evaluate
 from pyro_bvae.oracle import ExactGaps, LinearGaussian
 from pyro_bvae.posteriors import LocalNormalPosterior
+from pyro_bvae.program.program import program
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_gaps_one_particle_at_a_time_are_the_same(linear: LinearGaussian, monkey
     vae = linear.amortized_vae(1.0, 0.9, 1.2)
     settings = RefitSettings(steps_per_round=20, num_plateaus=2, num_particles=4, check_particles=32)
     together = inference_gaps(vae.model, vae.guide, x, num_samples=300, settings=settings)
-    monkeypatch.setattr("pyro_bvae.evaluation.program.Program._is_vectorized", lambda self: False)
+    monkeypatch.setattr("pyro_bvae.program.program.Program._is_vectorized", lambda self: False)
     with pytest.warns(UserWarning, match="one particle at a time"):
         singly = inference_gaps(vae.model, vae.guide, x, num_samples=300, settings=settings)
     assert abs(together.evidence.value - singly.evidence.value) < 5 * together.evidence.monte_carlo_error

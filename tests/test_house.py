@@ -17,6 +17,7 @@ FLOORS = [
     (
         "core",
         "compilation",
+        "program",
         "distributions",
     ),
     ("networks", "priors", "likelihoods", "posteriors", "datasets"),

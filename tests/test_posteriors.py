@@ -26,7 +26,6 @@ from pyro_bvae.distributions import (
     NormalMixture,
 )
 from pyro_bvae.evaluation import DefensiveProposal, HeavyTailedProposal, RefitSettings, bound, kl_per_dimension
-from pyro_bvae.evaluation.program import program
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.posteriors import (
@@ -36,6 +35,7 @@ from pyro_bvae.posteriors import (
     MixturePosterior,
     NormalPosterior,
 )
+from pyro_bvae.program.program import program
 from pyro_bvae.training import IWELBO
 
 D, N = 6, 4

@@ -16,13 +16,13 @@ from torch import Tensor
 from pyro_bvae import BetaVAE, Context, Decoder, elbo, evidence, inference_gaps
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import bound, decompose_kl
-from pyro_bvae.evaluation.coordinates import Coordinates
-from pyro_bvae.evaluation.program import program
-from pyro_bvae.evaluation.supports import inside, is_unbounded, log_density
 from pyro_bvae.likelihoods import PoissonLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.program.coordinates import Coordinates
+from pyro_bvae.program.program import program
+from pyro_bvae.program.supports import inside, is_unbounded, log_density
 
 X = torch.tensor([-1.3, -0.2, 0.4, 1.1, 2.0], dtype=torch.double)
 ZERO = torch.zeros_like(X)

@@ -21,9 +21,9 @@ from pyro_bvae.evaluation import (
     RefitProposal,
     RefitSettings,
 )
-from pyro_bvae.evaluation.program import program
 from pyro_bvae.evaluation.proposals import Proposal
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.program.program import program
 
 # Enough for the best diagonal guide of a program this small.
 QUICK = RefitSettings(num_particles=8, steps_per_round=25, max_rounds=8, num_plateaus=2, check_particles=64)

@@ -19,9 +19,9 @@ from pyro_bvae.evaluation import RefitSettings
 from pyro_bvae.evaluation.curvature import Target, noises
 from pyro_bvae.evaluation.local_guides import local_guide_of
 from pyro_bvae.evaluation.modes import find_modes
-from pyro_bvae.evaluation.program import program
 from pyro_bvae.evaluation.refit import Refit, refit
 from pyro_bvae.posteriors import LocalTransformedPosterior, local_posterior
+from pyro_bvae.program.program import program
 
 QUICK = RefitSettings(num_particles=8, steps_per_round=20, max_rounds=8, num_plateaus=3, check_particles=64)
 # A descent that never gets off the ground, from the encoder's answer alone.

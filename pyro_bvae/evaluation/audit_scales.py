@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.evaluation.audit_views import Finding, View
-from pyro_bvae.evaluation.sites import Site, samples
+from pyro_bvae.program.sites import Site, samples
 
 
 def own_scale(site: Site) -> Tensor:

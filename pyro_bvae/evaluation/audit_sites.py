@@ -12,8 +12,8 @@ from torch import Tensor
 
 from pyro_bvae.evaluation.audit_scales import mask_of
 from pyro_bvae.evaluation.audit_views import Finding, View
-from pyro_bvae.evaluation.sites import Site, samples
-from pyro_bvae.evaluation.supports import inside, is_angle
+from pyro_bvae.program.sites import Site, samples
+from pyro_bvae.program.supports import inside, is_angle
 
 _MISMATCH = re.compile(r"Shape mismatch inside plate\('(.+?)'\) at site (.+?) dim (-\d+), (\d+) vs (\d+)")
 

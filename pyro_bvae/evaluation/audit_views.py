@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_bvae.core.module_modes import modules_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.evaluation.sites import Site, Sites, samples
+from pyro_bvae.program.sites import Site, Sites, samples
 
 Function = Callable[..., Any]
 

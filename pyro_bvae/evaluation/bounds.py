@@ -14,9 +14,9 @@ from tqdm import tqdm
 from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
-from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.psis import has_reliable_mean
-from pyro_bvae.evaluation.sites import Site, mean_of, product_base, site_of
+from pyro_bvae.program.program import Function, Program, program
+from pyro_bvae.program.sites import Site, mean_of, product_base, site_of
 
 #: A latent is active when the variance of its posterior mean over the data is above this (Burda et al. 2016).
 ACTIVE_VARIANCE = 0.01

@@ -10,9 +10,9 @@ from torch.distributions import kl_divergence
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import modules_of
-from pyro_bvae.evaluation.densities import Values
-from pyro_bvae.evaluation.program import Program
-from pyro_bvae.evaluation.sites import Site, mean_of, product_base
+from pyro_bvae.program.densities import Values
+from pyro_bvae.program.program import Program
+from pyro_bvae.program.sites import Site, mean_of, product_base
 
 # Ways to split the features in two halves.
 _SPLITS = 4

@@ -11,9 +11,9 @@ from torch import Tensor
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import REFIT_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.collapse_latents import Latents
-from pyro_bvae.evaluation.densities import Draw
-from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings, refit
+from pyro_bvae.program.densities import Draw
+from pyro_bvae.program.program import Function, Program
 
 # Far from any optimum, as a lagging encoder is, few steps tell; nothing is certified.
 _SETTINGS = RefitSettings(

@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from pyro_bvae.compilation.compiled_function import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.core.module_modes import modules_of
-from pyro_bvae.evaluation.densities import Values
+from pyro_bvae.program.densities import Values
 
 if TYPE_CHECKING:
-    from pyro_bvae.evaluation.program import Program
+    from pyro_bvae.program.program import Program
 
 #: Rows (particles times data) of a pass, and numbers in its widest site, on a CPU: no Python holds it up, so that it
 #: may be so small that what it makes stays in the cache.

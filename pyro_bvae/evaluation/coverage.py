@@ -20,7 +20,7 @@ from pyro_bvae.evaluation.coverage_tests import EnergyTest, dimension_tests, ene
 from pyro_bvae.evaluation.importance import check_num_samples
 from pyro_bvae.evaluation.information_aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
 from pyro_bvae.evaluation.information_draws import LatentDraws, check_densities, check_one_latent, draw_latents
-from pyro_bvae.evaluation.program import Function, Program, program
+from pyro_bvae.program.program import Function, Program, program
 
 # Rows of either kind that the energy test looks at: its time grows with their square.
 _MOST_TESTED = 1000

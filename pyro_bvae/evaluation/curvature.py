@@ -15,8 +15,8 @@ import torch
 from scipy.stats import chi2
 from torch import Tensor
 
-from pyro_bvae.evaluation.coordinates import Coordinates
-from pyro_bvae.evaluation.program import Function, Program
+from pyro_bvae.program.coordinates import Coordinates
+from pyro_bvae.program.program import Function, Program
 
 #: More coordinates than these are taken as uncorrelated; rows that are evaluated at a time.
 MOST_CORRELATED, ROWS = 64, 16_384

@@ -18,11 +18,11 @@ from pyro_bvae.evaluation.importance import Weights, sample_weights
 from pyro_bvae.evaluation.local_guides import Family, JointLocalGuide
 from pyro_bvae.evaluation.mode_guides import mode_guides
 from pyro_bvae.evaluation.modes import Modes, find_modes
-from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.proposals import TAIL_SHARE, Component
 from pyro_bvae.evaluation.psis import has_reliable_mean
 from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, is_better, refit, says_its_density
 from pyro_bvae.evaluation.tails import robust_guide
+from pyro_bvae.program.program import Function, Program
 
 
 class GapBlock(NamedTuple):

@@ -19,9 +19,9 @@ from pyro_bvae.evaluation.evidence_blocks import join_evidence
 from pyro_bvae.evaluation.gap_blocks import Request, gap_block
 from pyro_bvae.evaluation.importance import check_num_samples, data_bar, stream_blocks
 from pyro_bvae.evaluation.local_guides import family_of
-from pyro_bvae.evaluation.program import Function, program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings
 from pyro_bvae.evaluation.verdict import verdict
+from pyro_bvae.program.program import Function, program
 
 
 @dataclass(frozen=True, eq=False)

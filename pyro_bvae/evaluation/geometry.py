@@ -27,7 +27,7 @@ from pyro_bvae.core.seeds import CHOICE_STREAM, seeded
 from pyro_bvae.distributions import PoissonCounts
 from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.sites import unwrapped
+from pyro_bvae.program.sites import unwrapped
 
 # From p(x|z) with batch shape (N,) to (N, D).
 View = Callable[[Any], Tensor]

@@ -23,12 +23,12 @@ from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
 from pyro_bvae.evaluation.averages import Averaging, error_of_mean, plain
 from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
-from pyro_bvae.evaluation.densities import Densities, Draw, Values
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.evidence_blocks import EvidenceBlock, join_evidence
-from pyro_bvae.evaluation.program import Function, Program, program
 from pyro_bvae.evaluation.proposals import Component, Proposal, RobustProposal
 from pyro_bvae.evaluation.psis import has_reliable_mean
+from pyro_bvae.program.densities import Densities, Draw, Values
+from pyro_bvae.program.program import Function, Program, program
 
 # Rows (particles times data) that one pass of the model takes at most, and numbers in its widest site: enough to hide
 # the time Python takes to set a pass up, and little memory. The guide, which is narrower, goes some passes ahead.

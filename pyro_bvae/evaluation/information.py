@@ -24,7 +24,7 @@ from pyro_bvae.evaluation.information_draws import (
     draw_latents,
     why_not_product,
 )
-from pyro_bvae.evaluation.program import Function, Program, program
+from pyro_bvae.program.program import Function, Program, program
 
 # Draws of all data together, at least: of fewer the spread does not tell the error.
 _LEAST_DRAWS = 4000

@@ -18,8 +18,8 @@ from tqdm import tqdm
 from pyro_bvae.core.precision import fast_products, full_precision
 from pyro_bvae.distributions import LowRankNormal
 from pyro_bvae.evaluation.importance import stream_blocks
-from pyro_bvae.evaluation.program import Program
-from pyro_bvae.evaluation.sites import Site, product_base, unwrapped
+from pyro_bvae.program.program import Program
+from pyro_bvae.program.sites import Site, product_base, unwrapped
 
 # Points and posteriors that meet at once: a tile stays in a processor's cache, and fills a GPU.
 _ON_CPU, _ON_CUDA = (256, 2048), (4096, 16_384)

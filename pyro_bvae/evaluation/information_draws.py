@@ -12,8 +12,8 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.bounds import latent_distributions
 from pyro_bvae.evaluation.importance import data_bar, stream_blocks
 from pyro_bvae.evaluation.information_aggregate import Normals, is_diagonal, normal_marginals
-from pyro_bvae.evaluation.program import Program
-from pyro_bvae.evaluation.sites import is_delta, product_base
+from pyro_bvae.program.program import Program
+from pyro_bvae.program.sites import is_delta, product_base
 
 
 class LatentDraws(NamedTuple):

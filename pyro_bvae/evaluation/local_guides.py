@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError, unknown_name
-from pyro_bvae.evaluation.coordinates import Coordinates
-from pyro_bvae.evaluation.densities import Values
-from pyro_bvae.evaluation.program import Function, Program
-from pyro_bvae.evaluation.sites import Site, Sites
 from pyro_bvae.posteriors import LocalFlowPosterior, LocalFullRankPosterior, local_posterior
+from pyro_bvae.program.coordinates import Coordinates
+from pyro_bvae.program.densities import Values
+from pyro_bvae.program.program import Function, Program
+from pyro_bvae.program.sites import Site, Sites
 
 # From means (B, d) and Cholesky factors (B, d, d) to a family with free parameters that starts there.
 Family = Callable[[Tensor, Tensor], nn.Module]

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import seeded
-from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.curvature import (
     MOST_CORRELATED,
     ROWS,
@@ -28,7 +27,8 @@ from pyro_bvae.evaluation.curvature import (
     pull,
     push,
 )
-from pyro_bvae.evaluation.program import Program
+from pyro_bvae.program.coordinates import Coordinates
+from pyro_bvae.program.program import Program
 
 # Draws of prior and guide behind their places and scales, and other data's codes that are tried.
 _DRAWS, _CODES = 128, 16

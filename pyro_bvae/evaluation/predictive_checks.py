@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
-from pyro_bvae.evaluation.draws import draw_groups
-from pyro_bvae.evaluation.program import Function, program
+from pyro_bvae.program.predictive import draw_groups
+from pyro_bvae.program.program import Function, program
 
 
 class Statistic(NamedTuple):

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings, refit, says_its_density
 from pyro_bvae.evaluation.tails import HeavierTails, StudentTails, robust_guide, scores_prior_draws
+from pyro_bvae.program.program import Function, Program
 
 #: Part of a guide's draws that its tails make, by default.
 TAIL_SHARE = 0.3

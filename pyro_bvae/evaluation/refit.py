@@ -25,12 +25,12 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.certificates import certify, gradients_of
 from pyro_bvae.evaluation.curvature import newton_gain, noises
-from pyro_bvae.evaluation.gradients import check_differentiable
 from pyro_bvae.evaluation.local_guides import JointLocalGuide, LocalGuide, local_guide_of
 from pyro_bvae.evaluation.modes import Modes, find_modes
-from pyro_bvae.evaluation.program import Function, Program
 from pyro_bvae.evaluation.refit_settings import RefitSettings
-from pyro_bvae.evaluation.sites import is_delta, samples
+from pyro_bvae.program.differentiability import check_differentiable
+from pyro_bvae.program.program import Function, Program
+from pyro_bvae.program.sites import is_delta, samples
 
 LocalGuideFactory = Callable[..., nn.Module]
 

@@ -16,7 +16,7 @@ from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate, both_reliabl
 from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
 from pyro_bvae.evaluation.importance import evidence
 from pyro_bvae.evaluation.local_guides import family_of
-from pyro_bvae.evaluation.program import Function
+from pyro_bvae.program.program import Function
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import AutoregressiveNormal, LowRankNormal, NormalMixture
 from pyro_bvae.distributions.tailed_normal import TailedNormal
 from pyro_bvae.evaluation.local_guides import PathGradient
-from pyro_bvae.evaluation.program import Function, Program
-from pyro_bvae.evaluation.sites import is_delta, samples, unwrapped
+from pyro_bvae.program.program import Function, Program
+from pyro_bvae.program.sites import is_delta, samples, unwrapped
 
 # From a normal (``Normal``, one with ``to_event``, or a multivariate one) to a wider distribution.
 Tails = Callable[[Any], Any]

@@ -16,8 +16,8 @@ from torch import Tensor
 from pyro_bvae.evaluation.annealing import annealed_evidence
 from pyro_bvae.evaluation.gaps import inference_gaps
 from pyro_bvae.evaluation.importance import elbo, evidence
-from pyro_bvae.evaluation.program import Function
 from pyro_bvae.evaluation.schedule import AnnealingSettings
+from pyro_bvae.program.program import Function
 
 _NUM_DATA = 8
 _PRIOR_SCALE = 3.0

@@ -14,7 +14,7 @@ from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.sites import Site, check_sites, find_latents, find_plate, is_delta, samples
+from pyro_bvae.program.sites import Site, check_sites, find_latents, find_plate, is_delta, samples
 from pyro_bvae.training.objectives import log_density, subsample_scale
 
 Function = Callable[..., Any]

@@ -23,13 +23,13 @@ from pyro_bvae.core.module_modes import evaluating, frozen
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.seeds import ANNEALING_STREAM, SAMPLE_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.geometry import rows_of
-from pyro_bvae.evaluation.gradients import check_differentiable
 from pyro_bvae.evaluation.hamiltonian import Path, State, evaluate_path, move
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import opened_problem, path_of, start_vectors
-from pyro_bvae.evaluation.program import Program
+from pyro_bvae.program.coordinates import Coordinates
+from pyro_bvae.program.differentiability import check_differentiable
+from pyro_bvae.program.program import Program
 
 # Pyro's own diagnostics of a chain, among them its divergences, take no fewer draws.
 _LEAST_DRAWS = 4

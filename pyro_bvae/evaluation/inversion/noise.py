@@ -25,7 +25,7 @@ from pyro_bvae.distributions import (
     ZeroInflatedNegativeBinomialCounts,
 )
 from pyro_bvae.evaluation.inversion.operators import LinearOperator
-from pyro_bvae.evaluation.sites import unwrapped
+from pyro_bvae.program.sites import unwrapped
 
 # The site of a scale that is inferred.
 NOISE_SITE = "noise_scale"

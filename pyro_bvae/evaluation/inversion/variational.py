@@ -12,14 +12,14 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import REFIT_STREAM, seeded
-from pyro_bvae.evaluation.coordinates import Coordinates
 from pyro_bvae.evaluation.hamiltonian import Path
 from pyro_bvae.evaluation.inversion.methods import Draws, check_counts, opened_for
 from pyro_bvae.evaluation.inversion.mixture import Mixture, Weighted, num_prior_draws, resampled, weigh
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import path_of, prior_vectors, start_vectors
-from pyro_bvae.evaluation.program import Program
 from pyro_bvae.evaluation.psis import pareto_k
+from pyro_bvae.program.coordinates import Coordinates
+from pyro_bvae.program.program import Program
 
 # Weights with a heavier tail, or mass where a fit has next to none, make draws of the fit none of the posterior.
 _MOST_PARETO_K, _MOST_OUTSIDE, _OUTSIDE = 0.7, 0.02, 20.0

@@ -13,9 +13,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
-from pyro_bvae.evaluation.densities import Values
-from pyro_bvae.evaluation.program import Function, Program
-from pyro_bvae.evaluation.sites import Site, Sites, samples
+from pyro_bvae.program.densities import Values
+from pyro_bvae.program.program import Function, Program
+from pyro_bvae.program.sites import Site, Sites, samples
 
 # Data that are drawn for together, and rows (draws times data) that one pass decodes.
 _MOST_DATA, _ROWS = 512, 8192

@@ -6,7 +6,7 @@ import torch
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.evaluation.program import Program
+from pyro_bvae.program.program import Program
 
 
 def check_differentiable(opened: Program) -> None:

@@ -12,8 +12,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.evaluation.sites import Site, Sites, is_delta, samples
-from pyro_bvae.evaluation.supports import bijection_of, support_of
+from pyro_bvae.program.sites import Site, Sites, is_delta, samples
+from pyro_bvae.program.supports import bijection_of, support_of
 
 # Nats by which a density may change from a number to the next that its precision knows.
 _RESOLVED = 1.0

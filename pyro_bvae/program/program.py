@@ -23,10 +23,10 @@ from pyro_bvae.core.module_modes import evaluating, owner
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products, full_precision
 from pyro_bvae.core.seeds import PROBE_STREAM, PROGRAM_STREAM, seeded
-from pyro_bvae.evaluation.arguments import check_in_parts, take, tensors
-from pyro_bvae.evaluation.densities import Densities, Draw, Values, is_close, stack
-from pyro_bvae.evaluation.program_checks import check_faults, check_rows, outside_priors, score, varying_sites
-from pyro_bvae.evaluation.sites import (
+from pyro_bvae.program.arguments import check_in_parts, take, tensors
+from pyro_bvae.program.checks import check_faults, check_rows, outside_priors, score, varying_sites
+from pyro_bvae.program.densities import Densities, Draw, Values, is_close, stack
+from pyro_bvae.program.sites import (
     Site,
     Sites,
     check_batches,
@@ -38,7 +38,7 @@ from pyro_bvae.evaluation.sites import (
     replayable,
     samples,
 )
-from pyro_bvae.evaluation.supports import is_unbounded, log_density
+from pyro_bvae.program.supports import is_unbounded, log_density
 
 Function = Callable[..., Any]
 

@@ -18,9 +18,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.evaluation.faults import Fault, drawn_by, latents_of, points
-from pyro_bvae.evaluation.sites import Site, Sites, is_delta, samples
-from pyro_bvae.evaluation.supports import bijection_of, support_of
+from pyro_bvae.program.faults import Fault, drawn_by, latents_of, points
+from pyro_bvae.program.sites import Site, Sites, is_delta, samples
+from pyro_bvae.program.supports import bijection_of, support_of
 
 Run = Callable[[Callable[..., Any]], Any]
 

@@ -12,9 +12,9 @@ from torch.utils._pytree import tree_map
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import seeded
-from pyro_bvae.evaluation.densities import Values
-from pyro_bvae.evaluation.program import Program
-from pyro_bvae.evaluation.sites import Sites, samples
+from pyro_bvae.program.densities import Values
+from pyro_bvae.program.program import Program
+from pyro_bvae.program.sites import Sites, samples
 
 
 class Simulated(NamedTuple):

@@ -15,10 +15,10 @@ from torch.distributions import ComposeTransform, IndependentTransform, Transfor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.evaluation.densities import Values
-from pyro_bvae.evaluation.program import Program
-from pyro_bvae.evaluation.sites import Site
-from pyro_bvae.evaluation.supports import bijection_of, support_of
+from pyro_bvae.program.densities import Values
+from pyro_bvae.program.program import Program
+from pyro_bvae.program.sites import Site
+from pyro_bvae.program.supports import bijection_of, support_of
 
 
 class _Place(NamedTuple):

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.evaluation.auxiliary import noise_faults
-from pyro_bvae.evaluation.faults import broadcasts, observed_draws, plain_points
-from pyro_bvae.evaluation.sites import Site, samples
-from pyro_bvae.evaluation.supports import bounds, declares_its_support, inside, is_angle, is_unbounded, support_of
+from pyro_bvae.program.auxiliary import noise_faults
+from pyro_bvae.program.faults import broadcasts, observed_draws, plain_points
+from pyro_bvae.program.sites import Site, samples
+from pyro_bvae.program.supports import bounds, declares_its_support, inside, is_angle, is_unbounded, support_of
 
 if TYPE_CHECKING:
-    from pyro_bvae.evaluation.program import Program
+    from pyro_bvae.program.program import Program
 
 # Numbers of the widest site, over data, that one pass of the check of all rows takes at most, and data.
 _NUMBERS, _MOST_DATA = 4_000_000, 4096
