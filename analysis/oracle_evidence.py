@@ -31,9 +31,9 @@ from pyro_bvae.evaluation import (
     HeavyTailedProposal,
     RefitProposal,
     annealed_evidence,
-    averages,
     bidirectional_evidence,
 )
+from pyro_bvae.evaluation.marginal import averages
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.vae import BetaVAE
 

@@ -16,17 +16,11 @@ from tqdm import tqdm
 
 from pyro_bvae import BetaVAE, inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import (
-    AnnealingSettings,
-    Sandwich,
-    annealed_evidence,
-    annealing,
-    bidirectional_evidence,
-    chains,
-)
+from pyro_bvae.evaluation import AnnealingSettings, Sandwich, annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.hamiltonian import Path, evaluate_path, move
-from pyro_bvae.evaluation.schedule import find_plan
+from pyro_bvae.evaluation.marginal import annealing, chains
+from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, move
+from pyro_bvae.evaluation.marginal.temperatures import find_plan
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.program.differentiability import check_differentiable
 from pyro_bvae.program.program import program

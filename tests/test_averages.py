@@ -9,9 +9,10 @@ from torch import Tensor
 
 from pyro_bvae import evidence
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Estimate, averages
+from pyro_bvae.evaluation import Estimate
 from pyro_bvae.evaluation.estimate import pareto_k_limit
-from pyro_bvae.evaluation.evidence_blocks import EvidenceBlock, join_evidence
+from pyro_bvae.evaluation.marginal import averages
+from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock, join_evidence
 from pyro_bvae.oracle import LinearGaussian
 
 

@@ -21,7 +21,7 @@ from pyro_bvae.evaluation import (
     RefitProposal,
     RefitSettings,
 )
-from pyro_bvae.evaluation.proposals import Proposal
+from pyro_bvae.evaluation.marginal.proposals import Proposal
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.program.program import program
 

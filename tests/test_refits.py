@@ -16,10 +16,10 @@ from torch import Tensor
 from pyro_bvae import inference_gaps
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import RefitSettings
-from pyro_bvae.evaluation.curvature import Target, noises
-from pyro_bvae.evaluation.local_guides import local_guide_of
-from pyro_bvae.evaluation.modes import find_modes
-from pyro_bvae.evaluation.refit import Refit, refit
+from pyro_bvae.evaluation.refit.curvature import Target, noises
+from pyro_bvae.evaluation.refit.local_guides import local_guide_of
+from pyro_bvae.evaluation.refit.modes import find_modes
+from pyro_bvae.evaluation.refit.optimisation import Refit, refit
 from pyro_bvae.posteriors import LocalTransformedPosterior, local_posterior
 from pyro_bvae.program.program import program
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, evidence
 from pyro_bvae.distributions import DiagonalNormal, GreyBernoulli, Pixels
-from pyro_bvae.evaluation import importance
+from pyro_bvae.evaluation.marginal import importance
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

@@ -15,8 +15,8 @@ from pyro_bvae.distributions import DiagonalNormal, FullRankNormal, LowRankNorma
 from pyro_bvae.distributions.tailed_normal import TailedNormal
 from pyro_bvae.evaluation import Estimate, GuideProposal, RefitProposal, RefitSettings, RobustProposal, bound
 from pyro_bvae.evaluation.estimate import both_reliable
-from pyro_bvae.evaluation.psis import has_reliable_mean
-from pyro_bvae.evaluation.tails import robust_guide, scores_prior_draws
+from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
+from pyro_bvae.evaluation.marginal.tails import robust_guide, scores_prior_draws
 from pyro_bvae.program.program import program
 
 Program = tuple[Callable[[Tensor], None], Callable[[Tensor], None]]

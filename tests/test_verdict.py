@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pyro_bvae.evaluation import Estimate
-from pyro_bvae.evaluation.verdict import verdict
+from pyro_bvae.evaluation.gaps.result import verdict
 
 
 def estimate(value, error=0.01, untrusted=0):

@@ -11,7 +11,8 @@ import torch
 
 from pyro_bvae import cli
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Estimate, averages, verification, verification_traps
+from pyro_bvae.evaluation import Estimate, verification, verification_traps
+from pyro_bvae.evaluation.marginal import averages
 from pyro_bvae.evaluation.verification import Check, verify
 from pyro_bvae.priors import NormalPrior
 

@@ -39,7 +39,14 @@ from benchmarks.common import (
     write,
 )
 from pyro_bvae import BetaVAE, evidence
-from pyro_bvae.evaluation.averages import Average, Averaging, error_of_mean, log_mean_exp, normalized_weights, plain
+from pyro_bvae.evaluation.marginal.averages import (
+    Average,
+    Averaging,
+    error_of_mean,
+    log_mean_exp,
+    normalized_weights,
+    plain,
+)
 
 NUM_SAMPLES = 5000
 FLOOR, OURS, WITH_PSIS = "decoder's matrix products", "pyro_bvae, without Pareto k", "pyro_bvae"

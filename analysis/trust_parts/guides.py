@@ -23,9 +23,9 @@ from pyro_bvae.evaluation import (
     RefitProposal,
     RefitSettings,
     RobustProposal,
-    averages,
 )
-from pyro_bvae.evaluation.averages import Average
+from pyro_bvae.evaluation.marginal import averages
+from pyro_bvae.evaluation.marginal.averages import Average
 
 PRIOR_SCALE, DEGREES = 10.0, 5.0
 RATIOS, SHIFTS = (0.3, 0.5, 0.7, 0.8, 1.0, 1.25, 1.5), (0.0, 1.0, 2.0, 3.0)

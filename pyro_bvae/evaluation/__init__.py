@@ -1,9 +1,7 @@
 """Measuring: the bound, the evidence, the gaps between them, and the latents."""
 
-from pyro_bvae.evaluation import averages, disentanglement
-from pyro_bvae.evaluation.annealing import Sandwich, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation import disentanglement
 from pyro_bvae.evaluation.audit import Audit, Finding, audit
-from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound, kl_per_dimension
 from pyro_bvae.evaluation.collapse import Diagnosis, diagnose
 from pyro_bvae.evaluation.collapse_causes import Cause, LatentDiagnosis
 from pyro_bvae.evaluation.collapse_words import CollapseFinding
@@ -11,10 +9,10 @@ from pyro_bvae.evaluation.coverage import Coverage, Mass, coverage, log_aggregat
 from pyro_bvae.evaluation.coverage_tests import EnergyTest, energy_test
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.export import to_arviz, write_arviz
-from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
+from pyro_bvae.evaluation.gaps.measure import inference_gaps
+from pyro_bvae.evaluation.gaps.result import InferenceGaps
 from pyro_bvae.evaluation.geodesics import Geodesic, geodesic
 from pyro_bvae.evaluation.geometry import DecoderGeometry, RotationTest, decoder_geometry, decoder_jacobian, fisher_rao
-from pyro_bvae.evaluation.importance import elbo, evidence
 from pyro_bvae.evaluation.information import KLDecomposition, decompose_kl
 from pyro_bvae.evaluation.information_latents import LatentReading, read_latents
 from pyro_bvae.evaluation.inversion import (
@@ -44,20 +42,24 @@ from pyro_bvae.evaluation.inversion import (
     invert,
 )
 from pyro_bvae.evaluation.joined import join_estimates, join_evaluations
-from pyro_bvae.evaluation.predictive_checks import CountChecks, Statistic, count_checks
-from pyro_bvae.evaluation.proposals import (
+from pyro_bvae.evaluation.marginal import averages
+from pyro_bvae.evaluation.marginal.annealing import Sandwich, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension, bound, kl_per_dimension
+from pyro_bvae.evaluation.marginal.importance import elbo, evidence
+from pyro_bvae.evaluation.marginal.proposals import (
     DefensiveProposal,
     GuideProposal,
     HeavyTailedProposal,
     RefitProposal,
     RobustProposal,
 )
+from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings
+from pyro_bvae.evaluation.predictive_checks import CountChecks, Statistic, count_checks
 from pyro_bvae.evaluation.rate_distortion import CurvePoint, RateDistortion, Slope, rate_distortion
-from pyro_bvae.evaluation.refit import RefitSettings
+from pyro_bvae.evaluation.refit.optimisation import RefitSettings
 from pyro_bvae.evaluation.sample_features import LabelClassifier, PrincipalFeatures
 from pyro_bvae.evaluation.sample_quality import LabelQuality, SampleQuality, SampleScore, sample_quality
 from pyro_bvae.evaluation.sample_scores import two_sample_test
-from pyro_bvae.evaluation.schedule import AnnealingSettings
 from pyro_bvae.evaluation.summary import Evaluation, evaluate
 from pyro_bvae.evaluation.verification import Check, verify
 

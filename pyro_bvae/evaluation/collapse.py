@@ -25,7 +25,7 @@ from pyro_bvae.evaluation.collapse_latents import Latents, encoder_flow, interac
 from pyro_bvae.evaluation.collapse_refit import LocalAnswer, local_answer
 from pyro_bvae.evaluation.collapse_spectrum import residuals_of, spectrum
 from pyro_bvae.evaluation.collapse_words import CollapseFinding, findings_of, notes_of
-from pyro_bvae.evaluation.refit import LocalGuideFactory
+from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory
 from pyro_bvae.program.program import Program, program
 
 # Data behind what takes a pass of the decoder for each latent, and behind the refit.

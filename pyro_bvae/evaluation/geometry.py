@@ -25,8 +25,8 @@ from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.seeds import CHOICE_STREAM, seeded
 from pyro_bvae.distributions import PoissonCounts
-from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
 from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 from pyro_bvae.program.sites import unwrapped
 
 # From p(x|z) with batch shape (N,) to (N, D).

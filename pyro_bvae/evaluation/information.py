@@ -13,9 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.importance import check_num_samples
 from pyro_bvae.evaluation.information_aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
 from pyro_bvae.evaluation.information_draws import (
     LatentDraws,
@@ -24,6 +22,8 @@ from pyro_bvae.evaluation.information_draws import (
     draw_latents,
     why_not_product,
 )
+from pyro_bvae.evaluation.marginal.averages import error_of_mean
+from pyro_bvae.evaluation.marginal.importance import check_num_samples
 from pyro_bvae.program.program import Function, Program, program
 
 # Draws of all data together, at least: of fewer the spread does not tell the error.

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from pyro_bvae.core.precision import fast_products, full_precision
 from pyro_bvae.distributions import LowRankNormal
-from pyro_bvae.evaluation.importance import stream_blocks
+from pyro_bvae.evaluation.marginal.importance import stream_blocks
 from pyro_bvae.program.program import Program
 from pyro_bvae.program.sites import Site, product_base, unwrapped
 

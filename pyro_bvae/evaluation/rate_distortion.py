@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation.bounds import bound
 from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.marginal.bounds import bound
 
 # Standard errors by which a neighbour may be on the wrong side before a curve is called not monotone, or not convex.
 _ERRORS = 3.0

@@ -11,11 +11,12 @@ import torch
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.bounds import Bound, KLPerDimension, bound, kl_per_dimension
 from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate, both_reliable
-from pyro_bvae.evaluation.gaps import InferenceGaps, inference_gaps
-from pyro_bvae.evaluation.importance import evidence
-from pyro_bvae.evaluation.local_guides import family_of
+from pyro_bvae.evaluation.gaps.measure import inference_gaps
+from pyro_bvae.evaluation.gaps.result import InferenceGaps
+from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension, bound, kl_per_dimension
+from pyro_bvae.evaluation.marginal.importance import evidence
+from pyro_bvae.evaluation.refit.local_guides import family_of
 from pyro_bvae.program.program import Function
 
 

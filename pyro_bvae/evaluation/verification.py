@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import seeded, stream_seed
-from pyro_bvae.evaluation import averages
-from pyro_bvae.evaluation.annealing import annealed_evidence, bidirectional_evidence
-from pyro_bvae.evaluation.bounds import bound
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.gaps import inference_gaps
-from pyro_bvae.evaluation.importance import evidence
-from pyro_bvae.evaluation.proposals import DefensiveProposal, HeavyTailedProposal, RefitProposal
-from pyro_bvae.evaluation.schedule import AnnealingSettings
+from pyro_bvae.evaluation.gaps.measure import inference_gaps
+from pyro_bvae.evaluation.marginal import averages
+from pyro_bvae.evaluation.marginal.annealing import annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation.marginal.bounds import bound
+from pyro_bvae.evaluation.marginal.importance import evidence
+from pyro_bvae.evaluation.marginal.proposals import DefensiveProposal, HeavyTailedProposal, RefitProposal
+from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings
 from pyro_bvae.evaluation.verification_traps import traps
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.vae import BetaVAE

@@ -13,10 +13,10 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.evaluation.annealing import annealed_evidence
-from pyro_bvae.evaluation.gaps import inference_gaps
-from pyro_bvae.evaluation.importance import elbo, evidence
-from pyro_bvae.evaluation.schedule import AnnealingSettings
+from pyro_bvae.evaluation.gaps.measure import inference_gaps
+from pyro_bvae.evaluation.marginal.annealing import annealed_evidence
+from pyro_bvae.evaluation.marginal.importance import elbo, evidence
+from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings
 from pyro_bvae.program.program import Function
 
 _NUM_DATA = 8

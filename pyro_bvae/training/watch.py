@@ -12,7 +12,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
+from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 from pyro_bvae.program.sites import samples
 from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.health import TrainingError, describe_nonfinite

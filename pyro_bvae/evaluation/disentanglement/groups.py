@@ -8,9 +8,9 @@ import numpy as np
 
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, GROUP_STREAM
-from pyro_bvae.evaluation.bounds import ACTIVE_VARIANCE
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
+from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 
 # From training and test data and a generator to the accuracy and the share of each factor's groups that are recognised.
 _Accuracy = Callable[[Paired, Paired, np.random.Generator], Array]

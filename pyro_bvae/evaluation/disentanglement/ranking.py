@@ -14,9 +14,9 @@ from scipy.stats import rankdata
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation.bounds import kl_per_dimension
 from pyro_bvae.evaluation.disentanglement.encoding import encode
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
+from pyro_bvae.evaluation.marginal.bounds import kl_per_dimension
 from pyro_bvae.vae import BetaVAE
 
 # A latent with less KL than this is idle, nats.

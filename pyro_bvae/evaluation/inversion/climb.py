@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.evaluation.hamiltonian import Path
+from pyro_bvae.evaluation.marginal.hmc import Path
 
 # A climb ends where a Newton step would gain less than this many nats; a mode is known where it would gain fewer.
 _LEAST_GAIN, _MOST_GAIN = 1e-3, 0.05

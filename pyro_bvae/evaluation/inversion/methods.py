@@ -24,9 +24,9 @@ from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.seeds import ANNEALING_STREAM, SAMPLE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.geometry import rows_of
-from pyro_bvae.evaluation.hamiltonian import Path, State, evaluate_path, move
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import opened_problem, path_of, start_vectors
+from pyro_bvae.evaluation.marginal.hmc import Path, State, evaluate_path, move
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.differentiability import check_differentiable
 from pyro_bvae.program.program import Program

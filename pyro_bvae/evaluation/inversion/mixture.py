@@ -13,7 +13,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_bvae.evaluation.hamiltonian import Path
+from pyro_bvae.evaluation.marginal.hmc import Path
 
 # The share a of the prior, and the degrees of freedom of the heavy-tailed components.
 PRIOR_SHARE, _DEGREES = 0.05, 5.0

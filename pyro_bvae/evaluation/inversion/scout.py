@@ -18,12 +18,12 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import CHOICE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.hamiltonian import Path
 from pyro_bvae.evaluation.inversion.climb import Modes, find_modes
 from pyro_bvae.evaluation.inversion.mixture import Mixture, num_prior_draws, weigh
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.starts import AggregateStart, EncoderStart, PriorStart, Start, start_chains
-from pyro_bvae.evaluation.psis import pareto_k
+from pyro_bvae.evaluation.marginal.hmc import Path
+from pyro_bvae.evaluation.marginal.psis import pareto_k
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.program import Program, program
 

@@ -12,12 +12,12 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import REFIT_STREAM, seeded
-from pyro_bvae.evaluation.hamiltonian import Path
 from pyro_bvae.evaluation.inversion.methods import Draws, check_counts, opened_for
 from pyro_bvae.evaluation.inversion.mixture import Mixture, Weighted, num_prior_draws, resampled, weigh
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import path_of, prior_vectors, start_vectors
-from pyro_bvae.evaluation.psis import pareto_k
+from pyro_bvae.evaluation.marginal.hmc import Path
+from pyro_bvae.evaluation.marginal.psis import pareto_k
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.program import Program
 

@@ -11,17 +11,24 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.seeds import seeded, stream_seed
-from pyro_bvae.evaluation.averages import error_of_mean, normalized_weights
-from pyro_bvae.evaluation.bounds import BoundBlock, bound_block
-from pyro_bvae.evaluation.evidence_blocks import EvidenceBlock
-from pyro_bvae.evaluation.importance import Weights, sample_weights
-from pyro_bvae.evaluation.local_guides import Family, JointLocalGuide
-from pyro_bvae.evaluation.mode_guides import mode_guides
-from pyro_bvae.evaluation.modes import Modes, find_modes
-from pyro_bvae.evaluation.proposals import TAIL_SHARE, Component
-from pyro_bvae.evaluation.psis import has_reliable_mean
-from pyro_bvae.evaluation.refit import LocalGuideFactory, Refit, RefitSettings, is_better, refit, says_its_density
-from pyro_bvae.evaluation.tails import robust_guide
+from pyro_bvae.evaluation.marginal.averages import error_of_mean, normalized_weights
+from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock
+from pyro_bvae.evaluation.marginal.bounds import BoundBlock, bound_block
+from pyro_bvae.evaluation.marginal.importance import Weights, sample_weights
+from pyro_bvae.evaluation.marginal.proposals import TAIL_SHARE, Component
+from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
+from pyro_bvae.evaluation.marginal.tails import robust_guide
+from pyro_bvae.evaluation.refit.local_guides import Family, JointLocalGuide
+from pyro_bvae.evaluation.refit.mode_guides import mode_guides
+from pyro_bvae.evaluation.refit.modes import Modes, find_modes
+from pyro_bvae.evaluation.refit.optimisation import (
+    LocalGuideFactory,
+    Refit,
+    RefitSettings,
+    is_better,
+    refit,
+    says_its_density,
+)
 from pyro_bvae.program.program import Function, Program
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.distributions import matrix_vector
-from pyro_bvae.evaluation.local_guides import JointLocalGuide
-from pyro_bvae.evaluation.modes import Modes
+from pyro_bvae.evaluation.refit.local_guides import JointLocalGuide
+from pyro_bvae.evaluation.refit.modes import Modes
 from pyro_bvae.program.program import Program
 
 # Degrees of freedom of the draws around a mode: heavier tails than a posterior's under a normal prior.

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.evaluation.averages import Averaging, effective_sample_size, plain
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.psis import has_reliable_weights
+from pyro_bvae.evaluation.marginal.averages import Averaging, effective_sample_size, plain
+from pyro_bvae.evaluation.marginal.psis import has_reliable_weights
 
 # Weights that are averaged at a time: an average takes many times their memory.
 _MOST_AVERAGED = 256_000

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import seeded
-from pyro_bvae.evaluation.curvature import (
+from pyro_bvae.evaluation.refit.curvature import (
     MOST_CORRELATED,
     ROWS,
     Linear,

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import ANNEALING_STREAM, SIMULATION_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation import chains
-from pyro_bvae.evaluation.averages import Average, effective_sample_size
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.hamiltonian import evaluate_path, move
-from pyro_bvae.evaluation.schedule import AnnealingSettings, find_plan
+from pyro_bvae.evaluation.marginal import chains
+from pyro_bvae.evaluation.marginal.averages import Average, effective_sample_size
+from pyro_bvae.evaluation.marginal.hmc import evaluate_path, move
+from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings, find_plan
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.densities import Values
 from pyro_bvae.program.differentiability import check_differentiable

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.seeds import seeded
-from pyro_bvae.evaluation.refit_settings import RefitSettings
+from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.program.program import Function, Program
 
 # Gradients that are averaged for the step of a certificate, and the lengths that are tried: near an optimum, in units

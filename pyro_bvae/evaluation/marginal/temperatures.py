@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.hamiltonian import Path, evaluate_path, move
+from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, move
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ The β-objective of a datum,
 .. math:: \mathbb{E}_q[\log p(x|z)] + \beta \, \mathbb{E}_q[\log p(z) - \log q(z)],
 
 is maximised over free parameters for each datum, for many data at once, from the best of the encoder's own answer and
-the modes that were found from elsewhere (:mod:`~pyro_bvae.evaluation.modes`). Parameters count in units of the present
-scales, which follow the curvature, and not in those of the start. A datum keeps the encoder's answer where the refit
-was worse; a guide of the caller's own (``local_guide``) is taken as it ends.
+the modes that were found from elsewhere (:mod:`~pyro_bvae.evaluation.refit.modes`). Parameters count in units of the
+present scales, which follow the curvature, and not in those of the start. A datum keeps the encoder's answer where the
+refit was worse; a guide of the caller's own (``local_guide``) is taken as it ends.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.certificates import certify, gradients_of
-from pyro_bvae.evaluation.curvature import newton_gain, noises
-from pyro_bvae.evaluation.local_guides import JointLocalGuide, LocalGuide, local_guide_of
-from pyro_bvae.evaluation.modes import Modes, find_modes
-from pyro_bvae.evaluation.refit_settings import RefitSettings
+from pyro_bvae.evaluation.refit.certificates import certify, gradients_of
+from pyro_bvae.evaluation.refit.curvature import newton_gain, noises
+from pyro_bvae.evaluation.refit.local_guides import JointLocalGuide, LocalGuide, local_guide_of
+from pyro_bvae.evaluation.refit.modes import Modes, find_modes
+from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.program.differentiability import check_differentiable
 from pyro_bvae.program.program import Function, Program
 from pyro_bvae.program.sites import is_delta, samples

@@ -21,12 +21,12 @@ from tqdm import tqdm
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
-from pyro_bvae.evaluation.averages import Averaging, error_of_mean, plain
-from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.evidence_blocks import EvidenceBlock, join_evidence
-from pyro_bvae.evaluation.proposals import Component, Proposal, RobustProposal
-from pyro_bvae.evaluation.psis import has_reliable_mean
+from pyro_bvae.evaluation.marginal.averages import Averaging, error_of_mean, plain
+from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock, join_evidence
+from pyro_bvae.evaluation.marginal.compiled_joint import COMPILED_PASS, compiled_joint
+from pyro_bvae.evaluation.marginal.proposals import Component, Proposal, RobustProposal
+from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.program.densities import Densities, Draw, Values
 from pyro_bvae.program.program import Function, Program, program
 
@@ -225,8 +225,8 @@ def evidence(
             :class:`~pyro_bvae.evaluation.RobustProposal`; or a :class:`~pyro_bvae.evaluation.GuideProposal`,
             :class:`~pyro_bvae.evaluation.RefitProposal`, :class:`~pyro_bvae.evaluation.HeavyTailedProposal` or
             :class:`~pyro_bvae.evaluation.DefensiveProposal`. Their refits count in the cost.
-        average: What is made of the weights: :func:`~pyro_bvae.evaluation.averages.plain`, ``pareto_smoothed``, or
-            ``jackknife(1)`` and ``jackknife(2)``, which are no lower bounds.
+        average: What is made of the weights: :func:`~pyro_bvae.evaluation.marginal.averages.plain`,
+            ``pareto_smoothed``, or ``jackknife(1)`` and ``jackknife(2)``, which are no lower bounds.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of the draws; the caller's generators are left alone.
         compile: Whether the model's density is compiled, which takes seconds and then saves about a sixth of the time

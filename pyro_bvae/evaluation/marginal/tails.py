@@ -18,7 +18,7 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import AutoregressiveNormal, LowRankNormal, NormalMixture
 from pyro_bvae.distributions.tailed_normal import TailedNormal
-from pyro_bvae.evaluation.local_guides import PathGradient
+from pyro_bvae.evaluation.refit.local_guides import PathGradient
 from pyro_bvae.program.program import Function, Program
 from pyro_bvae.program.sites import is_delta, samples, unwrapped
 

@@ -1,13 +1,13 @@
-"""What the inference gaps say should be fixed, in words."""
+"""The inference gaps with their errors, and a verdict on them in words."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from pyro_bvae.evaluation.estimate import Estimate
-
-if TYPE_CHECKING:
-    from pyro_bvae.evaluation.gaps import InferenceGaps
+from pyro_bvae.evaluation.marginal.bounds import Bound
 
 # Below this many nats, or within two errors of zero, a gap is nothing to fix.
 _SMALL = 0.1
@@ -122,3 +122,72 @@ def _modes(gaps: InferenceGaps) -> list[str]:
     several = int((gaps.modes > 1).sum())
     found = f"The posteriors of {several} of {len(gaps.modes)} data have several modes." if several else ""
     return [part for part in (found, f"Looked for modes from {gaps.looked}.") if part]
+
+
+@dataclass(frozen=True, eq=False)
+class InferenceGaps:
+    """The variational gap and its parts in nats: ``variational = approximation + beta + amortization``.
+
+    Attributes:
+        variational: ``log p(x) - ELBO(q_phi)``, the KL between guide and posterior.
+        approximation: ``log p(x) - ELBO(q*)``: the family is too small.
+        beta: ``ELBO(q*) - ELBO(q*_beta)``: the guide was fitted to another objective; exactly 0 at β = 1.
+        amortization: ``ELBO(q*_beta) - ELBO(q_phi)``: one encoder for all data; may be negative at β ≠ 1.
+        evidence: The evidence that the gaps are measured from.
+        bound: The bound of the guide with its distortion and rate.
+        training_beta: The β of the objective that the guide was fitted to.
+        certified: Which data's local refits are certified to have converged, ``(N,)``; where they are not,
+            ``approximation`` is too large by what they missed.
+        steps: Steps of the longest refit.
+        families: ``log p(x) - ELBO(q*)`` of richer families, by name: what would be left of ``approximation``.
+        elbos: The bound of the best member of each family: of the guide's, as ``"guide"``, and of the richer ones.
+        train: The gaps on training data, where they were asked for.
+        generalization: The part of ``amortization`` that the encoder does not have on its training data.
+        cost: Decoder evaluations behind all of it, refits included.
+        modes: The modes that were found of each datum's posterior, ``(N,)``, each with at least 1% of the mass of its
+            largest; None where none were searched for.
+        looked: Where the search for them started, in words.
+    """
+
+    variational: Estimate
+    approximation: Estimate
+    beta: Estimate
+    amortization: Estimate
+    evidence: Estimate
+    bound: Bound
+    training_beta: float
+    certified: Tensor
+    steps: int
+    families: dict[str, Estimate] = field(default_factory=dict)
+    elbos: dict[str, Estimate] = field(default_factory=dict)
+    train: InferenceGaps | None = None
+    generalization: Estimate | None = None
+    cost: int = 0
+    modes: Tensor | None = None
+    looked: str = ""
+
+    @property
+    def elbo(self) -> Estimate:
+        """The bound of the guide at β = 1."""
+        return self.bound.elbo
+
+    @property
+    def converged(self) -> bool:
+        """Whether all local refits are certified to have converged."""
+        return bool(self.certified.all())
+
+    @property
+    def verdict(self) -> str:
+        """What to fix, in words."""
+        return verdict(self)
+
+    def __str__(self) -> str:
+        parts = {name: getattr(self, name) for name in ("variational", "approximation", "beta", "amortization")}
+        parts |= {f"  {name}": gap for name, gap in self.families.items()}
+        if self.generalization is not None:
+            parts["generalization"] = self.generalization
+        lines = [f"{name:<16}{part}" for name, part in parts.items()]
+        refits = (
+            f"local refits: {int(self.certified.sum())} of {len(self.certified)} certified, {self.steps} steps at most"
+        )
+        return "\n".join([*lines, refits, self.verdict])

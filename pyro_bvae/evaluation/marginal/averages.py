@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.psis import smooth
+from pyro_bvae.evaluation.marginal.psis import smooth
 
 # Weights whose pairs the second jackknife goes through one by one; the sums over the rest are series.
 _LARGEST, _TERMS = 64, 10

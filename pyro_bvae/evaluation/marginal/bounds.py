@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm import tqdm
 
-from pyro_bvae.evaluation.averages import error_of_mean
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
-from pyro_bvae.evaluation.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
-from pyro_bvae.evaluation.psis import has_reliable_mean
+from pyro_bvae.evaluation.marginal.averages import error_of_mean
+from pyro_bvae.evaluation.marginal.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
+from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.program.program import Function, Program, program
 from pyro_bvae.program.sites import Site, mean_of, product_base, site_of
 

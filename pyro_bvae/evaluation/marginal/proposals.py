@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.refit import LocalGuideFactory, RefitSettings, refit, says_its_density
-from pyro_bvae.evaluation.tails import HeavierTails, StudentTails, robust_guide, scores_prior_draws
+from pyro_bvae.evaluation.marginal.tails import HeavierTails, StudentTails, robust_guide, scores_prior_draws
+from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory, RefitSettings, refit, says_its_density
 from pyro_bvae.program.program import Function, Program
 
 #: Part of a guide's draws that its tails make, by default.

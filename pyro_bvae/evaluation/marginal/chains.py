@@ -12,8 +12,8 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from pyro_bvae.evaluation.averages import Average, effective_sample_size, plain
 from pyro_bvae.evaluation.estimate import pareto_k_limit
+from pyro_bvae.evaluation.marginal.averages import Average, effective_sample_size, plain
 
 # Effective share of the weights below which chains disagree too much; log weights of variance log 4 have a quarter.
 _LEAST_SHARE, _LEAST_ACCEPTANCE = 0.25, 0.2

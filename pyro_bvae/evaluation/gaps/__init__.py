@@ -1,0 +1,1 @@
+"""The variational gap and its parts."""

@@ -1,0 +1,1 @@
+"""The evidence log p(x) and its bound: estimators, their weights and their errors."""
