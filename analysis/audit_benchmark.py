@@ -31,7 +31,7 @@ from pyro.optim import Adam
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder
-from pyro_bvae.evaluation.audit import Audit, audit
+from pyro_bvae.evaluation.program_audit.auditor import Audit, audit
 from pyro_bvae.likelihoods import BernoulliLikelihood, NegativeBinomialLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import FlowPosterior, NormalPosterior

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.drawing import BLUE, INK, ORANGE, TEXT, Values, as_array, mosaic, new_figure, tidy
-from pyro_bvae.evaluation.coverage import Coverage
+from pyro_bvae.evaluation.information.holes import Coverage
 
 # Bins of the histograms, and how far they reach below the threshold, in units of what is above.
 _BINS, _BELOW = 50, 1.2
@@ -20,7 +20,7 @@ def log_densities(found: Coverage) -> Figure:
     """Draw how log q(z) is spread over draws of the prior and over encoded held-out data, and where holes begin.
 
     Args:
-        found: What :func:`pyro_bvae.evaluation.coverage` returned.
+        found: What :func:`pyro_bvae.evaluation.information.holes` returned.
     """
     prior, data = as_array(found.log_density), as_array(found.held_out)
     high = max(float(prior.max()), float(data.max()))
@@ -55,7 +55,7 @@ def hole_samples(found: Coverage, inside: Values, outside: Values, image_shape: 
     """Draw what the decoder makes of draws of the prior inside and outside of the holes, one row above the other.
 
     Args:
-        found: What :func:`pyro_bvae.evaluation.coverage` returned.
+        found: What :func:`pyro_bvae.evaluation.information.holes` returned.
         inside: Decoded ``found.inside(count)``, shape ``(S, D)``.
         outside: Decoded ``found.outside(count)``, shape ``(T, D)``.
         image_shape: ``(H, W)``, or ``(C, H, W)`` with 1 or 3 channels.

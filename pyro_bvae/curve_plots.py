@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from pyro_bvae.evaluation.rate_distortion import RateDistortion
+from pyro_bvae.evaluation.information.curve import RateDistortion
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8a8a8a"
 

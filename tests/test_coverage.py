@@ -17,7 +17,7 @@ from pyro_bvae import BetaVAE, Decoder
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.coverage_plots import hole_samples, log_densities
 from pyro_bvae.evaluation import Coverage, coverage, energy_test, log_aggregate
-from pyro_bvae.evaluation.coverage_tests import dimension_tests, holm
+from pyro_bvae.evaluation.information.energy import dimension_tests, holm
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian

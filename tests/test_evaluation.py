@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Decoder, elbo, evidence
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import Estimate, bound, kl_per_dimension
-from pyro_bvae.evaluation.export import to_arviz
+from pyro_bvae.evaluation.arviz import to_arviz
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian

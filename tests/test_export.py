@@ -17,9 +17,9 @@ from torch import Tensor
 import pyro_bvae
 from pyro_bvae import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.export import to_arviz, write_arviz
+from pyro_bvae.evaluation._evaluate import evaluate
+from pyro_bvae.evaluation.arviz import to_arviz, write_arviz
 from pyro_bvae.evaluation.marginal import psis
-from pyro_bvae.evaluation.summary import evaluate
 from pyro_bvae.oracle import LinearGaussian
 
 

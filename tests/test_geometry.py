@@ -11,16 +11,9 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import (
-    DecoderGeometry,
-    Geodesic,
-    decoder_geometry,
-    decoder_jacobian,
-    fisher_rao,
-    geodesic,
-    geodesics,
-    geometry,
-)
+from pyro_bvae.evaluation import DecoderGeometry, Geodesic, decoder_geometry, decoder_jacobian, fisher_rao, geodesic
+from pyro_bvae.evaluation.geometry import geodesics
+from pyro_bvae.evaluation.geometry import jacobian as geometry
 from pyro_bvae.geometry_plots import decoder_geometry as draw_geometry
 from pyro_bvae.geometry_plots import geodesic as draw_geodesic
 from pyro_bvae.likelihoods import (

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, decompose_kl
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import KLDecomposition, information_aggregate, read_latents
-from pyro_bvae.evaluation.information_aggregate import Normals, log_marginals, log_mixture
+from pyro_bvae.evaluation import KLDecomposition, read_latents
+from pyro_bvae.evaluation.information import aggregate as information_aggregate
+from pyro_bvae.evaluation.information.aggregate import Normals, log_marginals, log_mixture
 from pyro_bvae.information_plots import kl_parts, latent_reading
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP

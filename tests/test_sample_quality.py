@@ -13,9 +13,15 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import sample_quality, sample_scores
-from pyro_bvae.evaluation.sample_features import LabelClassifier, PrincipalFeatures
-from pyro_bvae.evaluation.sample_scores import expected_coverage, frechet_distance, neighbour_scores, two_sample_test
+from pyro_bvae.evaluation.samples import quality as sample_quality
+from pyro_bvae.evaluation.samples import two_sample as sample_scores
+from pyro_bvae.evaluation.samples.features import LabelClassifier, PrincipalFeatures
+from pyro_bvae.evaluation.samples.two_sample import (
+    expected_coverage,
+    frechet_distance,
+    neighbour_scores,
+    two_sample_test,
+)
 
 
 def normal(seed: int, *shape: int) -> Tensor:
@@ -109,7 +115,7 @@ def test_blocks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = sample_quality(x, y, features=watched, num_splits=2)
     monkeypatch.setattr(sample_scores, "_BLOCK", 7)
-    monkeypatch.setattr(importlib.import_module("pyro_bvae.evaluation.sample_quality"), "_BLOCK", 9)
+    monkeypatch.setattr(importlib.import_module("pyro_bvae.evaluation.samples.quality"), "_BLOCK", 9)
     rows.clear()
     blocked = sample_quality(x, y, features=watched, num_splits=2)
     for name, score in whole.scores.items():

@@ -1,20 +1,27 @@
 """Measuring: the bound, the evidence, the gaps between them, and the latents."""
 
 from pyro_bvae.evaluation import disentanglement
-from pyro_bvae.evaluation.audit import Audit, Finding, audit
-from pyro_bvae.evaluation.collapse import Diagnosis, diagnose
-from pyro_bvae.evaluation.collapse_causes import Cause, LatentDiagnosis
-from pyro_bvae.evaluation.collapse_words import CollapseFinding
-from pyro_bvae.evaluation.coverage import Coverage, Mass, coverage, log_aggregate
-from pyro_bvae.evaluation.coverage_tests import EnergyTest, energy_test
+from pyro_bvae.evaluation._evaluate import Evaluation, evaluate
+from pyro_bvae.evaluation.arviz import to_arviz, write_arviz
+from pyro_bvae.evaluation.collapse.causes import Cause, LatentDiagnosis
+from pyro_bvae.evaluation.collapse.diagnosis import Diagnosis, diagnose
+from pyro_bvae.evaluation.collapse.messages import CollapseFinding
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.export import to_arviz, write_arviz
 from pyro_bvae.evaluation.gaps.measure import inference_gaps
 from pyro_bvae.evaluation.gaps.result import InferenceGaps
-from pyro_bvae.evaluation.geodesics import Geodesic, geodesic
-from pyro_bvae.evaluation.geometry import DecoderGeometry, RotationTest, decoder_geometry, decoder_jacobian, fisher_rao
-from pyro_bvae.evaluation.information import KLDecomposition, decompose_kl
-from pyro_bvae.evaluation.information_latents import LatentReading, read_latents
+from pyro_bvae.evaluation.geometry.geodesics import Geodesic, geodesic
+from pyro_bvae.evaluation.geometry.jacobian import (
+    DecoderGeometry,
+    RotationTest,
+    decoder_geometry,
+    decoder_jacobian,
+    fisher_rao,
+)
+from pyro_bvae.evaluation.information.curve import CurvePoint, RateDistortion, Slope, rate_distortion
+from pyro_bvae.evaluation.information.decomposition import KLDecomposition, decompose_kl
+from pyro_bvae.evaluation.information.energy import EnergyTest, energy_test
+from pyro_bvae.evaluation.information.factors import LatentReading, read_latents
+from pyro_bvae.evaluation.information.holes import Coverage, Mass, coverage, log_aggregate
 from pyro_bvae.evaluation.inversion import (
     AggregateHoles,
     AggregateStart,
@@ -41,7 +48,6 @@ from pyro_bvae.evaluation.inversion import (
     calibrate,
     invert,
 )
-from pyro_bvae.evaluation.joined import join_estimates, join_evaluations
 from pyro_bvae.evaluation.marginal import averages
 from pyro_bvae.evaluation.marginal.annealing import Sandwich, annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension, bound, kl_per_dimension
@@ -54,13 +60,13 @@ from pyro_bvae.evaluation.marginal.proposals import (
     RobustProposal,
 )
 from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings
-from pyro_bvae.evaluation.predictive_checks import CountChecks, Statistic, count_checks
-from pyro_bvae.evaluation.rate_distortion import CurvePoint, RateDistortion, Slope, rate_distortion
+from pyro_bvae.evaluation.merge import join_estimates, join_evaluations
+from pyro_bvae.evaluation.program_audit.auditor import Audit, Finding, audit
 from pyro_bvae.evaluation.refit.optimisation import RefitSettings
-from pyro_bvae.evaluation.sample_features import LabelClassifier, PrincipalFeatures
-from pyro_bvae.evaluation.sample_quality import LabelQuality, SampleQuality, SampleScore, sample_quality
-from pyro_bvae.evaluation.sample_scores import two_sample_test
-from pyro_bvae.evaluation.summary import Evaluation, evaluate
+from pyro_bvae.evaluation.samples.features import LabelClassifier, PrincipalFeatures
+from pyro_bvae.evaluation.samples.predictive_checks import CountChecks, Statistic, count_checks
+from pyro_bvae.evaluation.samples.quality import LabelQuality, SampleQuality, SampleScore, sample_quality
+from pyro_bvae.evaluation.samples.two_sample import two_sample_test
 from pyro_bvae.evaluation.verification import Check, verify
 
 __all__ = [

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.evaluation.coverage import log_aggregate
+from pyro_bvae.evaluation.information.holes import log_aggregate
 
 
 @dataclass(frozen=True, eq=False)
 class AggregateHoles:
-    r"""Holes as :func:`~pyro_bvae.evaluation.coverage` defines them, :math:`\log q(z) < t`.
+    r"""Holes as :func:`~pyro_bvae.evaluation.information.holes` defines them, :math:`\log q(z) < t`.
 
     Attributes:
         vae: The model, with the encoder that made the aggregated posterior.

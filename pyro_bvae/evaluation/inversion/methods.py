@@ -23,7 +23,7 @@ from pyro_bvae.core.module_modes import evaluating, frozen
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.seeds import ANNEALING_STREAM, SAMPLE_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.geometry import rows_of
+from pyro_bvae.evaluation.geometry.jacobian import rows_of
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import opened_problem, path_of, start_vectors
 from pyro_bvae.evaluation.marginal.hmc import Path, State, evaluate_path, move

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.export import _array, _Arrays, _library, _wrap
+from pyro_bvae.evaluation.arviz import _array, _Arrays, _library, _wrap
 from pyro_bvae.evaluation.inversion.diagnostics import LEAST_EFFECTIVE, MOST_R_HAT
 from pyro_bvae.evaluation.inversion.occupancy import FoundModes
 

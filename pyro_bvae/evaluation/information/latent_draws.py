@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.information_aggregate import Normals, is_diagonal, normal_marginals
+from pyro_bvae.evaluation.information.aggregate import Normals, is_diagonal, normal_marginals
 from pyro_bvae.evaluation.marginal.bounds import latent_distributions
 from pyro_bvae.evaluation.marginal.importance import data_bar, stream_blocks
 from pyro_bvae.program.program import Program

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import REFIT_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.collapse_latents import Latents
+from pyro_bvae.evaluation.collapse.latents import Latents
 from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory, RefitSettings, refit
 from pyro_bvae.program.densities import Draw
 from pyro_bvae.program.program import Function, Program

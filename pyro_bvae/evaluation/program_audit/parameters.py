@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pyro_bvae.core.errors import listed
 from pyro_bvae.core.module_modes import leaves, modules_of, names_in
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.evaluation.audit_views import Finding, Settings, View
+from pyro_bvae.evaluation.program_audit.traces import Finding, Settings, View
 
 Function = Callable[..., Any]
 

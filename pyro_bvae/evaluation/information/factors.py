@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
-from pyro_bvae.evaluation.information_draws import check_one_latent
+from pyro_bvae.evaluation.information.latent_draws import check_one_latent
 from pyro_bvae.evaluation.marginal.bounds import measure_dimensions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar
 from pyro_bvae.program.program import Function, program

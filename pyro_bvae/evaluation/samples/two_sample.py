@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.evaluation.sample_features import PrincipalFeatures, fitted_network, sklearn_seed
+from pyro_bvae.evaluation.samples.features import PrincipalFeatures, fitted_network, sklearn_seed
 
 # Rows that are held against all others at a time.
 _BLOCK = 512

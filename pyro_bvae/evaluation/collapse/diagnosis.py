@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyro_bvae.core.errors import InputError, check_beta, check_count
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation.collapse_causes import (
+from pyro_bvae.evaluation.collapse.causes import (
     UNSEEN,
     Cause,
     Evidence,
@@ -21,10 +21,10 @@ from pyro_bvae.evaluation.collapse_causes import (
     overall_cause,
     sees_features,
 )
-from pyro_bvae.evaluation.collapse_latents import Latents, encoder_flow, interaction
-from pyro_bvae.evaluation.collapse_refit import LocalAnswer, local_answer
-from pyro_bvae.evaluation.collapse_spectrum import residuals_of, spectrum
-from pyro_bvae.evaluation.collapse_words import CollapseFinding, findings_of, notes_of
+from pyro_bvae.evaluation.collapse.latents import Latents, encoder_flow, interaction
+from pyro_bvae.evaluation.collapse.messages import CollapseFinding, findings_of, notes_of
+from pyro_bvae.evaluation.collapse.refit import LocalAnswer, local_answer
+from pyro_bvae.evaluation.collapse.spectrum import residuals_of, spectrum
 from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory
 from pyro_bvae.program.program import Program, program
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.evaluation._evaluate import Evaluation
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps.result import InferenceGaps
 from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension
-from pyro_bvae.evaluation.summary import Evaluation
 
 
 def join_estimates(parts: Sequence[Estimate]) -> Estimate:

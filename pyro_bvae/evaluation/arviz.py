@@ -20,7 +20,7 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import owner
-from pyro_bvae.evaluation.summary import Evaluation
+from pyro_bvae.evaluation._evaluate import Evaluation
 from pyro_bvae.program.predictive import Groups, draw_groups
 from pyro_bvae.program.program import Function, Program, program
 

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.seeds import CHOICE_STREAM, PREDICTIVE_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.coverage_tests import EnergyTest, dimension_tests, energy_test
-from pyro_bvae.evaluation.information_aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
-from pyro_bvae.evaluation.information_draws import LatentDraws, check_densities, check_one_latent, draw_latents
+from pyro_bvae.evaluation.information.aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
+from pyro_bvae.evaluation.information.energy import EnergyTest, dimension_tests, energy_test
+from pyro_bvae.evaluation.information.latent_draws import LatentDraws, check_densities, check_one_latent, draw_latents
 from pyro_bvae.evaluation.marginal.bounds import latent_distributions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples
 from pyro_bvae.program.program import Function, Program, program

@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.collapse_latents import Latents
+from pyro_bvae.evaluation.collapse.latents import Latents
 from pyro_bvae.program.sites import Sites, samples
 
 # Permutations behind the edge of the noise, and how many of their standard deviations above their mean it lies.

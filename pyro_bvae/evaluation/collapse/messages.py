@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pyro_bvae.evaluation.collapse_causes import UNSEEN, Cause, Evidence, LatentDiagnosis
+from pyro_bvae.evaluation.collapse.causes import UNSEEN, Cause, Evidence, LatentDiagnosis
 
 # Numbers that are written out one by one.
 _MOST_NUMBERS = 6

@@ -14,12 +14,12 @@ from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.seeds import NULL_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, paired
+from pyro_bvae.evaluation.disentanglement.beta_factor_vae import beta_vae_score, factor_vae_score
+from pyro_bvae.evaluation.disentanglement.completeness import DCI, dci
 from pyro_bvae.evaluation.disentanglement.encoding import encode, untrained_copy
-from pyro_bvae.evaluation.disentanglement.groups import beta_vae_score, factor_vae_score
-from pyro_bvae.evaluation.disentanglement.importances import DCI, dci
-from pyro_bvae.evaluation.disentanglement.mutual_information import modularity, mutual_information_gap
+from pyro_bvae.evaluation.disentanglement.mig_modularity import modularity, mutual_information_gap
+from pyro_bvae.evaluation.disentanglement.sap_explicitness import explicitness, sap
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, generator
-from pyro_bvae.evaluation.disentanglement.separated import explicitness, sap
 from pyro_bvae.vae import BetaVAE
 
 #: From codes, factors and ``factor_names=``, ``num_bootstrap=`` and ``seed=`` to a score, or to several.

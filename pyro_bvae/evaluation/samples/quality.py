@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.evaluation.sample_features import (
+from pyro_bvae.evaluation.samples.features import (
     Features,
     LabelClassifier,
     PrincipalFeatures,
@@ -20,7 +20,7 @@ from pyro_bvae.evaluation.sample_features import (
     as_rows,
     sklearn_seed,
 )
-from pyro_bvae.evaluation.sample_scores import (
+from pyro_bvae.evaluation.samples.two_sample import (
     expected_coverage,
     frechet_distance,
     neighbour_scores,

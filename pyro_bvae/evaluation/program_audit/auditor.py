@@ -10,10 +10,10 @@ import pyro
 
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import private_store
-from pyro_bvae.evaluation.audit_faults import check_context, check_noise, check_supports
-from pyro_bvae.evaluation.audit_parameters import check_gradients, check_store
-from pyro_bvae.evaluation.audit_scales import check_ignored, check_observed, check_permanent, check_sides
-from pyro_bvae.evaluation.audit_sites import (
+from pyro_bvae.evaluation.program_audit.faults import check_context, check_noise, check_supports
+from pyro_bvae.evaluation.program_audit.parameters import check_gradients, check_store
+from pyro_bvae.evaluation.program_audit.scales import check_ignored, check_observed, check_permanent, check_sides
+from pyro_bvae.evaluation.program_audit.sites import (
     check_events,
     check_failures,
     check_latents,
@@ -23,7 +23,7 @@ from pyro_bvae.evaluation.audit_sites import (
     check_subsamples,
     check_values,
 )
-from pyro_bvae.evaluation.audit_views import Finding, View, find_betas, look, restored
+from pyro_bvae.evaluation.program_audit.traces import Finding, View, find_betas, look, restored
 
 __all__ = ["Audit", "Finding", "audit"]
 

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Values, halves, paired
-from pyro_bvae.evaluation.disentanglement.machines import Machines
+from pyro_bvae.evaluation.disentanglement.linear_svm import Machines
 from pyro_bvae.evaluation.disentanglement.score import Score, bootstrap_errors
 
 # The inverse weight of the ridge of SAP's classifiers, as in Locatello et al. 2019.

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.information_aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
-from pyro_bvae.evaluation.information_draws import (
+from pyro_bvae.evaluation.information.aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
+from pyro_bvae.evaluation.information.latent_draws import (
     LatentDraws,
     check_densities,
     check_one_latent,

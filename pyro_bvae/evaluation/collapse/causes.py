@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.evaluation.collapse_latents import Flow
-from pyro_bvae.evaluation.collapse_refit import LocalAnswer
-from pyro_bvae.evaluation.collapse_spectrum import Spectrum
+from pyro_bvae.evaluation.collapse.latents import Flow
+from pyro_bvae.evaluation.collapse.refit import LocalAnswer
+from pyro_bvae.evaluation.collapse.spectrum import Spectrum
 from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 
 # A decoder whose log p(x|z) moves by less, in nats, when a latent is drawn anew does not see that latent.

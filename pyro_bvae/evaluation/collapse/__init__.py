@@ -1,0 +1,1 @@
+"""Why latents collapse, and what to do about each cause."""

@@ -1,0 +1,1 @@
+"""The decoder's Jacobian, its metric, and geodesics."""

@@ -1,0 +1,1 @@
+"""Mistakes in a Pyro program that change its numbers."""

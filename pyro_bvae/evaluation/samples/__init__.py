@@ -1,0 +1,1 @@
+"""Generated samples beside data."""
