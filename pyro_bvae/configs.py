@@ -17,8 +17,8 @@ from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError, check_beta, unknown_name
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.training import CosineWarmup, Cyclical, LinearWarmup, OneCycle, Schedule, TargetRate
-from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.schedules import as_schedule
+from pyro_bvae.training.settings import Settings
 from pyro_bvae.vae import BetaVAE, Decoder
 
 MISSING_MODES = ("none", "nan")

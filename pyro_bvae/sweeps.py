@@ -12,7 +12,7 @@ from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.runs import check_device, check_splits, remove_run, untrained
 from pyro_bvae.training import Schedule, Sweep, sweep
-from pyro_bvae.training.sweep import assigned, replica_name
+from pyro_bvae.training.replicas.sweeping import assigned, replica_name
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ from pyro_bvae.training import (
     process_group,
     trainer,
 )
-from pyro_bvae.training import compiled as compiled_module
-from pyro_bvae.training.compiled import CompiledStep
-from pyro_bvae.training.step import Step
+from pyro_bvae.training.steps import compiled as compiled_module
+from pyro_bvae.training.steps.compiled import CompiledStep
+from pyro_bvae.training.steps.step import Step
 
 FEATURES, LATENTS, PARTICLES = 6, 2, 3
 OPTIONS: dict[str, Any] = {"batch_size": 8, "learning_rate": Constant(1e-2), "progress": False}

@@ -24,9 +24,9 @@ from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import FreeBits, LinearWarmup, Loss
-from pyro_bvae.training import compiled as compiled_module
-from pyro_bvae.training.compiled import CompiledStep
-from pyro_bvae.training.step import Step
+from pyro_bvae.training.steps import compiled as compiled_module
+from pyro_bvae.training.steps.compiled import CompiledStep
+from pyro_bvae.training.steps.step import Step
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 MEMBERS = [

@@ -18,7 +18,7 @@ from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.training.step import Step
+from pyro_bvae.training.steps.step import Step
 
 DTYPES = [torch.float32, torch.float64]
 PIXELS: dict[str, Callable[[tuple[int, ...]], Tensor]] = {

@@ -16,7 +16,7 @@ from pyro_bvae.networks import MLP, ConvolutionalDecoder
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import check_before, start_at_mean
-from pyro_bvae.training.start import last_bias
+from pyro_bvae.training.initialization import last_bias
 
 SIDE, LATENTS = 28, 2
 PIXELS = SIDE**2
@@ -153,7 +153,7 @@ def test_many_data_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> No
     x[::5, 7] = torch.nan
     whole, parts = (with_network(MLP(LATENTS, PIXELS, hidden=(4,)), NormalLikelihood(0.5)) for _ in range(2))
     start_at_mean(whole, x)
-    monkeypatch.setattr("pyro_bvae.training.start._AT_ONCE", 7 * PIXELS)
+    monkeypatch.setattr("pyro_bvae.training.initialization._AT_ONCE", 7 * PIXELS)
     start_at_mean(parts, x)
     last = whole.decoder.network.layers[-1].bias
     torch.testing.assert_close(parts.decoder.network.layers[-1].bias, last, atol=1e-4, rtol=0)

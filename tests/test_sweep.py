@@ -39,8 +39,8 @@ from pyro_bvae.priors import LearnedNormalPrior, NormalPrior, VampPrior
 from pyro_bvae.runs import train
 from pyro_bvae.sweeps import train_sweep
 from pyro_bvae.training import Constant, LinearWarmup, TargetRate, TrainingError, load_checkpoint
-from pyro_bvae.training.replicas import CannotStack, Replicas
-from pyro_bvae.training.sweep import assigned, replica_name
+from pyro_bvae.training.replicas.program import CannotStack, Replicas
+from pyro_bvae.training.replicas.sweeping import assigned, replica_name
 
 N, D, L = 40, 10, 3
 ONE_BY_ONE = "the replicas are trained one after the other"
@@ -497,7 +497,7 @@ def test_few_large_replicas_are_not_stacked(
     num_replicas: int, large: bool, stacked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU two of them take longer side by side than one after the other."""
-    module = sys.modules["pyro_bvae.training.sweep"]  # its name in the package is the function's
+    module = sys.modules["pyro_bvae.training.replicas.sweeping"]  # its name in the package is the function's
     tried: list[int] = []
 
     def side_by_side(replicas: list[Any]) -> None:

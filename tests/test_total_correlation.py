@@ -26,8 +26,8 @@ from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.posteriors import FullRankPosterior, NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior, StudentTPrior
 from pyro_bvae.training import Constant, GivenNoise, LinearWarmup, Loss, Terms, TotalCorrelation
-from pyro_bvae.training.divergence import find_latent
-from pyro_bvae.training.total_correlation import minibatch_weights, stratified_weights
+from pyro_bvae.training.objectives.kl import find_latent
+from pyro_bvae.training.objectives.total_correlation import minibatch_weights, stratified_weights
 
 WEIGHT = torch.tensor([[1.0, 0.4], [0.2, 1.0], [0.6, 0.3], [0.2, -0.4]], dtype=torch.double)
 SIGMA, N, L = 0.6, 6, 2

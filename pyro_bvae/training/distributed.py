@@ -31,8 +31,8 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.training.divergence import KLObjective
-from pyro_bvae.training.health import TrainingError
+from pyro_bvae.training.checks.nonfinite import TrainingError
+from pyro_bvae.training.objectives.kl import KLObjective
 
 _Value = TypeVar("_Value")
 _groups = itertools.count()

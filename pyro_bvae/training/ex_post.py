@@ -16,9 +16,9 @@ from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.batches import Batches, as_batches
-from pyro_bvae.training.health import TrainingError
+from pyro_bvae.training.checks.dry_run import check_owned
+from pyro_bvae.training.checks.nonfinite import TrainingError
 from pyro_bvae.training.schedules import OneCycle
-from pyro_bvae.training.try_out import check_owned
 from pyro_bvae.vae import BetaVAE
 
 # Upper limit on the norm of a gradient: the first draws may lie far from where the prior starts.

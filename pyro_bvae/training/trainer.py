@@ -23,22 +23,22 @@ from pyro_bvae.core.precision import fast_products
 from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.batches import as_batches, joined, may_be_single, num_steps, shared
-from pyro_bvae.training.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
-from pyro_bvae.training.compiled import WORTH_COMPILING, CompiledStep
+from pyro_bvae.training.checks.checklist import Remark, check_before, check_during
+from pyro_bvae.training.checks.dry_run import takes_one, try_out
 from pyro_bvae.training.distributed import Ranks, check_shareable, current_ranks, own_device
-from pyro_bvae.training.graphed import GraphedStep
-from pyro_bvae.training.held_out import HeldOut
 from pyro_bvae.training.history import History, Row
-from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.objectives import Objective, StepsByTerms
-from pyro_bvae.training.step import Step
+from pyro_bvae.training.objectives.loss import Loss
+from pyro_bvae.training.objectives.terms import Objective, StepsByTerms
+from pyro_bvae.training.step_metrics import LOOK_EVERY, Watch, count_active
+from pyro_bvae.training.steps.compiled import WORTH_COMPILING, CompiledStep
+from pyro_bvae.training.steps.cuda_graph import GraphedStep
+from pyro_bvae.training.steps.step import Step
 from pyro_bvae.training.target_rate import TargetRate
-from pyro_bvae.training.try_out import takes_one, try_out
-from pyro_bvae.training.watch import LOOK_EVERY, Watch, count_active
+from pyro_bvae.training.validation import HeldOut
 
 if TYPE_CHECKING:
-    from pyro_bvae.training.fit import Settings
+    from pyro_bvae.training.settings import Settings
 
 # Data whose posterior means say which latents are active.
 _FEW = 256

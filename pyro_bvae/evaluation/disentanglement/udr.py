@@ -24,7 +24,7 @@ _LEAST_KL = 0.01
 
 
 class Trained(Protocol):
-    """One model of a sweep, as :class:`pyro_bvae.training.sweep.Replica` is."""
+    """One model of a sweep, as :class:`pyro_bvae.training.replicas.sweeping.Replica` is."""
 
     @property
     def beta(self) -> float:

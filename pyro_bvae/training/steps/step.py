@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.precision import networks_in
 from pyro_bvae.training.distributed import Ranks
-from pyro_bvae.training.loss import Loss
+from pyro_bvae.training.objectives.loss import Loss
 
 
 class Step:

@@ -13,8 +13,8 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.precision import networks_in
 from pyro_bvae.core.seeds import seeded
 from pyro_bvae.training.distributed import Ranks
-from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.step import Step
+from pyro_bvae.training.objectives.loss import Loss
+from pyro_bvae.training.steps.step import Step
 
 #: Steps from which a run repays being compiled: the compiler takes as long as some ten thousand steps of a small
 #: network save. The number decides alone, and no clock, so that the same run is always run the same way.

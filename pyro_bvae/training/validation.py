@@ -11,10 +11,10 @@ from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation import bound
+from pyro_bvae.training.checks.nonfinite import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.distributed import Ranks
-from pyro_bvae.training.health import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.history import Row
-from pyro_bvae.training.loss import Loss
+from pyro_bvae.training.objectives.loss import Loss
 
 _COLUMNS = tuple(f"validation_{name}" for name in ("objective", "distortion", "rate", "elbo"))
 

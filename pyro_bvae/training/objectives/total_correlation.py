@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.training.divergence import KLObjective, Latent, check_number, product_base
+from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number, product_base
 
 # From the size of a batch and the number of data: the weight of a datum's own posterior, and that of each other one.
 Weights = Callable[[int, int], tuple[float, float]]
@@ -97,7 +97,7 @@ class TotalCorrelation(KLObjective):
     Raises:
         InputError: if an argument cannot be used; at a step, if guide or prior is no product of dimensions, if the
             number of data is not known, is not that of the plate or is less than that of the batch, and as
-            :class:`~pyro_bvae.training.divergence.KLObjective` says.
+            :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
     """
 
     def __init__(

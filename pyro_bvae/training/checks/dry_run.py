@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite, listed
 from pyro_bvae.core.module_modes import evaluating, leaves, names_in
-from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.objectives import TraceTerms
+from pyro_bvae.training.objectives.loss import Loss
+from pyro_bvae.training.objectives.terms import TraceTerms
 
 _REMEDY = (
     "make the part that uses them an nn.Module that holds them, or assign their module to it (vae.extra = module);"

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.training.compiled import CompiledStep, signature
+from pyro_bvae.training.steps.compiled import CompiledStep, signature
 
 
 class GraphedStep(CompiledStep):

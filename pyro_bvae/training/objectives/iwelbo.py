@@ -23,8 +23,8 @@ from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.training.objectives import StepsByTerms, Terms
-from pyro_bvae.training.particles import Function, Pair, Run
+from pyro_bvae.training.objectives.particles import Function, Pair, Run
+from pyro_bvae.training.objectives.terms import StepsByTerms, Terms
 
 
 class IWELBO(StepsByTerms, ELBO):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_bvae.training.divergence import KLObjective, Latent, check_number, product_base
+from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number, product_base
 
 
 class FreeBits(KLObjective):
@@ -33,7 +33,7 @@ class FreeBits(KLObjective):
 
     Raises:
         InputError: if an argument cannot be used; at a step, if guide or prior is no product of dimensions, and as
-            :class:`~pyro_bvae.training.divergence.KLObjective` says.
+            :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
     """
 
     def __init__(self, nats_per_latent: float, num_particles: int = 1, *, data_plate: str | None = None) -> None:

@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.param_store import private_store
-from pyro_bvae.training.checklist import Remark
-from pyro_bvae.training.fit import Settings
-from pyro_bvae.training.health import describe_nonfinite
+from pyro_bvae.training.checks.checklist import Remark
+from pyro_bvae.training.checks.nonfinite import describe_nonfinite
 from pyro_bvae.training.history import Row
+from pyro_bvae.training.settings import Settings
 from pyro_bvae.training.trainer import Trainer
 
 

@@ -13,7 +13,7 @@ from torch.func import functional_call, stack_module_state
 
 from pyro_bvae.compilation.stacked_affine import AffineMaps
 from pyro_bvae.core.context import Context
-from pyro_bvae.training.objectives import Terms, TraceTerms
+from pyro_bvae.training.objectives.terms import Terms, TraceTerms
 from pyro_bvae.vae import BetaVAE
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.training.divergence import check_number
-from pyro_bvae.training.objectives import Terms, TraceTerms
+from pyro_bvae.training.objectives.kl import check_number
+from pyro_bvae.training.objectives.terms import Terms, TraceTerms
 from pyro_bvae.vae import BetaVAE
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 from pyro_bvae.program.sites import samples
+from pyro_bvae.training.checks.nonfinite import TrainingError, describe_nonfinite
 from pyro_bvae.training.distributed import Ranks
-from pyro_bvae.training.health import TrainingError, describe_nonfinite
 
 # Steps between two looks at the losses on an accelerator, where each look waits for the device.
 LOOK_EVERY = 20

@@ -15,12 +15,12 @@ from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.distributed import own_device, place
-from pyro_bvae.training.fit import Settings
 from pyro_bvae.training.history import History
-from pyro_bvae.training.replica_trainer import ReplicaTrainer
-from pyro_bvae.training.replicas import CannotStack
+from pyro_bvae.training.replicas.program import CannotStack
+from pyro_bvae.training.replicas.side_by_side import SideBySide
+from pyro_bvae.training.replicas.trainer import ReplicaTrainer
 from pyro_bvae.training.schedules import OneCycle, Schedule, as_schedule
-from pyro_bvae.training.side_by_side import SideBySide
+from pyro_bvae.training.settings import Settings
 from pyro_bvae.training.target_rate import TargetRate
 from pyro_bvae.vae import BetaVAE
 

@@ -19,7 +19,7 @@ from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import GreyBernoulli
 from pyro_bvae.program.sites import unwrapped
-from pyro_bvae.training.start import last_bias
+from pyro_bvae.training.initialization import last_bias
 
 # Data that are looked at before training, and draws from the prior whose decoding says where the decoder starts.
 _LOOKED_AT, _DRAWS = 4096, 64

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.program.sites import Site, check_sites, find_latents, find_plate, is_delta, samples
-from pyro_bvae.training.objectives import log_density, subsample_scale
+from pyro_bvae.training.objectives.terms import log_density, subsample_scale
 
 Function = Callable[..., Any]
 

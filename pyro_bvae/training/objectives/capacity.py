@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.training.divergence import KLObjective, Latent, check_number
+from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number
 
 
 class ControlledCapacity(KLObjective):
@@ -41,7 +41,7 @@ class ControlledCapacity(KLObjective):
 
     Raises:
         InputError: if an argument cannot be used; at a step, if β differs between data, and as
-            :class:`~pyro_bvae.training.divergence.KLObjective` says.
+            :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
     """
 
     def __init__(

@@ -19,7 +19,7 @@ from torch.distributions import Independent
 
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.program.sites import Site, find_plate, samples
-from pyro_bvae.training.objectives import StepsByTerms, Terms, subsample_scale
+from pyro_bvae.training.objectives.terms import StepsByTerms, Terms, subsample_scale
 
 
 class Latent(NamedTuple):

@@ -17,13 +17,13 @@ from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products, full_precision, networks_in
 from pyro_bvae.core.seeds import NOISE_STREAM, seeded, stream_seed
 from pyro_bvae.training.batches import Batch, Joined, LoaderBatches
-from pyro_bvae.training.health import TrainingError
+from pyro_bvae.training.checks.nonfinite import TrainingError
 from pyro_bvae.training.history import Row
-from pyro_bvae.training.loss import Loss
-from pyro_bvae.training.replica_trainer import ReplicaTrainer
-from pyro_bvae.training.replicas import CannotStack, Replicas, ReplicaTerms, Stacked
-from pyro_bvae.training.step import step_if_finite
-from pyro_bvae.training.watch import LOOK_EVERY
+from pyro_bvae.training.objectives.loss import Loss
+from pyro_bvae.training.replicas.program import CannotStack, Replicas, ReplicaTerms, Stacked
+from pyro_bvae.training.replicas.trainer import ReplicaTrainer
+from pyro_bvae.training.step_metrics import LOOK_EVERY
+from pyro_bvae.training.steps.step import step_if_finite
 
 # Data of the rehearsal, in which the replicas' program is held to the models themselves.
 _FEW = 7

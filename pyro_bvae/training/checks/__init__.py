@@ -1,0 +1,1 @@
+"""Checks before, during and after a fit."""

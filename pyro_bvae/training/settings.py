@@ -1,0 +1,76 @@
+"""The settings of a fit, checked."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass, is_dataclass
+from typing import Any
+
+from pyro_bvae.core.errors import InputError, check_beta, check_count, unknown_name
+from pyro_bvae.core.precision import PRECISIONS
+from pyro_bvae.training.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a training run is made of besides model and data; a resumed run must agree on it."""
+
+    beta: Schedule
+    learning_rate: Schedule
+    epochs: int
+    batch_size: int
+    gradient_clip: float | None
+    early_stopping: int | None
+    seed: int
+    precision: str = "float32"
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            check_count(name, getattr(self, name))
+        for name in ("gradient_clip", "early_stopping"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"'{name}' must be positive or None, got {value!r}")
+        if self.precision not in PRECISIONS:
+            raise unknown_name("precision", self.precision, PRECISIONS)
+        if not isinstance(self.seed, int) or self.seed < 0:
+            raise InputError(f"'seed' must be a non-negative integer, got {self.seed!r}")
+        for epoch in range(self.epochs + 1):
+            check_beta(self.beta(float(epoch), self.epochs))
+            rate = self.learning_rate(float(epoch), self.epochs)
+            if not (math.isfinite(rate) and rate >= 0):
+                got = getattr(self.learning_rate, "value", rate)
+                raise InputError(f"'learning_rate' must be non-negative and finite, got {got}")
+
+    @property
+    def final_beta(self) -> float:
+        """The β of the end of training, at which validation is measured."""
+        return float(self.beta(float(self.epochs), self.epochs))
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a resumed run must have in common, for the checkpoint. The number of epochs may grow."""
+        schedules = {
+            name: repr(schedule)
+            if is_dataclass(schedule)
+            else getattr(schedule, "__qualname__", type(schedule).__name__)
+            for name, schedule in (("beta", self.beta), ("learning_rate", self.learning_rate))
+        }
+        return {
+            **schedules,
+            "batch_size": self.batch_size,
+            "gradient_clip": self.gradient_clip,
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+
+    def warn_of_unfinished_warmup(self) -> None:
+        """Warn if β is still on its way when training ends, or has only just arrived."""
+        target = getattr(self.beta, "value", self.final_beta)
+        advice = f"train for more than {self.epochs} epochs or warm up in fewer"
+        if abs(self.final_beta - target) > 1e-9 * max(1.0, abs(target)):
+            seen = f"it ends at β = {self.final_beta:.4g}, not at {target:.4g}"
+            warnings.warn(f"the warm-up of β outlives the training: {seen}; {advice}", stacklevel=3)
+        elif getattr(self.beta, "warmup_epochs", 0) >= self.epochs:
+            seen = f"no step is taken at β = {target:.4g}"
+            warnings.warn(f"the warm-up of β is as long as the training: {seen}; {advice}", stacklevel=3)

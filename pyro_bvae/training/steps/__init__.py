@@ -1,0 +1,1 @@
+"""One step of a fit: plain, compiled, or as a CUDA graph."""
