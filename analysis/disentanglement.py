@@ -44,7 +44,6 @@ from torch.distributions import constraints
 from pyro_bvae import BetaVAE, Decoder, datasets, sweep
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.datasets import SPRITE_FACTORS, Dataset
-from pyro_bvae.drawing import BLUE, GREEN, GREY, ORANGE
 from pyro_bvae.evaluation import bound, kl_per_dimension, read_latents
 from pyro_bvae.evaluation.disentanglement import (
     FAST_METRICS,
@@ -52,11 +51,11 @@ from pyro_bvae.evaluation.disentanglement import (
     disentanglement,
     unsupervised_disentanglement_ranking,
 )
-from pyro_bvae.information_plots import latent_reading
-from pyro_bvae.latent_plots import traversal_grid
 from pyro_bvae.latents import traverse
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
+from pyro_bvae.plots import latent_reading, traversal_grid
+from pyro_bvae.plots.style import BLUE, GREEN, GREY, ORANGE
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 

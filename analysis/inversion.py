@@ -38,10 +38,10 @@ from pyro_bvae.evaluation import (
     coverage,
 )
 from pyro_bvae.evaluation.inversion import AggregateHoles, PriorStart, start_chains
-from pyro_bvae.inversion_plots import inversions
 from pyro_bvae.likelihoods import LearnedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.plots import inversions
 from pyro_bvae.posteriors import LocalNormalPosterior, NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior
 from pyro_bvae.training import fit_ex_post_prior

@@ -26,11 +26,11 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, rate_distortion, sweep
-from pyro_bvae.curve_plots import rate_distortion as draw
 from pyro_bvae.evaluation import RateDistortion, kl_per_dimension
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import optimum
+from pyro_bvae.plots import rate_distortion as draw
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 

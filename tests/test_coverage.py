@@ -15,12 +15,12 @@ from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.coverage_plots import hole_samples, log_densities
 from pyro_bvae.evaluation import Coverage, coverage, energy_test, log_aggregate
 from pyro_bvae.evaluation.information.energy import dimension_tests, holm
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.plots import hole_samples, log_densities
 from pyro_bvae.posteriors import FullRankPosterior
 from pyro_bvae.priors import NormalPrior
 

@@ -19,7 +19,6 @@ from sklearn.svm import LinearSVC
 from pyro_bvae import BetaVAE, Decoder
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.disentanglement_plots import disentanglement_scores
 from pyro_bvae.evaluation import elbo
 from pyro_bvae.evaluation.disentanglement import (
     FAST_METRICS,
@@ -42,6 +41,7 @@ from pyro_bvae.evaluation.disentanglement.sap_explicitness import _Areas, _place
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.plots import disentanglement_scores
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 

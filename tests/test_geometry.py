@@ -14,8 +14,6 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import DecoderGeometry, Geodesic, decoder_geometry, decoder_jacobian, fisher_rao, geodesic
 from pyro_bvae.evaluation.geometry import geodesics
 from pyro_bvae.evaluation.geometry import jacobian as geometry
-from pyro_bvae.geometry_plots import decoder_geometry as draw_geometry
-from pyro_bvae.geometry_plots import geodesic as draw_geodesic
 from pyro_bvae.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
@@ -29,6 +27,8 @@ from pyro_bvae.likelihoods import (
     ZeroInflatedNegativeBinomialLikelihood,
 )
 from pyro_bvae.networks import MLP
+from pyro_bvae.plots import decoder_geometry as draw_geometry
+from pyro_bvae.plots import geodesic as draw_geodesic
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 

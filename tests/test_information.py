@@ -18,10 +18,10 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import KLDecomposition, read_latents
 from pyro_bvae.evaluation.information import aggregate as information_aggregate
 from pyro_bvae.evaluation.information.aggregate import Normals, log_marginals, log_mixture
-from pyro_bvae.information_plots import kl_parts, latent_reading
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.plots import kl_parts, latent_reading
 from pyro_bvae.posteriors import FlowPosterior, FullRankPosterior, LowRankPosterior, MixturePosterior, NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior
 

@@ -32,7 +32,6 @@ from pyro_bvae.evaluation import (
     invert,
 )
 from pyro_bvae.evaluation.inversion.noise import NOISE_SITE
-from pyro_bvae.inversion_plots import inversions
 from pyro_bvae.likelihoods import (
     LearnedDispersion,
     NegativeBinomialLikelihood,
@@ -42,6 +41,7 @@ from pyro_bvae.likelihoods import (
 )
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.plots import inversions
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import MixturePrior, NormalPrior
 

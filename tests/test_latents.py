@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.stats import norm
 
 import pyro_bvae
-from pyro_bvae import BetaVAE, Context, Decoder, InputError, latent_plots, latents
+from pyro_bvae import BetaVAE, Context, Decoder, InputError, latents
 from pyro_bvae.catalogue import Shape
 from pyro_bvae.cli import main
 from pyro_bvae.configs import TrainConfig, build_vae, load_data
@@ -25,6 +25,7 @@ from pyro_bvae.latents import AggregateRange, GeodesicPath, LinearPath, PriorRan
 from pyro_bvae.likelihoods import NegativeBinomialLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
+from pyro_bvae.plots import latents as latent_plots
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import (
     FlowPrior,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from pyro_bvae import BetaVAE, rate_distortion
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.curve_plots import rate_distortion as draw
 from pyro_bvae.oracle import LinearGaussian, optimum
+from pyro_bvae.plots import rate_distortion as draw
 
 NOISE = 0.5
 EIGENVALUES = torch.tensor([9.0, 4.0, 1.5, 0.6, 0.2, 0.1], dtype=torch.double)

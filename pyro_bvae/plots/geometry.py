@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.drawing import BLUE, GREY, INK, TEXT, Array, as_array, draw_spread, mosaic, new_figure, number, tidy
 from pyro_bvae.evaluation.geometry.geodesics import Geodesic
 from pyro_bvae.evaluation.geometry.jacobian import DecoderGeometry, RotationTest
+from pyro_bvae.plots.style import BLUE, GREY, INK, TEXT, Array, as_array, draw_spread, mosaic, new_figure, number, tidy
 
 # Latents up to which the cosines are written into their squares.
 _WRITTEN = 12

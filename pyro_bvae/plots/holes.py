@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.drawing import BLUE, INK, ORANGE, TEXT, Values, as_array, mosaic, new_figure, tidy
 from pyro_bvae.evaluation.information.holes import Coverage
+from pyro_bvae.plots.style import BLUE, INK, ORANGE, TEXT, Values, as_array, mosaic, new_figure, tidy
 
 # Bins of the histograms, and how far they reach below the threshold, in units of what is above.
 _BINS, _BELOW = 50, 1.2

@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pyro_bvae.drawing import BLUE, GREEN, INK, ORANGE, TEXT, Array, draw_gap_rows, new_figure, number, plain, tidy
 from pyro_bvae.evaluation.information.decomposition import KLDecomposition
 from pyro_bvae.evaluation.information.factors import LatentReading
+from pyro_bvae.plots.style import BLUE, GREEN, INK, ORANGE, TEXT, Array, draw_gap_rows, new_figure, number, plain, tidy
 
 # Rows that a heat map shows at most, so that its numbers can be read.
 _MOST_ROWS = 24

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_bvae.drawing import BLUE, GREEN, GREY, INK, ORANGE, TEXT, new_figure, number, tidy
 from pyro_bvae.evaluation.disentanglement import Disentanglement
+from pyro_bvae.plots.style import BLUE, GREEN, GREY, INK, ORANGE, TEXT, new_figure, number, tidy
 
 # Mark and colour of each null.
 _NULLS = {"rotated": ("o", ORANGE), "untrained": ("s", GREEN), "shuffled": ("D", INK)}

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.drawing import Values, as_array, mosaic
 from pyro_bvae.evaluation import Inversion
+from pyro_bvae.plots.style import Values, as_array, mosaic
 
 
 def inversions(

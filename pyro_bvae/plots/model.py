@@ -7,82 +7,29 @@ backend is chosen and no global style is changed. Arrays may be NumPy's or torch
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from textwrap import wrap
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
-from pyro_bvae.count_plots import count_checks as count_checks  # noqa: PLC0414
-from pyro_bvae.drawing import (
+from pyro_bvae.plots.style import (
     BLUE,
-    GREEN,
     GREY,
     INK,
-    ORANGE,
     TEXT,
     Values,
     as_array,
     draw_features,
-    draw_gap_rows,
-    draw_line,
     draw_points,
     draw_prior,
-    draw_spread,
-    lowest,
     mosaic,
     new_figure,
-    number,
-    plain,
     tidy,
-    title_of,
 )
 
 if TYPE_CHECKING:
-    from pyro_bvae.evaluation import InferenceGaps
-
-GAP_PARTS = (
-    ("=  approximation gap", BLUE, "approximation_gap"),
-    ("+  β gap", GREEN, "beta_gap"),
-    ("+  amortization gap", ORANGE, "amortization_gap"),
-)
-
-
-def training_curves(history: Mapping[str, Sequence[float]]) -> Figure:
-    """Draw distortion, rate and objective over the epochs, on training and validation data.
-
-    Args:
-        history: Columns of ``metrics.csv`` by name: ``epoch``, ``distortion``, ``rate``, ``objective`` (nats), and
-            where known ``beta`` and the columns that start with ``validation_``; NaN is no value. The validation
-            objective is taken at the last β, so that epochs can be compared.
-
-    Returns:
-        Three panels, and a fourth with β if it changes; the epoch of the lowest validation objective is marked.
-    """
-    epoch, beta = as_array(history["epoch"]), as_array(history.get("beta", ()))
-    changes = bool((beta != beta[-1:]).any())
-    figure = new_figure(10, 6.2) if changes else new_figure(12, 3.8)
-    panels = figure.subplots(2, 2).flatten() if changes else figure.subplots(1, 3)
-    titles = {"distortion": "Distortion D", "rate": "Rate R", "objective": "Objective, D + βR"}
-    best = lowest(epoch, as_array(history.get("validation_objective", ())))
-    if changes and best is not None:
-        titles["objective"] += " (validation: at the last β)"
-    for axes, (name, title) in zip(panels, titles.items(), strict=False):
-        tidy(axes, title, "epoch", "nats per datum")
-        draw_line(axes, epoch, history[name], color=BLUE, label="training")
-        draw_line(axes, epoch, history.get(f"validation_{name}", ()), color=ORANGE, label="validation", dashes=(4, 1.5))
-        if best is not None:
-            label = f"epoch {best:g}: lowest\nvalidation objective"
-            axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=label)
-    panels[0].legend(frameon=False, fontsize=9)
-    if changes:
-        tidy(panels[3], "β, the weight of the rate", "epoch", "β")
-        draw_line(panels[3], epoch, beta, color=GREEN, label="β")
-    for axes in panels:
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    return figure
+    pass
 
 
 def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: int = 10) -> Figure:
@@ -216,86 +163,6 @@ def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) ->
     axes.set_xticks(shown, [f"z{order[i]}" for i in shown])
     axes.set_ylim(min(0.0, float(nats.min())), max(0.1, axes.get_ylim()[1]))
     axes.legend(frameon=False, fontsize=10, loc="upper right")
-    return figure
-
-
-def gap_bar(
-    evaluation: Mapping[str, Any], error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
-) -> Figure:
-    """Draw the variational gap and the parts that add up to it, under the verdict on them.
-
-    Args:
-        evaluation: What ``evaluation.json`` holds: estimates (``value``, ``standard_error``, ``monte_carlo_error``, in
-            nats) under ``elbo``, ``evidence`` and ``..._gap``; a part may be None, with the reason in ``gaps_note``.
-            Where known, ``verdict`` is the title and ``families`` are drawn below. :func:`inference_gaps` takes the
-            gaps themselves.
-        error: Which error the lines show, twice its length to either side.
-
-    Returns:
-        A row for the total, stacked from its parts (negative ones left of zero), a row for each part, and one for each
-        richer family: what it would leave of the approximation gap.
-    """
-    parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
-    known = [(sign, colour, part) for sign, colour, part in parts if part is not None]
-    complete = len(known) == len(parts)
-    rows = [("variational gap", BLUE, evaluation["variational_gap"]), *(known if complete else [])]
-    families = (evaluation.get("families") or {}) if complete else {}
-    below = [(f"approximation gap\nwith a {plain(name)} guide", BLUE, left) for name, left in families.items()]
-    value = {key: number(evaluation[key]["value"]) for key in ("variational_gap", "evidence", "elbo")}
-    title = f"Variational gap: the ELBO is {value['variational_gap']} nats below the evidence"
-    advice, limits = title_of(evaluation.get("verdict") or title)
-    kind = "standard errors over data" if error == "standard_error" else "Monte Carlo errors"
-    notes = [f"nats per datum (lines: ± 2 {kind})", f"evidence {value['evidence']},  ELBO {value['elbo']}", *limits]
-    if not complete:
-        notes += wrap(f"parts not shown: {plain(evaluation.get('gaps_note') or 'not estimated')}", 100)
-    figure = new_figure(9, 1.7 + 0.5 * (len(rows) + len(below)) + 0.2 * (len(notes) + advice.count("\n")))
-    axes = figure.subplots()
-    draw_gap_rows(axes, rows, error, below)
-    tidy(axes, advice, "\n".join(notes), "", grid="x")
-    return figure
-
-
-def inference_gaps(
-    gaps: InferenceGaps, error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
-) -> Figure:
-    """Draw inference gaps: the whole split into its parts, and what richer families would leave, under the verdict.
-
-    Args:
-        gaps: What :func:`pyro_bvae.inference_gaps` returned.
-        error: Which error the lines show, twice its length to either side.
-    """
-    estimates = {"elbo": gaps.elbo, "evidence": gaps.evidence, "variational_gap": gaps.variational}
-    estimates |= {key: getattr(gaps, key.removesuffix("_gap")) for _, _, key in GAP_PARTS}
-    families = {name: gap.to_dict() for name, gap in gaps.families.items()}
-    described = {name: estimate.to_dict() for name, estimate in estimates.items()}
-    return gap_bar({**described, "families": families, "verdict": gaps.verdict}, error)
-
-
-def per_datum_gaps(gaps: InferenceGaps) -> Figure:
-    """Draw the gap of every datum and its parts: whether all data lose a little, or a few of them much.
-
-    Args:
-        gaps: What :func:`pyro_bvae.inference_gaps` returned.
-
-    Returns:
-        A row for the variational gap and each part: a dot for each datum, a box for the middle half of the data, a line
-        at their mean.
-    """
-    rows = [("variational gap", INK, gaps.variational)]
-    rows += [(name, colour, getattr(gaps, key.removesuffix("_gap"))) for name, colour, key in GAP_PARTS]
-    whole = as_array(gaps.variational.per_datum)
-    figure = new_figure(9, 4.2)
-    axes = figure.subplots()
-    for place, (_, colour, part) in enumerate(rows):
-        draw_spread(axes, place, as_array(part.per_datum), colour)
-    axes.axvline(0, color=INK, linewidth=1)
-    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
-    axes.set_ylim(len(rows) - 0.5, -0.5)
-    worst = np.sort(whole)[::-1][: max(1, len(whole) // 10)]
-    share = worst.sum() / whole.sum() if whole.sum() > 0 else math.nan
-    title = f"Gaps of {len(whole)} data: the worst tenth make {100 * share:.0f}% of the whole"
-    note = "nats of a datum (dots: data; box: middle half; line: mean)"
-    tidy(axes, title if math.isfinite(share) else f"Gaps of {len(whole)} data", note, "", grid="x")
     return figure
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from pyro_bvae.drawing import as_array, new_figure, tidy
 from pyro_bvae.evaluation.samples.predictive_checks import CountChecks
+from pyro_bvae.plots.style import as_array, new_figure, tidy
 
 OBSERVED, SIMULATED = "#1A1A1A", "#0072B2"
 

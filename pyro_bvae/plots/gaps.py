@@ -1,0 +1,116 @@
+"""Figures of the inference gaps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from pyro_bvae.plots.style import (
+    BLUE,
+    GREEN,
+    INK,
+    ORANGE,
+    as_array,
+    draw_gap_rows,
+    draw_spread,
+    new_figure,
+    number,
+    plain,
+    tidy,
+    title_of,
+)
+
+if TYPE_CHECKING:
+    from pyro_bvae.evaluation import InferenceGaps
+
+
+GAP_PARTS = (
+    ("=  approximation gap", BLUE, "approximation_gap"),
+    ("+  β gap", GREEN, "beta_gap"),
+    ("+  amortization gap", ORANGE, "amortization_gap"),
+)
+
+
+def gap_bar(
+    evaluation: Mapping[str, Any], error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
+) -> Figure:
+    """Draw the variational gap and the parts that add up to it, under the verdict on them.
+
+    Args:
+        evaluation: What ``evaluation.json`` holds: estimates (``value``, ``standard_error``, ``monte_carlo_error``, in
+            nats) under ``elbo``, ``evidence`` and ``..._gap``; a part may be None, with the reason in ``gaps_note``.
+            Where known, ``verdict`` is the title and ``families`` are drawn below. :func:`inference_gaps` takes the
+            gaps themselves.
+        error: Which error the lines show, twice its length to either side.
+
+    Returns:
+        A row for the total, stacked from its parts (negative ones left of zero), a row for each part, and one for each
+        richer family: what it would leave of the approximation gap.
+    """
+    parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
+    known = [(sign, colour, part) for sign, colour, part in parts if part is not None]
+    complete = len(known) == len(parts)
+    rows = [("variational gap", BLUE, evaluation["variational_gap"]), *(known if complete else [])]
+    families = (evaluation.get("families") or {}) if complete else {}
+    below = [(f"approximation gap\nwith a {plain(name)} guide", BLUE, left) for name, left in families.items()]
+    value = {key: number(evaluation[key]["value"]) for key in ("variational_gap", "evidence", "elbo")}
+    title = f"Variational gap: the ELBO is {value['variational_gap']} nats below the evidence"
+    advice, limits = title_of(evaluation.get("verdict") or title)
+    kind = "standard errors over data" if error == "standard_error" else "Monte Carlo errors"
+    notes = [f"nats per datum (lines: ± 2 {kind})", f"evidence {value['evidence']},  ELBO {value['elbo']}", *limits]
+    if not complete:
+        notes += wrap(f"parts not shown: {plain(evaluation.get('gaps_note') or 'not estimated')}", 100)
+    figure = new_figure(9, 1.7 + 0.5 * (len(rows) + len(below)) + 0.2 * (len(notes) + advice.count("\n")))
+    axes = figure.subplots()
+    draw_gap_rows(axes, rows, error, below)
+    tidy(axes, advice, "\n".join(notes), "", grid="x")
+    return figure
+
+
+def inference_gaps(
+    gaps: InferenceGaps, error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
+) -> Figure:
+    """Draw inference gaps: the whole split into its parts, and what richer families would leave, under the verdict.
+
+    Args:
+        gaps: What :func:`pyro_bvae.inference_gaps` returned.
+        error: Which error the lines show, twice its length to either side.
+    """
+    estimates = {"elbo": gaps.elbo, "evidence": gaps.evidence, "variational_gap": gaps.variational}
+    estimates |= {key: getattr(gaps, key.removesuffix("_gap")) for _, _, key in GAP_PARTS}
+    families = {name: gap.to_dict() for name, gap in gaps.families.items()}
+    described = {name: estimate.to_dict() for name, estimate in estimates.items()}
+    return gap_bar({**described, "families": families, "verdict": gaps.verdict}, error)
+
+
+def per_datum_gaps(gaps: InferenceGaps) -> Figure:
+    """Draw the gap of every datum and its parts: whether all data lose a little, or a few of them much.
+
+    Args:
+        gaps: What :func:`pyro_bvae.inference_gaps` returned.
+
+    Returns:
+        A row for the variational gap and each part: a dot for each datum, a box for the middle half of the data, a line
+        at their mean.
+    """
+    rows = [("variational gap", INK, gaps.variational)]
+    rows += [(name, colour, getattr(gaps, key.removesuffix("_gap"))) for name, colour, key in GAP_PARTS]
+    whole = as_array(gaps.variational.per_datum)
+    figure = new_figure(9, 4.2)
+    axes = figure.subplots()
+    for place, (_, colour, part) in enumerate(rows):
+        draw_spread(axes, place, as_array(part.per_datum), colour)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    worst = np.sort(whole)[::-1][: max(1, len(whole) // 10)]
+    share = worst.sum() / whole.sum() if whole.sum() > 0 else math.nan
+    title = f"Gaps of {len(whole)} data: the worst tenth make {100 * share:.0f}% of the whole"
+    note = "nats of a datum (dots: data; box: middle half; line: mean)"
+    tidy(axes, title if math.isfinite(share) else f"Gaps of {len(whole)} data", note, "", grid="x")
+    return figure
