@@ -15,7 +15,7 @@ from pyro_bvae import latents, plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
 from pyro_bvae.core.errors import InputError, check_count, unknown_name
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.latent_results import SUFFIXES, as_arrays, check_suffix, columns_of, write_numbers
+from pyro_bvae.evaluation.latent_results import SUFFIXES, as_arrays, check_suffix, columns_of, write_numbers
 from pyro_bvae.latents import AggregateRange, GeodesicPath, LatentPath, LinearPath, PriorRange, SphericalPath
 from pyro_bvae.plots import latents as latent_plots
 from pyro_bvae.runs import Run, check_device, load

@@ -33,8 +33,6 @@ FLOORS = [
         "measured",
         "runs",
         "sweeps",
-        "latent_parts",
-        "latent_results",
         "latents",
         "cli_latents",
         "cli",

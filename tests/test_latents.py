@@ -197,7 +197,7 @@ def test_a_geodesic_changes_what_is_decoded_less_than_a_line() -> None:
 
 
 def test_a_geodesic_that_was_not_found_warns(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_bvae import latent_parts
+    from pyro_bvae.latents import paths as latent_parts
 
     search = latent_parts.geodesic
     monkeypatch.setattr(latent_parts, "geodesic", lambda *args, **more: search(*args, max_iterations=1, **more))

@@ -8,6 +8,7 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from pyro_bvae import plots
+from pyro_bvae.plots import style
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import Bound, Estimate, InferenceGaps
 
@@ -218,8 +219,8 @@ def test_kl_bars_are_sorted_and_coloured_by_activity():
     axes = figure.axes[0]
     by_place = sorted(bars(axes), key=lambda bar: bar.get_x())
     assert [bar.get_height() for bar in by_place] == [2.0, 1.0, 0.001]
-    assert mpl.colors.to_hex(by_place[0].get_facecolor()) == plots.BLUE.lower()
-    assert mpl.colors.to_hex(by_place[2].get_facecolor()) == plots.GREY.lower()
+    assert mpl.colors.to_hex(by_place[0].get_facecolor()) == style.BLUE.lower()
+    assert mpl.colors.to_hex(by_place[2].get_facecolor()) == style.GREY.lower()
     assert [label.get_text() for label in axes.get_xticklabels()] == ["z1", "z2", "z0"]
     assert axes.get_title(loc="left") == "KL per latent: 3.0 nats in total, 2 of 3 active"
     np.testing.assert_allclose([np.ptp(line[:, 1]) for line in error_bars(axes)], [0.4, 0.8, 0.004])

@@ -16,7 +16,7 @@ from PIL import Image
 
 from pyro_bvae import plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
-from pyro_bvae.latent_results import Interpolation, Traversal
+from pyro_bvae.evaluation.latent_results import Interpolation, Traversal
 from pyro_bvae.plots.style import CLASSES, INK, Array, as_array, grey_scale, mosaic, new_figure, number, plain, tidy
 
 # Latents drawn at most, and features in a panel.

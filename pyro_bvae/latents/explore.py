@@ -17,35 +17,14 @@ from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import kl_per_dimension
-from pyro_bvae.latent_parts import (
+from pyro_bvae.evaluation.latent_results import Embedding, Interpolation, Traversal
+from pyro_bvae.latents.paths import (
     AggregateRange,
-    GeodesicPath,
     LatentPath,
     LinearPath,
-    PriorRange,
-    SphericalPath,
     ValueRange,
 )
-from pyro_bvae.latent_results import Embedding, Interpolation, Traversal
 from pyro_bvae.runs import Run, load
-
-__all__ = [
-    "AggregateRange",
-    "Embedding",
-    "GeodesicPath",
-    "Interpolation",
-    "LatentPath",
-    "LinearPath",
-    "PriorRange",
-    "SphericalPath",
-    "Traversal",
-    "ValueRange",
-    "embed",
-    "generate",
-    "interpolate",
-    "reconstruct",
-    "traverse",
-]
 
 # What is looked into: a model, a run, or the directory of one.
 Model = Any
