@@ -16,9 +16,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_bvae.configs import TrainConfig
 from pyro_bvae.evaluation import bound, kl_per_dimension
-from pyro_bvae.runs import load, train
+from pyro_bvae.runs import TrainConfig, load, train
 
 RESULTS = Path(__file__).parent / "results" / "background_table"
 # β -> test distortion, test rate and the bar that this model is to pass.

@@ -24,9 +24,8 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_bvae import datasets, elbo, fit, inference_gaps
-from pyro_bvae.catalogue import Shape
-from pyro_bvae.configs import TrainConfig, build_vae
 from pyro_bvae.evaluation import AnnealingSettings, annealed_evidence
+from pyro_bvae.runs import Shape, TrainConfig, build_vae
 from pyro_bvae.training import checkpoint_path, load_checkpoint, load_weights
 
 RESULTS = Path(__file__).parent / "results" / "priors_and_guides"

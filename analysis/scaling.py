@@ -33,10 +33,9 @@ import pyro
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyro_bvae.catalogue import Shape
-from pyro_bvae.configs import TrainConfig, build_vae
 from pyro_bvae.core.context import Context
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.runs import Shape, TrainConfig, build_vae
 from pyro_bvae.training import Loss
 
 RESULTS = Path(__file__).parent / "results" / "scaling"

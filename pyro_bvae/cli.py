@@ -19,14 +19,12 @@ import torch
 import tyro
 
 from pyro_bvae.cli_latents import COMMANDS
-from pyro_bvae.configs import TrainConfig, read_config
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation._evaluate import Evaluation
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.verification import Check, verify
 from pyro_bvae.report import write_report
-from pyro_bvae.runs import check_device, evaluate_run, train
-from pyro_bvae.sweeps import SweepConfig, train_sweep
+from pyro_bvae.runs import SweepConfig, TrainConfig, check_device, evaluate_run, read_config, train, train_sweep
 from pyro_bvae.training import TrainingError
 from pyro_bvae.training.distributed import place
 

@@ -25,10 +25,10 @@ from pyro_bvae.compilation.compiled_function import capture
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.likelihoods import NormalLikelihood
-from pyro_bvae.measured import evaluate_shares
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.runs.evaluation_files import evaluate_shares
 from pyro_bvae.training import (
     IWELBO,
     Constant,

@@ -12,7 +12,7 @@ from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.snapshots import Snapshots
+from pyro_bvae.runs import Snapshots
 from pyro_bvae.training import TensorBoard
 
 

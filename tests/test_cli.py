@@ -20,7 +20,7 @@ import torch
 import pyro_bvae
 from pyro_bvae import cli
 from pyro_bvae.cli import main
-from pyro_bvae.configs import read_config
+from pyro_bvae.runs import read_config
 from pyro_bvae.training import load_checkpoint
 
 TINY = ["--hidden", "8", "--latent-dim", "2", "--batch-size", "256", "--learning-rate", "0.03"]

@@ -12,10 +12,8 @@ from test_matrix import data_for
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, evidence, fit
-from pyro_bvae.catalogue import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, Shape
 from pyro_bvae.compilation import compiled_function as compiling
 from pyro_bvae.compilation.compiled_function import Swapped, capture, compiled
-from pyro_bvae.configs import TrainConfig, build_vae
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products
 from pyro_bvae.datasets import Dataset
@@ -23,6 +21,8 @@ from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.runs import Shape, TrainConfig, build_vae
+from pyro_bvae.runs.catalogue import LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
 from pyro_bvae.training import FreeBits, LinearWarmup, Loss
 from pyro_bvae.training.steps import compiled as compiled_module
 from pyro_bvae.training.steps.compiled import CompiledStep

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_bvae.configs import LIKELIHOODS, NETWORKS, Shape, TrainConfig, build_vae, load_data, read_config, write_config
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.likelihoods import LearnedScale
+from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data, read_config, write_config
+from pyro_bvae.runs.build import LIKELIHOODS, NETWORKS
 from pyro_bvae.training import LinearWarmup
 
 SMALL = TrainConfig(hidden=(8, 4), latent_dim=3)
@@ -90,7 +91,7 @@ def test_unknown_names_give_the_nearest_one(name: str, value: str, nearest: str)
 
 
 def test_every_field_has_a_help_text() -> None:
-    source = Path(__import__("pyro_bvae.configs", fromlist=["configs"]).__file__).read_text()
+    source = Path(__import__("pyro_bvae.runs.build", fromlist=["configs"]).__file__).read_text()
     for field in fields(TrainConfig):
         after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
         assert after.strip().startswith('"""'), field.name

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit
-from pyro_bvae.annotate import annotate
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets import CellFormat, CellSplits, Dataset, LazyDataset, from_anndata, h5ad
@@ -24,6 +23,7 @@ from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.runs import annotate
 
 anndata = pytest.importorskip("anndata")
 
@@ -341,7 +341,7 @@ def test_blocks_of_cells_are_put_where_they_belong(monkeypatch: pytest.MonkeyPat
     splits = from_anndata(adata, min_counts=3, batch_column="plate")
     vae = trained(splits)
     annotate(adata, vae, splits.format, num_samples=2000)
-    monkeypatch.setattr("pyro_bvae.annotate._MOST_NUMBERS", 8 * 7)
+    monkeypatch.setattr("pyro_bvae.runs._annotate._MOST_NUMBERS", 8 * 7)
     annotate(adata, vae, splits.format, num_samples=2000, seed=1, key="again")
     assert np.allclose(adata.obsm["X_again"], adata.obsm["X_pyro_bvae"], equal_nan=True, atol=1e-6)
     one, other = (adata.obs.iloc[KEPT][f"{key}_evidence"] for key in ("pyro_bvae", "again"))

@@ -15,10 +15,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_bvae.configs import TrainConfig
 from pyro_bvae.evaluation import Estimate, join_estimates, join_evaluations
-from pyro_bvae.measured import evaluate_shares
-from pyro_bvae.runs import train
+from pyro_bvae.runs import TrainConfig, train
+from pyro_bvae.runs.evaluation_files import evaluate_shares
 from pyro_bvae.training import History, Ranks, load_checkpoint
 
 HERE = Path(__file__).parent

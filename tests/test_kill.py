@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from pyro_bvae.configs import TrainConfig
-from pyro_bvae.runs import evaluate_run, train
+from pyro_bvae.runs import TrainConfig, evaluate_run, train
 from pyro_bvae.training import checkpoint_path, load_checkpoint
 
 CONFIG = TrainConfig(

@@ -16,9 +16,7 @@ from scipy.stats import norm
 
 import pyro_bvae
 from pyro_bvae import BetaVAE, Context, Decoder, InputError, latents
-from pyro_bvae.catalogue import Shape
 from pyro_bvae.cli import main
-from pyro_bvae.configs import TrainConfig, build_vae, load_data
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.distributions.tempered import sample_tempered
 from pyro_bvae.latents import AggregateRange, GeodesicPath, LinearPath, PriorRange, SphericalPath
@@ -36,6 +34,7 @@ from pyro_bvae.priors import (
     StudentTPrior,
     VampPrior,
 )
+from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data
 
 # Four orthogonal directions, the third of which says nothing.
 LENGTHS = torch.tensor([1.0, 3.0, 0.0, 2.0], dtype=torch.double)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Context, Decoder, evidence, fit
-from pyro_bvae.catalogue import LIKELIHOODS, POSTERIORS, PRIORS, Shape
-from pyro_bvae.configs import TrainConfig, build_vae
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation import elbo
 from pyro_bvae.likelihoods import LearnedDispersion, NegativeBinomialLikelihood, SoftmaxRate
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.runs import Shape, TrainConfig, build_vae
+from pyro_bvae.runs.catalogue import LIKELIHOODS, POSTERIORS, PRIORS
 
 N, D, L = 24, 6, 2
 COUNTED = ("poisson", "negative-binomial", "zero-inflated-negative-binomial")

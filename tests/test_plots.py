@@ -8,9 +8,9 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.figure import Figure
 
 from pyro_bvae import plots
-from pyro_bvae.plots import style
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import Bound, Estimate, InferenceGaps
+from pyro_bvae.plots import style
 
 
 def estimate(value, standard_error=0.1, monte_carlo_error=0.01):

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from pyro_bvae import fit, load, runs
-from pyro_bvae.configs import Shape, TrainConfig, build_vae, read_config
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.runs import Shape, TrainConfig, build_vae, read_config
 from pyro_bvae.training import load_checkpoint
 
 CONFIG = TrainConfig(

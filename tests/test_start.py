@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder
-from pyro_bvae.catalogue import LIKELIHOODS, NETWORKS, Shape
-from pyro_bvae.configs import TrainConfig, build_vae
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP, ConvolutionalDecoder
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.runs import Shape, TrainConfig, build_vae
+from pyro_bvae.runs.catalogue import LIKELIHOODS, NETWORKS
 from pyro_bvae.training import check_before, start_at_mean
 from pyro_bvae.training.initialization import last_bias
 

@@ -22,7 +22,6 @@ import pyro_bvae
 from pyro_bvae import BetaVAE, Context, Decoder, InputError, fit, sweep
 from pyro_bvae.cli import main
 from pyro_bvae.compilation.stacked_affine import StackedAffine
-from pyro_bvae.configs import TrainConfig
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.likelihoods import (
@@ -36,8 +35,7 @@ from pyro_bvae.likelihoods import (
 from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
 from pyro_bvae.posteriors import FlowPosterior, FullRankPosterior, NormalPosterior
 from pyro_bvae.priors import LearnedNormalPrior, NormalPrior, VampPrior
-from pyro_bvae.runs import train
-from pyro_bvae.sweeps import train_sweep
+from pyro_bvae.runs import TrainConfig, train, train_sweep
 from pyro_bvae.training import Constant, LinearWarmup, TargetRate, TrainingError, load_checkpoint
 from pyro_bvae.training.replicas.program import CannotStack, Replicas
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name

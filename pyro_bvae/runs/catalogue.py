@@ -54,7 +54,7 @@ from pyro_bvae.priors import (
 )
 
 if TYPE_CHECKING:
-    from pyro_bvae.configs import TrainConfig
+    from pyro_bvae.runs.config import TrainConfig
 
 _Part = TypeVar("_Part")
 # What a prior of so many components has by default.

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import tyro
 
-from pyro_bvae.configs import TrainConfig, load_data, write_config
 from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.runs import check_device, check_splits, remove_run, untrained
+from pyro_bvae.runs._train import check_device, check_splits, untrained
+from pyro_bvae.runs.build import load_data
+from pyro_bvae.runs.config import TrainConfig, write_config
+from pyro_bvae.runs.directory import remove_run
 from pyro_bvae.training import Schedule, Sweep, sweep
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
 

@@ -1,0 +1,72 @@
+"""Measuring a run on its test data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
+from pyro_bvae.datasets import Dataset, LazyDataset
+from pyro_bvae.evaluation import Evaluation
+from pyro_bvae.runs._train import check_device
+from pyro_bvae.runs.directory import load
+from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
+from pyro_bvae.training.distributed import own_device, process_group
+
+
+def evaluate_run(
+    directory: Path,
+    *,
+    num_samples: int = 5000,
+    num_data: int | None = 500,
+    families: Sequence[str] = (),
+    checkpoint: str = "best",
+    seed: int = 0,
+    device: str = "cpu",
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a run on its test data and write ``evaluation.json`` and ``evaluation.nc``.
+
+    The processes that ``torchrun`` starts share the data, and the first of them writes.
+
+    Args:
+        directory: The run.
+        num_samples: Particles for each datum.
+        num_data: How many test data to measure, drawn by ``seed``; None for all.
+        families: Richer guides to fit to each datum too: ``full-rank``, ``flow``.
+        checkpoint: ``best`` or ``last``.
+        seed: Seed of draws and choice of data.
+        device: Where to compute.
+        progress: Show progress bars.
+    """
+    check_device(device)
+    if num_data is not None and num_data < 1:
+        raise InputError(f"'num_data' must be a positive integer or None, got {num_data}")
+    with process_group(device) as ranks:
+        run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
+        assert run.config is not None and run.splits is not None
+        test = choose_data(run.splits.test, num_data, seed).dense().to(own_device(device))
+        args = (test.x, *(() if test.context is None else (test.context,)))
+        run.vae.check_data(*args)
+        evaluation = evaluate_shares(
+            run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples, families=families,
+            seed=seed, progress=progress and ranks.is_first,
+        )  # fmt: skip
+        if ranks.is_first:
+            head = {"dataset": run.config.dataset, "split": "test", "checkpoint": checkpoint, "seed": seed}
+            attributes = {**head, "config": asdict(run.config)}
+            write_evaluation(directory, run.vae, args, evaluation, attributes, run.config.latent_dim)
+        ranks.wait()
+    return evaluation
+
+
+def choose_data(data: Dataset | LazyDataset, num_data: int | None, seed: int) -> Dataset | LazyDataset:
+    """Return all data, or so many of them chosen by the seed."""
+    if num_data is None or num_data >= len(data):
+        return data
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM)))
+    return data[order[:num_data].sort().values]

@@ -1,0 +1,126 @@
+"""Run directories: a configuration, metrics and checkpoints on disk, and what is measured and shown of them.
+
+A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``; ``evaluate`` adds
+``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.datasets import Splits
+from pyro_bvae.runs.build import build_vae, load_data
+from pyro_bvae.runs.catalogue import Shape
+from pyro_bvae.runs.config import TrainConfig, read_config
+from pyro_bvae.training import (
+    History,
+    Remark,
+    check_during,
+    checkpoint_path,
+    load_checkpoint,
+    load_weights,
+)
+
+_MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
+_PRODUCTS = ("config.json", "metrics.csv", *_MEASURED)
+_CHECKPOINTS = ("best", "last")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory, read back; ``vae, config, splits = load(run)`` takes the first three.
+
+    Attributes:
+        vae: The trained model.
+        config: Its configuration; None for a run without ``config.json``.
+        splits: Its data; None likewise, or where they are gone and the model was given.
+        history: Its metrics.
+        directory: Where it lies.
+        training_beta: The β of the model's last step, which a warm-up that was cut short leaves below the configured
+            one.
+    """
+
+    vae: Any
+    config: TrainConfig | None
+    splits: Splits | None
+    history: History
+    directory: Path
+    training_beta: float
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from (self.vae, self.config, self.splits)
+
+
+def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "best", device: str = "cpu") -> Run:
+    """Read a run directory: model, configuration and data.
+
+    Args:
+        run: The directory.
+        model: An untrained model of the same parts, for runs of parts that no configuration names; its weights are
+            overwritten in place.
+        checkpoint: ``best`` or ``last``.
+        device: Where to put the model.
+
+    Raises:
+        InputError: if the directory is no run, or a file in it cannot be read.
+    """
+    directory = Path(run)
+    if not directory.is_dir():
+        raise InputError(f"there is no run directory {directory}")
+    if checkpoint not in _CHECKPOINTS:
+        raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
+    config_path = directory / "config.json"
+    config = read_config(config_path) if config_path.exists() or model is None else None
+    path = checkpoint_path(directory, checkpoint)
+    state = load_checkpoint(path, device)
+    splits = _data_of(config, needed=model is None)
+    vae = model
+    if vae is None:
+        assert config is not None and splits is not None
+        vae = build_vae(config, Shape.of(splits.train))
+    load_weights(vae.to(device), state, path)
+    # The best checkpoint knows the history up to itself only.
+    metrics = directory / "metrics.csv"
+    history = History.read(metrics) if metrics.exists() else History(state["history"])
+    history.remarks = _remarks(directory, state, getattr(vae, "latent_dim", None))
+    return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
+
+
+def _remarks(directory: Path, state: dict[str, Any], latent_dim: int | None) -> list[Remark]:
+    """Return what the checklist has to say of a run, by its last checkpoint, or else the one at hand."""
+    with suppress(InputError):
+        state = load_checkpoint(checkpoint_path(directory, "last"))
+    before = [Remark(**remark) for remark in state.get("remarks", ()) if remark["when"] == "before"]
+    clip = state["settings"].get("gradient_clip")
+    return [*before, *check_during(state["history"], clip, latent_dim=latent_dim, before=before)]
+
+
+def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
+    if config is None:
+        return None
+    try:
+        return load_data(config)
+    except InputError:
+        if needed:
+            raise
+        return None
+
+
+def remove_run(directory: Path) -> None:
+    """Remove what a run has written from its directory, and nothing else."""
+    _remove(directory, _PRODUCTS)
+    for name in ("checkpoints", "snapshots", "tensorboard", "latents"):
+        shutil.rmtree(directory / name, ignore_errors=True)
+
+
+def _remove(directory: Path, names: Iterable[str]) -> None:
+    for name in names:
+        (directory / name).unlink(missing_ok=True)
