@@ -28,7 +28,6 @@ FLOORS = [
         "report",
         "runs",
         "latents",
-        "cli_latents",
         "cli",
         "__main__",
         "__init__",

@@ -16,7 +16,10 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.report import build, figures, words, write_report
+from pyro_bvae.report import page as build
+from pyro_bvae.report import sections as figures
+from pyro_bvae.report import tables as words
+from pyro_bvae.report import write_report
 from pyro_bvae.training import History
 
 LATENTS, FEATURES = 3, 12

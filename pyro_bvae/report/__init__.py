@@ -1,5 +1,5 @@
 """A run directory in, one self-contained HTML page out."""
 
-from pyro_bvae.report.build import write_report
+from pyro_bvae.report.page import write_report
 
 __all__ = ["write_report"]

@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.report.figures import Section, sections
-from pyro_bvae.report.words import headline, notes, summary, verdict
+from pyro_bvae.report.sections import Section, sections
+from pyro_bvae.report.tables import headline, notes, summary, verdict
 from pyro_bvae.runs import load
 from pyro_bvae.training import Remark, check_after
 

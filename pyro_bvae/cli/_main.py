@@ -1,0 +1,79 @@
+"""The command line: ``pyro-bvae {demo,train,evaluate,report,sweep,verify}``, and what looks into a run's latents.
+
+The only place that prints and chooses file names, with :mod:`pyro_bvae.cli.latents`.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import tyro
+
+from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
+from pyro_bvae.cli.latents import COMMANDS
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.runs import TrainConfig, read_config
+from pyro_bvae.training import TrainingError
+from pyro_bvae.training.distributed import place
+
+_COMMANDS: dict[str, Any] = {
+    "demo": Demo,
+    "train": Train,
+    "evaluate": Evaluate,
+    "report": Report,
+    "sweep": Sweep,
+    "verify": Verify,
+    **COMMANDS,
+}
+
+
+def _parse(arguments: Sequence[str]) -> Any:
+    """Return the command of a command line; a resumed run's defaults are its own configuration."""
+    command = tyro.extras.subcommand_cli_from_dict(
+        _COMMANDS, prog="pyro-bvae", description="β-variational autoencoders as Pyro programs.", args=list(arguments)
+    )
+    if isinstance(command, Train) and command.resume:
+        saved = read_config(command.directory / "config.json")
+        default = replace(command, **{field.name: getattr(saved, field.name) for field in fields(TrainConfig)})
+        rest = list(arguments)[list(arguments).index("train") + 1 :]
+        return tyro.cli(Train, default=default, args=rest, prog="pyro-bvae train")
+    return command
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status.
+
+    2 for unusable input, 1 for training that failed and for estimates that are off, 130 for Ctrl-C.
+    """
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _parse(given).run() or 0
+    except InputError as error:
+        _tell(str(error))
+        return 2
+    except TrainingError as error:
+        _tell(f"training stopped at {error}")
+        return 1
+    except OSError as error:
+        _tell(str(error))
+        return 2
+    except KeyboardInterrupt:
+        advice = "; 'train --resume' continues from the last finished epoch" if "train" in given else ""
+        print(f"interrupted{advice}", file=sys.stderr)
+        return 130
+
+
+def _tell(error: str) -> None:
+    """Print what went wrong; of several processes, in which."""
+    rank, size = place()
+    print(f"error{f' in process {rank}' if size > 1 else ''}: {error}", file=sys.stderr)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    print(f"warning: {message}", file=sys.stderr)

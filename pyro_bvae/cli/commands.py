@@ -1,0 +1,179 @@
+"""The commands: one data class each, whose fields are its options."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+import tyro
+
+from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
+from pyro_bvae.evaluation.verification import verify
+from pyro_bvae.report import write_report
+from pyro_bvae.runs import SweepConfig, TrainConfig, check_device, evaluate_run, train, train_sweep
+from pyro_bvae.training.distributed import place
+
+
+@dataclass(frozen=True)
+class Train(TrainConfig):
+    """Train a β-VAE into a run directory.
+
+    ``torchrun --nproc-per-node N -m pyro_bvae train ...`` shares each batch among processes.
+    """
+
+    output: Path | None = None
+    """Run directory; runs/<dataset>-beta<beta> by default."""
+    resume: bool = False
+    """Continue the run in the output directory, with its configuration."""
+    overwrite: bool = False
+    """Replace the run in the output directory."""
+    snapshots: int | None = None
+    """Draw reconstructions and samples every so many epochs, into the run directory."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too, into the run directory."""
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.output or Path("runs") / f"{self.dataset}-beta{self.beta:g}"
+
+    def run(self) -> None:
+        """Run the command."""
+        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        trained = train(
+            config,
+            self.directory,
+            resume=self.resume,
+            overwrite=self.overwrite,
+            snapshots=self.snapshots,
+            tensorboard=self.tensorboard,
+        )
+        if place()[0]:  # one process prints
+            return
+        last = trained.history.rows[-1]
+        shown = ("objective", "distortion", "rate", "validation_objective")
+        print(", ".join(f"{name} {last[name]:.2f}" for name in shown if name in last))
+        for remark in trained.history.remarks:
+            if not remark.grave:  # of those that are, there was a warning
+                print(f"noticed {remark.when} training: {remark}")
+        print(f"run directory: {self.directory}")
+
+
+@dataclass(frozen=True)
+class Sweep(SweepConfig):
+    """Train a β-VAE for each of several β and seeds, all of them side by side as one program.
+
+    ``torchrun --nproc-per-node N -m pyro_bvae sweep ...`` spreads them over processes.
+    """
+
+    def run(self) -> None:
+        """Run the command."""
+        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        print(train_sweep(config, self.directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite))
+        print(f"run directories: {self.directory / 'beta*-seed*'}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Measure a run on its test data: evidence, bound, gaps, active units."""
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory."""
+    num_samples: int = 5000
+    """Particles for each datum."""
+    num_data: int | None = 500
+    """How many test data to measure, drawn by the seed; None for all."""
+    families: tuple[str, ...] = ()
+    """Richer guides to fit to each datum too, and say what they would gain: full-rank, flow."""
+    checkpoint: str = "best"
+    """Which checkpoint: best or last."""
+    seed: int = 0
+    """Seed of all draws."""
+    device: str = "cpu"
+    """Where to compute."""
+
+    def run(self) -> None:
+        """Run the command."""
+        evaluation = evaluate_run(
+            self.directory,
+            num_samples=self.num_samples,
+            num_data=self.num_data,
+            families=self.families,
+            checkpoint=self.checkpoint,
+            seed=self.seed,
+            device=self.device,
+        )
+        if place()[0]:
+            return
+        print(evaluation_table(evaluation))
+        print(f"written: {self.directory / 'evaluation.json'}, {self.directory / 'evaluation.nc'}")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Write a run's page: figures, estimates, configuration, in one HTML file."""
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory, evaluated before."""
+
+    def run(self) -> None:
+        """Run the command."""
+        print(f"page: {write_report(self.directory)}")
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Train on scikit-learn's handwritten digits, measure the gaps, write the page: the whole path in a minute."""
+
+    output: Path = Path("runs/demo")
+    """Run directory; an earlier run in it is replaced."""
+    beta: float = 2.0
+    """Weight of the KL in the objective."""
+    epochs: int = 200
+    """Passes over the training data."""
+
+    def run(self) -> None:
+        """Run the command."""
+        config = TrainConfig(
+            dataset="digits",
+            likelihood="normal",
+            likelihood_scale=0.3,
+            latent_dim=10,
+            hidden=(128, 128),
+            beta=self.beta,
+            epochs=self.epochs,
+            batch_size=64,
+        )
+        train(config, self.output, overwrite=True)
+        evaluation = evaluate_run(self.output)
+        page = write_report(self.output)
+        print(evaluation_table(evaluation))
+        print(f"page: {page}")
+
+
+@dataclass(frozen=True)
+class Verify:
+    """Hold every estimator to models whose evidence and gaps are known, on this machine; status 1 if one is off."""
+
+    device: str = "cpu"
+    """Where to compute."""
+    dtype: Literal["float32", "float64"] = "float32"
+    """Number type."""
+    seed: int = 0
+    """Seed of all draws."""
+
+    def run(self) -> int:
+        """Run the command and return its exit status."""
+        check_device(self.device)
+        begun = time.monotonic()
+        checks = verify(self.device, getattr(torch, self.dtype), seed=self.seed, progress=True)
+        print(verification_table(checks))
+        print(f"allowed: four Monte Carlo errors, and the rounding of {self.dtype}")
+        print(versions(self.device))
+        wrong = sum(not check.ok for check in checks)
+        count = f"{wrong} of {len(checks)} estimates are OFF" if wrong else f"all {len(checks)} estimates are right"
+        print(f"{count} on {self.device} in {self.dtype}, {time.monotonic() - begun:.0f} s")
+        return int(wrong > 0)

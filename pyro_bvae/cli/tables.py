@@ -1,0 +1,73 @@
+"""Tables that the command line prints."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import torch
+
+from pyro_bvae.evaluation._evaluate import Evaluation
+from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.verification import Check
+
+
+def verification_table(checks: Sequence[Check]) -> str:
+    """Return exact values and estimates side by side for the terminal."""
+    lines = [f"{'nats per datum':<32}{'latents':>8}{'exact':>11}{'estimated':>11}{'error':>9}{'allowed':>9}"]
+    for check in checks:
+        if check.note or check.state == "NOT REFUSED":
+            state = "OFF" if check.expected != "refused" else check.state
+            lines.append(f"{check.what:<32}{check.latents:>8}  {state}: {check.note}".rstrip(": "))
+            continue
+        lines.append(
+            f"{check.what:<32}{check.latents:>8}{check.exact:>11.4f}{check.estimated:>11.4f}{check.error:>9.4f}"
+            f"{check.allowed:>9.4f}  {check.state}"
+        )
+    return "\n".join(lines)
+
+
+def versions(device: str) -> str:
+    """Return one line on what computes: processor, Python and the packages behind the estimates."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
+    packages = ", ".join(f"{package} {version(package)}" for package in ("pyro-ppl", "arviz"))
+    return f"{platform.system()} {name}, Python {platform.python_version()}, torch {torch.__version__}, {packages}"
+
+
+def evaluation_table(evaluation: Evaluation) -> str:
+    """Return an evaluation as a table for the terminal."""
+    rows: list[tuple[str, Estimate]] = [
+        ("evidence  log p(x)", evaluation.evidence),
+        ("ELBO", evaluation.bound.elbo),
+        ("distortion  D", evaluation.bound.distortion),
+        ("rate  R", evaluation.bound.rate),
+        (f"objective  D + {evaluation.training_beta:g} R", evaluation.bound.objective(evaluation.training_beta)),
+        ("variational gap", evaluation.variational_gap),
+    ]
+    if evaluation.gaps is not None:
+        gaps = evaluation.gaps
+        rows += [("  approximation gap", gaps.approximation)]
+        rows += [(f"    with {name}", left) for name, left in gaps.families.items()]
+        rows += [("  β gap", gaps.beta), ("  amortization gap", gaps.amortization)]
+    lines = [f"{'nats per datum':<24}{'value':>10}{'std. error':>12}{'Monte Carlo':>13}"]
+    lines += [
+        f"{name:<24}{row.value:>10.3f}{row.standard_error:>12.3f}{row.monte_carlo_error:>13.4f}"
+        + ("" if row.trusted else "  untrusted")
+        for name, row in rows
+    ]
+    evidence = evaluation.evidence
+    lines.append(f"{len(evidence.per_datum)} test data, {evidence.num_samples} particles each")
+    if evaluation.given is not None:
+        lines.append(f"all densities are given the {evaluation.given} of the data")
+    if evaluation.kl is not None:
+        active = evaluation.kl.active
+        lines.append(f"{int(active.sum())} of {active.numel()} latents active")
+    lines.append(f"evidence not to be trusted: {evidence.untrusted} of {len(evidence.per_datum)} data")
+    if evaluation.gaps is not None:
+        certified = evaluation.gaps.certified
+        lines.append(f"local refits certified to have converged: {int(certified.sum())} of {len(certified)} data")
+        lines.append(f"verdict: {evaluation.verdict}")
+    elif evaluation.gaps_note:
+        lines.append(f"no gaps: {evaluation.gaps_note}")
+    return "\n".join(lines)
