@@ -1,26 +1,30 @@
 r"""At β = 1 and with a flexible model the aggregated posterior q(z) is the prior p(z): is it, and is it at other β?
 
-Closed form, a linear-Gaussian model whose weight has singular values :math:`\sqrt{w_i}`, data with variance
-:math:`\lambda_i` along them, and the exact guide at β. Along each axis q(z) is a normal of variance
+Closed form, a linear-Gaussian model whose weight has singular values :math:`\sqrt{w_i}`, data with
+variance :math:`\lambda_i` along them, and the exact guide at β. Along each axis q(z) is a normal of
+variance
 
 .. math::
-    S_i = \frac{\beta \sigma^2}{\beta \sigma^2 + w_i} + \frac{w_i \lambda_i}{(\beta \sigma^2 + w_i)^2},
+    S_i = \frac{\beta \sigma^2}{\beta \sigma^2 + w_i} + \frac{w_i \lambda_i}{(\beta \sigma^2 +
+    w_i)^2},
     \qquad KL(q(z) \| p(z)) = \tfrac12 \sum_i (S_i - 1 - \log S_i) .
 
-With the decoder held at the truth, :math:`\lambda_i = w_i + \sigma^2`, that is 0 at β = 1 alone. With a decoder that is
-trained as well, :math:`w_i = \max(0, \lambda_i - \beta \sigma^2)`, it is 0 at every β: there β is but another noise.
-Both are held to ``decompose_kl``.
+With the decoder held at the truth, :math:`\lambda_i = w_i + \sigma^2`, that is 0 at β = 1 alone.
+With a decoder that is trained as well, :math:`w_i = \max(0, \lambda_i - \beta \sigma^2)`, it is 0
+at every β: there β is but another noise. Both are held to ``decompose_kl``.
 
-Trained: two latents, data of a ring of five clumps bent into six features, networks from linear to 64 wide and then
-trained for longer, and diagonal, full-rank (two seeds) and flow guides (one), each at β = 0.5, 1 and 2, measured on
-data that no model has seen.
-What a flexible model is, the planted density says: KL(q(z) || p(z)) can be no more than the bound falls short of the
-data's own log density, in the mean, at any β: as a marginal of :math:`KL(p(x) q(z|x) \| p_\theta(x, z))`.
+Trained: two latents, data of a ring of five clumps bent into six features, networks from linear to
+64 wide and then trained for longer, and diagonal, full-rank (two seeds) and flow guides (one), each
+at β = 0.5, 1 and 2, measured on data that no model has seen.
+What a flexible model is, the planted density says: KL(q(z) || p(z)) can be no more than the bound
+falls short of the data's own log density, in the mean, at any β: as a marginal of :math:`KL(p(x)
+q(z|x) \| p_\theta(x, z))`.
 
     python analysis/aggregate_against_prior.py
 
-Over N data the aggregate is lumpier than that of all there could be, and its KL too large by about c / N. Each KL here
-is twice that over N data less the mean of those over the two halves, which is free of c.
+Over N data the aggregate is lumpier than that of all there could be, and its KL too large by about
+c / N. Each KL here is twice that over N data less the mean of those over the two halves, which is
+free of c.
 """
 
 from __future__ import annotations
@@ -49,7 +53,11 @@ RESULTS = Path(__file__).parent / "results" / "aggregate_against_prior"
 WEIGHTS, NOISE = torch.tensor([4.0, 0.25], dtype=torch.double), 0.5
 EXACT_BETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 BETAS = (0.5, 1.0, 2.0)
-SEEDS = {"diagonal": (0, 1), "full-rank": (0, 1), "flow": (0,)}  # flows cannot be stacked: one after the other
+SEEDS = {
+    "diagonal": (0, 1),
+    "full-rank": (0, 1),
+    "flow": (0,),
+}  # flows cannot be stacked: one after the other
 GUIDES = tuple(SEEDS)
 # Width of the networks, and how many times as long they are trained.
 RUNGS = {"linear": (0, 1), "16": (16, 1), "64": (64, 1), "64, 3 x longer": (64, 3)}
@@ -210,21 +218,30 @@ def trained(epochs: int) -> list[Row]:
 
 def over_seeds(rows: list[Row], guide: str, rung: str, beta: float) -> tuple[float, float]:
     """Return the mean KL of a capacity and its error: of the data and, where there are several, of the seeds."""
-    some = [row for row in rows if (row["guide"], row["capacity"], float(row["beta"])) == (guide, rung, beta)]
+    some = [
+        row
+        for row in rows
+        if (row["guide"], row["capacity"], float(row["beta"])) == (guide, rung, beta)
+    ]
     values = torch.tensor([float(row["marginal_kl"]) for row in some], dtype=torch.double)
-    within = sum(float(row["error"]) for row in some) / len(some)  # the same held-out data: no smaller by their number
+    within = sum(float(row["error"]) for row in some) / len(
+        some
+    )  # the same held-out data: no smaller by their number
     between = float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else 0.0
     return float(values.mean()), math.hypot(within, between)
 
 
 def reading(closed: list[Row], rows: list[Row]) -> list[str]:
     """Say what the tables show."""
-    off = max(abs(float(row["marginal_kl"]) - float(row["closed_form"])) / float(row["error"]) for row in closed)
+    off = max(
+        abs(float(row["marginal_kl"]) - float(row["closed_form"])) / float(row["error"])
+        for row in closed
+    )
     ends = [row for row in closed if row["decoder"] == "held" and row["beta"] in ("0.1", "10")]
     lines = [
         f"Closed form: measured within {off:.1f} standard errors at all {len(closed)} points. Decoder held at the"
         f" truth: {ends[0]['closed_form']} nats at β = 0.1, 0 at β = 1, {ends[1]['closed_form']} at β = 10. Decoder"
-        " trained as well: 0 at every β.",
+        " trained as well: 0 at every β."
     ]
     for beta in BETAS:
         small = [over_seeds(rows, guide, FIRST, beta) for guide in GUIDES]
@@ -233,10 +250,13 @@ def reading(closed: list[Row], rows: list[Row]) -> list[str]:
             f"{guide} {before[0]:.3f} -> {after[0]:.3f} ± {after[1]:.3f}"
             for guide, before, after in zip(GUIDES, small, large, strict=True)
         )
-        lines.append(f"Trained, β = {beta:g}, from {FIRST} to the most capacity ({LAST}), nats: {shown}.")
+        lines.append(
+            f"Trained, β = {beta:g}, from {FIRST} to the most capacity ({LAST}), nats: {shown}."
+        )
     best = {beta: min(over_seeds(rows, guide, LAST, beta) for guide in GUIDES) for beta in BETAS}
     falls = all(
-        over_seeds(rows, guide, LAST, 1.0)[0] < 0.5 * over_seeds(rows, guide, FIRST, 1.0)[0] for guide in GUIDES
+        over_seeds(rows, guide, LAST, 1.0)[0] < 0.5 * over_seeds(rows, guide, FIRST, 1.0)[0]
+        for guide in GUIDES
     )
     reached = best[1.0][0] <= NEAR
     others = [
@@ -244,8 +264,14 @@ def reading(closed: list[Row], rows: list[Row]) -> list[str]:
         for beta in BETAS
         if beta != 1 and best[beta][0] <= best[1.0][0] + 2 * math.hypot(best[1.0][1], best[beta][1])
     ]
-    room = max(float(row["marginal_kl"]) - 2 * float(row["error"]) - float(row["short_of_truth"]) for row in rows)
-    short = {beta: min(float(row["short_of_truth"]) for row in rows if float(row["beta"]) == beta) for beta in BETAS}
+    room = max(
+        float(row["marginal_kl"]) - 2 * float(row["error"]) - float(row["short_of_truth"])
+        for row in rows
+    )
+    short = {
+        beta: min(float(row["short_of_truth"]) for row in rows if float(row["beta"]) == beta)
+        for beta in BETAS
+    }
     lines += [
         f"The bound falls short of the data's own density by {short[1.0]:.3f} nats at least at β = 1 (for other β:"
         f" {', '.join(f'{short[beta]:.3f} at {beta:g}' for beta in BETAS if beta != 1)}), and the marginal KL is"
@@ -287,11 +313,11 @@ def draw(figure: Figure, closed: list[Row], rows: list[Row]) -> None:
     left.legend(frameon=False, fontsize=8)
     for axes, beta in zip(others, BETAS, strict=True):
         for shift, guide in enumerate(GUIDES):
-            found = [over_seeds(rows, guide, rung, beta) for rung in RUNGS]
+            results = [over_seeds(rows, guide, rung, beta) for rung in RUNGS]
             axes.errorbar(
                 [place + 0.08 * (shift - 1) for place in range(len(RUNGS))],
-                [value for value, _ in found],
-                yerr=[1.96 * error for _, error in found],
+                [value for value, _ in results],
+                yerr=[1.96 * error for _, error in results],
                 fmt="o-",
                 color=COLOURS[guide],
                 capsize=2,
@@ -333,6 +359,10 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs instead of {EPOCHS}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs instead of {EPOCHS}"
+    )
     main(QUICK_EPOCHS if parser.parse_args().quick else EPOCHS)

@@ -1,9 +1,10 @@
 """How far does importance sampling fall short on a decoder of continuous pixels, and does annealing close it?
 
-The point of Wu, Burda, Salakhutdinov and Grosse (2017): a decoder with a small learned noise has a posterior so narrow
-that samples from the encoder never reach it. Grey MNIST, 50 latents, one hidden layer of 400, trained for 20 epochs on
-all 60,000 images; evidence of 16 test images by every means, with its cost, and the sandwich of bidirectional Monte
-Carlo on 16 simulated images, which says how far annealing itself can be off.
+The point of Wu, Burda, Salakhutdinov and Grosse (2017): a decoder with a small learned noise has a
+posterior so narrow that samples from the encoder never reach it. Grey MNIST, 50 latents, one hidden
+layer of 400, trained for 20 epochs on all 60,000 images; evidence of 16 test images by every means,
+with its cost, and the sandwich of bidirectional Monte Carlo on 16 simulated images, which says how
+far annealing itself can be off.
 
     python analysis/annealing_mnist.py --data-root FOLDER_THAT_HOLDS_MNIST
 
@@ -66,7 +67,9 @@ def estimators(vae: BetaVAE, x: Tensor) -> dict[str, Callable[[], Estimate]]:
         "importance, 50,000": lambda: evidence(*pair, num_samples=50_000),
         "heavy-tailed, 5,000": lambda: evidence(*pair, proposal=HeavyTailedProposal()),
         "refitted guide, 5,000": lambda: evidence(*pair, proposal=RefitProposal()),
-        "annealed from the guide": lambda: annealed_evidence(*pair, start="guide", settings=SETTINGS),
+        "annealed from the guide": lambda: annealed_evidence(
+            *pair, start="guide", settings=SETTINGS
+        ),
         "annealed from the prior": lambda: annealed_evidence(*pair, settings=SETTINGS),
     }
 
@@ -78,7 +81,9 @@ def row_of(name: str, estimate: Estimate, seconds: float) -> dict[str, object]:
         "nats": f"{estimate.value:.2f}",
         "standard_error": f"{estimate.standard_error:.2f}",
         "monte_carlo_error": f"{estimate.monte_carlo_error:.3f}",
-        "untrusted": f"{estimate.untrusted} of {len(estimate.per_datum)}" if estimate.reliable is not None else "",
+        "untrusted": f"{estimate.untrusted} of {len(estimate.per_datum)}"
+        if estimate.reliable is not None
+        else "",
         "decoder_evaluations": estimate.cost or NUM_IMAGES * estimate.num_samples,
         "seconds": f"{seconds:.0f}",
     }
@@ -93,7 +98,9 @@ def figure_of(rows: list[dict[str, object]], gap: dict[str, float]) -> Figure:
         short = best - float(str(row["nats"]))
         untrusted = not str(row["untrusted"]).startswith("0") and row["untrusted"] != ""
         axes.barh(place, short, color="#D55E00" if untrusted else "#0072B2")
-        note = f"  {float(str(row['nats'])):.1f} nats" + (f", untrusted for {row['untrusted']}" if untrusted else "")
+        note = f"  {float(str(row['nats'])):.1f} nats" + (
+            f", untrusted for {row['untrusted']}" if untrusted else ""
+        )
         axes.text(short, place, note, va="center", fontsize=9)
     axes.set_yticks(range(len(rows)), [str(row["estimator"]) for row in rows])
     axes.invert_yaxis()
@@ -101,7 +108,9 @@ def figure_of(rows: list[dict[str, object]], gap: dict[str, float]) -> Figure:
     axes.set_xlabel("nats below the highest lower bound of log p(x), mean over 16 test images")
     certificate = f"two-sided bounds on simulated images: {gap['gap']:.1f} ± {gap['gap_error']:.1f} nats apart"
     axes.set_title("Continuous MNIST: how short each estimate falls", loc="left", fontweight="bold")
-    axes.text(0.99, 0.03, certificate, transform=axes.transAxes, ha="right", fontsize=9, color="#444444")
+    axes.text(
+        0.99, 0.03, certificate, transform=axes.transAxes, ha="right", fontsize=9, color="#444444"
+    )
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -127,12 +136,12 @@ def main(data_root: str, runs: Path) -> None:
             writer.writerows(rows)
     certificate = RESULTS / "sandwich.json"
     if not certificate.exists():
-        found = bidirectional_evidence(vae.model, vae.guide, x, settings=SETTINGS)
+        result = bidirectional_evidence(vae.model, vae.guide, x, settings=SETTINGS)
         numbers = {
-            "lower": found.lower.value,
-            "upper": found.upper.value,
-            "gap": found.gap.value,
-            "gap_error": found.gap.monte_carlo_error,
+            "lower": result.lower.value,
+            "upper": result.upper.value,
+            "gap": result.gap.value,
+            "gap_error": result.gap.monte_carlo_error,
         }
         certificate.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
         print(numbers, flush=True)
@@ -141,7 +150,9 @@ def main(data_root: str, runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/annealing_mnist"))
     options = parser.parse_args()

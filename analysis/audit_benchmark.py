@@ -83,7 +83,9 @@ def vae_program(
     observed_scale: Scale = no_scale,
     prior: Callable[[int], Any] = lambda n: dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1),
     likelihood: Callable[[Tensor], Any] = lambda loc: dist.Normal(loc, 1.0).to_event(1),
-    posterior: Callable[[Tensor], Any] = lambda h: dist.Normal(h[:, :2], h[:, 2:].exp()).to_event(1),
+    posterior: Callable[[Tensor], Any] = lambda h: dist.Normal(h[:, :2], h[:, 2:].exp()).to_event(
+        1
+    ),
     model_plate: Callable[[int], int] = lambda n: n,
     guide_plate: Callable[[int], int] = lambda n: n,
     names: tuple[str, str] = ("decoder", "encoder"),
@@ -118,7 +120,8 @@ def spoilt(code: str, x: Tensor | None = None, **mistake: Any) -> Case:
     return Case(*vae_program(**mistake), (data() if x is None else x,), code)
 
 
-# -- mistakes ----------------------------------------------------------------------------------------------------------
+# -- mistakes
+# ----------------------------------------------------------------------------------------------------------
 
 
 def beta_in_the_model_only() -> Case:
@@ -139,7 +142,9 @@ def beta_squared_in_the_guide() -> Case:
 def fixed_beta_on_both_sides() -> Case:
     """A β that cannot be taken out again."""
     fixed = functools.partial(poutine.scale, scale=4.0)
-    return spoilt("scale-in-weights", model_scale=lambda beta: fixed(), guide_scale=lambda beta: fixed())
+    return spoilt(
+        "scale-in-weights", model_scale=lambda beta: fixed(), guide_scale=lambda beta: fixed()
+    )
 
 
 def beta_on_everything() -> Case:
@@ -160,7 +165,9 @@ def beta_with_an_autoguide() -> Case:
 
 def mask_in_the_model_only() -> Case:
     """The prior is masked and the guide is not."""
-    return spoilt("mask-one-side", model_scale=lambda beta: poutine.mask(mask=torch.arange(NUM) > 3))
+    return spoilt(
+        "mask-one-side", model_scale=lambda beta: poutine.mask(mask=torch.arange(NUM) > 3)
+    )
 
 
 def prior_without_to_event() -> Case:
@@ -171,7 +178,9 @@ def prior_without_to_event() -> Case:
 def likelihood_without_to_event() -> Case:
     """As many features as data: nothing is raised."""
     square = torch.rand(NUM, NUM, generator=torch.Generator().manual_seed(1))
-    return spoilt("missing-to-event", square, features=NUM, likelihood=lambda loc: dist.Normal(loc, 1.0))
+    return spoilt(
+        "missing-to-event", square, features=NUM, likelihood=lambda loc: dist.Normal(loc, 1.0)
+    )
 
 
 def latent_without_to_event_or_plate() -> Case:
@@ -277,7 +286,10 @@ def with_guide(draw: Callable[[Tensor, Tensor], Any], code: str | None, prior: A
             pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
-        loc, log_scale = pyro.param("loc", 0.5 * x), pyro.param("log_scale", torch.full_like(x, -0.4))
+        loc, log_scale = (
+            pyro.param("loc", 0.5 * x),
+            pyro.param("log_scale", torch.full_like(x, -0.4)),
+        )
         with pyro.plate("data", len(x), dim=-1):
             draw(loc, log_scale.exp())
 
@@ -313,7 +325,11 @@ def more_noise_than_latents() -> Case:
 
     def draw(loc: Tensor, scale: Tensor) -> None:
         pyro.sample(
-            "z", dist.Delta(loc + scale * (noise("a", dist.Normal(0.0, 1.0)) + noise("b", dist.Normal(0.0, 1.0))))
+            "z",
+            dist.Delta(
+                loc
+                + scale * (noise("a", dist.Normal(0.0, 1.0)) + noise("b", dist.Normal(0.0, 1.0)))
+            ),
         )
 
     return with_guide(draw, "auxiliary-noise")
@@ -323,7 +339,9 @@ def folded_noise() -> Case:
     """Two draws lead to one latent."""
 
     def draw(loc: Tensor, scale: Tensor) -> None:
-        pyro.sample("z", dist.Delta(loc + scale * noise("a", dist.Normal(0.0, 1.0)).abs(), -scale.log()))
+        pyro.sample(
+            "z", dist.Delta(loc + scale * noise("a", dist.Normal(0.0, 1.0)).abs(), -scale.log())
+        )
 
     return with_guide(draw, "auxiliary-noise")
 
@@ -390,7 +408,9 @@ def two_latents(both: bool, code: str | None, model_of: Callable[..., Any]) -> C
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
-            total = pyro.sample("z1", dist.Normal(0.0, 1.0)) + pyro.sample("z2", dist.Normal(0.0, 1.0))
+            total = pyro.sample("z1", dist.Normal(0.0, 1.0)) + pyro.sample(
+                "z2", dist.Normal(0.0, 1.0)
+            )
             pyro.sample("x", dist.Normal(total, 1.0), obs=x)
 
     def guide(x: Tensor) -> None:
@@ -420,7 +440,9 @@ def count_of_the_last_datum() -> Case:
     """One value outside the support, far down."""
     x = torch.ones(300, FEATURES)
     x[-1, -1] = 2.0
-    return spoilt("outside-support", x, likelihood=lambda loc: dist.Bernoulli(logits=loc).to_event(1))
+    return spoilt(
+        "outside-support", x, likelihood=lambda loc: dist.Bernoulli(logits=loc).to_event(1)
+    )
 
 
 def one_column_for_three() -> Case:
@@ -430,7 +452,9 @@ def one_column_for_three() -> Case:
     def observing(x: Tensor, beta: float = 1.0) -> None:
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(linear(LATENTS, FEATURES)(z), 1.0).to_event(1), obs=x[:, :1])
+            pyro.sample(
+                "x", dist.Normal(linear(LATENTS, FEATURES)(z), 1.0).to_event(1), obs=x[:, :1]
+            )
 
     return Case(observing, guide, (data(),), "broadcast")
 
@@ -462,7 +486,8 @@ def size_factors_in_a_row() -> Case:
 def detached_encoder() -> Case:
     """No gradient reaches the encoder."""
     return spoilt(
-        "no-gradient", posterior=lambda h: dist.Normal(h[:, :2].detach(), h[:, 2:].detach().exp()).to_event(1)
+        "no-gradient",
+        posterior=lambda h: dist.Normal(h[:, :2].detach(), h[:, 2:].detach().exp()).to_event(1),
     )
 
 
@@ -484,7 +509,9 @@ def module_never_registered() -> Case:
 
 def modules_of_one_name() -> Case:
     """The model's module gets the guide's parameters of the same name."""
-    return spoilt("shared-parameter", names=("net", "net"), features=2 * LATENTS, x=torch.rand(NUM, 4))
+    return spoilt(
+        "shared-parameter", names=("net", "net"), features=2 * LATENTS, x=torch.rand(NUM, 4)
+    )
 
 
 def store_of_another_model() -> Case:
@@ -506,7 +533,9 @@ def parameters_of_one_name() -> Case:
         loc = pyro.param("loc", torch.zeros(()))
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(loc, 1.0))
-            pyro.sample("x", dist.Normal(z[:, None], 1.0).expand([len(x), FEATURES]).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(z[:, None], 1.0).expand([len(x), FEATURES]).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -518,7 +547,9 @@ def parameters_of_one_name() -> Case:
 def counts_under_bernoulli() -> Case:
     """Values above 1 under a Bernoulli likelihood."""
     return spoilt(
-        "outside-support", (9 * data()).round(), likelihood=lambda loc: dist.Bernoulli(logits=loc).to_event(1)
+        "outside-support",
+        (9 * data()).round(),
+        likelihood=lambda loc: dist.Bernoulli(logits=loc).to_event(1),
     )
 
 
@@ -529,7 +560,9 @@ def greys_under_poisson() -> Case:
 
 def normal_guide_of_a_positive_latent() -> Case:
     """The guide draws where the prior has no density."""
-    return spoilt("outside-support", prior=lambda n: dist.Exponential(torch.ones(LATENTS)).to_event(1))
+    return spoilt(
+        "outside-support", prior=lambda n: dist.Exponential(torch.ones(LATENTS)).to_event(1)
+    )
 
 
 def event_dims_that_differ() -> Case:
@@ -538,7 +571,9 @@ def event_dims_that_differ() -> Case:
 
     def guide(x: Tensor, beta: float = 1.0) -> None:
         with beta_scale(beta):
-            pyro.sample("z", dist.Normal(pyro.param("loc", torch.zeros(len(x), LATENTS)), 1.0).to_event(2))
+            pyro.sample(
+                "z", dist.Normal(pyro.param("loc", torch.zeros(len(x), LATENTS)), 1.0).to_event(2)
+            )
 
     return Case(model, guide, (data(),), "latent-shape")
 
@@ -550,7 +585,9 @@ def latent_sizes_that_differ() -> Case:
 
 def scale_of_zero() -> Case:
     """A likelihood that has collapsed to a point."""
-    return spoilt("not-finite", likelihood=lambda loc: dist.Normal(loc, 0.0, validate_args=False).to_event(1))
+    return spoilt(
+        "not-finite", likelihood=lambda loc: dist.Normal(loc, 0.0, validate_args=False).to_event(1)
+    )
 
 
 def column_against_row() -> Case:
@@ -571,10 +608,13 @@ def column_against_row() -> Case:
 
 def model_that_stops() -> Case:
     """A defect of the program's own."""
-    return spoilt("does-not-run", likelihood=lambda loc: dist.Normal(loc @ torch.ones(7, 7), 1.0).to_event(1))
+    return spoilt(
+        "does-not-run", likelihood=lambda loc: dist.Normal(loc @ torch.ones(7, 7), 1.0).to_event(1)
+    )
 
 
-# -- sound programs ----------------------------------------------------------------------------------------------------
+# -- sound programs
+# ----------------------------------------------------------------------------------------------------
 
 
 def subsampled(
@@ -588,13 +628,19 @@ def subsampled(
 
     def model(x: Tensor) -> None:
         pyro.module("decoder", decoder)
-        with pyro.plate("data", NUM, subsample_size=BATCH, dim=-1) as index, poutine.scale(scale=scale):
+        with (
+            pyro.plate("data", NUM, subsample_size=BATCH, dim=-1) as index,
+            poutine.scale(scale=scale),
+        ):
             z = pyro.sample("z", dist.Normal(torch.zeros(LATENTS), 1.0).to_event(1))
             pyro.sample("x", dist.Normal(decoder(z), 1.0).to_event(1), obs=pick(x, index))
 
     def guide(x: Tensor) -> None:
         pyro.module("encoder", encoder)
-        with pyro.plate(guide_name, guide_full, subsample_size=BATCH, dim=-1) as index, poutine.scale(scale=scale):
+        with (
+            pyro.plate(guide_name, guide_full, subsample_size=BATCH, dim=-1) as index,
+            poutine.scale(scale=scale),
+        ):
             loc, log_scale = encoder(x[index % NUM]).chunk(2, -1)
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
@@ -631,7 +677,9 @@ def hierarchy() -> Case:
         top = pyro.sample("top", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x), dim=-1):
             high = pyro.sample("high", dist.Normal(top, 1.0))
-            low = pyro.sample("low", dist.Normal(high[:, None].expand(-1, FEATURES), 1.0).to_event(1))
+            low = pyro.sample(
+                "low", dist.Normal(high[:, None].expand(-1, FEATURES), 1.0).to_event(1)
+            )
             pyro.sample("x", dist.Normal(low, 0.5).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
@@ -659,7 +707,9 @@ def two_plates() -> Case:
 
     def guide(x: Tensor) -> None:
         with pyro.plate("features", FEATURES, dim=-1):
-            pyro.sample("loading", dist.Normal(pyro.param("loading_loc", torch.zeros(FEATURES)), 0.3))
+            pyro.sample(
+                "loading", dist.Normal(pyro.param("loading_loc", torch.zeros(FEATURES)), 0.3)
+            )
         loc = pyro.param("z_loc", torch.zeros(len(x), 1))
         with pyro.plate("data", len(x), dim=-2):
             pyro.sample("z", dist.Normal(loc, 0.3))
@@ -694,7 +744,9 @@ def sound_draws() -> dict[str, Callable[[], Case]]:
 
     def in_two_steps(loc: Tensor, scale: Tensor) -> None:
         half = pyro.sample(
-            "b", dist.Delta(scale * noise("a", dist.Normal(0.0, 1.0)), -scale.log()), infer={"is_auxiliary": True}
+            "b",
+            dist.Delta(scale * noise("a", dist.Normal(0.0, 1.0)), -scale.log()),
+            infer={"is_auxiliary": True},
         )
         pyro.sample("z", dist.Delta(loc + half))
 
@@ -749,7 +801,9 @@ def easy_guide() -> Case:
             group = self.group(match=".*")
             with self.plate("data", len(x), subsample_size=len(x), dim=-1):
                 loc = pyro.param("loc", lambda: torch.zeros(len(x), *group.event_shape))
-                log_scale = pyro.param("log_scale", lambda: torch.full((len(x), *group.event_shape), -2.0))
+                log_scale = pyro.param(
+                    "log_scale", lambda: torch.full((len(x), *group.event_shape), -2.0)
+                )
                 group.sample("all", dist.Normal(loc, log_scale.exp()).to_event(1))
 
     return Case(per_datum, Grouped(per_datum), (data(),))
@@ -831,7 +885,9 @@ def trained() -> Case:
     return case
 
 
-def build_vae(likelihood: nn.Module | None = None, outputs: int = FEATURES, **parts: Any) -> BetaVAE:
+def build_vae(
+    likelihood: nn.Module | None = None, outputs: int = FEATURES, **parts: Any
+) -> BetaVAE:
     """Return a small BetaVAE."""
     prior = parts.pop("prior", None) or NormalPrior(LATENTS)
     covariates = parts.pop("num_covariates", 0)
@@ -860,8 +916,12 @@ def example() -> Case:
 def with_context() -> Case:
     """Counts with size factors and covariates."""
     counts = (20 * data()).round()
-    context = Context(size_factor=torch.ones(NUM, 1), covariates=torch.eye(2)[torch.arange(NUM) % 2])
-    return pair(build_vae(NegativeBinomialLikelihood(FEATURES), num_covariates=2), counts, context, beta=0.5)
+    context = Context(
+        size_factor=torch.ones(NUM, 1), covariates=torch.eye(2)[torch.arange(NUM) % 2]
+    )
+    return pair(
+        build_vae(NegativeBinomialLikelihood(FEATURES), num_covariates=2), counts, context, beta=0.5
+    )
 
 
 MISTAKES: dict[str, Callable[[], Case]] = {
@@ -933,11 +993,18 @@ SOUND: dict[str, Callable[[], Case]] = {
     "BetaVAE, beta 4 by place": lambda: pair(build_vae(), data(), None, 4.0),
     "BetaVAE, beta a tensor": lambda: pair(build_vae(), data(), beta=torch.tensor(4.0)),
     "BetaVAE, normal likelihood": lambda: pair(build_vae(NormalLikelihood()), data() - 3),
-    "BetaVAE, missing entries": lambda: pair(build_vae(missing=True), data().masked_fill(data() < 0.2, torch.nan)),
+    "BetaVAE, missing entries": lambda: pair(
+        build_vae(missing=True), data().masked_fill(data() < 0.2, torch.nan)
+    ),
     "BetaVAE, counts and context": with_context,
-    "BetaVAE, mixture prior": lambda: pair(build_vae(prior=MixturePrior(LATENTS, 4)), data(), beta=4.0),
+    "BetaVAE, mixture prior": lambda: pair(
+        build_vae(prior=MixturePrior(LATENTS, 4)), data(), beta=4.0
+    ),
     "BetaVAE, flow guide": lambda: pair(
-        build_vae(encoder=FlowPosterior(MLP(FEATURES, 2 * LATENTS + 16, hidden=(8,)), latent_dim=LATENTS)), data()
+        build_vae(
+            encoder=FlowPosterior(MLP(FEATURES, 2 * LATENTS + 16, hidden=(8,)), latent_dim=LATENTS)
+        ),
+        data(),
     ),
     "example, any Pyro program": example,
     "hand-written": hand_written,
@@ -948,13 +1015,17 @@ SOUND: dict[str, Callable[[], Case]] = {
     "two plates and a mask": two_plates,
     "auxiliary site": auxiliary,
     "AutoNormal": lambda: Case(per_datum, AutoNormal(per_datum), (data(),)),
-    "enumerated clusters": lambda: Case(clusters, AutoNormal(poutine.block(clusters, hide=["which"])), (data()[:, 0],)),
+    "enumerated clusters": lambda: Case(
+        clusters, AutoNormal(poutine.block(clusters, hide=["which"])), (data()[:, 0],)
+    ),
     "chain": chain,
     "one by one": one_by_one,
     "trained": trained,
     "AutoDiagonalNormal": lambda: Case(per_datum, AutoDiagonalNormal(per_datum), (data(),)),
     "AutoMultivariateNormal": lambda: Case(per_datum, AutoMultivariateNormal(per_datum), (data(),)),
-    "AutoLowRankMultivariateNormal": lambda: Case(per_datum, AutoLowRankMultivariateNormal(per_datum), (data(),)),
+    "AutoLowRankMultivariateNormal": lambda: Case(
+        per_datum, AutoLowRankMultivariateNormal(per_datum), (data(),)
+    ),
     "AutoIAFNormal": lambda: Case(per_datum, AutoIAFNormal(per_datum), (data(),)),
     "easy guide": easy_guide,
     **sound_draws(),
@@ -992,10 +1063,12 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(table)
     for row in table:
-        print(f"{row['program']:<50}{row['planted']:<24}{row['right']:<5}{row['found']}")
-    found = sum(row["right"] == "yes" for row in table[: len(MISTAKES)])
+        print(f"{row['program']:<50}{row['planted']:<24}{row['right']:<5}{row['result']}")
+    result = sum(row["right"] == "yes" for row in table[: len(MISTAKES)])
     alarms = sum(row["right"] == "no" for row in table[len(MISTAKES) :])
-    print(f"{found} of {len(MISTAKES)} mistakes found, {alarms} false alarms in {len(SOUND)} sound programs")
+    print(
+        f"{result} of {len(MISTAKES)} mistakes found, {alarms} false alarms in {len(SOUND)} sound programs"
+    )
 
 
 if __name__ == "__main__":

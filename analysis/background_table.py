@@ -1,7 +1,8 @@
 """The β table of the background README, beaten by the default model on the same setting.
 
-Grey MNIST, Bernoulli likelihood, batch 128, 30 epochs, all 60,000 training images and the weights of the last epoch, so
-that nothing is chosen on the test set. The table's objective is test distortion + β rate, in nats.
+Grey MNIST, Bernoulli likelihood, batch 128, 30 epochs, all 60,000 training images and the weights
+of the last epoch, so that nothing is chosen on the test set. The table's objective is test
+distortion + β rate, in nats.
 
     python analysis/background_table.py --data-root FOLDER_THAT_HOLDS_MNIST
 
@@ -21,7 +22,11 @@ from pyro_bvae.runs import TrainConfig, load, train
 
 RESULTS = Path(__file__).parent / "results" / "background_table"
 # β -> test distortion, test rate and the bar that this model is to pass.
-BACKGROUND = {0.1: (64.4485, 52.7590, 68.2), 2.0: (92.7549, 13.1315, 115.5), 4.0: (109.8983, 8.2419, 140.0)}
+BACKGROUND = {
+    0.1: (64.4485, 52.7590, 68.2),
+    2.0: (92.7549, 13.1315, 115.5),
+    4.0: (109.8983, 8.2419, 140.0),
+}
 
 
 def row_of(beta: float, data_root: str, runs: Path) -> dict[str, object]:
@@ -54,14 +59,28 @@ def figure_of(rows: list[dict[str, object]]) -> Figure:
     axes = figure.subplots()
     for place, row in enumerate(rows):
         ours, theirs = float(str(row["objective"])), float(str(row["background_objective"]))
-        axes.barh(place - 0.2, theirs, height=0.36, color="#A8A8A8", label="background README" if place == 0 else None)
-        axes.barh(place + 0.2, ours, height=0.36, color="#0072B2", label="this package" if place == 0 else None)
+        axes.barh(
+            place - 0.2,
+            theirs,
+            height=0.36,
+            color="#A8A8A8",
+            label="background README" if place == 0 else None,
+        )
+        axes.barh(
+            place + 0.2,
+            ours,
+            height=0.36,
+            color="#0072B2",
+            label="this package" if place == 0 else None,
+        )
         axes.text(theirs + 1, place - 0.2, f"{theirs:.2f}", va="center")
         axes.text(ours + 1, place + 0.2, f"{ours:.2f} ± {row['standard_error']}", va="center")
     axes.set_yticks(range(len(rows)), [f"β = {row['beta']:g}" for row in rows])
     axes.invert_yaxis()
     axes.set_xlim(0, 175)
-    axes.set_xlabel("test distortion + β rate, nats (lower is better; ± one standard error over 10,000 images)")
+    axes.set_xlabel(
+        "test distortion + β rate, nats (lower is better; ± one standard error over 10,000 images)"
+    )
     axes.set_title("Grey MNIST, 30 epochs: the objective at three β", loc="left", fontweight="bold")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
@@ -82,7 +101,9 @@ def main(data_root: str, runs: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/background_table"))
     arguments = parser.parse_args()

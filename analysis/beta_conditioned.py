@@ -1,9 +1,11 @@
 """Can one model that is told β replace a model for each β?
 
-MNIST (20,000 images), one hidden layer of 400, 20 latents. A sweep trains a model for each of six β from 0.1 to 8. A
-single one is trained with β drawn for each image and told to encoder and decoder: appended to their inputs, or scaling
-and shifting their layers, for 9 epochs where a model of the sweep has 10. D + βR on the test images at each β, as
-paired differences to the separate model, and the time of training, against that of a model that is told nothing.
+MNIST (20,000 images), one hidden layer of 400, 20 latents. A sweep trains a model for each of six β
+from 0.1 to 8. A
+single one is trained with β drawn for each image and told to encoder and decoder: appended to their
+inputs, or scaling and shifting their layers, for 9 epochs where a model of the sweep has 10. D + βR
+on the test images at each β, as paired differences to the separate model, and the time of training,
+against that of a model that is told nothing.
 
     python analysis/beta_conditioned.py --data-root FOLDER_THAT_HOLDS_MNIST
     python analysis/beta_conditioned.py --quick
@@ -61,20 +63,26 @@ class Setting(NamedTuple):
 def mnist(data_root: Path) -> Setting:
     """Return the full setting."""
     splits = datasets.mnist(data_root, validation=5000, download=False)
-    return Setting("MNIST", splits.train[:20_000], splits.test, (400,), 20, 10, 9, (0, 1), BernoulliLikelihood)
+    return Setting(
+        "MNIST", splits.train[:20_000], splits.test, (400,), 20, 10, 9, (0, 1), BernoulliLikelihood
+    )
 
 
 def digits() -> Setting:
     """Return the quick setting."""
     splits = datasets.digits()
-    return Setting("digits", splits.train, splits.test, (128,), 10, 60, 54, (0,), lambda: NormalLikelihood(0.2))
+    return Setting(
+        "digits", splits.train, splits.test, (128,), 10, 60, 54, (0,), lambda: NormalLikelihood(0.2)
+    )
 
 
 def separate(setting: Setting) -> BetaVAE:
     """Return an untrained model that is told nothing."""
     size, latents, hidden = setting.train.num_features, setting.latent_dim, setting.hidden
     decoder = Decoder(MLP(latents, size, hidden=hidden), setting.likelihood())
-    return BetaVAE(NormalPrior(latents), decoder, NormalPosterior(MLP(size, 2 * latents, hidden=hidden)))
+    return BetaVAE(
+        NormalPrior(latents), decoder, NormalPosterior(MLP(size, 2 * latents, hidden=hidden))
+    )
 
 
 def told(setting: Setting, decoder: nn.Module, encoder: nn.Module) -> BetaVAE:
@@ -90,17 +98,28 @@ def modulated(setting: Setting) -> BetaVAE:
     """Return an untrained model in which β scales and shifts hidden layers and latents."""
     size, latents = setting.train.num_features, setting.latent_dim
     low, high, hidden = BETAS[0], BETAS[-1], setting.hidden
-    decoder = ModulatedMLP(latents + 1, size, hidden, low=low, high=high, modulate_input=True, modulate_output=True)
-    return told(setting, decoder, ModulatedMLP(size + 1, 2 * latents, hidden, low=low, high=high, modulate_output=True))
+    decoder = ModulatedMLP(
+        latents + 1, size, hidden, low=low, high=high, modulate_input=True, modulate_output=True
+    )
+    return told(
+        setting,
+        decoder,
+        ModulatedMLP(size + 1, 2 * latents, hidden, low=low, high=high, modulate_output=True),
+    )
 
 
 def appended(setting: Setting) -> BetaVAE:
     """Return an untrained model in which log β is one more input."""
     size, latents, hidden = setting.train.num_features, setting.latent_dim, setting.hidden
-    return told(setting, MLP(latents + 1, size, hidden=hidden), MLP(size + 1, 2 * latents, hidden=hidden))
+    return told(
+        setting, MLP(latents + 1, size, hidden=hidden), MLP(size + 1, 2 * latents, hidden=hidden)
+    )
 
 
-CONDITIONED: dict[str, Callable[[Setting], BetaVAE]] = {"modulated": modulated, "appended": appended}
+CONDITIONED: dict[str, Callable[[Setting], BetaVAE]] = {
+    "modulated": modulated,
+    "appended": appended,
+}
 
 
 def train(make: Callable[[Setting], BetaVAE], setting: Setting, seed: int) -> BetaVAE:
@@ -139,10 +158,11 @@ class Point(NamedTuple):
 
 def measure(models: list[BetaVAE], x: Tensor, beta: float) -> Point:
     """Measure the models of all seeds at one β."""
-    found = [bound(vae.model, vae.guide, x, num_samples=NUM_SAMPLES) for vae in models]
-    objective = torch.stack([each.objective(beta).per_datum for each in found])
+    results = [bound(vae.model, vae.guide, x, num_samples=NUM_SAMPLES) for vae in models]
+    objective = torch.stack([each.objective(beta).per_datum for each in results])
     rate, distortion = (
-        statistics.fmean(getattr(each, name).value for each in found) for name in ("rate", "distortion")
+        statistics.fmean(getattr(each, name).value for each in results)
+        for name in ("rate", "distortion")
     )
     return Point(Estimate.over_data(objective.mean(0)), rate, distortion)
 
@@ -183,7 +203,11 @@ def reading(rows: list[Row], setting: Setting) -> list[str]:
     for name in CONDITIONED:
         mine = [row for row in rows if row["model"] == name]
         worst = max(mine, key=lambda row: float(row["above_separate"]))
-        better = [row["beta"] for row in mine if float(row["above_separate"]) < -3 * float(row["above_separate_error"])]
+        better = [
+            row["beta"]
+            for row in mine
+            if float(row["above_separate"]) < -3 * float(row["above_separate_error"])
+        ]
         far = [row["beta"] for row in mine if float(row["above_separate"]) > LIMIT]
         ratio = float(mine[0]["time_ratio"])
         lines.append(
@@ -216,7 +240,11 @@ def draw(
     )  # fmt: skip
     for beta in BETAS:
         left.annotate(
-            f"β = {beta:g}", (own[beta].distortion, own[beta].rate), (7, 5), textcoords="offset points", fontsize=8
+            f"β = {beta:g}",
+            (own[beta].distortion, own[beta].rate),
+            (7, 5),
+            textcoords="offset points",
+            fontsize=8,
         )
     left.set_xlabel("distortion, nats")
     left.set_ylabel("rate, nats")
@@ -235,7 +263,9 @@ def draw(
     right.minorticks_off()
     right.set_xlabel("β")
     right.set_ylabel("D + βR above the separate model, nats")
-    right.set_title("Below 0: better than a model of that β alone (grey: 1 nat)", loc="left", fontsize=10)
+    right.set_title(
+        "Below 0: better than a model of that β alone (grey: 1 nat)", loc="left", fontsize=10
+    )
     right.legend(frameon=False)
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -253,12 +283,22 @@ def main(setting: Setting) -> None:
         lambda seed: separate(setting), setting.train,
         betas=BETAS, seeds=setting.seeds, epochs=setting.epochs, progress=False,
     )  # fmt: skip
-    points["separate"] = {beta: measure([run.vae for run in runs if run.beta == beta], x, beta) for beta in BETAS}
-    models = {name: [train(make, setting, seed) for seed in setting.seeds] for name, make in CONDITIONED.items()}
+    points["separate"] = {
+        beta: measure([run.vae for run in runs if run.beta == beta], x, beta) for beta in BETAS
+    }
+    models = {
+        name: [train(make, setting, seed) for seed in setting.seeds]
+        for name, make in CONDITIONED.items()
+    }
     for name, trained in models.items():
-        points[name] = {beta: measure([at_beta(vae, beta) for vae in trained], x, beta) for beta in BETAS}
+        points[name] = {
+            beta: measure([at_beta(vae, beta) for vae in trained], x, beta) for beta in BETAS
+        }
     fine = [BETAS[0] * (BETAS[-1] / BETAS[0]) ** (step / 16) for step in range(17)]
-    curve = [measure([at_beta(vae, beta) for vae in models["modulated"]], x[:2000], beta) for beta in fine]
+    curve = [
+        measure([at_beta(vae, beta) for vae in models["modulated"]], x[:2000], beta)
+        for beta in fine
+    ]
     rows = table(points, times)
     assert all(math.isfinite(float(row["objective"])) for row in rows)
     with (RESULTS / "table.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -272,7 +312,9 @@ def main(setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw")
     parser.add_argument("--quick", action="store_true", help="digits instead of MNIST")
     options = parser.parse_args()

@@ -1,13 +1,15 @@
 """What happens at both ends of β, and when is a rising KL healthy?
 
-scikit-learn's digits, a normal likelihood of scale 0.3, ten latents, one network, and β from 0 to 1,000 with everything
-else equal. At the lower end an autoencoder: a large rate, reconstructions that are sharp, codes unlike the prior and
-samples from it that are no digits. At the upper end nothing is encoded: the doctor says why, and from which β on.
+scikit-learn's digits, a normal likelihood of scale 0.3, ten latents, one network, and β from 0 to
+1,000 with everything else equal. At the lower end an autoencoder: a large rate, reconstructions
+that are sharp, codes unlike the prior and samples from it that are no digits. At the upper end
+nothing is encoded: the doctor says why, and from which β on.
 
     python analysis/beta_extremes.py
 
-The mismatch of codes and prior is the KL of two normals, of the codes' mean and covariance and of the prior's: a lower
-bound for what more than moments would see. The verdict of each half is computed from the table.
+The mismatch of codes and prior is the KL of two normals, of the codes' mean and covariance and of
+the prior's: a lower bound for what more than moments would see. The verdict of each half is
+computed from the table.
 """
 
 from __future__ import annotations
@@ -42,9 +44,17 @@ def train(splits: datasets.Splits, beta: float, epochs: int) -> tuple[BetaVAE, H
     """Train one model at a constant β."""
     torch.manual_seed(0)
     decoder = Decoder(MLP(LATENTS, FEATURES, hidden=HIDDEN), NormalLikelihood(SCALE))
-    vae = BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=HIDDEN)))
+    vae = BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=HIDDEN))
+    )
     history = fit(
-        vae, splits.train, validation=splits.validation, beta=beta, epochs=epochs, batch_size=64, progress=False
+        vae,
+        splits.train,
+        validation=splits.validation,
+        beta=beta,
+        epochs=epochs,
+        batch_size=64,
+        progress=False,
     )
     return vae, history
 
@@ -63,8 +73,11 @@ def measure(vae: BetaVAE, splits: datasets.Splits, beta: float) -> Row:
     """Return the row of one model."""
     x = splits.test.x
     parts = bound(vae.model, vae.guide, x)
-    found = evidence(vae.model, vae.guide, x, num_samples=NUM_SAMPLES)
-    kl, diagnosis = kl_per_dimension(vae.model, vae.guide, x), diagnose(vae, splits.train, beta=beta)
+    result = evidence(vae.model, vae.guide, x, num_samples=NUM_SAMPLES)
+    kl, diagnosis = (
+        kl_per_dimension(vae.model, vae.guide, x),
+        diagnose(vae, splits.train, beta=beta),
+    )
     assert kl is not None
     assert all(bool(torch.isfinite(parameter).all()) for parameter in vae.parameters())
     return {
@@ -73,8 +86,8 @@ def measure(vae: BetaVAE, splits: datasets.Splits, beta: float) -> Row:
         "distortion": f"{parts.distortion.value:.3f}",
         "elbo": f"{parts.elbo.value:.3f}",
         "elbo_error": f"{parts.elbo.standard_error:.3f}",
-        "evidence": f"{found.value:.3f}",
-        "evidence_untrusted": f"{found.untrusted} of {len(x)}",
+        "evidence": f"{result.value:.3f}",
+        "evidence_untrusted": f"{result.untrusted} of {len(x)}",
         "active_units": f"{int(kl.active.sum())}",
         "codes_against_prior": f"{mismatch(vae, splits.train.x):.3f}",
         "doctor": str(diagnosis).partition("\n")[0],
@@ -110,7 +123,13 @@ def draw_curves(figure: Figure, rows: list[Row], histories: dict[float, History]
     positive = [row for row in rows if float(row["beta"]) > 0]
     betas = [float(row["beta"]) for row in positive]
     left.plot(betas, [float(row["rate"]) for row in positive], "o-", color="#0072B2", label="rate")
-    left.plot(betas, [float(row["distortion"]) for row in positive], "s-", color="#D55E00", label="distortion")
+    left.plot(
+        betas,
+        [float(row["distortion"]) for row in positive],
+        "s-",
+        color="#D55E00",
+        label="distortion",
+    )
     left.set_xscale("log")
     left.set_xlabel("β")
     left.set_ylabel("nats a digit")
@@ -121,7 +140,9 @@ def draw_curves(figure: Figure, rows: list[Row], histories: dict[float, History]
     ):
         history = histories[beta]
         axes.plot(history["epoch"], history["rate"], color="#0072B2", label="rate")
-        axes.plot(history["epoch"], history["validation_elbo"], color="#009E73", label="held-out ELBO")
+        axes.plot(
+            history["epoch"], history["validation_elbo"], color="#009E73", label="held-out ELBO"
+        )
         low, high = min(history["rate"][2:]), max(history["rate"][2:])
         bottom, top = min(history["validation_elbo"][5:]), max(history["validation_elbo"][5:])
         axes.set_ylim(min(low, bottom) - 2, max(high, top) + 2)
@@ -174,6 +195,10 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs instead of {EPOCHS}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs instead of {EPOCHS}"
+    )
     main(QUICK_EPOCHS if parser.parse_args().quick else EPOCHS)

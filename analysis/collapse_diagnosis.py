@@ -1,7 +1,8 @@
 """Five planted causes of posterior collapse, and none: does the doctor name each?
 
-Sizes, noise, strength of the signal, β, likelihood and the way of planting change with the seed. Thresholds of the
-doctor and ways of planting were settled on the seeds from 1000; the table is one run of the seeds from 0.
+Sizes, noise, strength of the signal, β, likelihood and the way of planting change with the seed.
+Thresholds of the doctor and ways of planting were settled on the seeds from 1000; the table is one
+run of the seeds from 0.
 
 python analysis/collapse_diagnosis.py
 """
@@ -57,7 +58,8 @@ class Problem(NamedTuple):
     Attributes:
         x: ``(N, D)``.
         likelihood: A likelihood of the noise as it is.
-        strengths: Eigenvalues with the noise, in units of the noise's variance where it is normal, largest first.
+        strengths: Eigenvalues with the noise, in units of the noise's variance where it is normal,
+            largest first.
     """
 
     x: Tensor
@@ -77,7 +79,9 @@ def problem(rng: np.random.Generator, signals: int, kind: int | None = None) -> 
         noisy = noise_scale * (signal + rng.normal(size=signal.shape))
         return Problem(torch.tensor(noisy).float(), NormalLikelihood(noise_scale), strengths + 1)
     if kind == 1:
-        binary = rng.uniform(size=signal.shape) < 1 / (1 + np.exp(-4 * signal - rng.normal(size=num_features)))
+        binary = rng.uniform(size=signal.shape) < 1 / (
+            1 + np.exp(-4 * signal - rng.normal(size=num_features))
+        )
         return Problem(torch.tensor(binary).float(), BernoulliLikelihood(), strengths + 1)
     rates = np.exp(0.5 * signal + rng.uniform(0.7, 1.7, num_features))
     return Problem(torch.tensor(rng.poisson(rates)).float(), PoissonLikelihood(), strengths + 1)
@@ -95,7 +99,9 @@ def build(
     outputs = num_features * getattr(likelihood, "parameters_per_feature", 1)
     decoder = MLP(latent_dim, outputs, hidden=(hidden,), activation=activation)
     inputs = torch.log1p if isinstance(likelihood, PoissonLikelihood) else None
-    encoder = NormalPosterior(MLP(num_features, 2 * latent_dim, hidden=(hidden,), activation=activation), inputs=inputs)
+    encoder = NormalPosterior(
+        MLP(num_features, 2 * latent_dim, hidden=(hidden,), activation=activation), inputs=inputs
+    )
     return BetaVAE(NormalPrior(latent_dim), Decoder(decoder, likelihood), encoder)
 
 
@@ -129,29 +135,32 @@ class Preceding(nn.Module):
         return dist.MultivariateNormal(loc, scale_tril=self.scale * inverse)
 
 
-# -- causes ------------------------------------------------------------------------------------------------------------
+# -- causes
+# ------------------------------------------------------------------------------------------------------------
 
 
 def threshold(rng: np.random.Generator) -> Case:
     """β above all eigenvalues, or between two of them, or a likelihood of too much noise, by hand."""
     signals, way = int(rng.integers(2, 5)), int(rng.integers(3))
-    found = problem(rng, signals, kind=None if way == 0 else 0)
-    latent_dim, beta, likelihood = signals + int(rng.integers(0, 3)), 1.0, found.likelihood
+    results = problem(rng, signals, kind=None if way == 0 else 0)
+    latent_dim, beta, likelihood = signals + int(rng.integers(0, 3)), 1.0, results.likelihood
     if way == 0:
-        beta = float(found.strengths[0] * rng.uniform(1.5, 4))
+        beta = float(results.strengths[0] * rng.uniform(1.5, 4))
     elif way == 1:  # in the widest gap
-        place = int(np.argmax(found.strengths[:-1] / found.strengths[1:]))
-        beta = float(np.sqrt(found.strengths[place] * found.strengths[place + 1]))
+        place = int(np.argmax(results.strengths[:-1] / results.strengths[1:]))
+        beta = float(np.sqrt(results.strengths[place] * results.strengths[place + 1]))
     else:
-        likelihood = NormalLikelihood(scale_of(found) * float(np.sqrt(found.strengths[0] * rng.uniform(1.5, 3))))
-    vae = build(found.x, likelihood, latent_dim)
+        likelihood = NormalLikelihood(
+            scale_of(results) * float(np.sqrt(results.strengths[0] * rng.uniform(1.5, 3)))
+        )
+    vae = build(results.x, likelihood, latent_dim)
     ways = ("beta above all", "beta between two", "scale too large")
-    return Case(train(vae, found.x, beta), found.x, beta, ways[way])
+    return Case(train(vae, results.x, beta), results.x, beta, ways[way])
 
 
-def scale_of(found: Problem) -> float:
+def scale_of(results: Problem) -> float:
     """Return the noise scale of a normal problem."""
-    return float(found.likelihood.scale.scale)  # type: ignore[union-attr, arg-type]
+    return float(results.likelihood.scale.scale)  # type: ignore[union-attr, arg-type]
 
 
 def bypass(rng: np.random.Generator) -> Case:
@@ -178,13 +187,13 @@ def bypass(rng: np.random.Generator) -> Case:
 
 def lagging(rng: np.random.Generator) -> Case:
     """A trained model whose encoder is set back, or replaced by one that has hardly begun."""
-    found = problem(rng, signals := int(rng.integers(2, 5)))
+    results = problem(rng, signals := int(rng.integers(2, 5)))
     beta = float(rng.uniform(0.5, 1.2))
-    vae = train(build(found.x, found.likelihood, signals), found.x, beta)
+    vae = train(build(results.x, results.likelihood, signals), results.x, beta)
     network = vae.encoder.network
     fresh = rng.uniform() < 0.5
     if fresh:
-        network = MLP(found.x.shape[1], 2 * signals, hidden=(32,))
+        network = MLP(results.x.shape[1], 2 * signals, hidden=(32,))
         vae.encoder.network = network
     last = layers(network)[-1]
     lags = slice(0, signals if rng.uniform() < 0.7 else 1)
@@ -192,22 +201,27 @@ def lagging(rng: np.random.Generator) -> Case:
         for rows, bias in ((slice(0, signals), 0.0), (slice(signals, None), UNIT)):
             last.weight[rows][lags] *= 0.01
             last.bias[rows][lags] = bias
-    return Case(vae, found.x, beta, "hardly begun" if fresh else "set back")
+    return Case(vae, results.x, beta, "hardly begun" if fresh else "set back")
 
 
 def dead(rng: np.random.Generator) -> Case:
     """Units that are dead for all data, or zeros on both sides of a latent."""
-    found = problem(rng, signals := int(rng.integers(2, 5)))
+    results = problem(rng, signals := int(rng.integers(2, 5)))
     beta, way = float(rng.uniform(0.5, 1.2)), int(rng.integers(4))
-    vae = build(found.x, found.likelihood, signals, activation=nn.ReLU)
+    vae = build(results.x, results.likelihood, signals, activation=nn.ReLU)
     encoder, decoder = layers(vae.encoder.network), layers(vae.decoder.network)
-    ways = ("dead encoder from the start", "dead encoder later", "dead decoder", "zeros for some latents")
+    ways = (
+        "dead encoder from the start",
+        "dead encoder later",
+        "dead decoder",
+        "zeros for some latents",
+    )
     with torch.no_grad():
         if way == 0:
             encoder[0].bias.fill_(-1e4)
         elif way == 2:
             decoder[0].bias.fill_(-1e4)
-    train(vae, found.x, beta)
+    train(vae, results.x, beta)
     with torch.no_grad():
         if way == 1:
             encoder[0].bias.fill_(-1e4)
@@ -218,34 +232,56 @@ def dead(rng: np.random.Generator) -> Case:
             if rng.uniform() < 0.5:
                 encoder[-1].weight[:zeroed] = 0
                 encoder[-1].bias[:zeroed] = 0
-    return Case(vae, found.x, beta, ways[way])
+    return Case(vae, results.x, beta, ways[way])
 
 
 def no_signal(rng: np.random.Generator) -> Case:
     """Independent features, and a β and a scale at which latents have nothing to gain by encoding the noise itself."""
     shape = int(rng.integers(800, 1501)), int(rng.integers(20, 41))
-    latent_dim, beta, kind = int(rng.integers(2, 6)), float(rng.uniform(1.5, 4)), int(rng.integers(3))
+    latent_dim, beta, kind = (
+        int(rng.integers(2, 6)),
+        float(rng.uniform(1.5, 4)),
+        int(rng.integers(3)),
+    )
     if kind == 0:
-        x = rng.normal(size=shape) * np.exp(0.3 * rng.normal(size=shape[1])) + rng.normal(size=shape[1])
+        x = rng.normal(size=shape) * np.exp(0.3 * rng.normal(size=shape[1])) + rng.normal(
+            size=shape[1]
+        )
         likelihood: nn.Module = NormalLikelihood(LearnedScale(shape[1], initial=2.0))
     elif kind == 1:
-        x, likelihood = rng.uniform(size=shape) < rng.uniform(0.02, 0.98, shape[1]), BernoulliLikelihood()
+        x, likelihood = (
+            rng.uniform(size=shape) < rng.uniform(0.02, 0.98, shape[1]),
+            BernoulliLikelihood(),
+        )
     else:
-        x, likelihood = rng.poisson(np.exp(rng.uniform(-1, 3, shape[1])), shape), PoissonLikelihood()
+        x, likelihood = (
+            rng.poisson(np.exp(rng.uniform(-1, 3, shape[1])), shape),
+            PoissonLikelihood(),
+        )
     data = torch.tensor(x).float()
-    return Case(train(build(data, likelihood, latent_dim), data, beta), data, beta, type(likelihood).__name__)
+    return Case(
+        train(build(data, likelihood, latent_dim), data, beta),
+        data,
+        beta,
+        type(likelihood).__name__,
+    )
 
 
 def healthy(rng: np.random.Generator) -> Case:
     """A trained model, half of the time with more latents than signal; some decoders see a few features before."""
     signals, windowed = int(rng.integers(2, 5)), rng.uniform() < 0.25
-    found = problem(rng, signals, kind=1 if windowed else None)
+    results = problem(rng, signals, kind=1 if windowed else None)
     beta, surplus = float(rng.uniform(0.7, 1.3)), int(rng.integers(0, 2) * rng.integers(1, 4))
-    likelihood = found.likelihood
+    likelihood = results.likelihood
     if windowed:
-        likelihood = AutoregressiveBernoulliLikelihood(found.x.shape[1], hidden=(64,), window=2)
-    vae = build(found.x, likelihood, signals + surplus)
-    return Case(train(vae, found.x, beta), found.x, beta, "more latents" if surplus else "as many latents")
+        likelihood = AutoregressiveBernoulliLikelihood(results.x.shape[1], hidden=(64,), window=2)
+    vae = build(results.x, likelihood, signals + surplus)
+    return Case(
+        train(vae, results.x, beta),
+        results.x,
+        beta,
+        "more latents" if surplus else "as many latents",
+    )
 
 
 CAUSES: dict[Cause, Callable[[np.random.Generator], Case]] = {
@@ -264,7 +300,7 @@ def examine(cause: Cause, seed: int) -> Row:
     start = time.perf_counter()
     case = CAUSES[cause](np.random.default_rng([seed, list(CAUSES).index(cause)]))
     trained = time.perf_counter()
-    found = diagnose(case.vae, case.x, beta=case.beta)
+    results = diagnose(case.vae, case.x, beta=case.beta)
     seconds = time.perf_counter() - trained
     return {
         "planted": cause,
@@ -273,13 +309,13 @@ def examine(cause: Cause, seed: int) -> Row:
         "likelihood": type(case.vae.decoder.likelihood).__name__,
         "data": str(len(case.x)),
         "features": str(case.x.shape[1]),
-        "latents": str(len(found.latents)),
+        "latents": str(len(results.latents)),
         "beta": f"{case.beta:.2f}",
-        "found": found.cause,
-        "right": "yes" if found.cause == cause else "no",
-        "per_latent": " ".join(latent.cause.name.lower() for latent in found.latents),
-        "largest_eigenvalue": f"{float(found.eigenvalues[0]):.2f}",
-        "noise_edge": f"{found.edge:.2f}",
+        "found": results.cause,
+        "right": "yes" if results.cause == cause else "no",
+        "per_latent": " ".join(latent.cause.name.lower() for latent in results.latents),
+        "largest_eigenvalue": f"{float(results.eigenvalues[0]):.2f}",
+        "noise_edge": f"{results.edge:.2f}",
         "seconds_to_plant": f"{trained - start:.1f}",
         "seconds_to_diagnose": f"{seconds:.1f}",
     }
@@ -288,7 +324,9 @@ def examine(cause: Cause, seed: int) -> Row:
 def figure_of(table: list[Row]) -> Figure:
     """Draw how often each cause was named for each planted one."""
     names = [str(cause) for cause in CAUSES]
-    counts = np.array([[sum(r["planted"] == a and r["found"] == b for r in table) for b in names] for a in names])
+    counts = np.array(
+        [[sum(r["planted"] == a and r["found"] == b for r in table) for b in names] for a in names]
+    )
     right, whole = int(np.trace(counts)), len(table)
     figure = Figure((8, 5.6), layout="constrained")
     axes = figure.subplots()
@@ -296,9 +334,18 @@ def figure_of(table: list[Row]) -> Figure:
     for row, column in np.argwhere(counts > 0):
         colour = "#0072B2" if row == column else "#D55E00"
         strength = 0.25 + 0.75 * shares[row, column]
-        axes.add_patch(Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, alpha=strength, linewidth=0))
+        axes.add_patch(
+            Rectangle((column - 0.5, row - 0.5), 1, 1, color=colour, alpha=strength, linewidth=0)
+        )
         white = shares[row, column] > 0.4
-        axes.text(column, row, str(counts[row, column]), ha="center", va="center", color="white" if white else "black")
+        axes.text(
+            column,
+            row,
+            str(counts[row, column]),
+            ha="center",
+            va="center",
+            color="white" if white else "black",
+        )
     axes.set_xlim(-0.5, len(names) - 0.5)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_aspect("equal")
@@ -311,7 +358,9 @@ def figure_of(table: list[Row]) -> Figure:
     axes.tick_params(which="both", length=0)
     axes.set_xlabel("what the doctor said")
     axes.set_ylabel("what was planted")
-    figure.suptitle(f"The doctor names the planted cause in {right} of {whole} models", fontweight="bold")
+    figure.suptitle(
+        f"The doctor names the planted cause in {right} of {whole} models", fontweight="bold"
+    )
     return figure
 
 
@@ -342,7 +391,9 @@ def main(seeds: range, only: list[str], results: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--first", type=int, default=0, help="first seed")
     parser.add_argument("--seeds", type=int, default=20, help="number of seeds for each cause")
     parser.add_argument("--only", nargs="*", default=[], help="names of causes")

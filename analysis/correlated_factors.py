@@ -1,16 +1,18 @@
 """Factors that come together: what does β make of them?
 
-Upright sprites of 32 pixels, three shapes and six scales, whose positions x and y are correlated by 0 to 0.95 while
-each stays uniform; one small network, β = 1 and 4, three seeds. The prior of a β-VAE is independent in its axes: are
-the latents x and y, or the axes along which such data are uncorrelated, x + y and x - y?
+Upright sprites of 32 pixels, three shapes and six scales, whose positions x and y are correlated by
+0 to 0.95 while each stays uniform; one small network, β = 1 and 4, three seeds. The prior of a
+β-VAE is independent in its axes: are the latents x and y, or the axes along which such data are
+uncorrelated, x + y and x - y?
 
     python analysis/correlated_factors.py
 
-A latent's axis is the direction in the plane of x and y along which its posterior mean rises fastest, by regression;
-latents count as much as position explains of them. The axes, mutual information and one of the gaps are measured on
-sprites whose x and y are independent, so that they say what the latents do and not what the data do: there is one part
-of the plane that models trained on correlated positions have seldom seen. The total correlation is of held-out
-sprites like those that were trained on; of these is the other gap too, beside that of a perfect code, the factors
+A latent's axis is the direction in the plane of x and y along which its posterior mean rises
+fastest, by regression; latents count as much as position explains of them. The axes, mutual
+information and one of the gaps are measured on sprites whose x and y are independent, so that they
+say what the latents do and not what the data do: there is one part of the plane that models trained
+on correlated positions have seldom seen. The total correlation is of held-out sprites like those
+that were trained on; of these is the other gap too, beside that of a perfect code, the factors
 themselves. The verdict is computed from the table.
 """
 
@@ -52,13 +54,17 @@ Row = dict[str, str]
 def data(correlation: float, num_train: int = NUM_TRAIN, seed: int = 0) -> Splits:
     """Return sprites whose x and y are correlated."""
     pair = {PAIR: correlation}
-    return datasets.sprites(num_train, 0, NUM_TEST, size=SIZE, seed=seed, fixed=FIXED, correlation=pair)
+    return datasets.sprites(
+        num_train, 0, NUM_TEST, size=SIZE, seed=seed, fixed=FIXED, correlation=pair
+    )
 
 
 def make(seed: int) -> BetaVAE:
     """Return an untrained model; the sweep seeds its weights."""
     decoder = Decoder(MLP(LATENTS, PIXELS, hidden=HIDDEN), BernoulliLikelihood())
-    return BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(PIXELS, 2 * LATENTS, hidden=HIDDEN)))
+    return BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(PIXELS, 2 * LATENTS, hidden=HIDDEN))
+    )
 
 
 @torch.no_grad()
@@ -88,14 +94,20 @@ def pair_information(vae: BetaVAE, test: Dataset) -> dict[str, float]:
     """Return the most that a latent tells of x, y, x + y and x - y, in nats."""
     x, y = position(test)[:NUM_READ].double().T
     names = ("x", "y", "x + y", "x - y")
-    found = read_latents(
-        vae.model, vae.guide, test.x[:NUM_READ], factors=torch.stack([x, y, x + y, x - y], 1), factor_names=names
+    results = read_latents(
+        vae.model,
+        vae.guide,
+        test.x[:NUM_READ],
+        factors=torch.stack([x, y, x + y, x - y], 1),
+        factor_names=names,
     )
-    most = found.mutual_information.max()
+    most = results.mutual_information.max()
     return {name: float(most[name]) for name in names}
 
 
-def measure(vae: BetaVAE, correlation: float, beta: float, seed: int, own: Dataset, independent: Dataset) -> Row:
+def measure(
+    vae: BetaVAE, correlation: float, beta: float, seed: int, own: Dataset, independent: Dataset
+) -> Row:
     """Return the row of one model."""
     parts, terms = bound(vae.model, vae.guide, own.x), decompose_kl(vae.model, vae.guide, own.x)
     assert terms.total_correlation is not None
@@ -119,7 +131,10 @@ def measure(vae: BetaVAE, correlation: float, beta: float, seed: int, own: Datas
         "gap_perfect_code": f"{perfect.value:.4f}",
         "off_the_factors": f"{off_the_factors(elsewhere, position(independent)):.2f}",
         "active_units": f"{int((mean.var(0) > 0.01).sum())}",
-        **{f"information_{name.replace(' ', '')}": f"{value:.3f}" for name, value in information.items()},
+        **{
+            f"information_{name.replace(' ', '')}": f"{value:.3f}"
+            for name, value in information.items()
+        },
     }
 
 
@@ -128,21 +143,27 @@ def paths(vae: BetaVAE, test: Dataset) -> list[Tensor]:
     """Return where the decoded sprite goes as each active latent goes through 90% of its codes, in pixels."""
     mean = codes(vae, test).float()
     grid = torch.arange(SIZE) + 0.5
-    found = []
+    results = []
     for latent in (mean.var(0) > 0.01).nonzero().flatten().tolist():
         z = mean.median(0).values.repeat(40, 1)
         low, high = mean[:, latent].quantile(torch.tensor([0.05, 0.95]))
         z[:, latent] = torch.linspace(float(low), float(high), 40)
         images = vae.decoder(z).mean.view(-1, SIZE, SIZE)
         mass = images.sum((1, 2))
-        found.append(torch.stack([(images.sum(1) * grid).sum(1) / mass, (images.sum(2) * grid).sum(1) / mass], 1))
-    return found
+        results.append(
+            torch.stack(
+                [(images.sum(1) * grid).sum(1) / mass, (images.sum(2) * grid).sum(1) / mass], 1
+            )
+        )
+    return results
 
 
 def over_seeds(rows: list[Row], correlation: float, beta: float, name: str) -> tuple[float, float]:
     """Return mean and standard error over the seeds."""
     values = [
-        float(row[name]) for row in rows if float(row["correlation"]) == correlation and float(row["beta"]) == beta
+        float(row[name])
+        for row in rows
+        if float(row["correlation"]) == correlation and float(row["beta"]) == beta
     ]
     return float(np.mean(values)), float(np.std(values, ddof=1) / math.sqrt(len(values)))
 
@@ -169,7 +190,9 @@ def axes_named(value: tuple[float, float]) -> str:
     if mean + 3 * error < CHANCE:
         return "nearer x and y than chance"
     return (
-        "nearer x + y and x - y than chance" if mean - 3 * error > CHANCE else "neither, within three errors of chance"
+        "nearer x + y and x - y than chance"
+        if mean - 3 * error > CHANCE
+        else "neither, within three errors of chance"
     )
 
 
@@ -179,29 +202,41 @@ def reading(rows: list[Row]) -> list[str]:
     least, most = CORRELATIONS[0], CORRELATIONS[-1]
     lines = []
     for beta in BETAS:
-        found = [over_seeds(rows, correlation, beta, "off_the_factors") for correlation in CORRELATIONS]
+        results = [
+            over_seeds(rows, correlation, beta, "off_the_factors") for correlation in CORRELATIONS
+        ]
         listed = "; ".join(
             f"{correlation:g}: {value[0]:.0f} ± {value[1]:.0f} ({axes_named(value)})"
-            for correlation, value in zip(CORRELATIONS, found, strict=True)
+            for correlation, value in zip(CORRELATIONS, results, strict=True)
         )
-        lines.append(f"Axes at β = {beta:g}, degrees off x and y (45 is x + y, x - y) at each correlation: {listed}.")
+        lines.append(
+            f"Axes at β = {beta:g}, degrees off x and y (45 is x + y, x - y) at each correlation: {listed}."
+        )
     for correlation in (least, most):
-        change = told(difference(rows, "total_correlation", (correlation, low), (correlation, high)))
+        change = told(
+            difference(rows, "total_correlation", (correlation, low), (correlation, high))
+        )
         lines.append(
             f"Total correlation, in nats, from β = {low:g} to {high:g} at correlation {correlation:g}: {change}."
         )
     for beta in BETAS:
-        own, elsewhere = (told(difference(rows, name, (least, beta), (most, beta))) for name in GAPS)
+        own, elsewhere = (
+            told(difference(rows, name, (least, beta), (most, beta))) for name in GAPS
+        )
         lines.append(
             f"Mutual information gap of x and y at β = {beta:g} from correlation {least:g} to {most:g}: {own} on data"
             f" like those of training, {elsewhere} where x and y are independent."
         )
-    before, after = (over_seeds(rows, correlation, high, "gap_perfect_code")[0] for correlation in (least, most))
+    before, after = (
+        over_seeds(rows, correlation, high, "gap_perfect_code")[0] for correlation in (least, most)
+    )
     lines.append(
         f"The gap of x and y themselves, on data like those of training, goes from {before:.2f} to {after:.2f}."
     )
     for beta in BETAS:
-        along, across = (over_seeds(rows, most, beta, f"information_{name}") for name in ("x+y", "x-y"))
+        along, across = (
+            over_seeds(rows, most, beta, f"information_{name}") for name in ("x+y", "x-y")
+        )
         lines.append(
             f"At correlation {most:g} and β = {beta:g} the best latent tells {along[0]:.2f} ± {along[1]:.2f} nats of"
             f" x + y, and {across[0]:.2f} ± {across[1]:.2f} of x - y."
@@ -224,14 +259,34 @@ def verdict(rows: list[Row]) -> str:
     )
 
 
-def draw_lines(axes: Axes, rows: list[Row], name: str, shift: float = 0.0, style: str = "o-", label: str = "") -> None:
+def draw_lines(
+    axes: Axes, rows: list[Row], name: str, shift: float = 0.0, style: str = "o-", label: str = ""
+) -> None:
     """Draw a column against the correlation: mean and error over the seeds, and each seed."""
     for beta in BETAS:
-        values, errors = zip(*(over_seeds(rows, each, beta, name) for each in CORRELATIONS), strict=True)
-        axes.errorbar(CORRELATIONS, values, errors, fmt=style, color=COLOURS[beta], label=f"β = {beta:g}{label}")
-        seeds = [(float(row["correlation"]), float(row[name])) for row in rows if float(row["beta"]) == beta]
+        values, errors = zip(
+            *(over_seeds(rows, each, beta, name) for each in CORRELATIONS), strict=True
+        )
+        axes.errorbar(
+            CORRELATIONS,
+            values,
+            errors,
+            fmt=style,
+            color=COLOURS[beta],
+            label=f"β = {beta:g}{label}",
+        )
+        seeds = [
+            (float(row["correlation"]), float(row[name]))
+            for row in rows
+            if float(row["beta"]) == beta
+        ]
         if style == "o-":
-            axes.plot(*zip(*((x + shift, y) for x, y in seeds), strict=True), ".", color=COLOURS[beta], alpha=0.35)
+            axes.plot(
+                *zip(*((x + shift, y) for x, y in seeds), strict=True),
+                ".",
+                color=COLOURS[beta],
+                alpha=0.35,
+            )
 
 
 def draw(rows: list[Row], shown: dict[float, tuple[Dataset, list[Tensor]]]) -> Figure:
@@ -252,7 +307,9 @@ def draw(rows: list[Row], shown: dict[float, tuple[Dataset, list[Tensor]]]) -> F
     draw_lines(third, rows, "gap", 0.012)
     draw_lines(third, rows, "gap_independent", style="s--", label=", x and y independent")
     perfect = [over_seeds(rows, each, BETAS[0], "gap_perfect_code")[0] for each in CORRELATIONS]
-    third.plot(CORRELATIONS, perfect, color="#999999", linewidth=4, alpha=0.5, label="x and y themselves")
+    third.plot(
+        CORRELATIONS, perfect, color="#999999", linewidth=4, alpha=0.5, label="x and y themselves"
+    )
     third.set_ylim(0, 1)
     third.set_title("Mutual information gap of x and y", loc="left", fontsize=10)
     for axes in (first, second, third):
@@ -260,7 +317,9 @@ def draw(rows: list[Row], shown: dict[float, tuple[Dataset, list[Tensor]]]) -> F
         axes.spines[["top", "right"]].set_visible(False)
     first.legend(frameon=False, fontsize=8, loc="lower right")
     third.legend(frameon=False, fontsize=8)
-    for axes, (correlation, (test, lines)) in zip(bottom.subplots(1, len(shown)), shown.items(), strict=True):
+    for axes, (correlation, (test, lines)) in zip(
+        bottom.subplots(1, len(shown)), shown.items(), strict=True
+    ):
         draw_plane(axes, test, lines)
         axes.set_title(f"correlation {correlation:g}", loc="left", fontsize=10)
     bottom.suptitle(
@@ -325,6 +384,8 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs and two seeds")
     main(parser.parse_args().quick)

@@ -1,15 +1,17 @@
 """Which likelihood do counts ask for: Poisson, negative binomial, or zero-inflated negative binomial?
 
-``real``: cells of .h5ad files (at least 10 counts, genes with any; the first 80% of a seeded permutation train) with
-their observed library size; 10 latents, one hidden layer of 128, batches of 128, 100 epochs: held-out evidence a cell
-given its library size, and what the bound loses. Learning rate and activation were chosen on a fifth of the training
-cells, by ``select``.
+``real``: cells of .h5ad files (at least 10 counts, genes with any; the first 80% of a seeded
+permutation train) with their observed library size; 10 latents, one hidden layer of 128, batches of
+128, 100 epochs: held-out evidence a cell given its library size, and what the bound loses. Learning
+rate and activation were chosen on a fifth of the training cells, by ``select``.
 
-``simulated``: 6,000 cells of 50 genes drawn from each family in turn, the others fitted to it: no family may beat the
-true one, and the dispersions are compared with the planted ones. A full-rank guide, a larger encoder and 400 epochs, so
-that what is compared are the families and not how well each is inferred.
+``simulated``: 6,000 cells of 50 genes drawn from each family in turn, the others fitted to it: no
+family may beat the true one, and the dispersions are compared with the planted ones. A full-rank
+guide, a larger encoder and 400 epochs, so that what is compared are the families and not how well
+each is inferred.
 
-``speed``: an epoch of ours beside one of scvi-tools, in turns, where ``pip install scvi-tools`` has put it.
+``speed``: an epoch of ours beside one of scvi-tools, in turns, where ``pip install scvi-tools`` has
+put it.
 
     python analysis/count_likelihoods.py --data FOLDER_WITH_H5AD_FILES
 
@@ -53,8 +55,12 @@ LEARNING_RATE, ACTIVATION = 1e-2, nn.ReLU
 NUM_SAMPLES, NUM_GAPS = 1000, 128
 FAMILIES: dict[str, Callable[[int], nn.Module]] = {
     "poisson": lambda num_genes: PoissonLikelihood(SoftmaxRate()),
-    "negative binomial": lambda num_genes: NegativeBinomialLikelihood(num_genes, rate=SoftmaxRate()),
-    "zero-inflated": lambda num_genes: ZeroInflatedNegativeBinomialLikelihood(num_genes, rate=SoftmaxRate()),
+    "negative binomial": lambda num_genes: NegativeBinomialLikelihood(
+        num_genes, rate=SoftmaxRate()
+    ),
+    "zero-inflated": lambda num_genes: ZeroInflatedNegativeBinomialLikelihood(
+        num_genes, rate=SoftmaxRate()
+    ),
 }
 # scvi-tools 1.4 on the same cells, tuned (warm-up of 20 epochs, learning rate 5e-3).
 SCVI = {
@@ -91,14 +97,25 @@ def make_vae(
     )
 
 
-def train(vae: BetaVAE, data: Dataset, epochs: int = EPOCHS, learning_rate: float = LEARNING_RATE) -> float:
+def train(
+    vae: BetaVAE, data: Dataset, epochs: int = EPOCHS, learning_rate: float = LEARNING_RATE
+) -> float:
     """Train a model and return its seconds an epoch."""
     beta = LinearWarmup(1.0, WARMUP)
-    history = fit(vae, data, beta=beta, epochs=epochs, batch_size=BATCH, learning_rate=learning_rate, progress=False)
+    history = fit(
+        vae,
+        data,
+        beta=beta,
+        epochs=epochs,
+        batch_size=BATCH,
+        learning_rate=learning_rate,
+        progress=False,
+    )
     return statistics.median(float(row["seconds"]) for row in history.rows)
 
 
-# -- real cells -------------------------------------------------------------------------------------------------------
+# -- real cells
+# -------------------------------------------------------------------------------------------------------
 
 
 def read(folder: Path, name: str) -> tuple[Dataset, Dataset]:
@@ -114,17 +131,17 @@ def real_row(name: str, family: str, data: Dataset, test: Dataset) -> tuple[Row,
     """Train on real cells and measure held-out ones."""
     vae = make_vae(family, data.num_features)
     seconds = train(vae, data)
-    found = evidence(vae.model, vae.guide, test.x, test.context, num_samples=NUM_SAMPLES)
+    result = evidence(vae.model, vae.guide, test.x, test.context, num_samples=NUM_SAMPLES)
     some = test[:NUM_GAPS]
     gaps = inference_gaps(vae.model, vae.guide, some.x, some.context, num_samples=NUM_SAMPLES)
     row = {
         "data": name,
         "truth": "",
         "likelihood": family,
-        "evidence": f"{found.value:.3f}",
-        "evidence_error": f"{found.standard_error:.3f}",
-        "monte_carlo_error": f"{found.monte_carlo_error:.3f}",
-        "untrusted": f"{found.untrusted} of {len(test)}",
+        "evidence": f"{result.value:.3f}",
+        "evidence_error": f"{result.standard_error:.3f}",
+        "monte_carlo_error": f"{result.monte_carlo_error:.3f}",
+        "untrusted": f"{result.untrusted} of {len(test)}",
         "scvi_tools": f"{SCVI[name, family]:.2f}",
         "approximation": f"{gaps.approximation.value:.3f}",
         "amortization": f"{gaps.amortization.value:.3f}",
@@ -132,7 +149,7 @@ def real_row(name: str, family: str, data: Dataset, test: Dataset) -> tuple[Row,
         "dispersion_error": "",
         "seconds_an_epoch": f"{seconds:.3f}",
     }
-    return row, found.per_datum
+    return row, result.per_datum
 
 
 def select(folder: Path) -> None:
@@ -144,19 +161,29 @@ def select(folder: Path) -> None:
         for rate in (3e-3, 1e-2, 2e-2):
             vae = make_vae("negative binomial", data.num_features, activation=activation)
             train(vae, rest, learning_rate=rate)
-            found = evidence(vae.model, vae.guide, held_out.x, held_out.context, num_samples=NUM_SAMPLES)
-            print(f"{activation.__name__} {rate:g}: {found.value:.3f} ± {found.standard_error:.3f}", flush=True)
+            result = evidence(
+                vae.model, vae.guide, held_out.x, held_out.context, num_samples=NUM_SAMPLES
+            )
+            print(
+                f"{activation.__name__} {rate:g}: {result.value:.3f} ± {result.standard_error:.3f}",
+                flush=True,
+            )
 
 
-# -- simulated cells --------------------------------------------------------------------------------------------------
+# -- simulated cells
+# --------------------------------------------------------------------------------------------------
 
 
 def simulated(truth: str) -> tuple[Dataset, Dataset, datasets.CountTruth]:
     """Return training and test cells of a known family, and what is true of them."""
     infinite = math.inf if truth == "poisson" else None
     lost = 0.3 if truth == "zero-inflated" else 0.0
-    planted = datasets.negative_binomial_truth(NUM_GENES, TRUE_LATENTS, dispersion=infinite, zero_inflation=lost)
-    splits = datasets.negative_binomial_factors(NUM_CELLS, truth=planted, library_size=400.0, validation=0)
+    planted = datasets.negative_binomial_truth(
+        NUM_GENES, TRUE_LATENTS, dispersion=infinite, zero_inflation=lost
+    )
+    splits = datasets.negative_binomial_factors(
+        NUM_CELLS, truth=planted, library_size=400.0, validation=0
+    )
     return splits.train.dense(), splits.test.dense(), planted
 
 
@@ -165,15 +192,15 @@ def simulated_row(truth: str, family: str) -> tuple[Row, Tensor]:
     data, test, planted = simulated(truth)
     vae = make_vae(family, NUM_GENES, TRUE_LATENTS, (128, 128), (), nn.SiLU, FullRankPosterior)
     seconds = train(vae, data, epochs=LONG)
-    found = evidence(vae.model, vae.guide, test.x, test.context, num_samples=NUM_SAMPLES)
+    result = evidence(vae.model, vae.guide, test.x, test.context, num_samples=NUM_SAMPLES)
     row = {
         "data": "simulated",
         "truth": truth,
         "likelihood": family,
-        "evidence": f"{found.value:.3f}",
-        "evidence_error": f"{found.standard_error:.3f}",
-        "monte_carlo_error": f"{found.monte_carlo_error:.3f}",
-        "untrusted": f"{found.untrusted} of {len(test)}",
+        "evidence": f"{result.value:.3f}",
+        "evidence_error": f"{result.standard_error:.3f}",
+        "monte_carlo_error": f"{result.monte_carlo_error:.3f}",
+        "untrusted": f"{result.untrusted} of {len(test)}",
         "scvi_tools": "",
         "approximation": "",
         "amortization": "",
@@ -186,7 +213,7 @@ def simulated_row(truth: str, family: str) -> tuple[Row, Tensor]:
         frequent = data.x.mean(0) >= 1
         errors = (estimated / planted.dispersion - 1).abs()[frequent]
         row["dispersion_error"] = f"{float(errors.median()):.4f} ({int(frequent.sum())} genes)"
-    return row, found.per_datum
+    return row, result.per_datum
 
 
 def compare(rows: list[Row], values: dict[str, Tensor], truth: str) -> None:
@@ -198,7 +225,8 @@ def compare(rows: list[Row], values: dict[str, Tensor], truth: str) -> None:
         row["gain_error"] = f"{float(gain.std() / math.sqrt(len(gain))):.3f}"
 
 
-# -- speed ------------------------------------------------------------------------------------------------------------
+# -- speed
+# ------------------------------------------------------------------------------------------------------------
 
 
 def scvi_epoch(data: Dataset, family: str, epochs: int) -> float:
@@ -220,7 +248,12 @@ def scvi_epoch(data: Dataset, family: str, epochs: int) -> float:
         gene_likelihood=short,
         use_observed_lib_size=True,
     )
-    options = {"train_size": 1.0, "batch_size": BATCH, "accelerator": "cpu", "enable_progress_bar": False}
+    options = {
+        "train_size": 1.0,
+        "batch_size": BATCH,
+        "accelerator": "cpu",
+        "enable_progress_bar": False,
+    }
     model.train(max_epochs=1, **options)
     start = time.perf_counter()
     model.train(max_epochs=epochs, **options)
@@ -242,13 +275,19 @@ def speed(folder: Path, repeats: int = 3, epochs: int = 10) -> list[Row]:
                 turns.append((mine, scvi_epoch(data, family, epochs)))
             ours, theirs = (statistics.median(column) for column in zip(*turns, strict=True))
             ratio = statistics.median(mine / other for mine, other in turns)
-            line = {"data": name, "likelihood": family, "ours": f"{ours:.3f}", "scvi_tools": f"{theirs:.3f}"}
+            line = {
+                "data": name,
+                "likelihood": family,
+                "ours": f"{ours:.3f}",
+                "scvi_tools": f"{theirs:.3f}",
+            }
             rows.append(line | {"ratio": f"{ratio:.3f}", "threads": f"{torch.get_num_threads()}"})
             print(rows[-1], flush=True)
     return rows
 
 
-# -- all of it --------------------------------------------------------------------------------------------------------
+# -- all of it
+# --------------------------------------------------------------------------------------------------------
 
 
 def figure_of(rows: list[Row]) -> Figure:
@@ -260,7 +299,10 @@ def figure_of(rows: list[Row]) -> Figure:
     for axes, (name, truth) in zip(panels, groups, strict=True):
         shown = [row for row in rows if (row["data"], row["truth"]) == (name, truth)]
         reference = truth or "negative binomial"
-        losses, errors = [-float(row["gain"]) for row in shown], [2 * float(row["gain_error"]) for row in shown]
+        losses, errors = (
+            [-float(row["gain"]) for row in shown],
+            [2 * float(row["gain_error"]) for row in shown],
+        )
         colours = ["#0072B2" if row["likelihood"] == reference else "#A8A8A8" for row in shown]
         axes.bar([short[row["likelihood"]] for row in shown], losses, color=colours)
         axes.errorbar(range(len(shown)), losses, errors, fmt="none", ecolor="black")
@@ -274,7 +316,8 @@ def figure_of(rows: list[Row]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("nats of evidence lost a cell")
     figure.suptitle(
-        "Which likelihood do the counts ask for? Lower is better (lines: two paired standard errors)", fontweight="bold"
+        "Which likelihood do the counts ask for? Lower is better (lines: two paired standard errors)",
+        fontweight="bold",
     )
     return figure
 
@@ -303,7 +346,9 @@ def evidence_table(folder: Path) -> None:
         group, values = [], {}
         parts = None if truth else read(folder, name)
         for family in FAMILIES:
-            row, values[family] = simulated_row(truth, family) if parts is None else real_row(name, family, *parts)
+            row, values[family] = (
+                simulated_row(truth, family) if parts is None else real_row(name, family, *parts)
+            )
             group.append(row)
             print(row, flush=True)
         compare(group, values, truth)
@@ -313,9 +358,15 @@ def evidence_table(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds smfish.h5ad and umi10k.h5ad")
-    parser.add_argument("--only", choices=("evidence", "speed", "select"), nargs="+", default=("evidence", "speed"))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder that holds smfish.h5ad and umi10k.h5ad"
+    )
+    parser.add_argument(
+        "--only", choices=("evidence", "speed", "select"), nargs="+", default=("evidence", "speed")
+    )
     options = parser.parse_args()
     if "select" in options.only:
         select(options.data)

@@ -1,16 +1,18 @@
 """Does β make the columns of the decoder's Jacobian orthogonal, and is it β or the diagonal guide that does so?
 
-The background text has it that a larger β forces the columns to be orthogonal, a "factorized chart" of the data.
-Rolinek et al. (2019) say that the diagonal covariance of the guide does: it makes the latents' axes the principal ones
-of the local linear map, at any β. Told apart by a guide with a full covariance, and by a null: the same decoder in
-latents that are rotated at random. Digits, normal pixels of scale 0.3, ten latents, four β, three seeds.
+The background text has it that a larger β forces the columns to be orthogonal, a "factorized chart"
+of the data. Rolinek et al. (2019) say that the diagonal covariance of the guide does: it makes the
+latents' axes the principal ones of the local linear map, at any β. Told apart by a guide with a
+full covariance, and by a null: the same decoder in latents that are rotated at random. Digits,
+normal pixels of scale 0.3, ten latents, four β, three seeds.
 
     python analysis/decoder_geometry.py
 
-Orthogonality is one minus the mean |cos| between columns of active latents, weighted by the product of their lengths;
-alignment is 1 where each singular direction of the Jacobian lies along a single latent. Both are means over held-out
-data, at their posterior means. Errors are over the seeds; a slope is told from 0 by Student's t with two degrees of
-freedom. The geodesics join pairs of held-out data of different class.
+Orthogonality is one minus the mean |cos| between columns of active latents, weighted by the product
+of their lengths; alignment is 1 where each singular direction of the Jacobian lies along a single
+latent. Both are means over held-out data, at their posterior means. Errors are over the seeds; a
+slope is told from 0 by Student's t with two degrees of freedom. The geodesics join pairs of
+held-out data of different class.
 """
 
 from __future__ import annotations
@@ -75,22 +77,38 @@ class Found:
 
     def row(self) -> Row:
         """Return its row of the table."""
-        saved = [1 - path.length / path.straight_length for path in self.geodesics if path.straight_length > 0]
-        values = {"data": self.study.name, "guide": self.guide, "beta": f"{self.beta:g}", "seed": f"{self.seed}"}
+        saved = [
+            1 - path.length / path.straight_length
+            for path in self.geodesics
+            if path.straight_length > 0
+        ]
+        values = {
+            "data": self.study.name,
+            "guide": self.guide,
+            "beta": f"{self.beta:g}",
+            "seed": f"{self.seed}",
+        }
         values["active"] = f"{int(self.geometry.active.sum())}"
         for name in ("orthogonality", "alignment"):
             test = getattr(self.geometry, name)
             numbers = ("", "", "", "", "")
             if test is not None:
                 null = test.null
-                parts = (test.estimate.value, test.estimate.standard_error, float(null.mean()), float(null.std()))
+                parts = (
+                    test.estimate.value,
+                    test.estimate.standard_error,
+                    float(null.mean()),
+                    float(null.std()),
+                )
                 numbers = (*(f"{value:.4f}" for value in parts), f"{test.share:.3f}")  # type: ignore[assignment]
             names = ("", "_error", "_rotated", "_rotated_deviation", "_share_as_high")
             values |= {f"{name}{part}": value for part, value in zip(names, numbers, strict=True)}
         spectrum = self.geometry.singular_values.median(0).values
         values["singular_values"] = " ".join(f"{value:.4g}" for value in spectrum)
         values["geodesic_saves"] = f"{statistics.mean(saved):.4f}" if saved else ""
-        values["geodesics_converged"] = f"{sum(path.converged for path in self.geodesics)} of {len(self.geodesics)}"
+        values["geodesics_converged"] = (
+            f"{sum(path.converged for path in self.geodesics)} of {len(self.geodesics)}"
+        )
         return values
 
 
@@ -114,12 +132,15 @@ def studies(quick: bool) -> tuple[Study, ...]:
 def pairs(data: Dataset) -> list[tuple[int, int]]:
     """Return pairs of data of different classes."""
     assert data.labels is not None
-    found, labels = [], data.labels.tolist()
+    results, labels = [], data.labels.tolist()
     for first in range(0, len(labels), 7):
-        other = next((index for index in range(first + 1, len(labels)) if labels[index] != labels[first]), None)
+        other = next(
+            (index for index in range(first + 1, len(labels)) if labels[index] != labels[first]),
+            None,
+        )
         if other is not None:
-            found.append((first, other))
-    return found[:NUM_PAIRS]
+            results.append((first, other))
+    return results[:NUM_PAIRS]
 
 
 def measure(study: Study, guide: str) -> list[Found]:
@@ -131,33 +152,51 @@ def measure(study: Study, guide: str) -> list[Found]:
         decoder = Decoder(MLP(LATENTS, width, hidden=study.hidden[::-1]), study.likelihood())
         return BetaVAE(NormalPrior(LATENTS), decoder, encoder)
 
-    options: dict[str, Any] = {"epochs": study.epochs, "batch_size": study.batch_size, "progress": False}
+    options: dict[str, Any] = {
+        "epochs": study.epochs,
+        "batch_size": study.batch_size,
+        "progress": False,
+    }
     trained = sweep(
-        make, study.splits.train, betas=study.betas, seeds=SEEDS, learning_rate=study.learning_rate, **options
+        make,
+        study.splits.train,
+        betas=study.betas,
+        seeds=SEEDS,
+        learning_rate=study.learning_rate,
+        **options,
     )
-    found, test = [], study.splits.test[:NUM_DATA]
+    results, test = [], study.splits.test[:NUM_DATA]
     for run in trained:
         codes = run.vae.encode(test.x)
         # The full covariance is there for the scores alone.
         joined = pairs(test) if guide == "diagonal" else []
-        paths = [geodesic(run.vae, codes[first], codes[last], num_points=65) for first, last in joined]
-        found.append(Found(study, guide, run.beta, run.seed, decoder_geometry(run.vae, codes), paths))
-        print(found[-1].row(), flush=True)
-    return found
+        paths = [
+            geodesic(run.vae, codes[first], codes[last], num_points=65) for first, last in joined
+        ]
+        results.append(
+            Found(study, guide, run.beta, run.seed, decoder_geometry(run.vae, codes), paths)
+        )
+        print(results[-1].row(), flush=True)
+    return results
 
 
-def scores(found: list[Found], name: str, beta: float, *, rotated: bool = False) -> dict[int, float]:
+def scores(
+    results: list[Found], name: str, beta: float, *, rotated: bool = False
+) -> dict[int, float]:
     """Return a score of each seed's model at a β, of those with two active latents."""
-    tests = {one.seed: getattr(one.geometry, name) for one in found if one.beta == beta}
+    tests = {one.seed: getattr(one.geometry, name) for one in results if one.beta == beta}
     known = {seed: test for seed, test in tests.items() if test is not None}
-    return {seed: float(test.null.mean()) if rotated else test.estimate.value for seed, test in known.items()}
+    return {
+        seed: float(test.null.mean()) if rotated else test.estimate.value
+        for seed, test in known.items()
+    }
 
 
-def excesses(found: list[Found], name: str) -> dict[int, list[tuple[float, float]]]:
+def excesses(results: list[Found], name: str) -> dict[int, list[tuple[float, float]]]:
     """Return log2 β and the score above its null of each seed's models."""
     points: dict[int, list[tuple[float, float]]] = {seed: [] for seed in SEEDS}
-    for beta in found[0].study.betas:
-        own, null = scores(found, name, beta), scores(found, name, beta, rotated=True)
+    for beta in results[0].study.betas:
+        own, null = scores(results, name, beta), scores(results, name, beta, rotated=True)
         for seed, value in own.items():
             points[seed].append((math.log2(beta), value - null[seed]))
     return points
@@ -174,38 +213,62 @@ def slope(points: list[tuple[float, float]]) -> float:
     return statistics.linear_regression(*zip(*points, strict=True)).slope
 
 
-def verdict(found: list[Found], name: str) -> str:
+def verdict(results: list[Found], name: str) -> str:
     """Say whether a score is above its null, and whether it rises with β, raw and above the null."""
-    points = excesses(found, name)
-    per_seed = [statistics.mean(value for _, value in of_seed) for of_seed in points.values() if of_seed]
+    points = excesses(results, name)
+    per_seed = [
+        statistics.mean(value for _, value in of_seed) for of_seed in points.values() if of_seed
+    ]
     above, above_error = mean_and_error(per_seed)
     raw = {
         seed: [
-            (math.log2(beta), own[seed]) for beta in found[0].study.betas if seed in (own := scores(found, name, beta))
+            (math.log2(beta), own[seed])
+            for beta in results[0].study.betas
+            if seed in (own := scores(results, name, beta))
         ]
         for seed in SEEDS
     }
     trends = []
     for label, series in (("score", raw), ("score above the null", points)):
-        rise, error = mean_and_error([slope(of_seed) for of_seed in series.values() if len(of_seed) > 1])
-        word = "no trend told from 0" if not abs(rise) > T_TWO * error else "rises" if rise > 0 else "falls"
+        rise, error = mean_and_error(
+            [slope(of_seed) for of_seed in series.values() if len(of_seed) > 1]
+        )
+        word = (
+            "no trend told from 0"
+            if not abs(rise) > T_TWO * error
+            else "rises"
+            if rise > 0
+            else "falls"
+        )
         trends.append(f"{label} per doubling of β {rise:+.3f} ± {error:.3f} ({word})")
-    word = "above" if above > T_TWO * above_error else "below" if above < -T_TWO * above_error else "not told from"
+    word = (
+        "above"
+        if above > T_TWO * above_error
+        else "below"
+        if above < -T_TWO * above_error
+        else "not told from"
+    )
     return f"{name} {above:+.3f} ± {above_error:.3f} beside rotated axes ({word} the null); {'; '.join(trends)}"
 
 
-def reading(found: list[Found]) -> list[str]:
+def reading(results: list[Found]) -> list[str]:
     """Say what the table shows."""
     lines = []
-    for study, guide in dict.fromkeys((one.study, one.guide) for one in found):
-        own = [one for one in found if (one.study, one.guide) == (study, guide)]
+    for study, guide in dict.fromkeys((one.study, one.guide) for one in results):
+        own = [one for one in results if (one.study, one.guide) == (study, guide)]
         for name in ("orthogonality", "alignment"):
             lines.append(f"{study.name.capitalize()}, {guide} covariance: {verdict(own, name)}.")
-    for study in dict.fromkeys(one.study for one in found):
-        paths = [(one.beta, path) for one in found if one.study is study for path in one.geodesics]
+    for study in dict.fromkeys(one.study for one in results):
+        paths = [
+            (one.beta, path) for one in results if one.study is study for path in one.geodesics
+        ]
         parts = []
         for beta in study.betas:
-            saved = [1 - path.length / path.straight_length for b, path in paths if b == beta and path.straight_length]
+            saved = [
+                1 - path.length / path.straight_length
+                for b, path in paths
+                if b == beta and path.straight_length
+            ]
             mean, error = mean_and_error(saved)
             parts.append(f"{100 * mean:.1f} ± {100 * error:.1f}% at β = {beta:g}")
         done = sum(path.converged for _, path in paths)
@@ -216,51 +279,79 @@ def reading(found: list[Found]) -> list[str]:
     return lines
 
 
-def draw_scores(axes: Axes, found: list[Found], name: str) -> None:
+def draw_scores(axes: Axes, results: list[Found], name: str) -> None:
     """Draw a score against β for both guides: each seed a dot, the mean a line, rotated axes dashed."""
     for guide, (_, colour) in GUIDES.items():
-        own = [one for one in found if one.guide == guide]
+        own = [one for one in results if one.guide == guide]
         for rotated in (False, True):
-            known = {b: v for b in own[0].study.betas if (v := scores(own, name, b, rotated=rotated))}
+            known = {
+                b: v for b in own[0].study.betas if (v := scores(own, name, b, rotated=rotated))
+            }
             means = [statistics.mean(values.values()) for values in known.values()]
             style: dict[str, Any] = {"color": colour, "linestyle": "--" if rotated else "-"}
             label = f"{guide} covariance{', axes rotated' if rotated else ''}"
             axes.plot(list(known), means, linewidth=1.5 if rotated else 2.5, label=label, **style)
             for beta, values in known.items() if not rotated else ():
-                axes.plot([beta] * len(values), list(values.values()), "o", color=colour, markersize=5, alpha=0.6)
+                axes.plot(
+                    [beta] * len(values),
+                    list(values.values()),
+                    "o",
+                    color=colour,
+                    markersize=5,
+                    alpha=0.6,
+                )
     axes.set_xscale("log")
-    axes.set_xticks(found[0].study.betas, [f"{beta:g}" for beta in found[0].study.betas], minor=False)
+    axes.set_xticks(
+        results[0].study.betas, [f"{beta:g}" for beta in results[0].study.betas], minor=False
+    )
     axes.minorticks_off()
     axes.set_xlabel("β")
     axes.set_ylim(-0.02, 1.02)
-    axes.set_title(f"{found[0].study.name.capitalize()}: {name}", loc="left", fontsize=11, fontweight="bold")
+    axes.set_title(
+        f"{results[0].study.name.capitalize()}: {name}", loc="left", fontsize=11, fontweight="bold"
+    )
 
 
-def draw_spectrum(axes: Axes, found: list[Found]) -> None:
+def draw_spectrum(axes: Axes, results: list[Found]) -> None:
     """Draw the singular values at each β, the mean of the seeds' medians over the data."""
-    for shade, beta in zip(SHADES, found[0].study.betas, strict=True):
-        values = [one.geometry.singular_values.median(0).values for one in found if one.beta == beta]
+    for shade, beta in zip(SHADES, results[0].study.betas, strict=True):
+        values = [
+            one.geometry.singular_values.median(0).values for one in results if one.beta == beta
+        ]
         mean: Tensor = torch.stack(values).mean(0)
-        axes.plot(range(1, LATENTS + 1), mean.tolist(), "o-", color=shade, markersize=4, label=f"β = {beta:g}")
+        axes.plot(
+            range(1, LATENTS + 1),
+            mean.tolist(),
+            "o-",
+            color=shade,
+            markersize=4,
+            label=f"β = {beta:g}",
+        )
     axes.set_yscale("log")
     axes.set_ylim(bottom=1e-3)
     axes.set_xticks(range(1, LATENTS + 1))
     axes.set_xlabel("singular value, largest first (diagonal covariance)")
-    title = f"{found[0].study.name.capitalize()}: spectrum of the Jacobian"
+    title = f"{results[0].study.name.capitalize()}: spectrum of the Jacobian"
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")
     axes.legend(frameon=False, fontsize=9)
 
 
-def draw_paths(figure: Figure, found: list[Found]) -> None:
+def draw_paths(figure: Figure, results: list[Found]) -> None:
     """Draw, for each data set, the pair whose geodesic saves the most: what is shown along it and the straight line."""
-    num, studied = 11, list(dict.fromkeys(one.study for one in found))
+    num, studied = 11, list(dict.fromkeys(one.study for one in results))
     blocks = figure.subfigures(1, len(studied), squeeze=False)[0]
     for block, study in zip(blocks, studied, strict=True):
-        own = [(one, path) for one in found if one.study is study for path in one.geodesics]
+        own = [(one, path) for one in results if one.study is study for path in one.geodesics]
         one, path = max(own, key=lambda pair: 1 - pair[1].length / pair[1].straight_length)
         saved = 100 * (1 - path.length / path.straight_length)
         title = f"{study.name.capitalize()}, β = {one.beta:g}: the geodesic is {saved:.0f}% shorter"
-        block.suptitle(f"{title} (the most of {len(own)} pairs)", x=0.02, ha="left", fontsize=11, fontweight="bold")
+        block.suptitle(
+            f"{title} (the most of {len(own)} pairs)",
+            x=0.02,
+            ha="left",
+            fontsize=11,
+            fontweight="bold",
+        )
         steps = torch.linspace(0, len(path.path) - 1, num).round().long()
         rows = (("straight", path.straight_decoded), ("geodesic", path.decoded))
         for cells, (name, images) in zip(block.subplots(2, num), rows, strict=True):
@@ -271,33 +362,41 @@ def draw_paths(figure: Figure, found: list[Found]) -> None:
             cells[0].set_ylabel(name, rotation=0, ha="right", va="center")
 
 
-def draw(found: list[Found]) -> Figure:
+def draw(results: list[Found]) -> Figure:
     """Draw the scores against β beside their nulls, the spectra, and what is shown along geodesics."""
-    studied = list(dict.fromkeys(one.study for one in found))
+    studied = list(dict.fromkeys(one.study for one in results))
     figure = Figure((13, 3 + 4 * len(studied)), layout="constrained")
     top, bottom = figure.subfigures(2, 1, height_ratios=(2 * len(studied), 1))
     grid = top.subplots(len(studied), 3, squeeze=False)
     for cells, study in zip(grid, studied, strict=True):
-        own = [one for one in found if one.study is study]
+        own = [one for one in results if one.study is study]
         draw_scores(cells[0], own, "orthogonality")
         draw_scores(cells[1], own, "alignment")
         draw_spectrum(cells[2], [one for one in own if one.guide == "diagonal"])
     for axes in grid.flatten():
         axes.spines[["top", "right"]].set_visible(False)
     grid[0, 0].legend(frameon=False, fontsize=9, loc="lower left")
-    draw_paths(bottom, [one for one in found if one.geodesics])
-    figure.suptitle(headline(found), fontweight="bold")
+    draw_paths(bottom, [one for one in results if one.geodesics])
+    figure.suptitle(headline(results), fontweight="bold")
     return figure
 
 
-def headline(found: list[Found]) -> str:
+def headline(results: list[Found]) -> str:
     """Return the figure's title: which guide's axes are told from rotated ones."""
     words = []
     for guide in GUIDES:
-        own = [one for one in found if one.guide == guide]
+        own = [one for one in results if one.guide == guide]
         studied = dict.fromkeys(one.study for one in own)
-        series = [excesses([one for one in own if one.study is study], "orthogonality") for study in studied]
-        per_seed = [statistics.mean(v for _, v in points) for of in series for points in of.values() if points]
+        series = [
+            excesses([one for one in own if one.study is study], "orthogonality")
+            for study in studied
+        ]
+        per_seed = [
+            statistics.mean(v for _, v in points)
+            for of in series
+            for points in of.values()
+            if points
+        ]
         mean, error = mean_and_error(per_seed)
         words.append(f"{guide} covariance {mean:+.2f} ± {error:.2f}")
     return f"Orthogonality of the decoder's columns beyond rotated axes: {', '.join(words)}"
@@ -307,19 +406,21 @@ def main(quick: bool) -> None:
     """Write the table, the reading and the figure."""
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
-    found = [one for study in studies(quick) for guide in GUIDES for one in measure(study, guide)]
-    rows = [one.row() for one in found]
+    results = [one for study in studies(quick) for guide in GUIDES for one in measure(study, guide)]
+    rows = [one.row() for one in results]
     with (RESULTS / "table.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    lines = reading(found)
+    lines = reading(results)
     (RESULTS / "reading.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    draw(found).savefig(RESULTS / "figure.png", dpi=130)
+    draw(results).savefig(RESULTS / "figure.png", dpi=130)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="a tenth of the epochs")
     main(parser.parse_args().quick)

@@ -1,20 +1,24 @@
 """What does β do to disentanglement on sprites, and how wide are the seeds beside it?
 
-Sprites of 64 pixels with all five factors free, ten latents, β from 1 to 16 and three seeds of each (after Higgins et
-al. 2017 and Locatello et al. 2019): convolutional networks, and perceptrons with about as many weights, for the same
-steps. Every score of the house with its interval and beside its nulls, UDR, active units and the bound; what each
-latent of the best model carries, and its traversals. How much of a score's spread is β and how much the seed is a
-one-way analysis of variance.
+Sprites of 64 pixels with all five factors free, ten latents, β from 1 to 16 and three seeds of each
+(after Higgins et al. 2017 and Locatello et al. 2019): convolutional networks, and perceptrons with
+about as many weights, for the same steps. Every score of the house with its interval and beside its
+nulls, UDR, active units and the bound; what each latent of the best model carries, and its
+traversals. How much of a score's spread is β and how much the seed is a one-way analysis of
+variance.
 
-A third kind is weakly supervised. A few hundred images bring three of their factors, which are further features of x:
-each is normal about an affine map of one latent of its own, and missing everywhere else. It is the same `BetaVAE` with
-a longer decoder and ``missing=True``; its encoder sees pixels alone.
+A third kind is weakly supervised. A few hundred images bring three of their factors, which are
+further features of x: each is normal about an affine map of one latent of its own, and missing
+everywhere else. It is the same `BetaVAE` with a longer decoder and ``missing=True``; its encoder
+sees pixels alone.
 
     python analysis/disentanglement.py              # 64 pixels, two processes of one thread
-    python analysis/disentanglement.py --size 32    # the same at 32 pixels, with its own folder of results
+    python analysis/disentanglement.py --size 32    # the same at 32 pixels, with its own folder of
+    results
 
-DCI takes small forests here, not the reference's boosting: its scores compare with each other only. Each trained model
-and its scores are kept in the folder ``--scratch``, so that a run that was stopped goes on.
+DCI takes small forests here, not the reference's boosting: its scores compare with each other only.
+Each trained model and its scores are kept in the folder ``--scratch``, so that a run that was
+stopped goes on.
 """
 
 from __future__ import annotations
@@ -66,7 +70,11 @@ TIED, NUM_LABELLED, LABEL_SCALE, WEAK_BETAS = ("scale", "x", "y"), 500, 0.1, (1.
 NUM_BOUND, NUM_NULLS, LEAST_KL = 1000, 2, 0.1
 FOREST = RandomForestClassifier(n_estimators=10, max_depth=8, max_features=None)
 EXTRAS = ("ELBO", "rate", "distortion", "active units")
-STYLES = {CONVOLUTIONAL: (BLUE, "o", 1.0), PERCEPTRON: (ORANGE, "s", 1.12), WEAK: (GREEN, "D", 0.88)}
+STYLES = {
+    CONVOLUTIONAL: (BLUE, "o", 1.0),
+    PERCEPTRON: (ORANGE, "s", 1.12),
+    WEAK: (GREEN, "D", 0.88),
+}
 NULLS = {"rotated": "#CC6677", "untrained": "#B9A3D6", "shuffled": GREY}
 DATUM = 5
 METRICS: tuple[Any, ...] = (*FAST_METRICS, partial(dci, predictor=FOREST))
@@ -96,7 +104,12 @@ class Setting:
     def models(self) -> list[tuple[str, float, int]]:
         """Kind, β and seed of each model."""
         kinds = {CONVOLUTIONAL: BETAS, PERCEPTRON: BETAS, WEAK: WEAK_BETAS}
-        return [(kind, beta, seed) for seed in self.seeds for kind, betas in kinds.items() for beta in betas]
+        return [
+            (kind, beta, seed)
+            for seed in self.seeds
+            for kind, betas in kinds.items()
+            for beta in betas
+        ]
 
     def data(self, kind: str, *, train: bool) -> Dataset:
         """Return the data of a kind of model; the weakly supervised one's hold three factors, most of them NaN."""
@@ -109,7 +122,10 @@ class Setting:
 
         def build(_: int) -> BetaVAE:
             if kind == PERCEPTRON:
-                read, draw = MLP(self.pixels, 2 * LATENTS, WIDTHS), MLP(LATENTS, self.pixels, WIDTHS)
+                read, draw = (
+                    MLP(self.pixels, 2 * LATENTS, WIDTHS),
+                    MLP(LATENTS, self.pixels, WIDTHS),
+                )
                 return assembled(read, draw, BernoulliLikelihood())
             image = (1, self.size, self.size)
             eye = ConvolutionalEncoder(image, 2 * LATENTS, hidden=HIDDEN)
@@ -117,17 +133,24 @@ class Setting:
             if kind == CONVOLUTIONAL:
                 return assembled(eye, hand, BernoulliLikelihood())
             likelihood = PixelsAndFactors(self.pixels)
-            return assembled(PixelsOnly(eye, len(TIED)), WithReadout(hand, len(TIED)), likelihood, missing=True)
+            return assembled(
+                PixelsOnly(eye, len(TIED)), WithReadout(hand, len(TIED)), likelihood, missing=True
+            )
 
         return build
 
 
-def assembled(read: nn.Module, draw: nn.Module, likelihood: nn.Module, *, missing: bool = False) -> BetaVAE:
+def assembled(
+    read: nn.Module, draw: nn.Module, likelihood: nn.Module, *, missing: bool = False
+) -> BetaVAE:
     """Return a model of its networks and its likelihood."""
-    return BetaVAE(NormalPrior(LATENTS), Decoder(draw, likelihood), NormalPosterior(read), missing=missing)
+    return BetaVAE(
+        NormalPrior(LATENTS), Decoder(draw, likelihood), NormalPosterior(read), missing=missing
+    )
 
 
-# -- weak supervision: three factors among the features ---------------------------------------------------------------
+# -- weak supervision: three factors among the features
+# ---------------------------------------------------------------
 
 
 def with_factors(data: Dataset, num_labelled: int) -> Dataset:
@@ -161,7 +184,10 @@ class WithReadout(nn.Module):
         super().__init__()
         self.network, self.num_tied = network, num_tied
         self.in_features, self.out_features = network.in_features, network.out_features + num_tied
-        self.gain, self.shift = nn.Parameter(torch.ones(num_tied)), nn.Parameter(torch.zeros(num_tied))
+        self.gain, self.shift = (
+            nn.Parameter(torch.ones(num_tied)),
+            nn.Parameter(torch.zeros(num_tied)),
+        )
 
     def forward(self, z: Tensor) -> Tensor:
         """Map ``(*, L)`` to ``(*, D + K)``."""
@@ -180,7 +206,9 @@ class PixelsAndFactors(nn.Module):
     def forward(self, parameters: Tensor) -> dist.Distribution:
         """Return :math:`p(x | z)`."""
         pixels = BernoulliLikelihood()(parameters[..., : self.num_pixels]).base_dist
-        return SideBySide(pixels, dist.Normal(parameters[..., self.num_pixels :], LABEL_SCALE)).to_event(1)
+        return SideBySide(
+            pixels, dist.Normal(parameters[..., self.num_pixels :], LABEL_SCALE)
+        ).to_event(1)
 
 
 class SideBySide(dist.TorchDistribution):
@@ -196,7 +224,10 @@ class SideBySide(dist.TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of each feature."""
-        parts = self.first.log_prob(value[..., : self.split]), self.second.log_prob(value[..., self.split :])
+        parts = (
+            self.first.log_prob(value[..., : self.split]),
+            self.second.log_prob(value[..., self.split :]),
+        )
         return torch.cat(parts, -1)
 
     @property
@@ -205,7 +236,8 @@ class SideBySide(dist.TorchDistribution):
         return torch.cat([self.first.mean, self.second.mean], -1)
 
 
-# -- training and measuring, each model once --------------------------------------------------------------------------
+# -- training and measuring, each model once
+# --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -240,7 +272,11 @@ def obtain(setting: Setting, kind: str, beta: float, seed: int, scratch: Path) -
         vae = make(seed)
         vae.load_state_dict(torch.load(weights, weights_only=True))
     else:
-        options: dict[str, Any] = {"epochs": setting.epochs, "batch_size": 32, "learning_rate": 2e-3}
+        options: dict[str, Any] = {
+            "epochs": setting.epochs,
+            "batch_size": 32,
+            "learning_rate": 2e-3,
+        }
         train = setting.data(kind, train=True)
         (run,) = sweep(make, train, betas=[beta], seeds=[seed], progress=False, **options)
         vae = run.vae
@@ -259,27 +295,34 @@ def measure(vae: BetaVAE, test: Dataset) -> dict[str, Any]:
     parts = bound(vae.model, vae.guide, test.x[:NUM_BOUND], num_samples=4)
     kl = kl_per_dimension(vae.model, vae.guide, test.x)
     assert kl is not None
-    for name, part in (("ELBO", parts.elbo), ("rate", parts.rate), ("distortion", parts.distortion)):
+    for name, part in (
+        ("ELBO", parts.elbo),
+        ("rate", parts.rate),
+        ("distortion", parts.distortion),
+    ):
         scores[name] = {"value": part.value, "standard_error": part.standard_error}
     scores["active units"] = {"value": int(kl.active.sum()), "standard_error": None}
     return {"scores": scores, "weights": sum(parameter.numel() for parameter in vae.parameters())}
 
 
-def rank(setting: Setting, found: list[Found]) -> None:
+def rank(setting: Setting, results: list[Found]) -> None:
     """Add UDR, which takes all seeds of a kind and β, to what was measured."""
     for kind in (CONVOLUTIONAL, PERCEPTRON, WEAK):
-        own = of(found, kind)
-        ranking = unsupervised_disentanglement_ranking(own, setting.data(kind, train=False)[:NUM_BOUND])
+        own = of(results, kind)
+        ranking = unsupervised_disentanglement_ranking(
+            own, setting.data(kind, train=False)[:NUM_BOUND]
+        )
         for one, score in zip(own, ranking.scores, strict=True):
             one.measured["scores"]["UDR"] = score.to_dict()
 
 
-# -- what the numbers say ---------------------------------------------------------------------------------------------
+# -- what the numbers say
+# ---------------------------------------------------------------------------------------------
 
 
-def of(found: list[Found], kind: str, beta: float | None = None) -> list[Found]:
+def of(results: list[Found], kind: str, beta: float | None = None) -> list[Found]:
     """Return the models of a kind, and of a β."""
-    return [one for one in found if one.kind == kind and beta in (None, one.beta)]
+    return [one for one in results if one.kind == kind and beta in (None, one.beta)]
 
 
 def mean(values: Sequence[float]) -> float:
@@ -293,7 +336,8 @@ class Spread:
 
     Attributes:
         means: Its mean at each β.
-        share: How much of its variance is β's, :math:`\omega^2` of a one-way analysis of variance, at least 0.
+        share: How much of its variance is β's, :math:`\omega^2` of a one-way analysis of variance,
+            at least 0.
         p_value: Of the hypothesis that β does nothing (F test).
         seed: Standard deviation over seeds at a β.
         data: Standard error over data of a single model; NaN where it has none.
@@ -312,7 +356,9 @@ class Spread:
     @classmethod
     def over(cls, models: list[Found], name: str) -> Spread:
         """Take the variance of a score apart."""
-        groups = np.array([[one.score(name) for one in models if one.beta == beta] for beta in BETAS])
+        groups = np.array(
+            [[one.score(name) for one in models if one.beta == beta] for beta in BETAS]
+        )
         (num_groups, size), centres = groups.shape, groups.mean(1)
         free = num_groups * (size - 1)
         within = float(((groups - centres[:, None]) ** 2).sum() / free)
@@ -332,24 +378,26 @@ class Spread:
         return self.share > 0.5 and self.p_value < 0.05
 
 
-def paired(found: list[Found], name: str, first: str, second: str) -> tuple[float, float, str]:
+def paired(results: list[Found], name: str, first: str, second: str) -> tuple[float, float, str]:
     """Return how much higher the second kind scores at the same β and seed, half its 95% interval, and words."""
-    known = {(one.beta, one.seed): one.score(name) for one in of(found, first)}
-    rises = [one.score(name) - known[one.beta, one.seed] for one in of(found, second)]
+    known = {(one.beta, one.seed): one.score(name) for one in of(results, first)}
+    rises = [one.score(name) - known[one.beta, one.seed] for one in of(results, second)]
     half = float(t.ppf(0.975, len(rises) - 1) * np.std(rises, ddof=1) / math.sqrt(len(rises)))
     value = mean(rises)
     return value, half, "higher" if value > half else "lower" if value < -half else "not told apart"
 
 
-def scores_of(found: list[Found]) -> list[str]:
+def scores_of(results: list[Found]) -> list[str]:
     """Return the names of the scores that have nulls, and UDR."""
-    names = found[0].measured["scores"]
+    names = results[0].measured["scores"]
     return [name for name in names if names[name].get("nulls")] + ["UDR"]
 
 
 def above_nulls(models: list[Found], name: str) -> int:
     """Return how many models' intervals are above all their nulls."""
-    return sum(one.score(name) - 1.96 * one.error(name) > max(one.nulls(name).values()) for one in models)
+    return sum(
+        one.score(name) - 1.96 * one.error(name) > max(one.nulls(name).values()) for one in models
+    )
 
 
 def best(models: list[Found], name: str = "MIG") -> Found:
@@ -362,16 +410,18 @@ def listed(names: Sequence[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def reading(setting: Setting, found: list[Found]) -> list[str]:
+def reading(setting: Setting, results: list[Found]) -> list[str]:
     """Say what the tables show."""
-    own, spreads, names = of(found, CONVOLUTIONAL), spreads_of(found), scores_of(found)
+    own, spreads, names = of(results, CONVOLUTIONAL), spreads_of(results), scores_of(results)
     steps = setting.epochs * math.ceil(setting.num_train / 32)
     betas = ", ".join(f"{beta:g}" for beta in BETAS)
     lines = [
         f"Setting: {setting.num_train:,} sprites of {setting.size} pixels, {steps:,} steps of 32 (the field trains for"
         f" about 300,000 of 64), {len(setting.seeds)} seeds; scores over {setting.num_test:,} other sprites.",
         f"The bound, convolutional, β = {betas}: "
-        + "; ".join(f"{name} " + ", ".join(f"{v:.1f}" for v in spreads[name].means) for name in EXTRAS)
+        + "; ".join(
+            f"{name} " + ", ".join(f"{v:.1f}" for v in spreads[name].means) for name in EXTRAS
+        )
         + ".",
     ]
     for name in names:
@@ -379,51 +429,73 @@ def reading(setting: Setting, found: list[Found]) -> list[str]:
         listed_means = ", ".join(f"{value:.2f}" for value in spread.means)
         data = f", data ± {spread.data:.3f}" if math.isfinite(spread.data) and name != "UDR" else ""
         shared = "; models of one β share its pairs, so that p is too small"
-        nulls = shared if name == "UDR" else f"; above all nulls: {above_nulls(own, name)} of {len(own)} models"
+        nulls = (
+            shared
+            if name == "UDR"
+            else f"; above all nulls: {above_nulls(own, name)} of {len(own)} models"
+        )
         lines.append(
             f"{name}: {listed_means}. β explains {100 * spread.share:.0f}% of its variance over models (p ="
             f" {spread.p_value:.2g}); seeds ± {spread.seed:.3f}{data}; β = {BETAS[0]:g} to {BETAS[-1]:g}:"
             f" {spread.change:+.2f} ± {spread.change_error:.2f}{nulls}."
         )
-    lines += [compared(found, CONVOLUTIONAL, PERCEPTRON), compared(found, CONVOLUTIONAL, WEAK)]
-    return [*lines, labels_reading(found), ties_reading(setting, found), udr_reading(own, names), verdict(found)]
+    lines += [compared(results, CONVOLUTIONAL, PERCEPTRON), compared(results, CONVOLUTIONAL, WEAK)]
+    return [
+        *lines,
+        labels_reading(results),
+        ties_reading(setting, results),
+        udr_reading(own, names),
+        verdict(results),
+    ]
 
 
-def spreads_of(found: list[Found]) -> dict[str, Spread]:
+def spreads_of(results: list[Found]) -> dict[str, Spread]:
     """Return the spread of each score, and of the bound's parts, over convolutional models."""
-    return {name: Spread.over(of(found, CONVOLUTIONAL), name) for name in (*scores_of(found), *EXTRAS)}
+    return {
+        name: Spread.over(of(results, CONVOLUTIONAL), name)
+        for name in (*scores_of(results), *EXTRAS)
+    }
 
 
-def compared(found: list[Found], first: str, second: str) -> str:
+def compared(results: list[Found], first: str, second: str) -> str:
     """Say how one kind scores beside another at the same β and seeds."""
     parts = []
-    for name in ("ELBO", *scores_of(found)):
-        value, half, word = paired(found, name, first, second)
+    for name in ("ELBO", *scores_of(results)):
+        value, half, word = paired(results, name, first, second)
         digits = 1 if name == "ELBO" else 2
         parts.append(f"{name} {value:+.{digits}f} ± {half:.{digits}f} ({word})")
-    num, weights = len(of(found, second)), [of(found, kind)[0].measured["weights"] for kind in (first, second)]
+    num, weights = (
+        len(of(results, second)),
+        [of(results, kind)[0].measured["weights"] for kind in (first, second)],
+    )
     sizes = f"{weights[1]:,} weights against {weights[0]:,}"
     return f"{second.capitalize()} less {first} ({num} pairs of the same β and seed; {sizes}): {'; '.join(parts)}."
 
 
-def labels_reading(found: list[Found]) -> str:
+def labels_reading(results: list[Found]) -> str:
     """Say what weak supervision did to the gap of each factor, tied or not."""
     parts = []
     for factor in SPRITE_FACTORS.names:
         before, after = (
             mean(
-                [one.measured["scores"]["MIG"]["parts"][factor] for beta in WEAK_BETAS for one in of(found, kind, beta)]
+                [
+                    one.measured["scores"]["MIG"]["parts"][factor]
+                    for beta in WEAK_BETAS
+                    for one in of(results, kind, beta)
+                ]
             )
             for kind in (CONVOLUTIONAL, WEAK)
         )
-        parts.append(f"{factor}{'' if factor in TIED else ' (not labelled)'} {before:.2f} to {after:.2f}")
+        parts.append(
+            f"{factor}{'' if factor in TIED else ' (not labelled)'} {before:.2f} to {after:.2f}"
+        )
     betas = " and ".join(f"{beta:g}" for beta in WEAK_BETAS)
     return f"{NUM_LABELLED} labelled images, β = {betas}: the mutual information gap goes, of {'; '.join(parts)}."
 
 
-def ties_reading(setting: Setting, found: list[Found]) -> str:
+def ties_reading(setting: Setting, results: list[Found]) -> str:
     """Say in how many models the image is drawn from the latent that a factor is tied to."""
-    models, test = of(found, WEAK), setting.data(WEAK, train=False)
+    models, test = of(results, WEAK), setting.data(WEAK, train=False)
     used = torch.zeros(len(TIED))
     for one in models:
         kl = kl_per_dimension(one.vae.model, one.vae.guide, test.x)
@@ -439,7 +511,9 @@ def ties_reading(setting: Setting, found: list[Found]) -> str:
 def udr_reading(own: list[Found], names: list[str]) -> str:
     """Say whether UDR, which sees no factor, would have found the models that score well."""
     ranks = {
-        name: float(spearmanr([one.score("UDR") for one in own], [one.score(name) for one in own]).statistic)
+        name: float(
+            spearmanr([one.score("UDR") for one in own], [one.score(name) for one in own]).statistic
+        )
         for name in names
         if name != "UDR"
     }
@@ -454,24 +528,30 @@ def udr_reading(own: list[Found], names: list[str]) -> str:
     )
 
 
-def verdict(found: list[Found]) -> str:
+def verdict(results: list[Found]) -> str:
     """Say what β did, and how wide the seeds are beside it."""
-    spreads, names = spreads_of(found), scores_of(found)
+    spreads, names = spreads_of(results), scores_of(results)
     moved = [name for name in names if spreads[name].moved]
     up = [name for name in names if spreads[name].change > spreads[name].change_error]
     down = [name for name in names if spreads[name].change < -spreads[name].change_error]
     rest = [name for name in names if name not in moved]
-    weak = [name for name in names if paired(found, name, CONVOLUTIONAL, WEAK)[2] == "higher"]
-    ahead = [name for name in names if paired(found, name, CONVOLUTIONAL, PERCEPTRON)[2] == "lower"]
-    behind = [name for name in names if paired(found, name, CONVOLUTIONAL, PERCEPTRON)[2] == "higher"]
-    bound_behind, free = (paired(found, "ELBO", CONVOLUTIONAL, kind) for kind in (PERCEPTRON, WEAK))
-    own = of(found, CONVOLUTIONAL)
+    weak = [name for name in names if paired(results, name, CONVOLUTIONAL, WEAK)[2] == "higher"]
+    ahead = [
+        name for name in names if paired(results, name, CONVOLUTIONAL, PERCEPTRON)[2] == "lower"
+    ]
+    behind = [
+        name for name in names if paired(results, name, CONVOLUTIONAL, PERCEPTRON)[2] == "higher"
+    ]
+    bound_behind, free = (
+        paired(results, "ELBO", CONVOLUTIONAL, kind) for kind in (PERCEPTRON, WEAK)
+    )
+    own = of(results, CONVOLUTIONAL)
     real = [name for name in names if name != "UDR" and 2 * above_nulls(own, name) > len(own)]
     return (
         f"Verdict: β explains more than half of the variance of {len(moved)} of {len(names)} scores ({listed(moved)});"
         f" of the others seeds are the larger part ({listed(rest)}). From β = {BETAS[0]:g} to {BETAS[-1]:g} (intervals"
         f" not adjusted for {len(names)} scores), higher: {listed(up)}; lower: {listed(down)}. With another seed a"
-        f" score moves by {seeds_beside_data(found):.0f} times its error over data (median). Scores that most models"
+        f" score moves by {seeds_beside_data(results):.0f} times its error over data (median). Scores that most models"
         f" have above all their nulls: {listed(real)}. That convolutions are the better network is"
         f" {'' if bound_behind[2] == 'lower' else 'not '}borne out for the bound ({-bound_behind[0]:.0f} nats, for the"
         f" same steps, not the same time); scores higher than the perceptron's: {listed(ahead)}; lower:"
@@ -480,13 +560,22 @@ def verdict(found: list[Found]) -> str:
     )
 
 
-def seeds_beside_data(found: list[Found]) -> float:
+def seeds_beside_data(results: list[Found]) -> float:
     """Return the median over scores of the spread over seeds as a multiple of the error over data."""
-    spreads = spreads_of(found)
-    return float(np.median([spreads[name].seed / spreads[name].data for name in scores_of(found) if name != "UDR"]))
+    spreads = spreads_of(results)
+    return float(
+        np.median(
+            [
+                spreads[name].seed / spreads[name].data
+                for name in scores_of(results)
+                if name != "UDR"
+            ]
+        )
+    )
 
 
-# -- tables and figures -----------------------------------------------------------------------------------------------
+# -- tables and figures
+# -----------------------------------------------------------------------------------------------
 
 
 def write(path: Path, rows: list[dict[str, str]]) -> None:
@@ -497,45 +586,65 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
         writer.writerows(rows)
 
 
-def score_rows(found: list[Found]) -> list[dict[str, str]]:
+def score_rows(results: list[Found]) -> list[dict[str, str]]:
     """Return a row for each model and score."""
     rows = []
-    for one in found:
-        for name in (*scores_of(found), *EXTRAS):
+    for one in results:
+        for name in (*scores_of(results), *EXTRAS):
             error, nulls = one.error(name), one.nulls(name)
             row = {"kind": one.kind, "beta": f"{one.beta:g}", "seed": f"{one.seed}", "score": name}
-            row |= {"value": f"{one.score(name):.4f}", "standard_error": f"{error:.4f}" if math.isfinite(error) else ""}
+            row |= {
+                "value": f"{one.score(name):.4f}",
+                "standard_error": f"{error:.4f}" if math.isfinite(error) else "",
+            }
             rows.append(row | {null: f"{nulls[null]:.4f}" if nulls else "" for null in NULLS})
     return rows
 
 
-def spread_rows(found: list[Found]) -> list[dict[str, str]]:
+def spread_rows(results: list[Found]) -> list[dict[str, str]]:
     """Return a row for each score: what is β's and what the seed's."""
     rows = []
-    for name, spread in spreads_of(found).items():
-        row = {"score": name} | {f"beta_{b:g}": f"{v:.4f}" for b, v in zip(BETAS, spread.means, strict=True)}
+    for name, spread in spreads_of(results).items():
+        row = {"score": name} | {
+            f"beta_{b:g}": f"{v:.4f}" for b, v in zip(BETAS, spread.means, strict=True)
+        }
         row |= {"beta_explains": f"{spread.share:.3f}", "p_value": f"{spread.p_value:.2g}"}
         row |= {"over_seeds": f"{spread.seed:.4f}", "over_data": f"{spread.data:.4f}"}
-        rows.append(row | {"change": f"{spread.change:.4f}", "change_95": f"{spread.change_error:.4f}"})
+        rows.append(
+            row | {"change": f"{spread.change:.4f}", "change_95": f"{spread.change_error:.4f}"}
+        )
     return rows
 
 
-def draw_score(axes: Axes, found: list[Found], name: str, spread: Spread) -> None:
+def draw_score(axes: Axes, results: list[Found], name: str, spread: Spread) -> None:
     """Draw a score against β: each model with its interval, the mean over seeds, and the range of each null."""
-    unsupervised = [one for one in found if one.kind != WEAK]
+    unsupervised = [one for one in results if one.kind != WEAK]
     for null, colour in NULLS.items() if unsupervised[0].nulls(name) else ():
-        known = [[one.nulls(name)[null] for one in unsupervised if one.beta == beta] for beta in BETAS]
+        known = [
+            [one.nulls(name)[null] for one in unsupervised if one.beta == beta] for beta in BETAS
+        ]
         low, high = [min(values) for values in known], [max(values) for values in known]
-        axes.fill_between(BETAS, low, high, color=colour, alpha=0.45, linewidth=0, label=f"null: {null}")
+        axes.fill_between(
+            BETAS, low, high, color=colour, alpha=0.45, linewidth=0, label=f"null: {null}"
+        )
     for kind, (colour, mark, shift) in STYLES.items():
-        own = of(found, kind)
+        own = of(results, kind)
         betas = sorted({one.beta for one in own})
         centres = [mean([one.score(name) for one in of(own, kind, beta)]) for beta in betas]
         axes.plot([beta * shift for beta in betas], centres, color=colour, linewidth=2, zorder=3)
         for one in own:
             half = 1.96 * np.nan_to_num(one.error(name)) if name != "UDR" else 0.0
             place = one.beta * shift * (1 + 0.04 * (one.seed - 1))
-            axes.errorbar(place, one.score(name), half, fmt=mark, color=colour, markersize=4.5, linewidth=1, zorder=4)
+            axes.errorbar(
+                place,
+                one.score(name),
+                half,
+                fmt=mark,
+                color=colour,
+                markersize=4.5,
+                linewidth=1,
+                zorder=4,
+            )
         axes.plot([], [], f"{mark}-", color=colour, label=kind)
     axes.set_xscale("log", base=2)
     axes.set_xticks(BETAS, [f"{beta:g}" for beta in BETAS])
@@ -545,22 +654,22 @@ def draw_score(axes: Axes, found: list[Found], name: str, spread: Spread) -> Non
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def draw(found: list[Found]) -> Figure:
+def draw(results: list[Found]) -> Figure:
     """Draw every score, the bound and the active units against β."""
-    figure, spreads = Figure((15, 11), layout="constrained"), spreads_of(found)
-    names = (*scores_of(found), "active units", "ELBO")
+    figure, spreads = Figure((15, 11), layout="constrained"), spreads_of(results)
+    names = (*scores_of(results), "active units", "ELBO")
     grid = figure.subplots(3, 4)
     for axes, name in zip(grid.flat, names, strict=True):
-        draw_score(axes, found, name, spreads[name])
+        draw_score(axes, results, name, spreads[name])
     for axes in grid[-1]:
         axes.set_xlabel("β")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=11)
-    own = scores_of(found)
+    own = scores_of(results)
     moved = sum(spreads[name].moved for name in own)
     figure.suptitle(
         f"β moves {moved} of {len(own)} scores more than the seed does; the seed moves a score by"
-        f" {seeds_beside_data(found):.0f} times its error over data\n(each mark a model with its 95% interval; lines:"
+        f" {seeds_beside_data(results):.0f} times its error over data\n(each mark a model with its 95% interval; lines:"
         " means over seeds; titles: shares of the variance over convolutional models)",
         fontweight="bold",
     )
@@ -571,20 +680,22 @@ def draw_model(setting: Setting, one: Found, results: Path, prefix: str) -> None
     """Write the factor-by-latent heat map and the traversals of a model."""
     test = setting.data(one.kind, train=False)
     named: dict[str, Any] = {"factors": test.factors, "factor_names": test.factor_names}
-    found = read_latents(one.vae.model, one.vae.guide, test.x, **named)
-    latent_reading(found).savefig(results / f"{prefix}heat_map.png", dpi=130)
+    results = read_latents(one.vae.model, one.vae.guide, test.x, **named)
+    latent_reading(results).savefig(results / f"{prefix}heat_map.png", dpi=130)
     moved = traverse(one.vae, test, datum=DATUM)
     moved = replace(moved, x=moved.x[..., : setting.pixels])
     around = f"a code (β = {one.beta:g}, seed {one.seed})"
-    traversal_grid(moved, (setting.size, setting.size), around).savefig(results / f"{prefix}traversals.png", dpi=130)
+    traversal_grid(moved, (setting.size, setting.size), around).savefig(
+        results / f"{prefix}traversals.png", dpi=130
+    )
 
 
 def prepare(setting: Setting, scratch: Path, share: int, num_processes: int) -> None:
     """Train and measure a share of the models into the scratch folder, on one thread."""
     torch.set_num_threads(1)
     for kind, beta, seed in setting.models[share::num_processes]:
-        found = obtain(setting, kind, beta, seed, scratch)
-        print(kind, f"β = {beta:g}, seed {seed}:", f"MIG {found.score('MIG'):.3f}", flush=True)
+        results = obtain(setting, kind, beta, seed, scratch)
+        print(kind, f"β = {beta:g}, seed {seed}:", f"MIG {results.score('MIG'):.3f}", flush=True)
 
 
 def main(setting: Setting, scratch: Path, results: Path, num_processes: int) -> None:
@@ -595,24 +706,36 @@ def main(setting: Setting, scratch: Path, results: Path, num_processes: int) -> 
         shares = range(num_processes)
         for _ in pool.map(partial(prepare, setting, scratch, num_processes=num_processes), shares):
             pass
-    found = [obtain(setting, *model, scratch) for model in setting.models]
-    rank(setting, found)
-    write(results / "table.csv", score_rows(found))
-    write(results / "spread.csv", spread_rows(found))
-    lines = reading(setting, found)
+    results = [obtain(setting, *model, scratch) for model in setting.models]
+    rank(setting, results)
+    write(results / "table.csv", score_rows(results))
+    write(results / "spread.csv", spread_rows(results))
+    lines = reading(setting, results)
     (results / "reading.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     print("\n".join(lines))
-    draw(found).savefig(results / "figure.png", dpi=120)
-    draw_model(setting, best(of(found, CONVOLUTIONAL)), results, "")
-    draw_model(setting, best(of(found, WEAK)), results, "weak_")
+    draw(results).savefig(results / "figure.png", dpi=120)
+    draw_model(setting, best(of(results, CONVOLUTIONAL)), results, "")
+    draw_model(setting, best(of(results, WEAK)), results, "weak_")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="32 pixels, a tenth of the images, two epochs, two seeds")
-    parser.add_argument("--size", type=int, default=64, help="width and height of the images: 64 or 32")
-    parser.add_argument("--scratch", type=Path, help="folder of trained models (default: one for each setting)")
-    parser.add_argument("--processes", type=int, default=2, help="how many train side by side, each on one thread")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="32 pixels, a tenth of the images, two epochs, two seeds",
+    )
+    parser.add_argument(
+        "--size", type=int, default=64, help="width and height of the images: 64 or 32"
+    )
+    parser.add_argument(
+        "--scratch", type=Path, help="folder of trained models (default: one for each setting)"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=2, help="how many train side by side, each on one thread"
+    )
     options = parser.parse_args()
     chosen = Setting(size=options.size)
     chosen = Setting(32, 2000, epochs=2, seeds=(0, 1)) if options.quick else chosen

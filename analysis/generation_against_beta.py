@@ -1,17 +1,19 @@
 """Which β generates best, and which reconstructs best? The background texts' table of guidelines, held to numbers.
 
-That table grades both by words: as β grows from below 1 to far above it, reconstruction goes from excellent to very
-blurry, and generation from poor over good (β = 1) and very good to excellent. Here models that differ in β and seed
-only are scored on held-out images: reconstruction by distortion and sharpness, generation by scores of as many samples
-as there are images. Samples are decoded from the prior, at the mean of the likelihood, as people look at them.
-Precision, recall, density, coverage and Fréchet distance are those of the last hidden layer of a classifier of the
+That table grades both by words: as β grows from below 1 to far above it, reconstruction goes from
+excellent to very blurry, and generation from poor over good (β = 1) and very good to excellent.
+Here models that differ in β and seed only are scored on held-out images: reconstruction by
+distortion and sharpness, generation by scores of as many samples as there are images. Samples are
+decoded from the prior, at the mean of the likelihood, as people look at them. Precision, recall,
+density, coverage and Fréchet distance are those of the last hidden layer of a classifier of the
 training images' labels, and, for a second opinion, of whitened principal components of the pixels.
 
     python analysis/generation_against_beta.py
     python analysis/generation_against_beta.py --data-root FOLDER_THAT_HOLDS_MNIST
 
-The first command runs scikit-learn's digits, the second 12,000 images of MNIST. Verdicts are computed from the table:
-one β is ahead of another if it is so by more than two standard errors, over seeds and over samples together.
+The first command runs scikit-learn's digits, the second 12,000 images of MNIST. Verdicts are
+computed from the table: one β is ahead of another if it is so by more than two standard errors,
+over seeds and over samples together.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ from pyro_bvae.priors import NormalPrior
 RESULTS = Path(__file__).parent / "results" / "generation_against_beta"
 BETAS, FAR = (0.1, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0), 8.0
 NEIGHBOURS, SPLITS, SHOWN = 5, 8, (5, 4)
-# Where a model of the sweep is scored in both spaces of features, and of which classifier's answers.
+# Where a model of the sweep is scored in both spaces of features, and of which classifier's
+# answers.
 SPACES, SCORES = ("classifier", "pixels"), ("precision", "recall", "density", "coverage", "frechet")
 ANSWERS = ("confident", "inception_score", "imbalance")
 GREY, BLUE, ORANGE, GREEN, PURPLE = "#8a8a8a", "#0072B2", "#D55E00", "#009E73", "#8F4A9E"
@@ -66,7 +69,9 @@ class Study:
         size = self.train.x.shape[1]
         decoder = Decoder(MLP(self.latents, size, hidden=self.hidden), BernoulliLikelihood())
         return BetaVAE(
-            NormalPrior(self.latents), decoder, NormalPosterior(MLP(size, 2 * self.latents, hidden=self.hidden))
+            NormalPrior(self.latents),
+            decoder,
+            NormalPosterior(MLP(size, 2 * self.latents, hidden=self.hidden)),
         )
 
 
@@ -80,7 +85,15 @@ class Measured(NamedTuple):
 def digits(quick: bool) -> Study:
     """Return the study of scikit-learn's digits, half of them held out."""
     splits = datasets.digits(validation=0, test=0.5)
-    return Study("digits", splits.train, splits.test, 10, (128,), 30 if quick else 100, (0, 1) if quick else (0, 1, 2))
+    return Study(
+        "digits",
+        splits.train,
+        splits.test,
+        10,
+        (128,),
+        30 if quick else 100,
+        (0, 1) if quick else (0, 1, 2),
+    )
 
 
 def mnist(root: str, quick: bool) -> Study:
@@ -96,36 +109,49 @@ def sharpness(x: Tensor, shape: Sequence[int]) -> float:
     return float(images.diff(dim=1).square().mean() + images.diff(dim=2).square().mean())
 
 
-def measure(study: Study, vae: BetaVAE, qualities: dict[str, SampleQuality], samples: Tensor) -> Row:
+def measure(
+    study: Study, vae: BetaVAE, qualities: dict[str, SampleQuality], samples: Tensor
+) -> Row:
     """Return what is said of one model: reconstruction, latents, and the scores of its samples."""
     x, shape = study.test.x, study.test.image_shape
     parts, latents = bound(vae.model, vae.guide, x), decompose_kl(vae.model, vae.guide, x)
     assert latents.total_correlation is not None
     assert shape is not None
-    found = {
+    results = {
         "distortion": (parts.distortion.value, parts.distortion.standard_error),
         "rate": (parts.rate.value, parts.rate.standard_error),
         "elbo": (parts.elbo.value, parts.elbo.standard_error),
         "marginal_kl": (latents.marginal_kl.value, latents.marginal_kl.standard_error),
-        "total_correlation": (latents.total_correlation.value, latents.total_correlation.standard_error),
+        "total_correlation": (
+            latents.total_correlation.value,
+            latents.total_correlation.standard_error,
+        ),
         "sharpness": (sharpness(vae.reconstruct(x), shape) / sharpness(x, shape), 0.0),
         "sample_sharpness": (sharpness(samples, shape) / sharpness(x, shape), 0.0),
     }
     for space, quality in qualities.items():
         chosen = SCORES + (("accuracy", *ANSWERS) if quality.labels is not None else ())
-        found |= {
-            f"{space}_{name}": (quality.scores[name].value, quality.scores[name].standard_error) for name in chosen
+        results |= {
+            f"{space}_{name}": (quality.scores[name].value, quality.scores[name].standard_error)
+            for name in chosen
         }
     return {
         key: f"{number:.4f}"
-        for name, (value, error) in found.items()
+        for name, (value, error) in results.items()
         for key, number in ((name, value), (f"{name}_error", error))
     }
 
 
 def run(study: Study) -> tuple[list[Row], dict[str, float], dict[float, Tensor]]:
     """Train and score: return the table, what real images score, and samples of the first seed's models."""
-    models = sweep(study.untrained, study.train.x, betas=BETAS, seeds=study.seeds, epochs=study.epochs, progress=False)
+    models = sweep(
+        study.untrained,
+        study.train.x,
+        betas=BETAS,
+        seeds=study.seeds,
+        epochs=study.epochs,
+        progress=False,
+    )
     assert study.train.labels is not None
     classifier = LabelClassifier(study.train.x, study.train.labels)
     features: dict[str, Callable[[Tensor], Tensor]] = {
@@ -150,25 +176,38 @@ def run(study: Study) -> tuple[list[Row], dict[str, float], dict[float, Tensor]]
         }
         measured = measure(study, replica.vae, qualities, samples)
         rows.append({"beta": f"{replica.beta:g}", "seed": f"{replica.seed}", **measured})
-        real |= {f"{space}_{name}": score.real for space in SPACES for name, score in qualities[space].scores.items()}
+        real |= {
+            f"{space}_{name}": score.real
+            for space in SPACES
+            for name, score in qualities[space].scores.items()
+        }
         shown.setdefault(replica.beta, samples[: math.prod(SHOWN)])
-        brief = ("distortion", "classifier_precision", "classifier_recall", "classifier_coverage", "classifier_frechet")
+        brief = (
+            "distortion",
+            "classifier_precision",
+            "classifier_recall",
+            "classifier_coverage",
+            "classifier_frechet",
+        )
         print({name: rows[-1][name] for name in ("beta", "seed", *brief)}, flush=True)
-    rows.append({"beta": "real", "seed": "", **{key: f"{real[key]:.4f}" for key in rows[0] if key in real}})
+    rows.append(
+        {"beta": "real", "seed": "", **{key: f"{real[key]:.4f}" for key in rows[0] if key in real}}
+    )
     return rows, real, shown
 
 
 def over_seeds(rows: list[Row], name: str) -> dict[float, Measured]:
     """Return mean and error of a column for each β: the spread of seeds, and the mean error over samples and data."""
-    found = {}
+    results = {}
     for beta in BETAS:
         some = [row for row in rows if row["beta"] == f"{beta:g}"]
         values, errors = (
-            torch.tensor([float(row[key]) for row in some], dtype=torch.double) for key in (name, f"{name}_error")
+            torch.tensor([float(row[key]) for row in some], dtype=torch.double)
+            for key in (name, f"{name}_error")
         )
         error = math.hypot(float(errors.mean()), float(values.std()) / math.sqrt(len(values)))
-        found[beta] = Measured(float(values.mean()), error)
-    return found
+        results[beta] = Measured(float(values.mean()), error)
+    return results
 
 
 def ahead(better: Measured, worse: Measured, sign: float) -> float:
@@ -176,10 +215,14 @@ def ahead(better: Measured, worse: Measured, sign: float) -> float:
     return sign * (better.value - worse.value) / max(math.hypot(better.error, worse.error), 1e-12)
 
 
-def best(found: dict[float, Measured], sign: float) -> tuple[float, str]:
+def best(results: dict[float, Measured], sign: float) -> tuple[float, str]:
     """Return the best β, and it with those that it is not ahead of in words."""
-    first = max(found, key=lambda beta: sign * found[beta].value)
-    level = [f"{beta:g}" for beta in BETAS if beta != first and ahead(found[first], found[beta], sign) <= 2]
+    first = max(results, key=lambda beta: sign * results[beta].value)
+    level = [
+        f"{beta:g}"
+        for beta in BETAS
+        if beta != first and ahead(results[first], results[beta], sign) <= 2
+    ]
     return first, f"β = {first:g}" + (f" (not ahead of {', '.join(level)})" if level else "")
 
 
@@ -199,12 +242,19 @@ def table_rows(rows: list[Row], space: str) -> list[str]:
         for test in (lambda beta: beta < 1, lambda beta: 1 < beta < FAR, lambda beta: beta != FAR)
     )
 
-    def less(found: dict[float, Measured], firsts: Sequence[float], seconds: Sequence[float]) -> bool:
+    def less(
+        results: dict[float, Measured], firsts: Sequence[float], seconds: Sequence[float]
+    ) -> bool:
         """Whether each of the first has less of it than each of the second."""
-        return all(ahead(found[first], found[second], -1) > 2 for first in firsts for second in seconds)
+        return all(
+            ahead(results[first], results[second], -1) > 2 for first in firsts for second in seconds
+        )
 
     def say(
-        betas: Sequence[float], row: str, reconstruction: Callable[[float], bool], generates: Callable[[float], bool]
+        betas: Sequence[float],
+        row: str,
+        reconstruction: Callable[[float], bool],
+        generates: Callable[[float], bool],
     ) -> str:
         first, second = row.split("; ")
         numbers = ", ".join(f"{generation[b].value:.2f} ± {generation[b].error:.2f}" for b in betas)
@@ -248,12 +298,16 @@ def reading(study: Study, rows: list[Row], real: dict[str, float]) -> list[str]:
     def column(name: str) -> dict[float, Measured]:
         return over_seeds(rows, name)
 
-    precision, coverage, recall = (column(f"classifier_{name}") for name in ("precision", "coverage", "recall"))
+    precision, coverage, recall = (
+        column(f"classifier_{name}") for name in ("precision", "coverage", "recall")
+    )
     accuracy, ends = column("classifier_accuracy"), (BETAS[0], 1.0, FAR)
     most = max(precision, key=lambda beta: precision[beta].value)
 
-    def at_ends(found: dict[float, Measured], digits: int = 2) -> str:
-        return ", ".join(f"{found[beta].value:.{digits}f} ± {found[beta].error:.{digits}f}" for beta in ends)
+    def at_ends(results: dict[float, Measured], digits: int = 2) -> str:
+        return ", ".join(
+            f"{results[beta].value:.{digits}f} ± {results[beta].error:.{digits}f}" for beta in ends
+        )
 
     return [
         f"{study.name}: {len(study.train.x)} training images, {len(study.seeds)} seeds, {len(study.test.x)} held-out"
@@ -272,10 +326,11 @@ def reading(study: Study, rows: list[Row], real: dict[str, float]) -> list[str]:
         f" {at_ends(column('marginal_kl'))} nats; sharpness of samples relative to images"
         f" {at_ends(column('sample_sharpness'))}, of reconstructions {at_ends(column('sharpness'))}.",
         f"A classifier tells samples from images with accuracy {at_ends(accuracy, 3)}, at the least"
-        f" {min(found.value for found in accuracy.values()):.3f}, where 0.5 would be no telling.",
+        f" {min(results.value for results in accuracy.values()):.3f}, where 0.5 would be no telling.",
         "The guidelines, row by row (each number in the order of β):",
         *table_rows(rows, "classifier"),
-        "The same by pixels: " + " | ".join(line.partition(". Fréchet")[0] for line in table_rows(rows, "pixels")),
+        "The same by pixels: "
+        + " | ".join(line.partition(". Fréchet")[0] for line in table_rows(rows, "pixels")),
     ]
 
 
@@ -284,9 +339,14 @@ def draw_samples(figure: SubFigure, study: Study, shown: dict[float, Tensor]) ->
     down, across = SHOWN
     assert study.test.image_shape is not None
     height, width = study.test.image_shape[-2:]
-    columns = [("images", study.test.x[: down * across]), *((f"β = {beta:g}", shown[beta]) for beta in BETAS)]
+    columns = [
+        ("images", study.test.x[: down * across]),
+        *((f"β = {beta:g}", shown[beta]) for beta in BETAS),
+    ]
     for axes, (name, images) in zip(figure.subplots(1, len(columns)), columns, strict=True):
-        framed = torch.nn.functional.pad(images.reshape(down, across, height, width), (0, 1, 0, 1), value=1.0)
+        framed = torch.nn.functional.pad(
+            images.reshape(down, across, height, width), (0, 1, 0, 1), value=1.0
+        )
         tiles = framed.transpose(1, 2).flatten(0, 1).flatten(1, 2)
         axes.imshow(tiles.numpy(), cmap="gray", vmin=0, vmax=1)
         axes.set_title(name, fontsize=11, fontweight="bold" if name == "images" else "normal")
@@ -294,10 +354,17 @@ def draw_samples(figure: SubFigure, study: Study, shown: dict[float, Tensor]) ->
         axes.set_yticks([])
 
 
-def draw_curve(axes: Axes, found: dict[float, Measured], colour: str, name: str = "", marker: str = "o") -> None:
+def draw_curve(
+    axes: Axes, results: dict[float, Measured], colour: str, name: str = "", marker: str = "o"
+) -> None:
     """Draw a score against β, with two errors to either side."""
-    values, errors = [found[beta].value for beta in BETAS], [2 * found[beta].error for beta in BETAS]
-    axes.errorbar(BETAS, values, yerr=errors, color=colour, marker=marker, capsize=3, linewidth=2, label=name)
+    values, errors = (
+        [results[beta].value for beta in BETAS],
+        [2 * results[beta].error for beta in BETAS],
+    )
+    axes.errorbar(
+        BETAS, values, yerr=errors, color=colour, marker=marker, capsize=3, linewidth=2, label=name
+    )
 
 
 def draw_scores(figure: SubFigure, rows: list[Row], real: dict[str, float]) -> None:
@@ -305,23 +372,47 @@ def draw_scores(figure: SubFigure, rows: list[Row], real: dict[str, float]) -> N
     left, middle, right = figure.subplots(1, 3)
     frechet, distortion = over_seeds(rows, "classifier_frechet"), over_seeds(rows, "distortion")
     panels: tuple[tuple[Axes, dict[float, Measured], str, str, Callable[[str], str]], ...] = (
-        (left, frechet, BLUE, "Fréchet distance (less is better)", lambda b: f"Generation: best at β = {b}"),
-        (right, distortion, ORANGE, "distortion, nats (less is better)", lambda b: f"Reconstruction: best at β = {b}"),
+        (
+            left,
+            frechet,
+            BLUE,
+            "Fréchet distance (less is better)",
+            lambda b: f"Generation: best at β = {b}",
+        ),
+        (
+            right,
+            distortion,
+            ORANGE,
+            "distortion, nats (less is better)",
+            lambda b: f"Reconstruction: best at β = {b}",
+        ),
     )
-    for axes, found, colour, ylabel, title in panels:
-        draw_curve(axes, found, colour)
-        first, _ = best(found, -1)
-        axes.plot(first, found[first].value, "*", color=colour, markersize=20, zorder=5)
+    for axes, results, colour, ylabel, title in panels:
+        draw_curve(axes, results, colour)
+        first, _ = best(results, -1)
+        axes.plot(first, results[first].value, "*", color=colour, markersize=20, zorder=5)
         axes.set_ylabel(ylabel)
         axes.set_title(title(f"{first:g}"), loc="left", fontsize=11, fontweight="bold")
     left.axhline(real["classifier_frechet"], color=GREY, linestyle="--")
-    left.annotate("real images", (BETAS[0], real["classifier_frechet"]), (0, 4), textcoords="offset points", color=GREY)
+    left.annotate(
+        "real images",
+        (BETAS[0], real["classifier_frechet"]),
+        (0, 4),
+        textcoords="offset points",
+        color=GREY,
+    )
     left.set_ylim(bottom=0)
-    for name, colour, marker in (("precision", BLUE, "o"), ("coverage", GREEN, "s"), ("recall", PURPLE, "^")):
+    for name, colour, marker in (
+        ("precision", BLUE, "o"),
+        ("coverage", GREEN, "s"),
+        ("recall", PURPLE, "^"),
+    ):
         draw_curve(middle, over_seeds(rows, f"classifier_{name}"), colour, name, marker)
     middle.set_ylim(0, 1)
     middle.set_ylabel("share (more is better)")
-    middle.set_title("Like images (precision), and all of them?", loc="left", fontsize=11, fontweight="bold")
+    middle.set_title(
+        "Like images (precision), and all of them?", loc="left", fontsize=11, fontweight="bold"
+    )
     middle.legend(frameon=False)
     for axes in (left, middle, right):
         axes.set_xscale("log")
@@ -346,7 +437,9 @@ def main(study: Study) -> None:
     top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.5))
     draw_samples(top, study, shown)
     draw_scores(bottom, rows, real)
-    generates, rebuilds = (best(over_seeds(rows, name), -1)[0] for name in ("classifier_frechet", "distortion"))
+    generates, rebuilds = (
+        best(over_seeds(rows, name), -1)[0] for name in ("classifier_frechet", "distortion")
+    )
     figure.suptitle(
         f"{study.name}: samples from the prior are best at β = {generates:g}, reconstructions at β = {rebuilds:g}",
         fontweight="bold",
@@ -355,8 +448,16 @@ def main(study: Study) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="folder that holds MNIST/raw: run that part; digits without it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-root", help="folder that holds MNIST/raw: run that part; digits without it"
+    )
     parser.add_argument("--quick", action="store_true", help="fewer epochs, seeds and images")
     options = parser.parse_args()
-    main(digits(options.quick) if options.data_root is None else mnist(options.data_root, options.quick))
+    main(
+        digits(options.quick)
+        if options.data_root is None
+        else mnist(options.data_root, options.quick)
+    )

@@ -1,15 +1,16 @@
 """Does training on the importance weighted bound explain held-out digits better than training on the plain one?
 
-Dynamically binarised MNIST, one architecture (784-200-200-50 and back, tanh as in Burda, Grosse and Salakhutdinov
-2016), one initialisation, one order of the data, 8 particles, all 60,000 training images, 30 epochs: the mean of
-8 ELBO draws (Trace_ELBO), the importance weighted bound, and that bound with doubly reparametrised gradients. Measured
-is the evidence of 64 binarised test images by annealing from the guide, and of 256 by importance sampling from it,
-5000 samples each. The images are the same for the three models, so the error of a difference is that of its mean over
-images; one training run each, so it does not hold the spread of runs.
+Dynamically binarised MNIST, one architecture (784-200-200-50 and back, tanh as in Burda, Grosse and
+Salakhutdinov 2016), one initialisation, one order of the data, 8 particles, all 60,000 training
+images, 30 epochs: the mean of 8 ELBO draws (Trace_ELBO), the importance weighted bound, and that
+bound with doubly reparametrised gradients. Measured is the evidence of 64 binarised test images by
+annealing from the guide, and of 256 by importance sampling from it, 5000 samples each. The images
+are the same for the three models, so the error of a difference is that of its mean over images; one
+training run each, so it does not hold the spread of runs.
 
-Five thousand samples of a diagonal guide in 50 dimensions do not reach the evidence: most images' weights cannot be
-trusted (the table's column), least those of a guide that was trained on the importance weighted bound, which lies
-further from the posterior. That is what the annealing is for.
+Five thousand samples of a diagonal guide in 50 dimensions do not reach the evidence: most images'
+weights cannot be trusted (the table's column), least those of a guide that was trained on the
+importance weighted bound, which lies further from the posterior. That is what the annealing is for.
 
     python analysis/importance_weighted_training.py --data-root FOLDER_THAT_HOLDS_MNIST
 
@@ -59,9 +60,19 @@ def row_of(name: str, splits: Splits, runs: Path, num_images: int) -> Measured:
     """Train with one objective; return its row, and both estimates of each test image."""
     vae, output = new_vae(), runs / name.replace(", ", "-").replace(" ", "-").lower()
     resume = (output / "checkpoints" / "last.pt").exists()
-    fit(vae, splits.train, epochs=EPOCHS, objective=OBJECTIVES[name], output=output, resume=resume, seed=SEED)
+    fit(
+        vae,
+        splits.train,
+        epochs=EPOCHS,
+        objective=OBJECTIVES[name],
+        output=output,
+        resume=resume,
+        seed=SEED,
+    )
     x = splits.test.x[:num_images]
-    few = annealed_evidence(vae.model, vae.guide, x[:NUM_ANNEALED], start="guide", settings=ANNEALING, progress=True)
+    few = annealed_evidence(
+        vae.model, vae.guide, x[:NUM_ANNEALED], start="guide", settings=ANNEALING, progress=True
+    )
     many = evidence(vae.model, vae.guide, x, num_samples=5000, progress=True)
     row = {
         "objective": name,
@@ -83,10 +94,14 @@ Measured = tuple[dict[str, object], Tensor, Tensor]
 def with_differences(measured: Measured, reference: Measured) -> dict[str, object]:
     """Add the paired differences to ``Trace_ELBO``, and their standard errors over images."""
     row = dict(measured[0])
-    for name, per_datum, other in zip(("", "importance_"), measured[1:], reference[1:], strict=True):
+    for name, per_datum, other in zip(
+        ("", "importance_"), measured[1:], reference[1:], strict=True
+    ):
         difference = (per_datum - other).double()
         row[f"{name}difference"] = f"{float(difference.mean()):.3f}"
-        row[f"{name}difference_error"] = f"{float(difference.std()) / math.sqrt(len(difference)):.3f}"
+        row[f"{name}difference_error"] = (
+            f"{float(difference.std()) / math.sqrt(len(difference)):.3f}"
+        )
     return row
 
 
@@ -96,7 +111,9 @@ def figure_of(rows: list[dict[str, object]]) -> Figure:
     axes = figure.subplots()
     for place, row in enumerate(rows):
         gain, error = float(str(row["difference"])), float(str(row["difference_error"]))
-        axes.barh(place, gain, height=0.55, color="#0072B2", xerr=error if place else None, capsize=4)
+        axes.barh(
+            place, gain, height=0.55, color="#0072B2", xerr=error if place else None, capsize=4
+        )
         text = f"{gain:+.2f} ± {error:.2f}" if place else "the reference"
         text += f"   (log p(x) = {float(str(row['evidence'])):.2f})"
         axes.text(max(gain, 0) + error + 0.03, place, text.replace("-", "−"), va="center")
@@ -108,7 +125,9 @@ def figure_of(rows: list[dict[str, object]]) -> Figure:
         "gain in log p(x) of held-out images, nats an image (higher is better)\n± one standard error, paired"
     )
     axes.set_title(
-        f"Binarised MNIST, {PARTICLES} particles: gain over training on Trace_ELBO", loc="left", weight="bold"
+        f"Binarised MNIST, {PARTICLES} particles: gain over training on Trace_ELBO",
+        loc="left",
+        weight="bold",
     )
     axes.spines[["top", "right"]].set_visible(False)
     return figure
@@ -133,7 +152,9 @@ def main(data_root: str, runs: Path, num_images: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/importance_weighted_training"))
     parser.add_argument("--num-images", type=int, default=256)

@@ -1,14 +1,19 @@
 r"""How much of the data, of its labels and of its reconstructions do the latents hold, as β tightens the bottleneck?
 
-scikit-learn's digits, half of them held out, a normal likelihood of scale 0.3, ten latents, and β from 0.01 to 30. The
-labels take no part in training. Three informations of held-out data, in nats, each between bounds that are said:
+scikit-learn's digits, half of them held out, a normal likelihood of scale 0.3, ten latents, and β
+from 0.01 to 30. The labels take no part in training. Three informations of held-out data, in nats,
+each between bounds that are said:
 
-- I(x; z): at least that over the empirical held-out data, which cannot pass log N; at most the rate, the mean KL.
-- I(z; y): at least H(y) minus the log-loss of a classifier, fitted to draws of z for the training half; at most H(y).
-- I(z; x̂), x̂ drawn from p(x|z): its mean is a function of z, with which information would be infinite, so the noise of
-  the likelihood is kept. q(z) is the held-out aggregate. At least the contrastive bound of M draws, which cannot pass
-  log M; at most the lesser of that bound without a draw's own density and of a normal channel, half the log
-  determinant of I + C / σ² with C the covariance of the decoder's means (Poole et al. 2019, Cover and Thomas 2006).
+- I(x; z): at least that over the empirical held-out data, which cannot pass log N; at most the
+rate, the mean KL.
+- I(z; y): at least H(y) minus the log-loss of a classifier, fitted to draws of z for the training
+half; at most H(y).
+- I(z; x̂), x̂ drawn from p(x|z): its mean is a function of z, with which information would be
+infinite, so the noise of
+  the likelihood is kept. q(z) is the held-out aggregate. At least the contrastive bound of M draws,
+  which cannot pass log M; at most the lesser of that bound without a draw's own density and of a
+  normal channel, half the log determinant of I + C / σ² with C the covariance of the decoder's
+  means (Poole et al. 2019, Cover and Thomas 2006).
 
     python analysis/information_bottleneck.py
 """
@@ -40,7 +45,11 @@ RESULTS = Path(__file__).parent / "results" / "information_bottleneck"
 BETAS, SEEDS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0, 4.0, 6.0, 10.0, 30.0), (0, 1, 2)
 LATENTS, FEATURES, HIDDEN, SCALE = 10, 64, 128, 0.3
 EPOCHS, QUICK_EPOCHS = 150, 30
-CODES, ROWS, POOL = 16, 1000, 20_000  # draws for the classifier; reconstructions scored; latents that each is scored at
+CODES, ROWS, POOL = (
+    16,
+    1000,
+    20_000,
+)  # draws for the classifier; reconstructions scored; latents that each is scored at
 
 Row = dict[str, str]
 
@@ -57,13 +66,19 @@ def untrained(seed: int) -> BetaVAE:
     """Return the untrained model of a seed."""
     torch.manual_seed(seed)
     decoder = Decoder(MLP(LATENTS, FEATURES, hidden=(HIDDEN,)), NormalLikelihood(SCALE))
-    return BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(HIDDEN,))))
+    return BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(HIDDEN,)))
+    )
 
 
 def about_data(vae: BetaVAE, x: Tensor) -> Between:
     """Return I(x; z), between that of the empirical distribution and the rate."""
-    found = decompose_kl(vae.model, vae.guide, x)
-    return Between(found.mutual_information.value, found.rate.value, found.mutual_information.standard_error)
+    results = decompose_kl(vae.model, vae.guide, x)
+    return Between(
+        results.mutual_information.value,
+        results.rate.value,
+        results.mutual_information.standard_error,
+    )
 
 
 def about_labels(codes: Tensor, labels: Tensor, held_out: Tensor, truth: Tensor) -> Between:
@@ -76,15 +91,23 @@ def about_labels(codes: Tensor, labels: Tensor, held_out: Tensor, truth: Tensor)
         truth: Their labels, ``(M,)``.
     """
     classifier = make_pipeline(
-        StandardScaler(), PolynomialFeatures(2, include_bias=False), LogisticRegression(C=0.01, max_iter=300)
+        StandardScaler(),
+        PolynomialFeatures(2, include_bias=False),
+        LogisticRegression(C=0.01, max_iter=300),
     )
     classifier.fit(codes.flatten(0, 1).numpy(), labels.repeat(len(codes)).numpy())
     log_prob = torch.from_numpy(classifier.predict_log_proba(held_out.flatten(0, 1).numpy()))
-    own = log_prob[torch.arange(len(log_prob)), truth.repeat(len(held_out))].reshape(len(held_out), -1).mean(0)
+    own = (
+        log_prob[torch.arange(len(log_prob)), truth.repeat(len(held_out))]
+        .reshape(len(held_out), -1)
+        .mean(0)
+    )
     shares = torch.bincount(truth).double() / len(truth)
     surprise = -shares.log()[truth]  # whose mean is H(y)
     gained = surprise + own
-    return Between(float(gained.mean()), float(surprise.mean()), float(gained.std()) / math.sqrt(len(gained)))
+    return Between(
+        float(gained.mean()), float(surprise.mean()), float(gained.std()) / math.sqrt(len(gained))
+    )
 
 
 @torch.no_grad()
@@ -118,7 +141,9 @@ def measure(vae: BetaVAE, splits: datasets.Splits, beta: float, seed: int) -> Ro
         "reconstruction": about_reconstructions(vae, test.x),
     }
     columns = {
-        f"{name}_{end}": f"{getattr(part, end):.3f}" for name, part in parts.items() for end in ("low", "high", "error")
+        f"{name}_{end}": f"{getattr(part, end):.3f}"
+        for name, part in parts.items()
+        for end in ("low", "high", "error")
     }
     return {"beta": f"{beta:g}", "seed": str(seed), **columns}
 
@@ -136,14 +161,18 @@ def principal_components(splits: datasets.Splits) -> Between:
 
 def over_seeds(rows: list[Row], name: str) -> list[tuple[float, float]]:
     """Return mean and error of a column for each β: the spread of seeds, and where there is one that over the data."""
-    found = []
+    results = []
     for beta in BETAS:
         some = [row for row in rows if float(row["beta"]) == beta]
         values = torch.tensor([float(row[name]) for row in some], dtype=torch.double)
         error = name.replace("_low", "_error")
-        within = sum(float(row[error]) for row in some) / len(some) if name.endswith("_low") else 0.0
-        found.append((float(values.mean()), math.hypot(within, float(values.std()) / math.sqrt(len(values)))))
-    return found
+        within = (
+            sum(float(row[error]) for row in some) / len(some) if name.endswith("_low") else 0.0
+        )
+        results.append(
+            (float(values.mean()), math.hypot(within, float(values.std()) / math.sqrt(len(values))))
+        )
+    return results
 
 
 def reading(rows: list[Row], components: Between, num_held_out: int) -> list[str]:
@@ -197,18 +226,36 @@ def draw(figure: Figure, rows: list[Row], components: Between) -> None:
         ends = [low[index][0], high[index][0]]
         for panel, bottom, top in ((axes[0], labels, labels), (axes[1], *again)):
             y = [bottom[index][0], top[index][0]]
-            panel.plot(ends, [y[0]] * 2, "-", color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt")
-            panel.plot([ends[1]] * 2, y, "-", color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt")
+            panel.plot(
+                ends, [y[0]] * 2, "-", color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt"
+            )
+            panel.plot(
+                [ends[1]] * 2, y, "-", color=colour, linewidth=3, alpha=0.5, solid_capstyle="butt"
+            )
             panel.plot(ends[1], y[0], "o", color=colour, label=f"β = {beta:g}")
-        axes[0].errorbar(ends[1], labels[index][0], yerr=1.96 * labels[index][1], color=colour, capsize=2)
+        axes[0].errorbar(
+            ends[1], labels[index][0], yerr=1.96 * labels[index][1], color=colour, capsize=2
+        )
         if 0.1 < ends[1] < 10:  # the others crowd
-            axes[0].annotate(f"{beta:g}", (ends[1], labels[index][0]), (8, -3), textcoords="offset points", fontsize=8)
+            axes[0].annotate(
+                f"{beta:g}",
+                (ends[1], labels[index][0]),
+                (8, -3),
+                textcoords="offset points",
+                fontsize=8,
+            )
     entropy = float(rows[0]["y_high"])
     axes[0].axhline(entropy, color="0.4", linestyle="--", linewidth=1)
-    axes[0].annotate("H(y): all there is to know", (0.02, entropy - 0.02), va="top", fontsize=8, color="0.3")
+    axes[0].annotate(
+        "H(y): all there is to know", (0.02, entropy - 0.02), va="top", fontsize=8, color="0.3"
+    )
     axes[0].axhline(components.low, color="0.4", linestyle=":", linewidth=1)
     axes[0].annotate(
-        f"{LATENTS} principal components", (0.02, components.low - 0.02), va="top", fontsize=8, color="0.3"
+        f"{LATENTS} principal components",
+        (0.02, components.low - 0.02),
+        va="top",
+        fontsize=8,
+        color="0.3",
     )
     axes[0].set_ylabel("I(z; y), nats: classifier bound")
     axes[0].set_title("The labels outlast most of the rate", loc="left", fontsize=10)
@@ -222,14 +269,24 @@ def draw(figure: Figure, rows: list[Row], components: Between) -> None:
         panel.set_xticks([0, 1, 3, 10, 30], ["0", "1", "3", "10", "30"])
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("The information plane of digits over β (tight bottleneck on the left)", fontweight="bold")
+    figure.suptitle(
+        "The information plane of digits over β (tight bottleneck on the left)", fontweight="bold"
+    )
 
 
 def main(epochs: int) -> None:
     """Write the table and the figure, and say what they show."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     splits = datasets.digits(validation=0, test=0.5)
-    models = sweep(untrained, splits.train, betas=BETAS, seeds=SEEDS, epochs=epochs, batch_size=64, progress=False)
+    models = sweep(
+        untrained,
+        splits.train,
+        betas=BETAS,
+        seeds=SEEDS,
+        epochs=epochs,
+        batch_size=64,
+        progress=False,
+    )
     rows = []
     for run in models:
         rows.append(measure(run.vae, splits, run.beta, run.seed))
@@ -248,6 +305,10 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs instead of {EPOCHS}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help=f"{QUICK_EPOCHS} epochs instead of {EPOCHS}"
+    )
     main(QUICK_EPOCHS if parser.parse_args().quick else EPOCHS)

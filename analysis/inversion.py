@@ -1,16 +1,19 @@
 """Does an inversion that uses a VAE as its prior believe in what the decoder was never taught, and is it calibrated?
 
     python analysis/inversion.py --data-root DATA      # the peril, and inpainting of MNIST digits
-    python analysis/inversion.py --quick               # the same with scikit-learn's digits, fewer problems
-    python analysis/inversion.py --calibration         # simulation-based calibration, on its own
+    python analysis/inversion.py --quick               # the same with scikit-learn's digits, fewer
+    problems python analysis/inversion.py --calibration         # simulation-based calibration, on
+    its own
 
-The peril: a bump on a circle of 24 pixels, whose two latents lie on a ring of radius 2.5. The decoder is taught there
-and nowhere else, so that under the standard normal prior nearly all mass is in holes, where bumps are blended into
-pale ones. Of each datum 12 neighbouring pixels are seen, with noise, and are dark: the bump is somewhere else. Problems
-are chosen by what was seen, which leaves an honest posterior calibrated. They are solved with the model's own prior and
-with a mixture that was fitted to the aggregated posterior. What is asked of both: how bright is the brightest of the
-hidden pixels, and is the truth within the 90% interval? The setting leaves much to the prior; with a ring of radius 2
-and noise of 0.1 on what is seen, tried first, the naive prior's intervals were hardly overconfident.
+The peril: a bump on a circle of 24 pixels, whose two latents lie on a ring of radius 2.5. The
+decoder is taught there and nowhere else, so that under the standard normal prior nearly all mass is
+in holes, where bumps are blended into pale ones. Of each datum 12 neighbouring pixels are seen,
+with noise, and are dark: the bump is somewhere else. Problems are chosen by what was seen, which
+leaves an honest posterior calibrated. They are solved with the model's own prior and with a mixture
+that was fitted to the aggregated posterior. What is asked of both: how bright is the brightest of
+the hidden pixels, and is the truth within the 90% interval? The setting leaves much to the prior;
+with a ring of radius 2 and noise of 0.1 on what is seen, tried first, the naive prior's intervals
+were hardly overconfident.
 """
 
 from __future__ import annotations
@@ -78,7 +81,9 @@ def ring_model(seed: int) -> tuple[BetaVAE, Tensor, Tensor]:
     angles = 2 * math.pi * torch.rand(NUM_DATA + NUM_HELD_OUT)
     x = bumps(angles) + NOISE * torch.randn(len(angles), PIXELS)
     network = MLP(2, PIXELS, hidden=(64, 64))
-    vae = BetaVAE(NormalPrior(2), Decoder(network, NormalLikelihood(NOISE)), RingEncoder(), name="ring")
+    vae = BetaVAE(
+        NormalPrior(2), Decoder(network, NormalLikelihood(NOISE)), RingEncoder(), name="ring"
+    )
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     train = x[:NUM_DATA]
     for _ in range(STEPS):
@@ -93,8 +98,8 @@ def ring_model(seed: int) -> tuple[BetaVAE, Tensor, Tensor]:
 def peril(num_problems: int, seed: int) -> tuple[list[dict[str, str]], dict[str, Any]]:
     """Solve the problems under both priors; return a row for each prior, and what the figure shows."""
     vae, train, held_out = ring_model(seed)
-    found = coverage(vae.model, vae.guide, train, held_out=held_out, num_permutations=99)
-    holes = AggregateHoles(vae, train, found.threshold)
+    results = coverage(vae.model, vae.guide, train, held_out=held_out, num_permutations=99)
+    holes = AggregateHoles(vae, train, results.threshold)
     mixture = fit_ex_post_prior(vae, train, MixturePrior(2, 40), epochs=40, progress=False).prior
     observed = torch.arange(PIXELS) < SEEN
     operator, noise = Mask(observed), NormalNoise(SEEN_NOISE)
@@ -147,15 +152,36 @@ def prior_in_holes(prior: Any, holes: AggregateHoles) -> float:
 def draw_peril(shown: dict[str, Any]) -> Figure:
     """Draw where the draws of one problem lie, and what they say of the hidden pixels."""
     figure = Figure((10, 6.4), layout="constrained")
-    figure.suptitle("Half a circle is seen, and is dark: where is the bump?", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(
+        "Half a circle is seen, and is dark: where is the bump?",
+        x=0.01,
+        ha="left",
+        fontweight="bold",
+    )
     for column, (name, colour) in zip(
-        figure.subplots(2, 2).T, (("standard normal", ORANGE), ("mixture, ex post", BLUE)), strict=True
+        figure.subplots(2, 2).T,
+        (("standard normal", ORANGE), ("mixture, ex post", BLUE)),
+        strict=True,
     ):
         latents, images = shown[name]
         top, bottom = column
         turn = torch.linspace(0, 2 * math.pi, 200)
-        top.plot(RADIUS * turn.cos(), RADIUS * turn.sin(), color="#222222", linewidth=1, label="where data are encoded")
-        top.scatter(latents[:, 0], latents[:, 1], s=6, color=colour, alpha=0.4, linewidths=0, label="posterior draws")
+        top.plot(
+            RADIUS * turn.cos(),
+            RADIUS * turn.sin(),
+            color="#222222",
+            linewidth=1,
+            label="where data are encoded",
+        )
+        top.scatter(
+            latents[:, 0],
+            latents[:, 1],
+            s=6,
+            color=colour,
+            alpha=0.4,
+            linewidths=0,
+            label="posterior draws",
+        )
         top.set_aspect("equal")
         top.set_xlim(-5.2, 5.2)
         top.set_ylim(-3.2, 3.2)
@@ -184,32 +210,46 @@ def inpainting(data_root: Path | None) -> list[str]:
     features, image_shape = splits.train.x.shape[1], splits.train.image_shape
     assert image_shape is not None
     decoder = Decoder(MLP(latents, features, hidden=hidden), NormalLikelihood(LearnedScale()))
-    vae = BetaVAE(NormalPrior(latents), decoder, NormalPosterior(MLP(features, 2 * latents, hidden=hidden)))
+    vae = BetaVAE(
+        NormalPrior(latents), decoder, NormalPosterior(MLP(features, 2 * latents, hidden=hidden))
+    )
     fit(vae, splits.train, beta=1.0, epochs=epochs, batch_size=128, progress=False)
     train, held_out = splits.train.x[:10_000], splits.test.x[:2000]
-    prior = fit_ex_post_prior(vae, train, MixturePrior(latents, components), epochs=15, progress=False).prior
-    holes = AggregateHoles(vae, train, coverage(vae.model, vae.guide, train, held_out=held_out).threshold)
+    prior = fit_ex_post_prior(
+        vae, train, MixturePrior(latents, components), epochs=15, progress=False
+    ).prior
+    holes = AggregateHoles(
+        vae, train, coverage(vae.model, vae.guide, train, held_out=held_out).threshold
+    )
     keep = torch.zeros(image_shape, dtype=torch.bool)
     keep[:, : image_shape[1] // 2] = True
     operator, scale = Mask(keep), 0.2
     labels = splits.test.labels
     assert labels is not None
     chosen = [int((labels == label).nonzero()[1]) for label in (2, 5, 7)]
-    found, lines = [], []
+    results, lines = [], []
     for row in chosen:
         torch.manual_seed(row)
         y = operator(splits.test.x[row]) + scale * torch.randn(int(keep.sum()))
         method = NUTSMethod(num_chains=4, num_draws=150, num_warmup=150)
         one = invert(
-            vae, y, operator, NormalNoise(), prior=prior, signal=MeanSignal(), method=method, data=train, holes=holes
+            vae,
+            y,
+            operator,
+            NormalNoise(),
+            prior=prior,
+            signal=MeanSignal(),
+            method=method,
+            data=train,
+            holes=holes,
         )
-        found.append((row, y, one))
+        results.append((row, y, one))
         lines.append(f"digit {int(labels[row])}: " + str(one).replace("\n", "; "))
         print(lines[-1], flush=True)
-    seen = torch.full((len(found), features), torch.nan)
-    seen[:, keep.flatten()] = torch.stack([y for _, y, _ in found])
+    seen = torch.full((len(results), features), torch.nan)
+    seen[:, keep.flatten()] = torch.stack([y for _, y, _ in results])
     truths, names = splits.test.x[chosen], [f"a {int(labels[row])}" for row in chosen]
-    figure = inversions([one for _, _, one in found], seen, truths, image_shape, rows=names)
+    figure = inversions([one for _, _, one in results], seen, truths, image_shape, rows=names)
     figure.savefig(RESULTS / "inpainting.png", dpi=150)
     return lines
 
@@ -220,17 +260,29 @@ def reading(rows: list[dict[str, str]]) -> list[str]:
     for row in rows:
         held, error = float(row["covered"]), float(row["covered_error"])
         right = abs(held - 0.9) <= max(0.065, 3 * error)
-        word = "as it should" if right else "more often than it says" if held > 0.9 else "overconfident"
+        word = (
+            "as it should"
+            if right
+            else "more often than it says"
+            if held > 0.9
+            else "overconfident"
+        )
         lines.append(
             f"seed {row['seed']}, {row['prior']}: {float(row['posterior_in_holes']):.0%} of the posterior draws lie in"
             f" holes; the brightest hidden pixel is put at {row['median_answer']} (truth {row['truth']}), and the 90%"
             f" interval of width {row['median_width']} holds it in {held:.0%} ± {error:.0%} of the problems: {word}."
         )
-    naive, repaired = ([row for row in rows if (row["prior"] == "standard normal") is own] for own in (True, False))
+    naive, repaired = (
+        [row for row in rows if (row["prior"] == "standard normal") is own] for own in (True, False)
+    )
     wrong = all(float(row["covered"]) < 0.9 - 3 * float(row["covered_error"]) for row in naive)
-    right = all(abs(float(row["covered"]) - 0.9) <= 3 * float(row["covered_error"]) for row in repaired)
+    right = all(
+        abs(float(row["covered"]) - 0.9) <= 3 * float(row["covered_error"]) for row in repaired
+    )
     verdict = "borne out" if wrong and right else "not borne out"
-    wider = sum(float(row["median_width"]) for row in naive) / sum(float(row["median_width"]) for row in repaired)
+    wider = sum(float(row["median_width"]) for row in naive) / sum(
+        float(row["median_width"]) for row in repaired
+    )
     return [
         *lines,
         f"That the naive prior is surer than it has a right to be, and the corrected one is not: {verdict}. The naive"
@@ -246,14 +298,26 @@ def calibration(num_problems: int) -> list[str]:
     lines = []
     cases = (
         ("linear, projection, known noise", linear, RandomProjection(12, 4), NormalNoise(0.3)),
-        ("linear, mask, inferred noise", linear, Mask(torch.arange(12) < 8), NormalNoise(width=0.5)),
-        ("trained, mask, known noise", trained, Mask(torch.arange(PIXELS) % 4 == 0), NormalNoise(0.3)),
+        (
+            "linear, mask, inferred noise",
+            linear,
+            Mask(torch.arange(12) < 8),
+            NormalNoise(width=0.5),
+        ),
+        (
+            "trained, mask, known noise",
+            trained,
+            Mask(torch.arange(PIXELS) % 4 == 0),
+            NormalNoise(0.3),
+        ),
     )
     for name, vae, operator, noise in cases:
-        found = calibrate(vae, operator, noise, method=METHOD, num_problems=num_problems)
-        low = min(float(held.value) for held in found.coverage().values())
-        high = max(float(held.value) for held in found.coverage().values())
-        lines.append(f"{name}: corrected p {found.p_value:.3f}; 90% intervals cover {low:.1%} to {high:.1%}")
+        results = calibrate(vae, operator, noise, method=METHOD, num_problems=num_problems)
+        low = min(float(held.value) for held in results.coverage().values())
+        high = max(float(held.value) for held in results.coverage().values())
+        lines.append(
+            f"{name}: corrected p {results.p_value:.3f}; 90% intervals cover {low:.1%} to {high:.1%}"
+        )
         print(lines[-1], flush=True)
     return lines
 
@@ -286,9 +350,19 @@ def main(data_root: Path | None, quick: bool, only_calibration: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, help="folder that holds MNIST/raw; scikit-learn's digits without it")
-    parser.add_argument("--quick", action="store_true", help="one seed, fewer problems, scikit-learn's digits")
-    parser.add_argument("--calibration", action="store_true", help="simulation-based calibration alone")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-root",
+        type=Path,
+        help="folder that holds MNIST/raw; scikit-learn's digits without it",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, fewer problems, scikit-learn's digits"
+    )
+    parser.add_argument(
+        "--calibration", action="store_true", help="simulation-based calibration alone"
+    )
     given = parser.parse_args()
     main(given.data_root, given.quick, given.calibration)

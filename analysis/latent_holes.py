@@ -1,15 +1,18 @@
 r"""How much of the prior lies where nothing was ever encoded, at which β, and does a prior fitted afterwards repair it?
 
-MNIST and sprites of 32 x 32, binarised, 10,000 and 8,000 training images, ten latents, one hidden layer of 200, β =
-0.25, 1 and 4, one training each. Then two priors are fitted to the aggregated posterior, a mixture of normals and a
-flow, encoder and decoder untouched (Ghosh et al. 2020, Dai and Wipf 2019), and all three are measured on images that no
-part has seen:
+MNIST and sprites of 32 x 32, binarised, 10,000 and 8,000 training images, ten latents, one hidden
+layer of 200, β = 0.25, 1 and 4, one training each. Then two priors are fitted to the aggregated
+posterior, a mixture of normals and a flow, encoder and decoder untouched (Ghosh et al. 2020, Dai
+and Wipf 2019), and all three are measured on images that no part has seen:
 
-- the hole mass, the share of the prior where log q(z) is below what 99% of encoded test images have, and the p-value
+- the hole mass, the share of the prior where log q(z) is below what 99% of encoded test images
+have, and the p-value
   of the energy distance between prior and aggregated posterior;
-- the evidence of 100 test images by importance sampling, and the bound of 2,000, each as the gain over the standard
+- the evidence of 100 test images by importance sampling, and the bound of 2,000, each as the gain
+over the standard
   prior, image by image;
-- the quality of as many samples as test images, noise included: Fréchet distance of 32 whitened principal components
+- the quality of as many samples as test images, noise included: Fréchet distance of 32 whitened
+principal components
   without its bias, density and coverage.
 
     python analysis/latent_holes.py --data-root FOLDER_THAT_HOLDS_MNIST
@@ -76,7 +79,7 @@ def tasks(data_root: str | None) -> list[Task]:
     if data_root is None:
         splits = datasets.digits()
         return [Task("digits", splits, QUICK_EPOCHS, normal=True)]
-    found = []
+    results = []
     for splits in (
         datasets.mnist(Path(data_root), download=False),
         datasets.sprites(8000, NUM_VALIDATION, NUM_TEST, size=32),
@@ -88,8 +91,8 @@ def tasks(data_root: str | None) -> list[Task]:
             validation=some(splits.validation, NUM_VALIDATION),
             test=some(splits.test, NUM_TEST),
         )
-        found.append(Task(splits.name, small.binarized("dynamic"), EPOCHS))
-    return found
+        results.append(Task(splits.name, small.binarized("dynamic"), EPOCHS))
+    return results
 
 
 def some(data: datasets.Dataset, count: int) -> datasets.Dataset:
@@ -103,8 +106,17 @@ def train(task: Task, beta: float) -> BetaVAE:
     features = task.splits.train.num_features
     likelihood: nn.Module = NormalLikelihood(0.3) if task.normal else BernoulliLikelihood()
     decoder = Decoder(MLP(LATENTS, features, hidden=HIDDEN), likelihood)
-    vae = BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(features, 2 * LATENTS, hidden=HIDDEN)))
-    fit(vae, task.splits.train, validation=task.splits.validation, beta=beta, epochs=task.epochs, progress=False)
+    vae = BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(features, 2 * LATENTS, hidden=HIDDEN))
+    )
+    fit(
+        vae,
+        task.splits.train,
+        validation=task.splits.validation,
+        beta=beta,
+        epochs=task.epochs,
+        progress=False,
+    )
     return vae
 
 
@@ -113,9 +125,17 @@ def with_priors(task: Task, vae: BetaVAE) -> dict[str, BetaVAE]:
     torch.manual_seed(0)
     models = {"standard": vae}
     epochs = task.epochs if task.normal else FIT_EPOCHS
-    for name, prior in (("mixture", MixturePrior(LATENTS, COMPONENTS)), ("flow", FlowPrior(LATENTS))):
+    for name, prior in (
+        ("mixture", MixturePrior(LATENTS, COMPONENTS)),
+        ("flow", FlowPrior(LATENTS)),
+    ):
         models[name] = fit_ex_post_prior(
-            vae, task.splits.train, prior, validation=task.splits.validation, epochs=epochs, progress=False
+            vae,
+            task.splits.train,
+            prior,
+            validation=task.splits.validation,
+            epochs=epochs,
+            progress=False,
         )
     return models
 
@@ -142,9 +162,9 @@ def gained(after: Estimate, before: Estimate) -> tuple[float, float]:
     return float(gain.mean()), float(gain.std()) / math.sqrt(len(gain))
 
 
-def row_of(task: str, beta: float, prior: str, found: Measured, before: Measured) -> Row:
+def row_of(task: str, beta: float, prior: str, results: Measured, before: Measured) -> Row:
     """Return the row of one prior of a model."""
-    holes = found.holes
+    holes = results.holes
     row = {
         "data": task,
         "beta": f"{beta:g}",
@@ -154,22 +174,26 @@ def row_of(task: str, beta: float, prior: str, found: Measured, before: Measured
         "energy_distance": f"{holes.energy.distance:.4f}",
         "p_value": f"{holes.p_value:.3f}",
         "latents_unlike_the_prior": f"{int((holes.dimensions['p_value'] < 0.01).sum())}",
-        "evidence": f"{found.evidence.value:.3f}",
-        "evidence_untrusted": f"{found.evidence.untrusted} of {len(found.evidence.per_datum)}",
-        "elbo": f"{found.elbo.value:.3f}",
+        "evidence": f"{results.evidence.value:.3f}",
+        "evidence_untrusted": f"{results.evidence.untrusted} of {len(results.evidence.per_datum)}",
+        "elbo": f"{results.elbo.value:.3f}",
     }
     for name in ("evidence", "elbo"):
-        value, error = gained(getattr(found, name), getattr(before, name))
+        value, error = gained(getattr(results, name), getattr(before, name))
         row |= {f"{name}_gain": f"{value:.3f}", f"{name}_gain_error": f"{error:.3f}"}
     for name in ("frechet", "density", "coverage"):
-        value, error = getattr(found, name)
+        value, error = getattr(results, name)
         row |= {name: f"{value:.3f}", f"{name}_error": f"{error:.3f}"}
     return row
 
 
 def of(rows: list[Row], task: str, beta: float, prior: str) -> Row:
     """Return the row of one prior of a model."""
-    return next(row for row in rows if (row["data"], float(row["beta"]), row["prior"]) == (task, beta, prior))
+    return next(
+        row
+        for row in rows
+        if (row["data"], float(row["beta"]), row["prior"]) == (task, beta, prior)
+    )
 
 
 def share(row: Row) -> str:
@@ -194,7 +218,9 @@ def reading(rows: list[Row]) -> list[str]:
     lines = []
     for task in dict.fromkeys(row["data"] for row in rows):
         standard = [of(rows, task, beta, "standard") for beta in BETAS]
-        masses = ", ".join(f"{share(row)} at β = {beta:g}" for row, beta in zip(standard, BETAS, strict=True))
+        masses = ", ".join(
+            f"{share(row)} at β = {beta:g}" for row, beta in zip(standard, BETAS, strict=True)
+        )
         lines.append(
             f"{task}: of the standard prior lie in holes {masses} (1% if it were q(z));"
             f" p-values {', '.join(row['p_value'] for row in standard)}. Evidence untrusted for"
@@ -214,11 +240,24 @@ def reading(rows: list[Row]) -> list[str]:
                 name: better(rows, name, sign, task, prior)
                 for name, sign in (("frechet", -1), ("density", 1), ("coverage", 1))
             }
-            words = (f"{name} better at {more} and worse at {less}" for name, (more, less) in counts.items())
-            lines.append(f"    samples, of {len(BETAS)} β by more than two errors: {', '.join(words)}.")
-    holes = [(float(row["hole_mass"]), float(row["hole_mass_error"])) for row in rows if row["prior"] != "standard"]
+            words = (
+                f"{name} better at {more} and worse at {less}"
+                for name, (more, less) in counts.items()
+            )
+            lines.append(
+                f"    samples, of {len(BETAS)} β by more than two errors: {', '.join(words)}."
+            )
+    holes = [
+        (float(row["hole_mass"]), float(row["hole_mass_error"]))
+        for row in rows
+        if row["prior"] != "standard"
+    ]
     repaired = sum(value <= 0.01 + 2 * error for value, error in holes)
-    won = sum(float(row["elbo_gain"]) > 2 * float(row["elbo_gain_error"]) for row in rows if row["prior"] != "standard")
+    won = sum(
+        float(row["elbo_gain"]) > 2 * float(row["elbo_gain_error"])
+        for row in rows
+        if row["prior"] != "standard"
+    )
     lines.append(
         f"Repair: {repaired} of {len(holes)} fitted priors have no more mass in holes than the 1% of data (within two"
         f" errors), and {won} gain bound on held-out images (by more than two)."
@@ -245,19 +284,23 @@ def draw_numbers(figure: Figure, rows: list[Row], names: list[str]) -> None:
                     yerr=[2 * factor * float(row[f"{column}_error"]) for row in some],
                     color=COLOURS[prior],
                     capsize=2,
-                    label=f"{prior} prior" if prior == "standard" else f"{prior}, fitted afterwards",
+                    label=f"{prior} prior"
+                    if prior == "standard"
+                    else f"{prior}, fitted afterwards",
                 )
             axes.set_xticks(range(len(BETAS)), [f"β = {beta:g}" for beta in BETAS])
             axes.set_title(f"{task}: {label}", loc="left", fontsize=10)
             axes.spines[["top", "right"]].set_visible(False)
             if column == "hole_mass":
                 axes.axhline(1, color="black", linewidth=1, linestyle=":")
-    figure.legend(*grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(
+        *grid[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
 
 
-def pictures_of(vae: BetaVAE, found: Coverage) -> tuple[Tensor, Tensor]:
+def pictures_of(vae: BetaVAE, results: Coverage) -> tuple[Tensor, Tensor]:
     """Return decoded draws of the prior outside and inside of holes."""
-    return vae.decode(found.outside(SHOWN)), vae.decode(found.inside(SHOWN))
+    return vae.decode(results.outside(SHOWN)), vae.decode(results.inside(SHOWN))
 
 
 def draw_pictures(figure: Figure, name: str, size: int, rows: list[tuple[str, Tensor]]) -> None:
@@ -282,17 +325,20 @@ def main(data_root: str | None) -> None:
     for task in tasks(data_root):
         for beta in BETAS:
             models = with_priors(task, train(task, beta))
-            found = {name: measure(task, vae) for name, vae in models.items()}
+            results = {name: measure(task, vae) for name, vae in models.items()}
             for name in PRIORS:
-                rows.append(row_of(task.name, beta, name, found[name], found["standard"]))
+                rows.append(row_of(task.name, beta, name, results[name], results["standard"]))
                 print(rows[-1], flush=True)
-            most = found["standard"].holes.hole_mass.value
+            most = results["standard"].holes.hole_mass.value
             if task.name not in shown or most > shown[task.name][0]:
                 pictures = []
                 for name in ("standard", "flow"):
-                    outside, inside = pictures_of(models[name], found[name].holes)
-                    part = f"{100 * found[name].holes.hole_mass.value:.0f}% of the {name} prior"
-                    pictures += [(f"{name} prior, not in a hole", outside), (f"in a hole: {part}", inside)]
+                    outside, inside = pictures_of(models[name], results[name].holes)
+                    part = f"{100 * results[name].holes.hole_mass.value:.0f}% of the {name} prior"
+                    pictures += [
+                        (f"{name} prior, not in a hole", outside),
+                        (f"in a hole: {part}", inside),
+                    ]
                 size = math.isqrt(task.splits.train.num_features)
                 shown[task.name] = (most, size, [(f"β = {beta:g}", torch.empty(0)), *pictures])
     with (RESULTS / "table.csv").open("w", newline="", encoding="utf-8") as stream:
@@ -308,13 +354,20 @@ def main(data_root: str | None) -> None:
     for part, (name, (_, size, images)) in zip(
         bottom.subfigures(1, len(shown), squeeze=False)[0], shown.items(), strict=True
     ):
-        draw_pictures(part, f"{name}, {images[0][0]}: draws of the prior, decoded", size, images[1:])
-    figure.suptitle("Holes of the latent space, and priors that know of them (bars: two errors)", fontweight="bold")
+        draw_pictures(
+            part, f"{name}, {images[0][0]}: draws of the prior, decoded", size, images[1:]
+        )
+    figure.suptitle(
+        "Holes of the latent space, and priors that know of them (bars: two errors)",
+        fontweight="bold",
+    )
     figure.savefig(RESULTS / "figure.png", dpi=150)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--data-root", help="folder that holds MNIST/raw")
     which.add_argument("--quick", action="store_true", help="digits alone")

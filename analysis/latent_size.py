@@ -1,15 +1,16 @@
 """How many latents: what do evidence, gaps and active units say of the latent size, and which one to choose?
 
-Linear: 20 features drawn from 5 factors, where the right answer is known and every size has a closed form: the best
-linear model of that size, the leading axes of the covariance (probabilistic PCA, Tipping and Bishop 1999). Digits:
-scikit-learn's, a normal likelihood of scale 0.3, two hidden layers of 128. Both at β = 1, and all but the latent size
-equal.
+Linear: 20 features drawn from 5 factors, where the right answer is known and every size has a
+closed form: the best linear model of that size, the leading axes of the covariance (probabilistic
+PCA, Tipping and Bishop 1999). Digits: scikit-learn's, a normal likelihood of scale 0.3, two hidden
+layers of 128. Both at β = 1, and all but the latent size equal.
 
     python analysis/latent_size.py
 
-A size is chosen as a reader would: the smallest one whose evidence on held-out data is not behind the best by more
-than two errors of the difference, datum by datum and over seeds, and a slack of 0.1 nats. The verdict is
-computed from the table, and says what the rule without the slack would choose.
+A size is chosen as a reader would: the smallest one whose evidence on held-out data is not behind
+the best by more than two errors of the difference, datum by datum and over seeds, and a slack of
+0.1 nats. The verdict is computed from the table, and says what the rule without the slack would
+choose.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ from pyro_bvae.priors import NormalPrior
 
 RESULTS = Path(__file__).parent / "results" / "latent_size"
 FACTORS, NOISE, DIGITS_SCALE = 5, 0.5, 0.3
-# A unit carries something from this KL on, in nats: the largest axis of pure noise has up to 0.08 here.
+# A unit carries something from this KL on, in nats: the largest axis of pure noise has up to 0.08
+# here.
 CARRIES = 0.1
-# What a choice may cost, in nats: models of one size that were trained from other seeds differ by some hundredths.
+# What a choice may cost, in nats: models of one size that were trained from other seeds differ by
+# some hundredths.
 SLACK = 0.1
 NUM_SAMPLES, REFITTED, REFIT_SAMPLES = 500, 48, 500
 Row = dict[str, str]
@@ -67,7 +70,11 @@ class Study:
 
         def build(seed: int) -> BetaVAE:
             decoder = Decoder(MLP(size, features, hidden=self.hidden), NormalLikelihood(self.scale))
-            return BetaVAE(NormalPrior(size), decoder, NormalPosterior(MLP(features, 2 * size, hidden=self.hidden)))
+            return BetaVAE(
+                NormalPrior(size),
+                decoder,
+                NormalPosterior(MLP(features, 2 * size, hidden=self.hidden)),
+            )
 
         return build
 
@@ -95,7 +102,9 @@ def best_linear(x: Tensor, size: int) -> LinearGaussian:
 
 def studies(quick: bool) -> list[Study]:
     """Return the two studies."""
-    linear = datasets.linear_gaussian(4000, weight=weight(), noise_scale=NOISE, validation=0, test=0.25)
+    linear = datasets.linear_gaussian(
+        4000, weight=weight(), noise_scale=NOISE, validation=0, test=0.25
+    )
     test, train = linear.test, linear.train
     assert test is not None
 
@@ -110,15 +119,40 @@ def studies(quick: bool) -> list[Study]:
     linear_epochs, digits_epochs = (80, 30) if quick else (150, 100)
     sizes = ((1, 3, 4, 5, 6, 8, 12, 20), (1, 2, 3, 5, 8, 12, 20, 32))
     return [
-        Study("linear", linear, sizes[0], (), NOISE, linear_epochs, 256, 0.02, seeds, exact, exact_active),
-        Study("digits", datasets.digits(), sizes[1], (128, 128), DIGITS_SCALE, digits_epochs, 64, 3e-3, seeds),
+        Study(
+            "linear",
+            linear,
+            sizes[0],
+            (),
+            NOISE,
+            linear_epochs,
+            256,
+            0.02,
+            seeds,
+            exact,
+            exact_active,
+        ),
+        Study(
+            "digits",
+            datasets.digits(),
+            sizes[1],
+            (128, 128),
+            DIGITS_SCALE,
+            digits_epochs,
+            64,
+            3e-3,
+            seeds,
+        ),
     ]
 
 
 def spread(values: list[float], digits: int = 3) -> tuple[str, str]:
     """Return mean and standard error over seeds."""
     seeds = torch.tensor(values, dtype=torch.double)
-    return f"{float(seeds.mean()):.{digits}f}", f"{float(seeds.std()) / math.sqrt(len(seeds)):.{digits}f}"
+    return (
+        f"{float(seeds.mean()):.{digits}f}",
+        f"{float(seeds.std()) / math.sqrt(len(seeds)):.{digits}f}",
+    )
 
 
 def measure(study: Study, size: int) -> Size:
@@ -130,14 +164,21 @@ def measure(study: Study, size: int) -> Size:
         "batch_size": study.batch_size,
         "learning_rate": study.learning_rate,
     }
-    runs = sweep(study.make(size), study.splits.train, betas=[1.0], seeds=study.seeds, progress=False, **options)
-    found, bounds, active, carrying, untrusted, widths = [], [], [], [], 0, []
+    runs = sweep(
+        study.make(size),
+        study.splits.train,
+        betas=[1.0],
+        seeds=study.seeds,
+        progress=False,
+        **options,
+    )
+    results, bounds, active, carrying, untrusted, widths = [], [], [], [], 0, []
     for run in runs:
         pair = (run.vae.model, run.vae.guide)
         estimate, parts = evidence(*pair, test.x, num_samples=NUM_SAMPLES), bound(*pair, test.x)
         kl = kl_per_dimension(*pair, test.x)
         assert kl is not None and kl.values is not None
-        found.append(estimate.per_datum)
+        results.append(estimate.per_datum)
         bounds.append(parts)
         untrusted += estimate.untrusted
         active.append(float(kl.active.sum()))
@@ -146,7 +187,7 @@ def measure(study: Study, size: int) -> Size:
     vae = runs[0].vae
     gaps = inference_gaps(vae.model, vae.guide, test.x[:REFITTED], num_samples=REFIT_SAMPLES)
     columns = {
-        "evidence": [float(values.mean()) for values in found],
+        "evidence": [float(values.mean()) for values in results],
         "elbo": [parts.elbo.value for parts in bounds],
         "variational_gap": widths,
         "rate": [parts.rate.value for parts in bounds],
@@ -166,26 +207,28 @@ def measure(study: Study, size: int) -> Size:
         "amortization_error": f"{gaps.amortization.standard_error:.3f}",
         "evidence_untrusted": f"{untrusted} of {len(test.x) * len(runs)}",
     }
-    return Size(torch.stack(found), row)
+    return Size(torch.stack(results), row)
 
 
 def behind(sizes: list[Size]) -> list[tuple[float, float]]:
     """Return how far each size is behind the best, with the error of the difference over data and over seeds."""
     best = max(sizes, key=lambda size: float(size.evidence.mean()))
-    found = []
+    results = []
     for size in sizes:
         difference = best.evidence - size.evidence
         over_data = float(difference.mean(0).std()) / math.sqrt(difference.shape[1])
         over_seeds = float(difference.mean(1).std()) / math.sqrt(difference.shape[0])
-        found.append((float(difference.mean()), math.hypot(over_data, over_seeds)))
-    return found
+        results.append((float(difference.mean()), math.hypot(over_data, over_seeds)))
+    return results
 
 
 def choose(rows: list[Row], slack: float = SLACK) -> int:
     """Return the smallest size that is not behind the best by more than two errors and the slack."""
     pairs = zip(numbers(rows, "behind_the_best"), numbers(rows, "behind_error"), strict=True)
     return next(
-        int(row["latents"]) for row, (value, error) in zip(rows, pairs, strict=True) if value <= 2 * error + slack
+        int(row["latents"])
+        for row, (value, error) in zip(rows, pairs, strict=True)
+        if value <= 2 * error + slack
     )
 
 
@@ -194,7 +237,7 @@ def read_linear(rows: list[Row]) -> list[str]:
     chosen, widest = choose(rows), rows[-1]
     pairs = zip(numbers(rows, "evidence"), numbers(rows, "exact_evidence"), strict=True)
     surplus = [row for row in rows if int(row["latents"]) > FACTORS]
-    off = max(exact - found for found, exact in pairs)
+    off = max(exact - results for results, exact in pairs)
     active, exact_active, carrying = (
         numbers(surplus, f"{n}") for n in ("active_units", "exact_active", "carrying_units")
     )
@@ -230,8 +273,8 @@ def read_digits(rows: list[Row]) -> list[str]:
 
 def reading(rows: dict[str, list[Row]]) -> list[str]:
     """Say what the table shows, and what to choose."""
-    too_few = min(float(found[0]["behind_the_best"]) for found in rows.values())
-    too_many = max(float(found[-1]["behind_the_best"]) for found in rows.values())
+    too_few = min(float(results[0]["behind_the_best"]) for results in rows.values())
+    too_many = max(float(results[-1]["behind_the_best"]) for results in rows.values())
     return [
         *read_linear(rows["linear"]),
         *read_digits(rows["digits"]),
@@ -252,10 +295,25 @@ def draw_evidence(axes: Axes, rows: list[Row], chosen: int, title: str) -> None:
     sizes = numbers(rows, "latents")
     if rows[0]["exact_evidence"]:
         exact = numbers(rows, "exact_evidence")
-        axes.plot(sizes, exact, color="#999999", linewidth=6, alpha=0.5, label="closed form of the evidence")
+        axes.plot(
+            sizes,
+            exact,
+            color="#999999",
+            linewidth=6,
+            alpha=0.5,
+            label="closed form of the evidence",
+        )
     for name, colour, label in (("evidence", "#0072B2", "evidence"), ("elbo", "#D55E00", "ELBO")):
         errors = numbers(rows, f"{name}_seed_error")
-        axes.errorbar(sizes, numbers(rows, name), yerr=errors, fmt="o-", markersize=4, color=colour, label=label)
+        axes.errorbar(
+            sizes,
+            numbers(rows, name),
+            yerr=errors,
+            fmt="o-",
+            markersize=4,
+            color=colour,
+            label=label,
+        )
     axes.axvline(chosen, color="black", linestyle=":", label=f"chosen: {chosen}")
     axes.set_ylabel("nats a datum, held out")
     axes.set_title(title, loc="left", fontsize=10)
@@ -266,7 +324,10 @@ def draw_active(axes: Axes, rows: list[Row], chosen: int, title: str) -> None:
     """Draw the active units against the size."""
     sizes = numbers(rows, "latents")
     axes.plot(sizes, sizes, color="#999999", linestyle="--", label="all")
-    shown = (("active", "#009E73", "active: mean varies"), ("carrying", "#56B4E9", f"carry {CARRIES} nats"))
+    shown = (
+        ("active", "#009E73", "active: mean varies"),
+        ("carrying", "#56B4E9", f"carry {CARRIES} nats"),
+    )
     for name, colour, label in shown:
         values, errors = numbers(rows, f"{name}_units"), numbers(rows, f"{name}_units_seed_error")
         axes.errorbar(sizes, values, yerr=errors, fmt="o-", markersize=4, color=colour, label=label)
@@ -279,7 +340,10 @@ def draw_active(axes: Axes, rows: list[Row], chosen: int, title: str) -> None:
 def draw_gaps(axes: Axes, rows: list[Row], chosen: int) -> None:
     """Draw the gaps against the size."""
     sizes = numbers(rows, "latents")
-    shown = (("approximation", "#CC79A7", "family too small"), ("amortization", "#E69F00", "one encoder for all data"))
+    shown = (
+        ("approximation", "#CC79A7", "family too small"),
+        ("amortization", "#E69F00", "one encoder for all data"),
+    )
     for name, colour, label in shown:
         values, errors = numbers(rows, f"{name}_gap"), numbers(rows, f"{name}_error")
         axes.errorbar(sizes, values, yerr=errors, fmt="o-", markersize=4, color=colour, label=label)
@@ -296,7 +360,9 @@ def draw(rows: dict[str, list[Row]]) -> Figure:
     grid = figure.subplots(2, 3)
     for cells, name in zip(grid, rows, strict=True):
         size = f"linear data of {FACTORS} factors" if name == "linear" else "digits"
-        draw_evidence(cells[0], rows[name], choose(rows[name]), f"{size.capitalize()}: evidence stops rising")
+        draw_evidence(
+            cells[0], rows[name], choose(rows[name]), f"{size.capitalize()}: evidence stops rising"
+        )
         draw_active(cells[1], rows[name], choose(rows[name]), "Latents that are used")
         draw_gaps(cells[2], rows[name], choose(rows[name]))
         for axes in cells:
@@ -306,7 +372,9 @@ def draw(rows: dict[str, list[Row]]) -> Figure:
             axes.minorticks_off()
             axes.set_xlabel("latents")
             axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("How many latents: too few cost evidence, too many cost little", fontweight="bold")
+    figure.suptitle(
+        "How many latents: too few cost evidence, too many cost little", fontweight="bold"
+    )
     return figure
 
 
@@ -333,6 +401,8 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer epochs and two seeds")
     main(parser.parse_args().quick)

@@ -1,7 +1,7 @@
 """Evidence and inference gaps of a linear-Gaussian VAE, estimated and exact.
 
-The decoder makes the latents' posterior correlated, so a diagonal guide has an approximation gap; the encoder is the
-best one for its β, then spoilt a little, so that no gap is zero.
+The decoder makes the latents' posterior correlated, so a diagonal guide has an approximation gap;
+the encoder is the best one for its β, then spoilt a little, so that no gap is zero.
 
     python analysis/oracle_gaps.py
 """
@@ -30,7 +30,10 @@ def rows_of(beta: float, num_data: int) -> list[dict[str, object]]:
     vae = linear.amortized_vae(beta, mean_factor=0.9, scale_factor=1.2)
     with torch.no_grad():
         guide = vae.encoder(x)
-    exact = {"evidence": linear.evidence(x), **linear.gaps(x, guide.mean, guide.stddev, beta)._asdict()}
+    exact = {
+        "evidence": linear.evidence(x),
+        **linear.gaps(x, guide.mean, guide.stddev, beta)._asdict(),
+    }
     measured = inference_gaps(vae.model, vae.guide, x, training_beta=beta, progress=True)
     rows: list[dict[str, object]] = []
     for name in NAMES:
@@ -57,12 +60,18 @@ def figure_of(rows: list[dict[str, object]]) -> Figure:
     for place, row in enumerate(rows):
         error = 3 * float(str(row["monte_carlo_error"]))
         colour = "#0072B2" if row["beta"] == 1.0 else "#E69F00"
-        axes.errorbar(place, float(str(row["difference"])), yerr=error, fmt="o", color=colour, capsize=4)
+        axes.errorbar(
+            place, float(str(row["difference"])), yerr=error, fmt="o", color=colour, capsize=4
+        )
     axes.axhline(0, color="black", linewidth=1)
     axes.axhspan(-0.01, 0.01, color="#DDDDDD", zorder=0, label="within 0.01 nats")
-    axes.set_xticks(range(len(rows)), [f"{row['quantity']}\nβ = {row['beta']:g}" for row in rows], fontsize=8)
+    axes.set_xticks(
+        range(len(rows)), [f"{row['quantity']}\nβ = {row['beta']:g}" for row in rows], fontsize=8
+    )
     axes.set_ylabel("estimate - closed form, nats\n(lines: ± 3 Monte Carlo errors)")
-    axes.set_title("Estimates against closed forms: linear-Gaussian VAE", loc="left", fontweight="bold")
+    axes.set_title(
+        "Estimates against closed forms: linear-Gaussian VAE", loc="left", fontweight="bold"
+    )
     axes.legend(frameon=False)
     return figure
 
@@ -81,6 +90,8 @@ def main(num_data: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--num-data", type=int, default=500)
     main(parser.parse_args().num_data)

@@ -1,21 +1,25 @@
 """A decoder that can do without its latents: does its rate fall to zero, and which remedy brings it back at what price?
 
-Binarised MNIST (pixels drawn once), 20,000 training images, 16 latents, encoder and decoder of four layers of 200, and
-a masked autoregressive likelihood (one layer of 500), trained for 10 epochs. Plain training at β = 1 first; then, one
-at a time: KL annealing, free bits, decoders that see less of the image, and a lower β. The last row trains encoder and
-decoder of one layer, which is not among the usual remedies, to see whether the collapse was worth it to the model or
-only the easier thing to learn. Rate, distortion, ELBO and evidence are those at β = 1 of 256 test images, whatever was
-trained on; the evidence is by importance sampling, 2000 samples, and low where its weights are untrusted. One training
-run each, so that the errors, which are those over images, do not hold the spread of runs.
+Binarised MNIST (pixels drawn once), 20,000 training images, 16 latents, encoder and decoder of four
+layers of 200, and a masked autoregressive likelihood (one layer of 500), trained for 10 epochs.
+Plain training at β = 1 first; then, one
+at a time: KL annealing, free bits, decoders that see less of the image, and a lower β. The last row
+trains encoder and decoder of one layer, which is not among the usual remedies, to see whether the
+collapse was worth it to the model or only the easier thing to learn. Rate, distortion, ELBO and
+evidence are those at β = 1 of 256 test images, whatever was trained on; the evidence is by
+importance sampling, 2000 samples, and low where its weights are untrusted. One training run each,
+so that the errors, which are those over images, do not hold the spread of runs.
 
-The rate falls to zero, and annealing does not keep it up. A few free bits or a lower β bring nats back, for a gain of
-half a nat of evidence at most; free bits in excess cost two, and decoders that see less cost ten to sixty. Networks of
-one layer carry eleven nats for no more evidence, and independent pixels leave most units unused too: a part of this
-collapse is that deep networks are slow to learn, and no bypass. (With networks of three layers the rate fell to 1.2.)
+The rate falls to zero, and annealing does not keep it up. A few free bits or a lower β bring nats
+back, for a gain of half a nat of evidence at most; free bits in excess cost two, and decoders that
+see less cost ten to sixty. Networks of one layer carry eleven nats for no more evidence, and
+independent pixels leave most units unused too: a part of this collapse is that deep networks are
+slow to learn, and no bypass. (With networks of three layers the rate fell to 1.2.)
 
     python analysis/posterior_collapse.py --data-root FOLDER_THAT_HOLDS_MNIST
 
-An interrupted run is continued by the same command; ``--quick`` is a small one, and leaves the results alone.
+An interrupted run is continued by the same command; ``--quick`` is a small one, and leaves the
+results alone.
 """
 
 from __future__ import annotations
@@ -47,12 +51,7 @@ SEED, LATENTS, PIXELS, MASKED = 0, 16, 784, (500,)
 RISE = 1.0
 # Losses of evidence that the figure has room for, in nats.
 SHOWN = 12.0
-COLOURS = {
-    "plain": "black",
-    "helped": "#009E73",
-    "cost": "#E69F00",
-    "nothing": "#999999",
-}
+COLOURS = {"plain": "black", "helped": "#009E73", "cost": "#E69F00", "nothing": "#999999"}
 MEANING = {
     "helped": "latents used again, evidence not lower",
     "cost": "latents used again, evidence lower",
@@ -86,9 +85,12 @@ class Remedy:
         torch.manual_seed(SEED)
         likelihood: nn.Module = self.likelihood()
         encoding, decoding = (
-            MLP(*sizes, hidden=self.hidden, activation=nn.Tanh) for sizes in ((PIXELS, 2 * LATENTS), (LATENTS, PIXELS))
+            MLP(*sizes, hidden=self.hidden, activation=nn.Tanh)
+            for sizes in ((PIXELS, 2 * LATENTS), (LATENTS, PIXELS))
         )
-        return BetaVAE(NormalPrior(LATENTS), Decoder(decoding, likelihood), NormalPosterior(encoding))
+        return BetaVAE(
+            NormalPrior(LATENTS), Decoder(decoding, likelihood), NormalPosterior(encoding)
+        )
 
 
 def windowed(window: int) -> Any:
@@ -98,7 +100,9 @@ def windowed(window: int) -> Any:
 
 REMEDIES = {
     "plain, β = 1": Remedy(),
-    "KL annealing, half the epochs": Remedy(training=lambda epochs: {"beta": LinearWarmup(1.0, epochs / 2)}),
+    "KL annealing, half the epochs": Remedy(
+        training=lambda epochs: {"beta": LinearWarmup(1.0, epochs / 2)}
+    ),
     "free bits, 0.25 nats a latent": Remedy(training=lambda epochs: {"objective": FreeBits(0.25)}),
     "free bits, 1 nat a latent": Remedy(training=lambda epochs: {"objective": FreeBits(1.0)}),
     "weaker decoder, 28 pixels seen": Remedy(likelihood=windowed(28)),
@@ -115,8 +119,8 @@ def measure(remedy: Remedy, splits: Splits, size: Size, output: Path) -> dict[st
     """Train one model, or continue, and measure it; what was measured before is read."""
     done = output / "row.json"
     if done.exists():
-        found: dict[str, str] = json.loads(done.read_text(encoding="utf-8"))
-        return found
+        results: dict[str, str] = json.loads(done.read_text(encoding="utf-8"))
+        return results
     vae = remedy.vae()
     resume = (output / "checkpoints" / "last.pt").exists()
     history = fit(
@@ -156,7 +160,10 @@ def measure(remedy: Remedy, splits: Splits, size: Size, output: Path) -> dict[st
 def paired(output: Path, plain: Path) -> dict[str, str]:
     """Return the mean difference of the evidence from plain training's, image by image, with its standard error."""
     gain = torch.load(output / "evidence.pt") - torch.load(plain / "evidence.pt")
-    return {"gain": f"{float(gain.mean()):.2f}", "gain_error": f"{float(gain.std() / len(gain) ** 0.5):.2f}"}
+    return {
+        "gain": f"{float(gain.mean()):.2f}",
+        "gain_error": f"{float(gain.std() / len(gain) ** 0.5):.2f}",
+    }
 
 
 def outcome(row: dict[str, str], plain: dict[str, str]) -> str:
@@ -200,7 +207,9 @@ def figure_of(rows: list[dict[str, str]]) -> Figure:
         text = f"{gain:+.1f}" if place else f"log p(x) = {float(row['evidence']):.1f}"
         if gain < -SHOWN:  # beyond the axis: the number says how far
             text = f"◀ {text}"
-        right.barh(place, max(gain, -SHOWN), color=COLOURS[what], xerr=2 * error if gain > -SHOWN else 0)
+        right.barh(
+            place, max(gain, -SHOWN), color=COLOURS[what], xerr=2 * error if gain > -SHOWN else 0
+        )
         right.text(max(gain + 2 * error, 0), place, f"  {text}".replace("-", "−"), va="center")
     right.axvline(0, color="black", linewidth=1)
     right.set_xlim(-SHOWN, SHOWN / 2.5)
@@ -214,7 +223,9 @@ def figure_of(rows: list[dict[str, str]]) -> Figure:
     )
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    handles = [Patch(color=COLOURS[what], label=MEANING[what]) for what in MEANING if what in outcomes]
+    handles = [
+        Patch(color=COLOURS[what], label=MEANING[what]) for what in MEANING if what in outcomes
+    ]
     figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(
         f"An autoregressive decoder leaves its latents unused (rate {float(rows[0]['rate']):.1f} nats):"
@@ -244,10 +255,16 @@ def main(data_root: str, runs: Path, results: Path, size: Size) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/posterior_collapse"))
-    parser.add_argument("--quick", action="store_true", help="a small run; its table and figure go to the runs' folder")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="a small run; its table and figure go to the runs' folder",
+    )
     options = parser.parse_args()
     if options.quick:
         main(options.data_root, options.runs / "quick", options.runs / "quick", QUICK)

@@ -1,11 +1,13 @@
 """Which prior and which guide does MNIST reward, everything else being equal?
 
-Binarised MNIST, all 60,000 training images, 20 latents, networks of one layer of 200, trained for 20 epochs to β = 1:
-each prior under the normal guide, and each guide under the normal prior. Evidence of 64 test images by annealing from
-the prior, which needs no guide; their gaps, with the evidence by importance sampling from guide and refits together
-beside it. One training run each. Guides change the evidence little, so that of three is measured on 256 images.
+Binarised MNIST, all 60,000 training images, 20 latents, networks of one layer of 200, trained for
+20 epochs to β = 1: each prior under the normal guide, and each guide under the normal prior.
+Evidence of 64 test images by annealing from the prior, which needs no guide; their gaps, with the
+evidence by importance sampling from guide and refits together beside it. One training run each.
+Guides change the evidence little, so that of three is measured on 256 images.
 
-With 20,000 training images instead, the setting of an earlier table, the normal guide's decoder was as good as those of
+With 20,000 training images instead, the setting of an earlier table, the normal guide's decoder was
+as good as those of
 the richer guides: the flow guide gained -0.07 ± 0.22 nats of evidence, the VampPrior 3.17 ± 0.57.
 
     python analysis/priors_and_guides.py --data-root FOLDER_THAT_HOLDS_MNIST
@@ -31,7 +33,9 @@ from pyro_bvae.training import checkpoint_path, load_checkpoint, load_weights
 RESULTS = Path(__file__).parent / "results" / "priors_and_guides"
 EPOCHS, NUM_IMAGES, NUM_SAMPLES = 20, 64, 2000
 ANNEALING = AnnealingSettings(num_temperatures=500, num_chains=16)
-PLAIN = TrainConfig(dataset="mnist", hidden=(200,), latent_dim=20, epochs=EPOCHS, prior_components=200)
+PLAIN = TrainConfig(
+    dataset="mnist", hidden=(200,), latent_dim=20, epochs=EPOCHS, prior_components=200
+)
 MEMBERS = {
     "normal prior, normal guide": PLAIN,
     "learned normal prior": replace(PLAIN, prior="learned-normal"),
@@ -81,8 +85,8 @@ def measure(config: TrainConfig, splits: datasets.Splits, output: Path) -> dict[
         "seconds_an_epoch": f"{sum(float(line['seconds']) for line in history.rows) / EPOCHS:.2f}",
     }
     for part in ("variational", *PARTS):
-        found = getattr(gaps, part)
-        row |= {part: f"{found.value:.3f}", f"{part}_error": f"{found.standard_error:.3f}"}
+        results = getattr(gaps, part)
+        row |= {part: f"{results.value:.3f}", f"{part}_error": f"{results.standard_error:.3f}"}
     torch.save(estimate.per_datum, output / "evidence.pt")
     return row | {"certified": f"{int(gaps.certified.sum())}", "verdict": gaps.verdict}
 
@@ -90,25 +94,31 @@ def measure(config: TrainConfig, splits: datasets.Splits, output: Path) -> dict[
 def paired(output: Path, plain: Path) -> dict[str, str]:
     """Return the mean difference of the evidence from the plain pair's, image by image, with its standard error."""
     gain = torch.load(output / "evidence.pt") - torch.load(plain / "evidence.pt")
-    return {"gain": f"{float(gain.mean()):.3f}", "gain_error": f"{float(gain.std() / len(gain) ** 0.5):.3f}"}
+    return {
+        "gain": f"{float(gain.mean()):.3f}",
+        "gain_error": f"{float(gain.std() / len(gain) ** 0.5):.3f}",
+    }
 
 
 def close_rows(splits: datasets.Splits, folders: dict[str, Path]) -> list[dict[str, str]]:
     """Return the evidence and the bound of some members on more images, and what they gain, image by image."""
     x = splits.test.x[:NUM_CLOSE]
-    rows, found = [], []
+    rows, results = [], []
     for name in CLOSE:
         vae = build_vae(MEMBERS[name], Shape.of(splits.train))
         load_weights(vae, load_checkpoint(checkpoint_path(folders[name], "last")), folders[name])
         bound = elbo(vae.model, vae.guide, x, num_samples=200)
         annealed = annealed_evidence(vae.model, vae.guide, x, settings=ANNEALING)
-        found.append((annealed.per_datum, bound.per_datum))
+        results.append((annealed.per_datum, bound.per_datum))
         row = {"member": name, "images": f"{NUM_CLOSE}", "untrusted": f"{annealed.untrusted}"}
         for what, estimate, first, own in zip(
-            ("evidence", "elbo"), (annealed, bound), found[0], found[-1], strict=True
+            ("evidence", "elbo"), (annealed, bound), results[0], results[-1], strict=True
         ):
             gain = own - first
-            row |= {what: f"{estimate.value:.3f}", f"{what}_monte_carlo": f"{estimate.monte_carlo_error:.3f}"}
+            row |= {
+                what: f"{estimate.value:.3f}",
+                f"{what}_monte_carlo": f"{estimate.monte_carlo_error:.3f}",
+            }
             row |= {f"{what}_gain": f"{float(gain.mean()):.3f}"}
             row |= {f"{what}_gain_error": f"{float(gain.std() / len(gain) ** 0.5):.3f}"}
         rows.append(row)
@@ -123,9 +133,17 @@ def figure_of(rows: list[dict[str, str]]) -> Figure:
     names, places = [row["member"] for row in rows], range(len(rows))
     gains = [float(row["gain"]) for row in rows]
     colours = ["#0072B2" if "prior" in name.lower() else "#D55E00" for name in names]
-    left.barh(places, gains, xerr=[2 * float(row["gain_error"]) for row in rows], color=colours, ecolor="black")
+    left.barh(
+        places,
+        gains,
+        xerr=[2 * float(row["gain_error"]) for row in rows],
+        color=colours,
+        ecolor="black",
+    )
     left.axvline(0, color="black", linewidth=1)
-    left.set_xlabel("evidence gained over the plain pair, nats an image\n(bars: two standard errors, paired)")
+    left.set_xlabel(
+        "evidence gained over the plain pair, nats an image\n(bars: two standard errors, paired)"
+    )
     start = [0.0] * len(rows)
     for part, colour, label in (
         ("approximation", "#009E73", "family too small"),
@@ -143,7 +161,9 @@ def figure_of(rows: list[dict[str, str]]) -> Figure:
     left.invert_yaxis()
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Priors (blue) and guides (red) on binarised MNIST, all else equal", fontweight="bold")
+    figure.suptitle(
+        "Priors (blue) and guides (red) on binarised MNIST, all else equal", fontweight="bold"
+    )
     return figure
 
 
@@ -177,7 +197,9 @@ def write(rows: list[dict[str, str]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", required=True)
     parser.add_argument("--runs", type=Path, default=Path("runs/priors_and_guides"))
     options = parser.parse_args()

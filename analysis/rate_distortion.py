@@ -1,17 +1,18 @@
 """Do trained models lie on the rate-distortion curve, and does its slope say which β they were trained at?
 
-Linear: data with a known covariance, eigenvalues over two decades and some below every threshold, and linear VAEs
-trained at eight β from 0.1 to 10 and at β(1 ± 0.05) for the slopes: rate and distortion against the closed form of
-reverse water-filling, slopes against -1/β, active units against the eigenvalues above βσ².
+Linear: data with a known covariance, eigenvalues over two decades and some below every threshold,
+and linear VAEs trained at eight β from 0.1 to 10 and at β(1 ± 0.05) for the slopes: rate and
+distortion against the closed form of reverse water-filling, slopes against -1/β, active units
+against the eigenvalues above βσ².
 
-MNIST: grey images, two hidden layers of 400, 20 latents, in the setting of the background README, whose published
-points are drawn beside the curve.
+MNIST: grey images, two hidden layers of 400, 20 latents, in the setting of the background README,
+whose published points are drawn beside the curve.
 
     python analysis/rate_distortion.py
     python analysis/rate_distortion.py --data-root FOLDER_THAT_HOLDS_MNIST
 
-The first command runs the linear part, the second the part on MNIST. Each is one sweep: its models are trained side by
-side.
+The first command runs the linear part, the second the part on MNIST. Each is one sweep: its models
+are trained side by side.
 """
 
 from __future__ import annotations
@@ -54,7 +55,9 @@ def linear_data(count: int = 2000) -> Tensor:
     size = len(EIGENVALUES)
     x = torch.randn(count, size, generator=generator, dtype=torch.double)
     x = x - x.mean(0)
-    x = torch.linalg.solve_triangular(torch.linalg.cholesky(torch.cov(x.T, correction=0)), x.T, upper=False).T
+    x = torch.linalg.solve_triangular(
+        torch.linalg.cholesky(torch.cov(x.T, correction=0)), x.T, upper=False
+    ).T
     rotation = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.double)).Q
     return x * torch.tensor(EIGENVALUES, dtype=torch.double).sqrt() @ rotation.T
 
@@ -64,7 +67,9 @@ def linear_vae(seed: int) -> BetaVAE:
     torch.manual_seed(seed)
     size = len(EIGENVALUES)
     decoder = Decoder(MLP(size, size, hidden=()), NormalLikelihood(NOISE))
-    return BetaVAE(NormalPrior(size), decoder, NormalPosterior(MLP(size, 2 * size, hidden=()))).double()
+    return BetaVAE(
+        NormalPrior(size), decoder, NormalPosterior(MLP(size, 2 * size, hidden=()))
+    ).double()
 
 
 def mnist_vae(seed: int) -> BetaVAE:
@@ -82,14 +87,27 @@ def exact_active(beta: float) -> int:
 def linear(epochs: int) -> list[Row]:
     """Train and measure the linear models, and draw them on the closed form."""
     x, eigenvalues = linear_data(), torch.tensor(EIGENVALUES, dtype=torch.double)
-    betas = sorted({round(beta * factor, 6) for beta in LINEAR_BETAS for factor in (1 - APART, 1.0, 1 + APART)})
-    models = sweep(linear_vae, x, betas=betas, epochs=epochs, batch_size=len(x), learning_rate=3e-2, progress=False)
+    betas = sorted(
+        {round(beta * factor, 6) for beta in LINEAR_BETAS for factor in (1 - APART, 1.0, 1 + APART)}
+    )
+    models = sweep(
+        linear_vae,
+        x,
+        betas=betas,
+        epochs=epochs,
+        batch_size=len(x),
+        learning_rate=3e-2,
+        progress=False,
+    )
     by_beta: dict[float, Any] = {run.beta: run.vae for run in models}
     curve = rate_distortion([(beta, by_beta[beta]) for beta in LINEAR_BETAS], x, num_samples=1000)
     rows = []
     for point in curve.points:
         beta, exact = point.beta, optimum(eigenvalues, NOISE, point.beta)
-        pair = [(each, by_beta[each]) for each in (round(beta * (1 - APART), 6), round(beta * (1 + APART), 6))]
+        pair = [
+            (each, by_beta[each])
+            for each in (round(beta * (1 - APART), 6), round(beta * (1 + APART), 6))
+        ]
         (slope,) = rate_distortion(pair, x, num_samples=1000).slopes
         vae = by_beta[beta]
         units = kl_per_dimension(vae.model, vae.guide, x)
@@ -127,7 +145,11 @@ def rate_at(eigenvalues: Tensor, distortion: float) -> float:
     low, high = 1e-6, 1e6
     for _ in range(200):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if optimum(eigenvalues, NOISE, middle).distortion < distortion else (low, middle)
+        low, high = (
+            (middle, high)
+            if optimum(eigenvalues, NOISE, middle).distortion < distortion
+            else (low, middle)
+        )
     return optimum(eigenvalues, NOISE, low).rate
 
 
@@ -135,7 +157,9 @@ def mnist(data_root: str, epochs: int, num_train: int | None, output: Path) -> l
     """Train and measure the curve of MNIST."""
     splits = datasets.mnist(Path(data_root), validation=0, download=False)
     train = splits.train if num_train is None else splits.train[:num_train]
-    models = sweep(mnist_vae, train, betas=MNIST_BETAS, epochs=epochs, progress=False, output=output)
+    models = sweep(
+        mnist_vae, train, betas=MNIST_BETAS, epochs=epochs, progress=False, output=output
+    )
     curve = rate_distortion(models, splits.test, num_samples=5)
     print(curve)
     draw(curve, published=PUBLISHED).savefig(RESULTS / "mnist.png", dpi=150)
@@ -177,8 +201,12 @@ def write(rows: list[Row], name: str) -> None:
 
 def main() -> None:
     """Write the tables and the figures."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", help="folder that holds MNIST/raw: run that part; the linear one without it")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data-root", help="folder that holds MNIST/raw: run that part; the linear one without it"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/rate_distortion"))
     parser.add_argument("--quick", action="store_true", help="fewer epochs, and 10,000 images")
     options = parser.parse_args()

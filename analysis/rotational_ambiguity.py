@@ -1,18 +1,20 @@
 """Can the latents be rotated for free, and what breaks the tie?
 
-A rotation of the latents that is undone in the decoder's first layer changes nothing that is observed. Under a standard
-normal prior and a guide with a full covariance it changes the objective not at all; what is read off single latents it
-changes completely. Measured on digits (a decoder with a hidden layer, ten latents, random rotations), and on data with
-two independent factors of Laplace shape, x = A f + noise, with columns of A at 40 degrees: there the axes that a
-diagonal guide prefers, the principal ones (Lucas et al. 2019), lie at 45 degrees to the factors, and the two ways out
-of the tie can be told apart.
+A rotation of the latents that is undone in the decoder's first layer changes nothing that is
+observed. Under a standard normal prior and a guide with a full covariance it changes the objective
+not at all; what is read off single latents it changes completely. Measured on digits (a decoder
+with a hidden layer, ten latents, random rotations), and on data with two independent factors of
+Laplace shape, x = A f + noise, with columns of A at 40 degrees: there the axes that a diagonal
+guide prefers, the principal ones (Lucas et al. 2019), lie at 45 degrees to the factors, and the two
+ways out of the tie can be told apart.
 
     python analysis/rotational_ambiguity.py
 
-A trained model is rotated by up to 45 degrees: its encoder's last layer and its decoder's first. A full covariance is
-rotated too, a diagonal one becomes the best diagonal one of the rotated posterior, and nothing is trained again, so
-that the objective's loss is an upper bound where the prior is not normal. The evidence knows no guide: what it loses
-the prior decides, and what the objective loses beyond that, the guide.
+A trained model is rotated by up to 45 degrees: its encoder's last layer and its decoder's first. A
+full covariance is rotated too, a diagonal one becomes the best diagonal one of the rotated
+posterior, and nothing is trained again, so that the objective's loss is an upper bound where the
+prior is not normal. The evidence knows no guide: what it loses the prior decides, and what the
+objective loses beyond that, the guide.
 """
 
 from __future__ import annotations
@@ -64,7 +66,9 @@ class RotatedFull(Rotated):
         posterior = self.encoder(x)
         full = isinstance(posterior, FullRankNormal)
         factor = self.rotation @ (posterior.scale_tril if full else posterior.stddev.diag_embed())
-        return FullRankNormal(posterior.mean @ self.rotation.T, scale_tril=torch.linalg.cholesky(factor @ factor.mT))
+        return FullRankNormal(
+            posterior.mean @ self.rotation.T, scale_tril=torch.linalg.cholesky(factor @ factor.mT)
+        )
 
 
 class RotatedDiagonal(Rotated):
@@ -94,11 +98,19 @@ class Variant:
         return BetaVAE(self.prior(2), decoder, encoder)
 
 
-FREE = Variant("normal prior, full covariance", "#0072B2", NormalPrior, FullRankPosterior, RotatedFull)
-AXES = Variant("normal prior, diagonal guide", "#D55E00", NormalPrior, NormalPosterior, RotatedDiagonal)
+FREE = Variant(
+    "normal prior, full covariance", "#0072B2", NormalPrior, FullRankPosterior, RotatedFull
+)
+AXES = Variant(
+    "normal prior, diagonal guide", "#D55E00", NormalPrior, NormalPosterior, RotatedDiagonal
+)
 HEAVY = (
-    Variant("Laplace prior, full covariance", "#009E73", LaplacePrior, FullRankPosterior, RotatedFull),
-    Variant("Student-t prior, full covariance", "#CC79A7", StudentTPrior, FullRankPosterior, RotatedFull),
+    Variant(
+        "Laplace prior, full covariance", "#009E73", LaplacePrior, FullRankPosterior, RotatedFull
+    ),
+    Variant(
+        "Student-t prior, full covariance", "#CC79A7", StudentTPrior, FullRankPosterior, RotatedFull
+    ),
 )
 VARIANTS = (FREE, AXES, *HEAVY)
 
@@ -114,7 +126,9 @@ def rotated(vae: BetaVAE, rotate: type[Rotated], rotation: Tensor) -> BetaVAE:
     weight = first_layer(vae)
     with torch.no_grad():
         weight.copy_(weight @ rotation.T)
-    return BetaVAE(vae.prior, vae.decoder, rotate(vae.get_submodule("encoder"), rotation), name="rotated")
+    return BetaVAE(
+        vae.prior, vae.decoder, rotate(vae.get_submodule("encoder"), rotation), name="rotated"
+    )
 
 
 def plane(degrees: float) -> Tensor:
@@ -136,7 +150,9 @@ def data() -> Splits:
     uniform = torch.rand(NUM_TRAIN + NUM_TEST, 2, generator=generator, dtype=torch.double) - 0.5
     factors = (-uniform.sign() * (1 - 2 * uniform.abs()).log() / math.sqrt(2)).float()
     noise = torch.randn(len(factors), FEATURES, generator=generator)
-    whole = Dataset(x=factors @ mixing().T + NOISE * noise, factors=factors, factor_names=("f0", "f1"))
+    whole = Dataset(
+        x=factors @ mixing().T + NOISE * noise, factors=factors, factor_names=("f0", "f1")
+    )
     return datasets.split(whole, validation=0, test=NUM_TEST, seed=0, name="laplace factors")
 
 
@@ -164,15 +180,16 @@ def measure(variant: Variant, seed: int, vae: BetaVAE, test: Any) -> Iterator[Ro
     start: tuple[Tensor, Tensor] | None = None
     for angle in ANGLES:
         turned = rotated(vae, variant.rotate, plane(angle))
-        # Any guide may propose for the evidence: one that is rotated and not cut to a diagonal is the best at hand.
+        # Any guide may propose for the evidence: one that is rotated and not cut to a diagonal is
+        # the best at hand.
         proposal = rotated(vae, RotatedFull, plane(angle))
         pair, shown = (turned.model, turned.guide), test[:NUM_READ]
         elbo = bound(*pair, test.x, num_samples=NUM_BOUND).elbo
-        found = evidence(proposal.model, proposal.guide, test.x, num_samples=NUM_SAMPLES)
-        start = start or (elbo.per_datum, found.per_datum)
+        results = evidence(proposal.model, proposal.guide, test.x, num_samples=NUM_SAMPLES)
+        start = start or (elbo.per_datum, results.per_datum)
         (objective, objective_error), (prior, prior_error) = (
             lost(start[0], elbo.per_datum),
-            lost(start[1], found.per_datum),
+            lost(start[1], results.per_datum),
         )
         reading = read_latents(*pair, shown.x, factors=shown.factors, num_samples=1)
         yield {
@@ -183,10 +200,10 @@ def measure(variant: Variant, seed: int, vae: BetaVAE, test: Any) -> Iterator[Ro
             "elbo": f"{elbo.value:.4f}",
             "objective_lost": f"{objective:.4f}",
             "objective_error": f"{objective_error:.4f}",
-            "evidence": f"{found.value:.4f}",
+            "evidence": f"{results.value:.4f}",
             "evidence_lost": f"{prior:.4f}",
             "evidence_error": f"{prior_error:.4f}",
-            "evidence_untrusted": f"{found.untrusted} of {len(test.x)}",
+            "evidence_untrusted": f"{results.untrusted} of {len(test.x)}",
             "correlation_with_factors": f"{reading.correlation.abs().max().mean():.3f}",
             "mutual_information_gap": f"{information_gap(reading):.3f}",
         }
@@ -205,7 +222,9 @@ def rounding(epochs: int) -> list[Row]:
     torch.manual_seed(0)
     decoder = Decoder(MLP(10, 64, hidden=(128,)), NormalLikelihood(0.3))
     vae = BetaVAE(
-        NormalPrior(10), decoder, FullRankPosterior(MLP(64, FullRankPosterior.num_outputs(10), hidden=(128,)))
+        NormalPrior(10),
+        decoder,
+        FullRankPosterior(MLP(64, FullRankPosterior.num_outputs(10), hidden=(128,))),
     )
     fit(vae, splits.train, epochs=epochs, progress=False)
     rows = []
@@ -233,9 +252,16 @@ def rounding(epochs: int) -> list[Row]:
 
 def over_seeds(rows: list[Row], variant: Variant, angle: float, name: str) -> tuple[float, float]:
     """Return mean and error over the seeds of a loss at an angle."""
-    found = [row for row in rows if row["variant"] == variant.name and float(row["rotated_by"]) == angle]
-    values, errors = (torch.tensor([float(row[f"{name}_{part}"]) for row in found]) for part in ("lost", "error"))
-    return float(values.mean()), math.hypot(float(values.std()) / math.sqrt(len(found)), float(errors.mean()))
+    results = [
+        row for row in rows if row["variant"] == variant.name and float(row["rotated_by"]) == angle
+    ]
+    values, errors = (
+        torch.tensor([float(row[f"{name}_{part}"]) for row in results])
+        for part in ("lost", "error")
+    )
+    return float(values.mean()), math.hypot(
+        float(values.std()) / math.sqrt(len(results)), float(errors.mean())
+    )
 
 
 def settled(rows: list[Row], variant: Variant) -> list[float]:
@@ -259,7 +285,9 @@ def reading(rows: list[Row], exact: list[Row]) -> list[str]:
         f" moves by at most {exact[0]['largest_change']} nats in float32 and {exact[1]['largest_change']} in float64."
     ]
     for variant in VARIANTS:
-        objective, evidence_ = (over_seeds(rows, variant, 45.0, name) for name in ("objective", "evidence"))
+        objective, evidence_ = (
+            over_seeds(rows, variant, 45.0, name) for name in ("objective", "evidence")
+        )
         own = [row for row in rows if row["variant"] == variant.name]
         gaps = [float(row["mutual_information_gap"]) for row in own]
         correlations = [float(row["correlation_with_factors"]) for row in own]
@@ -286,7 +314,9 @@ def verdict(objective: tuple[float, float], evidence_: tuple[float, float]) -> s
     """Say who breaks the tie, if anybody does: a loss of more than three errors, and of a hundredth of a nat."""
     if evidence_[0] > max(3 * evidence_[1], 0.01):
         return "broken by the prior"
-    return "broken by the guide alone" if objective[0] > max(3 * objective[1], 0.01) else "not broken"
+    return (
+        "broken by the guide alone" if objective[0] > max(3 * objective[1], 0.01) else "not broken"
+    )
 
 
 def draw(rows: list[Row]) -> Figure:
@@ -298,13 +328,29 @@ def draw(rows: list[Row]) -> Figure:
     first.plot(fine, exact, color="#999999", linewidth=6, alpha=0.5, label="closed form")
     for place, variant in enumerate(VARIANTS):
         for axes, name in ((first, "objective"), (second, "evidence")):
-            values, errors = zip(*(over_seeds(rows, variant, angle, name) for angle in ANGLES), strict=True)
-            axes.errorbar(ANGLES, values, yerr=errors, fmt="o-", markersize=4, color=variant.colour, label=variant.name)
+            values, errors = zip(
+                *(over_seeds(rows, variant, angle, name) for angle in ANGLES), strict=True
+            )
+            axes.errorbar(
+                ANGLES,
+                values,
+                yerr=errors,
+                fmt="o-",
+                markersize=4,
+                color=variant.colour,
+                label=variant.name,
+            )
         seeds = settled(rows, variant)
         third.plot(seeds, [-place] * len(seeds), "o", markersize=9, alpha=0.6, color=variant.colour)
         own = [row for row in rows if row["variant"] == variant.name]
         angles = [float(row["off_the_factors"]) for row in own]
-        fourth.plot(angles, [float(row["mutual_information_gap"]) for row in own], "o", color=variant.colour, alpha=0.6)
+        fourth.plot(
+            angles,
+            [float(row["mutual_information_gap"]) for row in own],
+            "o",
+            color=variant.colour,
+            alpha=0.6,
+        )
     first.set_title("What the objective loses: three ways out of the tie", loc="left", fontsize=10)
     second.set_title("What the evidence loses: the prior's part", loc="left", fontsize=10)
     first.legend(frameon=False, fontsize=8)
@@ -312,7 +358,10 @@ def draw(rows: list[Row]) -> Figure:
         axes.set_xlabel("latents rotated by, degrees")
         axes.set_ylabel("nats a datum")
     second.set_ylim(first.get_ylim())
-    third.set_yticks([-place for place in range(len(VARIANTS))], [each.name.replace(", ", ",\n") for each in VARIANTS])
+    third.set_yticks(
+        [-place for place in range(len(VARIANTS))],
+        [each.name.replace(", ", ",\n") for each in VARIANTS],
+    )
     third.set_ylim(0.5 - len(VARIANTS), 0.5)
     third.set_title("Where training settles, a dot a seed", loc="left", fontsize=10)
     fourth.set_title("What is read off the latents follows their axes", loc="left", fontsize=10)
@@ -323,7 +372,9 @@ def draw(rows: list[Row]) -> Figure:
         axes.set_xlabel("degrees off the factors")
     for axes in (first, second, third, fourth):
         axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("Rotating the latents is free, unless the prior or the guide has axes", fontweight="bold")
+    figure.suptitle(
+        "Rotating the latents is free, unless the prior or the guide has axes", fontweight="bold"
+    )
     return figure
 
 
@@ -341,10 +392,16 @@ def main(quick: bool) -> None:
     exact = rounding(5 if quick else 30)
     print(exact, flush=True)
     splits, rows = data(), []
-    options: dict[str, Any] = {"epochs": 100 if quick else 250, "batch_size": 250, "learning_rate": 0.02}
+    options: dict[str, Any] = {
+        "epochs": 100 if quick else 250,
+        "batch_size": 250,
+        "learning_rate": 0.02,
+    }
     for variant in VARIANTS:
         seeds = SEEDS[:2] if quick else SEEDS
-        for run in sweep(variant.make, splits.train.x, betas=[1.0], seeds=seeds, progress=False, **options):
+        for run in sweep(
+            variant.make, splits.train.x, betas=[1.0], seeds=seeds, progress=False, **options
+        ):
             rows += list(measure(variant, run.seed, run.vae, splits.test))
             print(rows[-len(ANGLES)], rows[-1], flush=True)
     write(rows, "table.csv")
@@ -356,6 +413,8 @@ def main(quick: bool) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="fewer epochs and two seeds")
     main(parser.parse_args().quick)

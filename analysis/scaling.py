@@ -3,11 +3,11 @@
     python analysis/scaling.py
     python analysis/scaling.py --flops 1e12 --bandwidth 1e9 --latency 5e-5
 
-A process that has b data of a batch spends C b / F seconds on them: C floating-point operations a datum, forward and
-backward, counted while the program runs, at F a second. Then n processes sum one message of M bytes, the gradients and
-four numbers, which takes T = 2 (n - 1) / n M / W + 2 l log2 n, with W bytes a second and l seconds from one process to
-the next (log2 n rounded up; a plain ring has n - 1 in its place). No message is sent while gradients are computed, so
-the efficiency is
+A process that has b data of a batch spends C b / F seconds on them: C floating-point operations a
+datum, forward and backward, counted while the program runs, at F a second. Then n processes sum one
+message of M bytes, the gradients and four numbers, which takes T = 2 (n - 1) / n M / W + 2 l log2
+n, with W bytes a second and l seconds from one process to the next (log2 n rounded up; a plain ring
+has n - 1 in its place). No message is sent while gradients are computed, so the efficiency is
 
     E = 1 / (1 + T F / (C b)),
 
@@ -15,9 +15,10 @@ and it is at least E where
 
     b >= E / (1 - E) F T / C.
 
-For a network of plain layers C = 6 and M = 4 a weight, in float32. Where messages are long and processes many, so that
-T = 2 M / W, the weights cancel: b >= 12 F / W at E = 0.9, whatever the network is. What shares its weights between
-places of an image has more operations for each, and needs fewer data; what has few weights waits for the latency.
+For a network of plain layers C = 6 and M = 4 a weight, in float32. Where messages are long and
+processes many, so that T = 2 M / W, the weights cancel: b >= 12 F / W at E = 0.9, whatever the
+network is. What shares its weights between places of an image has more operations for each, and
+needs fewer data; what has few weights waits for the latency.
 """
 
 from __future__ import annotations
@@ -107,23 +108,47 @@ def least_batch(model: Cost, machine: Machine, size: int, efficiency: float = TA
 
 def main() -> None:
     """Compute the table and write it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, words in (("flops", "operations a second"), ("bandwidth", "bytes a second"), ("latency", "seconds")):
-        parser.add_argument(f"--{name}", type=float, help=f"{words} of a machine of your own, with the other two")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name, words in (
+        ("flops", "operations a second"),
+        ("bandwidth", "bytes a second"),
+        ("latency", "seconds"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=float, help=f"{words} of a machine of your own, with the other two"
+        )
     parser.add_argument("--quick", action="store_true", help="the same: it takes seconds")
     given = parser.parse_args()
     own = (given.flops, given.bandwidth, given.latency)
-    if any(value is not None for value in own) and not all(value is not None and value > 0 for value in own):
+    if any(value is not None for value in own) and not all(
+        value is not None and value > 0 for value in own
+    ):
         parser.error("--flops, --bandwidth and --latency go together, and are positive")
-    machines = MACHINES if given.flops is None else (Machine("yours", given.flops, given.bandwidth, given.latency),)
+    machines = (
+        MACHINES
+        if given.flops is None
+        else (Machine("yours", given.flops, given.bandwidth, given.latency),)
+    )
     costs = [cost(name, *parts) for name, parts in models().items()]
     RESULTS.mkdir(parents=True, exist_ok=True)
     with (RESULTS / "table.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["machine", "model", "mflop_a_datum", "megabytes_a_step", *(f"batch_{n}" for n in SIZES)])
+        writer.writerow(
+            [
+                "machine",
+                "model",
+                "mflop_a_datum",
+                "megabytes_a_step",
+                *(f"batch_{n}" for n in SIZES),
+            ]
+        )
         for machine in machines:
             limit = f"12 F / W = {12 * machine.flops / machine.bandwidth:,.0f}"
-            print(f"\n{machine.name} ({limit}): data a process for {TARGET:.0%}, on {', '.join(map(str, SIZES))}")
+            print(
+                f"\n{machine.name} ({limit}): data a process for {TARGET:.0%}, on {', '.join(map(str, SIZES))}"
+            )
             for model in costs:
                 batches = [least_batch(model, machine, size) for size in SIZES]
                 head = (f"{model.flops / 1e6:.2f}", f"{model.message / 1e6:.2f}")

@@ -1,21 +1,24 @@
 """What the package costs beside the arithmetic that nobody can save, beside plain Pyro, PyTorch, NumPyro and pythae.
 
-``training``: milliseconds a step of ``fit``, compiled and plain, and of everybody else on the same model, data and
-batches, each in a process of its own; they work in turns, one at a time, and a ratio is a median over rounds of two
-times of the same round. The floor is the step's matrix products alone.
+``training``: milliseconds a step of ``fit``, compiled and plain, and of everybody else on the same
+model, data and batches, each in a process of its own; they work in turns, one at a time, and a
+ratio is a median over rounds of two times of the same round. The floor is the step's matrix
+products alone.
 
-``evidence``: importance-weighted evidence at K = 5000 beside plain Pyro and pythae, at both matmul precisions.
+``evidence``: importance-weighted evidence at K = 5000 beside plain Pyro and pythae, at both matmul
+precisions.
 
-``measuring``: evidence, annealing, refits, the decomposition of the KL and the reading of latents as multiples of
-their matrix products, and how cost grows with data, samples, features and batch.
+``measuring``: evidence, annealing, refits, the decomposition of the KL and the reading of latents
+as multiples of their matrix products, and how cost grows with data, samples, features and batch.
 
 ``memory``: peak memory of one call in a fresh process.
 
     python analysis/speed.py --data-root FOLDER_THAT_HOLDS_MNIST
     python analysis/speed.py --device cuda
 
-Without a data root the images are noise, which takes as long. Peers are timed where ``pip install pyro-bvae[bench]``
-has put them beside the package. Time does not depend on the weights, so the models of the measurements are not trained.
+Without a data root the images are noise, which takes as long. Peers are timed where ``pip install
+pyro-bvae[bench]`` has put them beside the package. Time does not depend on the weights, so the
+models of the measurements are not trained.
 """
 
 from __future__ import annotations
@@ -49,21 +52,35 @@ def reading(folder: Path, goals: dict[str, float]) -> str:
 
 def main() -> None:
     """Run the benchmarks that are asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data-root", help="folder that holds MNIST/raw; noise without it")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--num-data", type=int, default=128, help="images of the evidence")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=200, help="training steps of a turn")
     parser.add_argument("--only", choices=tuple(BENCHMARKS), nargs="+", default=tuple(BENCHMARKS))
-    parser.add_argument("--models", choices=tuple(MODELS), nargs="+", default=(), help="of the training; all")
+    parser.add_argument(
+        "--models", choices=tuple(MODELS), nargs="+", default=(), help="of the training; all"
+    )
     parser.add_argument("--output", type=Path, help="folder of the results")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)  # model/contender, in a process of its own
-    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)  # call and K, in a process of its own
+    parser.add_argument(
+        "--worker", help=argparse.SUPPRESS
+    )  # model/contender, in a process of its own
+    parser.add_argument(
+        "--memory-of", nargs=2, help=argparse.SUPPRESS
+    )  # call and K, in a process of its own
     given = parser.parse_args()
     output = given.output or (RESULTS if given.device == "cpu" else RESULTS / given.device)
     setting = Setting(
-        given.data_root, given.device, given.num_data, given.repeats, given.steps, output, tuple(given.models)
+        given.data_root,
+        given.device,
+        given.num_data,
+        given.repeats,
+        given.steps,
+        output,
+        tuple(given.models),
     )
     if given.worker:
         serve(given.device, lambda turn: train(given.worker, setting, turn))

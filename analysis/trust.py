@@ -1,15 +1,18 @@
 """Is a number right when it calls itself trusted? Coverage of the estimates that say so, against exact values.
 
-``guides``: evidence from guides that are too narrow, too wide or misplaced, for every proposal and average.
+``guides``: evidence from guides that are too narrow, too wide or misplaced, for every proposal and
+average.
 ``annealing``: annealed evidence with few and with many temperatures and chains.
 ``bounds``: the ELBO where log weights have heavy tails.
 ``gaps`` and ``inversions``: posteriors of two modes, of which a guide knows one, and of one mode.
 
-A run goes on where it stopped: a setting that is in a table is not measured again. Parts can run at once.
+A run goes on where it stopped: a setting that is in a table is not measured again. Parts can run at
+once.
 
-    python analysis/trust.py                      # all, with 1,000 repetitions a setting: hours of one core
-    python analysis/trust.py --only guides        # one part
-    python analysis/trust.py --quick              # coarser settings and fewer repetitions, in under five minutes
+    python analysis/trust.py                      # all, with 1,000 repetitions a setting: hours of
+    one core python analysis/trust.py --only guides        # one part
+    python analysis/trust.py --quick              # coarser settings and fewer repetitions, in under
+    five minutes
 """
 
 from __future__ import annotations
@@ -74,7 +77,13 @@ def measure(path: Path, cells: Iterator[tuple[Any, Measured]]) -> None:
     """Add the settings to a table that are not in it yet."""
     rows = read(path)
     for cell, measured in cells:
-        names = cell._asdict() if isinstance(cell, tuple) else cell if isinstance(cell, dict) else vars(cell)
+        names = (
+            cell._asdict()
+            if isinstance(cell, tuple)
+            else cell
+            if isinstance(cell, dict)
+            else vars(cell)
+        )
         own = {name: str(value) for name, value in names.items()}
         if not any(own.items() <= row.items() for row in rows):
             append(path, measured())
@@ -118,9 +127,13 @@ def main(parts: list[str], quick: bool, repetitions: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--repetitions", type=int, help="of each setting: 1,000, or 200 with --quick")
+    parser.add_argument(
+        "--repetitions", type=int, help="of each setting: 1,000, or 200 with --quick"
+    )
     given = parser.parse_args()
     main(given.only, given.quick, given.repetitions or (200 if given.quick else 1000))

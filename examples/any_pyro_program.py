@@ -16,7 +16,9 @@ NOISE = 0.6
 
 def model(rows: Tensor) -> None:
     with pyro.plate("cells", len(rows)):
-        factor = pyro.sample("factor", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
+        factor = pyro.sample(
+            "factor", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1)
+        )
         pyro.sample("expression", dist.Normal(factor @ WEIGHT.T, NOISE).to_event(1), obs=rows)
 
 
@@ -37,7 +39,9 @@ def main(num_data: int) -> None:
     print(f"{'nats':<14}{'exact':>9}{'estimated':>11}{'Monte Carlo error':>20}")
     for name, truth in {"evidence": linear.evidence(rows), **exact._asdict()}.items():
         estimate = getattr(gaps, name)
-        print(f"{name:<14}{float(truth.mean()):>9.4f}{estimate.value:>11.4f}{estimate.monte_carlo_error:>20.4f}")
+        print(
+            f"{name:<14}{float(truth.mean()):>9.4f}{estimate.value:>11.4f}{estimate.monte_carlo_error:>20.4f}"
+        )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python examples/beta_conditioned.py
 
-In training β is drawn for every datum and told to encoder and decoder; ``at_beta`` is then the model at any one β.
+In training β is drawn for every datum and told to encoder and decoder; ``at_beta`` is then the
+model at any one β.
 """
 
 from __future__ import annotations
@@ -34,11 +35,23 @@ def main(epochs: int) -> None:
         Decoder(decoder, BernoulliLikelihood(), num_covariates=1),
         NormalPosterior(encoder, num_covariates=1),
     )
-    fit(vae, with_beta(splits.train), objective=ConditionedBeta(LOW, HIGH), epochs=epochs, progress=False)
-    print(rate_distortion([(beta, at_beta(vae, beta)) for beta in (0.1, 0.5, 1.0, 2.0, 8.0)], splits.test))
+    fit(
+        vae,
+        with_beta(splits.train),
+        objective=ConditionedBeta(LOW, HIGH),
+        epochs=epochs,
+        progress=False,
+    )
+    print(
+        rate_distortion(
+            [(beta, at_beta(vae, beta)) for beta in (0.1, 0.5, 1.0, 2.0, 8.0)], splits.test
+        )
+    )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=60)
     main(parser.parse_args().epochs)

@@ -2,8 +2,9 @@
 
     python examples/counts_negative_binomial.py
 
-The counts are simulated from a known factor model, so that the evidence, the dispersions and the choice of likelihood
-can be seen to be right. For cells of your own, which are no more than read in another way:
+The counts are simulated from a known factor model, so that the evidence, the dispersions and the
+choice of likelihood can be seen to be right. For cells of your own, which are no more than read in
+another way:
 
     python examples/counts_negative_binomial.py --path cells.h5ad
 """
@@ -36,27 +37,49 @@ def make_vae(likelihood: nn.Module, num_genes: int) -> BetaVAE:
 def main(epochs: int, num_samples: int, path: str | None) -> None:
     """Fit two likelihoods, compare them, and look for what is lost."""
     truth = datasets.negative_binomial_truth(num_features=50)
-    splits = datasets.negative_binomial_factors(truth=truth) if path is None else datasets.h5ad(path, min_counts=10)
-    test, found, num_genes = splits.test[:300].dense(), {}, splits.train.num_features
-    for likelihood in (PoissonLikelihood(SoftmaxRate()), NegativeBinomialLikelihood(num_genes, rate=SoftmaxRate())):
+    splits = (
+        datasets.negative_binomial_factors(truth=truth)
+        if path is None
+        else datasets.h5ad(path, min_counts=10)
+    )
+    test, results, num_genes = splits.test[:300].dense(), {}, splits.train.num_features
+    for likelihood in (
+        PoissonLikelihood(SoftmaxRate()),
+        NegativeBinomialLikelihood(num_genes, rate=SoftmaxRate()),
+    ):
         vae = make_vae(likelihood, num_genes)
-        fit(vae, splits.train, beta=LinearWarmup(1.0, epochs / 5), epochs=epochs, learning_rate=1e-2, progress=False)
+        fit(
+            vae,
+            splits.train,
+            beta=LinearWarmup(1.0, epochs / 5),
+            epochs=epochs,
+            learning_rate=1e-2,
+            progress=False,
+        )
         name = type(likelihood).__name__
-        found[name] = evidence(vae.model, vae.guide, test.x, test.context, num_samples=num_samples)
-        print(f"{name:<28} evidence given the library sizes: {found[name]}")
-    poisson, negative_binomial = (estimate.per_datum for estimate in found.values())
+        results[name] = evidence(
+            vae.model, vae.guide, test.x, test.context, num_samples=num_samples
+        )
+        print(f"{name:<28} evidence given the library sizes: {results[name]}")
+    poisson, negative_binomial = (estimate.per_datum for estimate in results.values())
     gain = negative_binomial - poisson
     print(f"gain a cell, paired: {gain.mean():.2f} ± {gain.std() / len(gain) ** 0.5:.2f} nats")
     if path is None:
         frequent = splits.train.x.mean(0) >= 1
         errors = (likelihood.dispersion.dispersion.detach() / truth.dispersion - 1).abs()[frequent]
-        print(f"median error of the dispersions: {errors.median():.0%} over {int(frequent.sum())} genes")
-    gaps = inference_gaps(vae.model, vae.guide, test.x[:50], test[:50].context, num_samples=num_samples)
+        print(
+            f"median error of the dispersions: {errors.median():.0%} over {int(frequent.sum())} genes"
+        )
+    gaps = inference_gaps(
+        vae.model, vae.guide, test.x[:50], test[:50].context, num_samples=num_samples
+    )
     print(f"verdict: {gaps.verdict}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--num-samples", type=int, default=1000)
     parser.add_argument("--path", help="an .h5ad file of your own")

@@ -2,8 +2,9 @@
 
     python examples/inpainting.py
 
-The posterior is asked with the model's own prior, and with one that was fitted to where data are encoded; the share of
-draws in holes says how far either leads the decoder to where it was never trained.
+The posterior is asked with the model's own prior, and with one that was fitted to where data are
+encoded; the share of draws in holes says how far either leads the decoder to where it was never
+trained.
 """
 
 from __future__ import annotations
@@ -31,16 +32,20 @@ def main(epochs: int, num_draws: int) -> None:
         encoder=NormalPosterior(MLP(64, 8, hidden=(128,))),
     )
     fit(vae, splits.train, beta=1.0, epochs=epochs, progress=False)
-    repaired = fit_ex_post_prior(vae, splits.train, MixturePrior(4, 20), epochs=epochs, progress=False)
+    repaired = fit_ex_post_prior(
+        vae, splits.train, MixturePrior(4, 20), epochs=epochs, progress=False
+    )
 
     train, truth = splits.train.x, splits.test.x[0]
-    found = coverage(vae.model, vae.guide, train, held_out=splits.test.x, num_permutations=99)
-    holes = AggregateHoles(vae, train, found.threshold)
+    result = coverage(vae.model, vae.guide, train, held_out=splits.test.x, num_permutations=99)
+    holes = AggregateHoles(vae, train, result.threshold)
     operator = Mask(torch.arange(64) < 32)
     y = operator(truth) + 0.1 * torch.randn(32)
     method = NUTSMethod(num_chains=2, num_draws=num_draws, num_warmup=num_draws)
     for name, prior in (("standard normal", vae.prior), ("fitted mixture", repaired.prior)):
-        inversion = invert(vae, y, operator, NormalNoise(0.1), prior=prior, method=method, data=train, holes=holes)
+        inversion = invert(
+            vae, y, operator, NormalNoise(0.1), prior=prior, method=method, data=train, holes=holes
+        )
         print(f"{name}\n{inversion}")
         if inversion.problem is None:
             low, high = inversion.interval(0.9)
@@ -49,7 +54,9 @@ def main(epochs: int, num_draws: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=60)
     parser.add_argument("--num-draws", type=int, default=300)
     given = parser.parse_args()

@@ -2,7 +2,8 @@
 
     python examples/own_likelihood.py
 
-Counts out of a known number of trials, as of votes or of methylated reads: beta-binomial, which Pyro has.
+Counts out of a known number of trials, as of votes or of methylated reads: beta-binomial, which
+Pyro has.
 """
 
 from __future__ import annotations
@@ -34,14 +35,20 @@ class BetaBinomialLikelihood(nn.Module):
 
     def forward(self, parameters: Tensor, context: Context | None = None) -> dist.Distribution:
         shares, total = parameters.sigmoid(), softplus(self.raw_concentration)
-        return dist.BetaBinomial(shares * total + 1e-3, (1 - shares) * total + 1e-3, TRIALS).to_event(1)
+        return dist.BetaBinomial(
+            shares * total + 1e-3, (1 - shares) * total + 1e-3, TRIALS
+        ).to_event(1)
 
 
 def simulate(num_data: int, num_features: int = 12) -> Tensor:
     """Draw counts whose shares follow two latents."""
     generator = torch.Generator().manual_seed(0)
-    z, weight = (torch.randn(*shape, generator=generator) for shape in ((num_data, 2), (2, num_features)))
-    return torch.binomial(torch.full((num_data, num_features), float(TRIALS)), (z @ weight).sigmoid(), generator)
+    z, weight = (
+        torch.randn(*shape, generator=generator) for shape in ((num_data, 2), (2, num_features))
+    )
+    return torch.binomial(
+        torch.full((num_data, num_features), float(TRIALS)), (z @ weight).sigmoid(), generator
+    )
 
 
 def main(epochs: int) -> None:
@@ -59,6 +66,8 @@ def main(epochs: int) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=60)
     main(parser.parse_args().epochs)

@@ -21,7 +21,9 @@ def main(epochs: int, beta: float, num_samples: int) -> None:
         decoder=Decoder(MLP(8, 64, hidden=(128, 128)), NormalLikelihood(LearnedScale())),
         encoder=NormalPosterior(MLP(64, 16, hidden=(128, 128))),
     )
-    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO())
+    svi = pyro.infer.SVI(
+        vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), pyro.infer.Trace_ELBO()
+    )
     for epoch in range(epochs):
         # β rises over the first fifth, so that no latent is given up before the decoder can use it.
         now = beta * min(1.0, 5 * (epoch + 1) / epochs)
@@ -30,7 +32,11 @@ def main(epochs: int, beta: float, num_samples: int) -> None:
             print(f"epoch {epoch + 1}: objective {loss / len(splits.train):.2f} nats")
     x = splits.test.x[:100]
     print("evidence ", pyro_bvae.evidence(vae.model, vae.guide, x, num_samples=num_samples))
-    print(pyro_bvae.inference_gaps(vae.model, vae.guide, x, training_beta=beta, num_samples=num_samples))
+    print(
+        pyro_bvae.inference_gaps(
+            vae.model, vae.guide, x, training_beta=beta, num_samples=num_samples
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
     python examples/swap_prior.py
 
-The prior is a Pyro distribution with a density; nothing is registered anywhere, and everything that measures takes it.
+The prior is a Pyro distribution with a density; nothing is registered anywhere, and everything that
+measures takes it.
 """
 
 from __future__ import annotations
@@ -45,10 +46,14 @@ def main(epochs: int) -> None:
             encoder=NormalPosterior(MLP(64, 4, hidden=(128,))),
         )
         fit(vae, splits.train, beta=1.0, epochs=epochs, progress=False)
-        print(f"{type(prior).__name__:<14} evidence {evidence(vae.model, vae.guide, splits.test.x, num_samples=500)}")
+        print(
+            f"{type(prior).__name__:<14} evidence {evidence(vae.model, vae.guide, splits.test.x, num_samples=500)}"
+        )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, default=60)
     main(parser.parse_args().epochs)

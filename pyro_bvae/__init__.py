@@ -14,7 +14,16 @@ from pyro_bvae import (
 )
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import audit, decompose_kl, diagnose, elbo, evidence, inference_gaps, invert, rate_distortion
+from pyro_bvae.evaluation import (
+    audit,
+    decompose_kl,
+    diagnose,
+    elbo,
+    evidence,
+    inference_gaps,
+    invert,
+    rate_distortion,
+)
 from pyro_bvae.runs import load
 from pyro_bvae.training import fit, sweep
 from pyro_bvae.vae import BetaVAE, Decoder

@@ -2,8 +2,8 @@ r"""The linear-Gaussian VAE, where evidence, posterior, gaps and rate-distortion
 
 .. math:: z \sim \mathcal{N}(0, I_L), \qquad x \mid z \sim \mathcal{N}(W z + b, \sigma^2 I_D)
 
-Everything that the package estimates is held to this model (probabilistic PCA: Tipping and Bishop 1999; its VAE:
-Lucas et al. 2019). All values are in nats.
+Everything that the package estimates is held to this model (probabilistic PCA: Tipping and Bishop
+1999; its VAE: Lucas et al. 2019). All values are in nats.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class LinearGaussian:
     r"""A linear-Gaussian VAE with known parameters, and what is true of it.
 
     Args:
-        weight: W, shape ``(D, L)``. The posterior's covariance is the same for all data and correlated unless
-            the columns of W are orthogonal, so a diagonal guide has an approximation gap that is not zero.
+        weight: W, shape ``(D, L)``. The posterior's covariance is the same for all data and
+            correlated unless the columns of W are orthogonal, so a diagonal guide has an
+            approximation gap that is not zero.
         noise_scale: σ, positive.
         bias: b, shape ``(D,)``; zero by default.
     """
@@ -60,7 +61,9 @@ class LinearGaussian:
         if not noise_scale > 0:
             raise InputError(f"'noise_scale' must be positive, got {noise_scale}")
         self.weight, self.noise_scale = weight.double(), float(noise_scale)
-        self.bias = torch.zeros(weight.shape[0], dtype=torch.double) if bias is None else bias.double()
+        self.bias = (
+            torch.zeros(weight.shape[0], dtype=torch.double) if bias is None else bias.double()
+        )
 
     def sample(self, num_data: int, seed: int = 0) -> Tensor:
         """Draw data from the model, shape ``(N, D)``, float64."""
@@ -72,7 +75,8 @@ class LinearGaussian:
     def precision(self, beta: float = 1.0) -> Tensor:
         r"""Precision of the posterior tempered by β, :math:`I + W^T W / (\beta \sigma^2)`, shape ``(L, L)``.
 
-        It belongs to the density proportional to :math:`p(z) p(x|z)^{1/\beta}`, the target of the β-objective.
+        It belongs to the density proportional to :math:`p(z) p(x|z)^{1/\beta}`, the target of the
+        β-objective.
         """
         _check_positive(beta)
         identity = torch.eye(self.weight.shape[1], dtype=torch.double)
@@ -86,7 +90,8 @@ class LinearGaussian:
     def best_diagonal(self, x: Tensor, beta: float = 1.0) -> tuple[Tensor, Tensor]:
         r"""Return mean and scale of the best diagonal guide under the β-objective, each ``(N, L)``.
 
-        The mean is the tempered posterior's, the variances are the inverse diagonal of its precision.
+        The mean is the tempered posterior's, the variances are the inverse diagonal of its
+        precision.
         """
         loc = self.posterior_mean(x, beta)
         return loc, self.precision(beta).diagonal().rsqrt().expand_as(loc)
@@ -124,7 +129,9 @@ class LinearGaussian:
         """Return the model as a :class:`~pyro_bvae.BetaVAE` whose guide has the given parameters, in float64."""
         return self._with_encoder(LocalNormalPosterior(loc.double(), scale.double()))
 
-    def amortized_vae(self, beta: float = 1.0, mean_factor: float = 1.0, scale_factor: float = 1.0) -> BetaVAE:
+    def amortized_vae(
+        self, beta: float = 1.0, mean_factor: float = 1.0, scale_factor: float = 1.0
+    ) -> BetaVAE:
         r"""Return the model with a linear encoder: the best diagonal guide at β, then spoilt by two factors.
 
         Args:
@@ -149,7 +156,9 @@ class LinearGaussian:
             network.layers[0].weight.copy_(self.weight)  # type: ignore[operator, union-attr]
             network.layers[0].bias.copy_(self.bias)  # type: ignore[operator, union-attr]
         decoder = Decoder(network, NormalLikelihood(self.noise_scale))
-        return BetaVAE(NormalPrior(self.weight.shape[1]), decoder, encoder, name="linear_gaussian").double()
+        return BetaVAE(
+            NormalPrior(self.weight.shape[1]), decoder, encoder, name="linear_gaussian"
+        ).double()
 
 
 class _LinearPosterior(nn.Module):
@@ -184,7 +193,8 @@ def optimum(eigenvalues: Tensor, noise_scale: float, beta: float) -> Optimum:
         d_i = \min(\lambda_i, \beta \sigma^2), \quad
         D = \sum_i \frac{d_i}{2 \sigma^2} + \tfrac{n}{2} \log 2 \pi \sigma^2 ,
 
-    reverse water-filling at the level :math:`\beta \sigma^2`, with the slope :math:`dR/dD = -1/\beta`.
+    reverse water-filling at the level :math:`\beta \sigma^2`, with the slope :math:`dR/dD =
+    -1/\beta`.
 
     Args:
         eigenvalues: Shape ``(n,)``, positive.

@@ -36,11 +36,15 @@ def _given(part: Conditional, value: Tensor, context: Context | None) -> Any:
 def _latent_scale(beta: float | Tensor) -> Iterator[None]:
     r"""Scale the log density of the latent site by β; where β is 0, mask it: the limit :math:`\beta \to 0`."""
     if isinstance(beta, Tensor):
-        # The check reads the tensor's values, so it goes with validation, as Pyro's own check of scales does.
+        # The check reads the tensor's values, so it goes with validation, as Pyro's own check of
+        # scales does.
         if is_validation_enabled():
             check_beta(beta)
         positive: Any = beta > 0
-        with poutine.scale(scale=torch.where(positive, beta, torch.ones_like(beta))), poutine.mask(mask=positive):
+        with (
+            poutine.scale(scale=torch.where(positive, beta, torch.ones_like(beta))),
+            poutine.mask(mask=positive),
+        ):
             yield
         return
     check_beta(beta)
@@ -56,8 +60,8 @@ class Decoder(nn.Module):
     r"""A network and the likelihood that its output parametrises, :math:`p(x \mid z)`.
 
     Args:
-        network: Maps ``(*, L)`` to ``(*, P D)``, where the likelihood wants P parameters a feature. Covariates, if
-            any, are appended to its input.
+        network: Maps ``(*, L)`` to ``(*, P D)``, where the likelihood wants P parameters a feature.
+            Covariates, if any, are appended to its input.
         likelihood: Maps the network's output to a distribution with event shape ``(D,)``.
         num_covariates: How many of the network's inputs are covariates.
 
@@ -65,7 +69,9 @@ class Decoder(nn.Module):
         ``(*, N, L)`` to a distribution with batch shape ``(*, N)`` and event shape ``(D,)``.
     """
 
-    def __init__(self, network: nn.Module, likelihood: nn.Module, *, num_covariates: int = 0) -> None:
+    def __init__(
+        self, network: nn.Module, likelihood: nn.Module, *, num_covariates: int = 0
+    ) -> None:
         super().__init__()
         self.network = network
         self.likelihood = likelihood
@@ -87,7 +93,8 @@ class Decoder(nn.Module):
     def forward(self, z: Tensor, context: Context | None = None) -> dist.Distribution:
         """Return :math:`p(x | z)`."""
         inputs = with_covariates(z, context)
-        # As rows, so that a network need not know of particles: batch norm, for one, takes no more dimensions.
+        # As rows, so that a network need not know of particles: batch norm, for one, takes no more
+        # dimensions.
         rows = run_network(self.network, inputs.reshape(-1, inputs.shape[-1]))
         return _given(self.likelihood, rows.reshape(*inputs.shape[:-1], rows.shape[-1]), context)
 
@@ -96,31 +103,40 @@ class BetaVAE(nn.Module):
     r"""A β-variational autoencoder as a Pyro model and guide (Higgins et al. 2017).
 
     .. math::
-        \text{model: } z_n \sim p(z), \; x_n \sim p(x \mid z_n) \qquad \text{guide: } z_n \sim q(z \mid x_n)
+        \text{model: } z_n \sim p(z), \; x_n \sim p(x \mid z_n) \qquad \text{guide: } z_n \sim q(z
+        \mid x_n)
 
-    with the log density of ``z`` scaled by β in both, so that ``Trace_ELBO`` and ``TraceMeanField_ELBO`` maximise
+    with the log density of ``z`` scaled by β in both, so that ``Trace_ELBO`` and
+    ``TraceMeanField_ELBO`` maximise
 
     .. math::
-        \sum_n \mathbb{E}_{q(z \mid x_n)} [\log p(x_n \mid z)] - \beta \, KL(q(z \mid x_n) \,\|\, p(z)).
+        \sum_n \mathbb{E}_{q(z \mid x_n)} [\log p(x_n \mid z)] - \beta \, KL(q(z \mid x_n) \,\|\,
+        p(z)).
 
-    β is an argument of the two functions and no state: whatever forgets it evaluates the bound itself. The sites are
-    ``z`` and ``x``, the plate is ``data``, and any callable that returns a distribution is a part.
+    β is an argument of the two functions and no state: whatever forgets it evaluates the bound
+    itself. The sites are ``z`` and ``x``, the plate is ``data``, and any callable that returns a
+    distribution is a part.
 
-    A part with weights is an ``nn.Module`` that holds them. Weights that a plain function closes over are none of the
-    model's, and :func:`~pyro_bvae.fit` refuses to train around them: assign their module (``vae.extra = module``).
+    A part with weights is an ``nn.Module`` that holds them. Weights that a plain function closes
+    over are none of the model's, and :func:`~pyro_bvae.fit` refuses to train around them: assign
+    their module (``vae.extra = module``).
 
-    With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood, so that every number
-    (objective, bound, evidence, gaps) is that of what was observed, which is all that is to be said if what is missing
-    does not depend on its value (Rubin 1976; in a VAE Mattei and Frellsen 2019). The encoder is shown 0 in its place: a
-    guide that is to tell it from a 0 takes ``torch.isnan(x)`` among its covariates.
+    With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood,
+    so that every number (objective, bound, evidence, gaps) is that of what was observed, which is
+    all that is to be said if what is missing does not depend on its value (Rubin 1976; in a VAE
+    Mattei and Frellsen 2019). The encoder is shown 0 in its place: a guide that is to tell it from
+    a 0 takes ``torch.isnan(x)`` among its covariates.
 
     Args:
         prior: ``prior()`` returns :math:`p(z)`, event shape ``(L,)``.
-        decoder: ``decoder(z)``, or ``decoder(z, context)``, returns :math:`p(x|z)`, event shape ``(D,)``.
-        encoder: ``encoder(x)``, or ``encoder(x, context)``, returns :math:`q(z|x)`, event shape ``(L,)``.
-        missing: Whether x may hold NaN for entries that were not observed. The likelihood's features have to be
-            independent given z.
-        name: Prefix of the parameters in Pyro's store: two models that plain Pyro trains in one process need two.
+        decoder: ``decoder(z)``, or ``decoder(z, context)``, returns :math:`p(x|z)`, event shape
+            ``(D,)``.
+        encoder: ``encoder(x)``, or ``encoder(x, context)``, returns :math:`q(z|x)`, event shape
+            ``(L,)``.
+        missing: Whether x may hold NaN for entries that were not observed. The likelihood's
+            features have to be independent given z.
+        name: Prefix of the parameters in Pyro's store: two models that plain Pyro trains in one
+            process need two.
 
     Raises:
         InputError: if the parts state sizes that disagree.
@@ -136,12 +152,21 @@ class BetaVAE(nn.Module):
         name: str = "beta_vae",
     ) -> None:
         super().__init__()
-        self.prior, self.decoder, self.encoder, self.missing, self.name = prior, decoder, encoder, missing, name
+        self.prior, self.decoder, self.encoder, self.missing, self.name = (
+            prior,
+            decoder,
+            encoder,
+            missing,
+            name,
+        )
         self._check_sizes()
 
     def _check_sizes(self) -> None:
         for what, attribute in (("latents", "latent_dim"), ("features", "num_features")):
-            sizes = {part: getattr(getattr(self, part), attribute, None) for part in ("prior", "decoder", "encoder")}
+            sizes = {
+                part: getattr(getattr(self, part), attribute, None)
+                for part in ("prior", "decoder", "encoder")
+            }
             known = {part: size for part, size in sizes.items() if isinstance(size, int)}
             if len(set(known.values())) > 1:
                 listed = ", ".join(f"{part} {size}" for part, size in known.items())
@@ -155,7 +180,9 @@ class BetaVAE(nn.Module):
             InputError: naming what is wrong and the index of the first offending value.
         """
         if x.dim() != 2 or not x.is_floating_point():
-            raise InputError(f"'x' must be a floating-point tensor (N, D), got {x.dtype} of shape {tuple(x.shape)}")
+            raise InputError(
+                f"'x' must be a floating-point tensor (N, D), got {x.dtype} of shape {tuple(x.shape)}"
+            )
         self._check_features(x)
         own = next(self.parameters(), x)
         if (x.dtype, x.device) != (own.dtype, own.device):
@@ -187,13 +214,17 @@ class BetaVAE(nn.Module):
         if self.num_features is not None and x.shape[-1] != self.num_features:
             raise InputError(f"'x' must have {self.num_features} features, got {x.shape[-1]}")
 
-    def model(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Tensor:
+    def model(
+        self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0
+    ) -> Tensor:
         r"""The generative model, :math:`\prod_n p(z_n) p(x_n \mid z_n)`.
 
         Args:
-            x: Observed data, shape ``(N, D)``; ``poutine.uncondition`` makes the model draw all of it instead.
+            x: Observed data, shape ``(N, D)``; ``poutine.uncondition`` makes the model draw all of
+                it instead.
             context: What is observed and not modelled.
-            beta: Weight of the latent's log density: a float, or a tensor that broadcasts over the plates.
+            beta: Weight of the latent's log density: a float, or a tensor that broadcasts over the
+                plates.
 
         Returns:
             The value of site ``x``.
@@ -204,9 +235,13 @@ class BetaVAE(nn.Module):
             with _latent_scale(beta):
                 z = pyro.sample("z", self.prior())
             likelihood = _given(self.decoder, z, context)
-            return pyro.sample("x", PartlyObserved.of(likelihood) if self.missing else likelihood, obs=x)
+            return pyro.sample(
+                "x", PartlyObserved.of(likelihood) if self.missing else likelihood, obs=x
+            )
 
-    def guide(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Tensor:
+    def guide(
+        self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0
+    ) -> Tensor:
         r"""The amortized guide, :math:`\prod_n q(z_n \mid x_n)`; the arguments are those of :meth:`model`.
 
         Returns:
@@ -246,8 +281,9 @@ class BetaVAE(nn.Module):
     def impute(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the data with the reconstruction where they are NaN, shape ``(N, D)``.
 
-        It is a mean, of the likelihood at the posterior mean of the latents: of counts, say, no whole number. For draws
-        of what is missing, run the model under ``poutine.uncondition`` with the guide's latents.
+        It is a mean, of the likelihood at the posterior mean of the latents: of counts, say, no
+        whole number. For draws of what is missing, run the model under ``poutine.uncondition`` with
+        the guide's latents.
         """
         return torch.where(torch.isnan(x), self.reconstruct(x, context), x)
 
@@ -267,8 +303,9 @@ class BetaVAE(nn.Module):
             num_samples: How many data to make.
             context: The context of the data to make, one row for each.
             noise: Draw from the likelihood instead of taking its mean.
-            temperature: Scales the spread of the prior about its location: below 1 the latents are more typical, and
-                the data less varied (Kingma and Dhariwal 2018). The likelihood stays as it is.
+            temperature: Scales the spread of the prior about its location: below 1 the latents are
+                more typical, and the data less varied (Kingma and Dhariwal 2018). The likelihood
+                stays as it is.
             seed: Seed of the draws; the caller's generators are left alone.
 
         Returns:

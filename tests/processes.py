@@ -1,8 +1,8 @@
 """What the tests of several processes run in each of them: cases, whose results a process writes for the test to read.
 
-``python processes.py cases FOLDER`` is one process of two; ``python processes.py dies OUTPUT`` is one that ``torchrun``
-has started, which trains and evaluates. There the second one, if it was never restarted, kills itself in the third
-epoch.
+``python processes.py cases FOLDER`` is one process of two; ``python processes.py dies OUTPUT`` is
+one that ``torchrun`` has started, which trains and evaluates. There the second one, if it was never
+restarted, kills itself in the third epoch.
 """
 
 import os
@@ -53,14 +53,18 @@ OPTIONS: dict[str, Any] = {"batch_size": 8, "learning_rate": Constant(1e-2), "pr
 
 def noise_of(x: Tensor, particles: int = 1) -> Tensor:
     """Return noise that a datum always has, whichever process sees it, shape ``(particles, B, L)``."""
-    waves = torch.arange(1.0, 1 + x.shape[1] * LATENTS * particles, dtype=x.dtype).view(particles, x.shape[1], LATENTS)
+    waves = torch.arange(1.0, 1 + x.shape[1] * LATENTS * particles, dtype=x.dtype).view(
+        particles, x.shape[1], LATENTS
+    )
     return 0.5 * torch.sin(x @ waves)
 
 
 class KnownNoise(TraceTerms):
     """The β-bound with a noise that is known."""
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Terms:
         with GivenNoise({"z": noise_of(args[0])[0]}):
             return super().terms(model, guide, *args, **kwargs)
 
@@ -72,7 +76,9 @@ class Seeds(TraceTerms):
         super().__init__()
         self.seen: list[int] = []
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Terms:
         self.seen.append(torch.initial_seed())
         return super().terms(model, guide, *args, **kwargs)
 
@@ -80,7 +86,9 @@ class Seeds(TraceTerms):
 class KnownNoiseIWELBO(IWELBO):
     """The importance-weighted bound with a noise that is known."""
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Terms:
         with GivenNoise({"z": noise_of(args[0], PARTICLES)}):
             return super().terms(model, guide, *args, **kwargs)
 
@@ -99,19 +107,23 @@ def vae(seed: int = 3, *, batch_norm: bool = False) -> BetaVAE:
 
 
 def numbers(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, FEATURES, generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return torch.randn(
+        count, FEATURES, generator=torch.Generator().manual_seed(seed), dtype=torch.double
+    )
 
 
-def gradients(ranks: Ranks, count: int, objective: Any, kind: type[Step] = Step, clip: float | None = 0.1) -> Any:
+def gradients(
+    ranks: Ranks, count: int, objective: Any, kind: type[Step] = Step, clip: float | None = 0.1
+) -> Any:
     """Return the numbers of a step on a joint batch, its gradients and the weights after it."""
     model, x = vae(), numbers(count)[ranks.share(count)]
     step = kind(Loss(model, objective), list(model.parameters()), clip, "float32", ranks)
     if isinstance(step, CompiledStep):
         assert not len(x) or step.prepare(x, None, 2.0), step.said
     stats, size = step.joint_gradients(x, None, torch.tensor(2.0, dtype=torch.double))
-    found = [parameter.grad.clone() for parameter in model.parameters()]
+    results = [parameter.grad.clone() for parameter in model.parameters()]
     step(x, None, 2.0, 1e-2)
-    return {"stats": stats, "size": size, "gradients": found, "weights": model.state_dict()}
+    return {"stats": stats, "size": size, "gradients": results, "weights": model.state_dict()}
 
 
 def captured(function: Any, example: Any) -> tuple[Any, float]:
@@ -120,9 +132,16 @@ def captured(function: Any, example: Any) -> tuple[Any, float]:
     return torch.no_grad()(lambda tensors: graph(*tensors)), 0.0
 
 
-def run(model: BetaVAE, output: Path | None, *, epochs: int = 3, resume: bool = False, **changes: Any) -> Any:
+def run(
+    model: BetaVAE, output: Path | None, *, epochs: int = 3, resume: bool = False, **changes: Any
+) -> Any:
     """Train with known noise; the last batch of 21 rows leaves five for both processes."""
-    given = {"data": numbers(21), "objective": KnownNoise(), "beta": TargetRate(1.0, integral=0.1), **changes}
+    given = {
+        "data": numbers(21),
+        "objective": KnownNoise(),
+        "beta": TargetRate(1.0, integral=0.1),
+        **changes,
+    }
     history = fit(
         model, given.pop("data"), validation=numbers(9, 1), epochs=epochs, output=output, resume=resume,
         gradient_clip=0.5, early_stopping=20, **OPTIONS, **given,
@@ -173,46 +192,54 @@ def loaded(ranks: Ranks) -> Any:
 
 
 def cases(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {"shares": [ranks.share(count) for count in range(12)]}
+    results: dict[str, Any] = {"shares": [ranks.share(count) for count in range(12)]}
     for name, objective in OBJECTIVES.items():
         for count in (1, 7, 8):
-            found[f"step-{name}-{count}"] = gradients(ranks, count, objective)
+            results[f"step-{name}-{count}"] = gradients(ranks, count, objective)
     compiled_module.compiled = captured
-    found["compiled"] = gradients(ranks, 7, OBJECTIVES["bound"], CompiledStep)
-    found["ddp"] = wrapped(ranks)
+    results["compiled"] = gradients(ranks, 7, OBJECTIVES["bound"], CompiledStep)
+    results["ddp"] = wrapped(ranks)
     writes: list[str] = []
     save = trainer.save_checkpoint
     trainer.save_checkpoint = lambda path, state: (writes.append(path.name), save(path, state))
     # Weights that differ at first, which the first process's take the place of.
-    found["fit"] = run(vae(3 + ranks.rank), folder / "two")
-    found["writes"] = writes
-    found["compiled-fit"] = run(vae(), None, compile=True)
-    found["resumed"] = run(vae(7), folder / "one", epochs=5, resume=True)
+    results["fit"] = run(vae(3 + ranks.rank), folder / "two")
+    results["writes"] = writes
+    results["compiled-fit"] = run(vae(), None, compile=True)
+    results["resumed"] = run(vae(7), folder / "one", epochs=5, resume=True)
     table = Counted(numbers(21))
-    found["lazy"] = run(vae(), None, data=LazyDataset(table, dtype=torch.double))
-    found["asked"] = table.asked
+    results["lazy"] = run(vae(), None, data=LazyDataset(table, dtype=torch.double))
+    results["asked"] = table.asked
     seeds = Seeds()
     fit(vae(), numbers(16), objective=seeds, epochs=2, **OPTIONS)
-    found["seeds"] = sorted(set(seeds.seen[-4:]))
-    found["loader"] = loaded(ranks)
+    results["seeds"] = sorted(set(seeds.seen[-4:]))
+    results["loader"] = loaded(ranks)
     bad = numbers(16)
     bad[5] = 1e200  # in the share of one of them
-    found["infinite"] = refusal(lambda: fit(vae(), bad, epochs=2, **OPTIONS))
+    results["infinite"] = refusal(lambda: fit(vae(), bad, epochs=2, **OPTIONS))
     for name, objective in (("batch", TotalCorrelation(16)), ("norm", None)):
         model = vae(batch_norm=name == "norm")
-        found[name] = refusal(lambda m=model, o=objective: fit(m, numbers(8), objective=o, epochs=1, **OPTIONS))
+        results[name] = refusal(
+            lambda m=model, o=objective: fit(m, numbers(8), objective=o, epochs=1, **OPTIONS)
+        )
     plain = DataLoader(TensorDataset(numbers(8)), batch_size=4)
-    found["plain"] = refusal(lambda: fit(vae(), plain, epochs=1, **OPTIONS))
+    results["plain"] = refusal(lambda: fit(vae(), plain, epochs=1, **OPTIONS))
     data = Dataset(numbers(5))
-    found["evaluation"] = evaluate_shares(vae(), (data.x,), ranks, seed=0, num_samples=2000).to_dict()
-    return found
+    results["evaluation"] = evaluate_shares(
+        vae(), (data.x,), ranks, seed=0, num_samples=2000
+    ).to_dict()
+    return results
 
 
 def dies(output: str) -> int:
     own = trainer.Trainer._epoch
 
     def epoch(self: Any, number: int, *rest: Any) -> Any:
-        if number == 2 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if (
+            number == 2
+            and os.environ["RANK"] == "1"
+            and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        ):
             os.kill(os.getpid(), signal.SIGKILL)
         return own(self, number, *rest)
 
@@ -220,7 +247,9 @@ def dies(output: str) -> int:
     if os.environ["RANK"] == "0" and os.environ["TORCHELASTIC_RESTART_COUNT"] != "0":
         time.sleep(2)  # so that the second looks for the first where that was before it ended
     options = "--epochs 4 --hidden 8 --latent-dim 2 --likelihood normal --batch-size 256 --output"
-    return main(["train", *options.split(), output]) or main(["evaluate", output, "--num-data", "5"])
+    return main(["train", *options.split(), output]) or main(
+        ["evaluate", output, "--num-data", "5"]
+    )
 
 
 if __name__ == "__main__":

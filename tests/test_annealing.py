@@ -16,21 +16,30 @@ from tqdm import tqdm
 
 from pyro_bvae import BetaVAE, inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import AnnealingSettings, Sandwich, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation import (
+    AnnealingSettings,
+    Sandwich,
+    annealed_evidence,
+    bidirectional_evidence,
+)
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal import annealing, chains
 from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, move
 from pyro_bvae.evaluation.marginal.temperatures import find_plan
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.program.differentiability import check_differentiable
-from pyro_bvae.program.program import program
+from pyro_bvae.program.program import open_program
 
 Pair = tuple[Callable[..., None], Callable[..., None]]
 one = torch.ones((), dtype=torch.double)
 
-QUICK = AnnealingSettings(num_temperatures=40, num_chains=64, leapfrog_steps=2, pilot_temperatures=10)
+QUICK = AnnealingSettings(
+    num_temperatures=40, num_chains=64, leapfrog_steps=2, pilot_temperatures=10
+)
 # So few temperatures that nothing is near the posterior: the mean weight is p(x) all the same.
-HASTY = AnnealingSettings(num_temperatures=3, num_chains=2, leapfrog_steps=1, pilot_chains=4, pilot_temperatures=4)
+HASTY = AnnealingSettings(
+    num_temperatures=3, num_chains=2, leapfrog_steps=1, pilot_chains=4, pilot_temperatures=4
+)
 
 
 @pytest.fixture
@@ -39,7 +48,8 @@ def linear() -> LinearGaussian:
     return LinearGaussian(weight, 0.5, torch.tensor([0.1, -0.2, 0.3, 0.0]))
 
 
-# -- the moves ----------------------------------------------------------------------------------------------------
+# -- the moves
+# ----------------------------------------------------------------------------------------------------
 
 PRECISION = torch.tensor([[2.0, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.6]], dtype=torch.double)
 PULL = torch.tensor([1.0, -2.0, 0.5], dtype=torch.double)
@@ -73,7 +83,8 @@ def draw_half_line(count: int, temperature: Tensor) -> Tensor:
     return dist.Exponential(1 + temperature[:, None]).sample((count,))
 
 
-# Of each: the path, exact draws at a temperature, and a step size at which a good part of the moves is rejected.
+# Of each: the path, exact draws at a temperature, and a step size at which a good part of the moves
+# is rejected.
 TARGETS = {
     "a correlated normal": (correlated, draw_correlated, 1.0),
     "a quartic": (quartic, draw_quartic, 0.9),
@@ -94,7 +105,9 @@ def test_a_move_leaves_its_density_alone_and_is_its_own_reverse(name: str) -> No
     assert 0.2 < float(acceptance.mean()) < 0.93
     after = state.vectors
     moved = (after != before).any(-1).double().mean()
-    assert float(moved) == pytest.approx(float(acceptance.mean()), abs=4.5 * 0.5 / math.sqrt(80_000))
+    assert float(moved) == pytest.approx(
+        float(acceptance.mean()), abs=4.5 * 0.5 / math.sqrt(80_000)
+    )
     for mine, theirs in zip(state[1:], path(after), strict=True):
         assert torch.allclose(mine, theirs)
 
@@ -104,7 +117,9 @@ def test_a_move_leaves_its_density_alone_and_is_its_own_reverse(name: str) -> No
     old, new = features(before), features(after)
     for difference in (
         new - old,  # invariance
-        (old.unsqueeze(-1) * new.unsqueeze(-2) - new.unsqueeze(-1) * old.unsqueeze(-2)).flatten(-2),  # reversibility
+        (old.unsqueeze(-1) * new.unsqueeze(-2) - new.unsqueeze(-1) * old.unsqueeze(-2)).flatten(
+            -2
+        ),  # reversibility
     ):
         error = difference.std(0) / math.sqrt(len(difference))
         assert bool((difference.mean(0).abs() <= 5 * error).all())
@@ -142,24 +157,37 @@ def test_a_pilot_run_that_must_end_arrives() -> None:
     assert 0 < plan.cost <= 8 * 5 * 3 * 2 * 6
 
 
-# -- the evidence -------------------------------------------------------------------------------------------------
+# -- the evidence
+# -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_annealing_finds_the_evidence(linear: LinearGaussian, start: Any) -> None:
     x, vae = linear.sample(8), linear.amortized_vae(mean_factor=0.7, scale_factor=1.4)
-    settings = AnnealingSettings(num_temperatures=200, num_chains=64, leapfrog_steps=1, pilot_temperatures=20)
+    settings = AnnealingSettings(
+        num_temperatures=200, num_chains=64, leapfrog_steps=1, pilot_temperatures=20
+    )
     estimate = annealed_evidence(vae.model, vae.guide, x, start=start, settings=settings)
     assert estimate.trusted and estimate.num_samples == 64
-    assert abs(estimate.value - float(linear.evidence(x).mean())) < 4 * estimate.monte_carlo_error < 0.1
+    assert (
+        abs(estimate.value - float(linear.evidence(x).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.1
+    )
     assert estimate.per_datum.shape == estimate.effective_sample_size.shape == (8,)
 
 
 def test_the_error_is_the_spread_over_seeds(linear: LinearGaussian) -> None:
     x, vae = linear.sample(40), linear.amortized_vae()
-    settings = AnnealingSettings(num_temperatures=12, num_chains=32, leapfrog_steps=2, pilot_temperatures=6)
-    runs = [annealed_evidence(vae.model, vae.guide, x, settings=settings, seed=seed) for seed in range(3)]
-    # 40 data of 3 seeds: each datum's three values spread by its error, which is claimed at its 90% upper limit.
+    settings = AnnealingSettings(
+        num_temperatures=12, num_chains=32, leapfrog_steps=2, pilot_temperatures=6
+    )
+    runs = [
+        annealed_evidence(vae.model, vae.guide, x, settings=settings, seed=seed)
+        for seed in range(3)
+    ]
+    # 40 data of 3 seeds: each datum's three values spread by its error, which is claimed at its 90%
+    # upper limit.
     spread = torch.stack([run.per_datum for run in runs]).var(0).mean().sqrt()
     claimed = torch.stack([run.errors.square().mean().sqrt() for run in runs]).mean()  # type: ignore[union-attr]
     assert float(claimed / spread) == pytest.approx(chains.upper_limit(32, 0.1) ** 0.5, abs=0.35)
@@ -196,7 +224,9 @@ def test_positive_and_bounded_latents_are_annealed_together(start: Any) -> None:
     visits = torch.tensor([0.0, 1.0, 3.0, 9.0, 20.0], dtype=torch.double)
     flips = (torch.arange(6) < torch.tensor([0, 2, 3, 5, 6])[:, None]).double()
     settings = replace(QUICK, num_chains=256)
-    estimate = annealed_evidence(counts, guide_of_counts, visits, flips, start=start, settings=settings)
+    estimate = annealed_evidence(
+        counts, guide_of_counts, visits, flips, start=start, settings=settings
+    )
     exact = exact_counts(visits, flips)
     assert estimate.trusted
     assert abs(estimate.value - float(exact.mean())) < 4 * estimate.monte_carlo_error < 0.1
@@ -204,30 +234,44 @@ def test_positive_and_bounded_latents_are_annealed_together(start: Any) -> None:
     assert ((estimate.per_datum - exact).abs() < 5 * errors).all()
 
 
-def hasty_pair(linear: LinearGaussian) -> tuple[Pair, Callable[[Sandwich], Tensor], tuple[Tensor, ...]]:
+def hasty_pair(
+    linear: LinearGaussian,
+) -> tuple[Pair, Callable[[Sandwich], Tensor], tuple[Tensor, ...]]:
     vae = linear.amortized_vae(mean_factor=0.8, scale_factor=1.3)
-    return (vae.model, vae.guide), lambda found: linear.evidence(found.simulated["x"]), (linear.sample(2000),)
+    return (
+        (vae.model, vae.guide),
+        lambda results: linear.evidence(results.simulated["x"]),
+        (linear.sample(2000),),
+    )
 
 
-def counted_pair(linear: LinearGaussian) -> tuple[Pair, Callable[[Sandwich], Tensor], tuple[Tensor, ...]]:
+def counted_pair(
+    linear: LinearGaussian,
+) -> tuple[Pair, Callable[[Sandwich], Tensor], tuple[Tensor, ...]]:
     args = (torch.zeros(2000, dtype=torch.double), torch.zeros(2000, 2, dtype=torch.double))
-    return (counts, guide_of_counts), lambda found: exact_counts(*found.simulated.values()), args
+    return (
+        (counts, guide_of_counts),
+        lambda results: exact_counts(*results.simulated.values()),
+        args,
+    )
 
 
 @pytest.mark.parametrize("start", ["prior", "guide"])
 @pytest.mark.parametrize("make", [hasty_pair, counted_pair], ids=["linear", "counts"])
-def test_weights_of_three_temperatures_have_the_right_means(make: Callable[..., Any], start: Any) -> None:
+def test_weights_of_three_temperatures_have_the_right_means(
+    make: Callable[..., Any], start: Any
+) -> None:
     """Forward p(x), in reverse 1 / p(x), however poor the annealing: the laws that all of it rests on."""
     # Little noise of the data would leave three temperatures with weights that have no variance.
     linear = LinearGaussian(torch.tensor([[0.7, 0.3], [0.2, 0.6], [0.3, 0.2]]), 0.8)
     pair, exact_of, args = make(linear)
-    found = bidirectional_evidence(*pair, *args, start=start, settings=HASTY)
-    exact = exact_of(found)
-    for ratio in ((found.lower.per_datum - exact).exp(), (exact - found.upper.per_datum).exp()):
+    results = bidirectional_evidence(*pair, *args, start=start, settings=HASTY)
+    exact = exact_of(results)
+    for ratio in ((results.lower.per_datum - exact).exp(), (exact - results.upper.per_datum).exp()):
         error = float(ratio.std()) / math.sqrt(len(ratio))
         assert error < 0.08
         assert abs(float(ratio.mean()) - 1) < 4 * error
-    assert found.lower.value < float(exact.mean()) < found.upper.value
+    assert results.lower.value < float(exact.mean()) < results.upper.value
 
 
 def noise_of(estimate: Estimate) -> float:
@@ -239,18 +283,26 @@ def noise_of(estimate: Estimate) -> float:
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_the_sandwich_holds_the_truth(linear: LinearGaussian, start: Any) -> None:
     x, vae = linear.sample(24), linear.amortized_vae(mean_factor=0.8, scale_factor=1.2)
-    found = bidirectional_evidence(vae.model, vae.guide, x, start=start, settings=QUICK)
-    exact = float(linear.evidence(found.simulated["x"]).mean())
-    assert found.lower.value - 3 * found.lower.monte_carlo_error < exact
-    assert exact < found.upper.value + 3 * found.upper.monte_carlo_error
-    assert abs(exact - found.lower.value) < 4 * noise_of(found.lower) < 0.1
-    assert abs(exact - found.upper.value) < 4 * math.hypot(noise_of(found.upper), found.gap.standard_error) < 0.2
-    assert found.gap.value == pytest.approx(found.upper.value - found.lower.value)
-    assert abs(found.gap.value) < 4 * found.gap.monte_carlo_error
-    assert found.gap.standard_error <= found.gap.monte_carlo_error <= found.upper.monte_carlo_error
-    noise = torch.hypot(found.lower.errors, found.upper.errors)
-    assert found.gap.monte_carlo_error >= float(noise.square().sum().sqrt()) / 24
-    assert found.gap.cost == found.lower.cost + found.upper.cost
+    results = bidirectional_evidence(vae.model, vae.guide, x, start=start, settings=QUICK)
+    exact = float(linear.evidence(results.simulated["x"]).mean())
+    assert results.lower.value - 3 * results.lower.monte_carlo_error < exact
+    assert exact < results.upper.value + 3 * results.upper.monte_carlo_error
+    assert abs(exact - results.lower.value) < 4 * noise_of(results.lower) < 0.1
+    assert (
+        abs(exact - results.upper.value)
+        < 4 * math.hypot(noise_of(results.upper), results.gap.standard_error)
+        < 0.2
+    )
+    assert results.gap.value == pytest.approx(results.upper.value - results.lower.value)
+    assert abs(results.gap.value) < 4 * results.gap.monte_carlo_error
+    assert (
+        results.gap.standard_error
+        <= results.gap.monte_carlo_error
+        <= results.upper.monte_carlo_error
+    )
+    noise = torch.hypot(results.lower.errors, results.upper.errors)
+    assert results.gap.monte_carlo_error >= float(noise.square().sum().sqrt()) / 24
+    assert results.gap.cost == results.lower.cost + results.upper.cost
 
 
 def test_annealing_needs_no_good_guide(linear: LinearGaussian) -> None:
@@ -260,16 +312,21 @@ def test_annealing_needs_no_good_guide(linear: LinearGaussian) -> None:
 
     def far(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.full((len(x), 2), 50.0, dtype=torch.double), 0.1).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(torch.full((len(x), 2), 50.0, dtype=torch.double), 0.1).to_event(1)
+            )
 
     other = annealed_evidence(vae.model, far, x, settings=QUICK)
     assert torch.equal(estimate.per_datum, other.per_datum)
 
 
-# -- the plan is frozen -------------------------------------------------------------------------------------------
+# -- the plan is frozen
+# -------------------------------------------------------------------------------------------
 
 
-def test_both_directions_follow_one_plan(linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_directions_follow_one_plan(
+    linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The reverse makes the moves of the forward run in reverse order, of the same step sizes: none follows a chain."""
     plans, moves = [], []
 
@@ -284,39 +341,55 @@ def test_both_directions_follow_one_plan(linear: LinearGaussian, monkeypatch: py
     monkeypatch.setattr(annealing, "find_plan", planned)
     monkeypatch.setattr(annealing, "move", recorded)
     x, vae = linear.sample(5), linear.amortized_vae()
-    settings = AnnealingSettings(num_temperatures=7, num_chains=4, leapfrog_steps=1, pilot_temperatures=5)
+    settings = AnnealingSettings(
+        num_temperatures=7, num_chains=4, leapfrog_steps=1, pilot_temperatures=5
+    )
     bidirectional_evidence(vae.model, vae.guide, x, settings=settings)
     assert len(plans) == 1
     plan = list(zip(plans[0].temperatures[1:], plans[0].steps, strict=True))
     forward, backward = moves[: 7 - 1], moves[7 - 1 :][-7:]
-    for (temperature, step), (planned_temperature, planned_step) in zip(forward, plan, strict=False):
+    for (temperature, step), (planned_temperature, planned_step) in zip(
+        forward, plan, strict=False
+    ):
         assert torch.equal(temperature, planned_temperature) and torch.equal(step, planned_step)
-    for (temperature, step), (planned_temperature, planned_step) in zip(backward, reversed(plan), strict=True):
+    for (temperature, step), (planned_temperature, planned_step) in zip(
+        backward, reversed(plan), strict=True
+    ):
         assert torch.equal(temperature, planned_temperature) and torch.equal(step, planned_step)
     # What comes between moves apart the chains that share an exact draw, at the posterior itself.
-    assert all(bool((temperature == 1).all()) for temperature, _ in moves[7 - 1 : -7]) and len(moves) > 20
+    assert (
+        all(bool((temperature == 1).all()) for temperature, _ in moves[7 - 1 : -7])
+        and len(moves) > 20
+    )
 
 
 def test_the_plan_is_made_without_the_chains(linear: LinearGaussian) -> None:
     """Another number of chains has the same plan, so the first ones have no say in it."""
     x, vae, plans = linear.sample(5), linear.amortized_vae(), []
     for num_chains in (3, 9):
-        settings = AnnealingSettings(num_temperatures=4, num_chains=num_chains, pilot_temperatures=5)
-        with program(vae.model, vae.guide, (x,)) as opened:
-            plans.append(annealing._Run(opened, (x,), "prior", settings, 5, tqdm(disable=True)).plan)
-    assert torch.equal(plans[0].steps, plans[1].steps) and torch.equal(plans[0].temperatures, plans[1].temperatures)
+        settings = AnnealingSettings(
+            num_temperatures=4, num_chains=num_chains, pilot_temperatures=5
+        )
+        with open_program(vae.model, vae.guide, (x,)) as program:
+            plans.append(
+                annealing._Run(program, (x,), "prior", settings, 5, tqdm(disable=True)).plan
+            )
+    assert torch.equal(plans[0].steps, plans[1].steps) and torch.equal(
+        plans[0].temperatures, plans[1].temperatures
+    )
 
 
-# -- simulated data -----------------------------------------------------------------------------------------------
+# -- simulated data
+# -----------------------------------------------------------------------------------------------
 
 
 def test_simulated_data_come_from_the_model(linear: LinearGaussian) -> None:
     x, vae = torch.full((600, 4), 9.0, dtype=torch.double), linear.amortized_vae()
     settings = replace(HASTY, num_temperatures=1, num_chains=16)
-    found = bidirectional_evidence(vae.model, vae.guide, x, settings=settings)  # two blocks
-    simulated = found.simulated["x"]
+    results = bidirectional_evidence(vae.model, vae.guide, x, settings=settings)  # two blocks
+    simulated = results.simulated["x"]
     assert simulated.shape == (600, 4) and len(simulated.unique()) == 2400
-    assert found.lower.per_datum.shape == found.upper.per_datum.shape == (600,)
+    assert results.lower.per_datum.shape == results.upper.per_datum.shape == (600,)
     covariance = linear.weight @ linear.weight.T + 0.25 * torch.eye(4)
     assert torch.allclose(simulated.T.cov(), covariance, atol=4.5 * 2.2 * math.sqrt(2 / 600))
     assert torch.allclose(simulated.mean(0), linear.bias, atol=4.5 * 1.3 / math.sqrt(600))
@@ -337,13 +410,19 @@ def test_what_is_not_modelled_stays_as_it_is() -> None:
         with pyro.plate("days", len(x)):
             pyro.sample("rate", dist.LogNormal(((x + 2) / (exposure + 0.5)).log(), (x + 2).rsqrt()))
 
-    found = bidirectional_evidence(model, guide, torch.ones(24, dtype=torch.double), exposures, settings=QUICK)
+    results = bidirectional_evidence(
+        model, guide, torch.ones(24, dtype=torch.double), exposures, settings=QUICK
+    )
     assert all(torch.equal(exposure, exposures) for exposure in seen if len(exposure) == 24)
-    visits = found.simulated["visits"]
+    visits = results.simulated["visits"]
     assert float(visits[exposures == 20].mean()) > 20 * float(visits[exposures == 0.2].mean())
     exact = float(dist.GammaPoisson(2 * one, 0.5 / exposures).log_prob(visits).mean())
-    for estimate in (found.lower, found.upper):
-        assert abs(estimate.value - exact) < 4 * math.hypot(noise_of(estimate), found.gap.standard_error) < 0.4
+    for estimate in (results.lower, results.upper):
+        assert (
+            abs(estimate.value - exact)
+            < 4 * math.hypot(noise_of(estimate), results.gap.standard_error)
+            < 0.4
+        )
 
 
 def test_data_that_are_no_arguments_are_replaced_by_conditioning(linear: LinearGaussian) -> None:
@@ -352,7 +431,9 @@ def test_data_that_are_no_arguments_are_replaced_by_conditioning(linear: LinearG
     def model(noise: Tensor) -> None:
         with pyro.plate("rows", len(noise)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(vae.decoder.network(z), noise.unsqueeze(-1)).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(vae.decoder.network(z), noise.unsqueeze(-1)).to_event(1), obs=x
+            )
 
     def guide(noise: Tensor) -> None:
         with pyro.plate("rows", len(noise)):
@@ -361,12 +442,18 @@ def test_data_that_are_no_arguments_are_replaced_by_conditioning(linear: LinearG
     noise = torch.full((24,), 0.5, dtype=torch.double)
     seen = annealed_evidence(model, guide, noise, start="guide", settings=QUICK)
     assert abs(seen.value - float(linear.evidence(x).mean())) < 4 * seen.monte_carlo_error
-    found = bidirectional_evidence(model, guide, noise, settings=QUICK)
-    exact = float(linear.evidence(found.simulated["x"]).mean())
-    assert not torch.equal(found.simulated["x"], x)
-    for estimate in (found.lower, found.upper):
-        assert abs(estimate.value - exact) < 4 * math.hypot(noise_of(estimate), found.gap.standard_error) < 0.25
-    with pytest.raises(InputError, match=r"observed site 'x' is none of the arguments.*start from the prior"):
+    results = bidirectional_evidence(model, guide, noise, settings=QUICK)
+    exact = float(linear.evidence(results.simulated["x"]).mean())
+    assert not torch.equal(results.simulated["x"], x)
+    for estimate in (results.lower, results.upper):
+        assert (
+            abs(estimate.value - exact)
+            < 4 * math.hypot(noise_of(estimate), results.gap.standard_error)
+            < 0.25
+        )
+    with pytest.raises(
+        InputError, match=r"observed site 'x' is none of the arguments.*start from the prior"
+    ):
         bidirectional_evidence(model, guide, noise, start="guide", settings=QUICK)
 
 
@@ -384,7 +471,10 @@ def test_a_factor_simulates_no_data() -> None:
             pyro.sample("z", dist.Normal(x / 3, 0.6))
 
     x = torch.linspace(-1, 1, 6, dtype=torch.double)
-    with pytest.raises(InputError, match="site 'bonus' of the model is a factor, from which no data can be simulated"):
+    with pytest.raises(
+        InputError,
+        match="site 'bonus' of the model is a factor, from which no data can be simulated",
+    ):
         bidirectional_evidence(model, guide, x, settings=HASTY)
     estimate = annealed_evidence(model, guide, x, settings=QUICK)
     # exp(-z²/2) of a standard normal is a normal of half its variance, times the root of that.
@@ -392,7 +482,8 @@ def test_a_factor_simulates_no_data() -> None:
     assert abs(estimate.value - float(exact)) < 4 * estimate.monte_carlo_error < 0.06
 
 
-# -- any program --------------------------------------------------------------------------------------------------
+# -- any program
+# --------------------------------------------------------------------------------------------------
 
 
 def test_chains_one_at_a_time() -> None:
@@ -411,9 +502,12 @@ def test_chains_one_at_a_time() -> None:
     )
     for start in ("prior", "guide"):
         with pytest.warns(UserWarning, match="run one particle at a time"):
-            found = bidirectional_evidence(model, guide, x, start=start, settings=settings)
-        exact = dist.Normal(0, math.sqrt(2)).log_prob(found.simulated["x"]).sum(-1)
-        for ratio in ((found.lower.per_datum - exact).exp(), (exact - found.upper.per_datum).exp()):
+            results = bidirectional_evidence(model, guide, x, start=start, settings=settings)
+        exact = dist.Normal(0, math.sqrt(2)).log_prob(results.simulated["x"]).sum(-1)
+        for ratio in (
+            (results.lower.per_datum - exact).exp(),
+            (exact - results.upper.per_datum).exp(),
+        ):
             error = float(ratio.std()) / math.sqrt(300)
             assert abs(float(ratio.mean()) - 1) < 4 * error < 0.4
 
@@ -456,14 +550,17 @@ def test_a_guide_with_auxiliary_sites_is_no_start(linear: LinearGaussian) -> Non
     x, vae = linear.sample(4), linear.amortized_vae()
     guide = AutoNormal(vae.model)
     guide(x)
-    message = r"chains can start at a guide only where.*\['z', 'z_unconstrained'\].*start from the prior"
+    message = (
+        r"chains can start at a guide only where.*\['z', 'z_unconstrained'\].*start from the prior"
+    )
     for function in (annealed_evidence, bidirectional_evidence):
         with pytest.raises(InputError, match=message):
             function(vae.model, guide, x, start="guide", settings=HASTY)
     assert annealed_evidence(vae.model, guide, x, settings=QUICK).trusted
 
 
-# -- manners ------------------------------------------------------------------------------------------------------
+# -- manners
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_annealing_leaves_everything_alone_and_repeats_itself(linear: LinearGaussian) -> None:
@@ -472,12 +569,17 @@ def test_annealing_leaves_everything_alone_and_repeats_itself(linear: LinearGaus
     pyro.param("mine", torch.ones(2))
     state, names = torch.get_rng_state(), list(pyro.get_param_store().keys())
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    runs = [bidirectional_evidence(vae.model, vae.guide, x, settings=HASTY, seed=seed) for seed in (1, 1, 2)]
+    runs = [
+        bidirectional_evidence(vae.model, vae.guide, x, settings=HASTY, seed=seed)
+        for seed in (1, 1, 2)
+    ]
     for part in ("lower", "upper"):
         first, same, other = (getattr(run, part).per_datum for run in runs)
         assert torch.equal(first, same) and not torch.equal(first, other)
     assert torch.equal(runs[0].simulated["x"], runs[1].simulated["x"])
-    assert torch.equal(state, torch.get_rng_state()) and list(pyro.get_param_store().keys()) == names
+    assert (
+        torch.equal(state, torch.get_rng_state()) and list(pyro.get_param_store().keys()) == names
+    )
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
     assert all(parameter.requires_grad and parameter.grad is None for parameter in vae.parameters())
     assert vae.decoder.training
@@ -490,9 +592,14 @@ def test_every_datum_has_chains_of_its_own(linear: LinearGaussian) -> None:
     assert len(estimate.per_datum.unique()) == 600
 
 
-@pytest.mark.parametrize(("function", "directions"), [(annealed_evidence, 1), (bidirectional_evidence, 2)])
+@pytest.mark.parametrize(
+    ("function", "directions"), [(annealed_evidence, 1), (bidirectional_evidence, 2)]
+)
 def test_a_progress_bar_ends_at_its_total(
-    linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch, function: Callable[..., Any], directions: int
+    linear: LinearGaussian,
+    monkeypatch: pytest.MonkeyPatch,
+    function: Callable[..., Any],
+    directions: int,
 ) -> None:
     bars = []
 
@@ -509,16 +616,24 @@ def test_a_progress_bar_ends_at_its_total(
 def test_the_cost_is_counted_in_evaluations(linear: LinearGaussian) -> None:
     vae, x = linear.amortized_vae(), linear.sample(10)
     rows = []
-    vae.decoder.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0][..., 0].numel()))
+    vae.decoder.register_forward_hook(
+        lambda _module, inputs, _output: rows.append(inputs[0][..., 0].numel())
+    )
     spent = []
     for num_temperatures, pilot_temperatures in ((10, 3), (10, 6), (30, 6)):
         rows.clear()
         settings = AnnealingSettings(
-            num_temperatures, 8, 4, pilot_chains=6, pilot_length=1e-3, pilot_temperatures=pilot_temperatures
+            num_temperatures,
+            8,
+            4,
+            pilot_chains=6,
+            pilot_length=1e-3,
+            pilot_temperatures=pilot_temperatures,
         )
         estimate = annealed_evidence(vae.model, vae.guide, x, settings=settings)
         spent.append((estimate.cost, sum(rows)))
-    # What is not counted is the same each time: looking the program over, and where chains start and end.
+    # What is not counted is the same each time: looking the program over, and where chains start
+    # and end.
     assert len({counted - decoded for counted, decoded in spent}) == 1
     assert spent[2][0] == pytest.approx(spent[2][1], rel=0.15)
     both = bidirectional_evidence(vae.model, vae.guide, x, settings=settings)
@@ -529,7 +644,9 @@ def test_chains_that_disagree_or_hardly_move_are_not_trusted(
     linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x, vae = linear.sample(6), linear.amortized_vae()
-    poor = annealed_evidence(vae.model, vae.guide, x, settings=replace(HASTY, num_temperatures=2, num_chains=64))
+    poor = annealed_evidence(
+        vae.model, vae.guide, x, settings=replace(HASTY, num_temperatures=2, num_chains=64)
+    )
     assert poor.untrusted > 3 and not bool(poor.reliable[poor.effective_sample_size < 16].any())
     # Data that say next to nothing: all weights are alike, whether or not the chains move.
     vague = LinearGaussian(0.1 * linear.weight, 5.0).amortized_vae()
@@ -566,16 +683,26 @@ def exact_narrowing(x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("temperatures", "num_chains", "latents", "start"),
-    [(60, 32, 10, "prior"), (10, 8, 10, "prior"), (10, 8, 1, "guide"), (10, 32, 1, "guide"), (10, 32, 4, "guide")],
+    [
+        (60, 32, 10, "prior"),
+        (10, 8, 10, "prior"),
+        (10, 8, 1, "guide"),
+        (10, 32, 1, "guide"),
+        (10, 32, 4, "guide"),
+    ],
 )
-def test_few_temperatures_are_not_trusted(temperatures: int, num_chains: int, latents: int, start: Any) -> None:
+def test_few_temperatures_are_not_trusted(
+    temperatures: int, num_chains: int, latents: int, start: Any
+) -> None:
     """By chance a few chains agree, and miss by nats: their effective sample says nothing of it."""
     x = torch.ones(100, latents, dtype=torch.double)
     settings = AnnealingSettings(temperatures, num_chains)
     estimate = annealed_evidence(*narrowing(), x, start=start, settings=settings)
     alike = estimate.effective_sample_size >= 0.25 * num_chains
     assert int(alike.sum()) >= 12  # these were trusted
-    low, high = (estimate.per_datum + sign * 1.96 * estimate.errors for sign in (-1, 1))  # without the allowance
+    low, high = (
+        estimate.per_datum + sign * 1.96 * estimate.errors for sign in (-1, 1)
+    )  # without the allowance
     exact = exact_narrowing(x)
     missed = ~((low <= exact) & (exact <= high))
     assert int((missed & alike).sum()) >= 2
@@ -599,35 +726,43 @@ def test_a_spread_of_few_chains_is_known_to_within_a_chi_square() -> None:
     for num_chains in (16, 32):
         log_weights = 2 * torch.randn(num_chains, 10_000, dtype=torch.double)
         share = log_weights.var(0) * chains.upper_limit(num_chains, 0.05) >= 4
-        assert float(share.double().mean()) == pytest.approx(0.95, abs=4 * math.sqrt(0.05 * 0.95 / 10_000))
+        assert float(share.double().mean()) == pytest.approx(
+            0.95, abs=4 * math.sqrt(0.05 * 0.95 / 10_000)
+        )
         moving = torch.ones(10_000, dtype=torch.double)
         assert float(chains.trusted(log_weights, 60, moving, moving).double().mean()) < 0.02
         assert bool(chains.trusted(0.1 * log_weights, 60, moving, moving).all())
-        assert not bool(chains.trusted(0.3 * log_weights, 10, moving, moving).double().mean() > 0.02)
+        assert not bool(
+            chains.trusted(0.3 * log_weights, 10, moving, moving).double().mean() > 0.02
+        )
     assert math.isinf(chains.upper_limit(1, 0.05))
 
 
-def test_bounds_that_lie_apart_are_not_trusted(linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bounds_that_lie_apart_are_not_trusted(
+    linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Reverse chains that do not part from the draw they share agree with each other, and not with the lower bound."""
     x, vae = linear.sample(12), linear.amortized_vae()
     assert bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK).upper.untrusted <= 1
     run = annealing._Run.backward
 
     def stuck(self: Any, latents: Any) -> Any:
-        found = run(self, latents)
-        return found._replace(average=found.average._replace(value=found.average.value + 1.0))
+        results = run(self, latents)
+        return results._replace(average=results.average._replace(value=results.average.value + 1.0))
 
     monkeypatch.setattr(annealing._Run, "backward", stuck)
-    found = bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK)
-    assert found.upper.untrusted == found.gap.untrusted == 12 and found.lower.untrusted <= 1
-    assert found.upper.monte_carlo_error >= found.gap.monte_carlo_error > 0
+    results = bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK)
+    assert results.upper.untrusted == results.gap.untrusted == 12 and results.lower.untrusted <= 1
+    assert results.upper.monte_carlo_error >= results.gap.monte_carlo_error > 0
 
 
 def test_one_temperature_is_importance_sampling_from_the_prior(linear: LinearGaussian) -> None:
     """Its value is right, and so few temperatures are not trusted."""
     noisy = LinearGaussian(0.5 * linear.weight, 1.5)
     x, vae = noisy.sample(6), noisy.amortized_vae()
-    settings = AnnealingSettings(num_temperatures=1, num_chains=2000, pilot_chains=2, pilot_temperatures=1)
+    settings = AnnealingSettings(
+        num_temperatures=1, num_chains=2000, pilot_chains=2, pilot_temperatures=1
+    )
     estimate = annealed_evidence(vae.model, vae.guide, x, settings=settings)
     assert not estimate.trusted and estimate.errors is not None
     noise = float(estimate.errors.square().sum().sqrt()) / len(x)
@@ -636,9 +771,11 @@ def test_one_temperature_is_importance_sampling_from_the_prior(linear: LinearGau
 
 def test_one_chain_of_one_datum_has_no_error(linear: LinearGaussian) -> None:
     vae = linear.amortized_vae()
-    settings = AnnealingSettings(num_temperatures=3, num_chains=1, pilot_chains=2, pilot_temperatures=3)
-    found = bidirectional_evidence(vae.model, vae.guide, linear.sample(1), settings=settings)
-    assert all(math.isnan(part.monte_carlo_error) and not part.trusted for part in found[:3])
+    settings = AnnealingSettings(
+        num_temperatures=3, num_chains=1, pilot_chains=2, pilot_temperatures=3
+    )
+    results = bidirectional_evidence(vae.model, vae.guide, linear.sample(1), settings=settings)
+    assert all(math.isnan(part.monte_carlo_error) and not part.trusted for part in results[:3])
 
 
 @pytest.mark.parametrize(
@@ -666,10 +803,13 @@ def test_there_are_two_starts(linear: LinearGaussian) -> None:
             function(vae.model, vae.guide, linear.sample(2), start="posterior")
 
 
-# -- refusals -----------------------------------------------------------------------------------------------------
+# -- refusals
+# -----------------------------------------------------------------------------------------------------
 
 
-def program_of(latent: Callable[[], dist.Distribution], plated: bool = True, name: str = "z") -> Pair:
+def program_of(
+    latent: Callable[[], dist.Distribution], plated: bool = True, name: str = "z"
+) -> Pair:
     def model(x: Tensor) -> None:
         z = None if plated else pyro.sample(name, latent())
         with pyro.plate("data", len(x)):
@@ -691,12 +831,20 @@ def program_of(latent: Callable[[], dist.Distribution], plated: bool = True, nam
     ("pair", "message"),
     [
         (program_of(lambda: dist.Bernoulli(0.5 * one)), "latent 'z' is discrete"),
-        (program_of(lambda: dist.Normal(0 * one, 1.0), plated=False), "share no vectorised plate.*'z'"),
-        (program_of(lambda: dist.Normal(0 * one, 1.0), name="h"), "the guide has no site for the model's latent 'h'"),
+        (
+            program_of(lambda: dist.Normal(0 * one, 1.0), plated=False),
+            "share no vectorised plate.*'z'",
+        ),
+        (
+            program_of(lambda: dist.Normal(0 * one, 1.0), name="h"),
+            "the guide has no site for the model's latent 'h'",
+        ),
     ],
     ids=["discrete", "no plate", "no guide site"],
 )
-def test_programs_without_per_datum_weights_are_refused(function: Callable[..., Any], pair: Pair, message: str) -> None:
+def test_programs_without_per_datum_weights_are_refused(
+    function: Callable[..., Any], pair: Pair, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         function(*pair, torch.zeros(3, dtype=torch.double), settings=HASTY)
 
@@ -723,7 +871,10 @@ def blocked(how: Callable[[Tensor], Tensor]) -> Pair:
     [
         (lambda z: z.detach(), "the model's density has no gradient in latent 'lost'"),
         (lambda z: (z > 0).double(), "the model's density has no gradient in latent 'lost'"),
-        (lambda z: torch.from_numpy(z.numpy()), r"cannot be differentiated in its latents \['lost', 'seen'\].*numpy"),
+        (
+            lambda z: torch.from_numpy(z.numpy()),
+            r"cannot be differentiated in its latents \['lost', 'seen'\].*numpy",
+        ),
     ],
     ids=["detached", "thresholded", "numpy"],
 )
@@ -752,14 +903,18 @@ def test_a_density_that_only_ends_somewhere_needs_no_gradient() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             top = pyro.sample("top", dist.Uniform(0 * one, 1.0))
-            pyro.sample("x", dist.Normal(pyro.sample("below", dist.Uniform(0 * one, top)), 1.0), obs=x)
+            pyro.sample(
+                "x", dist.Normal(pyro.sample("below", dist.Uniform(0 * one, top)), 1.0), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("below", dist.Uniform(0 * one, pyro.sample("top", dist.Uniform(0 * one, 1.0))))
+            pyro.sample(
+                "below", dist.Uniform(0 * one, pyro.sample("top", dist.Uniform(0 * one, 1.0)))
+            )
 
-    with program(model, guide, (torch.zeros(20, dtype=torch.double),)) as opened:
-        check_differentiable(opened)
+    with open_program(model, guide, (torch.zeros(20, dtype=torch.double),)) as program:
+        check_differentiable(program)
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
@@ -788,4 +943,8 @@ def test_float32_is_enough() -> None:
     x = linear.sample(8)
     estimate = annealed_evidence(vae.model, vae.guide, x.float(), start="guide", settings=QUICK)
     assert estimate.per_datum.dtype == torch.double
-    assert abs(estimate.value - float(linear.evidence(x).mean())) < 4 * estimate.monte_carlo_error < 0.1
+    assert (
+        abs(estimate.value - float(linear.evidence(x).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.1
+    )

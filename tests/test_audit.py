@@ -41,9 +41,9 @@ def codes(result: Audit) -> list[str]:
 def test_a_planted_mistake_is_found(name: str) -> None:
     case, result = benchmark.run(benchmark.MISTAKES[name])
     assert case.code in codes(result), str(result)
-    found = next(finding for finding in result.findings if finding.code == case.code)
-    assert found.sites and all(site for site in found.sites)
-    assert case.code in str(result) and found.message in str(result)
+    results = next(finding for finding in result.findings if finding.code == case.code)
+    assert results.sites and all(site for site in results.sites)
+    assert case.code in str(result) and results.message in str(result)
     assert result.ok == (not result.errors)
 
 
@@ -64,11 +64,16 @@ def test_findings_name_the_sites_and_the_scales(function: str) -> None:
     (finding,) = audit(model, guide, benchmark.data(), beta=4.0).findings
     own, other = ("1", "4") if function == "model" else ("4", "1")
     assert finding.sites == ("z",) and finding.severity == "error"
-    assert f"latent 'z' is scaled by {own} in the model and by {other} in the guide" in finding.message
+    assert (
+        f"latent 'z' is scaled by {own} in the model and by {other} in the guide" in finding.message
+    )
 
 
 def test_errors_come_first_and_warnings_alone_are_ok() -> None:
-    error, warning = Finding("one", "error", ("z",), "words"), Finding("two", "warning", ("z",), "words")
+    error, warning = (
+        Finding("one", "error", ("z",), "words"),
+        Finding("two", "warning", ("z",), "words"),
+    )
     assert Audit((warning,)).ok and not Audit((error, warning)).ok
     model, guide = benchmark.vae_program(
         guide_scale=benchmark.no_scale, prior=lambda n: dist.Exponential(torch.ones(2)).to_event(1)
@@ -94,7 +99,9 @@ class Noisy(nn.Module):
         self.network = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 3))
 
     def model(self, x: Tensor) -> None:
-        pyro.module("network", self.network)  # takes the store's parameters in place of its own, where there are some
+        pyro.module(
+            "network", self.network
+        )  # takes the store's parameters in place of its own, where there are some
         bias = pyro.param("bias", torch.zeros(3))
         with pyro.plate("data", len(x), dim=-1):
             z = pyro.sample("z", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -138,7 +145,9 @@ def with_the_store_of_another(noisy: Noisy) -> None:
     pyro.module("network", Noisy().network)
 
 
-@pytest.mark.parametrize("prepare", [with_an_empty_store, with_its_own_store, with_the_store_of_another])
+@pytest.mark.parametrize(
+    "prepare", [with_an_empty_store, with_its_own_store, with_the_store_of_another]
+)
 def test_an_audit_leaves_no_trace(prepare: Callable[[Noisy], None]) -> None:
     noisy = Noisy()
     prepare(noisy)
@@ -187,7 +196,10 @@ def test_arguments_after_beta_are_kept(args: tuple[Any, ...]) -> None:
 def test_what_a_program_raises_is_reported() -> None:
     model, guide = benchmark.vae_program()
     for finding in audit(model, guide).findings:
-        assert finding.code == "does-not-run" and "missing 1 required positional argument: 'x'" in finding.message
+        assert (
+            finding.code == "does-not-run"
+            and "missing 1 required positional argument: 'x'" in finding.message
+        )
     vae = benchmark.build_vae()
     assert "'beta' must be non-negative and finite, got -1.0" in str(
         audit(vae.model, vae.guide, benchmark.data(), beta=-1.0)

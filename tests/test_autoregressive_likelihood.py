@@ -50,7 +50,9 @@ def test_a_pixel_sees_all_within_its_window_and_nothing_else(options: dict[str, 
     size = 9
     network = strong(size, **options).preceding
     jacobian = torch.autograd.functional.jacobian(network, torch.randn(size).double())
-    back = torch.arange(size).unsqueeze(-1) - torch.arange(size)  # how far before the output the input lies
+    back = torch.arange(size).unsqueeze(-1) - torch.arange(
+        size
+    )  # how far before the output the input lies
     assert torch.equal(jacobian != 0, (back > 0) & (back <= options.get("window", size)))
 
 
@@ -69,7 +71,9 @@ def test_it_is_the_chain_rule_pixel_by_pixel() -> None:
     x = torch.tensor([1.0, 0.0, 1.0, 1.0]).double()
     total = torch.zeros(()).double()
     for dim in range(D):
-        before = torch.where(torch.arange(D) < dim, x, torch.full_like(x, 0.5))  # whatever comes after does not count
+        before = torch.where(
+            torch.arange(D) < dim, x, torch.full_like(x, 0.5)
+        )  # whatever comes after does not count
         logit = logits[dim] + likelihood.preceding(before)[dim]
         total += torch.distributions.Bernoulli(logits=logit).log_prob(x[dim])
     assert torch.allclose(likelihood(logits).log_prob(x), total)
@@ -102,7 +106,9 @@ def test_without_a_masked_network_it_is_the_bernoulli_likelihood() -> None:
     assert torch.allclose(ours.mean, theirs.mean)
 
 
-def test_the_mean_is_the_one_that_is_documented_and_near_the_exact_one_where_pixels_see_little() -> None:
+def test_the_mean_is_the_one_that_is_documented_and_near_the_exact_one_where_pixels_see_little() -> (
+    None
+):
     likelihood, logits = strong(hidden=()), torch.randn(D).double()
     mean = likelihood(logits).mean
     assert torch.allclose(mean, torch.sigmoid(logits + likelihood.preceding(mean)))
@@ -110,7 +116,9 @@ def test_the_mean_is_the_one_that_is_documented_and_near_the_exact_one_where_pix
         likelihood.preceding.skip.weight.mul_(0.1)
     distribution = likelihood(logits)
     exact = (distribution.log_prob(IMAGES.double()).exp().unsqueeze(-1) * IMAGES).sum(0)
-    error, without = ((means - exact).abs().max() for means in (distribution.mean, torch.sigmoid(logits)))
+    error, without = (
+        (means - exact).abs().max() for means in (distribution.mean, torch.sigmoid(logits))
+    )
     assert torch.allclose(distribution.mean[0], exact[0]) and error < 0.1 * without
 
 
@@ -137,15 +145,21 @@ def autoregressive_vae(num_features: int = 6) -> BetaVAE:
 def test_evidence_and_bound_of_a_vae_take_one_pass_for_all_particles() -> None:
     vae, x = autoregressive_vae(), (torch.rand(12, 6) < 0.5).float()
     passes: list[torch.Size] = []
-    vae.decoder.likelihood.preceding.register_forward_hook(lambda _, inputs, __: passes.append(inputs[0].shape))
+    vae.decoder.likelihood.preceding.register_forward_hook(
+        lambda _, inputs, __: passes.append(inputs[0].shape)
+    )
     bound = elbo(vae.model, vae.guide, x, num_samples=400)
     estimate = evidence(vae.model, vae.guide, x, num_samples=400)
-    assert len(passes) < 40 and all(len(shape) == 2 for shape in passes)  # blocks of data, without particles
+    assert len(passes) < 40 and all(
+        len(shape) == 2 for shape in passes
+    )  # blocks of data, without particles
     nodes, weights = torch.tensor(quadrature())
     z = torch.cartesian_prod(nodes, nodes).float()
     with torch.no_grad():
         log_prob = vae.decoder(z.unsqueeze(1)).log_prob(x).double()
-    exact = torch.logsumexp(log_prob + torch.cartesian_prod(weights, weights).log().sum(-1, keepdim=True), 0)
+    exact = torch.logsumexp(
+        log_prob + torch.cartesian_prod(weights, weights).log().sum(-1, keepdim=True), 0
+    )
     assert abs(estimate.value - float(exact.mean())) < 4 * estimate.monte_carlo_error + 1e-5
     assert bound.value < float(exact.mean()) + 4 * bound.monte_carlo_error
     # That the pixels see each other counts: without it the evidence is another one.
@@ -166,8 +180,8 @@ def test_training_learns_what_pixels_owe_to_each_other() -> None:
     x = torch.tensor([0.0, 1.0]).repeat(100).unsqueeze(-1).expand(200, 10).contiguous()
     vae = autoregressive_vae(10)
     fit(vae, x, epochs=60, batch_size=50, learning_rate=0.05, progress=False)
-    found = evidence(vae.model, vae.guide, x[:2], num_samples=200).value
-    assert math.log(0.5) - 0.1 < found < math.log(0.5) + 0.01
+    result = evidence(vae.model, vae.guide, x[:2], num_samples=200).value
+    assert math.log(0.5) - 0.1 < result < math.log(0.5) + 0.01
     assert vae.generate(5, noise=True).shape == (5, 10)
 
 
@@ -187,7 +201,9 @@ def test_bad_arguments_are_refused_in_words() -> None:
     ):
         with pytest.raises(InputError, match=message):
             AutoregressiveBernoulliLikelihood(*arguments)
-    with pytest.raises(InputError, match="'num_features' must be the number of logits, got 4 and 5"):
+    with pytest.raises(
+        InputError, match="'num_features' must be the number of logits, got 4 and 5"
+    ):
         AutoregressiveBernoulliLikelihood(4)(torch.zeros(2, 5))
     vae, x = autoregressive_vae(), torch.ones(2, 6)
     vae.missing = True

@@ -19,7 +19,9 @@ from pyro_bvae.oracle import LinearGaussian
 def leave_out(log_weights: Tensor, count: int) -> Tensor:
     """The log average weight, averaged over all subsets that leave so many out: sums over the others, one by one."""
     num_samples = len(log_weights)
-    subsets = torch.tensor(list(itertools.combinations(range(num_samples), count)), dtype=torch.long)
+    subsets = torch.tensor(
+        list(itertools.combinations(range(num_samples), count)), dtype=torch.long
+    )
     kept = torch.ones(len(subsets), num_samples, dtype=torch.bool).scatter(1, subsets, False)
     inside = torch.where(kept.unsqueeze(-1), log_weights, -torch.inf).logsumexp(1)
     return (inside - math.log(num_samples - count)).mean(0)
@@ -29,14 +31,20 @@ def brute_force(log_weights: Tensor, order: int) -> Tensor:
     k, none_out, one_out = len(log_weights), leave_out(log_weights, 0), leave_out(log_weights, 1)
     if order == 1:
         return k * none_out - (k - 1) * one_out
-    return 0.5 * k**2 * none_out - (k - 1) ** 2 * one_out + 0.5 * (k - 2) ** 2 * leave_out(log_weights, 2)
+    return (
+        0.5 * k**2 * none_out
+        - (k - 1) ** 2 * one_out
+        + 0.5 * (k - 2) ** 2 * leave_out(log_weights, 2)
+    )
 
 
 def weights(num_samples: int) -> Tensor:
     """Log weights of three data, ``(K, 3)``: of a normal spread, one dominating, all equal."""
     spread = torch.randn(num_samples, dtype=torch.double)
     dominated = 0.3 * torch.randn(num_samples, dtype=torch.double)
-    dominated[num_samples // 2] = 7.0 + math.log(num_samples)  # a thousand times all others together
+    dominated[num_samples // 2] = 7.0 + math.log(
+        num_samples
+    )  # a thousand times all others together
     return torch.stack([spread, dominated, torch.full((num_samples,), 0.4, dtype=torch.double)], 1)
 
 
@@ -56,7 +64,9 @@ def test_the_jackknife_knows_no_units() -> None:
     log_weights = weights(80)
     for order in (1, 2):
         average = averages.jackknife(order)
-        assert torch.allclose(average(log_weights - 4000).value, average(log_weights).value - 4000, atol=1e-9)
+        assert torch.allclose(
+            average(log_weights - 4000).value, average(log_weights).value - 4000, atol=1e-9
+        )
 
 
 def test_the_jackknife_of_one_weight_that_is_all_is_finite() -> None:
@@ -73,7 +83,9 @@ def test_the_jackknife_removes_the_bias() -> None:
     log_weights = log_weights.clamp(max=8)  # no effect on a mean that can be measured
     biases = []
     for average in (averages.plain, averages.jackknife(1), averages.jackknife(2)):
-        values = average(log_weights[:20]).value  # too few for a tail, which would be fitted to each of them
+        values = average(
+            log_weights[:20]
+        ).value  # too few for a tail, which would be fitted to each of them
         error = float(values.std()) / math.sqrt(replicates)
         assert error < 0.002
         biases.append(abs(float(values.mean())))
@@ -96,21 +108,33 @@ def test_there_are_two_jackknives(order: object) -> None:
         averages.jackknife(order)
 
 
-# -- errors and biases --------------------------------------------------------------------------------------------
+# -- errors and biases
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("average", "num_samples"),
-    [(averages.plain, 20), (averages.jackknife(1), 200), (averages.jackknife(2), 200), (averages.pareto_smoothed, 200)],
+    [
+        (averages.plain, 20),
+        (averages.jackknife(1), 200),
+        (averages.jackknife(2), 200),
+        (averages.pareto_smoothed, 200),
+    ],
     ids=["plain", "jackknife 1", "jackknife 2", "pareto smoothed"],
 )
-def test_the_error_is_the_spread_of_replicates(average: averages.Averaging, num_samples: int) -> None:
+def test_the_error_is_the_spread_of_replicates(
+    average: averages.Averaging, num_samples: int
+) -> None:
     replicates = 600
     log_weights = 0.5 * torch.randn(num_samples, replicates, dtype=torch.double)
     result = average(log_weights)
     spread = result.value.std()
-    # The standard error of a standard deviation, four times, and that of the mean of the claimed ones.
-    allowed = 4 / math.sqrt(2 * replicates) + 4 * float(result.error.std() / result.error.mean()) / replicates**0.5
+    # The standard error of a standard deviation, four times, and that of the mean of the claimed
+    # ones.
+    allowed = (
+        4 / math.sqrt(2 * replicates)
+        + 4 * float(result.error.std() / result.error.mean()) / replicates**0.5
+    )
     assert float(result.error.square().mean().sqrt() / spread) == pytest.approx(1, abs=allowed)
 
 
@@ -135,7 +159,8 @@ def test_the_bias_counts_in_the_error_of_an_estimate() -> None:
     """Errors shrink with the number of data, a bias does not."""
     log_weights = torch.randn(50, 400, dtype=torch.double)
     plain, corrected = (
-        Estimate.over_data(*average(log_weights)[:3]) for average in (averages.plain, averages.jackknife(1))
+        Estimate.over_data(*average(log_weights)[:3])
+        for average in (averages.plain, averages.jackknife(1))
     )
     average = averages.plain(log_weights)
     noise = float(average.error.square().sum().sqrt()) / 400
@@ -144,12 +169,13 @@ def test_the_bias_counts_in_the_error_of_an_estimate() -> None:
     assert plain.monte_carlo_error > 1.3 * noise
     assert plain.value < 0.5 - 0.5 * float(average.bias.mean())
     low, high = plain.interval
-    assert (high - low) / 2 == pytest.approx(1.96 * plain.monte_carlo_error) and low + high == pytest.approx(
-        2 * plain.value
-    )
+    assert (high - low) / 2 == pytest.approx(
+        1.96 * plain.monte_carlo_error
+    ) and low + high == pytest.approx(2 * plain.value)
 
 
-# -- Pareto smoothing ---------------------------------------------------------------------------------------------
+# -- Pareto smoothing
+# ---------------------------------------------------------------------------------------------
 
 
 def arviz_psislw(log_weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,42 +199,59 @@ def test_smoothing_is_that_of_arviz() -> None:
         log_weights = 0.5 * (1 - ratio) * noise.square() + offset
         average = averages.pareto_smoothed(log_weights.unsqueeze(-1))
         smoothed, k = arviz_psislw(log_weights)
-        # The body is not smoothed: the median weight says by how much ArviZ has shifted all of them.
+        # The body is not smoothed: the median weight says by how much ArviZ has shifted all of
+        # them.
         median = log_weights.argsort()[500]
         smoothed = smoothed + (log_weights[median] - smoothed[median])
         expected = smoothed.logsumexp(0) - math.log(1000)
         assert float(average.value) == pytest.approx(float(expected), abs=1e-9)
         assert float(average.pareto_k) == pytest.approx(float(k), abs=1e-9)
-        assert float(average.pareto_k) == pytest.approx(float(averages.plain(log_weights[:, None]).pareto_k))
+        assert float(average.pareto_k) == pytest.approx(
+            float(averages.plain(log_weights[:, None]).pareto_k)
+        )
         assert float(smoothed.max()) <= float(log_weights.max()) + 1e-9
         moved = abs(float(expected - log_weights.logsumexp(0)) + math.log(1000))
         assert moved > 1e-5
-        assert float(average.bias) == pytest.approx(moved + 0.5 * float(average.error) ** 2, abs=1e-9)
+        assert float(average.bias) == pytest.approx(
+            moved + 0.5 * float(average.error) ** 2, abs=1e-9
+        )
 
 
 def test_constant_weights_are_those_of_a_perfect_guide() -> None:
     log_weights = torch.full((40, 3), -700.25, dtype=torch.double)
     average = averages.pareto_smoothed(log_weights)
-    assert (average.value == -700.25).all() and (average.error == 0).all() and (average.bias == 0).all()
+    assert (
+        (average.value == -700.25).all()
+        and (average.error == 0).all()
+        and (average.bias == 0).all()
+    )
     assert (average.pareto_k == 0).all()
     assert join_evidence([EvidenceBlock.from_log_weights(log_weights)], 40).trusted
 
 
-@pytest.mark.parametrize("average", [averages.plain, averages.pareto_smoothed], ids=["plain", "pareto smoothed"])
-def test_weights_of_zero_are_no_tail_and_infinite_ones_are_never_trusted(average: averages.Averaging) -> None:
+@pytest.mark.parametrize(
+    "average", [averages.plain, averages.pareto_smoothed], ids=["plain", "pareto smoothed"]
+)
+def test_weights_of_zero_are_no_tail_and_infinite_ones_are_never_trusted(
+    average: averages.Averaging,
+) -> None:
     log_weights = torch.randn(200, 3, dtype=torch.double)
     log_weights[:100, 1] = -torch.inf
     log_weights[5, 2] = torch.inf
     result = average(log_weights)
     expected = float(log_weights[100:, 1].logsumexp(0)) - math.log(200)
-    assert float(result.value[1]) == pytest.approx(expected, abs=1e-9 if average is averages.plain else 0.05)
+    assert float(result.value[1]) == pytest.approx(
+        expected, abs=1e-9 if average is averages.plain else 0.05
+    )
     assert float(result.value[2]) == torch.inf
     assert torch.isfinite(result.pareto_k).tolist() == [True, True, False]
     estimate = join_evidence([EvidenceBlock.from_log_weights(log_weights, average)], 200)
     assert estimate.reliable is not None and not bool(estimate.reliable[2]) and not estimate.trusted
 
 
-@pytest.mark.parametrize(("num_samples", "limit"), [(10, 0.0), (100, 0.5), (1000, 2 / 3), (2155, 0.7), (10**6, 0.7)])
+@pytest.mark.parametrize(
+    ("num_samples", "limit"), [(10, 0.0), (100, 0.5), (1000, 2 / 3), (2155, 0.7), (10**6, 0.7)]
+)
 def test_fewer_samples_must_have_lighter_tails(num_samples: int, limit: float) -> None:
     assert pareto_k_limit(num_samples) == pytest.approx(limit)
 
@@ -218,13 +261,18 @@ def test_one_sample_is_never_enough() -> None:
     assert pareto_k_limit(2154) < 0.7
 
 
-# -- the estimate -------------------------------------------------------------------------------------------------
+# -- the estimate
+# -------------------------------------------------------------------------------------------------
 
 
 def test_an_estimate_is_trusted_where_all_of_it_can_be() -> None:
     values, sure = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([True, True, True])
     good = Estimate.over_data(values, torch.full((3,), 0.3), reliable=sure)
-    assert good.trusted and good.untrusted == 0 and good.monte_carlo_error == pytest.approx(0.3 / math.sqrt(3))
+    assert (
+        good.trusted
+        and good.untrusted == 0
+        and good.monte_carlo_error == pytest.approx(0.3 / math.sqrt(3))
+    )
     assert good.interval == pytest.approx((2 - 1.96 * 0.3 / 3**0.5, 2 + 1.96 * 0.3 / 3**0.5))
     assert Estimate.over_data(values).trusted  # a closed form has no weights
     one_off = Estimate.over_data(values, reliable=torch.tensor([True, False, True]))
@@ -238,11 +286,15 @@ def test_the_cost_is_counted_in_decoder_evaluations() -> None:
     linear = LinearGaussian(torch.tensor([[1.0, 0.4], [0.2, 1.0]]), 0.7)
     vae, x = linear.amortized_vae(), linear.sample(600)  # two blocks
     rows = []
-    vae.decoder.register_forward_hook(lambda _module, inputs, _output: rows.append(inputs[0][..., 0].numel()))
+    vae.decoder.register_forward_hook(
+        lambda _module, inputs, _output: rows.append(inputs[0][..., 0].numel())
+    )
     probes = {}
     for num_samples in (1, 40):
         rows.clear()
         estimate = evidence(vae.model, vae.guide, x, num_samples=num_samples)
         probes[num_samples] = sum(rows) - estimate.cost
         assert estimate.cost == 600 * num_samples and estimate.num_samples == num_samples
-    assert probes[1] == probes[40]  # what looking the program over costs, whatever the number of samples
+    assert (
+        probes[1] == probes[40]
+    )  # what looking the program over costs, whatever the number of samples

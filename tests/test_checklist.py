@@ -27,7 +27,9 @@ def vae_of(likelihood: nn.Module, latents: int = 2, features: int = FEATURES) ->
     torch.manual_seed(0)
     decoder = MLP(latents, getattr(likelihood, "parameters_per_feature", 1) * features, hidden=(8,))
     return BetaVAE(
-        NormalPrior(latents), Decoder(decoder, likelihood), NormalPosterior(MLP(features, 2 * latents, hidden=(8,)))
+        NormalPrior(latents),
+        Decoder(decoder, likelihood),
+        NormalPosterior(MLP(features, 2 * latents, hidden=(8,))),
     )
 
 
@@ -105,10 +107,10 @@ def test_there_is_no_remark_on_a_sound_start(case: int) -> None:
 def test_what_is_wrong_before_training_is_seen_with_its_number(case: int) -> None:
     make, data, beta, seen, grave = PLANTED[case]
     remarks = check_before(make(), data(), None, beta)
-    found = [remark for remark in remarks if remark.seen.startswith(seen)]
-    assert len(found) == 1, remarks
-    assert found[0].grave == grave
-    assert found[0].when == "before"
+    results = [remark for remark in remarks if remark.seen.startswith(seen)]
+    assert len(results) == 1, remarks
+    assert results[0].grave == grave
+    assert results[0].when == "before"
 
 
 def test_the_threshold_of_collapse_is_the_closed_form() -> None:
@@ -143,7 +145,12 @@ TURNING = [100.0, 90.0, 80.0, 82.0, 85.0, 88.0, 90.0, 92.0, 94.0, 96.0]
 
 def test_a_rate_that_rises_while_the_objective_falls_is_healthy() -> None:
     rising = [float(epoch) for epoch in range(10)]
-    assert check_during(rows(objective=FALLING, rate=rising, validation_elbo=rising, active_units=rising)) == []
+    assert (
+        check_during(
+            rows(objective=FALLING, rate=rising, validation_elbo=rising, active_units=rising)
+        )
+        == []
+    )
 
 
 @pytest.mark.parametrize(
@@ -152,7 +159,10 @@ def test_a_rate_that_rises_while_the_objective_falls_is_healthy() -> None:
         ({"rate": [0.01] * 10}, "the rate is 0.01 nats at the end"),
         ({"rate": [0.13] * 10, "active_units": [2.0] * 10}, "the rate is 0.13 nats at the end"),
         ({"rate": [0.5] * 10, "active_units": [0.0] * 10}, "the rate is 0.5 nats at the end"),
-        ({"validation_objective": TURNING}, "the held-out objective rose by 16 nats since epoch 3, the rate by 0"),
+        (
+            {"validation_objective": TURNING},
+            "the held-out objective rose by 16 nats since epoch 3, the rate by 0",
+        ),
         ({"objective": TURNING}, "the training objective rose by 16 nats since epoch 3"),
         (
             {
@@ -165,10 +175,15 @@ def test_a_rate_that_rises_while_the_objective_falls_is_healthy() -> None:
             {"active_units": [8.0, 9.0, 9.0, 9.0, 8.0, 7.0, 6.0, 6.0, 6.0, 6.0]},
             "3 of 9 units that were active at epoch 2 are not any more",
         ),
-        ({"gradient_norm": [300.0] * 10}, "the mean gradient norm was above its limit 200 in 10 of 10 epochs"),
+        (
+            {"gradient_norm": [300.0] * 10},
+            "the mean gradient norm was above its limit 200 in 10 of 10 epochs",
+        ),
     ],
 )
-def test_what_goes_wrong_during_training_is_seen(columns: dict[str, list[float]], seen: str) -> None:
+def test_what_goes_wrong_during_training_is_seen(
+    columns: dict[str, list[float]], seen: str
+) -> None:
     (remark,) = check_during(rows(**columns), 200.0)
     assert remark.seen.startswith(seen)
 
@@ -191,7 +206,9 @@ def test_the_start_is_the_best_of_a_model_without_latents(missing: bool) -> None
         x[::7, 2] = torch.nan
     vae = vae_of(BernoulliLikelihood())
     start_at_mean(vae, x)
-    torch.testing.assert_close(vae.decoder.network.layers[-1].bias, torch.logit(x.nanmean(0)), atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        vae.decoder.network.layers[-1].bias, torch.logit(x.nanmean(0)), atol=1e-3, rtol=0
+    )
     x = normals() + torch.arange(FEATURES)
     vae = vae_of(NormalLikelihood(0.5))
     start_at_mean(vae, x)
@@ -223,13 +240,18 @@ def test_a_rate_is_too_small_by_the_number_of_its_latents() -> None:
 @pytest.mark.parametrize("value", [0.0, 0.1, 0.5, 7.0])
 def test_constant_columns_are_no_unit_of_the_start(value: float) -> None:
     x = torch.full((100, FEATURES), value)
-    said = [remark.seen for remark in check_before(vae_of(NormalLikelihood(LearnedScale(initial=1.0))), x)]
+    said = [
+        remark.seen
+        for remark in check_before(vae_of(NormalLikelihood(LearnedScale(initial=1.0))), x)
+    ]
     assert said[0].startswith("8 of 8 features have one value")
     assert "standard deviations" not in " ".join(said)
     x = normals()
     x[:, 2] = 1e4 * value + 1.0
     remarks = check_before(vae_of(NormalLikelihood(0.5)), x)
-    assert [remark.seen for remark in remarks] == ["1 of 8 features have one value in all of 300 data (column 2)"]
+    assert [remark.seen for remark in remarks] == [
+        "1 of 8 features have one value in all of 300 data (column 2)"
+    ]
 
 
 def test_missing_entries_are_no_zeros_of_the_start() -> None:
@@ -248,8 +270,14 @@ def test_long_lists_of_columns_are_cut() -> None:
 
 
 def test_the_remedy_for_columns_that_are_not_scaled_is_that_alone() -> None:
-    vae, x = vae_of(NormalLikelihood(LearnedScale(initial=1.0))), unscaled({0: (5e4, 2e4), 3: (40.0, 15.0)})
-    with pytest.warns(UserWarning, match=r"not scaled \(columns 0, 3\).*standardise each column, \(x - mean\) / sd"):
+    vae, x = (
+        vae_of(NormalLikelihood(LearnedScale(initial=1.0))),
+        unscaled({0: (5e4, 2e4), 3: (40.0, 15.0)}),
+    )
+    with pytest.warns(
+        UserWarning,
+        match=r"not scaled \(columns 0, 3\).*standardise each column, \(x - mean\) / sd",
+    ):
         history = fit(vae, x[:64], epochs=6, batch_size=16, progress=False)
     said = " ".join(map(str, history.remarks))
     assert history["objective"][-1] > 1e6
@@ -258,7 +286,9 @@ def test_the_remedy_for_columns_that_are_not_scaled_is_that_alone() -> None:
     assert "--start-at-mean" not in said
     scaled = (x - x.mean(0)) / x.std(0)
     assert [
-        remark for remark in check_before(vae_of(NormalLikelihood(0.5)), scaled) if "not scaled" in remark.seen
+        remark
+        for remark in check_before(vae_of(NormalLikelihood(0.5)), scaled)
+        if "not scaled" in remark.seen
     ] == []
 
 

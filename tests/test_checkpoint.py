@@ -47,7 +47,9 @@ def test_a_failing_write_leaves_the_earlier_checkpoint_and_no_stray_file(path: P
     assert [entry.name for entry in path.parent.iterdir()] == ["last.pt"]
 
 
-def test_a_write_that_is_cut_short_leaves_the_earlier_checkpoint(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_write_that_is_cut_short_leaves_the_earlier_checkpoint(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     save_checkpoint(path, state(1.0))
 
     def power_cut(_: int) -> None:
@@ -88,7 +90,9 @@ def test_a_truncated_checkpoint_is_refused(path: Path, share: float, size: int) 
     save_checkpoint(path, {"model": {"weight": torch.ones(size)}})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(InputError, match=r"cannot be read as a checkpoint: it is truncated or of another origin$"):
+    with pytest.raises(
+        InputError, match=r"cannot be read as a checkpoint: it is truncated or of another origin$"
+    ):
         load_checkpoint(path)
 
 
@@ -109,7 +113,9 @@ FOREIGN = {
 def test_foreign_files_are_refused(path: Path, content: str) -> None:
     path.parent.mkdir(parents=True)
     path.write_bytes(FOREIGN[content])
-    with pytest.raises(InputError, match=r"cannot be read as a checkpoint|is not a checkpoint of pyro_bvae"):
+    with pytest.raises(
+        InputError, match=r"cannot be read as a checkpoint|is not a checkpoint of pyro_bvae"
+    ):
         load_checkpoint(path)
 
 
@@ -159,7 +165,9 @@ def test_another_version_is_refused(path: Path) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused_in_one_line(path: Path) -> None:
-    with pytest.raises(InputError, match=r"last\.pt does not fit this model: .*size mismatch for weight") as caught:
+    with pytest.raises(
+        InputError, match=r"last\.pt does not fit this model: .*size mismatch for weight"
+    ) as caught:
         load_weights(nn.Linear(2, 3), {"model": nn.Linear(3, 3).state_dict()}, path)
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match=r"does not fit this model: .*[Mm]issing key.*bias"):

@@ -40,7 +40,8 @@ ESTIMATES = [
 
 def tree(root: Path) -> dict[str, bytes | None]:
     return {
-        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None for path in root.rglob("*")
+        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
     }
 
 
@@ -59,10 +60,13 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(evaluated, tmp_path / "run"))
 
 
-# -- the whole path ----------------------------------------------------------------------------------------------------
+# -- the whole path
+# ----------------------------------------------------------------------------------------------------
 
 
-def test_training_writes_its_configuration_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_training_writes_its_configuration_and_says_where(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "run"
     options = [
         "--beta",
@@ -83,7 +87,11 @@ def test_training_writes_its_configuration_and_says_where(tmp_path: Path, capsys
     assert "objective" in shown
     config = read_config(output / "config.json")
     assert (config.beta, config.epochs, config.seed, config.hidden) == (0.5, 1, 3, (9, 7))
-    assert (config.likelihood, config.dataset, config.latent_dim) == ("normal-per-feature", "digits", 2)
+    assert (config.likelihood, config.dataset, config.latent_dim) == (
+        "normal-per-feature",
+        "digits",
+        2,
+    )
     # The file and the command line are one thing: every field of the one is an option of the other.
     assert set(json.loads((output / "config.json").read_text())) == {
         name.replace("-", "_")
@@ -97,7 +105,9 @@ def train_options() -> set[str]:
     return {field.name.replace("_", "-") for field in fields(cli.Train)}
 
 
-def test_the_default_output_names_data_set_and_beta(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_default_output_names_data_set_and_beta(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["train", *TINY, "--beta", "0.5", "--epochs", "1"]) == 0
     assert (tmp_path / "runs" / "digits-beta0.5" / "config.json").exists()
@@ -129,7 +139,9 @@ def test_the_evaluation_holds_the_promised_numbers_and_they_agree(evaluated: Pat
     assert value["objective"] == pytest.approx(value["distortion"] + 3 * value["rate"], rel=1e-9)
     parts = value["approximation_gap"] + value["beta_gap"] + value["amortization_gap"]
     assert value["variational_gap"] == pytest.approx(parts, rel=1e-6, abs=1e-6)
-    assert value["variational_gap"] == pytest.approx(value["evidence"] - value["elbo"], rel=1e-6, abs=1e-6)
+    assert value["variational_gap"] == pytest.approx(
+        value["evidence"] - value["elbo"], rel=1e-6, abs=1e-6
+    )
     kl = written["kl_per_dimension"]
     assert len(kl["values"]) == len(kl["standard_errors"]) == 2
     assert sum(kl["values"]) == pytest.approx(value["rate"], rel=1e-4)
@@ -182,7 +194,9 @@ def test_the_draws_read_back_with_arviz(evaluated: Path) -> None:
     assert data["posterior"]["z"].shape == (1, 30, 8, 2)
     assert data["sample_stats"]["log_weight"].shape == (1, 30, 8)
     for name in ("elbo", "evidence"):
-        assert float(data["constant_data"][name].mean()) == pytest.approx(written[name]["value"], rel=1e-6)
+        assert float(data["constant_data"][name].mean()) == pytest.approx(
+            written[name]["value"], rel=1e-6
+        )
     assert json.loads(data.attrs["config"])["beta"] == 3.0
 
 
@@ -195,7 +209,9 @@ def test_the_report_is_one_page(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert {name: content for name, content in tree(run).items() if name != "report.html"} == before
 
 
-def test_the_same_evaluation_twice_gives_the_same_file(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_same_evaluation_twice_gives_the_same_file(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = (run / "evaluation.json").read_bytes()
     assert main(["evaluate", str(run), *QUICK]) == 0
     assert (run / "evaluation.json").read_bytes() == before
@@ -228,7 +244,9 @@ def test_ones_own_data_go_the_whole_path(kind: str, tmp_path: Path) -> None:
     if kind == "csv with parts":
         lines = path.read_text().splitlines()
         parts = ["part", *(["train"] * 40 + ["test"] * 20)]
-        path.write_text("\n".join(f"{line},{part}" for line, part in zip(lines, parts, strict=True)))
+        path.write_text(
+            "\n".join(f"{line},{part}" for line, part in zip(lines, parts, strict=True))
+        )
         options += ["--split-column", "part"]
     run = str(tmp_path / "run")
     data = ["--dataset", "file", "--path", str(path)]
@@ -250,7 +268,9 @@ def test_beta_zero_goes_the_whole_path(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_goes_the_whole_path_and_replaces_itself(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_goes_the_whole_path_and_replaces_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     output = tmp_path / "demo"
     assert main(["demo", "--epochs", "2", "--output", str(output)]) == 0
     assert f"page: {output / 'report.html'}" in capsys.readouterr().out
@@ -259,7 +279,8 @@ def test_the_demo_goes_the_whole_path_and_replaces_itself(tmp_path: Path, capsys
     assert (written["dataset"], written["beta"], written["num_samples"]) == ("digits", 2.0, 5000)
 
 
-# -- resuming and overwriting ------------------------------------------------------------------------------------------
+# -- resuming and overwriting
+# ------------------------------------------------------------------------------------------
 
 
 def test_resume_without_further_options_continues_with_the_saved_configuration(run: Path) -> None:
@@ -284,7 +305,8 @@ def test_overwrite_replaces_a_run(run: Path) -> None:
     assert not (run / "evaluation.json").exists()
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input
+# ---------------------------------------------------------------------------------------------------------
 
 
 def nothing(directory: Path) -> None:
@@ -316,7 +338,10 @@ def without(name: str) -> Callable[[Path], None]:
 
 
 def wrong_version(directory: Path) -> None:
-    torch.save({"format": "pyro_bvae.checkpoint", "version": 7}, directory / "run" / "checkpoints" / "best.pt")
+    torch.save(
+        {"format": "pyro_bvae.checkpoint", "version": 7},
+        directory / "run" / "checkpoints" / "best.pt",
+    )
 
 
 def a_file(directory: Path) -> None:
@@ -340,7 +365,9 @@ def cells(*rows: list[float]) -> Callable[[Path], None]:
 
     def write(folder: Path) -> None:
         anndata = pytest.importorskip("anndata")
-        adata = anndata.AnnData(np.array([[3.0, 1.0], [0.0, 2.0]] * 10 + list(rows), dtype=np.float32))
+        adata = anndata.AnnData(
+            np.array([[3.0, 1.0], [0.0, 2.0]] * 10 + list(rows), dtype=np.float32)
+        )
         adata.obs["kind"] = "a"
         adata.layers["raw"] = adata.X.copy()
         adata.write_h5ad(folder / "cells.h5ad")
@@ -469,7 +496,9 @@ def test_data_that_changed_since_the_training_are_refused(
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("arguments", [[], ["trian"], ["train", "--latent-dim", "two"], ["train", "--bta", "2"]])
+@pytest.mark.parametrize(
+    "arguments", [[], ["trian"], ["train", "--latent-dim", "two"], ["train", "--bta", "2"]]
+)
 def test_a_command_that_cannot_be_parsed_ends_with_status_two(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -486,12 +515,16 @@ def test_a_loss_that_turns_nan_ends_with_status_one_and_keeps_the_run(
 
     before = (run / "checkpoints" / "last.pt").read_bytes()
     forward = MLP.forward
-    monkeypatch.setattr(MLP, "forward", lambda self, x: forward(self, x) * (float("nan") if self.training else 1.0))
+    monkeypatch.setattr(
+        MLP, "forward", lambda self, x: forward(self, x) * (float("nan") if self.training else 1.0)
+    )
     assert main(["train", "--resume", "--epochs", "4", "--output", str(run)]) == 1
     shown = capsys.readouterr().err
     line = shown.strip().split("\n")[-1]
     where = "epoch 3, step 1 (batch 0)"
-    assert line.startswith(f"error: training stopped at {where}: site 'z' of the guide has a value that is not")
+    assert line.startswith(
+        f"error: training stopped at {where}: site 'z' of the guide has a value that is not"
+    )
     assert "Traceback" not in shown
     assert (run / "checkpoints" / "last.pt").read_bytes() == before
     monkeypatch.undo()
@@ -499,21 +532,36 @@ def test_a_loss_that_turns_nan_ends_with_status_one_and_keeps_the_run(
     assert pyro_bvae.load(run).history["epoch"] == [1, 2, 3, 4]
 
 
-def test_a_learning_rate_that_explodes_ends_with_status_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["train", *TINY, "--learning-rate", "1e30", "--likelihood", "normal", "--output", str(tmp_path / "run")]
+def test_a_learning_rate_that_explodes_ends_with_status_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "train",
+        *TINY,
+        "--learning-rate",
+        "1e30",
+        "--likelihood",
+        "normal",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     assert main(arguments) == 1
     shown = capsys.readouterr().err
     assert shown.count("error: training stopped at epoch 1, step 2 (batch 1): site '") == 1
     assert "Traceback" not in shown
 
 
-def test_an_interrupt_ends_with_status_130(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupt_ends_with_status_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "train", interrupt)
     assert main(["train"]) == 130
-    assert capsys.readouterr().err == ("interrupted; 'train --resume' continues from the last finished epoch\n")
+    assert capsys.readouterr().err == (
+        "interrupted; 'train --resume' continues from the last finished epoch\n"
+    )
 
 
 def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -528,7 +576,16 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_warnings_are_one_line_and_the_process_keeps_its_own_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["train", *TINY, "--epochs", "1", "--warmup-epochs", "4", "--output", str(tmp_path / "run")]
+    arguments = [
+        "train",
+        *TINY,
+        "--epochs",
+        "1",
+        "--warmup-epochs",
+        "4",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     with warnings.catch_warnings():
         shown_before = warnings.showwarning
         warnings.simplefilter("default")
@@ -536,21 +593,34 @@ def test_warnings_are_one_line_and_the_process_keeps_its_own_way(
         assert warnings.showwarning is shown_before
     lines = [line for line in capsys.readouterr().err.split("\n") if "warning:" in line]
     assert len(lines) == 1
-    assert "warning: the warm-up of β outlives the training: it ends at β = 0.25, not at 1" in lines[0]
+    assert (
+        "warning: the warm-up of β outlives the training: it ends at β = 0.25, not at 1" in lines[0]
+    )
 
 
-# -- real processes ----------------------------------------------------------------------------------------------------
+# -- real processes
+# ----------------------------------------------------------------------------------------------------
 
 
 def start(arguments: list[str], directory: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(Path(pyro_bvae.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(pyro_bvae.__file__).parents[1]),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-m", "pyro_bvae", *arguments]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 
     def heed_interrupts() -> None:  # a shell's background jobs inherit that they are ignored
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    return subprocess.Popen(command, cwd=directory, env=environment, preexec_fn=heed_interrupts, **pipes)  # noqa: PLW1509
+    return subprocess.Popen(
+        command,
+        cwd=directory,
+        env=environment,
+        preexec_fn=heed_interrupts,  # noqa: PLW1509
+        **pipes,
+    )
 
 
 @pytest.mark.slow
@@ -576,18 +646,32 @@ def test_ctrl_c_stops_the_program_and_the_run_can_be_resumed(tmp_path: Path) -> 
         process.kill()
     assert process.returncode == 130
     assert "Traceback" not in err
-    assert err.rstrip().endswith("interrupted; 'train --resume' continues from the last finished epoch")
+    assert err.rstrip().endswith(
+        "interrupted; 'train --resume' continues from the last finished epoch"
+    )
     done = len(load_checkpoint(last)["history"])
     assert done >= 1
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".part"]
 
 
-def test_counts_go_through_the_whole_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_counts_go_through_the_whole_path(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Simulated counts, a conditional evidence that says so, the checks on the page, and a prior of pseudo-inputs."""
     run = tmp_path / "run"
-    parts = ["--likelihood", "zero-inflated-negative-binomial", "--dispersion", "decoder", "--prior", "vamp"]
+    parts = [
+        "--likelihood",
+        "zero-inflated-negative-binomial",
+        "--dispersion",
+        "decoder",
+        "--prior",
+        "vamp",
+    ]
     parts += ["--prior-components", "5", "--posterior", "full-rank", "--network", "residual"]
-    assert main(["train", *TINY, "--dataset", "counts", *parts, "--epochs", "1", "--output", str(run)]) == 0
+    assert (
+        main(["train", *TINY, "--dataset", "counts", *parts, "--epochs", "1", "--output", str(run)])
+        == 0
+    )
     assert main(["evaluate", str(run), *QUICK]) == 0
     assert "all densities are given the size factors of the data" in capsys.readouterr().out
     assert json.loads((run / "evaluation.json").read_text())["given"] == "size factors"
@@ -598,25 +682,60 @@ def test_counts_go_through_the_whole_path(tmp_path: Path, capsys: pytest.Capture
 
 def test_plain_counts_have_their_totals_as_size_factors(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", x=np.random.default_rng(0).poisson(3.0, size=(60, 4)) + 1)
-    parts = ["--likelihood", "poisson", "--size-factor", "observed", "--output", str(tmp_path / "run")]
+    parts = [
+        "--likelihood",
+        "poisson",
+        "--size-factor",
+        "observed",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     assert (
-        main(["train", *TINY, "--dataset", "file", "--path", str(tmp_path / "data.npz"), *parts, "--epochs", "1"]) == 0
+        main(
+            [
+                "train",
+                *TINY,
+                "--dataset",
+                "file",
+                "--path",
+                str(tmp_path / "data.npz"),
+                *parts,
+                "--epochs",
+                "1",
+            ]
+        )
+        == 0
     )
     loaded = pyro_bvae.load(tmp_path / "run")
     test = loaded.splits.test
     assert torch.equal(test.context.size_factor.squeeze(1), test.x.sum(1))
-    assert torch.allclose(loaded.vae.reconstruct(test.x, test.context).sum(1), test.x.sum(1), rtol=1e-4)
+    assert torch.allclose(
+        loaded.vae.reconstruct(test.x, test.context).sum(1), test.x.sum(1), rtol=1e-4
+    )
 
 
-def test_missing_entries_are_masked_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_entries_are_masked_on_request(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     generator = np.random.default_rng(0)
     x = generator.normal(size=(60, 4))
     x[generator.random(x.shape) < 0.2] = np.nan
     np.savez(tmp_path / "data.npz", x=x)
-    common = ["train", *TINY, "--dataset", "file", "--path", str(tmp_path / "data.npz"), "--likelihood", "normal"]
+    common = [
+        "train",
+        *TINY,
+        "--dataset",
+        "file",
+        "--path",
+        str(tmp_path / "data.npz"),
+        "--likelihood",
+        "normal",
+    ]
     assert main([*common, "--epochs", "1", "--output", str(tmp_path / "run")]) == 2
     assert "missing" in capsys.readouterr().err
-    assert main([*common, "--epochs", "1", "--missing", "nan", "--output", str(tmp_path / "run")]) == 0
+    assert (
+        main([*common, "--epochs", "1", "--missing", "nan", "--output", str(tmp_path / "run")]) == 0
+    )
     np.savez(tmp_path / "masked.npz", x=np.nan_to_num(x), mask=~np.isnan(x))
     common[common.index(str(tmp_path / "data.npz"))] = str(tmp_path / "masked.npz")
     assert main([*common, "--epochs", "1", "--output", str(tmp_path / "masked")]) == 0

@@ -54,25 +54,32 @@ def forget(vae: BetaVAE, latents: slice) -> BetaVAE:
     return vae
 
 
-def causes(found: Diagnosis) -> list[Cause]:
-    return [latent.cause for latent in found.latents]
+def causes(results: Diagnosis) -> list[Cause]:
+    return [latent.cause for latent in results.latents]
 
 
 @pytest.mark.parametrize("beta", [1.2, 2.0, 3.0, 7.0, 20.0])
 def test_exactly_the_latents_below_the_oracles_threshold_have_collapsed_by_it(beta: float) -> None:
     x, axes = data_of(RATIOS)
-    found = diagnose(linear_vae(axes, beta, latents=6), x, beta=beta)
+    results = diagnose(linear_vae(axes, beta, latents=6), x, beta=beta)
     truth = optimum(RATIOS[:6] * SIGMA**2, SIGMA, beta)
-    assert causes(found) == [Cause.HEALTHY if active else Cause.THRESHOLD for active in truth.active]
-    assert found.cause is (Cause.HEALTHY if bool(truth.active.all()) else Cause.THRESHOLD)
-    for latent, ratio, rate in zip(found.latents, RATIOS, truth.rates, strict=False):
-        # The prior's mean square is 1 over data and noise together, so the mean rate is the closed form.
+    assert causes(results) == [
+        Cause.HEALTHY if active else Cause.THRESHOLD for active in truth.active
+    ]
+    assert results.cause is (Cause.HEALTHY if bool(truth.active.all()) else Cause.THRESHOLD)
+    for latent, ratio, rate in zip(results.latents, RATIOS, truth.rates, strict=False):
+        # The prior's mean square is 1 over data and noise together, so the mean rate is the closed
+        # form.
         assert latent.rate == pytest.approx(float(rate), abs=1e-9)
-        assert latent.mean_variance == pytest.approx(max(0.0, 1 - beta / float(ratio)), rel=2e-3, abs=1e-9)
+        assert latent.mean_variance == pytest.approx(
+            max(0.0, 1 - beta / float(ratio)), rel=2e-3, abs=1e-9
+        )
         if latent.cause is Cause.THRESHOLD:
             assert latent.eigenvalue == pytest.approx(float(ratio), rel=1e-6)
-    assert found.noise_variance == pytest.approx(SIGMA**2)
-    left = found.eigenvalues[: D - int(truth.active.sum())]  # without the axes of the latents in use
+    assert results.noise_variance == pytest.approx(SIGMA**2)
+    left = results.eigenvalues[
+        : D - int(truth.active.sum())
+    ]  # without the axes of the latents in use
     assert torch.allclose(left, RATIOS[int(truth.active.sum()) :], rtol=1e-6)
 
 
@@ -88,10 +95,12 @@ def test_the_advice_is_the_beta_below_which_the_next_latent_opens() -> None:
 
 def test_latents_beyond_the_signal_are_no_illness() -> None:
     x, axes = data_of(RATIOS)
-    found = diagnose(linear_vae(axes, 1.0, latents=9), x)
-    assert causes(found) == [Cause.HEALTHY] * 6 + [Cause.NO_SIGNAL] * 3
-    assert found.cause is Cause.HEALTHY
-    assert str(found).startswith("3 of 9 latents carry nothing: healthy (the others carry all there is)")
+    results = diagnose(linear_vae(axes, 1.0, latents=9), x)
+    assert causes(results) == [Cause.HEALTHY] * 6 + [Cause.NO_SIGNAL] * 3
+    assert results.cause is Cause.HEALTHY
+    assert str(results).startswith(
+        "3 of 9 latents carry nothing: healthy (the others carry all there is)"
+    )
     assert "all 6 latents carry something" in str(diagnose(linear_vae(axes, 1.0, latents=6), x))
 
 
@@ -99,17 +108,23 @@ def test_noise_that_is_too_large_by_hand_is_a_threshold_and_not_for_lack_of_sign
     x, _ = data_of(RATIOS)
     scale = 4 * SIGMA  # λ/σ² = 12 / 16 at most
     vae = LinearGaussian(torch.zeros(D, 2), scale).amortized_vae()
-    found = diagnose(vae, x)
-    assert causes(found) == [Cause.THRESHOLD] * 2
-    assert [latent.eigenvalue for latent in found.latents] == pytest.approx([12 / 16, 9 / 16])
-    assert f"variance {scale**2:.3g}" in found.findings[0].remedy
+    results = diagnose(vae, x)
+    assert causes(results) == [Cause.THRESHOLD] * 2
+    assert [latent.eigenvalue for latent in results.latents] == pytest.approx([12 / 16, 9 / 16])
+    assert f"variance {scale**2:.3g}" in results.findings[0].remedy
 
 
 def silent_vae(x: Tensor, likelihood: nn.Module, output: Tensor, latents: int = 2) -> BetaVAE:
     """Return a model whose encoder answers the prior and whose decoder gives a constant."""
-    decoder, encoder = MLP(latents, len(output), hidden=(8,)), MLP(x.shape[1], 2 * latents, hidden=(8,))
+    decoder, encoder = (
+        MLP(latents, len(output), hidden=(8,)),
+        MLP(x.shape[1], 2 * latents, hidden=(8,)),
+    )
     with torch.no_grad():
-        for network, bias in ((decoder, output), (encoder, torch.tensor([0.0, UNIT]).repeat_interleave(latents))):
+        for network, bias in (
+            (decoder, output),
+            (encoder, torch.tensor([0.0, UNIT]).repeat_interleave(latents)),
+        ):
             network.layers[-1].weight.zero_()
             network.layers[-1].bias.copy_(bias)
     return BetaVAE(NormalPrior(latents), Decoder(decoder, likelihood), NormalPosterior(encoder))
@@ -129,30 +144,34 @@ def noise_of(kind: str) -> tuple[Tensor, nn.Module, Tensor]:
 @pytest.mark.parametrize("beta", [0.7, 3.0])
 def test_noise_of_any_family_is_no_signal_at_any_beta(kind: str, beta: float) -> None:
     x, likelihood, output = noise_of(kind)
-    found = diagnose(silent_vae(x, likelihood, output), x, beta=beta)
-    assert found.cause is Cause.NO_SIGNAL
-    assert found.edge == pytest.approx((1 + (30 / 1000) ** 0.5) ** 2, rel=0.1)  # Marchenko and Pastur 1967
+    results = diagnose(silent_vae(x, likelihood, output), x, beta=beta)
+    assert results.cause is Cause.NO_SIGNAL
+    assert results.edge == pytest.approx(
+        (1 + (30 / 1000) ** 0.5) ** 2, rel=0.1
+    )  # Marchenko and Pastur 1967
 
 
 @pytest.mark.parametrize(("beta", "cause"), [(1.0, Cause.DEAD), (20.0, Cause.THRESHOLD)])
 def test_the_law_holds_for_a_likelihood_that_is_not_normal(beta: float, cause: Cause) -> None:
     hidden = torch.randn(1000, 1)
     x = torch.bernoulli((1.5 * hidden).sigmoid().expand(-1, 30))
-    found = diagnose(silent_vae(x, BernoulliLikelihood(), torch.zeros(30)), x, beta=beta)
+    results = diagnose(silent_vae(x, BernoulliLikelihood(), torch.zeros(30)), x, beta=beta)
     pearson = (x - 0.5) / 0.5
-    exact = torch.linalg.eigvalsh((pearson - pearson.mean(0)).T.double() @ (pearson - pearson.mean(0)).double() / 1000)
-    assert found.cause is cause
-    assert found.latents[0].eigenvalue == pytest.approx(float(exact[-1]), rel=1e-5)
-    assert found.latents[1].cause is Cause.NO_SIGNAL  # there is one direction
+    exact = torch.linalg.eigvalsh(
+        (pearson - pearson.mean(0)).T.double() @ (pearson - pearson.mean(0)).double() / 1000
+    )
+    assert results.cause is cause
+    assert results.latents[0].eigenvalue == pytest.approx(float(exact[-1]), rel=1e-5)
+    assert results.latents[1].cause is Cause.NO_SIGNAL  # there is one direction
 
 
 def test_an_encoder_that_lags_is_named_with_the_gain_of_its_closed_form() -> None:
     x, axes = data_of(RATIOS)
     beta = 1.5
     vae = forget(linear_vae(axes, beta, latents=3), slice(0, 3))
-    found = diagnose(vae, x, beta=beta)
-    assert causes(found) == [Cause.LAGGING] * 3
-    assert all(latent.blocked is False for latent in found.latents)
+    results = diagnose(vae, x, beta=beta)
+    assert causes(results) == [Cause.LAGGING] * 3
+    assert all(latent.blocked is False for latent in results.latents)
     model = LinearGaussian(vae.decoder.network.layers[0].weight.detach(), SIGMA)
     few = x[:128]  # what the refit looks at
     q = vae.encoder(few)
@@ -162,7 +181,7 @@ def test_an_encoder_that_lags_is_named_with_the_gain_of_its_closed_form() -> Non
         return -model.distortion(few, loc, scale) - beta * model.rate(loc, scale)
 
     gain = float((objective(*best) - objective(q.mean.detach(), q.stddev.detach())).mean())
-    (finding,) = found.findings
+    (finding,) = results.findings
     said = float(finding.evidence.split("objective that is ")[1].split()[0])
     assert said == pytest.approx(gain, rel=0.03)
     rate = float(finding.evidence.split("rate of ")[1].split()[0])
@@ -172,15 +191,26 @@ def test_an_encoder_that_lags_is_named_with_the_gain_of_its_closed_form() -> Non
 def test_a_mixed_case_is_told_apart_latent_by_latent() -> None:
     x, axes = data_of(RATIOS)
     vae = forget(linear_vae(axes, 2.0, latents=8, zeroed=(2,)), slice(0, 1))
-    found = diagnose(vae, x, beta=2.0)
-    expected = [Cause.LAGGING, Cause.HEALTHY, Cause.DEAD, Cause.HEALTHY, Cause.HEALTHY, Cause.THRESHOLD]
-    assert causes(found) == [*expected, Cause.NO_SIGNAL, Cause.NO_SIGNAL]
-    assert found.cause is Cause.LAGGING
-    assert [found.latents[i].eigenvalue for i in (0, 2, 5)] == pytest.approx([12, 6, 1.7], rel=1e-2)
-    assert [finding.cause for finding in found.findings] == [
+    results = diagnose(vae, x, beta=2.0)
+    expected = [
+        Cause.LAGGING,
+        Cause.HEALTHY,
+        Cause.DEAD,
+        Cause.HEALTHY,
+        Cause.HEALTHY,
+        Cause.THRESHOLD,
+    ]
+    assert causes(results) == [*expected, Cause.NO_SIGNAL, Cause.NO_SIGNAL]
+    assert results.cause is Cause.LAGGING
+    assert [results.latents[i].eigenvalue for i in (0, 2, 5)] == pytest.approx(
+        [12, 6, 1.7], rel=1e-2
+    )
+    assert [finding.cause for finding in results.findings] == [
         Cause.LAGGING, Cause.DEAD, Cause.THRESHOLD, Cause.NO_SIGNAL
     ]  # fmt: skip
-    assert found.latents[2].active and found.latents[2].reaction == 0  # a rate that is spent in vain
+    assert (
+        results.latents[2].active and results.latents[2].reaction == 0
+    )  # a rate that is spent in vain
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["the decoder sees z", "the decoder does not"])
@@ -193,19 +223,23 @@ def test_dead_units_of_the_encoder_are_told_from_one_that_lags(live: bool) -> No
         encoder.layers[-1].bias.copy_(torch.tensor([0.0, 0.0, UNIT, UNIT]))
     decoder = MLP(2, D, hidden=())
     with torch.no_grad():
-        decoder.layers[0].weight.copy_(SIGMA * axes[:, :2] * (RATIOS[:2] - 1).sqrt() * (1.0 if live else 0.0))
+        decoder.layers[0].weight.copy_(
+            SIGMA * axes[:, :2] * (RATIOS[:2] - 1).sqrt() * (1.0 if live else 0.0)
+        )
         decoder.layers[0].bias.zero_()
-    vae = BetaVAE(NormalPrior(2), Decoder(decoder, NormalLikelihood(SIGMA)), NormalPosterior(encoder))
-    found = diagnose(vae, x)
-    assert causes(found) == [Cause.DEAD] * 2
-    assert all(latent.blocked for latent in found.latents)
-    assert "(dead units)" in found.findings[0].evidence
+    vae = BetaVAE(
+        NormalPrior(2), Decoder(decoder, NormalLikelihood(SIGMA)), NormalPosterior(encoder)
+    )
+    results = diagnose(vae, x)
+    assert causes(results) == [Cause.DEAD] * 2
+    assert all(latent.blocked for latent in results.latents)
+    assert "(dead units)" in results.findings[0].evidence
     with torch.no_grad():
         encoder.layers[0].bias.zero_()
         encoder.layers[-1].weight.mul_(1e-3)
-    found = diagnose(vae, x)
-    assert causes(found) == [Cause.LAGGING if live else Cause.DEAD] * 2
-    assert not any(latent.blocked for latent in found.latents)
+    results = diagnose(vae, x)
+    assert causes(results) == [Cause.LAGGING if live else Cause.DEAD] * 2
+    assert not any(latent.blocked for latent in results.latents)
 
 
 class Correlated(nn.Module):
@@ -224,35 +258,43 @@ def compound(num_features: int, shared: float) -> Tensor:
 
 
 def correlated_vae(x: Tensor, covariance: Tensor, weight: Tensor) -> BetaVAE:
-    return BetaVAE(NormalPrior(2), Correlated(covariance, weight), silent_vae(x, NormalLikelihood(), x[0]).encoder)
+    return BetaVAE(
+        NormalPrior(2),
+        Correlated(covariance, weight),
+        silent_vae(x, NormalLikelihood(), x[0]).encoder,
+    )
 
 
 def test_a_decoder_that_explains_features_by_features_bypasses_the_latents() -> None:
     covariance = compound(20, 0.8)
     x = dist.MultivariateNormal(torch.zeros(20), covariance).sample(torch.Size([1500]))
-    found = diagnose(correlated_vae(x, covariance, torch.zeros(20, 2)), x)
-    assert causes(found) == [Cause.BYPASS, Cause.NO_SIGNAL]  # there is one direction for latents to carry
-    assert found.cause is Cause.BYPASS
-    # Two halves of n = 10 features: minus the trace of the blocks of precision and covariance off the diagonal.
+    results = diagnose(correlated_vae(x, covariance, torch.zeros(20, 2)), x)
+    assert causes(results) == [
+        Cause.BYPASS,
+        Cause.NO_SIGNAL,
+    ]  # there is one direction for latents to carry
+    assert results.cause is Cause.BYPASS
+    # Two halves of n = 10 features: minus the trace of the blocks of precision and covariance off
+    # the diagonal.
     precision = torch.linalg.inv(covariance)
     exact = -100 * float(precision[0, 1] * covariance[0, 1])
-    assert abs(found.interaction[0] - exact) < 3 * found.interaction[1] + 0.05
-    assert abs(found.worth[0]) < 1e-6
-    assert found.eigenvalues[0] < found.edge
+    assert abs(results.interaction[0] - exact) < 3 * results.interaction[1] + 0.05
+    assert abs(results.worth[0]) < 1e-6
+    assert results.eigenvalues[0] < results.edge
 
 
 def test_seeing_features_is_no_bypass_where_they_have_nothing_to_say_or_too_little() -> None:
     noise = torch.randn(1500, 20)
-    found = diagnose(correlated_vae(noise, torch.eye(20), torch.zeros(20, 2)), noise)
-    assert found.cause is Cause.NO_SIGNAL
-    assert abs(found.interaction[0]) < 1e-3
+    results = diagnose(correlated_vae(noise, torch.eye(20), torch.zeros(20, 2)), noise)
+    assert results.cause is Cause.NO_SIGNAL
+    assert abs(results.interaction[0]) < 1e-3
     # A tenth of what the features have in common is explained without z; the rest is left to it.
     covariance = compound(20, 0.8)
     x = dist.MultivariateNormal(torch.zeros(20), covariance).sample(torch.Size([1500]))
-    found = diagnose(correlated_vae(x, compound(20, 0.08), torch.zeros(20, 2)), x)
-    assert found.interaction[0] > 0.1
-    assert found.latents[0].cause is Cause.DEAD
-    assert float(found.eigenvalues[0]) == pytest.approx((1 + 20 * 0.8) / (1 + 20 * 0.08), rel=0.1)
+    results = diagnose(correlated_vae(x, compound(20, 0.08), torch.zeros(20, 2)), x)
+    assert results.interaction[0] > 0.1
+    assert results.latents[0].cause is Cause.DEAD
+    assert float(results.eigenvalues[0]) == pytest.approx((1 + 20 * 0.8) / (1 + 20 * 0.08), rel=0.1)
 
 
 def test_a_lagging_encoder_under_a_decoder_that_sees_features_is_no_bypass() -> None:
@@ -261,14 +303,16 @@ def test_a_lagging_encoder_under_a_decoder_that_sees_features_is_no_bypass() -> 
     covariance = compound(20, 0.3)
     x = torch.randn(800, 2) @ weight.T
     x = x + dist.MultivariateNormal(torch.zeros(20), covariance).sample(torch.Size([800]))
-    found = diagnose(correlated_vae(x, covariance, weight), x)
-    assert found.interaction[0] > 0.1
-    assert causes(found) == [Cause.LAGGING] * 2
+    results = diagnose(correlated_vae(x, covariance, weight), x)
+    assert results.interaction[0] > 0.1
+    assert causes(results) == [Cause.LAGGING] * 2
 
 
 def test_context_and_missing_entries_go_along() -> None:
     x = torch.poisson(torch.full((200, 6), 4.0))
-    context = Context(size_factor=torch.ones(200, 1), covariates=torch.eye(2)[torch.arange(200) % 2])
+    context = Context(
+        size_factor=torch.ones(200, 1), covariates=torch.eye(2)[torch.arange(200) % 2]
+    )
     vae = BetaVAE(
         NormalPrior(2),
         Decoder(MLP(4, 6, hidden=(8,)), NegativeBinomialLikelihood(6), num_covariates=2),
@@ -279,9 +323,9 @@ def test_context_and_missing_entries_go_along() -> None:
     partly = linear_vae(axes, 1.0, latents=2, zeroed=(0, 1))
     partly.missing = True
     seen = whole.masked_fill(torch.rand(whole.shape) < 0.2, torch.nan)
-    found = diagnose(partly, seen)
-    assert causes(found) == [Cause.DEAD] * 2
-    assert 0.5 * 12 < float(found.eigenvalues[0]) < 12
+    results = diagnose(partly, seen)
+    assert causes(results) == [Cause.DEAD] * 2
+    assert 0.5 * 12 < float(results.eigenvalues[0]) < 12
 
 
 def test_the_same_seed_gives_the_same_words_and_leaves_everything_alone() -> None:
@@ -289,14 +333,21 @@ def test_the_same_seed_gives_the_same_words_and_leaves_everything_alone() -> Non
     vae = forget(linear_vae(axes, 2.0, latents=3), slice(0, 2))
     vae.train()
     vae.decoder.requires_grad_(False)
-    before, state = torch.random.get_rng_state(), {name: value.clone() for name, value in vae.state_dict().items()}
+    before, state = (
+        torch.random.get_rng_state(),
+        {name: value.clone() for name, value in vae.state_dict().items()},
+    )
     first, second = (diagnose(vae, x, beta=2.0, num_data=500, seed=3) for _ in range(2))
     assert str(first) == str(second) and torch.equal(first.eigenvalues, second.eigenvalues)
-    assert not torch.equal(first.eigenvalues, diagnose(vae, x, beta=2.0, num_data=500, seed=4).eigenvalues)
+    assert not torch.equal(
+        first.eigenvalues, diagnose(vae, x, beta=2.0, num_data=500, seed=4).eigenvalues
+    )
     assert torch.equal(torch.random.get_rng_state(), before)
     assert vae.training and all(module.training for module in vae.modules())
     assert not any(parameter.requires_grad for parameter in vae.decoder.parameters())
-    assert all(parameter.requires_grad and parameter.grad is None for parameter in vae.encoder.parameters())
+    assert all(
+        parameter.requires_grad and parameter.grad is None for parameter in vae.encoder.parameters()
+    )
     assert all(torch.equal(value, state[name]) for name, value in vae.state_dict().items())
     assert not pyro.get_param_store()
 
@@ -311,10 +362,10 @@ class LaplaceEncoder(nn.Module):
 def test_a_guide_that_cannot_be_refitted_is_said() -> None:
     x, axes = data_of(RATIOS)
     vae = linear_vae(axes, 1.0, latents=2)
-    found = diagnose(BetaVAE(vae.prior, vae.decoder, LaplaceEncoder()), x)
-    assert found.cause is Cause.DEAD
-    assert "local_guide" in found.notes[0] and "note: no local refit" in str(found)
-    assert found.latents[0].refit_variance is None
+    results = diagnose(BetaVAE(vae.prior, vae.decoder, LaplaceEncoder()), x)
+    assert results.cause is Cause.DEAD
+    assert "local_guide" in results.notes[0] and "note: no local refit" in str(results)
+    assert results.latents[0].refit_variance is None
 
 
 class Program(nn.Module):
@@ -351,7 +402,9 @@ def test_what_cannot_be_diagnosed_is_refused_in_words() -> None:
             diagnose(vae, x, beta=beta)
     with pytest.raises(InputError, match="'num_data' must be a positive integer, got 0"):
         diagnose(vae, x, num_data=0)
-    with pytest.raises(InputError, match="'vae' must have Pyro functions model and guide, got Linear without model"):
+    with pytest.raises(
+        InputError, match="'vae' must have Pyro functions model and guide, got Linear without model"
+    ):
         diagnose(nn.Linear(2, 2), x)
     with pytest.raises(InputError, match="must have 16 features, got 3"):
         diagnose(vae, x[:, :3])

@@ -52,7 +52,8 @@ def member(parts: dict[str, str]) -> tuple[BetaVAE, Dataset]:
     data = data_for(parts.get("likelihood", "bernoulli"))
     if parts.get("network") == "convolutional":
         data = Dataset(
-            (torch.rand(6, 28 * 28, generator=torch.Generator().manual_seed(0)) < 0.3).float(), image_shape=(1, 28, 28)
+            (torch.rand(6, 28 * 28, generator=torch.Generator().manual_seed(0)) < 0.3).float(),
+            image_shape=(1, 28, 28),
         )
     torch.manual_seed(1)
     config = TrainConfig(**parts, hidden=(8,), latent_dim=2, prior_components=3)  # type: ignore[arg-type]
@@ -79,15 +80,17 @@ def check_against_pyro(parts: dict[str, str], dtype: torch.dtype) -> None:
         for beta in (0.0, 2.5):
             torch.manual_seed(7)
             stats = step.gradients(data.x, data.context, beta)
-            found = gradients_of(vae)
+            result = gradients_of(vae)
             vae.zero_grad()
             torch.manual_seed(7)
             loss = Trace_ELBO().loss_and_grads(vae.model, vae.guide, data.x, data.context, beta)
             expected = gradients_of(vae)
             assert float(stats[0]) == pytest.approx(loss, rel=TOLERANCES[dtype])
             whole = sum(float(gradient.square().sum()) for gradient in expected) ** 0.5
-            for one, other in zip(found, expected, strict=True):
-                assert (one - other).norm() <= TOLERANCES[dtype] * max(float(other.norm()), 1e-3 * whole)
+            for one, other in zip(result, expected, strict=True):
+                assert (one - other).norm() <= TOLERANCES[dtype] * max(
+                    float(other.norm()), 1e-3 * whole
+                )
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -100,7 +103,9 @@ def test_what_is_captured_is_trace_elbo(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(len(COMPILED)), ids=lambda number: "-".join(COMPILED[number].values()))
+@pytest.mark.parametrize(
+    "number", range(len(COMPILED)), ids=lambda number: "-".join(COMPILED[number].values())
+)
 def test_what_is_compiled_is_trace_elbo(number: int) -> None:
     check_against_pyro(COMPILED[number], tuple(TOLERANCES)[number % 2])
 
@@ -110,7 +115,8 @@ def test_every_member_is_compiled_somewhere() -> None:
         assert {parts[name] for parts in COMPILED} == {*members}
 
 
-# -- whole runs ------------------------------------------------------------------------------------------------------
+# -- whole runs
+# ------------------------------------------------------------------------------------------------------
 
 
 def small_vae() -> BetaVAE:
@@ -120,13 +126,20 @@ def small_vae() -> BetaVAE:
 
 
 def bits(count: int = 30) -> Tensor:
-    return torch.rand(count, 6, generator=torch.Generator().manual_seed(2), dtype=torch.double).round()
+    return torch.rand(
+        count, 6, generator=torch.Generator().manual_seed(2), dtype=torch.double
+    ).round()
 
 
 def weights_after(compile: bool, vae: BetaVAE | None = None, **options: Any) -> tuple[Tensor, Any]:
     """Train on 30 data in batches of 12, so that the last batch has another shape."""
     vae = vae or small_vae()
-    options = {"beta": LinearWarmup(2.0, 2), "epochs": 4, "batch_size": 12, "gradient_clip": 0.5} | options
+    options = {
+        "beta": LinearWarmup(2.0, 2),
+        "epochs": 4,
+        "batch_size": 12,
+        "gradient_clip": 0.5,
+    } | options
     history = fit(vae, bits(), compile=compile, progress=False, **options)
     return torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]), history
 
@@ -139,7 +152,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize(
-    "options", [{}, {"objective": FreeBits(0.1)}, {"learning_rate": lambda done, _: 0.01 / (1 + done)}]
+    "options",
+    [{}, {"objective": FreeBits(0.1)}, {"learning_rate": lambda done, _: 0.01 / (1 + done)}],
 )
 def test_a_compiled_run_is_the_plain_run(options: dict[str, Any]) -> None:
     """With a β schedule, clipping that bites, a schedule of the learning rate and an uneven last batch."""
@@ -200,7 +214,8 @@ def test_batch_norm_keeps_its_statistics_and_capturing_moves_nothing() -> None:
         assert torch.allclose(one.double(), other.double(), rtol=1e-8)
 
 
-# -- what cannot be compiled -----------------------------------------------------------------------------------------
+# -- what cannot be compiled
+# -----------------------------------------------------------------------------------------
 
 
 class Undecided(nn.Module):
@@ -216,7 +231,9 @@ def test_control_flow_on_tensors_runs_plain_and_says_why() -> None:
     torch.manual_seed(0)
     decoder = Decoder(MLP(2, 6, hidden=(8,)), Undecided())
     vae = BetaVAE(NormalPrior(2), decoder, NormalPosterior(MLP(6, 4, hidden=(8,)))).double()
-    with pytest.warns(UserWarning, match=r"not compiled: the program asks a tensor for its value \(if, while"):
+    with pytest.warns(
+        UserWarning, match=r"not compiled: the program asks a tensor for its value \(if, while"
+    ):
         _, history = weights_after(True, vae)
     assert history["epoch"] == [1, 2, 3, 4] and "asks a tensor" in history.step
 
@@ -238,7 +255,9 @@ def test_without_a_compiler_the_run_is_plain_and_says_so(monkeypatch: pytest.Mon
     assert torch.equal(plain, fast)
 
 
-def test_a_program_that_says_something_else_when_compiled_is_run_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_says_something_else_when_compiled_is_run_as_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def wrong(function: Any, example: Any) -> tuple[Any, float]:
         run, seconds = only_captured(function, example)
         return (lambda tensors: [1.001 * tensor for tensor in run(tensors)]), seconds
@@ -251,14 +270,19 @@ def test_a_program_that_says_something_else_when_compiled_is_run_as_it_is(monkey
 
 
 @pytest.mark.parametrize(("worth", "tried"), [(13, False), (12, True)])
-def test_only_a_run_that_repays_it_is_compiled(worth: int, tried: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_run_that_repays_it_is_compiled(
+    worth: int, tried: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(compiled_module, "compiled", only_captured)
-    monkeypatch.setattr("pyro_bvae.training.trainer.WORTH_COMPILING", worth)  # the run has four epochs of three steps
+    monkeypatch.setattr(
+        "pyro_bvae.training.trainer.WORTH_COMPILING", worth
+    )  # the run has four epochs of three steps
     _, history = weights_after(None)  # type: ignore[arg-type]
     assert history.step.startswith("compiled") is tried
 
 
-# -- the pieces ------------------------------------------------------------------------------------------------------
+# -- the pieces
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_swapped_modules_get_their_tensors_back_where_two_names_lead_to_one() -> None:
@@ -282,9 +306,12 @@ def test_compiled_functions_draw_the_generators_numbers() -> None:
 
     run, seconds = compiled(noisy, [torch.zeros(5)])
     torch.manual_seed(3)
-    found = run([torch.ones(5)])
+    result = run([torch.ones(5)])
     torch.manual_seed(3)
-    assert all(torch.allclose(one, other) for one, other in zip(found, noisy([torch.ones(5)]), strict=True))
+    assert all(
+        torch.allclose(one, other)
+        for one, other in zip(result, noisy([torch.ones(5)]), strict=True)
+    )
     again, less = compiled(noisy, [torch.zeros(5)])
     assert again is run and less < seconds
 
@@ -301,7 +328,9 @@ def test_what_was_compiled_holds_on_to_its_large_constants(monkeypatch: pytest.M
     monkeypatch.setattr(compiling, "_compile", folded)
     for value in range(20):
         constant = torch.full((100,), float(value))
-        run, _ = compiled(lambda tensors, constant=constant: [tensors[0] + constant], [torch.zeros(100)])
+        run, _ = compiled(
+            lambda tensors, constant=constant: [tensors[0] + constant], [torch.zeros(100)]
+        )
         assert run([torch.zeros(100)])[0].eq(value).all()
         weak = weakref.ref(constant)
         del constant
@@ -327,7 +356,15 @@ def test_compiled_evidence_is_the_evidence() -> None:
 def test_a_density_that_cannot_be_compiled_is_run_as_it_is() -> None:
     torch.manual_seed(0)
     decoder = Decoder(MLP(2, 6, hidden=(8,)), Undecided())
-    vae, x = BetaVAE(NormalPrior(2), decoder, NormalPosterior(MLP(6, 4, hidden=(8,)))).double(), bits()
+    vae, x = (
+        BetaVAE(NormalPrior(2), decoder, NormalPosterior(MLP(6, 4, hidden=(8,)))).double(),
+        bits(),
+    )
     plain = evidence(vae.model, vae.guide, x, num_samples=20)
-    with pytest.warns(UserWarning, match="the density is not compiled: the program asks a tensor for its value"):
-        assert torch.equal(evidence(vae.model, vae.guide, x, num_samples=20, compile=True).per_datum, plain.per_datum)
+    with pytest.warns(
+        UserWarning, match="the density is not compiled: the program asks a tensor for its value"
+    ):
+        assert torch.equal(
+            evidence(vae.model, vae.guide, x, num_samples=20, compile=True).per_datum,
+            plain.per_datum,
+        )

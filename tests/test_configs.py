@@ -17,7 +17,9 @@ SMALL = TrainConfig(hidden=(8, 4), latent_dim=3)
 
 
 def test_a_configuration_reads_back(tmp_path: Path) -> None:
-    config = replace(SMALL, beta=2.0, validation=0.2, gradient_clip=None, path="data.csv", early_stopping=3)
+    config = replace(
+        SMALL, beta=2.0, validation=0.2, gradient_clip=None, path="data.csv", early_stopping=3
+    )
     write_config(config, tmp_path / "config.json")
     assert read_config(tmp_path / "config.json") == config
     assert json.loads((tmp_path / "config.json").read_text())["hidden"] == [8, 4]
@@ -86,7 +88,9 @@ def test_impossible_numbers_are_refused_without_data(name: str, value: float) ->
     ],
 )
 def test_unknown_names_give_the_nearest_one(name: str, value: str, nearest: str) -> None:
-    with pytest.raises(InputError, match=rf"unknown .* '{value}'\. Did you mean '{nearest}'\? Known: "):
+    with pytest.raises(
+        InputError, match=rf"unknown .* '{value}'\. Did you mean '{nearest}'\? Known: "
+    ):
         replace(SMALL, **{name: value}).check()
 
 
@@ -99,7 +103,9 @@ def test_every_field_has_a_help_text() -> None:
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_every_combination_of_parts_gives_a_model_of_the_data(network: str, likelihood: str) -> None:
+def test_every_combination_of_parts_gives_a_model_of_the_data(
+    network: str, likelihood: str
+) -> None:
     config = replace(SMALL, network=network, likelihood=likelihood)
     vae = build_vae(config, Shape(28 * 28, (1, 28, 28)))
     assert (vae.latent_dim, vae.num_features) == (3, 784)
@@ -123,7 +129,9 @@ def test_hidden_layers_are_mirrored_and_must_be_named() -> None:
 
 
 def test_the_likelihood_scale_is_where_learning_starts() -> None:
-    vae = build_vae(replace(SMALL, likelihood="normal-per-feature", likelihood_scale=0.3), Shape(10, None))
+    vae = build_vae(
+        replace(SMALL, likelihood="normal-per-feature", likelihood_scale=0.3), Shape(10, None)
+    )
     scale = vae.decoder.likelihood.scale
     assert isinstance(scale, LearnedScale)
     torch.testing.assert_close(scale.scale, torch.full((10,), 0.3))
@@ -132,7 +140,9 @@ def test_the_likelihood_scale_is_where_learning_starts() -> None:
 def test_weights_follow_the_seed_and_nothing_else() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.rand(3)
-        return build_vae(replace(SMALL, seed=seed), Shape(10, None)).encoder.network.layers[0].weight
+        return (
+            build_vae(replace(SMALL, seed=seed), Shape(10, None)).encoder.network.layers[0].weight
+        )
 
     before = torch.get_rng_state()
     first = build_vae(SMALL, Shape(10, None)).encoder.network.layers[0].weight
@@ -147,7 +157,9 @@ def test_beta_is_constant_or_warms_up() -> None:
     assert replace(SMALL, beta=2.0, warmup_epochs=3.0).beta_schedule() == LinearWarmup(2.0, 3.0)
 
 
-@pytest.mark.parametrize(("validation", "count"), [(0.25, 1250), (100.0, 100), (100, 100), (1.0, 1), (None, 500)])
+@pytest.mark.parametrize(
+    ("validation", "count"), [(0.25, 1250), (100.0, 100), (100, 100), (1.0, 1), (None, 500)]
+)
 def test_validation_is_a_share_or_a_number(validation: float | None, count: int) -> None:
     splits = load_data(replace(SMALL, dataset="linear-gaussian", validation=validation))
     assert len(splits.validation) == count

@@ -35,7 +35,9 @@ class Setting:
 
     def __init__(self) -> None:
         self.x = LINEAR.sample(N)
-        self.loc = torch.stack([torch.linspace(-1.5, 2, N), torch.linspace(-0.3, 0.2, N)], -1).double()
+        self.loc = torch.stack(
+            [torch.linspace(-1.5, 2, N), torch.linspace(-0.3, 0.2, N)], -1
+        ).double()
         self.scale = torch.tensor([0.3, 0.9], dtype=torch.double).expand(N, L)
         self.noise = torch.randn(N, L, dtype=torch.double)
         self.z = self.loc + self.scale * self.noise
@@ -50,7 +52,9 @@ class Setting:
         residual = (self.x - LINEAR.bias - self.z @ WEIGHT.T) / SIGMA
         return (0.5 * residual**2 + math.log(SIGMA * math.sqrt(2 * math.pi))).sum()
 
-    def terms(self, objective: Objective, beta: float | Tensor = 1.0) -> tuple[Tensor, Tensor, Tensor]:
+    def terms(
+        self, objective: Objective, beta: float | Tensor = 1.0
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return Loss(self.vae, objective)(self.x, None, beta, {"z": self.noise})
 
     def gradients(self, objective: Objective, beta: float | Tensor = 1.0) -> tuple[Tensor, Tensor]:
@@ -68,7 +72,9 @@ def setting() -> Setting:
 
 def program(latent_prior: Callable, posterior: Callable) -> BetaVAE:
     """A small float64 VAE with a linear decoder and a given prior and guide."""
-    return BetaVAE(latent_prior, Decoder(MLP(L, 4, hidden=()), NormalLikelihood(SIGMA)), posterior).double()
+    return BetaVAE(
+        latent_prior, Decoder(MLP(L, 4, hidden=()), NormalLikelihood(SIGMA)), posterior
+    ).double()
 
 
 def normal_vae(seed: int = 0) -> BetaVAE:
@@ -76,7 +82,8 @@ def normal_vae(seed: int = 0) -> BetaVAE:
     return program(NormalPrior(L), NormalPosterior(MLP(4, 2 * L, hidden=())))
 
 
-# -- free bits ---------------------------------------------------------------------------------------------------------
+# -- free bits
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.3, 10.0])
@@ -113,13 +120,15 @@ def test_the_nats_are_those_of_the_batch_and_not_of_each_datum(setting: Setting)
 @pytest.mark.parametrize("beta", [1.0, 0.4])
 def test_without_free_nats_it_is_the_bound_with_an_analytic_kl(beta: float) -> None:
     vae, x = normal_vae(), LINEAR.sample(N)
-    found = []
+    results = []
     for objective in (TraceMeanField_ELBO(num_particles=3), FreeBits(0.0, num_particles=3)):
         torch.manual_seed(4)
         loss = objective.loss_and_grads(vae.model, vae.guide, x, None, beta)
-        found.append([torch.tensor(loss), *(parameter.grad.clone() for parameter in vae.parameters())])
+        results.append(
+            [torch.tensor(loss), *(parameter.grad.clone() for parameter in vae.parameters())]
+        )
         vae.zero_grad()
-    for expected, value in zip(*found, strict=True):
+    for expected, value in zip(*results, strict=True):
         torch.testing.assert_close(value, expected)
 
 
@@ -152,7 +161,8 @@ def test_an_estimate_of_a_kl_may_be_negative_where_no_nats_are_free() -> None:
     assert min(penalties) < 0
 
 
-# -- controlled capacity -----------------------------------------------------------------------------------------------
+# -- controlled capacity
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [1.0, 0.0, 0.25, torch.tensor(0.5).double()], ids=str)
@@ -165,7 +175,9 @@ def test_controlled_capacity_is_that_by_hand(setting: Setting, share: float | Te
 
 
 @pytest.mark.parametrize(("capacity", "sign"), [(0.0, 1.0), (20.0, -1.0)], ids=["above", "below"])
-def test_the_mean_kl_is_drawn_to_the_capacity_from_either_side(setting: Setting, capacity: float, sign: float) -> None:
+def test_the_mean_kl_is_drawn_to_the_capacity_from_either_side(
+    setting: Setting, capacity: float, sign: float
+) -> None:
     pulls = []
     for gamma in (1.0, 3.0):
         pulls.append(setting.gradients(ControlledCapacity(capacity, gamma)))
@@ -177,7 +189,9 @@ def test_the_mean_kl_is_drawn_to_the_capacity_from_either_side(setting: Setting,
 def test_the_capacity_is_that_of_any_guide_and_prior(family: str) -> None:
     torch.manual_seed(1)
     if family == "full rank":
-        vae = program(NormalPrior(L), FullRankPosterior(MLP(4, FullRankPosterior.num_outputs(L), hidden=())))
+        vae = program(
+            NormalPrior(L), FullRankPosterior(MLP(4, FullRankPosterior.num_outputs(L), hidden=()))
+        )
     else:
         vae = program(MixturePrior(L, 3), NormalPosterior(MLP(4, 2 * L, hidden=())))
     x, noise = LINEAR.sample(N), torch.randn(N, L, dtype=torch.double)
@@ -194,7 +208,8 @@ def test_the_capacity_is_that_of_any_guide_and_prior(family: str) -> None:
     torch.testing.assert_close(rate, kl.sum().detach())
 
 
-# -- what both are -----------------------------------------------------------------------------------------------------
+# -- what both are
+# -----------------------------------------------------------------------------------------------------
 
 BOTH = pytest.mark.parametrize(
     "objective", [FreeBits(0.3), ControlledCapacity(3.0, 2.0)], ids=["free bits", "capacity"]
@@ -207,7 +222,9 @@ def test_a_subsampled_plate_stands_for_all_its_data(setting: Setting, objective:
         def model() -> None:
             with pyro.plate("data", N, subsample=index):
                 z = pyro.sample("z", dist.Normal(torch.zeros(L).double(), 1.0).to_event(1))
-                pyro.sample("x", dist.Normal(LINEAR.bias + z @ WEIGHT.T, SIGMA).to_event(1), obs=x[index])
+                pyro.sample(
+                    "x", dist.Normal(LINEAR.bias + z @ WEIGHT.T, SIGMA).to_event(1), obs=x[index]
+                )
 
         def guide() -> None:
             with pyro.plate("data", N, subsample=index):
@@ -228,7 +245,9 @@ def test_a_subsampled_plate_stands_for_all_its_data(setting: Setting, objective:
 
 @BOTH
 def test_particles_are_averaged(setting: Setting, objective: Objective) -> None:
-    several = type(objective)(*([0.3] if isinstance(objective, FreeBits) else [3.0, 2.0]), num_particles=3)
+    several = type(objective)(
+        *([0.3] if isinstance(objective, FreeBits) else [3.0, 2.0]), num_particles=3
+    )
     args = (setting.vae.model, setting.vae.guide, setting.x, None, 0.7)
     torch.manual_seed(2)
     together = several.loss(*args)
@@ -246,7 +265,10 @@ def test_a_whole_fit_is_stock_svi(objective: Objective) -> None:
     for epoch in range(2):
         torch.manual_seed(stream_seed(0, epoch, NOISE_STREAM))
         batches = enumerate(data.batches(8, seed=0, epoch=epoch))
-        losses.append(sum(svi.step(x, None, schedule(epoch + step / 3, 2)) for step, (x, _) in batches) / len(data))
+        losses.append(
+            sum(svi.step(x, None, schedule(epoch + step / 3, 2)) for step, (x, _) in batches)
+            / len(data)
+        )
     history = fit(
         ours, data, beta=schedule, epochs=2, batch_size=8, learning_rate=Constant(0.01), gradient_clip=None,
         objective=objective, validation=data, progress=False,
@@ -265,20 +287,32 @@ def test_a_run_is_resumed_with_its_own_objective_only(tmp_path: Path, objective:
     with pytest.warns(UserWarning, match="as long as the training"):
         fit(normal_vae(), LINEAR.sample(8), epochs=1, objective=objective, **options)
     other = type(objective)(0.5)
-    with pytest.raises(InputError, match=r"'objective' was (FreeBits\(0.3|ControlledCapacity\(3.0, gamma=2.0), num"):
+    with pytest.raises(
+        InputError, match=r"'objective' was (FreeBits\(0.3|ControlledCapacity\(3.0, gamma=2.0), num"
+    ):
         fit(normal_vae(), LINEAR.sample(8), epochs=2, objective=other, resume=True, **options)
     fit(normal_vae(), LINEAR.sample(8), epochs=2, objective=objective, resume=True, **options)
 
 
-# -- what they are for -------------------------------------------------------------------------------------------------
+# -- what they are for
+# -------------------------------------------------------------------------------------------------
 
 
 def trained_kl(objective: Objective | None, x: Tensor, **options: object) -> Tensor:
     vae = normal_vae(3)
-    fit(vae, x, epochs=250, batch_size=len(x), learning_rate=0.03, objective=objective, progress=False, **options)
-    found = kl_per_dimension(vae.model, vae.guide, x)
-    assert found is not None and found.values is not None
-    return found.values
+    fit(
+        vae,
+        x,
+        epochs=250,
+        batch_size=len(x),
+        learning_rate=0.03,
+        objective=objective,
+        progress=False,
+        **options,
+    )
+    results = kl_per_dimension(vae.model, vae.guide, x)
+    assert results is not None and results.values is not None
+    return results.values
 
 
 @pytest.mark.filterwarnings("ignore:β σ² is")  # so it does
@@ -300,14 +334,19 @@ def test_the_mean_kl_follows_its_capacity() -> None:
         assert float(kl.sum()) == pytest.approx(capacity, abs=0.1)
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", True])
 def test_bad_numbers_are_refused(value: object) -> None:
-    with pytest.raises(InputError, match=f"'nats_per_latent' must be non-negative and finite, got {value!r}"):
+    with pytest.raises(
+        InputError, match=f"'nats_per_latent' must be non-negative and finite, got {value!r}"
+    ):
         FreeBits(value)
-    with pytest.raises(InputError, match=f"'capacity' must be non-negative and finite, got {value!r}"):
+    with pytest.raises(
+        InputError, match=f"'capacity' must be non-negative and finite, got {value!r}"
+    ):
         ControlledCapacity(value)
     with pytest.raises(InputError, match=f"'gamma' must be positive and finite, got {value!r}"):
         ControlledCapacity(1.0, value)
@@ -317,22 +356,32 @@ def test_no_weight_and_no_particles_are_refused() -> None:
     with pytest.raises(InputError, match="'gamma' must be positive and finite, got 0"):
         ControlledCapacity(1.0, 0)
     for count in (0, 1.5, True):
-        with pytest.raises(InputError, match=f"'num_particles' must be a positive integer, got {count}"):
+        with pytest.raises(
+            InputError, match=f"'num_particles' must be a positive integer, got {count}"
+        ):
             FreeBits(1.0, count)
 
 
 def test_free_bits_need_products() -> None:
     mixture = program(MixturePrior(L, 3), NormalPosterior(MLP(4, 2 * L, hidden=())))
-    with pytest.raises(InputError, match=r"the prior \(\w+\) is no product of independent dimensions"):
+    with pytest.raises(
+        InputError, match=r"the prior \(\w+\) is no product of independent dimensions"
+    ):
         FreeBits(0.1).loss(mixture.model, mixture.guide, LINEAR.sample(N))
-    full = program(NormalPrior(L), FullRankPosterior(MLP(4, FullRankPosterior.num_outputs(L), hidden=())))
+    full = program(
+        NormalPrior(L), FullRankPosterior(MLP(4, FullRankPosterior.num_outputs(L), hidden=()))
+    )
     full.name = "full"
-    with pytest.raises(InputError, match=r"the guide \(\w+\) is no product of independent dimensions"):
+    with pytest.raises(
+        InputError, match=r"the guide \(\w+\) is no product of independent dimensions"
+    ):
         FreeBits(0.1).loss(full.model, full.guide, LINEAR.sample(N))
 
 
 def test_one_capacity_is_for_all_data(setting: Setting) -> None:
-    with pytest.raises(InputError, match=r"'beta' must be one number for all data.* got values from 0 to 3"):
+    with pytest.raises(
+        InputError, match=r"'beta' must be one number for all data.* got values from 0 to 3"
+    ):
         setting.terms(ControlledCapacity(1.0), torch.linspace(0, 3, N).double())
 
 
@@ -353,16 +402,30 @@ def coins() -> None:
 @pytest.mark.parametrize(
     ("model", "guide", "message"),
     [
-        (normals("a", "b"), normals("a", "b"), "one latent site, .* got a, b in the guide and a, b in the model"),
-        (normals("a", "b"), normals("a"), "one latent site, .* got a in the guide and a, b in the model"),
+        (
+            normals("a", "b"),
+            normals("a", "b"),
+            "one latent site, .* got a, b in the guide and a, b in the model",
+        ),
+        (
+            normals("a", "b"),
+            normals("a"),
+            "one latent site, .* got a in the guide and a, b in the model",
+        ),
         (normals(), normals(), "one latent site, .* got none in the guide and none in the model"),
         (coins, coins, "guide site 'z' of family Independent has no reparametrised draws"),
-        (normals("z"), normals("z", scale=2.0), "site 'z' must have one scale .* in guide and model"),
+        (
+            normals("z"),
+            normals("z", scale=2.0),
+            "site 'z' must have one scale .* in guide and model",
+        ),
     ],
     ids=["two", "missing", "none", "discrete", "scales"],
 )
 @pytest.mark.filterwarnings("ignore:Found vars in model but not guide")
-def test_programs_without_one_reparametrised_latent_are_refused(model: Callable, guide: Callable, message: str) -> None:
+def test_programs_without_one_reparametrised_latent_are_refused(
+    model: Callable, guide: Callable, message: str
+) -> None:
     for objective in (FreeBits(0.1), ControlledCapacity(1.0)):
         with pytest.raises(InputError, match=message):
             objective.loss(model, guide)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.program.coordinates import Coordinates
-from pyro_bvae.program.program import Program, program
+from pyro_bvae.program.program import Program, open_program
 
 N = 4
 one = torch.ones((), dtype=torch.double)
@@ -19,20 +19,32 @@ one = torch.ones((), dtype=torch.double)
 
 def data_in_the_middle(x: Tensor) -> None:
     """Data between two other plates; real, positive, interval and simplex latents, in all of them."""
-    left, data, inner = pyro.plate("left", 2, dim=-3), pyro.plate("data", len(x), dim=-2), pyro.plate("in", 3, dim=-1)
+    left, data, inner = (
+        pyro.plate("left", 2, dim=-3),
+        pyro.plate("data", len(x), dim=-2),
+        pyro.plate("in", 3, dim=-1),
+    )
     with data:
         real = pyro.sample("real", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
         with inner:
             positive = pyro.sample("positive", dist.Gamma(2 * one, 1.0))
-            simplex = pyro.sample("simplex", dist.Dirichlet(torch.full((3,), 2.0, dtype=torch.double)))
+            simplex = pyro.sample(
+                "simplex", dist.Dirichlet(torch.full((3,), 2.0, dtype=torch.double))
+            )
         with left:
             bounded = pyro.sample("bounded", dist.Uniform(-one, 3.0))
-        loc = (real.sum(-1) + positive + simplex[..., 0]).sum(-1, keepdim=True) + bounded.sum(-3, keepdim=True)
+        loc = (real.sum(-1) + positive + simplex[..., 0]).sum(-1, keepdim=True) + bounded.sum(
+            -3, keepdim=True
+        )
         pyro.sample("x", dist.Normal(loc, 1.0), obs=x.unsqueeze(-1))
 
 
 def guide_in_the_middle(x: Tensor) -> None:
-    left, data, inner = pyro.plate("left", 2, dim=-3), pyro.plate("data", len(x), dim=-2), pyro.plate("in", 3, dim=-1)
+    left, data, inner = (
+        pyro.plate("left", 2, dim=-3),
+        pyro.plate("data", len(x), dim=-2),
+        pyro.plate("in", 3, dim=-1),
+    )
     rows = x.unsqueeze(-1)
     with data:
         with inner:
@@ -64,7 +76,8 @@ def guide_on_the_right(x: Tensor) -> None:
         pyro.sample("real", dist.Normal(x / 2, 1.0))
 
 
-# Of each program: widths of the latents of one datum, and the position of the data in their values behind particles.
+# Of each program: widths of the latents of one datum, and the position of the data in their values
+# behind particles.
 PROGRAMS = {
     "data in the middle": (data_in_the_middle, guide_in_the_middle, 2 + 3 + 3 * 2 + 2),
     "data on the right": (data_on_the_right, guide_on_the_right, 1 + 3 + 2 + 2 * 3),
@@ -75,8 +88,8 @@ PROGRAMS = {
 def mapped(request: pytest.FixtureRequest) -> Iterator[tuple[Program, Coordinates, int]]:
     model, guide, size = PROGRAMS[request.param]
     x = torch.linspace(-1, 1, N, dtype=torch.double)
-    with program(model, guide, (x,), data_plate="data") as opened:
-        yield opened, Coordinates(opened, (x,)), size
+    with open_program(model, guide, (x,), data_plate="data") as program:
+        yield program, Coordinates(program, (x,)), size
 
 
 def free_values(coordinates: Coordinates, vectors: Tensor) -> list[Tensor]:
@@ -94,18 +107,20 @@ def free_values(coordinates: Coordinates, vectors: Tensor) -> list[Tensor]:
         elif name == "real":
             event_dim = 1 if value.dim() > 3 and value.shape[-1] == 2 else 0
         data = [dim for dim in range(1, value.dim() - event_dim) if value.shape[dim] == N]
-        parts.append(value.movedim(data[0], 1).flatten(2) if value.dim() > 2 else value.unsqueeze(-1))
+        parts.append(
+            value.movedim(data[0], 1).flatten(2) if value.dim() > 2 else value.unsqueeze(-1)
+        )
     return torch.cat(parts, -1)
 
 
 def test_there_and_back_again(mapped: tuple[Program, Coordinates, int]) -> None:
-    opened, coordinates, size = mapped
+    program, coordinates, size = mapped
     assert coordinates.size == size
     vectors = torch.randn(5, N, size, dtype=torch.double)
     values, log_jacobian = coordinates.unflatten(vectors)
     assert log_jacobian.shape == (5, N)
     assert torch.allclose(coordinates.flatten(values), vectors, atol=1e-8)
-    drawn = opened.draw(5, opened.args).values
+    drawn = program.draw(5, program.args).values
     again, _ = coordinates.unflatten(coordinates.flatten(drawn))
     for name, value in drawn.items():
         assert again[name].shape == value.shape
@@ -113,9 +128,9 @@ def test_there_and_back_again(mapped: tuple[Program, Coordinates, int]) -> None:
 
 
 def test_a_single_draw_without_particles_fits_too(mapped: tuple[Program, Coordinates, int]) -> None:
-    opened, coordinates, size = mapped
-    trace = opened.trace(opened.args)[0]
-    values = {name: trace.nodes[name]["value"] for name in opened.latents}
+    program, coordinates, size = mapped
+    trace = program.trace(program.args)[0]
+    values = {name: trace.nodes[name]["value"] for name in program.latents}
     vectors = coordinates.flatten({name: value.unsqueeze(0) for name, value in values.items()})
     assert vectors.shape == (1, N, size)
     again, _ = coordinates.unflatten(vectors)
@@ -127,7 +142,9 @@ def test_the_jacobian_is_that_of_autograd(mapped: tuple[Program, Coordinates, in
     _, coordinates, size = mapped
     vectors = torch.randn(2, N, size, dtype=torch.double)
     _, log_jacobian = coordinates.unflatten(vectors)
-    full = torch.autograd.functional.jacobian(lambda u: free_values(coordinates, u), vectors, vectorize=True)
+    full = torch.autograd.functional.jacobian(
+        lambda u: free_values(coordinates, u), vectors, vectorize=True
+    )
     for k in range(2):
         for n in range(N):
             own = full[k, n, :, k, n]
@@ -137,10 +154,10 @@ def test_the_jacobian_is_that_of_autograd(mapped: tuple[Program, Coordinates, in
 
 
 def test_gradients_come_back(mapped: tuple[Program, Coordinates, int]) -> None:
-    opened, coordinates, size = mapped
+    program, coordinates, size = mapped
     vectors = torch.randn(3, N, size, dtype=torch.double, requires_grad=True)
     values, log_jacobian = coordinates.unflatten(vectors)
-    latent, observed = opened.log_joint(values, opened.args)
+    latent, observed = program.log_joint(values, program.args)
     assert latent.shape == observed.shape == (3, N)
     (gradient,) = torch.autograd.grad((latent + observed + log_jacobian).sum(), vectors)
     assert bool((gradient != 0).all()) and bool(torch.isfinite(gradient).all())
@@ -169,16 +186,19 @@ def test_a_density_of_the_vectors_integrates_to_one(prior: Callable[[], dist.Dis
 
     x = torch.zeros(2, dtype=torch.double)
     grid = torch.linspace(-40, 40, 16_001, dtype=torch.double)
-    with program(model, guide, (x,)) as opened:
-        coordinates = Coordinates(opened, (x,))
+    with open_program(model, guide, (x,)) as program:
+        coordinates = Coordinates(program, (x,))
         values, log_jacobian = coordinates.unflatten(grid[:, None, None].expand(-1, 2, 1))
-        latent, _ = opened.log_joint(values, (x,))
-    log_density = torch.nan_to_num(latent + log_jacobian, nan=-math.inf)  # where rounding ends at a bound
+        latent, _ = program.log_joint(values, (x,))
+    log_density = torch.nan_to_num(
+        latent + log_jacobian, nan=-math.inf
+    )  # where rounding ends at a bound
     total = log_density.logsumexp(0) + math.log(float(grid[1] - grid[0]))
     assert total.tolist() == pytest.approx([0.0, 0.0], abs=1e-4)
 
 
-# -- what has no map ----------------------------------------------------------------------------------------------
+# -- what has no map
+# ----------------------------------------------------------------------------------------------
 
 
 def test_a_support_without_a_map_is_refused_by_name() -> None:
@@ -195,28 +215,34 @@ def test_a_support_without_a_map_is_refused_by_name() -> None:
 
     x = torch.zeros(2, dtype=torch.double)
     with (
-        program(model, guide, (x,)) as opened,
-        pytest.raises(InputError, match=r"latent 'direction' has the support Sphere, which no bijection"),
+        open_program(model, guide, (x,)) as program,
+        pytest.raises(
+            InputError, match=r"latent 'direction' has the support Sphere, which no bijection"
+        ),
     ):
-        Coordinates(opened, (x,))
+        Coordinates(program, (x,))
 
 
 def test_a_support_that_depends_on_another_latent_is_refused_by_name() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             top = pyro.sample("top", dist.Uniform(0 * one, 1.0))
-            pyro.sample("x", dist.Normal(pyro.sample("below", dist.Uniform(0 * one, top)), 1.0), obs=x)
+            pyro.sample(
+                "x", dist.Normal(pyro.sample("below", dist.Uniform(0 * one, top)), 1.0), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("below", dist.Uniform(0 * one, pyro.sample("top", dist.Uniform(0 * one, 1.0))))
+            pyro.sample(
+                "below", dist.Uniform(0 * one, pyro.sample("top", dist.Uniform(0 * one, 1.0)))
+            )
 
     x = torch.zeros(2, dtype=torch.double)
     with (
-        program(model, guide, (x,)) as opened,
+        open_program(model, guide, (x,)) as program,
         pytest.raises(InputError, match="the support of latent 'below' depends on other latents"),
     ):
-        Coordinates(opened, (x,))
+        Coordinates(program, (x,))
 
 
 def test_a_support_may_depend_on_the_data() -> None:
@@ -229,7 +255,7 @@ def test_a_support_may_depend_on_the_data() -> None:
             pyro.sample("z", dist.Uniform(x - 1, x + 2))
 
     x = torch.linspace(-5, 5, N, dtype=torch.double)
-    with program(model, guide, (x,)) as opened:
-        coordinates = Coordinates(opened, (x,))
+    with open_program(model, guide, (x,)) as program:
+        coordinates = Coordinates(program, (x,))
         values, _ = coordinates.unflatten(torch.zeros(3, N, 1, dtype=torch.double))
         assert torch.allclose(values["z"], (x + 0.5).expand(3, -1))

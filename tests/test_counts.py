@@ -40,7 +40,9 @@ def grid() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scipy_negative_binomial(x: Tensor, mean: Tensor, theta: Tensor) -> Tensor:
-    return torch.from_numpy(scipy.stats.nbinom.logpmf(x.numpy(), theta.numpy(), (theta / (theta + mean)).numpy()))
+    return torch.from_numpy(
+        scipy.stats.nbinom.logpmf(x.numpy(), theta.numpy(), (theta / (theta + mean)).numpy())
+    )
 
 
 def exact_poisson(x: int, mean: float) -> float:
@@ -52,7 +54,10 @@ def exact_negative_binomial(x: int, mean: float, theta: float) -> float:
     """The log probability as a sum of terms none of which is large: no log gamma function."""
     rise = math.fsum(math.log1p((k + theta - mean - theta) / (theta + mean)) for k in range(x))
     return (
-        rise + x * math.log(mean) - math.fsum(math.log(k) for k in range(1, x + 1)) - theta * math.log1p(mean / theta)
+        rise
+        + x * math.log(mean)
+        - math.fsum(math.log(k) for k in range(1, x + 1))
+        - theta * math.log1p(mean / theta)
     )
 
 
@@ -63,7 +68,9 @@ def test_poisson_is_scipys() -> None:
 
 
 def test_negative_binomial_is_scipys() -> None:
-    x, mean, theta = (part[:, 1:5, 1:5] for part in grid())  # beyond these SciPy's success probability rounds to 0 or 1
+    x, mean, theta = (
+        part[:, 1:5, 1:5] for part in grid()
+    )  # beyond these SciPy's success probability rounds to 0 or 1
     scored = NegativeBinomialCounts(mean.log(), theta).log_prob(x)
     assert torch.allclose(scored, scipy_negative_binomial(x, mean, theta), rtol=1e-10, atol=1e-10)
 
@@ -72,7 +79,9 @@ def test_negative_binomial_is_exact_everywhere() -> None:
     given = [part.flatten() for part in grid()]
     scored = NegativeBinomialCounts(given[1].log(), given[2]).log_prob(given[0]).tolist()
     for value, x, mean, theta in zip(scored, *(part.tolist() for part in given), strict=True):
-        assert value == pytest.approx(exact_negative_binomial(int(x), mean, theta), rel=1e-10, abs=1e-11)
+        assert value == pytest.approx(
+            exact_negative_binomial(int(x), mean, theta), rel=1e-10, abs=1e-11
+        )
 
 
 def test_zero_inflation_is_a_mixture_with_zero() -> None:
@@ -85,9 +94,17 @@ def test_zero_inflation_is_a_mixture_with_zero() -> None:
 
 @pytest.mark.parametrize(
     ("x", "mean", "theta"),
-    [(0, 1e-30, 1.0), (3, 2.5, 1e7), (100_000, 100_050.0, 3.0), (100_000, 99_000.0, 1e6), (50_000, 50_100.0, 1e-3)],
+    [
+        (0, 1e-30, 1.0),
+        (3, 2.5, 1e7),
+        (100_000, 100_050.0, 3.0),
+        (100_000, 99_000.0, 1e6),
+        (50_000, 50_100.0, 1e-3),
+    ],
 )
-def test_float32_keeps_its_digits_where_log_gamma_functions_cancel(x: int, mean: float, theta: float) -> None:
+def test_float32_keeps_its_digits_where_log_gamma_functions_cancel(
+    x: int, mean: float, theta: float
+) -> None:
     """A log gamma function of 1e5 is 1e6, and so are all the terms: a float32 has 0.06 nats there."""
     log_mean = torch.tensor(math.log(mean))
     given = float(log_mean.exp().double())  # the mean that a float32 stands for
@@ -115,7 +132,9 @@ def test_the_gradient_can_be_differentiated_and_mapped() -> None:
             return NegativeBinomialCounts(log_mean, theta).log_prob(x)
 
         inputs = (log_mean.clone().requires_grad_(), theta.clone().requires_grad_())
-        assert torch.autograd.gradcheck(score, inputs) and torch.autograd.gradgradcheck(score, inputs)
+        assert torch.autograd.gradcheck(score, inputs) and torch.autograd.gradgradcheck(
+            score, inputs
+        )
         mapped = torch.func.vmap(score, (0, None))(torch.stack([log_mean, log_mean + 1]), theta)
         assert torch.allclose(mapped[1], score(log_mean + 1, theta))
         under_func = torch.func.grad(lambda log_mean: score(log_mean, theta).sum())(log_mean)
@@ -126,7 +145,9 @@ def test_the_gradient_can_be_differentiated_and_mapped() -> None:
 def test_a_large_dispersion_is_a_poisson() -> None:
     x, mean, _ = grid()
     poisson = PoissonCounts(mean.log()).log_prob(x)
-    assert torch.allclose(NegativeBinomialCounts(mean.log(), torch.full_like(mean, 1e14)).log_prob(x), poisson)
+    assert torch.allclose(
+        NegativeBinomialCounts(mean.log(), torch.full_like(mean, 1e14)).log_prob(x), poisson
+    )
 
 
 @pytest.mark.parametrize("kind", ["poisson", "negative binomial", "zero-inflated"])
@@ -149,7 +170,11 @@ def test_gradients_are_those_of_the_textbook_formula(kind: str) -> None:
             return torch.distributions.Poisson(log_mean.exp()).log_prob(x)
         mu = log_mean.exp()
         terms = torch.lgamma(x + dispersion) - torch.lgamma(dispersion) - torch.lgamma(x + 1)
-        log_prob = terms + dispersion * (dispersion / (dispersion + mu)).log() + x * (mu / (dispersion + mu)).log()
+        log_prob = (
+            terms
+            + dispersion * (dispersion / (dispersion + mu)).log()
+            + x * (mu / (dispersion + mu)).log()
+        )
         if kind == "negative binomial":
             return log_prob
         gated = nn.functional.logsigmoid(-logits) + log_prob
@@ -157,7 +182,9 @@ def test_gradients_are_those_of_the_textbook_formula(kind: str) -> None:
 
     used = inputs[: {"poisson": 1, "negative binomial": 2, "zero-inflated": 3}[kind]]
     for mine, theirs in zip(
-        torch.autograd.grad(ours().sum(), used), torch.autograd.grad(textbook().sum(), used), strict=True
+        torch.autograd.grad(ours().sum(), used),
+        torch.autograd.grad(textbook().sum(), used),
+        strict=True,
     ):
         assert torch.isfinite(mine).all()
         assert torch.allclose(mine, theirs, rtol=1e-6, atol=1e-6)
@@ -167,7 +194,10 @@ def test_the_gradient_is_right_where_the_mean_is_the_count() -> None:
     for count in (1.0, 2.0):
         log_mean = torch.tensor(math.log(count), dtype=torch.double, requires_grad=True)
         x = log_mean.detach().exp()  # the same digits
-        for make in (PoissonCounts, lambda log_mean: NegativeBinomialCounts(log_mean, torch.tensor(3.0).double())):
+        for make in (
+            PoissonCounts,
+            lambda log_mean: NegativeBinomialCounts(log_mean, torch.tensor(3.0).double()),
+        ):
             (gradient,) = torch.autograd.grad(make(log_mean).log_prob(x), log_mean)
             assert gradient.abs() < 1e-12
 
@@ -176,13 +206,19 @@ def test_the_gradient_is_right_where_the_mean_is_the_count() -> None:
     "make",
     [
         lambda: PoissonCounts(torch.tensor([-1.0, 0.5, 3.0])),
-        lambda: NegativeBinomialCounts(torch.tensor([-1.0, 0.5, 3.0]), torch.tensor([0.5, 2.0, 30.0])),
+        lambda: NegativeBinomialCounts(
+            torch.tensor([-1.0, 0.5, 3.0]), torch.tensor([0.5, 2.0, 30.0])
+        ),
         lambda: ZeroInflatedNegativeBinomialCounts(
-            torch.tensor([-1.0, 0.5, 3.0]), torch.tensor([0.5, 2.0, 30.0]), torch.tensor([-1.0, 0.0, 1.0])
+            torch.tensor([-1.0, 0.5, 3.0]),
+            torch.tensor([0.5, 2.0, 30.0]),
+            torch.tensor([-1.0, 0.0, 1.0]),
         ),
     ],
 )
-def test_counts_sum_to_one_and_draws_have_the_moments(make: Callable[[], torch.distributions.Distribution]) -> None:
+def test_counts_sum_to_one_and_draws_have_the_moments(
+    make: Callable[[], torch.distributions.Distribution],
+) -> None:
     torch.manual_seed(0)
     distribution = make()
     every = torch.arange(400.0).unsqueeze(1)
@@ -195,8 +231,11 @@ def test_counts_sum_to_one_and_draws_have_the_moments(make: Callable[[], torch.d
     assert ((draws.var(0) - distribution.variance).abs() < 4.5 * error).all()
     observed = torch.stack([(draws == k).float().mean(0) for k in range(4)])
     expected = distribution.log_prob(every[:4]).exp()
-    # One draw more or less is allowed beyond the errors, for what is seen once in 40,000 draws or never.
-    assert ((observed - expected).abs() < 4.5 * (expected * (1 - expected) / 40_000).sqrt() + 1 / 40_000).all()
+    # One draw more or less is allowed beyond the errors, for what is seen once in 40,000 draws or
+    # never.
+    assert (
+        (observed - expected).abs() < 4.5 * (expected * (1 - expected) / 40_000).sqrt() + 1 / 40_000
+    ).all()
 
 
 def test_expanding_does_not_copy_the_dispersions() -> None:
@@ -208,13 +247,19 @@ def test_expanding_does_not_copy_the_dispersions() -> None:
         PoissonCounts(torch.zeros(3), validate_args=True).log_prob(torch.tensor([0.5, 1, 2]))
 
 
-# -- likelihoods ------------------------------------------------------------------------------------------------------
+# -- likelihoods
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_rates_share_or_scale_by_the_size_factor() -> None:
-    outputs, context = torch.randn(5, 4, 3), Context(size_factor=torch.tensor([[1.0], [10.0], [100.0], [1e3]]))
+    outputs, context = (
+        torch.randn(5, 4, 3),
+        Context(size_factor=torch.tensor([[1.0], [10.0], [100.0], [1e3]])),
+    )
     sizes = context.size_factor
-    assert torch.allclose(SoftmaxRate()(outputs, context).exp().sum(-1), sizes.squeeze(1).expand(5, 4))
+    assert torch.allclose(
+        SoftmaxRate()(outputs, context).exp().sum(-1), sizes.squeeze(1).expand(5, 4)
+    )
     assert torch.allclose(ExpRate()(outputs, context).exp(), sizes * outputs.exp())
     assert torch.allclose(ExpRate()(outputs), outputs)
 
@@ -224,9 +269,11 @@ def test_dispersions_of_each_batch_are_found_by_the_covariates() -> None:
     with torch.no_grad():
         dispersion.log_dispersion.copy_(torch.tensor([[0.0, 1, 2], [3, 4, 5]]))
     likelihood = NegativeBinomialLikelihood(dispersion=dispersion)
-    context = Context(covariates=torch.tensor([[1.0, 0, 7], [0, 1, 7]]))  # a covariate of another kind comes after
-    found = likelihood(torch.zeros(4, 2, 3), context).base_dist.dispersion
-    assert torch.allclose(found.log(), torch.tensor([[0.0, 1, 2], [3, 4, 5]]))
+    context = Context(
+        covariates=torch.tensor([[1.0, 0, 7], [0, 1, 7]])
+    )  # a covariate of another kind comes after
+    result = likelihood(torch.zeros(4, 2, 3), context).base_dist.dispersion
+    assert torch.allclose(result.log(), torch.tensor([[0.0, 1, 2], [3, 4, 5]]))
     with pytest.raises(InputError, match="wants as many covariates, got none"):
         likelihood(torch.zeros(2, 3))
 
@@ -255,7 +302,8 @@ def test_planted_dispersions_are_recovered() -> None:
     likelihood = NegativeBinomialLikelihood(4)
     vae = BetaVAE(NormalPrior(1), Decoder(Constant(), likelihood), NormalPosterior(MLP(4, 2, ())))
     fit(vae, x, beta=1.0, epochs=120, batch_size=500, learning_rate=0.05, progress=False)
-    # The error of a maximum likelihood estimate of log theta from 4,000 counts is at most a twentieth here.
+    # The error of a maximum likelihood estimate of log theta from 4,000 counts is at most a
+    # twentieth here.
     assert torch.allclose(likelihood.dispersion.dispersion.log(), theta.log(), atol=0.2)
     assert torch.allclose(vae.decoder.network.outputs, torch.full((4,), math.log(8.0)), atol=0.1)
 
@@ -264,8 +312,14 @@ def test_planted_dispersions_are_recovered() -> None:
     ("make", "message"),
     [
         (lambda: LearnedDispersion(0), "'num_features' must be a positive integer or None, got 0"),
-        (lambda: LearnedDispersion(3, 0), "'num_batches' must be a positive integer or None, got 0"),
-        (lambda: LearnedDispersion(initial=-1.0), "'initial' must be positive and finite, got -1.0"),
+        (
+            lambda: LearnedDispersion(3, 0),
+            "'num_batches' must be a positive integer or None, got 0",
+        ),
+        (
+            lambda: LearnedDispersion(initial=-1.0),
+            "'initial' must be positive and finite, got -1.0",
+        ),
     ],
 )
 def test_bad_values_are_refused_in_words(make: Callable[[], nn.Module], message: str) -> None:

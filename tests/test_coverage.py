@@ -51,7 +51,8 @@ def said(loc: Tensor, scale: float | Tensor) -> Tensor:
     return torch.cat([loc, torch.as_tensor(scale, dtype=loc.dtype).expand_as(loc)], 1)
 
 
-# -- planted holes ----------------------------------------------------------------------------------------------------
+# -- planted holes
+# ----------------------------------------------------------------------------------------------------
 
 GAP = 0.8
 
@@ -61,23 +62,29 @@ def around_gap(count: int, seed: int, width: int) -> Tensor:
     uniform = 2 * torch.rand(count, generator=generator(seed), dtype=torch.double) - 1
     edge = NORMAL.cdf(torch.tensor(GAP, dtype=torch.double))
     first = NORMAL.icdf(edge + (1 - edge) * uniform.abs()) * uniform.sign()
-    others = math.sqrt(1 - 0.3**2) * torch.randn(count, width - 1, generator=generator(seed + 1), dtype=torch.double)
+    others = math.sqrt(1 - 0.3**2) * torch.randn(
+        count, width - 1, generator=generator(seed + 1), dtype=torch.double
+    )
     scale = torch.tensor([0.01, *[0.3] * (width - 1)], dtype=torch.double)
     return said(torch.cat([first[:, None], others], 1), scale)
 
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_planted_gap_is_found_with_its_mass(width: int) -> None:
-    found = coverage(model, guide, around_gap(6000, 0, width), held_out=around_gap(1500, 5, width))
+    results = coverage(
+        model, guide, around_gap(6000, 0, width), held_out=around_gap(1500, 5, width)
+    )
     mass = math.erf(GAP / math.sqrt(2))  # 58% of the prior
-    assert found.hole_mass.value == pytest.approx(mass, rel=0.1)
-    planted = (found.points[:, 0].abs() < GAP).numpy()
-    assert roc_auc_score(planted, -found.log_density) >= 0.95
-    assert found.p_value == 1 / 500
-    first, *others = found.dimensions.itertuples()
+    assert results.hole_mass.value == pytest.approx(mass, rel=0.1)
+    planted = (results.points[:, 0].abs() < GAP).numpy()
+    assert roc_auc_score(planted, -results.log_density) >= 0.95
+    assert results.p_value == 1 / 500
+    first, *others = results.dimensions.itertuples()
     assert first.p_value < 1e-6 and first.hole_mass == pytest.approx(mass, rel=0.1)
     for other in others:
-        assert other.p_value > 0.05 and other.hole_mass == pytest.approx(0.01, abs=4 * other.standard_error)
+        assert other.p_value > 0.05 and other.hole_mass == pytest.approx(
+            0.01, abs=4 * other.standard_error
+        )
 
 
 # Narrow clumps on a grid: the group of a datum is its posterior.
@@ -106,28 +113,46 @@ def by_quadrature(weights: Tensor, share: float) -> tuple[float, float]:
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_threshold_and_mass_are_those_of_quadrature(share: float) -> None:
     data = clumps(3000, 0)
-    found = coverage(model, guide, data, held_out=clumps(6000, 1), num_samples=8000, share=share)
-    groups = torch.cdist(data[:, :2], CENTRES).argmin(1).bincount(minlength=len(CENTRES)).double() / len(data)
+    results = coverage(model, guide, data, held_out=clumps(6000, 1), num_samples=8000, share=share)
+    groups = torch.cdist(data[:, :2], CENTRES).argmin(1).bincount(
+        minlength=len(CENTRES)
+    ).double() / len(data)
     threshold, mass = by_quadrature(groups, share)
-    assert found.hole_mass.value == pytest.approx(mass, rel=0.1)
-    assert abs(found.hole_mass.value - mass) < 4 * found.hole_mass.standard_error
-    assert found.threshold == pytest.approx(threshold, abs=0.15)
-    direct = dist.Normal(data[None, :, :2], SPREAD).log_prob(found.points[:50, None].double()).sum(2).logsumexp(1)
-    torch.testing.assert_close(found.log_density[:50], direct - math.log(len(data)), atol=2e-3, rtol=1e-3)
+    assert results.hole_mass.value == pytest.approx(mass, rel=0.1)
+    assert abs(results.hole_mass.value - mass) < 4 * results.hole_mass.standard_error
+    assert results.threshold == pytest.approx(threshold, abs=0.15)
+    direct = (
+        dist.Normal(data[None, :, :2], SPREAD)
+        .log_prob(results.points[:50, None].double())
+        .sum(2)
+        .logsumexp(1)
+    )
+    torch.testing.assert_close(
+        results.log_density[:50], direct - math.log(len(data)), atol=2e-3, rtol=1e-3
+    )
 
 
 def test_the_error_is_that_of_other_seeds() -> None:
     data = clumps(1000, 0)
-    found = [
-        coverage(model, guide, data, held_out=clumps(300, 10 + s), num_samples=400, seed=s, num_permutations=1)
+    results = [
+        coverage(
+            model,
+            guide,
+            data,
+            held_out=clumps(300, 10 + s),
+            num_samples=400,
+            seed=s,
+            num_permutations=1,
+        )
         for s in range(25)
     ]
-    spread = torch.tensor([each.hole_mass.value for each in found]).std()
-    claimed = sum(each.hole_mass.standard_error for each in found) / len(found)
+    spread = torch.tensor([each.hole_mass.value for each in results]).std()
+    claimed = sum(each.hole_mass.standard_error for each in results) / len(results)
     assert 0.65 < claimed / spread < 1.55  # the 99.9% interval of a ratio from 25 values
 
 
-# -- no holes ---------------------------------------------------------------------------------------------------------
+# -- no holes
+# ---------------------------------------------------------------------------------------------------------
 
 
 def exact_pair(count: int, seed: int) -> tuple[BetaVAE, Tensor]:
@@ -140,22 +165,30 @@ def exact_pair(count: int, seed: int) -> tuple[BetaVAE, Tensor]:
 
 def test_an_aggregate_that_is_the_prior_has_no_holes_but_the_share() -> None:
     vae, x = exact_pair(8000, 0)
-    found = coverage(vae.model, vae.guide, x[:6000], held_out=x[6000:])
-    assert found.hole_mass.value == pytest.approx(0.01, abs=4 * found.hole_mass.standard_error)
-    assert found.hole_mass.standard_error < 0.005
-    assert found.p_value > 0.01 and (found.dimensions["p_value"] > 0.01).all()
-    assert found.to_dict()["p_value"] == found.p_value and "hole mass of the prior" in str(found)
+    results = coverage(vae.model, vae.guide, x[:6000], held_out=x[6000:])
+    assert results.hole_mass.value == pytest.approx(0.01, abs=4 * results.hole_mass.standard_error)
+    assert results.hole_mass.standard_error < 0.005
+    assert results.p_value > 0.01 and (results.dimensions["p_value"] > 0.01).all()
+    assert results.to_dict()["p_value"] == results.p_value and "hole mass of the prior" in str(
+        results
+    )
 
 
 def test_p_values_are_uniform_where_there_is_nothing_to_find() -> None:
     p_values, of_one = [], []
     for seed in range(30):
         vae, x = exact_pair(240, seed)
-        found = coverage(
-            vae.model, vae.guide, x[:120], held_out=x[120:], num_samples=120, num_permutations=99, seed=seed
+        results = coverage(
+            vae.model,
+            vae.guide,
+            x[:120],
+            held_out=x[120:],
+            num_samples=120,
+            num_permutations=99,
+            seed=seed,
         )
-        p_values.append(found.p_value)
-        of_one.append(float(found.dimensions["p_value"].min()))
+        p_values.append(results.p_value)
+        of_one.append(float(results.dimensions["p_value"].min()))
     assert stats.kstest(p_values, "uniform").pvalue > 0.01
     assert sum(value < 0.05 for value in of_one) <= 5  # of 30, corrected for the number of latents
 
@@ -167,7 +200,8 @@ def test_posteriors_too_narrow_to_reach_beyond_their_datum_are_no_holes() -> Non
     assert coverage(model, guide, data, held_out=kept, num_samples=2000).hole_mass.value < 0.03
 
 
-# -- log q(z) of any points -------------------------------------------------------------------------------------------
+# -- log q(z) of any points
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("correlated", [False, True])
@@ -180,11 +214,15 @@ def test_the_aggregate_is_the_mixture_of_all_posteriors(correlated: bool) -> Non
     points = torch.randn(40, 3, dtype=torch.double)
     with torch.no_grad():
         direct = vae.encoder(x).log_prob(points.unsqueeze(1)).logsumexp(1) - math.log(len(x))
-    torch.testing.assert_close(log_aggregate(vae.model, vae.guide, x, points=points), direct, atol=1e-3, rtol=1e-4)
-    found = coverage(vae.model, vae.guide, x, held_out=exact_pair(130, 2)[1], num_samples=100, num_permutations=9)
-    again = log_aggregate(vae.model, vae.guide, x, points=found.points)
-    torch.testing.assert_close(found.log_density, again)
-    assert found.dimensions["hole_mass"].notna().all()
+    torch.testing.assert_close(
+        log_aggregate(vae.model, vae.guide, x, points=points), direct, atol=1e-3, rtol=1e-4
+    )
+    results = coverage(
+        vae.model, vae.guide, x, held_out=exact_pair(130, 2)[1], num_samples=100, num_permutations=9
+    )
+    again = log_aggregate(vae.model, vae.guide, x, points=results.points)
+    torch.testing.assert_close(results.log_density, again)
+    assert results.dimensions["hole_mass"].notna().all()
 
 
 def test_a_guide_without_single_densities_has_tests_alone() -> None:
@@ -194,44 +232,60 @@ def test_a_guide_without_single_densities_has_tests_alone() -> None:
         loc, scale = x.chunk(2, 1)
         with pyro.plate("data", len(x)):
             base = dist.Normal(loc, scale).to_event(1)
-            turn = dist.transforms.LowerCholeskyAffine(loc.new_zeros(2), torch.tensor([[1.0, 0.0], [0.5, 1.0]]).to(loc))
+            turn = dist.transforms.LowerCholeskyAffine(
+                loc.new_zeros(2), torch.tensor([[1.0, 0.0], [0.5, 1.0]]).to(loc)
+            )
             pyro.sample("z", dist.TransformedDistribution(base, [turn]))
 
-    found = coverage(model, flow_guide, clumps(200, 0), held_out=clumps(150, 1), num_samples=200)
-    assert found.dimensions["hole_mass"].isna().all() and found.dimensions["p_value"].notna().all()
-    assert found.hole_mass.value > 0.1
+    results = coverage(model, flow_guide, clumps(200, 0), held_out=clumps(150, 1), num_samples=200)
+    assert (
+        results.dimensions["hole_mass"].isna().all() and results.dimensions["p_value"].notna().all()
+    )
+    assert results.hole_mass.value > 0.1
 
 
-# -- the two tests ----------------------------------------------------------------------------------------------------
+# -- the two tests
+# ----------------------------------------------------------------------------------------------------
 
 
 def test_the_energy_distance_is_scipys() -> None:
-    x, y = torch.randn(70, 1, generator=generator(0)), 0.4 + torch.randn(50, 1, generator=generator(1))
-    found = energy_test(x, y, num_permutations=99, generator=generator(2))
+    x, y = (
+        torch.randn(70, 1, generator=generator(0)),
+        0.4 + torch.randn(50, 1, generator=generator(1)),
+    )
+    results = energy_test(x, y, num_permutations=99, generator=generator(2))
     scale = float(torch.cat([x, y]).double().std())
     exact = stats.energy_distance(x[:, 0].numpy(), y[:, 0].numpy()) ** 2 / scale
-    assert found.distance == pytest.approx(exact, rel=1e-5) and found.num_rows == 120
+    assert results.distance == pytest.approx(exact, rel=1e-5) and results.num_rows == 120
 
 
 def test_the_energy_test_sees_what_single_dimensions_do_not() -> None:
     normal = torch.randn(800, 2, generator=generator(3), dtype=torch.double)
-    turned = normal[400:] @ torch.tensor([[1.0, 0.9], [0.0, math.sqrt(1 - 0.81)]], dtype=torch.double)
+    turned = normal[400:] @ torch.tensor(
+        [[1.0, 0.9], [0.0, math.sqrt(1 - 0.81)]], dtype=torch.double
+    )
     single = dimension_tests(normal[:400], turned)
     assert float(single.p_values.min()) > 0.05
-    assert energy_test(normal[:400], turned, num_permutations=199, generator=generator(1)).p_value == 1 / 200
+    assert (
+        energy_test(normal[:400], turned, num_permutations=199, generator=generator(1)).p_value
+        == 1 / 200
+    )
 
 
 def test_holm_corrects_in_order() -> None:
-    found = holm(torch.tensor([0.04, 0.01, 0.9, 0.02], dtype=torch.double))
-    torch.testing.assert_close(found, torch.tensor([0.08, 0.04, 0.9, 0.06], dtype=torch.double))
+    results = holm(torch.tensor([0.04, 0.01, 0.9, 0.02], dtype=torch.double))
+    torch.testing.assert_close(results, torch.tensor([0.08, 0.04, 0.9, 0.06], dtype=torch.double))
 
 
-# -- draws to be shown ------------------------------------------------------------------------------------------------
+# -- draws to be shown
+# ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def planted() -> Coverage:
-    return coverage(model, guide, around_gap(1000, 0, 2), held_out=around_gap(300, 5, 2), num_samples=500)
+    return coverage(
+        model, guide, around_gap(1000, 0, 2), held_out=around_gap(300, 5, 2), num_samples=500
+    )
 
 
 def test_draws_inside_and_outside_are_apart(planted: Coverage) -> None:
@@ -267,7 +321,8 @@ def test_the_figures_say_the_mass(planted: Coverage) -> None:
     assert np.isfinite(planted.log_density.numpy()).all()
 
 
-# -- what cannot be measured ------------------------------------------------------------------------------------------
+# -- what cannot be measured
+# ------------------------------------------------------------------------------------------
 
 
 def discrete(x: Tensor) -> None:
@@ -293,22 +348,55 @@ DATA = clumps(120, 0)
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: coverage(discrete, discrete_guide, DATA, held_out=clumps(110, 1)), "latent 'z' is discrete"),
-        (lambda: coverage(two_latents, two_latents, DATA, held_out=clumps(110, 1)), "one latent site, got 2"),
+        (
+            lambda: coverage(discrete, discrete_guide, DATA, held_out=clumps(110, 1)),
+            "latent 'z' is discrete",
+        ),
+        (
+            lambda: coverage(two_latents, two_latents, DATA, held_out=clumps(110, 1)),
+            "one latent site, got 2",
+        ),
         (
             lambda: coverage(model, guide, DATA, held_out=clumps(99, 1)),
             "at least 100 data for a share of 0.01.* got 99",
         ),
-        (lambda: coverage(model, guide, DATA, held_out=DATA[:, :2]), r"shape \(H, 4\) as the data are, got \(120, 2\)"),
-        (lambda: coverage(model, guide, DATA, held_out=DATA.clone()), "other data than those .* got the same"),
-        (lambda: coverage(model, guide, DATA, held_out=(DATA, DATA)), "'held_out' must be made as the 1 arguments"),
-        (lambda: coverage(model, guide, DATA, held_out=DATA, share=1.0), "'share' must lie between 0 and 1, got 1.0"),
-        (lambda: coverage(model, guide, DATA, held_out=DATA, num_samples=0), "'num_samples' must be a positive"),
-        (lambda: coverage(model, guide, DATA, held_out=DATA, num_permutations=0), "'num_permutations' must be a pos"),
-        (lambda: log_aggregate(model, guide, DATA, points=torch.zeros(3, 3)), r"'points' must have shape \(M, 2\)"),
-        (lambda: log_aggregate(model, guide, DATA, points=torch.full((3, 2), math.nan)), "'points' must be finite"),
+        (
+            lambda: coverage(model, guide, DATA, held_out=DATA[:, :2]),
+            r"shape \(H, 4\) as the data are, got \(120, 2\)",
+        ),
+        (
+            lambda: coverage(model, guide, DATA, held_out=DATA.clone()),
+            "other data than those .* got the same",
+        ),
+        (
+            lambda: coverage(model, guide, DATA, held_out=(DATA, DATA)),
+            "'held_out' must be made as the 1 arguments",
+        ),
+        (
+            lambda: coverage(model, guide, DATA, held_out=DATA, share=1.0),
+            "'share' must lie between 0 and 1, got 1.0",
+        ),
+        (
+            lambda: coverage(model, guide, DATA, held_out=DATA, num_samples=0),
+            "'num_samples' must be a positive",
+        ),
+        (
+            lambda: coverage(model, guide, DATA, held_out=DATA, num_permutations=0),
+            "'num_permutations' must be a pos",
+        ),
+        (
+            lambda: log_aggregate(model, guide, DATA, points=torch.zeros(3, 3)),
+            r"'points' must have shape \(M, 2\)",
+        ),
+        (
+            lambda: log_aggregate(model, guide, DATA, points=torch.full((3, 2), math.nan)),
+            "'points' must be finite",
+        ),
         (lambda: energy_test(DATA, DATA[:, :1], generator=generator(0)), "rows .* of one width"),
-        (lambda: energy_test(DATA, DATA[:1], generator=generator(0)), "at least 2 rows of each, got 120 and 1"),
+        (
+            lambda: energy_test(DATA, DATA[:1], generator=generator(0)),
+            "at least 2 rows of each, got 120 and 1",
+        ),
     ],
 )
 def test_bad_input_is_refused_in_words(call: Callable[[], object], words: str) -> None:
@@ -318,6 +406,10 @@ def test_bad_input_is_refused_in_words(call: Callable[[], object], words: str) -
 
 def test_a_vae_whose_held_out_data_have_another_width() -> None:
     network = Decoder(MLP(2, 5, hidden=()), NormalLikelihood(1.0))
-    vae = BetaVAE(NormalPrior(2), network, FullRankPosterior(MLP(5, FullRankPosterior.num_outputs(2), hidden=())))
+    vae = BetaVAE(
+        NormalPrior(2),
+        network,
+        FullRankPosterior(MLP(5, FullRankPosterior.num_outputs(2), hidden=())),
+    )
     with pytest.raises(InputError, match=r"shape \(H, 5\) as the data are, got \(200, 4\)"):
         coverage(vae.model, vae.guide, torch.randn(200, 5), held_out=torch.randn(200, 4))

@@ -58,7 +58,9 @@ def test_estimates_are_the_closed_forms() -> None:
     gaps = pyro_bvae.inference_gaps(vae.model, vae.guide, x.cuda(), training_beta=4.0)
     for name, truth in exact._asdict().items():
         estimate = getattr(gaps, name)
-        assert abs(estimate.value - float(truth.mean())) < max(0.01, 3 * estimate.monte_carlo_error), name
+        assert abs(estimate.value - float(truth.mean())) < max(
+            0.01, 3 * estimate.monte_carlo_error
+        ), name
     measured = bound(vae.model, vae.guide, x.cuda())
     assert torch.allclose(measured.rate.per_datum, linear.rate(guide.mean, guide.stddev))
     assert kl_per_dimension(vae.model, vae.guide, x.cuda()).active.all()
@@ -75,7 +77,9 @@ def test_a_graphed_run_is_the_plain_run() -> None:
             vae, data, beta=pyro_bvae.training.LinearWarmup(2.0, 2), epochs=4, gradient_clip=0.5, device="cuda",
             compile=compile, progress=False,
         )  # fmt: skip
-        runs.append((history, torch.cat([parameter.detach().flatten() for parameter in vae.parameters()])))
+        runs.append(
+            (history, torch.cat([parameter.detach().flatten() for parameter in vae.parameters()]))
+        )
     (plain, weights), (graphed, others) = runs
     assert graphed.step.startswith("compiled")
     assert torch.allclose(weights, others, rtol=1e-7, atol=1e-9)

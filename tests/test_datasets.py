@@ -87,7 +87,12 @@ class TestOrder:
 
 class TestStreams:
     def test_differ_in_each_number(self):
-        seeds = {stream_seed(seed, epoch, stream) for seed in range(5) for epoch in range(5) for stream in range(5)}
+        seeds = {
+            stream_seed(seed, epoch, stream)
+            for seed in range(5)
+            for epoch in range(5)
+            for stream in range(5)
+        }
         assert len(seeds) == 125
 
     def test_generator_begins_at_the_seed(self):
@@ -96,7 +101,9 @@ class TestStreams:
 
     @pytest.mark.parametrize("seed", [-1, 2**32, 0.5, None])
     def test_seed_must_be_a_word(self, seed):
-        with pytest.raises(InputError, match=r"'seed' must be an integer from 0 to 4294967295, got"):
+        with pytest.raises(
+            InputError, match=r"'seed' must be an integer from 0 to 4294967295, got"
+        ):
             stream_generator(seed, 0, 0)
 
 
@@ -105,7 +112,10 @@ class TestBinarization:
         levels = torch.tensor([0.0, 0.1, 0.5, 0.9, 1.0])
         n = 20000
         data = Dataset(x=levels.repeat(n, 1)).dynamically_binarized()
-        first, second = epoch_x(data, epoch=0, batch_size=512), epoch_x(data, epoch=1, batch_size=512)
+        first, second = (
+            epoch_x(data, epoch=0, batch_size=512),
+            epoch_x(data, epoch=1, batch_size=512),
+        )
         assert set(first.unique().tolist()) == {0.0, 1.0}
         standard_error = (levels * (1 - levels) / n).sqrt()
         assert ((first.mean(0) - levels).abs() <= 4 * standard_error).all()
@@ -137,7 +147,9 @@ class TestBinarization:
         splits = Splits(train=grey(), validation=grey(), test=grey(), name="grey")
         assert splits.binarized("none") is splits
         dynamic = splits.binarized("dynamic", seed=3)
-        assert dynamic.train.stochastic_binarization and torch.equal(dynamic.train.x, splits.train.x)
+        assert dynamic.train.stochastic_binarization and torch.equal(
+            dynamic.train.x, splits.train.x
+        )
         assert not dynamic.test.stochastic_binarization
         assert torch.equal(dynamic.test.x, splits.binarized("dynamic", seed=3).test.x)
         static = splits.binarized("static", seed=3)
@@ -150,7 +162,9 @@ class TestBinarization:
 
     def test_unknown_mode(self):
         splits = Splits(train=grey(), validation=None, test=grey(), name="grey")
-        with pytest.raises(InputError, match=r"unknown binarization 'dynamical'\. Did you mean 'dynamic'"):
+        with pytest.raises(
+            InputError, match=r"unknown binarization 'dynamical'\. Did you mean 'dynamic'"
+        ):
             splits.binarized("dynamical")
 
     @pytest.mark.parametrize("value", [-0.5, 1.5, 255.0])
@@ -158,14 +172,19 @@ class TestBinarization:
         x = torch.full((4, 3), 0.5)
         x[2, 1] = value
         for binarize in (lambda data: data.binarized(0), lambda data: data.dynamically_binarized()):
-            with pytest.raises(InputError, match=rf"\[0, 1\] to be binarized, got {value} at index \(2, 1\)"):
+            with pytest.raises(
+                InputError, match=rf"\[0, 1\] to be binarized, got {value} at index \(2, 1\)"
+            ):
                 binarize(Dataset(x=x))
 
 
 class TestDataset:
     def test_rows(self):
         data = numbered(
-            labels=torch.arange(50), factors=torch.arange(50).unsqueeze(1), label_names=("a",), factor_names=("f",)
+            labels=torch.arange(50),
+            factors=torch.arange(50).unsqueeze(1),
+            label_names=("a",),
+            factor_names=("f",),
         )
         mask = torch.zeros(50, dtype=torch.bool)
         mask[[4, 9]] = True
@@ -177,7 +196,12 @@ class TestDataset:
             (mask, [4, 9]),
         ):
             part = data[index]
-            assert part.x[:, 0].tolist() == part.labels.tolist() == part.factors[:, 0].tolist() == expected
+            assert (
+                part.x[:, 0].tolist()
+                == part.labels.tolist()
+                == part.factors[:, 0].tolist()
+                == expected
+            )
             assert part.label_names == ("a",) and part.factor_names == ("f",)
 
     @pytest.mark.parametrize(
@@ -213,7 +237,10 @@ class TestDataset:
             ([[1.0]], "'x' must be a torch tensor, got list"),
             (torch.zeros(4, 1, 2, 2), r"'x' must have shape \(N, D\), got \(4, 1, 2, 2\); flatten"),
             (torch.zeros(4), r"got \(4,\)"),
-            (torch.zeros(4, 2, dtype=torch.uint8), "'x' must be floating, got torch.uint8; use x.float()"),
+            (
+                torch.zeros(4, 2, dtype=torch.uint8),
+                "'x' must be floating, got torch.uint8; use x.float()",
+            ),
             (torch.zeros(0, 2), "empty data set"),
             (torch.zeros(2, 0), "empty data set"),
             (torch.tensor([[0.0, math.nan]]), r"'x' must be finite, got nan at index \(0, 1\)"),
@@ -227,7 +254,10 @@ class TestDataset:
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
-            ({"labels": torch.zeros(3).long()}, r"'labels' must have shape \(4,\) as 'x' has 4 rows, got \(3,\)"),
+            (
+                {"labels": torch.zeros(3).long()},
+                r"'labels' must have shape \(4,\) as 'x' has 4 rows, got \(3,\)",
+            ),
             ({"labels": torch.zeros(4)}, "'labels' must be torch.int64, got torch.float32"),
             ({"labels": [0, 1, 2, 3]}, "'labels' must be a torch tensor"),
             ({"factors": torch.zeros(4)}, r"'factors' must have shape \(4, \*\)"),
@@ -235,10 +265,22 @@ class TestDataset:
             ({"factor_names": ("a",)}, "'factor_names' must name every column"),
             ({"factors": torch.zeros(4, 2), "factor_names": ("a",)}, "got 1 names"),
             ({"context": torch.zeros(4, 1)}, "'context' must be a Context or None, got Tensor"),
-            ({"context": Context(covariates=torch.zeros(5, 1))}, "'context.covariates' must have shape"),
-            ({"context": Context(size_factor=torch.ones(4))}, "'context.size_factor' must have shape"),
-            ({"context": Context(size_factor=torch.ones(4, 2))}, "'context.size_factor' must be positive"),
-            ({"context": Context(size_factor=torch.zeros(4, 1))}, "'context.size_factor' must be positive"),
+            (
+                {"context": Context(covariates=torch.zeros(5, 1))},
+                "'context.covariates' must have shape",
+            ),
+            (
+                {"context": Context(size_factor=torch.ones(4))},
+                "'context.size_factor' must have shape",
+            ),
+            (
+                {"context": Context(size_factor=torch.ones(4, 2))},
+                "'context.size_factor' must be positive",
+            ),
+            (
+                {"context": Context(size_factor=torch.zeros(4, 1))},
+                "'context.size_factor' must be positive",
+            ),
             ({"image_shape": (1, 2, 3)}, r"C \* H \* W = 4, got \(1, 2, 3\)"),
             ({"image_shape": (2, 2)}, r"got \(2, 2\)"),
         ],
@@ -255,7 +297,12 @@ class TestDataset:
 class TestSplit:
     @pytest.mark.parametrize(
         ("validation", "test", "sizes"),
-        [(0.1, 0.2, (35, 5, 10)), (10, 0.5, (15, 10, 25)), (0, 1, (49, 0, 1)), (0.0, 10, (40, 0, 10))],
+        [
+            (0.1, 0.2, (35, 5, 10)),
+            (10, 0.5, (15, 10, 25)),
+            (0, 1, (49, 0, 1)),
+            (0.0, 10, (40, 0, 10)),
+        ],
     )
     def test_parts_are_a_partition(self, validation, test, sizes):
         splits = split(numbered(), validation=validation, test=test, seed=0, name="numbers")
@@ -266,7 +313,9 @@ class TestSplit:
         assert splits.name == "numbers"
 
     def test_is_a_function_of_the_seed(self):
-        first, same, other = (split(numbered(), validation=0.1, test=0.2, seed=s, name="n").test.x for s in (0, 0, 1))
+        first, same, other = (
+            split(numbered(), validation=0.1, test=0.2, seed=s, name="n").test.x for s in (0, 0, 1)
+        )
         assert torch.equal(first, same) and not torch.equal(first, other)
 
     @pytest.mark.parametrize(
@@ -295,7 +344,9 @@ class TestLoad:
         assert (len(splits.train), len(splits.validation), len(splits.test)) == (1258, 180, 359)
         assert splits.train.image_shape == (1, 8, 8) and splits.train.num_features == 64
         assert splits.train.x.min() == 0 and splits.train.x.max() == 1
-        assert len(splits.train.label_names) == 10 and set(splits.test.labels.tolist()) == set(range(10))
+        assert len(splits.train.label_names) == 10 and set(splits.test.labels.tolist()) == set(
+            range(10)
+        )
         # an image and its label stay together: of all digits, only a zero is dark in the middle
         middle = splits.train.x.view(-1, 8, 8)[:, 3:5, 3:5].mean((1, 2))
         means = torch.stack([middle[splits.train.labels == digit].mean() for digit in range(10)])
@@ -305,7 +356,10 @@ class TestLoad:
         assert datasets.load("digits", validation=0).validation is None
         assert len(datasets.load("digits", validation=7).validation) == 7
         assert datasets.load("digits", binarize="dynamic").train.stochastic_binarization
-        assert set(datasets.load("digits", binarize="static").train.x.unique().tolist()) == {0.0, 1.0}
+        assert set(datasets.load("digits", binarize="static").train.x.unique().tolist()) == {
+            0.0,
+            1.0,
+        }
         first, second = (datasets.load("linear-gaussian", seed=seed).train.x for seed in (0, 1))
         assert not torch.equal(first, second)
 
@@ -313,12 +367,32 @@ class TestLoad:
         path = tmp_path / "mine.csv"
         path.write_text("a,part\n1,train\n2,test\n")
         splits = datasets.load("file", path=path, split_column="part")
-        assert splits.train.x.tolist() == [[1]] and splits.test.x.tolist() == [[2]] and splits.name == "mine"
+        assert (
+            splits.train.x.tolist() == [[1]]
+            and splits.test.x.tolist() == [[2]]
+            and splits.name == "mine"
+        )
 
     def test_names(self):
         assert set(datasets.available()) == {
-            *("counts", "digits", "fashion-mnist", "file", "h5ad", "kmnist", "linear-gaussian", "mnist"),
-            *("sprites", "sprites-32", "sprites-coloured", "sprites-on-noise", "sprites-on-texture", "dsprites"),
+            *(
+                "counts",
+                "digits",
+                "fashion-mnist",
+                "file",
+                "h5ad",
+                "kmnist",
+                "linear-gaussian",
+                "mnist",
+            ),
+            *(
+                "sprites",
+                "sprites-32",
+                "sprites-coloured",
+                "sprites-on-noise",
+                "sprites-on-texture",
+                "dsprites",
+            ),
         }
 
     @pytest.mark.parametrize(
@@ -326,7 +400,11 @@ class TestLoad:
         [
             ("mnits", {}, "unknown data set 'mnits'. Did you mean 'mnist'"),
             ("file", {}, "data set 'file' needs 'path'"),
-            ("digits", {"path": "a.csv"}, "'path' = 'a.csv' is for data set 'file', got data set 'digits'"),
+            (
+                "digits",
+                {"path": "a.csv"},
+                "'path' = 'a.csv' is for data set 'file', got data set 'digits'",
+            ),
             ("digits", {"split_column": "c"}, "'split_column' = 'c' is for data set 'file'"),
             ("digits", {"binarize": "yes"}, "unknown binarization 'yes'"),
             ("digits", {"seed": -1}, "'seed' must be an integer"),

@@ -55,7 +55,9 @@ def cells_of(x: object, **layers: object) -> anndata.AnnData:
         },
         index=[f"cell{i}" for i in range(N)],
     )
-    return anndata.AnnData(X=x, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(GENES)]), layers=layers)
+    return anndata.AnnData(
+        X=x, obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(GENES)]), layers=layers
+    )
 
 
 def written(tmp_path: Path, x: object, **layers: object) -> Path:
@@ -65,36 +67,54 @@ def written(tmp_path: Path, x: object, **layers: object) -> Path:
 
 
 def rows_of(splits: CellSplits) -> dict[str, np.ndarray]:
-    names = {"train": splits.train_names, "validation": splits.validation_names, "test": splits.test_names}
-    return {part: np.array([int(name[4:]) for name in found], int) for part, found in names.items()}
+    names = {
+        "train": splits.train_names,
+        "validation": splits.validation_names,
+        "test": splits.test_names,
+    }
+    return {
+        part: np.array([int(name[4:]) for name in results], int) for part, results in names.items()
+    }
 
 
 @pytest.mark.parametrize("backed", [False, True], ids=["in memory", "backed"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_counts_are_those_of_the_file_in_the_order_of_the_permutation(kind: str, backed: bool, tmp_path: Path) -> None:
+def test_counts_are_those_of_the_file_in_the_order_of_the_permutation(
+    kind: str, backed: bool, tmp_path: Path
+) -> None:
     path = written(tmp_path, KINDS[kind](counts()))
     if backed and kind == "csc":
         with pytest.raises(InputError, match="read by rows if it is dense or csr, got csc"):
             h5ad(path, backed=True)
         return
-    splits = h5ad(path, min_counts=3, label_column="kind", batch_column="plate", backed=backed, seed=3)
+    splits = h5ad(
+        path, min_counts=3, label_column="kind", batch_column="plate", backed=backed, seed=3
+    )
     assert isinstance(splits.train, Dataset if kind == "dense" and not backed else LazyDataset)
     assert isinstance(splits.test, Dataset) and splits.validation is None and splits.name == "cells"
     order = KEPT[np.random.default_rng(3).permutation(len(KEPT))]
-    expected = {"train": order[:46], "validation": order[46:46], "test": order[46:]}  # 12 of 58 test
-    found = rows_of(splits)
-    assert all(np.array_equal(found[part], expected[part]) for part in found)
+    expected = {
+        "train": order[:46],
+        "validation": order[46:46],
+        "test": order[46:],
+    }  # 12 of 58 test
+    results = rows_of(splits)
+    assert all(np.array_equal(results[part], expected[part]) for part in results)
     for part, data in (("train", splits.train), ("test", splits.test)):
-        rows = found[part]
+        rows = results[part]
         x = counts()[rows][:, SEEN]
         assert data.x.dtype == torch.float32 and np.array_equal(data.x.numpy(), x)
         assert np.array_equal(data.context.size_factor.numpy(), x.sum(1, keepdims=True))
         assert np.array_equal(data.context.covariates.numpy(), np.eye(2)[rows % 2])
         assert data.label_names == ("a", "b", "c")
         assert np.array_equal(data.labels.numpy(), np.array([1, 0, 2])[rows % 3])
-    assert splits.format.batches == ("10", "11") and splits.format.genes == tuple(f"gene{i}" for i in SEEN)
+    assert splits.format.batches == ("10", "11") and splits.format.genes == tuple(
+        f"gene{i}" for i in SEEN
+    )
     assert (splits.dropped_cells, splits.dropped_genes) == (2, 1)
-    assert str(splits).startswith("cells: 58 cells x 8 genes (left out: 2 cells with fewer than 3 counts, 1 genes")
+    assert str(splits).startswith(
+        "cells: 58 cells x 8 genes (left out: 2 cells with fewer than 3 counts, 1 genes"
+    )
 
 
 def test_the_default_split_is_the_first_four_fifths_of_a_permutation() -> None:
@@ -144,7 +164,11 @@ def test_every_cell_and_gene_kept_has_enough_of_those_kept() -> None:
 def test_parts_of_ones_own_and_layers() -> None:
     x = counts() + 1
     splits = from_anndata(
-        cells_of(np.log1p(x), raw=sp.csr_matrix(x)), layer="raw", split_column="part", batch_column="plate", seed=9
+        cells_of(np.log1p(x), raw=sp.csr_matrix(x)),
+        layer="raw",
+        split_column="part",
+        batch_column="plate",
+        seed=9,
     )
     expected = {"train": [0, 1], "test": [2], "validation": [3]}
     for part, rows in rows_of(splits).items():
@@ -167,12 +191,24 @@ def test_what_rounding_left_is_rounded_and_the_cells_are_not_changed() -> None:
 
 def test_the_registry_reads_h5ad_files(tmp_path: Path) -> None:
     path = written(tmp_path, counts())
-    options = {"min_counts": 3, "label_column": "kind", "batch_column": "plate", "validation": 5, "seed": 2}
+    options = {
+        "min_counts": 3,
+        "label_column": "kind",
+        "batch_column": "plate",
+        "validation": 5,
+        "seed": 2,
+    }
     splits, same = datasets.load("h5ad", path=path, **options), h5ad(path, **options)
-    assert torch.equal(splits.train.x, same.train.x) and splits.format == same.format and len(splits.validation) == 5
+    assert (
+        torch.equal(splits.train.x, same.train.x)
+        and splits.format == same.format
+        and len(splits.validation) == 5
+    )
     with pytest.raises(InputError, match="data set 'h5ad' needs 'path'"):
         datasets.load("h5ad")
-    with pytest.raises(InputError, match="'layer' = 'raw' is for data set 'h5ad', got data set 'digits'"):
+    with pytest.raises(
+        InputError, match="'layer' = 'raw' is for data set 'h5ad', got data set 'digits'"
+    ):
         datasets.load("digits", layer="raw")
     with pytest.raises(InputError, match=r"an .h5ad file is data set 'h5ad'"):
         datasets.from_path(path)
@@ -205,7 +241,9 @@ def assign(name: str, values: object) -> object:
 
 
 ODD = ["odd" if i == 2 else "even" for i in range(N)]
-GAPS = pd.Series(["a"] * 3 + [None] * 2 + ["b"] * (N - 5), index=[f"cell{i}" for i in range(N)], dtype="category")
+GAPS = pd.Series(
+    ["a"] * 3 + [None] * 2 + ["b"] * (N - 5), index=[f"cell{i}" for i in range(N)], dtype="category"
+)
 REFUSED = {
     "negative": (put(3, 2, -1), {}, r"counts in 'X' must be non-negative, got -1 at index \(3, 2\) \(row 'cell3'\)"),
     "fraction": (put(3, 2, 0.5), {}, r"must be whole numbers, neither normalised.*got 0.5 .*\(column 'gene2'\)"),
@@ -263,7 +301,9 @@ def test_files_that_are_no_h5ad(backed: bool, tmp_path: Path) -> None:
         h5ad(path, backed=backed)
 
 
-def test_without_anndata_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_anndata_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, original = written(tmp_path, counts()), builtins.__import__
 
     def without(name: str, *args: object, **kwargs: object) -> object:
@@ -288,7 +328,8 @@ def test_repeated_gene_names_are_told_apart(tmp_path: Path) -> None:
     assert h5ad(path, min_counts=3).format.genes[:4] == ("a", "b", "a-1", "a-2")
 
 
-# -- written back ---------------------------------------------------------------------------------------------
+# -- written back
+# ---------------------------------------------------------------------------------------------
 
 
 def trained(splits: CellSplits) -> BetaVAE:
@@ -305,14 +346,18 @@ def trained(splits: CellSplits) -> BetaVAE:
 
 def expected(vae: BetaVAE, data: Dataset) -> tuple[Tensor, Tensor]:
     """Return latents, and evidence with the seed of the first block."""
-    measured = evidence(vae.model, vae.guide, data.x, data.context, num_samples=200, seed=stream_seed(4, 0))
+    measured = evidence(
+        vae.model, vae.guide, data.x, data.context, num_samples=200, seed=stream_seed(4, 0)
+    )
     return vae.encode(data.x, data.context), measured
 
 
 @pytest.mark.parametrize("kind", ["dense", "csr", "backed"])
 def test_latents_and_evidence_are_written_back_to_their_cells(kind: str, tmp_path: Path) -> None:
     path = written(tmp_path, counts() if kind == "dense" else sp.csr_matrix(counts()))
-    splits = h5ad(path, min_counts=3, label_column="kind", batch_column="plate", backed=kind == "backed")
+    splits = h5ad(
+        path, min_counts=3, label_column="kind", batch_column="plate", backed=kind == "backed"
+    )
     vae = trained(splits)
     adata = anndata.read_h5ad(path, backed="r" if kind == "backed" else None)
     annotate(adata, vae, splits.format, num_samples=200, seed=4)
@@ -321,9 +366,15 @@ def test_latents_and_evidence_are_written_back_to_their_cells(kind: str, tmp_pat
     assert adata.obsm["X_pyro_bvae"].shape == (N, 2)
     assert np.allclose(adata.obsm["X_pyro_bvae"][KEPT], latents.numpy(), atol=1e-6)
     assert np.allclose(adata.obs["pyro_bvae_evidence"].to_numpy()[KEPT], measured.per_datum.numpy())
-    assert np.allclose(adata.obs["pyro_bvae_evidence_error"].to_numpy()[KEPT], measured.errors.numpy())
-    assert np.array_equal(adata.obs["pyro_bvae_evidence_trusted"].to_numpy()[KEPT], measured.reliable.numpy())
-    assert 0 < measured.reliable.sum() < len(KEPT)  # this guide is a poor one: both answers are put back
+    assert np.allclose(
+        adata.obs["pyro_bvae_evidence_error"].to_numpy()[KEPT], measured.errors.numpy()
+    )
+    assert np.array_equal(
+        adata.obs["pyro_bvae_evidence_trusted"].to_numpy()[KEPT], measured.reliable.numpy()
+    )
+    assert (
+        0 < measured.reliable.sum() < len(KEPT)
+    )  # this guide is a poor one: both answers are put back
     for left_out in (5, 17):
         assert np.isnan(adata.obsm["X_pyro_bvae"][left_out]).all()
         assert np.isnan(adata.obs["pyro_bvae_evidence"].iloc[left_out])
@@ -333,7 +384,10 @@ def test_latents_and_evidence_are_written_back_to_their_cells(kind: str, tmp_pat
     adata.write_h5ad(copy)
     again = anndata.read_h5ad(copy)
     assert np.array_equal(again.obsm["X_pyro_bvae"], adata.obsm["X_pyro_bvae"], equal_nan=True)
-    assert again.obs["pyro_bvae_evidence"].isna().sum() == 2 and again.uns["pyro_bvae"]["num_samples"] == 200
+    assert (
+        again.obs["pyro_bvae_evidence"].isna().sum() == 2
+        and again.uns["pyro_bvae"]["num_samples"] == 200
+    )
 
 
 def test_blocks_of_cells_are_put_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,11 +408,15 @@ def test_other_cells_are_seen_as_the_training_cells() -> None:
     splits = from_anndata(adata, min_counts=3, batch_column="plate", label_column="kind")
     vae = trained(splits)
     annotate(adata, vae, splits.format, num_samples=50)
-    other = adata[10:40, ::-1].copy()  # genes in another order, one more than the model knows, and no labels
+    other = adata[
+        10:40, ::-1
+    ].copy()  # genes in another order, one more than the model knows, and no labels
     other.obsm.clear()
     del other.obs["kind"]
     annotate(other, vae, splits.format, num_samples=50)
-    assert np.allclose(other.obsm["X_pyro_bvae"], adata.obsm["X_pyro_bvae"][10:40], equal_nan=True, atol=1e-6)
+    assert np.allclose(
+        other.obsm["X_pyro_bvae"], adata.obsm["X_pyro_bvae"][10:40], equal_nan=True, atol=1e-6
+    )
 
 
 def test_what_cannot_be_annotated() -> None:
@@ -374,7 +432,8 @@ def test_what_cannot_be_annotated() -> None:
     new = cells_of(counts())
     new.obs["plate"] = 12
     with pytest.raises(
-        InputError, match=r"batch '12' of cell 'cell0' .* not among those of the training cells: 10, 11"
+        InputError,
+        match=r"batch '12' of cell 'cell0' .* not among those of the training cells: 10, 11",
     ):
         annotate(new, vae, splits.format)
     with pytest.raises(InputError, match=r"row 17 \('cell17'\) has no count"):

@@ -33,7 +33,11 @@ def simulated(**options: float) -> tuple[CountTruth, np.ndarray, np.ndarray]:
     """Return the truth, its means given what was planted, and the counts, all in one order."""
     truth = negative_binomial_truth(8, 2, seed=3, **options)
     data = negative_binomial_factors(20_000, truth=truth, validation=0, test=1, seed=3).train
-    return truth, (data.context.size_factor * truth.shares(data.factors)).double().numpy(), data.x.double().numpy()
+    return (
+        truth,
+        (data.context.size_factor * truth.shares(data.factors)).double().numpy(),
+        data.x.double().numpy(),
+    )
 
 
 def within(values: np.ndarray, errors: float = 5.0) -> bool:
@@ -137,12 +141,17 @@ def test_bad_truths(kwargs: dict, message: str) -> None:
 
 def test_a_truth_of_the_wrong_shape() -> None:
     with pytest.raises(InputError, match=r"'bias' must have shape \(4,\), got \(3,\)"):
-        CountTruth(torch.zeros(4, 2), torch.zeros(3), torch.ones(4), torch.zeros(4), torch.zeros(0, 2))
+        CountTruth(
+            torch.zeros(4, 2), torch.zeros(3), torch.ones(4), torch.zeros(4), torch.zeros(0, 2)
+        )
     with pytest.raises(InputError, match=r"'centres' must have shape \(T, 2\), got \(1, 3\)"):
-        CountTruth(torch.zeros(4, 2), torch.zeros(4), torch.ones(4), torch.zeros(4), torch.zeros(1, 3))
+        CountTruth(
+            torch.zeros(4, 2), torch.zeros(4), torch.ones(4), torch.zeros(4), torch.zeros(1, 3)
+        )
 
 
-# -- what counts must be --------------------------------------------------------------------------------------
+# -- what counts must be
+# --------------------------------------------------------------------------------------
 
 
 def table(value: float) -> np.ndarray:
@@ -185,9 +194,15 @@ def test_counts_pass_with_what_rounding_leaves(kind: str) -> None:
 
 
 def test_errors_of_counts_can_have_names() -> None:
-    with pytest.raises(InputError, match=r"'raw' .* at index \(12, 1\) \(row 'c12'\) \(column 'Xkr4'\)"):
+    with pytest.raises(
+        InputError, match=r"'raw' .* at index \(12, 1\) \(row 'c12'\) \(column 'Xkr4'\)"
+    ):
         check_counts(
-            table(-1.0), "raw", row_names=[f"c{i}" for i in range(20)], column_names=["a", "Xkr4", "b"], first_row=10
+            table(-1.0),
+            "raw",
+            row_names=[f"c{i}" for i in range(20)],
+            column_names=["a", "Xkr4", "b"],
+            first_row=10,
         )
     with pytest.raises(InputError, match="must hold counts, got type <U1"):
         check_counts(np.array([["a"]]))

@@ -79,7 +79,9 @@ class TestArrays:
             unused=np.array([{"pickled": 1}], dtype=object),
         )
         splits = from_path(tmp_path / "mine.npz")
-        assert torch.equal(everything(splits), torch.from_numpy(np.stack([rows, rows**2], 1)).float())
+        assert torch.equal(
+            everything(splits), torch.from_numpy(np.stack([rows, rows**2], 1)).float()
+        )
         assert splits.train.label_names == ("a", "b", "c")
         assert everything(splits, "labels").tolist() == [[1, 0, 2][row % 3] for row in rows]
         assert everything(splits, "factors").flatten().tolist() == (rows * 2).tolist()
@@ -101,12 +103,19 @@ class TestArrays:
         assert splits.train.x.tolist() == [[1, 1]] * 3 and splits.test.x.tolist() == [[3, 3]] * 2
         assert splits.train.label_names == splits.test.label_names == ("u", "v", "w")
         assert splits.train.labels.tolist() == [0, 0, 1] and splits.test.labels.tolist() == [2, 1]
-        np.savez(path, x_train=np.ones((3, 2)), x_validation=np.ones((1, 2)), x_test=np.ones((2, 2)))
+        np.savez(
+            path, x_train=np.ones((3, 2)), x_validation=np.ones((1, 2)), x_test=np.ones((2, 2))
+        )
         assert len(from_path(path).validation) == 1
 
     @pytest.mark.parametrize(
         ("shape", "image_shape"),
-        [((6, 4, 5), (1, 4, 5)), ((6, 4, 5, 3), (3, 4, 5)), ((6, 3, 4, 5), (3, 4, 5)), ((6, 4, 5, 1), (1, 4, 5))],
+        [
+            ((6, 4, 5), (1, 4, 5)),
+            ((6, 4, 5, 3), (3, 4, 5)),
+            ((6, 3, 4, 5), (3, 4, 5)),
+            ((6, 4, 5, 1), (1, 4, 5)),
+        ],
     )
     def test_images_are_flattened_channels_first(self, tmp_path, shape, image_shape):
         images = RNG.integers(0, 256, size=shape).astype(np.uint8)
@@ -134,23 +143,44 @@ class TestArrays:
     @pytest.mark.parametrize(
         ("arrays", "message"),
         [
-            ({"y": np.ones((3, 2))}, "there must be a key 'x' or 'images', or 'x_train' and 'x_test', got y"),
-            ({"x_train": np.ones((3, 2))}, "the endings of the keys 'x_...' must be .*, got 'train'"),
+            (
+                {"y": np.ones((3, 2))},
+                "there must be a key 'x' or 'images', or 'x_train' and 'x_test', got y",
+            ),
+            (
+                {"x_train": np.ones((3, 2))},
+                "the endings of the keys 'x_...' must be .*, got 'train'",
+            ),
             ({"x": np.ones(3)}, r"must have shape \(N, D\), .* got \(3,\)"),
             ({"x": np.ones((3, 2, 2, 2, 2))}, "must have shape"),
             ({"x": np.ones((3, 7, 7, 7))}, "1, 3 or 4 channels, first or last, got shape"),
             ({"x": np.ones((0, 2))}, "empty data set"),
             ({"x": np.array([["a", "b"]])}, "the data must be numbers, got type <U1"),
             ({"x": np.ones((3, 2), complex)}, "the data must be numbers, got type complex128"),
-            ({"x": np.array([[1, {}]], dtype=object)}, "not a readable npz archive of numbers and text"),
-            ({"x": np.array([[1.0, 2.0], [3.0, np.nan]])}, r"'x' must be finite, got nan at index \(1, 1\)"),
+            (
+                {"x": np.array([[1, {}]], dtype=object)},
+                "not a readable npz archive of numbers and text",
+            ),
+            (
+                {"x": np.array([[1.0, 2.0], [3.0, np.nan]])},
+                r"'x' must be finite, got nan at index \(1, 1\)",
+            ),
             ({"x": np.full((3, 2), 1e300)}, r"'x' must be finite, got inf at index \(0, 0\)"),
             ({"x": np.ones((3, 2)), "labels": np.arange(2)}, "'labels' must have shape"),
-            ({"x": np.ones((2, 2)), "labels": [0.5, 1]}, "labels must be whole numbers or text, got 0.5 in row 1"),
+            (
+                {"x": np.ones((2, 2)), "labels": [0.5, 1]},
+                "labels must be whole numbers or text, got 0.5 in row 1",
+            ),
             ({"x": np.ones((2, 2)), "labels": [[0], [1]]}, r"key 'labels' must have shape \(N,\)"),
             ({"x": np.ones((2, 2)), "factors": [["a"], ["b"]]}, "key 'factors' must be numbers"),
-            ({"x": np.ones((2, 2)), "size_factor": [0.0, 1.0]}, "'context.size_factor' must be positive"),
-            ({"x_train": np.ones((2, 2)), "x_test": np.ones((2, 3))}, "the parts must agree in shape and type"),
+            (
+                {"x": np.ones((2, 2)), "size_factor": [0.0, 1.0]},
+                "'context.size_factor' must be positive",
+            ),
+            (
+                {"x_train": np.ones((2, 2)), "x_test": np.ones((2, 3))},
+                "the parts must agree in shape and type",
+            ),
             (
                 {"x_train": np.ones((2, 2)), "x_test": np.ones((2, 2)), "labels_train": [0, 1]},
                 "labels for all parts or none, and key 'labels_test' is missing",
@@ -200,7 +230,9 @@ class TestTables:
         return path
 
     def test_round_trip(self, tmp_path):
-        frame = pd.DataFrame({"a": np.arange(30), "b": RNG.normal(size=30), "c": np.arange(30) % 2 == 0})
+        frame = pd.DataFrame(
+            {"a": np.arange(30), "b": RNG.normal(size=30), "c": np.arange(30) % 2 == 0}
+        )
         frame["label"] = np.where(frame.a % 3 == 0, "fizz", "other")
         path = tmp_path / "mine.csv"
         frame.to_csv(path, index=False)
@@ -208,10 +240,14 @@ class TestTables:
         expected = torch.from_numpy(frame[["a", "b", "c"]].to_numpy(dtype=np.float32))
         assert torch.allclose(everything(splits), expected)
         assert splits.train.label_names == ("fizz", "other")
-        assert everything(splits, "labels").tolist() == [0 if row % 3 == 0 else 1 for row in range(30)]
+        assert everything(splits, "labels").tolist() == [
+            0 if row % 3 == 0 else 1 for row in range(30)
+        ]
 
     def test_labels_that_are_numbers(self, tmp_path):
-        path = self.write(tmp_path, "labels,a\n" + "".join(f"{row % 4},{row}\n" for row in range(20)))
+        path = self.write(
+            tmp_path, "labels,a\n" + "".join(f"{row % 4},{row}\n" for row in range(20))
+        )
         splits = from_path(path)
         assert splits.train.label_names == () and splits.train.num_features == 1
         assert everything(splits, "labels").tolist() == [row % 4 for row in range(20)]
@@ -267,8 +303,14 @@ class TestTables:
         ("text", "message"),
         [
             ("a,b\n1,2\n", "'split_column' must be one of the columns a, b, got 'part'"),
-            ("a,part\n1,train\n2,valid\n", "the values in column 'part' must be .*, got 'train', 'valid'"),
-            ("a,part\n1,train\n2,validation\n", "the values in column 'part' must be 'train', 'test'"),
+            (
+                "a,part\n1,train\n2,valid\n",
+                "the values in column 'part' must be .*, got 'train', 'valid'",
+            ),
+            (
+                "a,part\n1,train\n2,validation\n",
+                "the values in column 'part' must be 'train', 'test'",
+            ),
             ("a,part\n1,train\n2,test\n3,\n", "got '', 'test', 'train'"),
         ],
     )
@@ -321,7 +363,9 @@ class TestImageFolders:
     def test_black_and_white(self, tmp_path):
         for row in range(3):
             Image.fromarray(np.eye(4, dtype=bool)).save(tmp_path / f"{row}.png")
-        assert torch.equal(from_path(tmp_path, validation=0, test=1).train.x[0], torch.eye(4).flatten())
+        assert torch.equal(
+            from_path(tmp_path, validation=0, test=1).train.x[0], torch.eye(4).flatten()
+        )
 
     def test_no_image(self, tmp_path):
         refused(tmp_path, "empty data set: no image")
@@ -330,7 +374,9 @@ class TestImageFolders:
         (tmp_path / "test").mkdir()
         refused(tmp_path, r"empty data set: no image .* in .*train")
 
-    @pytest.mark.parametrize(("shape", "words"), [((5, 5), "5 x 5 grey"), ((4, 5, 3), "5 x 4 colour")])
+    @pytest.mark.parametrize(
+        ("shape", "words"), [((5, 5), "5 x 5 grey"), ((4, 5, 3), "5 x 4 colour")]
+    )
     def test_one_differs(self, tmp_path, shape, words):
         for row in range(3):
             self.write(tmp_path / f"{row}.png")

@@ -38,7 +38,10 @@ def centroids(images):
     """Return the centroid of each image in pixels, (N, 2): x to the right, y down."""
     grid = torch.arange(images.shape[-1]) + 0.5
     mass = images.sum((1, 2))
-    return torch.stack([(images.sum(1) * grid).sum(1), (images.sum(2) * grid).sum(1)], dim=1) / mass[:, None]
+    return (
+        torch.stack([(images.sum(1) * grid).sum(1), (images.sum(2) * grid).sum(1)], dim=1)
+        / mass[:, None]
+    )
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -48,7 +51,8 @@ def test_centroid_moves_linearly_with_the_position(shape, orientation, size):
     positions = [(i, 31 - i) for i in range(32)]
     images = render(*((shape, 5, orientation, x, y) for x, y in positions), size=size)
     expected = torch.tensor(positions) / 31 * 0.48 * size + 0.26 * size
-    # a soft edge misplaces the centroid by far less than the step between two positions, 0.0155 * size
+    # a soft edge misplaces the centroid by far less than the step between two positions, 0.0155 *
+    # size
     assert (centroids(images) - expected).abs().max() < 0.003 * size
 
 
@@ -75,7 +79,8 @@ def test_quarter_turns():
 
 
 def test_orientation_turns_counter_clockwise():
-    # of the ellipse, whose long axis is level at first; second moments give the axis of a turned one
+    # of the ellipse, whose long axis is level at first; second moments give the axis of a turned
+    # one
     steps = [0, 2, 4, 6, 8]
     images = render(*((ELLIPSE, 5, k, 15, 15) for k in steps))
     grid = torch.arange(64) + 0.5
@@ -92,7 +97,9 @@ def test_heart_stands_on_its_tip():
     rows = (image > 0.5).nonzero()[:, 0]
     width = (image > 0.5).sum(1)
     assert width[rows.max()] <= 2 < width[rows.min() + 1]  # narrow below, wide above
-    assert torch.allclose(image, render((HEART, 5, 0, 16, 15))[0].flip(1), atol=1e-4)  # and symmetric
+    assert torch.allclose(
+        image, render((HEART, 5, 0, 16, 15))[0].flip(1), atol=1e-4
+    )  # and symmetric
     notch = image[rows.min(), 30:33].max()
     assert notch < 0.5  # between its lobes
 
@@ -100,7 +107,13 @@ def test_heart_stands_on_its_tip():
 @pytest.mark.parametrize("size", SIZES)
 def test_all_lie_wholly_inside_and_have_no_holes(size):
     corners = [(0, 0), (0, 31), (31, 0), (31, 31), (13, 16)]
-    rows = [(shape, scale, k, x, y) for shape in range(3) for scale in (0, 5) for k in range(40) for x, y in corners]
+    rows = [
+        (shape, scale, k, x, y)
+        for shape in range(3)
+        for scale in (0, 5)
+        for k in range(40)
+        for x, y in corners
+    ]
     images = render(*rows, size=size)
     assert images.min() == 0 and images.max() == 1
     frame = torch.cat([images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]], dim=1)
@@ -111,7 +124,9 @@ def test_all_lie_wholly_inside_and_have_no_holes(size):
 
 def test_pixel_in_the_very_centre_of_an_ellipse():
     centre = torch.zeros(1, 1)
-    assert _ellipse(centre, centre, torch.full((1, 1), 0.2)).item() <= -0.09  # half its short axis or more
+    assert (
+        _ellipse(centre, centre, torch.full((1, 1), 0.2)).item() <= -0.09
+    )  # half its short axis or more
 
 
 def test_small_steps_show():
@@ -135,13 +150,19 @@ def test_splits_render_their_factors_and_share_no_image():
         assert set(rows[:, column].tolist()) <= set(range(levels))
         assert rows[:, column].unique().numel() == levels
     assert torch.equal(splits.train.factors, sprites(300, 40, 50, size=32, seed=3).train.factors)
-    assert not torch.equal(splits.train.factors, sprites(300, 40, 50, size=32, seed=4).train.factors)
+    assert not torch.equal(
+        splits.train.factors, sprites(300, 40, 50, size=32, seed=4).train.factors
+    )
     assert sprites(5, 0, 5, size=32).validation is None
 
 
 def test_by_name():
     splits = datasets.load("sprites-32", validation=0.005)
-    assert splits.train.num_features == 1024 and len(splits.validation) == 40 and splits.name == "sprites-32"
+    assert (
+        splits.train.num_features == 1024
+        and len(splits.validation) == 40
+        and splits.name == "sprites-32"
+    )
 
 
 LOOKS = [
@@ -154,7 +175,10 @@ LOOKS = [
 
 def correlation_and_error(indices, first, second):
     """Return the sample correlation of two columns, and its standard error from its influence function."""
-    a, b = ((column - column.mean()) / column.std(correction=0) for column in indices[:, [first, second]].double().T)
+    a, b = (
+        (column - column.mean()) / column.std(correction=0)
+        for column in indices[:, [first, second]].double().T
+    )
     value = (a * b).mean()
     influence = a * b - value * (a**2 + b**2) / 2
     return value.item(), (influence.std() / len(a) ** 0.5).item()
@@ -179,19 +203,33 @@ def test_planted_correlations_are_recovered_and_margins_stay_uniform(pair, plant
 
 
 def test_several_correlations_at_once():
-    wanted = {("x", "y"): 0.6, ("y", "scale"): 0.5, ("scale", "x"): 0.4, ("shape", "orientation"): -0.7}
+    wanted = {
+        ("x", "y"): 0.6,
+        ("y", "scale"): 0.5,
+        ("scale", "x"): 0.4,
+        ("shape", "orientation"): -0.7,
+    }
     drawn = SPRITE_FACTORS.sample(40_000, correlation=wanted)
     for (first, second), planted in wanted.items():
-        value, error = correlation_and_error(drawn, *(SPRITE_FACTORS.names.index(name) for name in (first, second)))
+        value, error = correlation_and_error(
+            drawn, *(SPRITE_FACTORS.names.index(name) for name in (first, second))
+        )
         assert abs(value - planted) < 4 * error
 
 
 @pytest.mark.parametrize("normal", [-0.7, 0.3, 0.9])
 def test_correlation_of_levels_against_closed_forms(normal):
-    # two levels each: the quadrant probability of a bivariate normal; many levels: Pearson's formula
-    assert level_correlation(normal, 2, 2) == pytest.approx(2 / math.pi * math.asin(normal), abs=1e-4)
-    assert level_correlation(normal, 400, 300) == pytest.approx(6 / math.pi * math.asin(normal / 2), abs=1e-4)
-    assert level_correlation(normal, 3, 40) == pytest.approx(level_correlation(normal, 40, 3), abs=1e-4)
+    # two levels each: the quadrant probability of a bivariate normal; many levels: Pearson's
+    # formula
+    assert level_correlation(normal, 2, 2) == pytest.approx(
+        2 / math.pi * math.asin(normal), abs=1e-4
+    )
+    assert level_correlation(normal, 400, 300) == pytest.approx(
+        6 / math.pi * math.asin(normal / 2), abs=1e-4
+    )
+    assert level_correlation(normal, 3, 40) == pytest.approx(
+        level_correlation(normal, 40, 3), abs=1e-4
+    )
 
 
 def test_fixed_factors_stay_and_the_others_vary():
@@ -202,9 +240,20 @@ def test_fixed_factors_stay_and_the_others_vary():
     assert abs(value - 0.8) < 4 * error
     assert SPRITE_FACTORS.count(fixed) == 6 * 40 * 32
     every = SPRITE_FACTORS.distinct(6 * 40 * 32, fixed=fixed)
-    assert len(every.unique(dim=0)) == 6 * 40 * 32 and (every[:, 0] == 0).all() and (every[:, 3] == 7).all()
+    assert (
+        len(every.unique(dim=0)) == 6 * 40 * 32
+        and (every[:, 0] == 0).all()
+        and (every[:, 3] == 7).all()
+    )
     splits = sprites(20, 4, 8, size=32, fixed={"shape": 2, "scale": 1, "orientation": 9, "x": 3})
-    assert len(torch.cat([splits.train.factors, splits.validation.factors, splits.test.factors]).unique(dim=0)) == 32
+    assert (
+        len(
+            torch.cat(
+                [splits.train.factors, splits.validation.factors, splits.test.factors]
+            ).unique(dim=0)
+        )
+        == 32
+    )
     assert set(splits.train.labels.tolist()) == {2}
 
 
@@ -238,9 +287,13 @@ def test_correlated_splits_render_their_factors():
 
 @pytest.mark.parametrize("look", [None, *LOOKS])
 def test_rendered_in_the_batch_is_rendered_at_once(look):
-    dense, lazy = (sprites(70, 5, 9, size=32, look=look, lazy=lazy, seed=2) for lazy in (False, True))
+    dense, lazy = (
+        sprites(70, 5, 9, size=32, look=look, lazy=lazy, seed=2) for lazy in (False, True)
+    )
     assert isinstance(lazy.train, LazyDataset) and lazy.train.image_shape == dense.train.image_shape
-    assert torch.equal(lazy.train.dense().x, dense.train.x) and torch.equal(lazy.test.x, dense.test.x)
+    assert torch.equal(lazy.train.dense().x, dense.train.x) and torch.equal(
+        lazy.test.x, dense.test.x
+    )
     assert torch.equal(lazy.train[[40, 3]].x, dense.train.x[[40, 3]])
     batches = [part.train.batches(32, seed=0, epoch=1) for part in (dense, lazy)]
     for (x, _), (same, _) in zip(*batches, strict=True):
@@ -263,9 +316,14 @@ def test_looks_are_images_of_three_channels_that_show_the_sprite(look):
     assert torch.equal(data.x, sprites(200, 0, 3, size=32, look=look).train.x)
     assert not torch.equal(data.x, sprites(200, 0, 3, size=32, look=look, seed=1).train.x)
     factors = torch.tensor([[HEART, 5, 0, 15, 15]]).repeat(3, 1)
-    first, later = (torch.from_numpy(SpriteTable(factors, 32, look, start=i)[np.arange(3)]) for i in (0, 3))
+    first, later = (
+        torch.from_numpy(SpriteTable(factors, 32, look, start=i)[np.arange(3)]) for i in (0, 3)
+    )
     assert not any(torch.allclose(a, b) for a in first for b in later)  # parts look different too
-    assert len({tuple(row[:3].tolist()) + tuple(row.mean(0, keepdim=True).tolist()) for row in data.x}) == 200
+    assert (
+        len({tuple(row[:3].tolist()) + tuple(row.mean(0, keepdim=True).tolist()) for row in data.x})
+        == 200
+    )
 
 
 def test_looks_do_what_they_say():
@@ -280,14 +338,18 @@ def test_looks_do_what_they_say():
     coloured = images(sprite_looks.coloured)
     colours = coloured[:, :, inside]
     assert (coloured[:, :, outside] == 0).all() and (colours == colours[:, :, :1]).all()
-    assert colours.min() >= 0.5 and abs(colours[:, :, 0].mean() - 0.75) < 4 * 0.5 / (12 * 900) ** 0.5
+    assert (
+        colours.min() >= 0.5 and abs(colours[:, :, 0].mean() - 0.75) < 4 * 0.5 / (12 * 900) ** 0.5
+    )
     noise = images(sprite_looks.on_noise)
     other_rows = SpriteTable(factors, 32, sprite_looks.on_noise, start=10)
     assert torch.equal(torch.from_numpy(other_rows[np.arange(5)]), noise[10:15].flatten(1))
     background = noise[:, :, outside]
     assert (noise[:, :, inside] == 1).all()
     assert abs(background.mean() - 0.5) < 4 / (12 * background.numel()) ** 0.5
-    neighbours = torch.corrcoef(torch.stack([background[:, 0, :-1].flatten(), background[:, 0, 1:].flatten()]))[0, 1]
+    neighbours = torch.corrcoef(
+        torch.stack([background[:, 0, :-1].flatten(), background[:, 0, 1:].flatten()])
+    )[0, 1]
     assert abs(neighbours) < 4 / (background[:, 0].numel()) ** 0.5
     # a texture is smooth outside the sprite, and inverted within
     texture = images(sprite_looks.on_texture)
@@ -296,7 +358,9 @@ def test_looks_do_what_they_say():
     assert torch.allclose(images(sprite_looks.on_patches(picture))[0], 0.2 + 0.6 * grey)
     places = torch.arange(40 * 50).view(1, 40, 50).expand(3, 40, 50) / 2000
     corners = (images(sprite_looks.on_patches(places))[:, 0, 0, 0] * 2000).round().long()
-    assert {int(c) // 50 for c in corners} == set(range(9)) and {int(c) % 50 for c in corners} == set(range(19))
+    assert {int(c) // 50 for c in corners} == set(range(9)) and {
+        int(c) % 50 for c in corners
+    } == set(range(19))
 
 
 def test_looks_by_name(monkeypatch):
@@ -311,16 +375,34 @@ def test_looks_by_name(monkeypatch):
         (lambda: sprites(size=28), "'size' must be 32 or 64, got 28"),
         (lambda: render_sprites(torch.zeros(1, 5), 128), "'size' must be 32 or 64, got 128"),
         (lambda: sprites(0, 0, 1), "must be at least 1"),
-        (lambda: sprites(700_000, 30_000, 10_000), "at most 737280 together, .* got 700000, 30000 and 10000"),
-        (lambda: sprites(30, 2, 1, fixed=dict(shape=0, scale=0, orientation=0, x=0)), "at most 32 together"),
+        (
+            lambda: sprites(700_000, 30_000, 10_000),
+            "at most 737280 together, .* got 700000, 30000 and 10000",
+        ),
+        (
+            lambda: sprites(30, 2, 1, fixed=dict(shape=0, scale=0, orientation=0, x=0)),
+            "at most 32 together",
+        ),
         (lambda: sprites(fixed={"shpe": 0}), "unknown factor 'shpe'. Did you mean 'shape'"),
-        (lambda: sprites(fixed={"shape": 3}), "'fixed' must give 'shape' an index from 0 to 2, got 3"),
+        (
+            lambda: sprites(fixed={"shape": 3}),
+            "'fixed' must give 'shape' an index from 0 to 2, got 3",
+        ),
         (lambda: sprites(fixed={"x": 0.5}), "'fixed' must give 'x' an index from 0 to 31, got 0.5"),
         (lambda: correlated({("x", "z"): 0.5}), "unknown factor 'z'"),
-        (lambda: correlated({"xy": 0.5}), r"pairs of factors as keys, such as \('x', 'y'\), got 'xy'"),
+        (
+            lambda: correlated({"xy": 0.5}),
+            r"pairs of factors as keys, such as \('x', 'y'\), got 'xy'",
+        ),
         (lambda: correlated({("x", "x"): 0.5}), r"pairs of factors as keys, .* got \('x', 'x'\)"),
-        (lambda: correlated({("x", "y"): 0.5, ("y", "x"): 0.5}), "must name a pair once, got 'y' and 'x' twice"),
-        (lambda: correlated({("x", "y"): 1.5}), "'correlation' of 'x' and 'y' must lie between -0.99.* got 1.5"),
+        (
+            lambda: correlated({("x", "y"): 0.5, ("y", "x"): 0.5}),
+            "must name a pair once, got 'y' and 'x' twice",
+        ),
+        (
+            lambda: correlated({("x", "y"): 1.5}),
+            "'correlation' of 'x' and 'y' must lie between -0.99.* got 1.5",
+        ),
         (
             lambda: correlated({("shape", "x"): 0.96}),
             "must lie between -0.942.* as far as 3 and 32 levels go, got 0.96",
@@ -337,24 +419,38 @@ def test_looks_by_name(monkeypatch):
         (lambda: SPRITE_FACTORS.sample(0), "'num' must be a positive integer, got 0"),
         (lambda: FactorSpace({"a": (0.0,)}).distinct(2), "'num' must be at most 1, .* got 2"),
         (
-            lambda: FactorSpace({"a": (0.0,), "b": (0.0, 1.0)}).sample(2, correlation={("a", "b"): 0.1}),
+            lambda: FactorSpace({"a": (0.0,), "b": (0.0, 1.0)}).sample(
+                2, correlation={("a", "b"): 0.1}
+            ),
             "between -0 and 0",
         ),
         (
             lambda: sprites(2, 0, 1, look=lambda grey, generator: grey),
             r"'look' must give images of shape \(3, 64, 64\)",
         ),
-        (lambda: sprite_looks.on_patches(torch.ones(64, 64)), r"'picture' must be colours .* got shape \(64, 64\)"),
+        (
+            lambda: sprite_looks.on_patches(torch.ones(64, 64)),
+            r"'picture' must be colours .* got shape \(64, 64\)",
+        ),
         (lambda: sprite_looks.on_patches(torch.full((3, 64, 64), 255.0)), r"colours in \[0, 1\]"),
         (
             lambda: sprites(2, 0, 1, look=sprite_looks.on_patches(torch.ones(3, 64, 60))),
             r"'picture' must be at least \(64, 64\), got \(64, 60\)",
         ),
         (lambda: render_sprites(torch.zeros(5)), r"'factors' must have shape \(N, 5\), got \(5,\)"),
-        (lambda: render([0, 6, 0, 0, 0]), "factor 'scale' must be an index from 0 to 5, got 6 at row 0"),
-        (lambda: render([0, 0, 0, 0, -1]), "factor 'y' must be an index from 0 to 31, got -1 at row 0"),
+        (
+            lambda: render([0, 6, 0, 0, 0]),
+            "factor 'scale' must be an index from 0 to 5, got 6 at row 0",
+        ),
+        (
+            lambda: render([0, 0, 0, 0, -1]),
+            "factor 'y' must be an index from 0 to 31, got -1 at row 0",
+        ),
         (lambda: render([0.5, 0, 0, 0, 0]), "factor 'shape' must be an index from 0 to 2, got 0.5"),
-        (lambda: render([math.nan, 0, 0, 0, 0]), "factor 'shape' must be an index from 0 to 2, got nan"),
+        (
+            lambda: render([math.nan, 0, 0, 0, 0]),
+            "factor 'shape' must be an index from 0 to 2, got nan",
+        ),
     ],
 )
 def test_bad_input(call, message):

@@ -11,14 +11,18 @@ from pyro_bvae.datasets import linear_gaussian, linear_gaussian_weight
 
 def whole(splits):
     parts = [part for part in (splits.train, splits.validation, splits.test) if part is not None]
-    return torch.cat([part.x for part in parts]).double(), torch.cat([part.factors for part in parts]).double()
+    return torch.cat([part.x for part in parts]).double(), torch.cat(
+        [part.factors for part in parts]
+    ).double()
 
 
 @pytest.mark.parametrize("noise_scale", [0.5, 1.5])
 def test_moments_are_those_of_the_model(noise_scale):
     n = 40_000
     bias = torch.linspace(-1, 1, 6)
-    x, _ = whole(linear_gaussian(n, num_features=6, latent_dim=2, noise_scale=noise_scale, bias=bias, seed=1))
+    x, _ = whole(
+        linear_gaussian(n, num_features=6, latent_dim=2, noise_scale=noise_scale, bias=bias, seed=1)
+    )
     weight = linear_gaussian_weight(6, 2, seed=1).double()
     expected = weight @ weight.T + noise_scale**2 * torch.eye(6, dtype=torch.float64)
     variance = expected.diagonal()

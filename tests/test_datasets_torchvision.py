@@ -12,7 +12,11 @@ from pyro_bvae import datasets
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import fashion_mnist, kmnist, mnist
 
-FAMILY = [(mnist, "MNIST", "mnist"), (fashion_mnist, "FashionMNIST", "fashion-mnist"), (kmnist, "KMNIST", "kmnist")]
+FAMILY = [
+    (mnist, "MNIST", "mnist"),
+    (fashion_mnist, "FashionMNIST", "fashion-mnist"),
+    (kmnist, "KMNIST", "kmnist"),
+]
 
 
 def write_idx(path, array):
@@ -49,7 +53,9 @@ def test_local_files_are_read(loader, folder, name, tmp_path, offline):
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (15, 5, 6)
     assert splits.name == name and splits.train.image_shape == (1, 28, 28)
     pixels = (torch.arange(20 * 784) % 256).view(20, 784) / 255
-    assert torch.equal(splits.train.x, pixels[:15]) and torch.equal(splits.validation.x, pixels[15:])
+    assert torch.equal(splits.train.x, pixels[:15]) and torch.equal(
+        splits.validation.x, pixels[15:]
+    )
     assert splits.train.x.dtype == torch.float32
     assert splits.validation.labels.tolist() == [5, 6, 7, 8, 9]
     assert len(splits.test.label_names) == 10
@@ -72,7 +78,9 @@ def test_default_root_is_in_the_home(tmp_path, monkeypatch):
 
 def test_default_validation_needs_as_many_images(tmp_path):
     write_family(tmp_path, "MNIST")
-    with pytest.raises(InputError, match=r"'validation' must be a fraction in .* below 20, got 5000"):
+    with pytest.raises(
+        InputError, match=r"'validation' must be a fraction in .* below 20, got 5000"
+    ):
         mnist(tmp_path)
 
 
@@ -82,9 +90,13 @@ def test_absent_and_offline_is_one_line(loader, folder, name, tmp_path, offline,
         loader(tmp_path)
     message = str(caught.value)
     assert "\n" not in message
-    assert message.startswith(f"{folder} is not in {tmp_path / folder / 'raw'} (the download failed: ")
+    assert message.startswith(
+        f"{folder} is not in {tmp_path / folder / 'raw'} (the download failed: "
+    )
     assert "Name or service not known" in message
-    assert "put these files there: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-" in message
+    assert (
+        "put these files there: train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-" in message
+    )
     assert capfd.readouterr() == ("", "")
 
 
@@ -112,7 +124,9 @@ def test_root_that_is_a_file(tmp_path, offline):
 def test_broken_files(tmp_path, content):
     raw = write_family(tmp_path, "MNIST")
     (raw / "train-images-idx3-ubyte").write_bytes(content)
-    with pytest.raises(InputError, match=r"the training files in .* cannot be read .* download them again"):
+    with pytest.raises(
+        InputError, match=r"the training files in .* cannot be read .* download them again"
+    ):
         mnist(tmp_path)
 
 
@@ -125,5 +139,7 @@ def test_truncated_file(tmp_path):
 
 def test_torchvision_that_does_not_import(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision", None)
-    with pytest.raises(InputError, match=r"torchvision cannot be imported .* pip install .*torchvision"):
+    with pytest.raises(
+        InputError, match=r"torchvision cannot be imported .* pip install .*torchvision"
+    ):
         mnist(tmp_path)

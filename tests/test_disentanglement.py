@@ -61,24 +61,33 @@ def planted(num_data=2000, noise=0.3, idle=2, seed=0):
     return np.concatenate([codes, rng.normal(size=(num_data, idle))], 1), factors
 
 
-# -- the field's reference --------------------------------------------------------------------------------------------
+# -- the field's reference
+# --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", REFERENCE)
 def test_scores_are_those_of_the_reference(name: str) -> None:
     codes, known = CODES[f"codes_{name}"], REFERENCE[name]
     for given in (codes, torch.as_tensor(codes), codes.astype(float)):
-        assert mutual_information_gap(given, FACTORS, num_bootstrap=0).value == pytest.approx(known["mig"], abs=1e-6)
-        assert modularity(given, FACTORS, num_bootstrap=0).value == pytest.approx(known["modularity"], abs=1e-6)
-    assert sap(codes, FACTORS, num_bootstrap=0).value == pytest.approx(known["sap_SAP_score"], abs=1e-3)
+        assert mutual_information_gap(given, FACTORS, num_bootstrap=0).value == pytest.approx(
+            known["mig"], abs=1e-6
+        )
+        assert modularity(given, FACTORS, num_bootstrap=0).value == pytest.approx(
+            known["modularity"], abs=1e-6
+        )
+    assert sap(codes, FACTORS, num_bootstrap=0).value == pytest.approx(
+        known["sap_SAP_score"], abs=1e-3
+    )
 
 
 def agrees_on_dci(name: str) -> None:
-    found, known = dci(CODES[f"codes_{name}"], FACTORS, num_bootstrap=0), REFERENCE[name]
-    assert found.disentanglement.value == pytest.approx(known["dci_disentanglement"], abs=0.01)
-    assert found.completeness.value == pytest.approx(known["dci_completeness"], abs=0.01)
-    assert found.informativeness.value == pytest.approx(known["dci_informativeness_test"], abs=0.01)
-    assert found.train_accuracy == pytest.approx(known["dci_informativeness_train"], abs=0.01)
+    results, known = dci(CODES[f"codes_{name}"], FACTORS, num_bootstrap=0), REFERENCE[name]
+    assert results.disentanglement.value == pytest.approx(known["dci_disentanglement"], abs=0.01)
+    assert results.completeness.value == pytest.approx(known["dci_completeness"], abs=0.01)
+    assert results.informativeness.value == pytest.approx(
+        known["dci_informativeness_test"], abs=0.01
+    )
+    assert results.train_accuracy == pytest.approx(known["dci_informativeness_train"], abs=0.01)
 
 
 def test_dci_is_that_of_the_reference() -> None:
@@ -102,12 +111,19 @@ class PlantedImportances(ClassifierMixin, BaseEstimator):
 def test_dci_is_the_entropy_of_what_is_looked_at() -> None:
     codes, factors = planted(600, idle=1)
     rows = {3: (0.7, 0.2, 0.1, 0.0), 4: (0.0, 0.5, 0.5, 0.0), 6: (0.1, 0.0, 0.9, 0.0)}
-    found, table = dci(codes, factors, predictor=PlantedImportances(rows), num_bootstrap=0), np.array([*rows.values()])
+    results, table = (
+        dci(codes, factors, predictor=PlantedImportances(rows), num_bootstrap=0),
+        np.array([*rows.values()]),
+    )
     latents, each = table[:, :3].sum(0), [entropy(row, base=3) for row in table[:, :3].T]
-    assert found.disentanglement.value == pytest.approx(1 - latents @ np.array(each) / latents.sum())
-    assert found.completeness.value == pytest.approx(1 - np.mean([entropy(row, base=4) for row in table]))
+    assert results.disentanglement.value == pytest.approx(
+        1 - latents @ np.array(each) / latents.sum()
+    )
+    assert results.completeness.value == pytest.approx(
+        1 - np.mean([entropy(row, base=4) for row in table])
+    )
     first = [np.mean(factors[300:, place] == 0) for place in range(3)]
-    assert found.informativeness.value == pytest.approx(np.mean(first))
+    assert results.informativeness.value == pytest.approx(np.mean(first))
 
 
 @pytest.mark.slow
@@ -116,18 +132,21 @@ def test_dci_is_that_of_the_reference_on_every_code(name: str) -> None:
     agrees_on_dci(name)
 
 
-# -- definitions, each against another way to compute it --------------------------------------------------------------
+# -- definitions, each against another way to compute it
+# --------------------------------------------------------------
 
 
 def test_information_is_that_of_scikit_learn() -> None:
     codes, factors = planted(500)
-    found = mutual_information(codes, factors, bins=7, factor_names=("a", "b", "c"))
-    assert list(found.index) == ["z0", "z1", "z2", "z3", "z4"]
-    for place, name in enumerate(found.columns):
-        for latent, row in enumerate(found.index):
+    results = mutual_information(codes, factors, bins=7, factor_names=("a", "b", "c"))
+    assert list(results.index) == ["z0", "z1", "z2", "z3", "z4"]
+    for place, name in enumerate(results.columns):
+        for latent, row in enumerate(results.index):
             low, high = codes[:, latent].min(), codes[:, latent].max()
             cut = np.minimum(((codes[:, latent] - low) / (high - low) * 7).astype(int), 6)
-            assert found.loc[row, name] == pytest.approx(mutual_info_score(cut, factors[:, place]), abs=1e-9)
+            assert results.loc[row, name] == pytest.approx(
+                mutual_info_score(cut, factors[:, place]), abs=1e-9
+            )
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
@@ -147,31 +166,37 @@ def test_machines_are_those_of_liblinear(size: int) -> None:
 def test_areas_are_those_of_scikit_learn_with_ties() -> None:
     rng = np.random.default_rng(0)
     classes, scores = rng.integers(3, size=300), rng.integers(8, size=(300, 3)) / 8.0
-    areas = _Areas(np.stack([_placements(scores[:, k], classes == k) for k in range(3)], 1), classes)
+    areas = _Areas(
+        np.stack([_placements(scores[:, k], classes == k) for k in range(3)], 1), classes
+    )
     exact = np.mean([roc_auc_score(classes == k, scores[:, k]) for k in range(3)])
     assert areas.mean(np.ones(300)) == pytest.approx(exact, abs=1e-12)
     # Data drawn again: the first-order change is right to the order of 1 / N.
     drawn = rng.integers(300, size=300)
     again = np.mean([roc_auc_score(classes[drawn] == k, scores[drawn, k]) for k in range(3)])
-    assert areas.mean(np.bincount(drawn, minlength=300).astype(float)) == pytest.approx(again, abs=3e-3)
+    assert areas.mean(np.bincount(drawn, minlength=300).astype(float)) == pytest.approx(
+        again, abs=3e-3
+    )
 
 
 def test_a_perfect_code_scores_what_the_definitions_allow() -> None:
     rng = np.random.default_rng(0)
     factors = np.stack([rng.integers(4, size=4000) for _ in range(3)], 1)
-    found = {score.name: score for score in score_codes(factors, factors, metrics=QUICK).scores}
+    results = {score.name: score for score in score_codes(factors, factors, metrics=QUICK).scores}
     for name in ("β-VAE score", "FactorVAE score", "DCI informativeness", "modularity"):
-        assert found[name].value == pytest.approx(1, abs=1e-3), name
+        assert results[name].value == pytest.approx(1, abs=1e-3), name
     for name in ("MIG", "DCI disentanglement", "DCI completeness"):
-        assert found[name].value == pytest.approx(1, abs=5e-3), name
-    assert 0.3 < found["SAP"].value < 0.6  # a linear machine misses the values in the middle
-    assert 0.7 < found["explicitness"].value < 0.95
+        assert results[name].value == pytest.approx(1, abs=5e-3), name
+    assert 0.3 < results["SAP"].value < 0.6  # a linear machine misses the values in the middle
+    assert 0.7 < results["explicitness"].value < 0.95
 
 
 def test_codes_that_are_constant_have_an_answer() -> None:
     _, factors = planted(400)
     for score in score_codes(np.zeros((400, 4)), factors, metrics=QUICK).scores:
-        chance = {"explicitness": 0.5, "β-VAE score": 1 / 3, "FactorVAE score": 1 / 3}.get(score.name, 0.0)
+        chance = {"explicitness": 0.5, "β-VAE score": 1 / 3, "FactorVAE score": 1 / 3}.get(
+            score.name, 0.0
+        )
         if score.name == "DCI informativeness":
             chance = (1 / 3 + 1 / 4 + 1 / 6) / 3
         assert score.value == pytest.approx(chance, abs=0.1), score
@@ -193,7 +218,10 @@ def test_constant_latents_have_no_modularity_whatever_their_value(value: float) 
 def test_group_scores_see_the_factor_that_is_shared() -> None:
     codes, factors = planted(idle=0)
     rng = np.random.default_rng(1)
-    for metric in (partial(score, num_groups=600, num_bootstrap=8) for score in (beta_vae_score, factor_vae_score)):
+    for metric in (
+        partial(score, num_groups=600, num_bootstrap=8)
+        for score in (beta_vae_score, factor_vae_score)
+    ):
         whole = metric(codes, factors)
         assert whole.value > 0.95, whole
         shuffled = metric(codes, factors[rng.permutation(len(factors))])
@@ -203,7 +231,8 @@ def test_group_scores_see_the_factor_that_is_shared() -> None:
     assert lost.parts.loc["factor 1", "value"] < 0.1 < 0.9 < lost.parts.loc["factor 0", "value"]
 
 
-# -- rotation, and the bound that does not see it ---------------------------------------------------------------------
+# -- rotation, and the bound that does not see it
+# ---------------------------------------------------------------------
 
 
 def test_a_rotation_drops_mig_while_the_elbo_stays() -> None:
@@ -211,22 +240,27 @@ def test_a_rotation_drops_mig_while_the_elbo_stays() -> None:
     factors = np.stack([rng.integers(5, size=1000) for _ in range(2)], 1)
     x = torch.as_tensor((factors - 2) / np.sqrt(2)).double()
     half = torch.tensor([[1.0, -1.0], [1.0, 1.0]], dtype=torch.double) / np.sqrt(2)
-    found = []
+    results = []
     for weight in (torch.eye(2, dtype=torch.double), half):
         oracle = LinearGaussian(weight, 0.1)
         vae = oracle.amortized_vae()
-        found.append((elbo(vae.model, vae.guide, x, num_samples=50), disentangled(vae, x, factors)))
-    (straight, before), (turned, after) = found
+        results.append(
+            (elbo(vae.model, vae.guide, x, num_samples=50), disentangled(vae, x, factors))
+        )
+    (straight, before), (turned, after) = results
     assert straight.value == pytest.approx(turned.value, abs=5 * straight.monte_carlo_error + 1e-6)
     assert before.interval[0] > 0.9 and after.interval[1] < 0.1
 
 
 def disentangled(vae: BetaVAE, x: torch.Tensor, factors: np.ndarray) -> Score:
     data = Dataset(x, factors=torch.as_tensor(factors))
-    return disentanglement(vae, data, metrics=[mutual_information_gap], make_untrained=lambda seed: vae)["MIG"]
+    return disentanglement(
+        vae, data, metrics=[mutual_information_gap], make_untrained=lambda seed: vae
+    )["MIG"]
 
 
-# -- intervals --------------------------------------------------------------------------------------------------------
+# -- intervals
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", [mutual_information_gap, modularity, sap, explicitness])
@@ -249,9 +283,11 @@ def test_errors_of_group_scores_are_those_of_other_data(metric) -> None:
 
 def test_errors_of_dci_are_those_of_other_data() -> None:
     tree = RandomForestClassifier(n_estimators=3, max_depth=4)
-    found = [dci(*planted(600, 0.8, seed=seed), predictor=tree, num_bootstrap=4) for seed in range(14)]
+    results = [
+        dci(*planted(600, 0.8, seed=seed), predictor=tree, num_bootstrap=4) for seed in range(14)
+    ]
     for place in range(3):
-        scores = [each.scores[place] for each in found]
+        scores = [each.scores[place] for each in results]
         spread = np.std([score.value for score in scores], ddof=1)
         error = np.sqrt(np.mean([score.standard_error**2 for score in scores]))
         assert 0.5 < error / spread < 2, (scores[0].name, error, spread)
@@ -263,21 +299,26 @@ def test_a_score_prints_itself_and_has_parts() -> None:
     low, high = score.interval
     assert low < score.value < high
     assert score.value == pytest.approx(score.parts["value"].mean())
-    assert str(score).startswith(f"MIG {score.value:.3f} [{low:.3f}, {high:.3f}] over 2000 data: shape 0.")
+    assert str(score).startswith(
+        f"MIG {score.value:.3f} [{low:.3f}, {high:.3f}] over 2000 data: shape 0."
+    )
     assert json.loads(json.dumps(score.to_dict()))["parts"].keys() == {"shape", "size", "place"}
     bare = mutual_information_gap(codes, factors, num_bootstrap=0)
     assert bare.interval is None and bare.value == score.value and "[" not in str(bare)
     assert mutual_information_gap(codes, factors, seed=3).standard_error != score.standard_error
 
 
-# -- nulls, and a model of one's own ----------------------------------------------------------------------------------
+# -- nulls, and a model of one's own
+# ----------------------------------------------------------------------------------
 
 
 def small_vae(features: int, seed: int = 0) -> BetaVAE:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = NormalPosterior(MLP(features, 8, hidden=(16,)))
-        return BetaVAE(NormalPrior(4), Decoder(MLP(4, features, hidden=(16,)), NormalLikelihood()), encoder)
+        return BetaVAE(
+            NormalPrior(4), Decoder(MLP(4, features, hidden=(16,)), NormalLikelihood()), encoder
+        )
 
 
 def test_scores_of_a_planted_code_are_above_their_nulls() -> None:
@@ -288,9 +329,13 @@ def test_scores_of_a_planted_code_are_above_their_nulls() -> None:
     table = result.table
     assert list(table.columns) == ["value", "low", "high", "rotated", "untrained", "shuffled"]
     for name in ("MIG", "SAP", "DCI disentanglement", "DCI completeness"):
-        assert table.loc[name, "low"] > table.loc[name, ["rotated", "untrained", "shuffled"]].max(), name
+        assert (
+            table.loc[name, "low"] > table.loc[name, ["rotated", "untrained", "shuffled"]].max()
+        ), name
     # A rotation loses nothing to a classifier of all latents, and shuffling everything.
-    assert table.loc["explicitness", "rotated"] == pytest.approx(table.loc["explicitness", "value"], abs=1e-6)
+    assert table.loc["explicitness", "rotated"] == pytest.approx(
+        table.loc["explicitness", "value"], abs=1e-6
+    )
     assert table.loc["explicitness", "shuffled"] == pytest.approx(0.5, abs=0.03)
     assert table.loc["MIG", "shuffled"] < 0.03
     assert result.nulls.set_index(["score", "null"]).loc[("MIG", "rotated"), "draws"] == 2
@@ -300,7 +345,11 @@ def test_scores_of_a_planted_code_are_above_their_nulls() -> None:
     figure = disentanglement_scores(result)
     figure.canvas.draw()
     words = [text.get_text() for text in figure.findobj(mpl.text.Text)]
-    assert "MIG" in words and "rotated" in words and any("above all their nulls" in word for word in words)
+    assert (
+        "MIG" in words
+        and "rotated" in words
+        and any("above all their nulls" in word for word in words)
+    )
 
 
 def test_a_model_is_scored_by_its_means_beside_an_untrained_one() -> None:
@@ -311,13 +360,19 @@ def test_a_model_is_scored_by_its_means_beside_an_untrained_one() -> None:
     vae = small_vae(x.shape[1])
     before = [parameter.clone() for parameter in vae.parameters()]
     result = disentanglement(vae, data, metrics=[mutual_information_gap, modularity], num_data=500)
-    assert result.num_data == 500 and set(result.nulls["null"]) == {"rotated", "untrained", "shuffled"}
+    assert result.num_data == 500 and set(result.nulls["null"]) == {
+        "rotated",
+        "untrained",
+        "shuffled",
+    }
     assert list(result["MIG"].parts.index) == ["a", "b", "c"]
     mine = result.nulls.set_index(["score", "null"])["mean"]
     assert mine["MIG", "untrained"] != result["MIG"].value
     for old, new in zip(before, vae.parameters(), strict=True):
         assert torch.equal(old, new)
-    with pytest.raises(InputError, match="'num_data' must be at most the number of data, 600, got 601"):
+    with pytest.raises(
+        InputError, match="'num_data' must be at most the number of data, 600, got 601"
+    ):
         disentanglement(vae, data, num_data=601)
     with pytest.raises(InputError, match="'data' must have factors"):
         disentanglement(vae, Dataset(x))
@@ -340,9 +395,14 @@ def test_models_are_ranked_by_the_latents_that_other_seeds_found() -> None:
     assert "score" in str(ranking)
     planted_relation = np.array([[0.9, 0.3, 0.0], [0.2, 0.5, 0.0], [0.0, 0.0, 0.0]])
     by_columns, by_rows = 0.81 / 1.1 + 0.25 / 0.8, 0.81 / 1.2 + 0.25 / 0.7
-    known = unsupervised_disentanglement_ranking(runs[:2], Dataset(x), relation=lambda first, second: planted_relation)
+    known = unsupervised_disentanglement_ranking(
+        runs[:2], Dataset(x), relation=lambda first, second: planted_relation
+    )
     assert known.scores[0].value == pytest.approx((by_columns + by_rows) / 6)
-    idle = [*runs[:2], SimpleNamespace(beta=4.0, seed=3, vae=linear_vae(torch.zeros(3, 3), scale=1.0))]
+    idle = [
+        *runs[:2],
+        SimpleNamespace(beta=4.0, seed=3, vae=linear_vae(torch.zeros(3, 3), scale=1.0)),
+    ]
     assert unsupervised_disentanglement_ranking(idle, Dataset(x)).scores[2].value == 0
     with pytest.raises(InputError, match="two seeds or more for each beta, got only seed 0 of 4"):
         unsupervised_disentanglement_ranking(runs[:1], Dataset(x))
@@ -351,20 +411,28 @@ def test_models_are_ranked_by_the_latents_that_other_seeds_found() -> None:
 
 
 def linear_vae(weight: torch.Tensor, scale: float = 0.3) -> BetaVAE:
-    vae = BetaVAE(NormalPrior(3), Decoder(MLP(3, 3, hidden=()), NormalLikelihood()), LinearEncoder(weight, scale))
+    vae = BetaVAE(
+        NormalPrior(3),
+        Decoder(MLP(3, 3, hidden=()), NormalLikelihood()),
+        LinearEncoder(weight, scale),
+    )
     return vae.eval()
 
 
 class LinearEncoder(torch.nn.Module):
     def __init__(self, weight: torch.Tensor, scale: float) -> None:
         super().__init__()
-        self.weight, self.scale = torch.nn.Parameter(weight.clone(memory_format=torch.contiguous_format)), scale
+        self.weight, self.scale = (
+            torch.nn.Parameter(weight.clone(memory_format=torch.contiguous_format)),
+            scale,
+        )
 
     def forward(self, x: torch.Tensor) -> torch.distributions.Distribution:
         return dist.Normal(x @ self.weight.T, self.scale).to_event(1)
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -380,17 +448,33 @@ def test_bad_input_is_said_in_words(metric) -> None:
     refused(r"'codes' must be finite, got nan at index \(7, 2\)", missing, factors)
     refused("'factors' must be finite, got nan", codes, np.where(factors == 3, np.nan, factors))
     refused("'factors' must vary, but 'factor 1' is 4 for all 200 data", codes, constant)
-    refused("'factors' must be classes, but 'b' takes 200 values", codes, codes[:, :3], factor_names=("b", "c", "d"))
+    refused(
+        "'factors' must be classes, but 'b' takes 200 values",
+        codes,
+        codes[:, :3],
+        factor_names=("b", "c", "d"),
+    )
     refused("'factors' must have a row for each of the 200 codes, got 199", codes, factors[1:])
-    refused(r"'codes' must be numbers of shape \(N, \*\), got float64 of shape \(200,\)", codes[:, 0], factors)
+    refused(
+        r"'codes' must be numbers of shape \(N, \*\), got float64 of shape \(200,\)",
+        codes[:, 0],
+        factors,
+    )
     refused("'factor_names' must name 3 factors, got 1", codes, factors, factor_names=("b",))
-    refused("'num_bootstrap' must be 0, for no interval, or at least 2, got 1", codes, factors, num_bootstrap=1)
+    refused(
+        "'num_bootstrap' must be 0, for no interval, or at least 2, got 1",
+        codes,
+        factors,
+        num_bootstrap=1,
+    )
 
 
 def test_what_single_metrics_refuse() -> None:
     codes, factors = planted(200)
     for metric in (mutual_information_gap, modularity):
-        with pytest.raises(InputError, match="'bins' must be at most the number of data, 15, got 20"):
+        with pytest.raises(
+            InputError, match="'bins' must be at most the number of data, 15, got 20"
+        ):
             metric(codes[:15], factors[:15])
     with pytest.raises(InputError, match="'codes' must have at least 2 latents"):
         mutual_information_gap(codes[:, :1], factors)
@@ -399,12 +483,16 @@ def test_what_single_metrics_refuse() -> None:
             metric(codes, factors[:, :1])
     order = np.argsort(factors[:, 0])
     for metric in (sap, explicitness, dci, beta_vae_score, factor_vae_score):
-        with pytest.raises(InputError, match=r"'factor 0' is never 2 in the first; shuffle the rows"):
+        with pytest.raises(
+            InputError, match=r"'factor 0' is never 2 in the first; shuffle the rows"
+        ):
             metric(codes[order], factors[order])
     rare = factors.copy()
     rare[[0, -1], 0], rare[1, 0] = 9, 9
     for metric in (beta_vae_score, factor_vae_score):
-        with pytest.raises(InputError, match="'factor 0' is 9 once; leave out values that are so rare"):
+        with pytest.raises(
+            InputError, match="'factor 0' is 9 once; leave out values that are so rare"
+        ):
             metric(codes, rare)
     with pytest.raises(InputError, match=r"'encoder\.weight' cannot be set to its initial value"):
         data = Dataset(torch.randn(200, 3), factors=torch.as_tensor(factors))

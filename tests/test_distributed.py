@@ -28,9 +28,9 @@ Results = list[dict[str, Any]]
 
 
 def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
+    with socket.socket() as result:
+        result.bind(("127.0.0.1", 0))
+        return int(result.getsockname()[1])
 
 
 def quietly(*args: Any, **options: Any) -> Any:
@@ -50,10 +50,20 @@ def results(folder: Path) -> Results:
     """Run the cases in two processes, after a run of one that they continue, and return what each has written."""
     quietly(processes.vae(), folder / "one")
     shutil.copytree(folder / "one", folder / "reference")
-    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    place = {
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
     command = [sys.executable, "-W", "ignore", str(HERE / "processes.py"), "cases", str(folder)]
     started = [
-        subprocess.Popen(command, env={**os.environ, **place, "RANK": str(rank)}, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            command,
+            env={**os.environ, **place, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for rank in range(2)
     ]
     said = [process.communicate(timeout=300)[1] for process in started]
@@ -132,7 +142,9 @@ def test_one_process_writes(results: Results, folder: Path) -> None:
     assert len(History.read(folder / "two" / "metrics.csv").rows) == 3
 
 
-def test_a_checkpoint_resumes_on_another_number_of_processes(results: Results, folder: Path) -> None:
+def test_a_checkpoint_resumes_on_another_number_of_processes(
+    results: Results, folder: Path
+) -> None:
     expected = quietly(processes.vae(7), folder / "reference", epochs=5, resume=True)
     assert_close(quietly(processes.vae(7), folder / "two", epochs=5, resume=True), expected, 1e-8)
     for result in results:
@@ -167,7 +179,10 @@ def test_what_stops_being_finite_in_one_process_ends_all_with_its_reason(results
 
 def test_what_is_no_sum_over_data_is_refused(results: Results) -> None:
     for result in results:
-        assert "'objective' must be a sum over data" in result["batch"] and "TotalCorrelation" in result["batch"]
+        assert (
+            "'objective' must be a sum over data" in result["batch"]
+            and "TotalCorrelation" in result["batch"]
+        )
         assert "is a batch norm" in result["norm"]
         assert "DistributedSampler, got a SequentialSampler" in result["plain"]
 
@@ -197,11 +212,29 @@ def test_estimates_of_parts_are_that_of_the_whole() -> None:
         join_evaluations([], None)
 
 
-def torchrun(output: Path, restarts: int, seconds: float = 300) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command += [f"--max-restarts={restarts}", "--monitor-interval=0.1", str(HERE / "processes.py"), "dies", str(output)]
+def torchrun(
+    output: Path, restarts: int, seconds: float = 300
+) -> "subprocess.CompletedProcess[str]":
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node=2",
+        "--standalone",
+    ]
+    command += [
+        f"--max-restarts={restarts}",
+        "--monitor-interval=0.1",
+        str(HERE / "processes.py"),
+        "dies",
+        str(output),
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=seconds, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
+    )
 
 
 @pytest.mark.slow

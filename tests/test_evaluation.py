@@ -35,8 +35,14 @@ def test_evidence_is_the_closed_form(linear: LinearGaussian, beta: float) -> Non
     exact = linear.evidence(x)
     assert abs(estimate.value - float(exact.mean())) < min(0.02, 4 * estimate.monte_carlo_error)
     assert estimate.standard_error == pytest.approx(float(exact.std()) / math.sqrt(300), rel=0.01)
-    assert estimate.per_datum.shape == estimate.effective_sample_size.shape == estimate.pareto_k.shape == (300,)
-    # Errors of single data: each within five of its own, were they as sure as their effective sample size says.
+    assert (
+        estimate.per_datum.shape
+        == estimate.effective_sample_size.shape
+        == estimate.pareto_k.shape
+        == (300,)
+    )
+    # Errors of single data: each within five of its own, were they as sure as their effective
+    # sample size says.
     errors = (1 / estimate.effective_sample_size - 1 / 5000).sqrt()
     assert ((estimate.per_datum - exact).abs() < 5 * errors).all()
 
@@ -57,7 +63,9 @@ def test_a_latent_masked_by_beta_zero_is_refused(linear: LinearGaussian) -> None
 
 
 @pytest.mark.parametrize("beta", [1.0, 4.0])
-def test_bound_distortion_and_rate_are_the_closed_forms(linear: LinearGaussian, beta: float) -> None:
+def test_bound_distortion_and_rate_are_the_closed_forms(
+    linear: LinearGaussian, beta: float
+) -> None:
     x = linear.sample(200)
     vae = linear.amortized_vae(beta, 0.9, 1.2)
     with torch.no_grad():
@@ -68,10 +76,15 @@ def test_bound_distortion_and_rate_are_the_closed_forms(linear: LinearGaussian, 
     exact_distortion = linear.distortion(x, guide.mean, guide.stddev)
     assert torch.allclose(measured.rate.per_datum, exact_rate)
     assert measured.rate.monte_carlo_error == 0
-    for estimate, exact in ((measured.distortion, exact_distortion), (single, -exact_rate - exact_distortion)):
+    for estimate, exact in (
+        (measured.distortion, exact_distortion),
+        (single, -exact_rate - exact_distortion),
+    ):
         assert 0 < estimate.monte_carlo_error < 0.02
         assert abs(estimate.value - float(exact.mean())) < 4 * estimate.monte_carlo_error
-    assert torch.allclose(measured.elbo.per_datum, -measured.distortion.per_datum - measured.rate.per_datum)
+    assert torch.allclose(
+        measured.elbo.per_datum, -measured.distortion.per_datum - measured.rate.per_datum
+    )
     objective = measured.objective(beta)
     assert objective.value == pytest.approx(measured.distortion.value + beta * measured.rate.value)
 
@@ -113,7 +126,8 @@ def test_moments_do_not_depend_on_the_blocks(linear: LinearGaussian) -> None:
     assert torch.allclose(kl.mean_variances, vae.encode(x).var(0))
 
 
-# -- what evaluation leaves alone -----------------------------------------------------------------------------
+# -- what evaluation leaves alone
+# -----------------------------------------------------------------------------
 
 
 def noisy_vae() -> BetaVAE:
@@ -124,7 +138,9 @@ def noisy_vae() -> BetaVAE:
 def test_measuring_moves_nothing() -> None:
     vae, x = noisy_vae(), torch.randn(30, 4)
     vae.encoder.network[0].eval()
-    svi = pyro.infer.SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO())
+    svi = pyro.infer.SVI(
+        vae.model, vae.guide, pyro.optim.Adam({"lr": 0.01}), pyro.infer.Trace_ELBO()
+    )
     svi.step(x)  # with momentum, so that a step in disguise would move weights
     before = {name: value.clone() for name, value in vae.state_dict().items()}
     modes = [module.training for module in vae.modules()]
@@ -169,14 +185,17 @@ def test_trained_pyro_params_stay_visible() -> None:
     assert elbo(model, guide, x).value < untrained - 10
 
 
-# -- any Pyro program -----------------------------------------------------------------------------------------
+# -- any Pyro program
+# -----------------------------------------------------------------------------------------
 
 
 def plain_model(linear: LinearGaussian):
     def model(rows: Tensor, scale: Tensor) -> None:
         with pyro.plate("cells", len(rows)):
             first = pyro.sample("first", dist.Normal(torch.zeros((), dtype=torch.double), 1.0))
-            second = pyro.sample("second", dist.Normal(torch.zeros(1, dtype=torch.double), 1.0).to_event(1))
+            second = pyro.sample(
+                "second", dist.Normal(torch.zeros(1, dtype=torch.double), 1.0).to_event(1)
+            )
             h = torch.cat([first.unsqueeze(-1), second], -1)
             pyro.deterministic("means", h @ linear.weight.T + linear.bias, event_dim=1)
             means = h @ linear.weight.T + linear.bias
@@ -197,7 +216,11 @@ def test_a_program_of_other_names_is_measured(linear: LinearGaussian) -> None:
     model, guide = plain_model(linear)
     # 'scale' has no data dimension and is passed whole.
     estimate = evidence(model, guide, rows, torch.tensor(0.7, dtype=torch.double), num_samples=1000)
-    assert abs(estimate.value - float(linear.evidence(rows).mean())) < 4 * estimate.monte_carlo_error < 0.02
+    assert (
+        abs(estimate.value - float(linear.evidence(rows).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.02
+    )
     measured = bound(model, guide, rows, torch.tensor(0.7, dtype=torch.double), num_samples=200)
     loc, scale = linear.best_diagonal(rows)
     assert measured.rate.value == pytest.approx(
@@ -212,7 +235,11 @@ def test_data_need_not_be_the_first_argument(linear: LinearGaussian) -> None:
         sizes.append(len(rows))
         with pyro.plate("cells", len(rows)):
             z = pyro.sample("z", dist.Normal(torch.zeros(2, dtype=torch.double), 1.0).to_event(1))
-            pyro.sample("y", dist.Normal(z @ weight.T + linear.bias, linear.noise_scale).to_event(1), obs=rows)
+            pyro.sample(
+                "y",
+                dist.Normal(z @ weight.T + linear.bias, linear.noise_scale).to_event(1),
+                obs=rows,
+            )
 
     def guide(weight: Tensor, rows: Tensor) -> None:
         loc, scale = linear.best_diagonal(rows)
@@ -220,7 +247,11 @@ def test_data_need_not_be_the_first_argument(linear: LinearGaussian) -> None:
             pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
     estimate = evidence(model, guide, linear.weight, rows, num_samples=200)
-    assert abs(estimate.value - float(linear.evidence(rows).mean())) < 4 * estimate.monte_carlo_error < 0.02
+    assert (
+        abs(estimate.value - float(linear.evidence(rows).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.02
+    )
     assert sizes.count(900) <= 1 and 512 in sizes  # looked at once, then taken in blocks
 
 
@@ -241,7 +272,11 @@ def test_observed_sites_in_a_nested_plate_are_summed(linear: LinearGaussian) -> 
             pyro.sample("z", dist.Normal(loc.unsqueeze(-2), scale.unsqueeze(-2)).to_event(1))
 
     estimate = evidence(model, guide, x, num_samples=500)
-    assert abs(estimate.value - float(linear.evidence(x).mean())) < 4 * estimate.monte_carlo_error < 0.05
+    assert (
+        abs(estimate.value - float(linear.evidence(x).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.05
+    )
 
 
 def test_masks_are_kept(linear: LinearGaussian) -> None:
@@ -263,7 +298,11 @@ def test_masks_are_kept(linear: LinearGaussian) -> None:
             pyro.sample("z", dist.Normal(loc, scale).to_event(1))
 
     estimate = evidence(model, guide, x, num_samples=1000)
-    assert abs(estimate.value - float(rest.evidence(x[:, mask]).mean())) < 4 * estimate.monte_carlo_error < 0.05
+    assert (
+        abs(estimate.value - float(rest.evidence(x[:, mask]).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.05
+    )
 
 
 def test_masks_of_handlers_are_kept_too(linear: LinearGaussian) -> None:
@@ -285,7 +324,11 @@ def test_masks_of_handlers_are_kept_too(linear: LinearGaussian) -> None:
             pyro.sample("z", dist.Normal(loc.unsqueeze(-2), scale.unsqueeze(-2)).to_event(1))
 
     estimate = evidence(model, guide, x, num_samples=1000)
-    assert abs(estimate.value - float(rest.evidence(x[:, mask]).mean())) < 4 * estimate.monte_carlo_error < 0.05
+    assert (
+        abs(estimate.value - float(rest.evidence(x[:, mask]).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.05
+    )
 
 
 def test_auxiliary_guide_sites_count(linear: LinearGaussian) -> None:
@@ -301,13 +344,17 @@ def test_auxiliary_guide_sites_count(linear: LinearGaussian) -> None:
     guide(x)
     estimate = evidence(model, guide, x, num_samples=20_000)
     grid = torch.linspace(-12, 9, 8001, dtype=torch.double)  # log s
-    joint = dist.Normal(0, 1).log_prob(grid)[:, None] + dist.Normal(0, grid.exp()[:, None]).log_prob(x)
+    joint = dist.Normal(0, 1).log_prob(grid)[:, None] + dist.Normal(
+        0, grid.exp()[:, None]
+    ).log_prob(x)
     exact = joint.logsumexp(0) + math.log(float(grid[1] - grid[0]))
     errors = (1 / estimate.effective_sample_size).sqrt()
     assert ((estimate.per_datum - exact).abs() < 5 * errors).all() and errors.max() < 0.1
 
 
-def test_a_program_that_mixes_particles_is_run_singly_with_a_warning(linear: LinearGaussian) -> None:
+def test_a_program_that_mixes_particles_is_run_singly_with_a_warning(
+    linear: LinearGaussian,
+) -> None:
     """``z.mean(0)`` has the right shapes under a plate of particles, and the wrong values."""
     x = linear.sample(12)
 
@@ -347,7 +394,11 @@ def test_a_guide_of_all_data_at_once_is_measured_whole(linear: LinearGaussian) -
     x = linear.sample(200)
     vae = linear.vae(*linear.best_diagonal(x))  # a local posterior takes no part of its data
     estimate = evidence(vae.model, vae.guide, x, num_samples=500)
-    assert abs(estimate.value - float(linear.evidence(x).mean())) < 4 * estimate.monte_carlo_error < 0.02
+    assert (
+        abs(estimate.value - float(linear.evidence(x).mean()))
+        < 4 * estimate.monte_carlo_error
+        < 0.02
+    )
 
 
 def test_wrapped_programs_and_hidden_modules_run_in_eval_mode() -> None:
@@ -368,7 +419,10 @@ def test_wrapped_programs_and_hidden_modules_run_in_eval_mode() -> None:
 
 
 def test_a_program_that_mixes_data_is_not_cut_into_blocks() -> None:
-    x = torch.randn(1300, 2, dtype=torch.double) + torch.arange(1300, dtype=torch.double)[:, None] / 100
+    x = (
+        torch.randn(1300, 2, dtype=torch.double)
+        + torch.arange(1300, dtype=torch.double)[:, None] / 100
+    )
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -405,10 +459,17 @@ def test_plates_left_of_the_data_are_summed(tmp_path) -> None:
     kl = kl_per_dimension(model, guide, rows)
     assert kl.values.shape == kl.mean_variances.shape == (3, 2)
     assert torch.allclose(kl.mean_variances, (x / 2).var(1))
-    assert to_arviz(model, guide, rows, num_draws=4)["posterior"]["z"].values.shape == (1, 4, 600, 3, 2)
+    assert to_arviz(model, guide, rows, num_draws=4)["posterior"]["z"].values.shape == (
+        1,
+        4,
+        600,
+        3,
+        2,
+    )
 
 
-# -- refusals -------------------------------------------------------------------------------------------------
+# -- refusals
+# -------------------------------------------------------------------------------------------------
 
 
 def latent_outside(x: Tensor) -> None:
@@ -452,7 +513,9 @@ def guide_of(model):
                 pyro.sample("z", dist.Normal(0.0, 1.0))
         elif site["cond_indep_stack"]:
             with pyro.plate("data", len(x), subsample_size=2 if model is subsampled else None):
-                pyro.sample("z", dist.Bernoulli(0.5) if model is discrete_latent else dist.Normal(0.0, 1.0))
+                pyro.sample(
+                    "z", dist.Bernoulli(0.5) if model is discrete_latent else dist.Normal(0.0, 1.0)
+                )
         else:
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
@@ -466,7 +529,11 @@ def guide_of(model):
         (discrete_latent, torch.randn(4), "latent 'z' is discrete"),
         (subsampled, torch.randn(4), r"plate 'data' is subsampled \(2 of 4\)"),
         (no_latent, torch.randn(4), "has no latent site"),
-        (two_plates, torch.randn(4, 4), r"ambiguous: pass data_plate= one of \['columns', 'rows'\]"),
+        (
+            two_plates,
+            torch.randn(4, 4),
+            r"ambiguous: pass data_plate= one of \['columns', 'rows'\]",
+        ),
     ],
 )
 def test_programs_without_per_datum_weights_are_refused(model, x: Tensor, message: str) -> None:
@@ -475,7 +542,9 @@ def test_programs_without_per_datum_weights_are_refused(model, x: Tensor, messag
 
 
 def test_data_plate_resolves_the_ambiguity() -> None:
-    estimate = evidence(two_plates, guide_of(two_plates), torch.randn(4, 4), data_plate="columns", num_samples=2)
+    estimate = evidence(
+        two_plates, guide_of(two_plates), torch.randn(4, 4), data_plate="columns", num_samples=2
+    )
     assert estimate.per_datum.shape == (4,)
 
 
@@ -485,7 +554,9 @@ def test_a_guide_without_a_latent_is_refused() -> None:
 
 
 @pytest.mark.parametrize("num_samples", [0, -1, 2.5, True])
-def test_impossible_numbers_of_samples_are_refused(linear: LinearGaussian, num_samples: object) -> None:
+def test_impossible_numbers_of_samples_are_refused(
+    linear: LinearGaussian, num_samples: object
+) -> None:
     vae = linear.amortized_vae()
     for function in (elbo, evidence, bound):
         with pytest.raises(InputError, match="'num_samples' must be a positive integer"):
@@ -513,7 +584,9 @@ def test_hand_written_programs_refuse_values_without_a_density() -> None:
     for value in (7.0, math.nan):
         x = torch.zeros(10)
         x[3] = value
-        with pytest.raises(InputError, match="site 'clicks' of the model has no density at its value"):
+        with pytest.raises(
+            InputError, match="site 'clicks' of the model has no density at its value"
+        ):
             evidence(model, guide, x, num_samples=5)
 
 
@@ -521,7 +594,9 @@ def test_partly_masked_latents_and_guide_factors_are_refused(linear: LinearGauss
     x = linear.sample(4)
     vae = linear.amortized_vae()
     with pytest.raises(InputError, match="latent 'z' is masked out for some data"):
-        evidence(vae.model, vae.guide, x, None, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.double))
+        evidence(
+            vae.model, vae.guide, x, None, torch.tensor([0.0, 1.0, 1.0, 1.0], dtype=torch.double)
+        )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x), dim=-1):
@@ -534,7 +609,10 @@ def test_partly_masked_latents_and_guide_factors_are_refused(linear: LinearGauss
 
 def test_data_of_another_dtype_are_refused_in_words(linear: LinearGaussian) -> None:
     vae = linear.amortized_vae()
-    with pytest.raises(InputError, match=r"'x' must be torch.float64 on cpu as the model is, got torch.float32 on cpu"):
+    with pytest.raises(
+        InputError,
+        match=r"'x' must be torch.float64 on cpu as the model is, got torch.float32 on cpu",
+    ):
         evidence(vae.model, vae.guide, linear.sample(3).float())
 
 
@@ -551,7 +629,8 @@ def test_draws_of_the_model_are_not_the_draws_of_the_guide() -> None:
     assert abs(values[0] - float(exact)) < 4 * 5 / math.sqrt(2000)
 
 
-# -- the estimate itself --------------------------------------------------------------------------------------
+# -- the estimate itself
+# --------------------------------------------------------------------------------------
 
 
 def test_monte_carlo_error_is_the_spread_over_seeds(linear: LinearGaussian) -> None:
@@ -560,7 +639,9 @@ def test_monte_carlo_error_is_the_spread_over_seeds(linear: LinearGaussian) -> N
     runs = [evidence(vae.model, vae.guide, x, num_samples=200, seed=seed) for seed in range(200)]
     spread = float(torch.tensor([run.value for run in runs]).std())
     claimed = sum(run.monte_carlo_error for run in runs) / len(runs)
-    assert claimed == pytest.approx(spread, rel=0.2)  # four standard errors of a standard deviation over 200
+    assert claimed == pytest.approx(
+        spread, rel=0.2
+    )  # four standard errors of a standard deviation over 200
 
 
 def test_standard_error_of_one_datum_is_undefined() -> None:

@@ -45,7 +45,9 @@ def read(path):
 
 def groups(data) -> set[str]:
     """Return the names of the groups of an InferenceData or a DataTree."""
-    return {name.lstrip("/") for name in (data.groups() if callable(data.groups) else data.groups)} - {""}
+    return {
+        name.lstrip("/") for name in (data.groups() if callable(data.groups) else data.groups)
+    } - {""}
 
 
 def tensor(data, group: str, name: str) -> Tensor:
@@ -62,13 +64,16 @@ def close_to(values: Tensor, mean: Tensor, variance: Tensor) -> bool:
     return bool(means.all() and variances.all())
 
 
-# -- the groups ---------------------------------------------------------------------------------------------------
+# -- the groups
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_their_parts_and_the_densities(linear: LinearGaussian) -> None:
     x = linear.sample(600)  # two blocks, and two passes for the draws of the first
     vae = linear.amortized_vae()
-    data = to_arviz(vae.model, vae.guide, x, None, 4.0, num_draws=20)  # β scales the latent, and is no part of a weight
+    data = to_arviz(
+        vae.model, vae.guide, x, None, 4.0, num_draws=20
+    )  # β scales the latent, and is no part of a weight
     z = tensor(data, "posterior", "z")
     assert z.shape == (20, 600, 2)
     with torch.no_grad():
@@ -93,7 +98,9 @@ def test_draws_of_guide_and_prior_have_their_moments(linear: LinearGaussian) -> 
     standard = ((tensor(data, "posterior", "z") - loc) / scale).reshape(-1, 2)
     assert close_to(standard, torch.zeros(2), torch.ones(2))
     prior = tensor(data, "prior", "z")
-    assert prior.shape == (40, 600, 2) and close_to(prior.reshape(-1, 2), torch.zeros(2), torch.ones(2))
+    assert prior.shape == (40, 600, 2) and close_to(
+        prior.reshape(-1, 2), torch.zeros(2), torch.ones(2)
+    )
     # No draw is made twice, be it of another datum, block or pass, or of the guide.
     draws = torch.cat([prior.flatten(), standard.flatten()])
     assert len(draws.unique()) > 0.999 * len(draws)
@@ -102,9 +109,14 @@ def test_draws_of_guide_and_prior_have_their_moments(linear: LinearGaussian) -> 
 def test_predictive_draws_are_of_the_closed_forms(linear: LinearGaussian) -> None:
     x = linear.sample(600)
     vae = linear.amortized_vae()
-    data = to_arviz(vae.model, vae.guide, x, num_draws=40, num_predictive=20)  # more than one pass of the first block
+    data = to_arviz(
+        vae.model, vae.guide, x, num_draws=40, num_predictive=20
+    )  # more than one pass of the first block
     noise = torch.full((3,), linear.noise_scale**2, dtype=torch.double)
-    for latents, predictive in (("prior", "prior_predictive"), ("posterior", "posterior_predictive")):
+    for latents, predictive in (
+        ("prior", "prior_predictive"),
+        ("posterior", "posterior_predictive"),
+    ):
         drawn = tensor(data, predictive, "x")
         assert drawn.shape == (20, 600, 3)
         # Draw by draw and datum by datum, what the latents leave is the noise.
@@ -113,7 +125,10 @@ def test_predictive_draws_are_of_the_closed_forms(linear: LinearGaussian) -> Non
     marginal = (linear.weight @ linear.weight.T).diagonal() + noise
     assert close_to(tensor(data, "prior_predictive", "x").reshape(-1, 3), linear.bias, marginal)
     loc, scale = linear.best_diagonal(x)
-    mean, variance = loc @ linear.weight.T + linear.bias, scale[0] ** 2 @ (linear.weight**2).T + noise
+    mean, variance = (
+        loc @ linear.weight.T + linear.bias,
+        scale[0] ** 2 @ (linear.weight**2).T + noise,
+    )
     given = tensor(data, "posterior_predictive", "x") - mean
     assert close_to(given.reshape(-1, 3), torch.zeros(3), variance)
 
@@ -130,7 +145,10 @@ def test_everything_of_the_data_shares_their_dimension(linear: LinearGaussian) -
         ("posterior_predictive", "x"): (*drawn, "x_dim_0"),
         ("prior_predictive", "x"): (*drawn, "x_dim_0"),
         ("log_likelihood", "x"): drawn,
-        **{("sample_stats", name): drawn for name in ("log_weight", "log_prior", "log_observed", "log_guide")},
+        **{
+            ("sample_stats", name): drawn
+            for name in ("log_weight", "log_prior", "log_observed", "log_guide")
+        },
         ("observed_data", "x"): ("data", "x_dim_0"),
         **{("constant_data", name): ("data",) for name in ("elbo", "evidence", "pareto_k")},
     }
@@ -152,10 +170,14 @@ def test_what_goes_with_the_data_is_constant_data(linear: LinearGaussian) -> Non
     vae = linear.amortized_vae()
     context = Context(torch.rand(8, 1).bfloat16(), torch.arange(16.0).reshape(8, 2))
 
-    def model(x: Tensor, context: Context, data: Tensor, evidence: Tensor, more: list[Tensor]) -> None:
+    def model(
+        x: Tensor, context: Context, data: Tensor, evidence: Tensor, more: list[Tensor]
+    ) -> None:
         vae.model(x)
 
-    def guide(x: Tensor, context: Context, data: Tensor, evidence: Tensor, more: list[Tensor]) -> None:
+    def guide(
+        x: Tensor, context: Context, data: Tensor, evidence: Tensor, more: list[Tensor]
+    ) -> None:
         vae.guide(x)
 
     evaluation = evaluate(vae.model, vae.guide, x, num_samples=10)
@@ -168,7 +190,9 @@ def test_what_goes_with_the_data_is_constant_data(linear: LinearGaussian) -> Non
         assert set(constants.data_vars) == estimates | arguments_
         assert constants["context_covariates"].dims == ("data", "context_covariates_dim_0")
         assert torch.equal(tensor(data, "constant_data", "context_covariates"), context.covariates)
-        assert torch.equal(tensor(data, "constant_data", "context_size_factor"), context.size_factor.float())
+        assert torch.equal(
+            tensor(data, "constant_data", "context_size_factor"), context.size_factor.float()
+        )
         assert constants["data_"].values.tolist() == list(range(8))
         assert torch.equal(tensor(data, "constant_data", "evidence_"), 2 * x[:, 0])
         assert torch.equal(tensor(data, "constant_data", "evidence"), evaluation.evidence.per_datum)
@@ -188,11 +212,22 @@ def test_an_evaluation_of_other_data_is_refused(linear: LinearGaussian) -> None:
 def test_numbers_of_draws(linear: LinearGaussian) -> None:
     x = linear.sample(5)
     vae = linear.amortized_vae()
-    for options in ({"num_draws": 0}, {"num_draws": True}, {"num_predictive": -1}, {"num_predictive": 1.5}):
-        with pytest.raises(InputError, match=f"'{next(iter(options))}' must be an integer of at least"):
+    for options in (
+        {"num_draws": 0},
+        {"num_draws": True},
+        {"num_predictive": -1},
+        {"num_predictive": 1.5},
+    ):
+        with pytest.raises(
+            InputError, match=f"'{next(iter(options))}' must be an integer of at least"
+        ):
             to_arviz(vae.model, vae.guide, x, **options)
     few = to_arviz(vae.model, vae.guide, x, num_draws=3)
-    assert tensor(few, "prior_predictive", "x").shape == tensor(few, "posterior_predictive", "x").shape == (3, 5, 3)
+    assert (
+        tensor(few, "prior_predictive", "x").shape
+        == tensor(few, "posterior_predictive", "x").shape
+        == (3, 5, 3)
+    )
     assert few.attrs["num_draws"] == few.attrs["num_predictive"] == 3
     none = to_arviz(vae.model, vae.guide, x, num_draws=3, num_predictive=0)
     assert groups(none) == groups(few) - {"prior_predictive", "posterior_predictive"}
@@ -207,7 +242,12 @@ def test_the_seed_decides_and_the_caller_draws_on(linear: LinearGaussian) -> Non
         for number, seed in ((2, 0), (2, 0), (2, 1), (4, 0))
     )
     assert torch.equal(state, torch.get_rng_state())
-    for group, name in (("posterior", "z"), ("prior", "z"), ("prior_predictive", "x"), ("posterior_predictive", "x")):
+    for group, name in (
+        ("posterior", "z"),
+        ("prior", "z"),
+        ("prior_predictive", "x"),
+        ("posterior_predictive", "x"),
+    ):
         drawn = tensor(first, group, name)
         assert torch.equal(drawn, tensor(again, group, name)), group
         assert not (drawn == tensor(other, group, name)).any(), group
@@ -215,7 +255,8 @@ def test_the_seed_decides_and_the_caller_draws_on(linear: LinearGaussian) -> Non
         assert torch.equal(tensor(first, group, "z"), tensor(more, group, "z"))
 
 
-# -- any Pyro program -------------------------------------------------------------------------------------------
+# -- any Pyro program
+# -------------------------------------------------------------------------------------------
 
 
 def test_several_sites_of_other_names_plates_and_factors(linear: LinearGaussian) -> None:
@@ -227,12 +268,18 @@ def test_several_sites_of_other_names_plates_and_factors(linear: LinearGaussian)
         genes = pyro.plate("genes", 2, dim=-1)
         with pyro.plate("cells", len(rows), dim=-2):
             first = pyro.sample("first", dist.Normal(torch.zeros((), dtype=torch.double), 1.0))
-            second = pyro.sample("net/second", dist.Normal(torch.zeros(1, dtype=torch.double), 1.0).to_event(1))
-            means = torch.cat([first.unsqueeze(-1), second], -1) @ linear.weight.T + linear.bias  # (*, cells, 1, D)
+            second = pyro.sample(
+                "net/second", dist.Normal(torch.zeros(1, dtype=torch.double), 1.0).to_event(1)
+            )
+            means = (
+                torch.cat([first.unsqueeze(-1), second], -1) @ linear.weight.T + linear.bias
+            )  # (*, cells, 1, D)
             pyro.deterministic("means", means, event_dim=1)
             pyro.factor("bonus", bonus[: len(rows), None])
             with genes:
-                pyro.sample("head", dist.Normal(means[..., 0, :2], linear.noise_scale), obs=rows[:, :2])
+                pyro.sample(
+                    "head", dist.Normal(means[..., 0, :2], linear.noise_scale), obs=rows[:, :2]
+                )
             tail = dist.Normal(means[..., 2:], linear.noise_scale).to_event(1)
             pyro.sample("tail", tail, obs=rows[:, None, 2:])
 
@@ -250,14 +297,23 @@ def test_several_sites_of_other_names_plates_and_factors(linear: LinearGaussian)
         assert data[group]["net.second"].dims == (*drawn, "net.second_dim_0")
     for group in ("prior_predictive", "posterior_predictive"):
         assert set(data[group].data_vars) == {"head", "tail"}
-        assert data[group]["head"].dims == (*drawn, "genes") and data[group]["tail"].dims == (*drawn, "tail_dim_0")
+        assert data[group]["head"].dims == (*drawn, "genes") and data[group]["tail"].dims == (
+            *drawn,
+            "tail_dim_0",
+        )
     assert torch.equal(tensor(data, "observed_data", "head"), rows[:, :2])
     assert torch.equal(tensor(data, "observed_data", "tail"), rows[:, 2:])
-    z = torch.cat([tensor(data, "posterior", "first")[..., None], tensor(data, "posterior", "net.second")], -1)
+    z = torch.cat(
+        [tensor(data, "posterior", "first")[..., None], tensor(data, "posterior", "net.second")], -1
+    )
     density = dist.Normal(z @ linear.weight.T + linear.bias, linear.noise_scale).log_prob(rows)
     assert torch.allclose(tensor(data, "log_likelihood", "head"), density[..., :2].sum(-1))
     assert torch.allclose(tensor(data, "log_likelihood", "tail"), density[..., 2])
-    assert set(data["log_likelihood"].data_vars) == set(data["observed_data"].data_vars) == {"head", "tail"}
+    assert (
+        set(data["log_likelihood"].data_vars)
+        == set(data["observed_data"].data_vars)
+        == {"head", "tail"}
+    )
     assert torch.allclose(tensor(data, "sample_stats", "log_observed"), density.sum(-1) + bonus)
     loc, scale = linear.best_diagonal(rows)
     noise = torch.tensor(linear.noise_scale**2, dtype=torch.double)
@@ -284,7 +340,11 @@ def test_plates_left_of_the_data_that_not_every_site_has() -> None:
 
     data = to_arviz(model, guide, x, num_draws=400, num_predictive=400, data_plate="rows")
     z = tensor(data, "posterior", "z")
-    assert data["posterior"]["z"].dims == ("chain", "draw", "rows", "z_dim_0") and z.shape == (400, 20, 2)
+    assert data["posterior"]["z"].dims == ("chain", "draw", "rows", "z_dim_0") and z.shape == (
+        400,
+        20,
+        2,
+    )
     assert close_to(z, x.sum(0) / 4, torch.tensor(0.25))
     drawn = tensor(data, "posterior_predictive", "x")
     assert data["posterior_predictive"]["x"].dims == ("chain", "draw", "rows", "draw_", "x_dim_0")
@@ -295,7 +355,9 @@ def test_plates_left_of_the_data_that_not_every_site_has() -> None:
 
 
 @pytest.mark.parametrize("plates", [False, True])
-def test_a_program_that_mixes_particles_is_exported_singly(linear: LinearGaussian, plates: bool) -> None:
+def test_a_program_that_mixes_particles_is_exported_singly(
+    linear: LinearGaussian, plates: bool
+) -> None:
     x = linear.sample(12)
 
     def model(x: Tensor) -> None:
@@ -323,7 +385,11 @@ def test_a_program_that_mixes_particles_is_exported_singly(linear: LinearGaussia
     density = dist.Normal(means["posterior"], 1.0).log_prob(x).sum(-1)
     assert torch.allclose(tensor(data, "log_likelihood", "x"), density)
     z, (loc, scale) = tensor(data, "posterior", "z"), linear.best_diagonal(x)
-    log_weight = density + dist.Normal(0, 1).log_prob(z).sum(-1) - dist.Normal(loc, scale).log_prob(z).sum(-1)
+    log_weight = (
+        density
+        + dist.Normal(0, 1).log_prob(z).sum(-1)
+        - dist.Normal(loc, scale).log_prob(z).sum(-1)
+    )
     assert torch.allclose(tensor(data, "sample_stats", "log_weight"), log_weight)
     assert torch.equal(tensor(data, "observed_data", "x").reshape(12, 3), x)
 
@@ -336,7 +402,10 @@ def test_a_module_as_model_and_auxiliary_sites_of_an_autoguide() -> None:
                 pyro.sample("x", dist.Normal(torch.zeros_like(scale), scale * exposure), obs=counts)
 
     model = Scales()
-    guide, arguments = AutoNormal(model, init_scale=0.7), (torch.linspace(0.1, 3.0, 7).double(), torch.ones(7).double())
+    guide, arguments = (
+        AutoNormal(model, init_scale=0.7),
+        (torch.linspace(0.1, 3.0, 7).double(), torch.ones(7).double()),
+    )
     guide(*arguments)
     scaled = pyro.poutine.scale(model, scale=2.0)
     data = to_arviz(scaled, guide, *arguments, num_draws=2000, num_predictive=0)
@@ -359,7 +428,9 @@ def test_a_guide_of_all_data_at_once_is_exported_whole(linear: LinearGaussian) -
     assert close_to(residual.reshape(-1, 1), torch.zeros(1), torch.tensor(linear.noise_scale**2))
 
 
-def test_a_model_that_cannot_draw_its_data_is_exported_without_predictions(linear: LinearGaussian) -> None:
+def test_a_model_that_cannot_draw_its_data_is_exported_without_predictions(
+    linear: LinearGaussian,
+) -> None:
     x = linear.sample(10)
     vae = linear.amortized_vae()
 
@@ -375,7 +446,10 @@ def test_a_model_that_cannot_draw_its_data_is_exported_without_predictions(linea
             means = z @ linear.weight.T + linear.bias
             pyro.sample("x", Unnormalised(means, linear.noise_scale).to_event(1), obs=x)
 
-    with pytest.warns(UserWarning, match="cannot draw its observed sites .NotImplementedError: it has a density alone"):
+    with pytest.warns(
+        UserWarning,
+        match="cannot draw its observed sites .NotImplementedError: it has a density alone",
+    ):
         data = to_arviz(model, vae.guide, x, num_draws=4)
     full = to_arviz(vae.model, vae.guide, x, num_draws=4)
     assert groups(full) - groups(data) == {"prior", "prior_predictive", "posterior_predictive"}
@@ -383,7 +457,8 @@ def test_a_model_that_cannot_draw_its_data_is_exported_without_predictions(linea
         assert torch.allclose(tensor(data, group, name), tensor(full, group, name))
 
 
-# -- the object ---------------------------------------------------------------------------------------------------
+# -- the object
+# ---------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -471,9 +546,17 @@ def test_arviz_draws_it(linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch)
             both = np.ravel(arviz.plot_dist_comparison(data, **some))[0].figure
         else:
             forest = arviz.plot_forest(data, backend="matplotlib", **some).viz["figure"].item()
-            predicted = arviz.plot_ppc_dist(data, backend="matplotlib", num_samples=5).viz["figure"].item()
-            both = arviz.plot_prior_posterior(data, backend="matplotlib", **some).viz["figure"].item()
-    labels = {label.get_text().strip() for axes in forest.axes for label in (*axes.get_yticklabels(), *axes.texts)}
+            predicted = (
+                arviz.plot_ppc_dist(data, backend="matplotlib", num_samples=5).viz["figure"].item()
+            )
+            both = (
+                arviz.plot_prior_posterior(data, backend="matplotlib", **some).viz["figure"].item()
+            )
+    labels = {
+        label.get_text().strip()
+        for axes in forest.axes
+        for label in (*axes.get_yticklabels(), *axes.texts)
+    }
     assert any("4" in label for label in labels)  # the second datum that was asked for
     for figure in (forest, predicted, both):
         assert sum(len(axes.lines) + len(axes.collections) for axes in figure.axes) > 0

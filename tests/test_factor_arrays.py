@@ -18,7 +18,9 @@ def public(num=NUM, side=8):
     images = np.zeros((num, side, side), np.uint8)
     images[:, 0, :] = rows[:, None] >> np.arange(side) & 1
     images[:, 1, :4] = rows[:, None] >> (side + np.arange(4)) & 1
-    classes = np.stack([0 * rows, rows % 3, rows // 3 % 6, rows % 40, rows % 32, rows // 32 % 32], axis=1)
+    classes = np.stack(
+        [0 * rows, rows % 3, rows // 3 % 6, rows % 40, rows % 32, rows // 32 % 32], axis=1
+    )
     return {
         "imgs": images,
         "latents_classes": classes,
@@ -29,7 +31,8 @@ def public(num=NUM, side=8):
 def numbers(x, side=8):
     """Return the row numbers that images spell."""
     return (
-        x[:, :side] @ (2.0 ** torch.arange(side)) + x[:, side : side + 4] @ (2.0 ** (side + torch.arange(4)))
+        x[:, :side] @ (2.0 ** torch.arange(side))
+        + x[:, side : side + 4] @ (2.0 ** (side + torch.arange(4)))
     ).long()
 
 
@@ -49,13 +52,21 @@ class TestDsprites:
     def test_images_stay_with_their_factors(self, path, block, monkeypatch):
         monkeypatch.setattr(factor_arrays, "_BLOCK", block)
         splits = dsprites(path, num_data=100, validation=10, test=0.2, seed=5)
-        assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [70, 10, 20]
+        assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [
+            70,
+            10,
+            20,
+        ]
         x, factors = everything(splits)
         rows = numbers(x)
         assert len(rows.unique()) == 100 and rows.max() > 512
         assert torch.equal(factors, torch.from_numpy(public()["latents_classes"])[rows, 1:])
         train = splits.train
-        assert train.image_shape == (1, 8, 8) and train.factors.dtype == torch.long and splits.name == "dsprites"
+        assert (
+            train.image_shape == (1, 8, 8)
+            and train.factors.dtype == torch.long
+            and splits.name == "dsprites"
+        )
         assert train.factor_names == ("shape", "scale", "orientation", "x", "y")
         assert torch.equal(train.labels, train.factors[:, 0])
 
@@ -79,10 +90,19 @@ class TestDsprites:
         [
             ({"imgs": None}, "there must be keys 'imgs', .* got latents_classes, latents_values"),
             ({"latents_values": None}, "got imgs, latents_classes"),
-            ({"imgs": np.zeros((5, 64), np.uint8)}, r"'imgs' must have shape \(N, H, W\), got \(5, 64\)"),
+            (
+                {"imgs": np.zeros((5, 64), np.uint8)},
+                r"'imgs' must have shape \(N, H, W\), got \(5, 64\)",
+            ),
             ({"imgs": np.zeros((NUM, 8, 8))}, "'imgs' must be uint8 pixels .* got float64"),
-            ({"imgs": np.zeros((NUM - 1, 8, 8), np.uint8)}, "'latents_classes' must be numbers of shape \\(699, 6\\)"),
-            ({"latents_classes": np.zeros((NUM, 5))}, r"must be numbers of shape \(700, 6\) .* got float64 of .* 5\)"),
+            (
+                {"imgs": np.zeros((NUM - 1, 8, 8), np.uint8)},
+                "'latents_classes' must be numbers of shape \\(699, 6\\)",
+            ),
+            (
+                {"latents_classes": np.zeros((NUM, 5))},
+                r"must be numbers of shape \(700, 6\) .* got float64 of .* 5\)",
+            ),
             ({"latents_classes": np.full((NUM, 6), "a")}, "must be numbers of shape"),
             ({"latents_classes": np.full((NUM, 6), None)}, "not a readable npz archive"),
         ],
@@ -113,17 +133,25 @@ class TestFromFactors:
     @pytest.mark.parametrize("convert", [np.asarray, torch.as_tensor, lambda array: array.tolist()])
     def test_rows_stay_together(self, convert):
         x = np.arange(60.0).reshape(20, 3)
-        splits = from_factors(convert(x), convert(np.stack([x[:, 0], -x[:, 1]], 1)), factor_names=("a", "b"), test=5)
+        splits = from_factors(
+            convert(x), convert(np.stack([x[:, 0], -x[:, 1]], 1)), factor_names=("a", "b"), test=5
+        )
         assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [13, 2, 5]
         rows, factors = everything(splits)
         assert torch.equal(factors, torch.stack([rows[:, 0], -rows[:, 1]], 1))
-        assert rows[:, 0].sort().values.tolist() == x[:, 0].tolist() and splits.train.factor_names == ("a", "b")
+        assert rows[:, 0].sort().values.tolist() == x[
+            :, 0
+        ].tolist() and splits.train.factor_names == ("a", "b")
 
     def test_images_become_channels_first_and_pixels_are_divided(self):
         images = np.arange(10 * 4 * 4 * 3).reshape(10, 4, 4, 3).astype(np.uint8)
         splits = from_factors(images, np.arange(10), validation=0)
         data = splits.train
-        assert data.image_shape == (3, 4, 4) and data.factors.shape == (9, 1) and data.factors.dtype == torch.long
+        assert (
+            data.image_shape == (3, 4, 4)
+            and data.factors.shape == (9, 1)
+            and data.factors.dtype == torch.long
+        )
         row = int(data.factors[0, 0])
         assert np.allclose(data.x[0].view(3, 4, 4).numpy(), np.moveaxis(images[row], 2, 0) / 255)
 
@@ -146,12 +174,30 @@ class TestFromFactors:
                 lambda: from_factors(np.zeros((5, 2)), np.zeros((5, 1, 1))),
                 r"shape \(N, F\) or \(N,\), .* got \(5, 1, 1\)",
             ),
-            (lambda: from_factors(np.zeros((5, 2)), np.zeros((5, 0))), r"at least \(1, 1\), got \(5, 0\)"),
-            (lambda: from_factors(np.zeros((5, 2)), ["a"] * 5), "'factors' must be numbers, got type <U1"),
-            (lambda: from_factors(np.zeros((5, 2, 2, 9)), np.zeros(5)), "images must have 1, 3 or 4 channels"),
-            (lambda: from_factors(np.zeros((5, 2)), np.full(5, np.nan)), "'factors' must be finite, got nan"),
-            (lambda: from_factors(np.zeros((5, 2)), np.zeros(5), factor_names=("a", "b")), "got 2 names"),
-            (lambda: factor_classes(torch.zeros(3)), r"'factors' must have shape \(N, F\), got \(3,\)"),
+            (
+                lambda: from_factors(np.zeros((5, 2)), np.zeros((5, 0))),
+                r"at least \(1, 1\), got \(5, 0\)",
+            ),
+            (
+                lambda: from_factors(np.zeros((5, 2)), ["a"] * 5),
+                "'factors' must be numbers, got type <U1",
+            ),
+            (
+                lambda: from_factors(np.zeros((5, 2, 2, 9)), np.zeros(5)),
+                "images must have 1, 3 or 4 channels",
+            ),
+            (
+                lambda: from_factors(np.zeros((5, 2)), np.full(5, np.nan)),
+                "'factors' must be finite, got nan",
+            ),
+            (
+                lambda: from_factors(np.zeros((5, 2)), np.zeros(5), factor_names=("a", "b")),
+                "got 2 names",
+            ),
+            (
+                lambda: factor_classes(torch.zeros(3)),
+                r"'factors' must have shape \(N, F\), got \(3,\)",
+            ),
         ],
     )
     def test_bad_arrays(self, call, message):

@@ -19,15 +19,19 @@ from pyro_bvae.evaluation.gaps import blocks as gap_blocks
 from pyro_bvae.evaluation.refit.local_guides import FAMILIES, JointLocalGuide, local_guide_of
 from pyro_bvae.evaluation.refit.optimisation import certify, is_better, refit
 from pyro_bvae.oracle import LinearGaussian
-from pyro_bvae.program.densities import Values
-from pyro_bvae.program.program import program
+from pyro_bvae.program.densities import LatentValues
+from pyro_bvae.program.program import open_program
 
 Pair = tuple[Callable[..., None], Callable[..., None]]
 one = torch.ones((), dtype=torch.double)
 
-QUICK = RefitSettings(num_particles=8, steps_per_round=25, max_rounds=10, num_plateaus=3, check_particles=64)
+QUICK = RefitSettings(
+    num_particles=8, steps_per_round=25, max_rounds=10, num_plateaus=3, check_particles=64
+)
 # A few steps: far from an optimum, where nothing needs to be near one.
-HASTY = RefitSettings(num_particles=4, steps_per_round=5, max_rounds=2, check_particles=16, certified_gain=10.0)
+HASTY = RefitSettings(
+    num_particles=4, steps_per_round=5, max_rounds=2, check_particles=16, certified_gain=10.0
+)
 
 
 @pytest.fixture
@@ -91,7 +95,8 @@ class LocalCounts(nn.Module):
             pyro.sample("rate", dist.LogNormal(self.loc, self.log_scale.exp()))
 
 
-# -- held to closed forms -----------------------------------------------------------------------------------------
+# -- held to closed forms
+# -----------------------------------------------------------------------------------------
 
 
 def test_the_full_rank_family_closes_the_gap_of_a_correlated_normal(linear: LinearGaussian) -> None:
@@ -101,19 +106,32 @@ def test_the_full_rank_family_closes_the_gap_of_a_correlated_normal(linear: Line
         guide = vae.encoder(x)
     exact = linear.gaps(x, guide.mean, guide.stddev)
     assert float(exact.approximation.mean()) > 0.2
-    gaps = inference_gaps(vae.model, vae.guide, x, families=("full-rank", "flow"), num_samples=1000, settings=QUICK)
+    gaps = inference_gaps(
+        vae.model, vae.guide, x, families=("full-rank", "flow"), num_samples=1000, settings=QUICK
+    )
     for name in ("variational", "approximation", "amortization"):
         estimate, truth = getattr(gaps, name), float(getattr(exact, name).mean())
         assert abs(estimate.value - truth) < 3 * estimate.monte_carlo_error + 0.005 < 0.04, name
-    assert list(gaps.families) == ["full-rank", "flow"] and list(gaps.elbos) == ["guide", "full-rank", "flow"]
+    assert list(gaps.families) == ["full-rank", "flow"] and list(gaps.elbos) == [
+        "guide",
+        "full-rank",
+        "flow",
+    ]
     for name, left in gaps.families.items():  # both contain the posterior
         assert abs(left.value) < 3 * left.monte_carlo_error + 0.005 < 0.03, name
         assert torch.allclose(left.per_datum, gaps.evidence.per_datum - gaps.elbos[name].per_datum)
-    assert torch.allclose(gaps.approximation.per_datum, gaps.evidence.per_datum - gaps.elbos["guide"].per_datum)
-    assert f"a full-rank guide would close {gaps.approximation.value:.2f} nats of it" in gaps.verdict
+    assert torch.allclose(
+        gaps.approximation.per_datum, gaps.evidence.per_datum - gaps.elbos["guide"].per_datum
+    )
+    assert (
+        f"a full-rank guide would close {gaps.approximation.value:.2f} nats of it" in gaps.verdict
+    )
     assert "full-rank" in str(gaps) and "flow" in str(gaps)
-    assert gaps.evidence.trusted and abs(gaps.evidence.value - float(linear.evidence(x).mean())) < 0.02
-    # A family is fitted to the ELBO from where the guide's own ended, whatever the guide was trained with.
+    assert (
+        gaps.evidence.trusted and abs(gaps.evidence.value - float(linear.evidence(x).mean())) < 0.02
+    )
+    # A family is fitted to the ELBO from where the guide's own ended, whatever the guide was
+    # trained with.
     assert gaps.cost > 20 * (gaps.steps * QUICK.num_particles + 4 * 1000)
 
 
@@ -122,12 +140,26 @@ def test_a_joint_family_knows_how_sites_depend_on_each_other() -> None:
         covariance = torch.ones(3, 3, dtype=torch.double) + (1 + SIGMA**2) * torch.eye(3)
         x = dist.MultivariateNormal(torch.zeros(3).double(), covariance).sample((16,))
     gaps = inference_gaps(
-        drifting, guide_of_drifting, x, training_beta=2.0, families=("full-rank",), num_samples=1000, settings=QUICK
+        drifting,
+        guide_of_drifting,
+        x,
+        training_beta=2.0,
+        families=("full-rank",),
+        num_samples=1000,
+        settings=QUICK,
     )
-    assert abs(gaps.evidence.value - float(evidence_of_drifting(x).mean())) < 4 * gaps.evidence.monte_carlo_error < 0.05
+    assert (
+        abs(gaps.evidence.value - float(evidence_of_drifting(x).mean()))
+        < 4 * gaps.evidence.monte_carlo_error
+        < 0.05
+    )
     exact = approximation_of_drifting()
     assert exact > 0.05
-    assert abs(gaps.approximation.value - exact) < 3 * gaps.approximation.monte_carlo_error + 0.005 < 0.03
+    assert (
+        abs(gaps.approximation.value - exact)
+        < 3 * gaps.approximation.monte_carlo_error + 0.005
+        < 0.03
+    )
     left = gaps.families["full-rank"]
     assert abs(left.value) < 3 * left.monte_carlo_error + 0.005 < 0.03
 
@@ -140,7 +172,9 @@ def test_families_of_positive_latents_bend_in_the_logarithm() -> None:
         counts, guide_of_counts, x,
         local_guide=LocalCounts, families=("full-rank", "flow"), num_samples=2000, settings=QUICK,
     )  # fmt: skip
-    assert abs(gaps.evidence.value - float(exact.mean())) < 4 * gaps.evidence.monte_carlo_error < 0.02
+    assert (
+        abs(gaps.evidence.value - float(exact.mean())) < 4 * gaps.evidence.monte_carlo_error < 0.02
+    )
     # By quadrature: the best log-normal of each gamma posterior, Gamma(2 + x, 1.5).
     best = exact.mean() - log_normal_bound(x).mean()
     own, joint, bent = gaps.approximation, gaps.families["full-rank"], gaps.families["flow"]
@@ -151,23 +185,35 @@ def test_families_of_positive_latents_bend_in_the_logarithm() -> None:
 
 def log_normal_bound(x: Tensor) -> Tensor:
     """The ELBO of the best log-normal, whose moments are closed forms: E log r = m, E r = exp(m + s²/2)."""
-    grid_loc = ((x + 2) / 1.5).log()[:, None, None] + torch.linspace(-0.6, 0.2, 161, dtype=torch.double)[:, None]
+    grid_loc = ((x + 2) / 1.5).log()[:, None, None] + torch.linspace(
+        -0.6, 0.2, 161, dtype=torch.double
+    )[:, None]
     grid_scale = (x + 2).rsqrt()[:, None, None] * torch.linspace(0.6, 1.4, 161, dtype=torch.double)
     mean = (grid_loc + grid_scale.square() / 2).exp()
     entropy = grid_loc + grid_scale.log() + 0.5 * math.log(2 * math.pi * math.e)
     counted = x[:, None, None]
-    joint = counted * grid_loc - mean - torch.lgamma(counted + 1) + 2 * math.log(0.5) + grid_loc - 0.5 * mean
+    joint = (
+        counted * grid_loc
+        - mean
+        - torch.lgamma(counted + 1)
+        + 2 * math.log(0.5)
+        + grid_loc
+        - 0.5 * mean
+    )
     return (joint + entropy).flatten(1).amax(1)
 
 
-# -- the joint local guide ----------------------------------------------------------------------------------------
+# -- the joint local guide
+# ----------------------------------------------------------------------------------------
 
 
 def moved(guide: JointLocalGuide, size: float = 0.05) -> JointLocalGuide:
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in guide.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            parameter.add_(
+                size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            )
     return guide
 
 
@@ -177,7 +223,10 @@ def drifting_data() -> Tensor:
 
 PROGRAMS: dict[str, tuple[Pair, Tensor]] = {
     "two sites, an inner plate": ((drifting, guide_of_drifting), drifting_data()),
-    "a positive latent": ((counts, guide_of_counts), torch.tensor([0.0, 2.0, 7.0], dtype=torch.double)),
+    "a positive latent": (
+        (counts, guide_of_counts),
+        torch.tensor([0.0, 2.0, 7.0], dtype=torch.double),
+    ),
 }
 
 
@@ -186,14 +235,14 @@ PROGRAMS: dict[str, tuple[Pair, Tensor]] = {
 @torch.no_grad()
 def test_a_joint_guide_has_the_density_of_its_own_draws(name: str, family: str) -> None:
     (model, guide), x = PROGRAMS[name]
-    with program(model, guide, (x,)) as opened:
-        joint = moved(JointLocalGuide(opened, (x,), FAMILIES[family], guide))
-        values, densities = opened.draw(50, (x,), joint)
-        latents = {key: values[key] for key in opened.latents}
+    with open_program(model, guide, (x,)) as program:
+        joint = moved(JointLocalGuide(program, (x,), FAMILIES[family], guide))
+        values, densities = program.draw(50, (x,), joint)
+        latents = {key: values[key] for key in program.latents}
         assert torch.allclose(joint.log_density(latents), densities.guide)
-        assert torch.allclose(opened.log_guide(latents, (x,), joint), densities.guide)
+        assert torch.allclose(program.log_guide(latents, (x,), joint), densities.guide)
         # It integrates to one over the latents themselves, weighed by draws of the prior.
-        prior = opened.draw(40_000, (x,), model)
+        prior = program.draw(40_000, (x,), model)
         ratios = (joint.log_density(prior.values) - prior.densities.latent).exp()
     error = ratios.std(0) / 200
     assert error.max() < 0.05 and bool(((ratios.mean(0) - 1).abs() < 4.5 * error).all())
@@ -203,23 +252,27 @@ def test_a_joint_guide_has_the_density_of_its_own_draws(name: str, family: str) 
 def test_families_start_exactly_where_the_one_before_ended(linear: LinearGaussian) -> None:
     x = linear.sample(6)
     vae = linear.amortized_vae(mean_factor=0.8, scale_factor=1.3)
-    with program(vae.model, vae.guide, (x,)) as opened:
-        diagonal = local_guide_of(opened, (x,))
+    with open_program(vae.model, vae.guide, (x,)) as program:
+        diagonal = local_guide_of(program, (x,))
         for parameter in diagonal.parameters():
             parameter.add_(0.3)
-        z: Values = {"z": torch.randn(50, 6, 3, dtype=torch.double)}
-        own = opened.log_guide(z, (x,), diagonal)
+        z: LatentValues = {"z": torch.randn(50, 6, 3, dtype=torch.double)}
+        own = program.log_guide(z, (x,), diagonal)
         for family in FAMILIES.values():
-            assert torch.allclose(JointLocalGuide(opened, (x,), family, diagonal).log_density(z), own)
-        full_rank = moved(JointLocalGuide(opened, (x,), FAMILIES["full-rank"], diagonal), 0.5)
+            assert torch.allclose(
+                JointLocalGuide(program, (x,), family, diagonal).log_density(z), own
+            )
+        full_rank = moved(JointLocalGuide(program, (x,), FAMILIES["full-rank"], diagonal), 0.5)
         assert not torch.allclose(full_rank.log_density(z), own)
-        flow = JointLocalGuide(opened, (x,), FAMILIES["flow"], full_rank)
+        flow = JointLocalGuide(program, (x,), FAMILIES["flow"], full_rank)
         assert torch.allclose(flow.log_density(z), full_rank.log_density(z))
 
 
 @torch.no_grad()
 def test_families_start_at_the_moments_of_any_other_guide() -> None:
-    x = torch.tensor([0.0, 2.0, 7.0], dtype=torch.double).repeat(3000)  # more than are drawn at once
+    x = torch.tensor([0.0, 2.0, 7.0], dtype=torch.double).repeat(
+        3000
+    )  # more than are drawn at once
     rows = []
 
     def model(x: Tensor) -> None:
@@ -228,10 +281,10 @@ def test_families_start_at_the_moments_of_any_other_guide() -> None:
             rows.append(rate.numel())
             pyro.sample("visits", dist.Poisson(rate), obs=x)
 
-    with program(model, guide_of_counts, (x,)) as opened:
+    with open_program(model, guide_of_counts, (x,)) as program:
         rows.clear()
-        few = tuple(part[:300] for part in opened.args)
-        joint = JointLocalGuide(opened, few, FAMILIES["full-rank"], guide_of_counts)
+        few = tuple(part[:300] for part in program.args)
+        joint = JointLocalGuide(program, few, FAMILIES["full-rank"], guide_of_counts)
     assert max(rows) <= 8192  # memory does not grow with the draws behind the moments
     normal = joint.posterior()
     loc, scale = ((few[0] + 1.5) / 1.5).log(), 0.8 * (few[0] + 1.5).rsqrt()
@@ -254,12 +307,15 @@ def test_a_joint_guide_draws_one_particle_at_a_time(family: str) -> None:
             pyro.sample("z", dist.Normal(x / 2, 0.7).to_event(1))
 
     x = torch.randn(5, 2, dtype=torch.double)
-    with pytest.warns(UserWarning, match="run one particle at a time"), program(model, guide, (x,)) as opened:
-        joint = JointLocalGuide(opened, (x,), FAMILIES[family], guide)
-        values, densities = opened.draw(7, (x,), joint)
+    with (
+        pytest.warns(UserWarning, match="run one particle at a time"),
+        open_program(model, guide, (x,)) as program,
+    ):
+        joint = JointLocalGuide(program, (x,), FAMILIES[family], guide)
+        values, densities = program.draw(7, (x,), joint)
         assert densities.guide.shape == (7, 5)
         assert values["z"].shape == (7, 5, 2) and values["s"].shape == (7, 5)
-        assert torch.allclose(opened.log_guide(values, (x,), joint), densities.guide)
+        assert torch.allclose(program.log_guide(values, (x,), joint), densities.guide)
 
 
 def test_no_family_ends_below_the_one_before(linear: LinearGaussian) -> None:
@@ -267,10 +323,14 @@ def test_no_family_ends_below_the_one_before(linear: LinearGaussian) -> None:
     x = linear.sample(12)
     vae = linear.amortized_vae(mean_factor=0.9)
     wild = replace(HASTY, learning_rate=1.0, check_particles=64)
-    gaps = inference_gaps(vae.model, vae.guide, x, families=("full-rank", "flow"), num_samples=2000, settings=wild)
+    gaps = inference_gaps(
+        vae.model, vae.guide, x, families=("full-rank", "flow"), num_samples=2000, settings=wild
+    )
     bounds = [gaps.elbo, gaps.elbos["guide"], gaps.elbos["full-rank"], gaps.elbos["flow"]]
     for before, after in itertools.pairwise(bounds):
-        assert after.value > before.value - 3 * math.hypot(before.monte_carlo_error, after.monte_carlo_error)
+        assert after.value > before.value - 3 * math.hypot(
+            before.monte_carlo_error, after.monte_carlo_error
+        )
     assert gaps.variational.value < 1.0
 
 
@@ -280,37 +340,46 @@ def test_a_family_that_many_draws_find_worse_is_not_taken(
     """A refit judges itself on few draws; the bounds are measured with many, and have the last word."""
 
     def spoilt(*args: Any, **kwargs: Any) -> Any:
-        found = refit(*args, **kwargs)
-        if isinstance(found.guide, JointLocalGuide):
-            moved(found.guide, 1.0)
-        return found
+        result = refit(*args, **kwargs)
+        if isinstance(result.guide, JointLocalGuide):
+            moved(result.guide, 1.0)
+        return result
 
     monkeypatch.setattr(gap_blocks, "refit", spoilt)
     x, vae = linear.sample(8), linear.amortized_vae(mean_factor=0.9)
-    gaps = inference_gaps(vae.model, vae.guide, x, families=("full-rank",), num_samples=500, settings=HASTY)
+    gaps = inference_gaps(
+        vae.model, vae.guide, x, families=("full-rank",), num_samples=500, settings=HASTY
+    )
     assert torch.equal(gaps.elbos["full-rank"].per_datum, gaps.elbos["guide"].per_datum)
     assert torch.allclose(gaps.families["full-rank"].per_datum, gaps.approximation.per_datum)
 
 
-# -- what a refit promises ----------------------------------------------------------------------------------------
+# -- what a refit promises
+# ----------------------------------------------------------------------------------------
 
 
-STILL = RefitSettings(learning_rate=1e-9, max_rounds=1, steps_per_round=1, num_particles=8, num_starts=0)
+STILL = RefitSettings(
+    learning_rate=1e-9, max_rounds=1, steps_per_round=1, num_particles=8, num_starts=0
+)
 
 
-@pytest.mark.parametrize(("spoilt", "certified"), [((1.0, 1.0), 1.0), ((0.97, 1.1), None), ((0.3, 3.0), 0.0)])
-def test_a_certificate_is_the_truth(linear: LinearGaussian, spoilt: tuple[float, float], certified: float) -> None:
+@pytest.mark.parametrize(
+    ("spoilt", "certified"), [((1.0, 1.0), 1.0), ((0.97, 1.1), None), ((0.3, 3.0), 0.0)]
+)
+def test_a_certificate_is_the_truth(
+    linear: LinearGaussian, spoilt: tuple[float, float], certified: float
+) -> None:
     """Of descents that never got off the ground: a perfect start is certified, one far off is not."""
     x = linear.sample(25)
     vae = linear.amortized_vae(1.0, *spoilt)
-    with program(vae.model, vae.guide, (x,)) as opened:
-        found = refit(opened, (x,), 1.0, STILL, seed=0)
+    with open_program(vae.model, vae.guide, (x,)) as program:
+        result = refit(program, (x,), 1.0, STILL, seed=0)
         with torch.no_grad():
-            loc, scale = found.guide.normal_parameters()["z"]
+            loc, scale = result.guide.normal_parameters()["z"]
     missing = linear.elbo(x, *linear.best_diagonal(x)) - linear.elbo(x, loc, scale)
-    assert float(missing[found.certified].max() if found.certified.any() else 0.0) < 0.02
+    assert float(missing[result.certified].max() if result.certified.any() else 0.0) < 0.02
     if certified is not None:
-        assert float(found.certified.double().mean()) == certified
+        assert float(result.certified.double().mean()) == certified
 
 
 def test_a_certificate_sees_most_of_what_is_missing(linear: LinearGaussian) -> None:
@@ -321,10 +390,10 @@ def test_a_certificate_sees_most_of_what_is_missing(linear: LinearGaussian) -> N
         guide = vae.encoder(x)
     missing = linear.gaps(x, guide.mean, guide.stddev).amortization
     assert float(missing.min()) > 0.02
-    with program(vae.model, vae.guide, (x,)) as opened:
-        found = certify(opened, (x,), local_guide_of(opened, (x,)), 1.0, STILL, seed=0, looks=8)
-    assert bool((found.gain - 3 * found.error <= missing).all())
-    assert float((found.gain / missing).mean()) > 0.3
+    with open_program(vae.model, vae.guide, (x,)) as program:
+        result = certify(program, (x,), local_guide_of(program, (x,)), 1.0, STILL, seed=0, looks=8)
+    assert bool((result.gain - 3 * result.error <= missing).all())
+    assert float((result.gain / missing).mean()) > 0.3
 
 
 def test_a_guide_that_a_few_draws_have_lost_is_worse() -> None:
@@ -375,8 +444,12 @@ class StuckAngles(VonMisesAngles):
             pyro.sample("angle", Stuck(self.loc, 0.5))
 
 
-@pytest.mark.parametrize(("local_guide", "family"), [(VonMisesAngles, "VonMises"), (StuckAngles, "Stuck")])
-def test_a_site_without_a_reparametrised_draw_is_refused_by_name(local_guide: Any, family: str) -> None:
+@pytest.mark.parametrize(
+    ("local_guide", "family"), [(VonMisesAngles, "VonMises"), (StuckAngles, "Stuck")]
+)
+def test_a_site_without_a_reparametrised_draw_is_refused_by_name(
+    local_guide: Any, family: str
+) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("rows", len(x)):
             angle = pyro.sample("angle", dist.VonMises(0 * one, 1.0))
@@ -390,7 +463,9 @@ def test_a_site_without_a_reparametrised_draw_is_refused_by_name(local_guide: An
     message = f"guide site 'angle' of family {family} has no reparametrised draw"
     with pytest.raises(InputError, match=message):
         inference_gaps(model, guide, x, local_guide=local_guide, num_samples=10)
-    with pytest.raises(InputError, match="guide site 'angle' of family VonMises needs 'local_guide'"):
+    with pytest.raises(
+        InputError, match="guide site 'angle' of family VonMises needs 'local_guide'"
+    ):
         inference_gaps(model, guide, x, num_samples=10)
 
 
@@ -398,8 +473,12 @@ def test_thousands_of_data_are_refitted_at_once() -> None:
     linear = LinearGaussian(torch.tensor([[1.0, 0.4], [0.2, 1.0], [0.6, 0.3]]), 0.7)
     x = linear.sample(2000)
     vae = linear.amortized_vae(mean_factor=0.9, scale_factor=1.15)
-    settings = RefitSettings(num_particles=4, steps_per_round=15, max_rounds=3, check_particles=16, certified_gain=0.2)
-    gaps = inference_gaps(vae.model, vae.guide, x, families=("full-rank",), num_samples=50, settings=settings)
+    settings = RefitSettings(
+        num_particles=4, steps_per_round=15, max_rounds=3, check_particles=16, certified_gain=0.2
+    )
+    gaps = inference_gaps(
+        vae.model, vae.guide, x, families=("full-rank",), num_samples=50, settings=settings
+    )
     with torch.no_grad():
         guide = vae.encoder(x)
     exact = linear.gaps(x, guide.mean, guide.stddev)
@@ -411,15 +490,26 @@ def test_thousands_of_data_are_refitted_at_once() -> None:
     assert abs(gaps.families["full-rank"].value) < 0.03 < float(exact.approximation.mean())
 
 
-# -- what is measured beside --------------------------------------------------------------------------------------
+# -- what is measured beside
+# --------------------------------------------------------------------------------------
 
 
-def test_the_generalization_gap_is_a_difference_of_amortization_gaps(linear: LinearGaussian) -> None:
+def test_the_generalization_gap_is_a_difference_of_amortization_gaps(
+    linear: LinearGaussian,
+) -> None:
     x = linear.sample(30)
-    seen = 0.2 * linear.sample(40, seed=1)  # an encoder with shrunken means is better near the origin
+    seen = 0.2 * linear.sample(
+        40, seed=1
+    )  # an encoder with shrunken means is better near the origin
     vae = linear.amortized_vae(mean_factor=0.7)
     gaps = inference_gaps(
-        vae.model, vae.guide, x, train=(seen,), families=("full-rank",), num_samples=1000, settings=QUICK
+        vae.model,
+        vae.guide,
+        x,
+        train=(seen,),
+        families=("full-rank",),
+        num_samples=1000,
+        settings=QUICK,
     )
     part, train = gaps.generalization, gaps.train
     assert part.value == pytest.approx(gaps.amortization.value - train.amortization.value)
@@ -440,37 +530,56 @@ def test_the_generalization_gap_is_a_difference_of_amortization_gaps(linear: Lin
 
 def test_training_data_come_as_arguments(linear: LinearGaussian) -> None:
     vae, x = linear.amortized_vae(), linear.sample(4)
-    with pytest.raises(InputError, match=r"'train' must be a tuple of arguments, such as \(x,\), got a Tensor"):
+    with pytest.raises(
+        InputError, match=r"'train' must be a tuple of arguments, such as \(x,\), got a Tensor"
+    ):
         inference_gaps(vae.model, vae.guide, x, train=x, num_samples=10, settings=HASTY)
 
 
 def test_the_evidence_may_come_from_elsewhere(linear: LinearGaussian) -> None:
     x, vae = linear.sample(10), linear.amortized_vae(mean_factor=0.9)
-    options: dict[str, Any] = {"families": ("full-rank",), "num_samples": 500, "settings": HASTY, "training_beta": 2.0}
+    options: dict[str, Any] = {
+        "families": ("full-rank",),
+        "num_samples": 500,
+        "settings": HASTY,
+        "training_beta": 2.0,
+    }
     given = Estimate.over_data(linear.evidence(x), torch.full((10,), 0.2), cost=123)
-    own, other = (inference_gaps(vae.model, vae.guide, x, evidence=part, **options) for part in (None, given))
+    own, other = (
+        inference_gaps(vae.model, vae.guide, x, evidence=part, **options) for part in (None, given)
+    )
     assert other.evidence is given and other.cost == own.cost + 123
     for name, bound in (("variational", own.elbo), ("approximation", own.elbos["guide"])):
         gap = getattr(other, name)
         assert torch.allclose(gap.per_datum, linear.evidence(x) - bound.per_datum)
-        assert gap.monte_carlo_error == pytest.approx(math.hypot(given.monte_carlo_error, bound.monte_carlo_error))
+        assert gap.monte_carlo_error == pytest.approx(
+            math.hypot(given.monte_carlo_error, bound.monte_carlo_error)
+        )
     left = other.families["full-rank"]
     assert torch.allclose(left.per_datum, linear.evidence(x) - own.elbos["full-rank"].per_datum)
-    for name in ("beta", "amortization"):  # differences of bounds, which the evidence has no part in
+    for name in (
+        "beta",
+        "amortization",
+    ):  # differences of bounds, which the evidence has no part in
         assert torch.equal(getattr(own, name).per_datum, getattr(other, name).per_datum)
     parts = other.approximation.per_datum + other.beta.per_datum + other.amortization.per_datum
     assert torch.allclose(other.variational.per_datum, parts)
     with pytest.raises(InputError, match="'evidence' must be of the same 10 data, got that of 9"):
-        inference_gaps(vae.model, vae.guide, x, evidence=Estimate.over_data(torch.zeros(9)), **options)
+        inference_gaps(
+            vae.model, vae.guide, x, evidence=Estimate.over_data(torch.zeros(9)), **options
+        )
 
 
 def test_unknown_families_are_refused_with_the_nearest(linear: LinearGaussian) -> None:
     vae = linear.amortized_vae()
-    with pytest.raises(InputError, match=r"'fullrank'.*Did you mean 'full-rank'.*Known: flow, full-rank"):
+    with pytest.raises(
+        InputError, match=r"'fullrank'.*Did you mean 'full-rank'.*Known: flow, full-rank"
+    ):
         inference_gaps(vae.model, vae.guide, linear.sample(2), families=("fullrank",))
 
 
-# -- the verdict --------------------------------------------------------------------------------------------------
+# -- the verdict
+# --------------------------------------------------------------------------------------------------
 
 
 def gaps_of(
@@ -515,13 +624,22 @@ def measured(value: float, standard_error: float = 0.01) -> Estimate:
             gaps_of(6.1, 3.9),
             "amortization is 61% of the gap (6.10 of 10.00 nats): enlarge the encoder, or train it longer.",
         ),
-        (gaps_of(1.0, 4.0), "approximation is 80% of the gap (4.00 of 5.00 nats): use a richer guide; families="),
+        (
+            gaps_of(1.0, 4.0),
+            "approximation is 80% of the gap (4.00 of 5.00 nats): use a richer guide; families=",
+        ),
         (
             gaps_of(0.2, 0.3, 1.5, training_beta=4.0),
             "the β gap is 75% of the gap (1.50 of 2.00 nats): the guide was trained at β = 4;",
         ),
-        (gaps_of(-0.6, 0.2, 1.4, training_beta=4.0), "the β gap is more than all of the gap (1.40 of 1.00 nats)"),
-        (gaps_of(-0.6, 0.2, 1.4, training_beta=4.0), "The encoder lies 0.60 nats nearer to the posterior"),
+        (
+            gaps_of(-0.6, 0.2, 1.4, training_beta=4.0),
+            "the β gap is more than all of the gap (1.40 of 1.00 nats)",
+        ),
+        (
+            gaps_of(-0.6, 0.2, 1.4, training_beta=4.0),
+            "The encoder lies 0.60 nats nearer to the posterior",
+        ),
         (
             gaps_of(2.0, 0.5, train=gaps_of(0.5, 0.5), generalization=measured(1.5)),
             "1.50 of it is missing on the training data, so the encoder overfits",
@@ -531,7 +649,9 @@ def measured(value: float, standard_error: float = 0.01) -> Estimate:
             "enlarge the encoder, or train it longer; it generalises (0.10 nats lost on new data)",
         ),
         (  # a difference within its errors is none
-            gaps_of(2.0, 0.5, train=gaps_of(0.5, 0.5), generalization=measured(1.5, standard_error=2.0)),
+            gaps_of(
+                2.0, 0.5, train=gaps_of(0.5, 0.5), generalization=measured(1.5, standard_error=2.0)
+            ),
             "it generalises (1.50 nats lost on new data)",
         ),
         (
@@ -546,7 +666,10 @@ def measured(value: float, standard_error: float = 0.01) -> Estimate:
             gaps_of(0.5, 2.0, families={"full-rank": measured(1.9), "flow": measured(1.8)}),
             "the richest family tried would close only 0.20 nats of it",
         ),
-        (gaps_of(2.0, 1.0, untrusted=3), "The evidence is untrusted for 3 of 10 data: their gap may be larger."),
+        (
+            gaps_of(2.0, 1.0, untrusted=3),
+            "The evidence is untrusted for 3 of 10 data: their gap may be larger.",
+        ),
         (
             gaps_of(2.0, 1.0, uncertified=4),
             "The refits of 4 of 10 data are not certified: approximation is at most what is said",

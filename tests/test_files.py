@@ -29,9 +29,16 @@ def test_a_file_that_the_disk_does_not_take_leaves_the_one_before(tmp_path: Path
     path = tmp_path / "checkpoints" / "last.pt"
     save_checkpoint(path, {"model": {"weight": torch.ones(3)}})
     done = subprocess.run(
-        [sys.executable, "-c", TOO_MUCH, str(path)], capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", TOO_MUCH, str(path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
     )
-    assert done.stdout.strip() == f"cannot write {path}: File too large; what was there before is untouched"
+    assert (
+        done.stdout.strip()
+        == f"cannot write {path}: File too large; what was there before is untouched"
+    )
     assert done.stderr == ""
     assert torch.equal(load_checkpoint(path)["model"]["weight"], torch.ones(3))
     assert [file.name for file in path.parent.iterdir()] == ["last.pt"]
@@ -49,7 +56,10 @@ def test_a_directory_that_may_not_be_written_is_said_in_one_line(
 
     path = tmp_path / "metrics.csv"
     monkeypatch.setattr(tempfile, "mkstemp", refuse)
-    with pytest.raises(WriteError, match=f"^cannot write {path}: {os.strerror(code)}$"), atomic_write(path):
+    with (
+        pytest.raises(WriteError, match=f"^cannot write {path}: {os.strerror(code)}$"),
+        atomic_write(path),
+    ):
         pass
 
 

@@ -16,7 +16,7 @@ from pyro_bvae.evaluation.refit.certificates import objective_samples
 from pyro_bvae.evaluation.refit.optimisation import local_guide_of, refit
 from pyro_bvae.oracle import ExactGaps, LinearGaussian
 from pyro_bvae.posteriors import LocalNormalPosterior
-from pyro_bvae.program.program import program
+from pyro_bvae.program.program import open_program
 
 
 @pytest.fixture
@@ -46,7 +46,9 @@ def test_gaps_are_their_closed_forms(
     assert gaps.evidence.value == pytest.approx(float(linear.evidence(x).mean()), abs=0.02)
     for name, truth in exact._asdict().items():
         estimate = getattr(gaps, name)
-        assert abs(estimate.value - float(truth.mean())) < max(0.01, 3 * estimate.monte_carlo_error), name
+        assert abs(estimate.value - float(truth.mean())) < max(
+            0.01, 3 * estimate.monte_carlo_error
+        ), name
         assert estimate.monte_carlo_error < 0.02, name
 
 
@@ -67,7 +69,9 @@ def test_the_refit_lends_its_draws_to_the_evidence(linear: LinearGaussian) -> No
     gaps = inference_gaps(vae.model, vae.guide, x, num_samples=500)
     exact = linear.evidence(x)
     assert alone.untrusted > 20 and gaps.evidence.untrusted < 5
-    assert (gaps.evidence.per_datum - exact).abs().mean() < 0.2 * (alone.per_datum - exact).abs().mean()
+    assert (gaps.evidence.per_datum - exact).abs().mean() < 0.2 * (
+        alone.per_datum - exact
+    ).abs().mean()
     assert abs(gaps.evidence.value - float(exact.mean())) < 4 * gaps.evidence.monte_carlo_error
     assert gaps.approximation.value > 0
 
@@ -94,22 +98,35 @@ def test_log_weights_of_a_perfect_guide_are_trusted() -> None:
     vae = linear.vae(*linear.best_diagonal(x))
     estimate = evidence(vae.model, vae.guide, x, num_samples=100, proposal=GuideProposal())
     assert estimate.untrusted == 0 and (estimate.pareto_k == 0).all()
-    assert torch.allclose(estimate.per_datum, linear.evidence(x)) and estimate.monte_carlo_error < 1e-12
+    assert (
+        torch.allclose(estimate.per_datum, linear.evidence(x))
+        and estimate.monte_carlo_error < 1e-12
+    )
     with_tails = evidence(vae.model, vae.guide, x, num_samples=100)
     assert with_tails.untrusted == 0
     assert abs(with_tails.value - estimate.value) < 4 * with_tails.monte_carlo_error < 0.2
 
 
-def test_gaps_one_particle_at_a_time_are_the_same(linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gaps_one_particle_at_a_time_are_the_same(
+    linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = linear.sample(10)
     vae = linear.amortized_vae(1.0, 0.9, 1.2)
-    settings = RefitSettings(steps_per_round=20, num_plateaus=2, num_particles=4, check_particles=32)
+    settings = RefitSettings(
+        steps_per_round=20, num_plateaus=2, num_particles=4, check_particles=32
+    )
     together = inference_gaps(vae.model, vae.guide, x, num_samples=300, settings=settings)
     monkeypatch.setattr("pyro_bvae.program.program.Program._is_vectorized", lambda self: False)
     with pytest.warns(UserWarning, match="one particle at a time"):
         singly = inference_gaps(vae.model, vae.guide, x, num_samples=300, settings=settings)
-    assert abs(together.evidence.value - singly.evidence.value) < 5 * together.evidence.monte_carlo_error
-    assert abs(together.variational.value - singly.variational.value) < 5 * together.variational.monte_carlo_error
+    assert (
+        abs(together.evidence.value - singly.evidence.value)
+        < 5 * together.evidence.monte_carlo_error
+    )
+    assert (
+        abs(together.variational.value - singly.variational.value)
+        < 5 * together.variational.monte_carlo_error
+    )
 
 
 def test_two_latent_sites_are_refitted_together(linear: LinearGaussian) -> None:
@@ -119,7 +136,9 @@ def test_two_latent_sites_are_refitted_together(linear: LinearGaussian) -> None:
     def model(rows: Tensor) -> None:
         with pyro.plate("cells", len(rows)):
             first = pyro.sample("first", dist.Normal(torch.zeros((), dtype=torch.double), 1.0))
-            second = pyro.sample("second", dist.Normal(torch.zeros(1, dtype=torch.double), 1.0).to_event(1))
+            second = pyro.sample(
+                "second", dist.Normal(torch.zeros(1, dtype=torch.double), 1.0).to_event(1)
+            )
             means = torch.cat([first.unsqueeze(-1), second], -1) @ weight.T
             pyro.sample("y", dist.Normal(means, linear.noise_scale).to_event(1), obs=rows)
 
@@ -138,7 +157,8 @@ def test_two_latent_sites_are_refitted_together(linear: LinearGaussian) -> None:
         assert abs(estimate.value - truth) < max(0.01, 3 * estimate.monte_carlo_error), name
 
 
-# -- the refits -----------------------------------------------------------------------------------------------
+# -- the refits
+# -----------------------------------------------------------------------------------------------
 
 
 def test_no_datum_ends_below_its_start(linear: LinearGaussian) -> None:
@@ -146,13 +166,13 @@ def test_no_datum_ends_below_its_start(linear: LinearGaussian) -> None:
     x = linear.sample(30)
     vae = linear.amortized_vae(1.0)
     wild = RefitSettings(learning_rate=30.0, max_rounds=2, steps_per_round=3, num_particles=1)
-    with program(vae.model, vae.guide, (x,)) as opened:
-        best = refit(opened, (x,), 1.0, wild, seed=0)
+    with open_program(vae.model, vae.guide, (x,)) as program:
+        best = refit(program, (x,), 1.0, wild, seed=0)
         with torch.no_grad():
             pyro.set_rng_seed(3)
-            start = objective_samples(opened, (x,), vae.guide, 1.0, 4000).mean(0)
+            start = objective_samples(program, (x,), vae.guide, 1.0, 4000).mean(0)
             pyro.set_rng_seed(3)
-            end = objective_samples(opened, (x,), best.guide, 1.0, 4000).mean(0)
+            end = objective_samples(program, (x,), best.guide, 1.0, 4000).mean(0)
     assert best.certified.all()  # the encoder's answer, which was kept, is the best there is
     assert (end >= start - 0.05).all()
 
@@ -161,8 +181,8 @@ def test_every_datum_is_refitted(linear: LinearGaussian) -> None:
     """A start that is only a little worse must not come back by the noise of the comparison: the β gap would be off."""
     x = linear.sample(400)
     vae = linear.amortized_vae(4.0, 0.9, 1.2)
-    with program(vae.model, vae.guide, (x,)) as opened:
-        refitted = refit(opened, (x,), 4.0, RefitSettings(), seed=0).guide.locals[0]()
+    with open_program(vae.model, vae.guide, (x,)) as program:
+        refitted = refit(program, (x,), 4.0, RefitSettings(), seed=0).guide.locals[0]()
     _, scale = linear.best_diagonal(x, 4.0)
     assert (refitted.stddev / scale).log().abs().max() < 0.5 * math.log(1.2)
 
@@ -172,17 +192,23 @@ def test_an_unconverged_refit_says_so(linear: LinearGaussian) -> None:
     vae = linear.amortized_vae(1.0, 0.3, 3.0)
     hasty = RefitSettings(max_rounds=1, steps_per_round=2, num_starts=0)
     gaps = inference_gaps(vae.model, vae.guide, x, num_samples=100, settings=hasty)
-    assert not gaps.converged and "not certified" in gaps.verdict and "0 of 20 certified" in str(gaps)
+    assert (
+        not gaps.converged and "not certified" in gaps.verdict and "0 of 20 certified" in str(gaps)
+    )
 
 
 def test_refits_do_not_depend_on_the_scale_of_the_latents() -> None:
     for scale in (1e-2, 1e2):
-        linear = LinearGaussian(torch.tensor([[1.0, 0.4], [0.2, 1.0], [0.6, 0.3]]) / scale, 0.5 / scale)
+        linear = LinearGaussian(
+            torch.tensor([[1.0, 0.4], [0.2, 1.0], [0.6, 0.3]]) / scale, 0.5 / scale
+        )
         x = linear.sample(30)
         vae = linear.amortized_vae(1.0, 1.02, 1.3)
         gaps = inference_gaps(vae.model, vae.guide, x, num_samples=1000)
         exact = exact_gaps(linear, vae, x, 1.0)
-        assert gaps.amortization.value == pytest.approx(float(exact.amortization.mean()), rel=0.05, abs=0.01)
+        assert gaps.amortization.value == pytest.approx(
+            float(exact.amortization.mean()), rel=0.05, abs=0.01
+        )
 
 
 def test_refits_touch_neither_model_nor_encoder(linear: LinearGaussian) -> None:
@@ -198,14 +224,15 @@ def test_path_gradient_has_no_noise_at_the_target() -> None:
     linear = LinearGaussian(torch.tensor([[2.0, 0.0], [0.0, 1.0]]), 0.5)
     x = linear.sample(5)
     vae = linear.vae(*linear.best_diagonal(x))
-    with program(vae.model, vae.guide, (x,)) as opened:
-        guide = local_guide_of(opened, (x,))
-        loss = objective_samples(opened, (x,), guide, 1.0, 3).sum()
+    with open_program(vae.model, vae.guide, (x,)) as program:
+        guide = local_guide_of(program, (x,))
+        loss = objective_samples(program, (x,), guide, 1.0, 3).sum()
         gradients = torch.autograd.grad(loss, list(guide.parameters()))
     assert max(float(gradient.abs().max()) for gradient in gradients) < 1e-10
 
 
-# -- what cannot be split -------------------------------------------------------------------------------------
+# -- what cannot be split
+# -------------------------------------------------------------------------------------
 
 
 def hierarchical(linear: LinearGaussian):
@@ -224,7 +251,9 @@ def hierarchical(linear: LinearGaussian):
 
 def test_a_hierarchical_guide_is_refused_in_words(linear: LinearGaussian) -> None:
     x = torch.randn(6, dtype=torch.double)
-    with pytest.raises(InputError, match="guide site 'top' depends on other draws; pass 'local_guide'"):
+    with pytest.raises(
+        InputError, match="guide site 'top' depends on other draws; pass 'local_guide'"
+    ):
         inference_gaps(*hierarchical(linear), x, num_samples=10)
 
 
@@ -271,8 +300,12 @@ def test_a_family_without_a_local_version_is_refused_by_name() -> None:
     assert written["variational_gap"]["value"] == pytest.approx(difference)
 
 
-@pytest.mark.parametrize(("beta", "message"), [(0.0, "must be positive"), (-1.0, "must be non-negative")])
-def test_impossible_training_betas_are_refused(linear: LinearGaussian, beta: float, message: str) -> None:
+@pytest.mark.parametrize(
+    ("beta", "message"), [(0.0, "must be positive"), (-1.0, "must be non-negative")]
+)
+def test_impossible_training_betas_are_refused(
+    linear: LinearGaussian, beta: float, message: str
+) -> None:
     vae = linear.amortized_vae()
     with pytest.raises(InputError, match=message):
         inference_gaps(vae.model, vae.guide, linear.sample(3), training_beta=beta)

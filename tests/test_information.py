@@ -22,14 +22,22 @@ from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.plots import kl_parts, latent_reading
-from pyro_bvae.posteriors import FlowPosterior, FullRankPosterior, LowRankPosterior, MixturePosterior, NormalPosterior
+from pyro_bvae.posteriors import (
+    FlowPosterior,
+    FullRankPosterior,
+    LowRankPosterior,
+    MixturePosterior,
+    NormalPosterior,
+)
 from pyro_bvae.priors import MixturePrior, NormalPrior
 
 TERMS = ("rate", "mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl")
 Pair = tuple[Callable, Callable, Tensor]
 
 
-def pair(loc: Tensor, scale: Tensor, family: Callable = dist.Normal, prior: Callable | None = None) -> Pair:
+def pair(
+    loc: Tensor, scale: Tensor, family: Callable = dist.Normal, prior: Callable | None = None
+) -> Pair:
     """Return a model and a guide with given posteriors, ``family(loc, scale)`` for each latent, and their data."""
     width = loc.shape[1]
 
@@ -49,13 +57,19 @@ def pair(loc: Tensor, scale: Tensor, family: Callable = dist.Normal, prior: Call
 def posteriors(num_data: int, width: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Return means that are correlated over the latents, and scales."""
     generator = torch.Generator().manual_seed(seed)
-    mixing = torch.eye(width, dtype=torch.double) + 0.8 * torch.ones(width, width, dtype=torch.double).tril(-1)
+    mixing = torch.eye(width, dtype=torch.double) + 0.8 * torch.ones(
+        width, width, dtype=torch.double
+    ).tril(-1)
     loc = torch.randn(num_data, width, dtype=torch.double, generator=generator) @ mixing.T
     return loc, 0.3 + 0.4 * torch.rand(num_data, width, dtype=torch.double, generator=generator)
 
 
 def by_quadrature(
-    loc: Tensor, scale: Tensor, weights: Tensor, family: Callable = dist.Normal, prior: Callable = dist.Normal
+    loc: Tensor,
+    scale: Tensor,
+    weights: Tensor,
+    family: Callable = dist.Normal,
+    prior: Callable = dist.Normal,
 ) -> dict[str, float]:
     """Return every term by a sum over a fine grid of two latents: posteriors (G, 2) of given weights."""
     axis = torch.linspace(-14, 14, 1201, dtype=torch.double)
@@ -82,52 +96,58 @@ def by_quadrature(
     }
 
 
-def check_terms(found: KLDecomposition, exact: dict[str, float], most: float = 0.02) -> None:
+def check_terms(results: KLDecomposition, exact: dict[str, float], most: float = 0.02) -> None:
     for name, value in exact.items():
-        term = getattr(found, name)
+        term = getattr(results, name)
         assert abs(term.value - value) < most, (name, term, value)
         assert abs(term.value - value) < 4.5 * term.monte_carlo_error + 1e-4, (name, term, value)
 
 
-def check_identity(found: KLDecomposition) -> None:
+def check_identity(results: KLDecomposition) -> None:
     """The parts add up, datum by datum, to rounding."""
-    rate, information, marginal = (getattr(found, name).per_datum for name in TERMS[:3])
+    rate, information, marginal = (getattr(results, name).per_datum for name in TERMS[:3])
     torch.testing.assert_close(information + marginal, rate, atol=1e-12, rtol=1e-12)
-    if found.total_correlation is not None:
-        both = found.total_correlation.per_datum + found.dimension_wise_kl.per_datum
+    if results.total_correlation is not None:
+        both = results.total_correlation.per_datum + results.dimension_wise_kl.per_datum
         torch.testing.assert_close(both, marginal, atol=1e-12, rtol=1e-12)
 
 
-# -- the terms, held to truth -----------------------------------------------------------------------------------------
+# -- the terms, held to truth
+# -----------------------------------------------------------------------------------------
 
 
 def test_every_term_is_that_of_quadrature() -> None:
     loc, scale = posteriors(12, 2)
-    found = decompose_kl(*pair(loc, scale), num_samples=3000)
-    check_terms(found, by_quadrature(loc, scale, torch.full((12,), 1 / 12).double()))
-    check_identity(found)
-    assert found.rate.monte_carlo_error < 1e-9
-    assert found.mutual_information.monte_carlo_error < 0.01
+    results = decompose_kl(*pair(loc, scale), num_samples=3000)
+    check_terms(results, by_quadrature(loc, scale, torch.full((12,), 1 / 12).double()))
+    check_identity(results)
+    assert results.rate.monte_carlo_error < 1e-9
+    assert results.mutual_information.monte_carlo_error < 0.01
 
 
 def test_it_is_exact_over_fifty_thousand_data() -> None:
     """Posteriors in five groups of unequal size: the aggregate of all is a mixture of five."""
     generator = torch.Generator().manual_seed(0)
     loc, scale = posteriors(5, 2, seed=2)
-    group = torch.multinomial(torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]), 50_000, True, generator=generator)
+    group = torch.multinomial(
+        torch.tensor([0.4, 0.3, 0.15, 0.1, 0.05]), 50_000, True, generator=generator
+    )
     weights = group.bincount(minlength=5).double() / len(group)
-    found = decompose_kl(*pair(loc[group], scale[group]), num_samples=1)
+    results = decompose_kl(*pair(loc[group], scale[group]), num_samples=1)
     exact = by_quadrature(loc, scale, weights)
     for name, value in exact.items():
-        assert getattr(found, name).value == pytest.approx(value, abs=0.02), name
-    assert found.limit == pytest.approx(math.log(50_000)) and found.warning is None
-    check_identity(found)
+        assert getattr(results, name).value == pytest.approx(value, abs=0.02), name
+    assert results.limit == pytest.approx(math.log(50_000)) and results.warning is None
+    check_identity(results)
 
 
-def by_pairs(loc: Tensor, scale: Tensor, draws: Tensor, wrong: int = 0) -> tuple[float, float, float]:
+def by_pairs(
+    loc: Tensor, scale: Tensor, draws: Tensor, wrong: int = 0
+) -> tuple[float, float, float]:
     """Return I, TC and dimension-wise KL at draws (N, L), all pairs at once, or as public code does in batches.
 
-    With ``wrong``, the size of a batch: stratified weights whose own posterior is in column 0, not on the diagonal.
+    With ``wrong``, the size of a batch: stratified weights whose own posterior is in column 0, not
+    on the diagonal.
     """
     law = dist.Normal(loc, scale)
     count = len(loc)
@@ -137,11 +157,16 @@ def by_pairs(loc: Tensor, scale: Tensor, draws: Tensor, wrong: int = 0) -> tuple
         size = len(part)
         weights = torch.full((size, size), 1 / count, dtype=torch.double)
         if wrong:
-            weights = torch.full((size, size), (count - 1) / (count * (size - 1)), dtype=torch.double)
+            weights = torch.full(
+                (size, size), (count - 1) / (count * (size - 1)), dtype=torch.double
+            )
             weights[:, 0] = 1 / count
         joint = (logs.sum(2) + weights.log()).logsumexp(1)
         marginals = (logs + weights.log().unsqueeze(2)).logsumexp(1).sum(1)
-        own, prior = law.log_prob(draws)[part].sum(1), dist.Normal(0.0, 1.0).log_prob(draws[part]).sum(1)
+        own, prior = (
+            law.log_prob(draws)[part].sum(1),
+            dist.Normal(0.0, 1.0).log_prob(draws[part]).sum(1),
+        )
         totals.append(torch.stack([own - joint, joint - marginals, marginals - prior], 1))
     return tuple(torch.cat(totals).mean(0).tolist())
 
@@ -152,8 +177,11 @@ def test_wrong_stratified_weights_would_be_found_out() -> None:
     noise = torch.randn(100, 400, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0))
     exact = np.mean([by_pairs(loc, scale, loc + scale * each) for each in noise], 0)
     wrong = np.mean([by_pairs(loc, scale, loc + scale * each, wrong=50) for each in noise[:10]], 0)
-    found = decompose_kl(*pair(loc, scale), num_samples=60)
-    parts = [getattr(found, name).value for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
+    results = decompose_kl(*pair(loc, scale), num_samples=60)
+    parts = [
+        getattr(results, name).value
+        for name in ("mutual_information", "total_correlation", "dimension_wise_kl")
+    ]
     np.testing.assert_allclose(parts, exact, atol=0.02)
     assert (np.abs(wrong - exact)[:2] > 0.3).all(), (wrong, exact)
 
@@ -164,31 +192,34 @@ def test_a_linear_gaussian_model_has_the_information_of_its_channel() -> None:
     x = linear.sample(3000)
     precision = 1 + float(linear.weight.square().sum()) / 0.8**2
     loc = (x - linear.bias) @ linear.weight / 0.8**2 / precision
-    found = decompose_kl(*pair(loc, torch.full_like(loc, precision**-0.5)))
-    assert found.mutual_information.value == pytest.approx(0.5 * math.log(precision), abs=0.03)
-    assert abs(found.marginal_kl.value) < 0.01
-    assert found.total_correlation.value == 0
+    results = decompose_kl(*pair(loc, torch.full_like(loc, precision**-0.5)))
+    assert results.mutual_information.value == pytest.approx(0.5 * math.log(precision), abs=0.03)
+    assert abs(results.marginal_kl.value) < 0.01
+    assert results.total_correlation.value == 0
 
 
-# -- other families ---------------------------------------------------------------------------------------------------
+# -- other families
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_laplace_posteriors_and_prior_by_quadrature() -> None:
     loc, scale = posteriors(10, 2, seed=1)
     prior = lambda: dist.Laplace(torch.zeros(2).double(), 1.0).to_event(1)  # noqa: E731
-    found = decompose_kl(*pair(loc, scale, dist.Laplace, prior), num_samples=4000)
+    results = decompose_kl(*pair(loc, scale, dist.Laplace, prior), num_samples=4000)
     exact = by_quadrature(loc, scale, torch.full((10,), 0.1).double(), dist.Laplace, dist.Laplace)
-    check_terms(found, exact, most=0.03)
-    check_identity(found)
+    check_terms(results, exact, most=0.03)
+    check_identity(results)
 
 
 def test_a_prior_without_a_closed_form_is_taken_by_draws() -> None:
     loc, scale = posteriors(10, 2, seed=1)
-    found = decompose_kl(*pair(loc, scale, prior=student), num_samples=2000)
+    results = decompose_kl(*pair(loc, scale, prior=student), num_samples=2000)
     same = lambda zero, one: dist.StudentT(4.0, zero, one)  # noqa: E731
-    check_terms(found, by_quadrature(loc, scale, torch.full((10,), 0.1).double(), prior=same), most=0.04)
-    assert found.rate.monte_carlo_error > 0
-    check_identity(found)
+    check_terms(
+        results, by_quadrature(loc, scale, torch.full((10,), 0.1).double(), prior=same), most=0.04
+    )
+    assert results.rate.monte_carlo_error > 0
+    check_identity(results)
 
 
 def test_of_one_posterior_for_all_data_the_total_correlation_is_its_own() -> None:
@@ -201,12 +232,18 @@ def test_of_one_posterior_for_all_data_the_total_correlation_is_its_own() -> Non
             pyro.sample("z", dist.MultivariateNormal(mean.expand(len(x), -1), scale_tril=tril))
 
     model, _, x = pair(*posteriors(40, 2))
-    found = decompose_kl(model, guide, x, num_samples=200)
+    results = decompose_kl(model, guide, x, num_samples=200)
     variances = covariance.diagonal()
     correlation = 0.5 * float(variances.log().sum() - covariance.logdet())
     singles = 0.5 * float((variances + mean**2 - 1 - variances.log()).sum())
-    exact = {"mutual_information": 0.0, "total_correlation": correlation, "dimension_wise_kl": singles}
-    check_terms(found, {**exact, "rate": correlation + singles, "marginal_kl": correlation + singles})
+    exact = {
+        "mutual_information": 0.0,
+        "total_correlation": correlation,
+        "dimension_wise_kl": singles,
+    }
+    check_terms(
+        results, {**exact, "rate": correlation + singles, "marginal_kl": correlation + singles}
+    )
     assert correlation > 0.3
 
 
@@ -223,18 +260,20 @@ def test_guides_of_the_package_by_all_pairs(name: str) -> None:
     make, outputs, split = NETWORKS[name]
     torch.manual_seed(0)
     encoder = make(MLP(3, outputs, hidden=(8,)))
-    vae = BetaVAE(NormalPrior(2), Decoder(MLP(2, 3, hidden=()), NormalLikelihood(0.5)), encoder).double()
+    vae = BetaVAE(
+        NormalPrior(2), Decoder(MLP(2, 3, hidden=()), NormalLikelihood(0.5)), encoder
+    ).double()
     x = 2 * torch.randn(30, 3, dtype=torch.double)
-    found = decompose_kl(vae.model, vae.guide, x, num_samples=200)
+    results = decompose_kl(vae.model, vae.guide, x, num_samples=200)
     with torch.no_grad():
         draws = vae.encoder(x).sample((500,))
         every = pairs(vae, x, draws)
     own = every.diagonal(0, 1, 2)
     exact = own - (every.logsumexp(2) - math.log(len(x)))
-    assert found.mutual_information.value == pytest.approx(float(exact.mean()), abs=0.05)
-    assert (found.total_correlation is not None) == split
-    assert split or "single dimension of the guide" in found.reason
-    check_identity(found)
+    assert results.mutual_information.value == pytest.approx(float(exact.mean()), abs=0.05)
+    assert (results.total_correlation is not None) == split
+    assert split or "single dimension of the guide" in results.reason
+    check_identity(results)
 
 
 def pairs(vae: BetaVAE, x: Tensor, draws: Tensor) -> Tensor:
@@ -244,14 +283,15 @@ def pairs(vae: BetaVAE, x: Tensor, draws: Tensor) -> Tensor:
 
 def test_without_a_product_prior_there_is_a_reason() -> None:
     prior = MixturePrior(2, 3).double()
-    found = decompose_kl(*pair(*posteriors(20, 2), prior=prior))
-    assert found.total_correlation is None and found.dimension_wise_kl is None
-    assert "the prior" in found.reason and "no product" in found.reason
-    assert f"not available: {found.reason}" in str(found)
-    check_identity(found)
+    results = decompose_kl(*pair(*posteriors(20, 2), prior=prior))
+    assert results.total_correlation is None and results.dimension_wise_kl is None
+    assert "the prior" in results.reason and "no product" in results.reason
+    assert f"not available: {results.reason}" in str(results)
+    check_identity(results)
 
 
-# -- the aggregated posterior -----------------------------------------------------------------------------------------
+# -- the aggregated posterior
+# -----------------------------------------------------------------------------------------
 
 
 def all_pairs(points: Tensor, normals: Normals) -> Tensor:
@@ -274,7 +314,9 @@ def test_wide_and_narrow_posteriors_do_not_overflow() -> None:
     scales = torch.tensor([1.0, 1e-5, 1e-5, 1e-4, 1e-3], dtype=torch.double)
     scales = torch.tensor([1.0, 1e-5, 1e-5, 1e-4, 1e-3], dtype=torch.double)
     normals = Normals(torch.zeros(5, 12).double(), scales.unsqueeze(1).expand(-1, 12))
-    points = torch.cat([torch.full((1, 12), 1e-6), torch.full((1, 12), 0.3), torch.full((1, 12), 1e3)]).double()
+    points = torch.cat(
+        [torch.full((1, 12), 1e-6), torch.full((1, 12), 0.3), torch.full((1, 12), 1e3)]
+    ).double()
     exact = all_pairs(points, normals).sum(2).logsumexp(1) - math.log(5)
     torch.testing.assert_close(log_mixture(points, normals), exact, atol=1e-3, rtol=1e-6)
 
@@ -304,7 +346,11 @@ def test_the_aggregate_takes_a_few_times_a_matrix_product() -> None:
     """A loose bound for a busy machine, which exponentials that underflow one by one would break."""
     loc, scale = posteriors(20_000, 10)
     points = loc[:2000] + 1.0
-    factors, weights, out = torch.randn(2000, 21), torch.randn(21, 20_000), torch.empty(2000, 20_000)
+    factors, weights, out = (
+        torch.randn(2000, 21),
+        torch.randn(21, 20_000),
+        torch.empty(2000, 20_000),
+    )
 
     def seconds(run: Callable) -> float:
         start = time.process_time()
@@ -312,10 +358,14 @@ def test_the_aggregate_takes_a_few_times_a_matrix_product() -> None:
         return time.process_time() - start
 
     product = min(seconds(lambda: torch.mm(factors, weights, out=out)) for _ in range(3))
-    assert min(seconds(lambda: log_mixture(points, Normals(loc, scale))) for _ in range(3)) < 8 * product
+    assert (
+        min(seconds(lambda: log_mixture(points, Normals(loc, scale))) for _ in range(3))
+        < 8 * product
+    )
 
 
-# -- programs ---------------------------------------------------------------------------------------------------------
+# -- programs
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data_dim", [-1, -2])
@@ -336,8 +386,10 @@ def test_latents_may_lie_in_plates_of_their_own(family: Callable, data_dim: int)
             pyro.sample("z", family(turned(x[:, :2]), turned(x[:, 2:])))
 
     x = torch.cat([loc, scale], 1)
-    found = decompose_kl(model, guide, x, num_samples=2000, data_plate="data")
-    check_terms(found, by_quadrature(loc, scale, torch.full((15,), 1 / 15).double(), family), most=0.03)
+    results = decompose_kl(model, guide, x, num_samples=2000, data_plate="data")
+    check_terms(
+        results, by_quadrature(loc, scale, torch.full((15,), 1 / 15).double(), family), most=0.03
+    )
 
 
 def test_posteriors_may_belong_to_the_whole_plate() -> None:
@@ -345,8 +397,8 @@ def test_posteriors_may_belong_to_the_whole_plate() -> None:
     loc, scale = posteriors(15, 2)
     linear = LinearGaussian(torch.eye(2).double(), 1.0, torch.zeros(2))
     vae = linear.vae(loc, scale)
-    found = decompose_kl(vae.model, vae.guide, linear.sample(15), num_samples=2000)
-    check_terms(found, by_quadrature(loc, scale, torch.full((15,), 1 / 15).double()))
+    results = decompose_kl(vae.model, vae.guide, linear.sample(15), num_samples=2000)
+    check_terms(results, by_quadrature(loc, scale, torch.full((15,), 1 / 15).double()))
 
 
 def test_a_program_that_mixes_particles_is_run_one_at_a_time() -> None:
@@ -356,14 +408,18 @@ def test_a_program_that_mixes_particles_is_run_one_at_a_time() -> None:
     def mixing(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(2), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(z + z.mean(0, keepdim=True), 1.0).to_event(1), obs=x[:, :2])
+            pyro.sample(
+                "x", dist.Normal(z + z.mean(0, keepdim=True), 1.0).to_event(1), obs=x[:, :2]
+            )
 
     with pytest.warns(UserWarning, match="one particle at a time"):
         slow = decompose_kl(mixing, guide, x, num_samples=400)
     fast = decompose_kl(model, guide, x, num_samples=400)
     for name in TERMS:
         one, other = getattr(slow, name), getattr(fast, name)
-        assert abs(one.value - other.value) < 5 * math.hypot(one.monte_carlo_error, other.monte_carlo_error)
+        assert abs(one.value - other.value) < 5 * math.hypot(
+            one.monte_carlo_error, other.monte_carlo_error
+        )
 
 
 def test_beta_is_left_out_and_float32_is_enough() -> None:
@@ -387,7 +443,8 @@ def test_a_seed_is_a_set_of_numbers_and_the_callers_generator_is_left_alone() ->
     assert one.mutual_information.value != other.mutual_information.value
 
 
-# -- errors and warnings ----------------------------------------------------------------------------------------------
+# -- errors and warnings
+# ----------------------------------------------------------------------------------------------
 
 
 def student() -> dist.Distribution:
@@ -395,12 +452,16 @@ def student() -> dist.Distribution:
     return dist.StudentT(4.0, torch.zeros(2).double(), 1.0).to_event(1)
 
 
-@pytest.mark.parametrize(("prior", "family"), [(None, dist.Normal), (None, dist.Laplace), (student, dist.Normal)])
-def test_monte_carlo_errors_are_what_other_seeds_show(prior: Callable | None, family: Callable) -> None:
+@pytest.mark.parametrize(
+    ("prior", "family"), [(None, dist.Normal), (None, dist.Laplace), (student, dist.Normal)]
+)
+def test_monte_carlo_errors_are_what_other_seeds_show(
+    prior: Callable | None, family: Callable
+) -> None:
     arguments = pair(*posteriors(60, 2), family, prior)
-    found = [decompose_kl(*arguments, num_samples=4, seed=seed) for seed in range(30)]
+    results = [decompose_kl(*arguments, num_samples=4, seed=seed) for seed in range(30)]
     for name in TERMS[0 if prior else 1 :]:
-        terms = [getattr(each, name) for each in found]
+        terms = [getattr(each, name) for each in results]
         spread = np.std([term.value for term in terms], ddof=1)
         told = np.mean([term.monte_carlo_error for term in terms])
         assert 0.65 < spread / told < 1.5, (name, spread, told)
@@ -410,23 +471,32 @@ def test_the_closed_form_makes_the_parts_more_precise() -> None:
     loc, scale = posteriors(60, 2)
     nearly = lambda: dist.StudentT(1e6, torch.zeros(2).double(), 1.0).to_event(1)  # noqa: E731
     wide = pair(loc, scale, prior=nearly)  # a normal, in all but its closed form
-    known, drawn = decompose_kl(*pair(loc, scale), num_samples=50), decompose_kl(*wide, num_samples=50)
+    known, drawn = (
+        decompose_kl(*pair(loc, scale), num_samples=50),
+        decompose_kl(*wide, num_samples=50),
+    )
     for name in ("mutual_information", "marginal_kl"):
-        assert getattr(known, name).monte_carlo_error <= 1.01 * getattr(drawn, name).monte_carlo_error
+        assert (
+            getattr(known, name).monte_carlo_error <= 1.01 * getattr(drawn, name).monte_carlo_error
+        )
     assert known.marginal_kl.monte_carlo_error < 0.8 * drawn.rate.monte_carlo_error
 
 
 def test_one_draw_has_no_monte_carlo_error() -> None:
-    found = decompose_kl(*pair(*posteriors(30, 2)), num_samples=1)
-    assert math.isnan(found.mutual_information.monte_carlo_error)
-    assert math.isfinite(found.mutual_information.value)
+    results = decompose_kl(*pair(*posteriors(30, 2)), num_samples=1)
+    assert math.isnan(results.mutual_information.monte_carlo_error)
+    assert math.isfinite(results.mutual_information.value)
 
 
 def test_near_log_n_it_warns() -> None:
     loc = 100.0 * torch.arange(50).double().unsqueeze(1)
     apart = decompose_kl(*pair(loc, torch.ones(50, 1).double()))
     assert apart.mutual_information.value == pytest.approx(math.log(50), abs=1e-6)
-    assert apart.warning is not None and "log 50 = 3.91" in apart.warning and f"warning: {apart.warning}" in str(apart)
+    assert (
+        apart.warning is not None
+        and "log 50 = 3.91" in apart.warning
+        and f"warning: {apart.warning}" in str(apart)
+    )
     together = decompose_kl(*pair(0 * loc, torch.ones(50, 1).double()))
     assert together.warning is None and "warning" not in str(together)
     assert together.to_dict()["warning"] is None
@@ -434,7 +504,8 @@ def test_near_log_n_it_warns() -> None:
     assert "log N = 3.912" in str(together)
 
 
-# -- bad input --------------------------------------------------------------------------------------------------------
+# -- bad input
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_programs_that_cannot_be_decomposed_are_refused_in_words() -> None:
@@ -447,7 +518,9 @@ def test_programs_that_cannot_be_decomposed_are_refused_in_words() -> None:
 
     def auxiliary(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            u = pyro.sample("u", dist.Normal(x[:, :2], x[:, 2:]).to_event(1), infer={"is_auxiliary": True})
+            u = pyro.sample(
+                "u", dist.Normal(x[:, :2], x[:, 2:]).to_event(1), infer={"is_auxiliary": True}
+            )
             pyro.sample("z", dist.Delta(u, event_dim=1))
 
     def point(x: Tensor) -> None:
@@ -461,7 +534,9 @@ def test_programs_that_cannot_be_decomposed_are_refused_in_words() -> None:
 
     with pytest.raises(InputError, match="one latent site, got 2: 'a', 'b'"):
         decompose_kl(two, two, x)
-    with pytest.raises(InputError, match=r"the guide must draw 'z' itself, .* got the sites 'u', 'z'"):
+    with pytest.raises(
+        InputError, match=r"the guide must draw 'z' itself, .* got the sites 'u', 'z'"
+    ):
         decompose_kl(model, auxiliary, x)
     with pytest.raises(InputError, match=r"guide site 'z' is a point \(Delta\)"):
         decompose_kl(model, point, x)
@@ -494,12 +569,14 @@ def test_a_guide_that_cannot_score_other_draws_is_refused() -> None:
             pyro.sample("z", OneWay(x[:, :2], x[:, 2:]).to_event(1))
 
     with pytest.raises(
-        InputError, match=r"guide site 'z' \(Independent\) cannot be evaluated at another datum's draws"
+        InputError,
+        match=r"guide site 'z' \(Independent\) cannot be evaluated at another datum's draws",
     ):
         decompose_kl(model, guide, x)
 
 
-# -- the reading of a representation ----------------------------------------------------------------------------------
+# -- the reading of a representation
+# ----------------------------------------------------------------------------------
 
 
 def representation() -> tuple[Pair, Tensor, Tensor]:
@@ -534,16 +611,23 @@ def test_a_reading_tells_what_each_latent_carries() -> None:
     correlation, information = reading.correlation, reading.mutual_information
     assert list(correlation.columns) == ["cat", "dog", "cow", "size", "angle"]
     assert list(information.columns) == ["label", "size", "angle"]
-    assert correlation.loc["z0", "cow"] > 0.99 and correlation.loc["z0", "cat"] == pytest.approx(-0.5, abs=0.01)
+    assert correlation.loc["z0", "cow"] > 0.99 and correlation.loc["z0", "cat"] == pytest.approx(
+        -0.5, abs=0.01
+    )
     assert correlation.loc["z1", "size"] == pytest.approx(-0.8, abs=0.03)
     exact = np.corrcoef(x[:, 1], factors[:, 0])[0, 1]
     assert correlation.loc["z1", "size"] == pytest.approx(exact, abs=1e-12)
     assert information.loc["z1", "size"] == pytest.approx(-0.5 * math.log(1 - 0.8**2), abs=0.1)
-    split = -(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(1 / 3)  # z0 tells the third class from the others
+    split = -(2 / 3) * math.log(2 / 3) - (1 / 3) * math.log(
+        1 / 3
+    )  # z0 tells the third class from the others
     assert information.loc["z0", "label"] == pytest.approx(split, abs=0.05)
     assert abs(correlation.loc["z3", "angle"]) < 0.15 and information.loc["z3", "angle"] > 1
     assert information.loc["z3", "size"] < 0.1
-    assert reading.table.loc["z2", "correlation"].isna().all() and list(reading.table.index)[-1] == "z2"
+    assert (
+        reading.table.loc["z2", "correlation"].isna().all()
+        and list(reading.table.index)[-1] == "z2"
+    )
     assert "3 of 4 latents are active" in str(reading)
 
 
@@ -570,7 +654,11 @@ def test_a_guide_without_single_dimensions_is_read_by_its_means() -> None:
     vae = BetaVAE(NormalPrior(2), Decoder(MLP(2, 3, hidden=()), NormalLikelihood(0.5)), flow)
     x = 3 * torch.randn(50, 3)
     reading = read_latents(vae.model, vae.guide, x, factors=x[:, 0])
-    assert reading.latents["kl"].isna().all() and "no product" in reading.reason and reading.reason in str(reading)
+    assert (
+        reading.latents["kl"].isna().all()
+        and "no product" in reading.reason
+        and reading.reason in str(reading)
+    )
     variances = reading.latents["mean_variance"][list(reading.correlation.index)]
     assert variances.is_monotonic_decreasing and len(variances)
 
@@ -584,28 +672,38 @@ def test_the_intervals_of_few_data_cover(num_data: int, num_samples: int) -> Non
     exact = by_quadrature(loc, scale, torch.full((num_data,), 1 / num_data, dtype=torch.double))
     covered = dict.fromkeys(TERMS[1:], 0)
     for seed in range(40):
-        found = decompose_kl(*arguments, num_samples=num_samples, seed=seed)
+        results = decompose_kl(*arguments, num_samples=num_samples, seed=seed)
         for name in covered:
-            low, high = getattr(found, name).interval
+            low, high = getattr(results, name).interval
             covered[name] += low <= exact[name] <= high
-    assert all(count >= 34 for count in covered.values()), covered  # of 40: 95% less four standard errors is 32.5
+    assert all(count >= 34 for count in covered.values()), (
+        covered
+    )  # of 40: 95% less four standard errors is 32.5
 
 
 def test_bad_labels_and_factors_are_refused_in_words() -> None:
     arguments, labels, factors = representation()
-    with pytest.raises(InputError, match="'labels' must have one entry for each of the 900 data, got 899"):
+    with pytest.raises(
+        InputError, match="'labels' must have one entry for each of the 900 data, got 899"
+    ):
         read_latents(*arguments, labels=labels[:-1])
-    with pytest.raises(InputError, match="'factors' must have one entry for each of the 900 data, got 450"):
+    with pytest.raises(
+        InputError, match="'factors' must have one entry for each of the 900 data, got 450"
+    ):
         read_latents(*arguments, factors=factors[::2])
     with pytest.raises(InputError, match="'labels' must be whole numbers from 0"):
         read_latents(*arguments, labels=labels + 0.5)
     with pytest.raises(InputError, match="'factors' must be finite numbers"):
         read_latents(*arguments, factors=factors / 0)
-    with pytest.raises(InputError, match="'factor_names' must be 2 names, one for each factor, got 1"):
+    with pytest.raises(
+        InputError, match="'factor_names' must be 2 names, one for each factor, got 1"
+    ):
         read_latents(*arguments, factors=factors, factor_names=("size",))
     with pytest.raises(InputError, match="'label_names' must name label 2 too, got 2 names"):
         read_latents(*arguments, labels=labels, label_names=("cat", "dog"))
-    with pytest.raises(InputError, match="'labels' must be classes that some data share, got 900 labels"):
+    with pytest.raises(
+        InputError, match="'labels' must be classes that some data share, got 900 labels"
+    ):
         read_latents(*arguments, labels=torch.arange(900))
     for bad in (["cat"] * 900, torch.full((900,), math.nan)):
         with pytest.raises(InputError, match="'labels' must be finite numbers"):
@@ -613,14 +711,17 @@ def test_bad_labels_and_factors_are_refused_in_words() -> None:
     one_class = read_latents(*arguments, labels=torch.zeros(900)).mutual_information
     assert (one_class["label"].abs() < 1e-12).all()
     ten = (*arguments[:2], arguments[2][:10])
-    numbers = read_latents(*ten, factors=torch.arange(10)).mutual_information  # a choice that no two data share
+    numbers = read_latents(
+        *ten, factors=torch.arange(10)
+    ).mutual_information  # a choice that no two data share
     assert np.isfinite(numbers.to_numpy()).all()
     few = (*arguments[:2], arguments[2][:3])
     with pytest.raises(InputError, match="mutual information takes more than 3 data, got 3"):
         read_latents(*few, labels=labels[:3])
 
 
-# -- figures ----------------------------------------------------------------------------------------------------------
+# -- figures
+# ----------------------------------------------------------------------------------------------------------
 
 
 def texts(figure: mpl.figure.Figure) -> list[str]:
@@ -630,32 +731,50 @@ def texts(figure: mpl.figure.Figure) -> list[str]:
 
 def test_the_heat_map_shows_the_numbers_of_the_reading() -> None:
     arguments, labels, factors = representation()
-    reading = read_latents(*arguments, labels=labels, factors=factors, factor_names=("size", "angle"))
+    reading = read_latents(
+        *arguments, labels=labels, factors=factors, factor_names=("size", "angle")
+    )
     figure = latent_reading(reading)
     words = texts(figure)
     sizes, correlation, information = figure.axes
-    assert any(word.startswith("3 of 4 latents are active; the closest tie is z0 with label 2") for word in words)
-    assert [bar.get_width() for bar in sizes.patches] == reading.latents.loc[["z3", "z1", "z0"], "kl"].tolist()
-    for axes, table in ((correlation, reading.correlation), (information, reading.mutual_information)):
+    assert any(
+        word.startswith("3 of 4 latents are active; the closest tie is z0 with label 2")
+        for word in words
+    )
+    assert [bar.get_width() for bar in sizes.patches] == reading.latents.loc[
+        ["z3", "z1", "z0"], "kl"
+    ].tolist()
+    for axes, table in (
+        (correlation, reading.correlation),
+        (information, reading.mutual_information),
+    ):
         shades = table.to_numpy() if axes is correlation else 1 - np.exp(-2 * table.to_numpy())
         np.testing.assert_allclose(axes.images[0].get_array(), shades, atol=1e-12)
         assert [tick.get_text() for tick in axes.get_xticklabels()] == list(table.columns)
     assert f"{reading.correlation.loc['z1', 'size']:.2f}".replace("-", "−") in words
-    assert correlation.images[0].get_clim() == (-1, 1) and information.images[0].get_clim() == (0, 1)
+    assert correlation.images[0].get_clim() == (-1, 1) and information.images[0].get_clim() == (
+        0,
+        1,
+    )
 
 
 def test_figures_of_little() -> None:
     model, guide, x = pair(torch.zeros(20, 2).double(), torch.ones(20, 2).double())
-    assert {"0 of 2 latents are active", "none is active"} <= set(texts(latent_reading(read_latents(model, guide, x))))
+    assert {"0 of 2 latents are active", "none is active"} <= set(
+        texts(latent_reading(read_latents(model, guide, x)))
+    )
     assert "Mean KL of 0.00 nats" in texts(kl_parts(decompose_kl(model, guide, x)))
 
 
 def test_the_bars_are_the_parts() -> None:
     loc, scale = posteriors(30, 2)
-    found = decompose_kl(*pair(loc, scale))
-    figure = kl_parts(found)
+    results = decompose_kl(*pair(loc, scale))
+    figure = kl_parts(results)
     widths = [bar.get_width() for bar in figure.axes[0].patches]
-    parts = [getattr(found, name).value for name in ("mutual_information", "total_correlation", "dimension_wise_kl")]
+    parts = [
+        getattr(results, name).value
+        for name in ("mutual_information", "total_correlation", "dimension_wise_kl")
+    ]
     assert widths == pytest.approx(parts + parts)
     assert any("= 3.40, dotted" in word for word in texts(figure))
     without = decompose_kl(*pair(loc, scale, prior=MixturePrior(2, 3).double()))
@@ -675,9 +794,11 @@ def test_data_that_cannot_be_cut_into_blocks_are_decomposed_all_the_same(
         guide(torch.cat([x[:, :2] - x[:, :2].mean(0), x[:, 2:]], 1))
 
     monkeypatch.setattr(information_aggregate, "_NUMBERS", 100)  # less than one point takes
-    found = decompose_kl(lambda _: model(x), mixing, torch.cat([loc, scale], 1), num_samples=30)  # with other draws
+    results = decompose_kl(
+        lambda _: model(x), mixing, torch.cat([loc, scale], 1), num_samples=30
+    )  # with other draws
     for name in TERMS:
-        one, other = getattr(found, name), getattr(expected, name)
+        one, other = getattr(results, name), getattr(expected, name)
         error = math.hypot(one.monte_carlo_error, other.monte_carlo_error)
         assert abs(one.value - other.value) < 4 * error + 1e-6 and error < 0.02, name
 

@@ -34,7 +34,9 @@ def trained() -> BetaVAE:
     """Return a decoder that was taught a curved sheet: no longer linear, and of a few units."""
     torch.manual_seed(0)
     vae = BetaVAE(
-        NormalPrior(2), Decoder(MLP(2, 6, hidden=(16,)), NormalLikelihood(0.3)), NormalPosterior(MLP(6, 4, hidden=()))
+        NormalPrior(2),
+        Decoder(MLP(2, 6, hidden=(16,)), NormalLikelihood(0.3)),
+        NormalPosterior(MLP(6, 4, hidden=())),
     )
     optimizer = torch.optim.Adam(vae.decoder.parameters(), lr=0.02)
     for _ in range(150):
@@ -56,27 +58,31 @@ def trained() -> BetaVAE:
     ],
     ids=["linear, known noise", "linear, inferred noise", "trained decoder"],
 )
-def test_ranks_are_uniform_and_intervals_cover(vae: object, operator: LinearOperator, noise: NormalNoise) -> None:
-    found = calibrate(vae(), operator, noise, method=METHOD, num_problems=200)  # type: ignore[operator]
-    assert found.p_value > 0.001
-    for held in found.coverage(0.9).values():
+def test_ranks_are_uniform_and_intervals_cover(
+    vae: object, operator: LinearOperator, noise: NormalNoise
+) -> None:
+    results = calibrate(vae(), operator, noise, method=METHOD, num_problems=200)  # type: ignore[operator]
+    assert results.p_value > 0.001
+    for held in results.coverage(0.9).values():
         assert abs(held.value - 0.9) <= 0.065
-    assert "corrected" in str(found)
+    assert "corrected" in str(results)
 
 
 def test_a_posterior_that_is_too_sure_is_found_out() -> None:
     """The same chains drawn together by a third."""
 
     def narrow(*args: object) -> Draws:
-        found = METHOD(*args)  # type: ignore[arg-type]
-        z = found.sites["z"]
+        results = METHOD(*args)  # type: ignore[arg-type]
+        z = results.sites["z"]
         centre = z.mean((0, 1))
-        return Draws({"z": centre + (z - centre) / 1.5}, found.divergences)
+        return Draws({"z": centre + (z - centre) / 1.5}, results.divergences)
 
     narrow.num_chains = METHOD.num_chains  # type: ignore[attr-defined]
-    found = calibrate(linear(), RandomProjection(8, 3), NormalNoise(0.3), method=narrow, num_problems=200)
-    assert found.p_value < 0.001
-    assert found.coverage()["z[0]"].value < 0.835
+    results = calibrate(
+        linear(), RandomProjection(8, 3), NormalNoise(0.3), method=narrow, num_problems=200
+    )
+    assert results.p_value < 0.001
+    assert results.coverage()["z[0]"].value < 0.835
 
 
 def test_uniform_ranks_pass_and_others_do_not() -> None:
@@ -88,7 +94,9 @@ def test_uniform_ranks_pass_and_others_do_not() -> None:
 
 
 def test_bad_input_is_refused_in_words() -> None:
-    with pytest.raises(InputError, match="'num_ranked' must be at most the 4 draws of the method, got 99"):
+    with pytest.raises(
+        InputError, match="'num_ranked' must be at most the 4 draws of the method, got 99"
+    ):
         calibrate(
             linear(), RandomProjection(8, 3), NormalNoise(), signal=MeanSignal(), method=BatchedHMCMethod(2, 2, 2),
             num_problems=3,

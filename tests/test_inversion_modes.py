@@ -10,14 +10,24 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import InputError
-from pyro_bvae.evaluation import BatchedHMCMethod, Draws, Inversion, MeanSignal, NUTSMethod, VariationalMethod, invert
+from pyro_bvae.evaluation import (
+    BatchedHMCMethod,
+    Draws,
+    Inversion,
+    MeanSignal,
+    NUTSMethod,
+    VariationalMethod,
+    invert,
+)
 from pyro_bvae.evaluation.inversion.climb import find_modes
 from pyro_bvae.evaluation.inversion.mixture import Mixture, weigh
 from pyro_bvae.evaluation.inversion.occupancy import occupy
 from pyro_bvae.evaluation.inversion.scout import Scouted
 
 FIT = VariationalMethod(num_draws=1000, num_steps=150, num_particles=16)
-HMC = BatchedHMCMethod(num_chains=8, num_draws=120, num_warmup=60, leapfrog_steps=3, target_acceptance=0.9)
+HMC = BatchedHMCMethod(
+    num_chains=8, num_draws=120, num_warmup=60, leapfrog_steps=3, target_acceptance=0.9
+)
 NOISE = 0.2
 
 
@@ -27,12 +37,22 @@ def squares(centre: float = 0.0, size: int = 1) -> Any:
     loc[0] = centre
     return SimpleNamespace(
         prior=lambda: dist.Normal(loc, torch.ones_like(loc)).to_event(1),
-        decoder=lambda z: dist.Normal(torch.cat([z[..., :1].square(), z[..., 1:]], -1), 1.0).to_event(1),
+        decoder=lambda z: dist.Normal(
+            torch.cat([z[..., :1].square(), z[..., 1:]], -1), 1.0
+        ).to_event(1),
     )
 
 
 def solve(vae: Any, method: Any, size: int = 1, noise: Any = NOISE, **options: Any) -> Inversion:
-    return invert(vae, torch.ones(size).double(), lambda x: x, noise, signal=MeanSignal(), method=method, **options)
+    return invert(
+        vae,
+        torch.ones(size).double(),
+        lambda x: x,
+        noise,
+        signal=MeanSignal(),
+        method=method,
+        **options,
+    )
 
 
 def upper_share(centre: float) -> float:
@@ -42,27 +62,35 @@ def upper_share(centre: float) -> float:
     return float(weights[z > 0].sum())
 
 
-CASES = {"fit": (FIT, 0.0, 1), "fit, d=3": (FIT, 0.0, 3), "fit, unequal": (FIT, 1.0, 2), "chains": (HMC, 0.0, 1)}
+CASES = {
+    "fit": (FIT, 0.0, 1),
+    "fit, d=3": (FIT, 0.0, 3),
+    "fit, unequal": (FIT, 1.0, 2),
+    "chains": (HMC, 0.0, 1),
+}
 
 
 @pytest.mark.parametrize(("method", "centre", "size"), CASES.values(), ids=list(CASES))
 def test_both_modes_have_their_shares(method: Any, centre: float, size: int) -> None:
     """The fit took one mode and said nothing; chains had as many draws in a mode as had started there."""
-    found = solve(squares(centre, size), method, size)
+    results = solve(squares(centre, size), method, size)
     truth = upper_share(centre)
-    share = float((found.z[..., 0] > 0).double().mean())
-    assert found.problem is None, found.problem
-    assert abs(share - truth) < 0.02 + 4 * math.sqrt(truth * (1 - truth) / found.effective_draws)
-    assert found.modes is not None and found.modes.z.shape == (2, size)
-    assert torch.allclose(found.modes.z[:, 0].abs(), torch.ones(2).double(), atol=0.05)
-    assert "2 modes found from 128 draws of the prior" in str(found)
+    share = float((results.z[..., 0] > 0).double().mean())
+    assert results.problem is None, results.problem
+    assert abs(share - truth) < 0.02 + 4 * math.sqrt(truth * (1 - truth) / results.effective_draws)
+    assert results.modes is not None and results.modes.z.shape == (2, size)
+    assert torch.allclose(results.modes.z[:, 0].abs(), torch.ones(2).double(), atol=0.05)
+    assert "2 modes found from 128 draws of the prior" in str(results)
 
 
 def test_nuts_has_chains_in_each_mode() -> None:
-    found = solve(squares(), NUTSMethod(num_chains=4, num_draws=60, num_warmup=40))
-    assert {bool(above) for above in (found.z[..., 0] > 0).flatten()} == {True, False}
-    share = float((found.z > 0).double().mean())
-    assert found.problem is not None or abs(share - 0.5) < 0.02 + 4 * 0.5 / found.effective_draws**0.5
+    results = solve(squares(), NUTSMethod(num_chains=4, num_draws=60, num_warmup=40))
+    assert {bool(above) for above in (results.z[..., 0] > 0).flatten()} == {True, False}
+    share = float((results.z > 0).double().mean())
+    assert (
+        results.problem is not None
+        or abs(share - 0.5) < 0.02 + 4 * 0.5 / results.effective_draws**0.5
+    )
 
 
 class OneSided:
@@ -72,24 +100,27 @@ class OneSided:
         self.method, self.num_chains = method, method.num_chains
 
     def __call__(self, problem: Any, y: Tensor, context: Any, starts: Tensor, seed: int) -> Draws:
-        found = self.method(problem, y, context, torch.ones_like(starts), seed)
-        return Draws({"z": found.sites["z"].abs()}, found.divergences, found.pareto_k)
+        results = self.method(problem, y, context, torch.ones_like(starts), seed)
+        return Draws({"z": results.sites["z"].abs()}, results.divergences, results.pareto_k)
 
 
 def test_chains_that_miss_a_mode_are_no_posterior() -> None:
     """Chains that all start in one mode mix in it, and r-hat has nothing to say."""
-    found = solve(squares(), OneSided(HMC), starts=[lambda *_: torch.ones(1, 1).double()])
-    assert found.r_hat <= 1.05
-    assert found.problem is not None and "the posterior has 2 modes with 5" in found.problem
-    assert "the draws lie in them with" in found.problem and "128 draws of the prior" in found.problem
+    results = solve(squares(), OneSided(HMC), starts=[lambda *_: torch.ones(1, 1).double()])
+    assert results.r_hat <= 1.05
+    assert results.problem is not None and "the posterior has 2 modes with 5" in results.problem
+    assert (
+        "the draws lie in them with" in results.problem
+        and "128 draws of the prior" in results.problem
+    )
     with pytest.raises(InputError, match="the posterior has 2 modes"):
-        _ = found.mean
+        _ = results.mean
 
 
 def test_a_fit_of_one_mode_is_found_out_by_its_share_of_the_prior() -> None:
     """The weights of its own draws are those of a perfect fit, whatever it has missed."""
-    found = solve(squares(), OneSided(FIT))
-    assert found.pareto_k == math.inf and "the fit is not the posterior" in str(found)
+    results = solve(squares(), OneSided(FIT))
+    assert results.pareto_k == math.inf and "the fit is not the posterior" in str(results)
 
 
 BENT = SimpleNamespace(
@@ -104,34 +135,38 @@ HEAVY = SimpleNamespace(
 )
 
 
-@pytest.mark.parametrize(("vae", "method"), [(BENT, FIT), (HEAVY, FIT), (HEAVY, HMC)], ids=["bent", "heavy", "chains"])
+@pytest.mark.parametrize(
+    ("vae", "method"), [(BENT, FIT), (HEAVY, FIT), (HEAVY, HMC)], ids=["bent", "heavy", "chains"]
+)
 def test_one_mode_is_left_in_peace(vae: Any, method: Any) -> None:
-    found = solve(vae, method, 2, noise=1.5 if vae is HEAVY else 0.4)
-    assert found.problem is None and found.modes is not None and len(found.modes.masses) == 1
+    results = solve(vae, method, 2, noise=1.5 if vae is HEAVY else 0.4)
+    assert results.problem is None and results.modes is not None and len(results.modes.masses) == 1
 
 
 def test_a_fit_that_is_mended_has_the_moments_of_quadrature() -> None:
     """A banana is no normal: importance weights make it the posterior."""
-    found = solve(BENT, FIT, 2, noise=0.4)
+    results = solve(BENT, FIT, 2, noise=0.4)
     grid = torch.linspace(-5, 5, 801, dtype=torch.double)
     z = torch.stack(torch.meshgrid(grid, grid, indexing="ij"), -1)
     density = BENT.prior().log_prob(z) - 0.5 * ((1 - BENT.decoder(z).mean) / 0.4).square().sum(-1)
     weights = density.flatten().softmax(0)
     mean = weights @ z.flatten(0, 1)
     deviation = (weights @ (z.flatten(0, 1) - mean).square()).sqrt()
-    assert found.problem is None
-    assert ((found.latent_mean - mean).abs() < 5 * deviation / found.effective_draws**0.5).all()
-    assert torch.allclose(found.z[0].std(0), deviation, rtol=0.15)
+    assert results.problem is None
+    assert ((results.latent_mean - mean).abs() < 5 * deviation / results.effective_draws**0.5).all()
+    assert torch.allclose(results.z[0].std(0), deviation, rtol=0.15)
 
 
 def test_a_chain_that_starts_where_nothing_is_likely_climbs_first() -> None:
     """Below a cliff every step was refused, and the chain never moved."""
     steep = SimpleNamespace(
-        prior=lambda: dist.Normal(torch.zeros(1).double(), torch.full((1,), 2.0).double()).to_event(1),
+        prior=lambda: dist.Normal(torch.zeros(1).double(), torch.full((1,), 2.0).double()).to_event(
+            1
+        ),
         decoder=lambda z: dist.Normal((2 * z).exp(), 1.0).to_event(1),
     )
-    found = solve(steep, HMC, noise=0.3)
-    assert (found.z.std(1) > 0).all() and found.problem is None
+    results = solve(steep, HMC, noise=0.3)
+    assert (results.z.std(1) > 0).all() and results.problem is None
 
 
 def planted(size: int, light: float, apart: float) -> tuple[Any, Tensor]:
@@ -162,7 +197,9 @@ def test_climbs_and_weights_find_the_mass_of_each_mode(size: int, light: float) 
     assert torch.allclose(modes.points[:2, 0], centres.flip(0), atol=0.1)
     widths = modes.factors[:2, 0].diagonal(dim1=-2, dim2=-1)
     assert torch.allclose(widths, torch.tensor([[1.0], [0.5]]).double().expand(2, size), rtol=0.1)
-    mixture = Mixture(modes.points[:2], modes.factors[:2], torch.full((2, 1), 0.5).double().log(), heavy=True)
+    mixture = Mixture(
+        modes.points[:2], modes.factors[:2], torch.full((2, 1), 0.5).double().log(), heavy=True
+    )
     told = weigh(path, mixture, starts[:100], 4000).masses(mixture)[:, 0]
     error = math.sqrt(light * (1 - light) / 500)
     assert abs(float(told[1]) - light) < 5 * error
@@ -175,31 +212,46 @@ def chains_of(ups: list[bool]) -> tuple[Draws, Tensor, Scouted]:
     sides = torch.tensor([3.0 if up else -3.0 for up in ups], dtype=torch.double).reshape(-1, 1, 1)
     vectors = sides + torch.randn(len(ups), 200, 1, dtype=torch.double)
     loc = torch.tensor([3.0, -3.0], dtype=torch.double).reshape(2, 1, 1)
-    mixture = Mixture(loc, torch.ones(2, 1, 1, 1).double(), torch.full((2, 1), 0.5).double().log(), heavy=True)
+    mixture = Mixture(
+        loc, torch.ones(2, 1, 1, 1).double(), torch.full((2, 1), 0.5).double().log(), heavy=True
+    )
     masses = torch.tensor([[0.9], [0.1]], dtype=torch.double)
-    scouted = Scouted(mixture, loc, masses, torch.tensor([2000.0]).double(), vectors[:, 0, None], "the prior")
+    scouted = Scouted(
+        mixture, loc, masses, torch.tensor([2000.0]).double(), vectors[:, 0, None], "the prior"
+    )
     return Draws({"z": vectors.unsqueeze(2)}, torch.zeros(1, dtype=torch.long)), vectors, scouted
 
 
 def test_chains_that_keep_to_their_modes_are_mixed_by_the_masses() -> None:
-    found = occupy(*chains_of([True, False] * 4), 8, 0)
-    assert found.modes is not None and found.modes.joined and found.modes.missed is None
-    share = float((found.draws.sites["z"] > 0).double().mean())
-    assert abs(share - 0.9) < 0.005 and found.r_hat < 1.05
-    assert found.effective <= 2000
+    results = occupy(*chains_of([True, False] * 4), 8, 0)
+    assert results.modes is not None and results.modes.joined and results.modes.missed is None
+    share = float((results.draws.sites["z"] > 0).double().mean())
+    assert abs(share - 0.9) < 0.005 and results.r_hat < 1.05
+    assert results.effective <= 2000
 
 
 def test_one_chain_in_a_mode_says_too_little_to_be_mixed() -> None:
-    found = occupy(*chains_of([True] * 3 + [False]), 4, 0)
-    assert found.r_hat > 1.05 and found.modes is not None and not found.modes.joined
+    results = occupy(*chains_of([True] * 3 + [False]), 4, 0)
+    assert results.r_hat > 1.05 and results.modes is not None and not results.modes.joined
 
 
 def test_many_chains_with_few_in_a_mode_are_seen_though_r_hat_is_low() -> None:
     """Equal occupancy says where chains started; r-hat of many chains hardly sees the odd one."""
     draws, vectors, scouted = chains_of([True] * 127 + [False])
-    heavier = Scouted(scouted.mixture, scouted.z, scouted.masses.flip(0), scouted.effective, scouted.begin, "the prior")
-    found = occupy(draws, vectors, heavier, 128, 0)
-    assert found.modes is not None and found.modes.missed is not None and "2 modes" in found.modes.missed
+    heavier = Scouted(
+        scouted.mixture,
+        scouted.z,
+        scouted.masses.flip(0),
+        scouted.effective,
+        scouted.begin,
+        "the prior",
+    )
+    results = occupy(draws, vectors, heavier, 128, 0)
+    assert (
+        results.modes is not None
+        and results.modes.missed is not None
+        and "2 modes" in results.modes.missed
+    )
 
 
 def test_a_number_is_noise_of_known_scale() -> None:
@@ -207,7 +259,11 @@ def test_a_number_is_noise_of_known_scale() -> None:
     drawn = solve(squares(), method, noise=0.3)
     same = solve(squares(), method, noise=lambda s: dist.Normal(s, 0.3).to_event(1))
     assert torch.allclose(drawn.z, same.z)
-    with pytest.raises(InputError, match="'scale' of the noise must be positive and finite, got -1"):
+    with pytest.raises(
+        InputError, match="'scale' of the noise must be positive and finite, got -1"
+    ):
         solve(squares(), method, noise=-1)
-    with pytest.raises(InputError, match=r"'noise' must be a positive scale, or go from .* got str"):
+    with pytest.raises(
+        InputError, match=r"'noise' must be a positive scale, or go from .* got str"
+    ):
         solve(squares(), method, noise="a lot")

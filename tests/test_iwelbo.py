@@ -56,25 +56,39 @@ def off_optimum(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def by_hand(
-    x: Tensor, noise: Tensor, beta: float | Tensor, doubly: bool = False, start: Callable = off_optimum
+    x: Tensor,
+    noise: Tensor,
+    beta: float | Tensor,
+    doubly: bool = False,
+    start: Callable = off_optimum,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-mean-exp of each datum, (N,), and minus the gradients of its sum, without Pyro and without autograd."""
     loc, scale = start(x)
     beta = torch.as_tensor(beta, dtype=torch.double)
     z = loc + scale * noise
     residual = x - LINEAR.bias - z @ WEIGHT.T
-    log_weights = -0.5 * (residual / SIGMA).square().sum(-1) - len(WEIGHT) * math.log(SIGMA * math.sqrt(2 * math.pi))
-    log_weights = log_weights + beta * (0.5 * noise.square() - 0.5 * z.square() + scale.log()).sum(-1)
+    log_weights = -0.5 * (residual / SIGMA).square().sum(-1) - len(WEIGHT) * math.log(
+        SIGMA * math.sqrt(2 * math.pi)
+    )
+    log_weights = log_weights + beta * (0.5 * noise.square() - 0.5 * z.square() + scale.log()).sum(
+        -1
+    )
     weights = (log_weights - log_weights.max(0).values).exp()
     bound = weights.mean(0).log() + log_weights.max(0).values
-    weights, each = (weights / weights.sum(0)).unsqueeze(-1), beta.unsqueeze(-1) if beta.dim() else beta
+    weights, each = (
+        (weights / weights.sum(0)).unsqueeze(-1),
+        beta.unsqueeze(-1) if beta.dim() else beta,
+    )
     along_decoder = residual @ WEIGHT / SIGMA**2
     if doubly:
         along = weights * (1 - each * (1 - weights)) * (along_decoder + each * (noise / scale - z))
         shift, log_factor = (along * scale).sum(0), (along * scale * noise).sum(0)
     else:
         along = along_decoder - each * z  # log q moves with its scale alone
-        shift, log_factor = (weights * along * scale).sum(0), (weights * (along * scale * noise + each)).sum(0)
+        shift, log_factor = (
+            (weights * along * scale).sum(0),
+            (weights * (along * scale * noise + each)).sum(0),
+        )
     residual = weights * residual / SIGMA**2
     return bound, {
         "encoder.shift": -shift,
@@ -85,15 +99,21 @@ def by_hand(
 
 
 def gradients(vae: nn.Module) -> dict[str, Tensor]:
-    found = {name: parameter.grad.clone() for name, parameter in vae.named_parameters() if parameter.grad is not None}
+    results = {
+        name: parameter.grad.clone()
+        for name, parameter in vae.named_parameters()
+        if parameter.grad is not None
+    }
     vae.zero_grad()
-    return found
+    return results
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert set(found) == set(expected)
+def assert_same(results: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert set(results) == set(expected)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-9, rtol=1e-9, msg=lambda text, name=name: name + text)
+        torch.testing.assert_close(
+            results[name], value, atol=1e-9, rtol=1e-9, msg=lambda text, name=name: name + text
+        )
 
 
 @pytest.fixture
@@ -106,7 +126,8 @@ def noise() -> Tensor:
     return torch.randn(K, N, L, dtype=torch.double)
 
 
-# -- the loss and its gradients, by hand ------------------------------------------------------------------------------
+# -- the loss and its gradients, by hand
+# ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "looped"])
@@ -132,8 +153,12 @@ def test_loss_and_gradients_are_those_by_hand(
 def by_hand_terms(x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
     loc, scale = off_optimum(x)
     z = loc + scale * noise
-    distortion = -torch.distributions.Normal(LINEAR.bias + z @ WEIGHT.T, SIGMA).log_prob(x).sum() / K
-    rate = torch.distributions.Normal(loc, scale).log_prob(z) - torch.distributions.Normal(0, 1).log_prob(z)
+    distortion = (
+        -torch.distributions.Normal(LINEAR.bias + z @ WEIGHT.T, SIGMA).log_prob(x).sum() / K
+    )
+    rate = torch.distributions.Normal(loc, scale).log_prob(z) - torch.distributions.Normal(
+        0, 1
+    ).log_prob(z)
     return distortion, rate.sum() / K
 
 
@@ -149,7 +174,10 @@ def test_each_datum_has_its_own_weights(x: Tensor, noise: Tensor) -> None:
         with Noise(z=noise[:, n : n + 1]):
             apart.append(IWELBO(K).loss(one.model, one.guide, x[n : n + 1]))
     assert together == pytest.approx(sum(apart), abs=1e-9)
-    pooled = -(torch.stack([by_hand(x, noise[k : k + 1], 1.0)[0].sum() for k in range(K)]).logsumexp(0) - math.log(K))
+    pooled = -(
+        torch.stack([by_hand(x, noise[k : k + 1], 1.0)[0].sum() for k in range(K)]).logsumexp(0)
+        - math.log(K)
+    )
     assert abs(together - float(pooled)) > 0.1
 
 
@@ -168,9 +196,12 @@ def test_one_particle_is_trace_elbo(x: Tensor, beta: float) -> None:
     expected = Trace_ELBO().loss_and_grads(vae.model, vae.guide, x, None, beta)
     expected_gradients = gradients(vae)
     torch.manual_seed(3)
-    assert IWELBO(1).loss_and_grads(vae.model, vae.guide, x, None, beta) == pytest.approx(expected, abs=1e-10)
+    assert IWELBO(1).loss_and_grads(vae.model, vae.guide, x, None, beta) == pytest.approx(
+        expected, abs=1e-10
+    )
     assert_same(gradients(vae), expected_gradients)
-    # Doubly reparametrised it is the path gradient, which at the posterior itself has no noise at all.
+    # Doubly reparametrised it is the path gradient, which at the posterior itself has no noise at
+    # all.
     torch.manual_seed(3)
     loss = IWELBO(1, doubly_reparametrized=True).loss_and_grads(vae.model, vae.guide, x, None, beta)
     assert loss == pytest.approx(expected, abs=1e-10)
@@ -178,18 +209,24 @@ def test_one_particle_is_trace_elbo(x: Tensor, beta: float) -> None:
 
 
 def test_the_path_gradient_vanishes_at_the_posterior() -> None:
-    linear = LinearGaussian(torch.diag(torch.tensor([2.0, 0.5])), 0.7)  # its posterior is in the guide's family
+    linear = LinearGaussian(
+        torch.diag(torch.tensor([2.0, 0.5])), 0.7
+    )  # its posterior is in the guide's family
     x = linear.sample(N)
     vae = linear.vae(*linear.best_diagonal(x))
     for count in (1, K):
         IWELBO(count, doubly_reparametrized=True).loss_and_grads(vae.model, vae.guide, x)
-        found = gradients(vae)
-        assert max(float(found[f"encoder.{name}"].abs().max()) for name in ("shift", "log_factor")) < 1e-9
+        results = gradients(vae)
+        assert (
+            max(float(results[f"encoder.{name}"].abs().max()) for name in ("shift", "log_factor"))
+            < 1e-9
+        )
         IWELBO(count).loss_and_grads(vae.model, vae.guide, x)
         assert float(gradients(vae)["encoder.shift"].abs().max()) > 1e-2
 
 
-# -- expectations: every datum is a copy of the first, with parameters of its own -------------------------------------
+# -- expectations: every datum is a copy of the first, with parameters of its own
+# -------------------------------------
 
 
 def assert_same_mean(one: dict[str, Tensor], other: dict[str, Tensor], least: float = 0.0) -> None:
@@ -199,27 +236,38 @@ def assert_same_mean(one: dict[str, Tensor], other: dict[str, Tensor], least: fl
         error = difference.std(0) / math.sqrt(len(difference))
         assert float((difference.mean(0).abs() / error.clamp(min=1e-12)).max()) < 4, name
         # Nor is it the same by being nothing, or too noisy to tell.
-        assert float((one[name].reshape(len(difference), -1).mean(0).abs() / error.clamp(min=1e-12)).max()) > least, (
-            name
-        )
+        assert (
+            float(
+                (
+                    one[name].reshape(len(difference), -1).mean(0).abs() / error.clamp(min=1e-12)
+                ).max()
+            )
+            > least
+        ), name
 
 
-def both_gradients(start: Callable, beta: float, count: int, copies: int) -> list[dict[str, Tensor]]:
+def both_gradients(
+    start: Callable, beta: float, count: int, copies: int
+) -> list[dict[str, Tensor]]:
     """Plain and doubly reparametrised gradients of the same draws, a sample for each of many copies of a datum."""
     pyro.clear_param_store()
     x = LINEAR.sample(1).expand(copies, -1)
     vae = LINEAR.vae(*start(x))
-    noise = torch.randn(count, copies, L, dtype=torch.double, generator=torch.Generator().manual_seed(1))
-    found = []
+    noise = torch.randn(
+        count, copies, L, dtype=torch.double, generator=torch.Generator().manual_seed(1)
+    )
+    results = []
     for doubly in (False, True):
         with Noise(z=noise):
-            IWELBO(count, doubly_reparametrized=doubly).loss_and_grads(vae.model, vae.guide, x, None, beta)
-        found.append(gradients(vae))
-    return found
+            IWELBO(count, doubly_reparametrized=doubly).loss_and_grads(
+                vae.model, vae.guide, x, None, beta
+            )
+        results.append(gradients(vae))
+    return results
 
 
-def part(found: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {full: gradient for full, gradient in found.items() if full.startswith(name)}
+def part(results: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    return {full: gradient for full, gradient in results.items() if full.startswith(name)}
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.5, 2.5])
@@ -246,7 +294,9 @@ class Survey:
     def __init__(self) -> None:
         self.y = torch.tensor([0.8, -0.3, 1.4]).double().expand(R, J)
         values = {"a": 0.3, "b": -0.4, "c": 0.2, "d": 0.7, "e": -0.5}
-        self.guide_parameters = {n: torch.full((R, 1), v).double().requires_grad_() for n, v in values.items()}
+        self.guide_parameters = {
+            n: torch.full((R, 1), v).double().requires_grad_() for n, v in values.items()
+        }
         self.slope = torch.full((R, 1), 0.8).double().requires_grad_()
 
     def model(self, y: Tensor, beta: float = 1.0) -> None:
@@ -267,42 +317,51 @@ class Survey:
 
     def noise(self, count: int) -> Noise:
         return Noise(
-            mood=torch.randn(count, R, 1, dtype=torch.double), answer=torch.randn(count, R, J, dtype=torch.double)
+            mood=torch.randn(count, R, 1, dtype=torch.double),
+            answer=torch.randn(count, R, J, dtype=torch.double),
         )
 
     def gradients(self) -> dict[str, Tensor]:
         parameters = {**self.guide_parameters, "slope": self.slope}
-        found = {name: parameter.grad.clone() for name, parameter in parameters.items()}
+        results = {name: parameter.grad.clone() for name, parameter in parameters.items()}
         for parameter in parameters.values():
             parameter.grad = None
-        return found
+        return results
 
 
 @pytest.mark.parametrize("beta", [1.0, 0.5])
 def test_two_dependent_latents_of_other_names_and_an_inner_plate(beta: float) -> None:
-    survey, found, losses = Survey(), [], []
+    survey, results, losses = Survey(), [], []
     noise = survey.noise(6).noise
     for doubly in (False, True):
         for vectorize in (True, False):
-            objective = IWELBO(6, doubly_reparametrized=doubly, vectorize_particles=vectorize, data_plate="people")
+            objective = IWELBO(
+                6, doubly_reparametrized=doubly, vectorize_particles=vectorize, data_plate="people"
+            )
             with Noise(**noise):
-                losses.append(objective.loss_and_grads(survey.model, survey.guide, survey.y, beta=beta))
-            found.append(survey.gradients())
+                losses.append(
+                    objective.loss_and_grads(survey.model, survey.guide, survey.y, beta=beta)
+                )
+            results.append(survey.gradients())
     p = {name: value.detach() for name, value in survey.guide_parameters.items()}
     mood = p["a"] + p["b"].exp() * noise["mood"]
     answer = p["c"] + p["d"] * mood + p["e"].exp() * noise["answer"]
     normal = torch.distributions.Normal
-    latent = normal(0.0, 1.0).log_prob(mood).sum(-1) + normal(0.8 * mood, 0.8).log_prob(answer).sum(-1)
+    latent = normal(0.0, 1.0).log_prob(mood).sum(-1) + normal(0.8 * mood, 0.8).log_prob(answer).sum(
+        -1
+    )
     log_guide = normal(p["a"], p["b"].exp()).log_prob(mood).sum(-1)
     log_guide = log_guide + normal(p["c"] + p["d"] * mood, p["e"].exp()).log_prob(answer).sum(-1)
     observed = normal(answer.sin() + 0.5 * mood, 0.6).log_prob(survey.y).sum(-1)
     bound = (observed + beta * (latent - log_guide)).exp().mean(0).log().sum()
     assert losses == pytest.approx([-float(bound)] * 4, rel=1e-10)
-    assert_same(found[0], found[1])
-    assert_same(found[2], found[3])
-    torch.testing.assert_close(found[0].pop("slope"), found[2].pop("slope"))
-    assert_same_mean(found[0], found[2], least=4)
-    assert any(float((found[0][name] - found[2][name]).abs().max()) > 1e-3 for name in found[0])
+    assert_same(results[0], results[1])
+    assert_same(results[2], results[3])
+    torch.testing.assert_close(results[0].pop("slope"), results[2].pop("slope"))
+    assert_same_mean(results[0], results[2], least=4)
+    assert any(
+        float((results[0][name] - results[2][name]).abs().max()) > 1e-3 for name in results[0]
+    )
 
 
 def test_a_shared_parameter_gets_both_its_parts() -> None:
@@ -317,11 +376,19 @@ def test_a_shared_parameter_gets_both_its_parts() -> None:
         with pyro.plate("data", R):
             pyro.sample("z", dist.Normal(centre, 0.7))
 
-    assert_same_mean(*(gradient_of({"centre": centre}, model, guide, doubly) for doubly in (False, True)), least=4)
+    assert_same_mean(
+        *(gradient_of({"centre": centre}, model, guide, doubly) for doubly in (False, True)),
+        least=4,
+    )
 
 
 def gradient_of(
-    parameters: dict[str, Tensor], model: Callable, guide: Callable, doubly: bool, count: int = 5, **noise: Tensor
+    parameters: dict[str, Tensor],
+    model: Callable,
+    guide: Callable,
+    doubly: bool,
+    count: int = 5,
+    **noise: Tensor,
 ) -> dict[str, Tensor]:
     torch.manual_seed(8)
     with Noise(**noise):
@@ -372,7 +439,8 @@ def test_an_autoguide() -> None:
     assert losses[-1] < losses[0]
 
 
-# -- subsamples and masks ---------------------------------------------------------------------------------------------
+# -- subsamples and masks
+# ---------------------------------------------------------------------------------------------
 
 
 class Subsampled:
@@ -402,7 +470,9 @@ class Subsampled:
 @pytest.mark.parametrize("doubly", [False, True], ids=["plain", "doubly"])
 @pytest.mark.parametrize("vectorize", [True, False], ids=["vectorized", "looped"])
 @pytest.mark.parametrize("drawn", [True, False], ids=["drawn", "given"])
-def test_the_scale_of_a_subsample_stays_outside_of_the_weights(drawn: bool, vectorize: bool, doubly: bool) -> None:
+def test_the_scale_of_a_subsample_stays_outside_of_the_weights(
+    drawn: bool, vectorize: bool, doubly: bool
+) -> None:
     x, index = LINEAR.sample(40), torch.tensor([3, 17, 4, 30])
     program = Subsampled(x, size=4) if drawn else Subsampled(x, index=index)
     noise = torch.randn(K, 4, L, dtype=torch.double)
@@ -410,16 +480,20 @@ def test_the_scale_of_a_subsample_stays_outside_of_the_weights(drawn: bool, vect
         objective = IWELBO(K, vectorize_particles=vectorize, doubly_reparametrized=doubly)
         terms = objective.terms(program.model, program.guide)
     index = program.seen[-1]
-    assert vectorize or all(torch.equal(seen, index) for seen in program.seen), "all particles see the same data"
+    assert vectorize or all(torch.equal(seen, index) for seen in program.seen), (
+        "all particles see the same data"
+    )
     bound, expected = by_hand(x[index], noise, 1.0, doubly)
     torch.testing.assert_close(terms.loss, -10 * bound.sum())
-    loc, scale, weight = torch.autograd.grad(terms.loss, [program.loc, program.scale, program.weight])
+    loc, scale, weight = torch.autograd.grad(
+        terms.loss, [program.loc, program.scale, program.weight]
+    )
     start = program.scale.detach()[index]
     torch.testing.assert_close(loc[index] * start, 10 * expected["encoder.shift"])
     torch.testing.assert_close(scale[index] * start, 10 * expected["encoder.log_factor"])
     torch.testing.assert_close(weight, 10 * expected["decoder.network.layers.0.weight"])
-    for found, by_one in zip(terms[1:], by_hand_terms(x[index], noise), strict=True):
-        torch.testing.assert_close(found, 10 * by_one)
+    for results, by_one in zip(terms[1:], by_hand_terms(x[index], noise), strict=True):
+        torch.testing.assert_close(results, 10 * by_one)
 
 
 @pytest.mark.parametrize("doubly", [False, True], ids=["plain", "doubly"])
@@ -441,11 +515,12 @@ def test_masks_stay_in_the_weights(x: Tensor, noise: Tensor, doubly: bool) -> No
         loss = IWELBO(K, doubly_reparametrized=doubly).differentiable_loss(model, guide)
     bound, expected = by_hand(x, noise, 1.0, doubly)
     torch.testing.assert_close(loss, -bound[seen].sum())
-    found = torch.autograd.grad(loss, loc)[0] * scale.detach()
-    torch.testing.assert_close(found, expected["encoder.shift"] * seen.unsqueeze(-1))
+    results = torch.autograd.grad(loss, loc)[0] * scale.detach()
+    torch.testing.assert_close(results, expected["encoder.shift"] * seen.unsqueeze(-1))
 
 
-# -- in SVI and in fit ------------------------------------------------------------------------------------------------
+# -- in SVI and in fit
+# ------------------------------------------------------------------------------------------------
 
 
 def small_vae() -> BetaVAE:
@@ -463,7 +538,9 @@ def pixels(count: int = 24) -> Tensor:
 @pytest.mark.parametrize("doubly", [False, True], ids=["plain", "doubly"])
 def test_stock_svi_runs_it(doubly: bool) -> None:
     vae, x = small_vae(), pixels()
-    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), IWELBO(4, doubly_reparametrized=doubly))
+    svi = SVI(
+        vae.model, vae.guide, pyro.optim.Adam({"lr": 0.02}), IWELBO(4, doubly_reparametrized=doubly)
+    )
     before = copy.deepcopy(vae.state_dict())
     losses = [svi.step(x, beta=0.8) for _ in range(60)]
     assert sum(losses[-5:]) < sum(losses[:5]) - 5
@@ -475,7 +552,12 @@ def test_stock_svi_runs_it(doubly: bool) -> None:
 
 def test_fit_runs_it_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
     vaes = [small_vae() for _ in range(3)]
-    settings = {"batch_size": 8, "progress": False, "validation": pixels(10), "learning_rate": lambda *_: 0.01}
+    settings = {
+        "batch_size": 8,
+        "progress": False,
+        "validation": pixels(10),
+        "learning_rate": lambda *_: 0.01,
+    }
     objective = IWELBO(5, doubly_reparametrized=True)
     whole = fit(vaes[0], pixels(), epochs=4, objective=objective, **settings)
     assert whole["objective"][-1] < whole["objective"][0]
@@ -486,7 +568,10 @@ def test_fit_runs_it_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
             "objective": IWELBO(5, doubly_reparametrized=True),
         }
         fit(vaes[1], pixels(), epochs=epochs, **options, **settings)
-    assert all(torch.equal(value, vaes[1].state_dict()[name]) for name, value in vaes[0].state_dict().items())
+    assert all(
+        torch.equal(value, vaes[1].state_dict()[name])
+        for name, value in vaes[0].state_dict().items()
+    )
     for other in (IWELBO(5), IWELBO(4, doubly_reparametrized=True), None):
         options = {"output": tmp_path / "run", "resume": True, "objective": other}
         with pytest.raises(InputError, match="'objective' was IWELBO"):
@@ -495,12 +580,22 @@ def test_fit_runs_it_and_a_resumed_run_is_the_same(tmp_path: Path) -> None:
 
 def test_the_validation_objective_of_fit_is_the_objective_itself() -> None:
     vae, held_out = small_vae(), pixels(200)
-    history = fit(vae, pixels(), epochs=1, batch_size=50, objective=IWELBO(20), validation=held_out, progress=False)
+    history = fit(
+        vae,
+        pixels(),
+        epochs=1,
+        batch_size=50,
+        objective=IWELBO(20),
+        validation=held_out,
+        progress=False,
+    )
     measured, bound = history["validation_objective"][0], -history["validation_elbo"][0]
     losses = [IWELBO(20).loss(vae.model, vae.guide, held_out) / 200 for _ in range(20)]
     assert measured == pytest.approx(sum(losses) / 20, abs=0.03)
     assert measured < bound - 0.05
-    single = fit(vae, pixels(), epochs=1, objective=TraceTerms(), validation=held_out, progress=False)
+    single = fit(
+        vae, pixels(), epochs=1, objective=TraceTerms(), validation=held_out, progress=False
+    )
     assert single["validation_objective"][0] == -single["validation_elbo"][0]
 
 
@@ -513,7 +608,9 @@ def test_best_is_picked_by_the_objective_itself_where_nothing_validates(tmp_path
         def terms(self, model: Callable, guide: Callable, *args: object, **kwargs: object) -> Terms:
             self.calls += 1
             terms = TraceTerms().terms(model, guide, *args, **kwargs)
-            return Terms(terms.loss + 1000.0 * self.calls, terms.distortion - 1000.0 * self.calls, terms.rate)
+            return Terms(
+                terms.loss + 1000.0 * self.calls, terms.distortion - 1000.0 * self.calls, terms.rate
+            )
 
     fit(small_vae(), pixels(), epochs=3, objective=Rising(), output=tmp_path, progress=False)
     best = torch.load(tmp_path / "checkpoints" / "best.pt", weights_only=True)
@@ -528,7 +625,9 @@ def test_a_tighter_bound_trains_a_better_model() -> None:
     for objective in (TraceTerms(num_particles=8), IWELBO(8)):
         pyro.clear_param_store()
         torch.manual_seed(0)
-        vae = LinearGaussian(torch.tensor([[0.8], [0.9]]), 0.5).vae(torch.zeros(400, 1), torch.ones(400, 1))
+        vae = LinearGaussian(torch.tensor([[0.8], [0.9]]), 0.5).vae(
+            torch.zeros(400, 1), torch.ones(400, 1)
+        )
         for parameter in vae.encoder.parameters():
             parameter.requires_grad_(False)
         optimizer = torch.optim.Adam(vae.decoder.parameters(), lr=0.05)
@@ -545,7 +644,9 @@ def test_a_tighter_bound_trains_a_better_model() -> None:
 def test_a_step_leaves_nothing_behind() -> None:
     """Hooks of gradients that reach the graph they hang in would keep every step's tensors alive."""
     vae, kept = small_vae(), []
-    vae.decoder.network.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+    vae.decoder.network.register_forward_hook(
+        lambda module, args, output: kept.append(weakref.ref(output))
+    )
     objective = IWELBO(4, doubly_reparametrized=True)
     for _ in range(3):
         objective.loss_and_grads(vae.model, vae.guide, pixels())
@@ -585,14 +686,17 @@ def test_the_first_look_at_a_program_moves_nothing() -> None:
     assert vae.training and norm.training
 
 
-# -- what cannot be vectorised, and what cannot be used ---------------------------------------------------------------
+# -- what cannot be vectorised, and what cannot be used
+# ---------------------------------------------------------------
 
 
 def test_a_program_that_mixes_particles_is_run_one_at_a_time(x: Tensor, noise: Tensor) -> None:
     def model() -> None:
         with pyro.plate("data", N):
             z = pyro.sample("z", dist.Normal(torch.zeros(L).double(), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(LINEAR.bias + (z - z.mean(0)) @ WEIGHT.T, SIGMA).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(LINEAR.bias + (z - z.mean(0)) @ WEIGHT.T, SIGMA).to_event(1), obs=x
+            )
 
     def guide() -> None:
         with pyro.plate("data", N):
@@ -609,7 +713,9 @@ def test_a_program_that_mixes_particles_is_run_one_at_a_time(x: Tensor, noise: T
 
 @pytest.mark.parametrize("count", [0, -1, 2.0, True, None])
 def test_counts_of_particles_that_are_refused(count: object) -> None:
-    with pytest.raises(InputError, match=f"'num_particles' must be a positive integer, got {count!r}"):
+    with pytest.raises(
+        InputError, match=f"'num_particles' must be a positive integer, got {count!r}"
+    ):
         IWELBO(count)
 
 
@@ -662,13 +768,21 @@ def test_programs_without_weights_are_refused_in_words() -> None:
         with data():
             normal()
 
-    refused(coin, coin_guide, "guide site 'coin' of family Bernoulli has no reparametrised draws: IWELBO accepts")
+    refused(
+        coin,
+        coin_guide,
+        "guide site 'coin' of family Bernoulli has no reparametrised draws: IWELBO accepts",
+    )
     refused(coin, no_guide, "no site for the model's latent 'coin'")
     refused(model, no_guide, "the guide has no site for the model's latent 'z'")
     refused(no_plate, no_plate_guide, "put 'z' under one pyro.plate over the data")
     refused(outside, guide, "site 'y' of the model lies outside the data plate 'data'")
     refused(model, guide, "'data_plate' must be one of", data_plate="rows")
-    refused(model, AutoNormalMessenger(model), "'guide' must be a function or a module, got .* AutoNormalMessenger")
+    refused(
+        model,
+        AutoNormalMessenger(model),
+        "'guide' must be a function or a module, got .* AutoNormalMessenger",
+    )
 
 
 def test_a_subsample_inside_of_the_weights_is_refused() -> None:
@@ -681,11 +795,18 @@ def test_a_subsample_inside_of_the_weights_is_refused() -> None:
             z = pyro.sample("z", dist.Normal(torch.zeros(3, 2), 1.0))
             pyro.sample("x", dist.Normal(z, 1.0), obs=torch.ones(3, 2))
 
-    refused(model, guide, r"plate 'questions' of site 'z' is subsampled \(2 of 4\) inside", data_plate="people")
+    refused(
+        model,
+        guide,
+        r"plate 'questions' of site 'z' is subsampled \(2 of 4\) inside",
+        data_plate="people",
+    )
 
 
 @pytest.mark.parametrize("scale", [2.0, torch.tensor(2.0)], ids=["number", "tensor"])
-def test_double_reparametrisation_needs_one_scale_and_a_guide_without_other_noise(scale: float | Tensor) -> None:
+def test_double_reparametrisation_needs_one_scale_and_a_guide_without_other_noise(
+    scale: float | Tensor,
+) -> None:
     def model() -> None:
         with data():
             with poutine.scale(scale=scale):
@@ -724,7 +845,10 @@ def test_wrong_shapes_are_told_by_pyro() -> None:
 
 
 def test_it_says_what_it_is() -> None:
-    assert repr(IWELBO(3, doubly_reparametrized=True)) == "IWELBO(num_particles=3, doubly_reparametrized=True)"
+    assert (
+        repr(IWELBO(3, doubly_reparametrized=True))
+        == "IWELBO(num_particles=3, doubly_reparametrized=True)"
+    )
     assert repr(TraceTerms(num_particles=2)) == "TraceTerms(num_particles=2)"
 
 

@@ -61,7 +61,8 @@ def test_a_run_killed_at_random_moments_is_the_run_that_was_not(tmp_path: Path) 
         assert begun.wait(120)
         return process
 
-    # How long a life should be is a matter of the machine: the time to the first checkpoint, and a few epochs more.
+    # How long a life should be is a matter of the machine: the time to the first checkpoint, and a
+    # few epochs more.
     process, born = start(whole), time.monotonic()
     while not checkpoint_path(whole, "last").exists() and process.is_alive():
         time.sleep(0.01)
@@ -76,7 +77,9 @@ def test_a_run_killed_at_random_moments_is_the_run_that_was_not(tmp_path: Path) 
         process.join(moments.uniform(0.0, longest) if kill else 0.0)
         process.kill()
         process.join()
-        assert process.exitcode == -9, "the run was over before it could be killed: give it more epochs"
+        assert process.exitcode == -9, (
+            "the run was over before it could be killed: give it more epochs"
+        )
         last = checkpoint_path(parts, "last")
         epochs.append(len(load_checkpoint(last)["history"]) if last.exists() else 0)
     assert epochs == sorted(epochs)

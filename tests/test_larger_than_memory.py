@@ -33,8 +33,8 @@ file[:: rows // 64] = np.random.default_rng(0).normal(size=(64, features))
 del file
 
 # The limit counts what a process has of its own, and no file that it has mapped to read.
-used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1]) * 1024
-limit = used + 300_000_000
+used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1])
+* 1024 limit = used + 300_000_000
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 table = np.load(sys.argv[1], mmap_mode="r")
 assert table.nbytes > 300_000_000
@@ -54,7 +54,9 @@ def vae(features: int = FEATURES) -> BetaVAE:
 
 
 def train(data: object, model: BetaVAE, batch_size: int = 8) -> dict[str, list[float]]:
-    return fit(model, data, epochs=2, batch_size=batch_size, learning_rate=Constant(1e-2), progress=False)
+    return fit(
+        model, data, epochs=2, batch_size=batch_size, learning_rate=Constant(1e-2), progress=False
+    )
 
 
 def numbers(count: int = 20) -> Tensor:

@@ -38,7 +38,9 @@ from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data
 
 # Four orthogonal directions, the third of which says nothing.
 LENGTHS = torch.tensor([1.0, 3.0, 0.0, 2.0], dtype=torch.double)
-DIRECTIONS = torch.linalg.qr(torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double))[0]
+DIRECTIONS = torch.linalg.qr(
+    torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+)[0]
 LINEAR = LinearGaussian(DIRECTIONS * LENGTHS, noise_scale=0.7, bias=torch.arange(6.0))
 X = LINEAR.sample(400)
 
@@ -66,48 +68,60 @@ def count_vae() -> BetaVAE:
 
 
 def count_context(rows: int) -> Context:
-    return Context(1.0 + torch.arange(rows).float().unsqueeze(1), torch.arange(rows).float().unsqueeze(1) % 2)
+    return Context(
+        1.0 + torch.arange(rows).float().unsqueeze(1), torch.arange(rows).float().unsqueeze(1) % 2
+    )
 
 
-# -- traversals --------------------------------------------------------------------------------------------------------
+# -- traversals
+# --------------------------------------------------------------------------------------------------------
 
 
 def test_a_traversal_of_a_linear_decoder_walks_along_its_columns() -> None:
     vae = linear_vae()
-    found = latents.traverse(vae, X, latents=[3, 0], values=[-2.0, 0.0, 0.5], datum=7)
-    assert found.latents == (3, 0) and found.z.shape == (2, 3, 4) and found.x.shape == (2, 3, 6)
+    result = latents.traverse(vae, X, latents=[3, 0], values=[-2.0, 0.0, 0.5], datum=7)
+    assert result.latents == (3, 0) and result.z.shape == (2, 3, 4) and result.x.shape == (2, 3, 6)
     code = vae.encode(X[7:8])[0]
     for row, latent in enumerate((3, 0)):
         for step, value in enumerate((-2.0, 0.0, 0.5)):
-            exact = LINEAR.bias + LINEAR.weight @ code + (value - code[latent]) * LINEAR.weight[:, latent]
-            torch.testing.assert_close(found.x[row, step], exact, atol=1e-12, rtol=0)
+            exact = (
+                LINEAR.bias
+                + LINEAR.weight @ code
+                + (value - code[latent]) * LINEAR.weight[:, latent]
+            )
+            torch.testing.assert_close(result.x[row, step], exact, atol=1e-12, rtol=0)
     others = [1, 2]
-    assert bool((found.z[..., others] == code[others]).all())
+    assert bool((result.z[..., others] == code[others]).all())
 
 
 def test_by_default_the_active_latents_are_moved_by_decreasing_kl() -> None:
-    found = latents.traverse(linear_vae(), X)
-    assert found.latents == (1, 3, 0)  # the third says nothing
+    result = latents.traverse(linear_vae(), X)
+    assert result.latents == (1, 3, 0)  # the third says nothing
     loc, scale = LINEAR.best_diagonal(X)
     exact = 0.5 * (loc**2 + scale**2 - 1 - 2 * scale.log()).mean(0)
-    assert found.kl is not None
-    torch.testing.assert_close(found.kl, exact[[1, 3, 0]])
-    assert bool((found.kl.diff() < 0).all())
+    assert result.kl is not None
+    torch.testing.assert_close(result.kl, exact[[1, 3, 0]])
+    assert bool((result.kl.diff() < 0).all())
 
 
 def test_a_code_to_start_from_needs_no_data() -> None:
     vae = linear_vae()
-    found = latents.traverse(vae, start=torch.zeros(4), latents=[1], values=PriorRange(2), num_steps=5)
-    assert found.kl is None
-    torch.testing.assert_close(found.values, torch.tensor([[-2.0, -1.0, 0.0, 1.0, 2.0]], dtype=torch.double))
-    exact = LINEAR.bias + found.values[0].unsqueeze(1) * LINEAR.weight[:, 1]
-    torch.testing.assert_close(found.x[0], exact)
+    result = latents.traverse(
+        vae, start=torch.zeros(4), latents=[1], values=PriorRange(2), num_steps=5
+    )
+    assert result.kl is None
+    torch.testing.assert_close(
+        result.values, torch.tensor([[-2.0, -1.0, 0.0, 1.0, 2.0]], dtype=torch.double)
+    )
+    exact = LINEAR.bias + result.values[0].unsqueeze(1) * LINEAR.weight[:, 1]
+    torch.testing.assert_close(result.x[0], exact)
 
 
 def test_the_aggregate_range_is_that_of_the_aggregate_posterior() -> None:
     data = Dataset(LINEAR.sample(20_000, seed=1))
     values = AggregateRange(share=0.9)(linear_vae(), data, [1, 2, 0], 3)
-    # Of data from the model, under orthogonal columns, the aggregate of the exact posterior is the prior.
+    # Of data from the model, under orthogonal columns, the aggregate of the exact posterior is the
+    # prior.
     quantile = norm.ppf(0.95)
     error = math.sqrt(0.05 * 0.95 / len(data)) / norm.pdf(quantile)
     assert (values[:, 0] + quantile).abs().max() < 4 * error
@@ -129,7 +143,8 @@ def test_the_prior_range_follows_the_prior() -> None:
         PriorRange()(small_vae(FlowPrior(3)), None, [0], 2)
 
 
-# -- paths -------------------------------------------------------------------------------------------------------------
+# -- paths
+# -------------------------------------------------------------------------------------------------------------
 
 START, END = torch.tensor([3.0, 0.0, 1.0]), torch.tensor([-0.5, 2.0, 0.5])
 
@@ -158,12 +173,18 @@ def test_a_spherical_path_turns_and_grows_at_constant_rates(dtype: torch.dtype) 
 
 
 def test_a_spherical_path_between_parallel_codes_is_a_line() -> None:
-    torch.testing.assert_close(SphericalPath()(None, START, 3 * START, 3), START * torch.tensor([[1.0], [2.0], [3.0]]))
+    torch.testing.assert_close(
+        SphericalPath()(None, START, 3 * START, 3), START * torch.tensor([[1.0], [2.0], [3.0]])
+    )
 
 
 @pytest.mark.parametrize(
     ("end", "words"),
-    [(START, "that are the same"), (0 * START, "zero has no direction"), (-2 * START, "between opposite codes")],
+    [
+        (START, "that are the same"),
+        (0 * START, "zero has no direction"),
+        (-2 * START, "between opposite codes"),
+    ],
 )
 def test_where_there_is_no_arc_it_says_so(end: torch.Tensor, words: str) -> None:
     with pytest.raises(InputError, match=words):
@@ -199,45 +220,58 @@ def test_a_geodesic_that_was_not_found_warns(monkeypatch: pytest.MonkeyPatch) ->
     from pyro_bvae.latents import paths as latent_parts
 
     search = latent_parts.geodesic
-    monkeypatch.setattr(latent_parts, "geodesic", lambda *args, **more: search(*args, max_iterations=1, **more))
+    monkeypatch.setattr(
+        latent_parts, "geodesic", lambda *args, **more: search(*args, max_iterations=1, **more)
+    )
     with pytest.warns(UserWarning, match=r"may not be the shortest: .*NOT CONVERGED"):
         GeodesicPath()(small_vae(), START, END, 5)
 
 
 def test_an_interpolation_goes_from_code_to_code_for_each_pair() -> None:
     vae = linear_vae()
-    found = latents.interpolate(vae, X[:3], X[3:6], num_steps=4)
-    assert found.z.shape == (3, 4, 4) and found.x.shape == (3, 4, 6)
-    torch.testing.assert_close(found.z[:, 0], vae.encode(X[:3]))
-    torch.testing.assert_close(found.z[:, -1], vae.encode(X[3:6]))
-    torch.testing.assert_close(found.x[:, 0], vae.reconstruct(X[:3]))
-    torch.testing.assert_close(found.x, LINEAR.bias + found.z @ LINEAR.weight.T)
-    assert bool((found.start == X[:3]).all()) and bool((found.end == X[3:6]).all())
+    result = latents.interpolate(vae, X[:3], X[3:6], num_steps=4)
+    assert result.z.shape == (3, 4, 4) and result.x.shape == (3, 4, 6)
+    torch.testing.assert_close(result.z[:, 0], vae.encode(X[:3]))
+    torch.testing.assert_close(result.z[:, -1], vae.encode(X[3:6]))
+    torch.testing.assert_close(result.x[:, 0], vae.reconstruct(X[:3]))
+    torch.testing.assert_close(result.x, LINEAR.bias + result.z @ LINEAR.weight.T)
+    assert bool((result.start == X[:3]).all()) and bool((result.end == X[3:6]).all())
 
 
-# -- contexts, tables that are not in memory, missing data, images -----------------------------------------------------
+# -- contexts, tables that are not in memory, missing data, images
+# -----------------------------------------------------
 
 
 def test_counts_are_decoded_in_the_context_of_their_datum() -> None:
-    vae, counts = count_vae(), torch.poisson(3 * torch.ones(6, 4), generator=torch.Generator().manual_seed(0))
+    vae, counts = (
+        count_vae(),
+        torch.poisson(3 * torch.ones(6, 4), generator=torch.Generator().manual_seed(0)),
+    )
     data = Dataset(counts, count_context(6))
-    found = latents.traverse(vae, data, latents=[1], datum=4)
+    result = latents.traverse(vae, data, latents=[1], datum=4)
     assert data.context is not None
     alone = Context(*(part[4:5] for part in data.context if part is not None))
     repeated = Context(*(part[4:5].expand(9, -1) for part in data.context if part is not None))
-    torch.testing.assert_close(found.z[0, :, 0], vae.encode(counts[4:5], alone)[:, 0].expand(9))
-    torch.testing.assert_close(found.x[0], vae.decode(found.z[0], repeated))
+    torch.testing.assert_close(result.z[0, :, 0], vae.encode(counts[4:5], alone)[:, 0].expand(9))
+    torch.testing.assert_close(result.x[0], vae.decode(result.z[0], repeated))
     way = latents.interpolate(vae, data[4:5], data[1:2], path=GeodesicPath())
     torch.testing.assert_close(way.x[0], vae.decode(way.z[0], repeated))
     torch.testing.assert_close(way.z[0, -1], vae.encode(counts[1:2], data[1:2].context)[0])
-    torch.testing.assert_close(latents.reconstruct(vae, data), vae.reconstruct(counts, data.context))
+    torch.testing.assert_close(
+        latents.reconstruct(vae, data), vae.reconstruct(counts, data.context)
+    )
 
 
 def test_a_sparse_table_gives_what_a_dense_one_does() -> None:
-    vae, counts = count_vae(), torch.poisson(3 * torch.ones(20, 4), generator=torch.Generator().manual_seed(0))
+    vae, counts = (
+        count_vae(),
+        torch.poisson(3 * torch.ones(20, 4), generator=torch.Generator().manual_seed(0)),
+    )
     labels = torch.arange(20) % 3
     dense = Dataset(counts, count_context(20), labels)
-    lazy = LazyDataset(scipy.sparse.csr_matrix(counts.numpy()), context=count_context(20), labels=labels)
+    lazy = LazyDataset(
+        scipy.sparse.csr_matrix(counts.numpy()), context=count_context(20), labels=labels
+    )
     for data in (dense, lazy):
         codes = latents.embed(vae, data)
         assert bool((codes.means == vae.encode(counts, count_context(20))).all())
@@ -261,21 +295,22 @@ def test_convolutional_networks_are_looked_into_like_others() -> None:
     images = torch.rand(6, 784, generator=torch.Generator().manual_seed(0))
     data = Dataset(images, image_shape=(1, 28, 28))
     vae = build_vae(config, Shape.of(data))
-    found = latents.traverse(vae, data, latents=[2], num_steps=4)
-    torch.testing.assert_close(found.x[0], vae.decode(found.z[0]))
+    result = latents.traverse(vae, data, latents=[2], num_steps=4)
+    torch.testing.assert_close(result.x[0], vae.decode(result.z[0]))
     assert latents.interpolate(vae, data[:2], data[2:4]).x.shape == (2, 9, 784)
-    assert latent_plots.traversal_frames(found, (28, 28))[0].size[0] > 100
+    assert latent_plots.traversal_frames(result, (28, 28))[0].size[0] > 100
 
 
-# -- codes -------------------------------------------------------------------------------------------------------------
+# -- codes
+# -------------------------------------------------------------------------------------------------------------
 
 
 def test_an_embedding_is_the_encoders_mean_to_the_last_bit() -> None:
     vae, x = small_vae(), torch.randn(300, 5)
-    found = latents.embed(vae, x, scales=True)
+    result = latents.embed(vae, x, scales=True)
     posterior = vae.posterior(x)
-    assert bool((found.means == vae.encode(x)).all())
-    assert found.scales is not None and bool((found.scales == posterior.stddev).all())
+    assert bool((result.means == vae.encode(x)).all())
+    assert result.scales is not None and bool((result.scales == posterior.stddev).all())
     assert latents.embed(vae, x).scales is None
 
 
@@ -293,18 +328,46 @@ def test_embeddings_are_saved_with_what_is_known(tmp_path: Path) -> None:
         factor_names=("size", "angle"),
         label_names=("square", "heart"),
     )
-    found = latents.embed(small_vae(), data, scales=True)
-    assert found.scales is not None
-    found.save(tmp_path / "new" / "codes.npz")
+    result = latents.embed(small_vae(), data, scales=True)
+    assert result.scales is not None
+    result.save(tmp_path / "new" / "codes.npz")
     with np.load(tmp_path / "new" / "codes.npz") as arrays:
-        assert set(arrays) == {"means", "scales", "labels", "factors", "label_names", "factor_names"}
-        assert (arrays["means"] == found.means.numpy()).all() and (arrays["scales"] == found.scales.numpy()).all()
+        assert set(arrays) == {
+            "means",
+            "scales",
+            "labels",
+            "factors",
+            "label_names",
+            "factor_names",
+        }
+        assert (arrays["means"] == result.means.numpy()).all() and (
+            arrays["scales"] == result.scales.numpy()
+        ).all()
         assert arrays["label_names"].tolist() == ["square", "heart"]
-    found.save(tmp_path / "codes.CSV")
+    result.save(tmp_path / "codes.CSV")
     table = pd.read_csv(tmp_path / "codes.CSV", dtype={f"z{i}": np.float32 for i in range(3)})
-    assert [*table.columns] == ["z0", "z1", "z2", "scale0", "scale1", "scale2", "label", "label_name", "size", "angle"]
-    assert (table[["z0", "z1", "z2"]].to_numpy() == found.means.numpy()).all()
-    assert table["label_name"].tolist() == ["square", "heart", "square", "heart", "square", "heart", "square"]
+    assert [*table.columns] == [
+        "z0",
+        "z1",
+        "z2",
+        "scale0",
+        "scale1",
+        "scale2",
+        "label",
+        "label_name",
+        "size",
+        "angle",
+    ]
+    assert (table[["z0", "z1", "z2"]].to_numpy() == result.means.numpy()).all()
+    assert table["label_name"].tolist() == [
+        "square",
+        "heart",
+        "square",
+        "heart",
+        "square",
+        "heart",
+        "square",
+    ]
     assert table["angle"].tolist() == list(range(1, 14, 2))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["codes.CSV", "new"]
 
@@ -327,15 +390,23 @@ def test_traversals_and_interpolations_are_saved_step_by_step(tmp_path: Path) ->
     ]
 
 
-# -- temperature -------------------------------------------------------------------------------------------------------
+# -- temperature
+# -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("prior", "kurtosis"),
-    [(NormalPrior(3), 3), (LearnedNormalPrior(3), 3), (LaplacePrior(3), 6), (StudentTPrior(3, df=9.0), 4.2)],
+    [
+        (NormalPrior(3), 3),
+        (LearnedNormalPrior(3), 3),
+        (LaplacePrior(3), 6),
+        (StudentTPrior(3, df=9.0), 4.2),
+    ],
     ids=lambda value: type(value).__name__,
 )
-def test_the_variance_of_the_latents_is_the_squared_temperature(prior: torch.nn.Module, kurtosis: float) -> None:
+def test_the_variance_of_the_latents_is_the_squared_temperature(
+    prior: torch.nn.Module, kurtosis: float
+) -> None:
     many = 40_000
     draws = sample_tempered(prior(), 0.6, torch.Size([many])).detach().double()
     wanted = 0.36 * prior().variance.detach().double()
@@ -393,17 +464,22 @@ def test_a_mixture_has_no_temperature_but_one() -> None:
     for prior in (MixturePrior(3), VampPrior(small_vae().encoder, torch.randn(4, 5))):
         vae = small_vae(prior)
         assert vae.generate(2, temperature=1.0).shape == (2, 5)
-        with pytest.raises(InputError, match=r"'temperature' must be 1 for a \w*Mixture.*no location.*got 0.5"):
+        with pytest.raises(
+            InputError, match=r"'temperature' must be 1 for a \w*Mixture.*no location.*got 0.5"
+        ):
             vae.generate(2, temperature=0.5)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, math.nan, math.inf])
 def test_a_temperature_that_is_none_is_refused(temperature: float) -> None:
-    with pytest.raises(InputError, match=rf"'temperature' must be non-negative and finite, got {temperature}"):
+    with pytest.raises(
+        InputError, match=rf"'temperature' must be non-negative and finite, got {temperature}"
+    ):
         small_vae().generate(2, temperature=temperature)
 
 
-# -- what cannot be used -----------------------------------------------------------------------------------------------
+# -- what cannot be used
+# -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -435,7 +511,9 @@ def test_models_without_data_and_data_of_another_kind_are_refused(tmp_path: Path
         latents.interpolate(vae, X[:1])
     with pytest.raises(InputError, match=r"quantiles of the codes need data"):
         latents.traverse(vae, start=torch.zeros(4), latents=[0])
-    with pytest.raises(InputError, match=r"data must be a tensor \(N, D\) or a data set, got ndarray"):
+    with pytest.raises(
+        InputError, match=r"data must be a tensor \(N, D\) or a data set, got ndarray"
+    ):
         latents.embed(vae, X.numpy())
     with pytest.raises(InputError, match=r"'x' must have 6 features, got 5"):
         latents.embed(vae, X[:, :5])
@@ -462,7 +540,8 @@ def test_a_model_whose_codes_say_nothing_has_nothing_to_move() -> None:
         latents.traverse(dead.amortized_vae(), X)
 
 
-# -- figures -----------------------------------------------------------------------------------------------------------
+# -- figures
+# -----------------------------------------------------------------------------------------------------------
 
 
 def words_of(figure: mpl.figure.Figure) -> list[str]:
@@ -471,25 +550,30 @@ def words_of(figure: mpl.figure.Figure) -> list[str]:
 
 
 def test_a_traversals_figure_names_latents_by_kl_with_their_range() -> None:
-    found = latents.traverse(linear_vae(), X)
-    words = words_of(latent_plots.traversal_grid(found, (2, 3), "the origin"))
+    result = latents.traverse(linear_vae(), X)
+    words = words_of(latent_plots.traversal_grid(result, (2, 3), "the origin"))
     rows = [word for word in words if word.startswith("z")]
     assert [row.split()[0] for row in rows] == ["z1", "z3", "z0"]
-    assert found.kl is not None
-    assert rows[0] == f"z1  KL {found.kl[0]:.2f}\n−{-found.values[0, 0]:.2f} to {found.values[0, -1]:.2f}"
+    assert result.kl is not None
+    assert (
+        rows[0]
+        == f"z1  KL {result.kl[0]:.2f}\n−{-result.values[0, 0]:.2f} to {result.values[0, -1]:.2f}"
+    )
     assert any("held at the origin" in word for word in words)
     shared = latents.traverse(linear_vae(), X, values=[-3.0, 0.0, 3.0])
     assert {"−3", "0", "3"} <= set(words_of(latent_plots.traversal_grid(shared, (2, 3))))
 
 
 def test_what_is_no_image_is_drawn_by_the_features_that_change_most() -> None:
-    found = latents.traverse(linear_vae(), X)
+    result = latents.traverse(linear_vae(), X)
     names = [f"gene {i}" for i in range(6)]
-    panels = latent_plots.traversal_lines(found, names).axes
-    for axes, latent in zip(panels, found.latents, strict=True):
+    panels = latent_plots.traversal_lines(result, names).axes
+    for axes, latent in zip(panels, result.latents, strict=True):
         order = LINEAR.weight[:, latent].abs().argsort(descending=True)
         assert [line.get_label() for line in axes.get_lines()] == [names[i] for i in order]
-        np.testing.assert_allclose(axes.get_lines()[0].get_xdata(), found.values[found.latents.index(latent)])
+        np.testing.assert_allclose(
+            axes.get_lines()[0].get_xdata(), result.values[result.latents.index(latent)]
+        )
     ways = {
         "linear": latents.interpolate(linear_vae(), X[:2], X[2:4]),
         "spherical": latents.interpolate(linear_vae(), X[:2], X[2:4], path=SphericalPath()),
@@ -525,16 +609,30 @@ def test_an_animation_goes_there_and_back_without_a_jump(tmp_path: Path) -> None
     assert all((part == title[0]).all() for part in title) and (title[0] < 128).any()
     latent_plots.write_gif(frames, tmp_path / "new" / "moved.gif", milliseconds=120)
     with Image.open(tmp_path / "new" / "moved.gif") as animation:
-        assert (animation.n_frames, animation.info["loop"], animation.info["duration"]) == (6, 0, 120)
+        assert (animation.n_frames, animation.info["loop"], animation.info["duration"]) == (
+            6,
+            0,
+            120,
+        )
 
 
-# -- runs and the command line -----------------------------------------------------------------------------------------
+# -- runs and the command line
+# -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "digits"
-    options = ["--likelihood", "normal", "--likelihood-scale", "0.3", "--hidden", "16", "--latent-dim", "3"]
+    options = [
+        "--likelihood",
+        "normal",
+        "--likelihood-scale",
+        "0.3",
+        "--hidden",
+        "16",
+        "--latent-dim",
+        "3",
+    ]
     options += ["--batch-size", "128", "--epochs", "3", "--beta", "0.3", "--output", str(output)]
     assert main(["train", *options]) == 0
     return output
@@ -543,8 +641,26 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def counts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "counts"
-    options = ["--dataset", "counts", "--likelihood", "negative-binomial", "--hidden", "8", "--latent-dim", "2"]
-    options += ["--size-factor", "observed", "--batch-size", "512", "--epochs", "1", "--output", str(output)]
+    options = [
+        "--dataset",
+        "counts",
+        "--likelihood",
+        "negative-binomial",
+        "--hidden",
+        "8",
+        "--latent-dim",
+        "2",
+    ]
+    options += [
+        "--size-factor",
+        "observed",
+        "--batch-size",
+        "512",
+        "--epochs",
+        "1",
+        "--output",
+        str(output),
+    ]
     assert main(["train", *options]) == 0
     return output
 
@@ -554,10 +670,19 @@ def test_a_run_its_directory_and_its_model_are_the_same(run: Path) -> None:
     test = loaded.splits.test
     for data in ({}, {"data": test}, {"data": test.x}):
         for model in (loaded, run, str(run)):
-            assert bool((latents.reconstruct(model, **data) == loaded.vae.reconstruct(test.x)).all())
+            assert bool(
+                (latents.reconstruct(model, **data) == loaded.vae.reconstruct(test.x)).all()
+            )
     assert bool((latents.traverse(run).x == latents.traverse(loaded.vae, test).x).all())
-    assert bool((latents.interpolate(run).x == latents.interpolate(loaded.vae, test.x[:1], test.x[1:2]).x).all())
-    assert latents.embed(run).labels is not None and latents.embed(run).labels.tolist() == test.labels.tolist()
+    assert bool(
+        (
+            latents.interpolate(run).x == latents.interpolate(loaded.vae, test.x[:1], test.x[1:2]).x
+        ).all()
+    )
+    assert (
+        latents.embed(run).labels is not None
+        and latents.embed(run).labels.tolist() == test.labels.tolist()
+    )
     assert bool((latents.generate(run, 4, seed=2) == loaded.vae.generate(4, seed=2)).all())
 
 
@@ -609,12 +734,16 @@ def load_data_of(directory: Path) -> pyro_bvae.datasets.Splits:
     return load_data(TrainConfig(**json.loads((directory / "config.json").read_text())))
 
 
-def test_a_traversal_is_animated_from_the_command_line(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_traversal_is_animated_from_the_command_line(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = run / "latents" / "traversal.gif"
     assert main(["traverse", str(run), "--num-steps", "3", "--output", str(path)]) == 0
-    found = latents.traverse(run)
-    assert found.kl is not None
-    said = ", ".join(f"z{latent} ({kl:.2f} nats)" for latent, kl in zip(found.latents, found.kl, strict=True))
+    result = latents.traverse(run)
+    assert result.kl is not None
+    said = ", ".join(
+        f"z{latent} ({kl:.2f} nats)" for latent, kl in zip(result.latents, result.kl, strict=True)
+    )
     assert f"latents: {said}" in capsys.readouterr().out
     with Image.open(path) as animation:
         assert animation.n_frames == 4
@@ -629,25 +758,54 @@ def test_a_traversal_is_animated_from_the_command_line(run: Path, capsys: pytest
     [
         (["traverse", "RUN", "--latents", "7"], "'latents' must be among 0 to 2, got 7"),
         (["traverse", "RUN", "--datum", "-1"], "'datum' must be the number of one of"),
-        (["traverse", "RUN", "--deviations", "-1"], "'deviations' must be positive and finite, got -1.0"),
-        (["traverse", "RUN", "--output", "OUT.jpg"], "'output' must end in .png or .gif or .npz or .csv, got"),
+        (
+            ["traverse", "RUN", "--deviations", "-1"],
+            "'deviations' must be positive and finite, got -1.0",
+        ),
+        (
+            ["traverse", "RUN", "--output", "OUT.jpg"],
+            "'output' must end in .png or .gif or .npz or .csv, got",
+        ),
         (["traverse", "RUN", "--checkpoint", "first"], "unknown checkpoint 'first'"),
         (["traverse", "RUN/nowhere"], "there is no run directory"),
-        (["traverse", "COUNTS", "--latents", "0", "--output", "OUT.gif"], "can be an animation of images only"),
+        (
+            ["traverse", "COUNTS", "--latents", "0", "--output", "OUT.gif"],
+            "can be an animation of images only",
+        ),
         (["interpolate", "RUN", "--paths", "sperical"], "Did you mean 'spherical'?"),
-        (["interpolate", "RUN", "--data", "0", "0", "--paths", "spherical"], "two codes that are the same"),
-        (["interpolate", "RUN", "--data", "0", "1", "2"], "'data' must be pairs of numbers, got 3 numbers"),
+        (
+            ["interpolate", "RUN", "--data", "0", "0", "--paths", "spherical"],
+            "two codes that are the same",
+        ),
+        (
+            ["interpolate", "RUN", "--data", "0", "1", "2"],
+            "'data' must be pairs of numbers, got 3 numbers",
+        ),
         (["interpolate", "RUN", "--data", "0", "99999"], "'data' must be among the numbers 0 to"),
-        (["interpolate", "RUN", "--paths", "linear", "spherical", "--output", "OUT.csv"], "'paths' must be one for"),
+        (
+            ["interpolate", "RUN", "--paths", "linear", "spherical", "--output", "OUT.csv"],
+            "'paths' must be one for",
+        ),
         (["embed", "RUN", "--output", "OUT.png"], "'output' must end in .npz or .csv, got"),
         (["reconstruct", "RUN", "--num-data", "0"], "'num_data' must be a positive integer, got 0"),
-        (["generate", "RUN", "--temperature", "-0.5"], "'temperature' must be non-negative and finite, got -0.5"),
-        (["generate", "RUN", "--num-samples", "0"], "'num_samples' must be a positive integer, got 0"),
+        (
+            ["generate", "RUN", "--temperature", "-0.5"],
+            "'temperature' must be non-negative and finite, got -0.5",
+        ),
+        (
+            ["generate", "RUN", "--num-samples", "0"],
+            "'num_samples' must be a positive integer, got 0",
+        ),
         (["generate", "RUN", "--device", "warp"], "'device' must be one that torch can use"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_no_file(
-    arguments: list[str], words: str, run: Path, counts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    words: str,
+    run: Path,
+    counts: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     places = {"RUN": str(run), "COUNTS": str(counts), "OUT": str(tmp_path / "out")}
     for name, place in places.items():

@@ -66,7 +66,9 @@ def same(one: object, other: object) -> bool:
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, tuple):
-        return len(one) == len(other) and all(same(*parts) for parts in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            same(*parts) for parts in zip(one, other, strict=True)
+        )
     return one == other
 
 
@@ -84,8 +86,10 @@ def test_batches_are_those_of_the_dense_data(kind: str, options: dict) -> None:
     lazy, dense = pair(kind)
     assert lazy.num_batches(10) == dense.num_batches(10) == 5
     for seed, epoch in ((0, 0), (0, 3), (7, 1)):
-        batches = [list(data.batches(10, seed=seed, epoch=epoch, **options)) for data in (lazy, dense)]
-        assert same(*(tuple(tuple(batch) for batch in found) for found in batches))
+        batches = [
+            list(data.batches(10, seed=seed, epoch=epoch, **options)) for data in (lazy, dense)
+        ]
+        assert same(*(tuple(tuple(batch) for batch in results) for results in batches))
         assert len(batches[0]) == (4 if "drop_last" in options else 5)
 
 
@@ -141,18 +145,27 @@ def test_training_is_that_on_the_dense_data(kind: str) -> None:
     assert all(same(value, weights[1][name]) for name, value in weights[0].items())
     start = small_vae().state_dict()
     assert not any(
-        same(value, start[name]) for name, value in weights[0].items() if value.numel() > 1 and "weight" in name
+        same(value, start[name])
+        for name, value in weights[0].items()
+        if value.numel() > 1 and "weight" in name
     )
 
 
 def test_training_is_in_the_type_of_the_model() -> None:
     lazy, dense = pair()
     weights = train(lazy, small_vae().double()), train(dense, small_vae().double())
-    assert all(value.dtype == torch.double and same(value, weights[1][name]) for name, value in weights[0].items())
+    assert all(
+        value.dtype == torch.double and same(value, weights[1][name])
+        for name, value in weights[0].items()
+    )
 
 
 def test_batches_are_checked_as_they_come() -> None:
-    vae = BetaVAE(NormalPrior(2), Decoder(MLP(2, FEATURES), BernoulliLikelihood()), NormalPosterior(MLP(FEATURES, 4)))
+    vae = BetaVAE(
+        NormalPrior(2),
+        Decoder(MLP(2, FEATURES), BernoulliLikelihood()),
+        NormalPosterior(MLP(FEATURES, 4)),
+    )
     with pytest.raises(InputError, match="support"):
         train(LazyDataset(sp.csr_matrix(COUNTS)), vae)
     with pytest.raises(InputError, match="'x' must have 6 features, got 5"):
@@ -165,7 +178,9 @@ def test_batches_are_checked_as_they_come() -> None:
 
 def test_an_epoch_is_checked_once() -> None:
     seen = []
-    batches = as_batches(pair()[0], torch.float32, torch.device("cpu"), lambda x, _: seen.append(len(x)))
+    batches = as_batches(
+        pair()[0], torch.float32, torch.device("cpu"), lambda x, _: seen.append(len(x))
+    )
     next(iter(batches.batches(20, seed=0, epoch=0)))  # which is no whole epoch
     for epoch in range(3):
         assert sum(len(x) for x, _ in batches.batches(20, seed=0, epoch=epoch)) == N
@@ -177,7 +192,9 @@ def test_checks_see_the_data_as_the_model_does() -> None:
     data = LazyDataset(COUNTS, **companions())
     loader = [(torch.ones(4, FEATURES), Context(size_factor=torch.ones(4, 1)))]
     for given in (data, loader):
-        batches = as_batches(given, torch.double, torch.device("cpu"), lambda x, context: seen.append((x, context)))
+        batches = as_batches(
+            given, torch.double, torch.device("cpu"), lambda x, context: seen.append((x, context))
+        )
         x, context = next(iter(batches.batches(16, seed=0, epoch=0)))
         assert seen[-1][0] is x and seen[-1][1] is context
         assert x.dtype == context.size_factor.dtype == torch.double
@@ -201,9 +218,17 @@ def test_splits_may_hold_lazy_data() -> None:
         (3, {}, "'table' must have shape .* got int"),
         (np.zeros((0, 3)), {}, r"empty data set: 'table' has shape \(0, 3\)"),
         (SimpleNamespace(shape=(3, 2)), {}, "rows that an index finds"),
-        (COUNTS, {"labels": torch.arange(7)}, r"'labels' must have shape \(45,\) as 'x' has 45 rows, got \(7,\)"),
+        (
+            COUNTS,
+            {"labels": torch.arange(7)},
+            r"'labels' must have shape \(45,\) as 'x' has 45 rows, got \(7,\)",
+        ),
         (COUNTS, {"labels": torch.ones(N)}, "'labels' must be torch.int64"),
-        (COUNTS, {"context": Context(size_factor=torch.zeros(N, 1))}, "'context.size_factor' must be positive"),
+        (
+            COUNTS,
+            {"context": Context(size_factor=torch.zeros(N, 1))},
+            "'context.size_factor' must be positive",
+        ),
         (COUNTS, {"factors": torch.ones(3, 2)}, "'factors' must have shape"),
         (COUNTS, {"dtype": torch.long}, "'dtype' must be floating"),
     ],

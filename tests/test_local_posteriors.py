@@ -28,11 +28,15 @@ N, L = 3, 2
 Make = Callable[..., nn.Module]
 
 
-def start(num_data: int = N, latent_dim: int = L, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def start(
+    num_data: int = N, latent_dim: int = L, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Means and factors of covariances for each datum, correlated and of different scales."""
     generator = torch.Generator().manual_seed(1)
     loc = torch.randn(num_data, latent_dim, generator=generator, dtype=torch.float64)
-    lower = torch.randn(num_data, latent_dim, latent_dim, generator=generator, dtype=torch.float64).tril(-1)
+    lower = torch.randn(
+        num_data, latent_dim, latent_dim, generator=generator, dtype=torch.float64
+    ).tril(-1)
     scale = torch.linspace(0.5, 2, latent_dim, dtype=torch.float64)
     return loc.to(dtype), (scale.unsqueeze(-1) * (0.5 * lower + torch.eye(latent_dim))).to(dtype)
 
@@ -44,16 +48,23 @@ def make_normal(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 def make_low_rank(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
     loc, scale_tril = start(*shape, dtype=dtype)
-    factor = torch.randn(*loc.shape, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    factor = torch.randn(
+        *loc.shape, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64
+    )
     return LocalLowRankPosterior(loc, scale_tril.diagonal(0, -2, -1), factor.to(dtype))
 
 
 def make_autoregressive(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
     loc, scale_tril = start(*shape, dtype=dtype)
     generator = torch.Generator().manual_seed(6)
-    steps = [GatedStep(loc.shape[-1], 3, (8,), backwards=backwards).to(dtype) for backwards in (False, True)]
+    steps = [
+        GatedStep(loc.shape[-1], 3, (8,), backwards=backwards).to(dtype)
+        for backwards in (False, True)
+    ]
     for parameter in (parameter for step in steps for parameter in step.parameters()):
-        parameter.data = 0.5 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64).to(dtype)
+        parameter.data = 0.5 * torch.randn(
+            parameter.shape, generator=generator, dtype=torch.float64
+        ).to(dtype)
     summary = torch.randn(len(loc), 3, generator=generator, dtype=torch.float64).to(dtype)
     return LocalAutoregressivePosterior(loc, scale_tril.diagonal(0, -2, -1), summary, steps)
 
@@ -67,7 +78,9 @@ def make_mixture(*shape: int, dtype: torch.dtype = torch.float64) -> nn.Module:
 
 FAMILIES: dict[str, Make] = {
     "normal": make_normal,
-    "full-rank": lambda *shape, dtype=torch.float64: LocalFullRankPosterior(*start(*shape, dtype=dtype)),
+    "full-rank": lambda *shape, dtype=torch.float64: LocalFullRankPosterior(
+        *start(*shape, dtype=dtype)
+    ),
     "flow": lambda *shape, dtype=torch.float64: LocalFlowPosterior(*start(*shape, dtype=dtype)),
     "flow of three layers": lambda *shape, dtype=torch.float64: LocalFlowPosterior(
         *start(*shape, dtype=dtype), num_layers=3, hidden=5
@@ -76,7 +89,11 @@ FAMILIES: dict[str, Make] = {
     "autoregressive": make_autoregressive,
     "mixture": make_mixture,
 }
-NORMALS = {name: make for name, make in FAMILIES.items() if name in ("normal", "full-rank") or name.startswith("flow")}
+NORMALS = {
+    name: make
+    for name, make in FAMILIES.items()
+    if name in ("normal", "full-rank") or name.startswith("flow")
+}
 FLOWS = {name: make for name, make in FAMILIES.items() if name.startswith("flow")}
 families = pytest.mark.parametrize("make", FAMILIES.values(), ids=FAMILIES.keys())
 normals = pytest.mark.parametrize("make", NORMALS.values(), ids=NORMALS.keys())
@@ -88,7 +105,9 @@ def moved(local: nn.Module, size: float = 0.3, seed: int = 2) -> nn.Module:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in local.parameters():
-            parameter.add_(size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+            parameter.add_(
+                size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            )
     return local
 
 
@@ -98,7 +117,8 @@ def proposal(q: Any, num_draws: int = 10_000) -> Any:
     return torch.distributions.Independent(StudentT(4.0, draws.mean(0), 1.5 * draws.std(0)), 1)
 
 
-# -- laws ----------------------------------------------------------------------------------------------------------
+# -- laws
+# ----------------------------------------------------------------------------------------------------------
 
 
 @families
@@ -155,10 +175,16 @@ def test_batch_and_event_shapes_and_dtypes(make: Make) -> None:
             assert wide.rsample((2,)).shape == (2, *batch, L)
             assert wide.log_prob(z).shape == batch and wide.log_prob(z).dtype == dtype
             assert torch.allclose(wide.log_prob(z), q.log_prob(z), atol=tolerance)
-            assert wide.log_prob(z[..., :1, :]).shape == wide.log_prob(torch.zeros(L, dtype=dtype)).shape == batch
+            assert (
+                wide.log_prob(z[..., :1, :]).shape
+                == wide.log_prob(torch.zeros(L, dtype=dtype)).shape
+                == batch
+            )
     exact = moved(make()).float()()
     z = exact.sample((9,))
-    assert torch.allclose(exact.log_prob(z).double(), moved(make())().log_prob(z.double()), atol=1e-3)
+    assert torch.allclose(
+        exact.log_prob(z).double(), moved(make())().log_prob(z.double()), atol=1e-3
+    )
 
 
 @families
@@ -186,7 +212,9 @@ def test_every_parameter_receives_a_finite_gradient(make: Make) -> None:
     q = local()
     draw = q.rsample((8,))
     for what in (draw.square().sum(), q.log_prob(draw.detach()).sum()):
-        gradients = torch.autograd.grad(what, list(local.parameters()), retain_graph=True, allow_unused=True)
+        gradients = torch.autograd.grad(
+            what, list(local.parameters()), retain_graph=True, allow_unused=True
+        )
         for (name, parameter), gradient in zip(local.named_parameters(), gradients, strict=True):
             assert gradient is not None and torch.isfinite(gradient).all(), name
             counts = gradient.tril(-1) if name.endswith("lower") else gradient
@@ -206,7 +234,10 @@ def test_the_gradient_of_a_density_does_not_know_where_the_value_came_from(make:
         torch.autograd.grad(density.log_prob(z).sum(), parameters, retain_graph=True)
         for density, z in ((q, draw), (q, draw.clone()), (local(), draw))
     )
-    assert all(torch.allclose(a, b) and torch.allclose(a, c) for a, b, c in zip(own, other, anew, strict=True))
+    assert all(
+        torch.allclose(a, b) and torch.allclose(a, c)
+        for a, b, c in zip(own, other, anew, strict=True)
+    )
 
 
 @families
@@ -241,7 +272,10 @@ def test_detached_parameters_give_the_same_density_and_keep_it(make: Make) -> No
     z = local().rsample((4,))
     assert torch.equal(q.log_prob(z), local().log_prob(z))
     assert not q.log_prob(z.detach()).requires_grad
-    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(q.log_prob(z).sum(), list(local.parameters())))
+    assert all(
+        torch.isfinite(g).all()
+        for g in torch.autograd.grad(q.log_prob(z).sum(), list(local.parameters()))
+    )
     before = q.log_prob(z).detach()
     moved(local)
     assert torch.equal(q.log_prob(z), before) and not torch.equal(local().log_prob(z), before)
@@ -265,18 +299,28 @@ def test_a_local_posterior_is_a_guide_site_under_plates(make: Make) -> None:
 
 @families
 def test_plain_svi_trains_it(make: Make) -> None:
-    local, target = make(), MultivariateNormal(torch.full((N, L), 3.0, dtype=torch.float64), torch.eye(L).double())
+    local, target = (
+        make(),
+        MultivariateNormal(torch.full((N, L), 3.0, dtype=torch.float64), torch.eye(L).double()),
+    )
 
     def model() -> None:
         with pyro.plate("data", N, dim=-1):
-            pyro.sample("z", pyro.distributions.MultivariateNormal(target.loc, target.covariance_matrix))
+            pyro.sample(
+                "z", pyro.distributions.MultivariateNormal(target.loc, target.covariance_matrix)
+            )
 
     def guide() -> None:
         pyro.module("local", local)
         with pyro.plate("data", N, dim=-1):
             pyro.sample("z", local())
 
-    svi = SVI(model, guide, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO(num_particles=4, vectorize_particles=True))
+    svi = SVI(
+        model,
+        guide,
+        pyro.optim.Adam({"lr": 0.1}),
+        Trace_ELBO(num_particles=4, vectorize_particles=True),
+    )
     losses = [svi.step() for _ in range(150)]
     assert sum(losses[-10:]) / 10 < 0.1 * losses[0]
 
@@ -286,11 +330,15 @@ def test_another_number_of_data_is_refused(make: Make) -> None:
     local = make()
     local(torch.zeros(N, 4))
     local(torch.zeros(5, N, 4))
-    with pytest.raises(InputError, match=f"a {type(local).__name__} of 3 data takes all of them in their order, got 2"):
+    with pytest.raises(
+        InputError,
+        match=f"a {type(local).__name__} of 3 data takes all of them in their order, got 2",
+    ):
         local(torch.zeros(2, 4))
 
 
-# -- the full-rank normal ------------------------------------------------------------------------------------------
+# -- the full-rank normal
+# ------------------------------------------------------------------------------------------
 
 
 def test_the_full_rank_normal_has_the_moments_of_its_formula() -> None:
@@ -301,7 +349,9 @@ def test_the_full_rank_normal_has_the_moments_of_its_formula() -> None:
         local.log_factor.fill_(math.log(3.0))
         local.lower.fill_(0.5)
     small = 0.5 / math.sqrt(2)
-    inner = torch.tensor([[3.0, 0.0, 0.0], [0.5, 3.0, 0.0], [small, small, 3.0]], dtype=torch.float64)
+    inner = torch.tensor(
+        [[3.0, 0.0, 0.0], [0.5, 3.0, 0.0], [small, small, 3.0]], dtype=torch.float64
+    )
     factor = scale_tril @ inner
     q = local()
     assert torch.allclose(q.mean, loc + 2 * scale_tril[..., 0])
@@ -343,7 +393,9 @@ def test_any_family_has_a_local_version_that_starts_there_whatever_its_plates(ma
 def test_stock_distributions_of_low_rank_and_mixtures_have_local_versions() -> None:
     loc, scale_tril = start()
     factor = torch.randn(N, L, 1, dtype=torch.float64)
-    low_rank = pyro.distributions.LowRankMultivariateNormal(loc, factor, scale_tril.diagonal(0, -2, -1))
+    low_rank = pyro.distributions.LowRankMultivariateNormal(
+        loc, factor, scale_tril.diagonal(0, -2, -1)
+    )
     scales = torch.rand(N, 3, L, dtype=torch.float64) + 0.1
     mixture = pyro.distributions.MixtureOfDiagNormals(
         torch.randn_like(scales), scales, torch.randn(N, 3, dtype=torch.float64)
@@ -369,7 +421,11 @@ def fit(local: nn.Module, log_density: Callable[[Tensor], Tensor], steps: int) -
     for _ in range(steps):
         detached = {name: value.detach() for name, value in local.named_parameters()}
         z = local().rsample((16,))
-        loss = (torch.func.functional_call(local, detached, ()).log_prob(z) - log_density(z)).mean(0).sum()
+        loss = (
+            (torch.func.functional_call(local, detached, ()).log_prob(z) - log_density(z))
+            .mean(0)
+            .sum()
+        )
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -387,32 +443,44 @@ def divergence(local: nn.Module, log_density: Callable[[Tensor], Tensor]) -> Ten
 def test_full_rank_fits_a_correlated_normal() -> None:
     loc, scale_tril = start(4, 3, torch.float32)
     target = MultivariateNormal(loc, scale_tril=scale_tril)
-    begin = torch.diag_embed(target.precision_matrix.diagonal(0, -2, -1).rsqrt())  # the best diagonal one
+    begin = torch.diag_embed(
+        target.precision_matrix.diagonal(0, -2, -1).rsqrt()
+    )  # the best diagonal one
     local = LocalFullRankPosterior(loc + 1, begin)
     assert kl_divergence(local(), target).min() > 0.05
     fit(local, target.log_prob, 600)
     assert kl_divergence(local(), target).max() < 1e-3
 
 
-# -- the flow ------------------------------------------------------------------------------------------------------
+# -- the flow
+# ------------------------------------------------------------------------------------------------------
 
 
 @flows
 @pytest.mark.parametrize("latent_dim", [1, 2, 5])
 @pytest.mark.parametrize("size", [0.0, 0.3, 1.0])
-def test_the_flow_has_an_exact_inverse_and_jacobian(make: Make, latent_dim: int, size: float) -> None:
+def test_the_flow_has_an_exact_inverse_and_jacobian(
+    make: Make, latent_dim: int, size: float
+) -> None:
     q = moved(make(N, latent_dim), size)()
     noise = torch.randn(4, N, latent_dim, dtype=torch.float64)
     value, log_det = q.push(noise)
     back, inverse_log_det = q.pull(value)
     assert torch.allclose(back, noise, rtol=0, atol=1e-10)
     assert torch.allclose(inverse_log_det, -log_det, rtol=0, atol=1e-10)
-    assert torch.allclose(q.push(q.pull(4 * noise)[0])[0], 4 * noise, rtol=0, atol=1e-8)  # not its own draws
+    assert torch.allclose(
+        q.push(q.pull(4 * noise)[0])[0], 4 * noise, rtol=0, atol=1e-8
+    )  # not its own draws
     for k in range(4):
         jacobian = torch.autograd.functional.jacobian(lambda e: q.push(e)[0], noise[k])
         expected = torch.stack([torch.linalg.slogdet(jacobian[n, :, n])[1] for n in range(N)])
         assert torch.allclose(log_det[k], expected, rtol=0, atol=1e-9)
-    own = MultivariateNormal(torch.zeros(latent_dim).double(), torch.eye(latent_dim).double()).log_prob(noise) - log_det
+    own = (
+        MultivariateNormal(
+            torch.zeros(latent_dim).double(), torch.eye(latent_dim).double()
+        ).log_prob(noise)
+        - log_det
+    )
     assert torch.allclose(q.log_prob(value), own, rtol=0, atol=1e-9)
 
 
@@ -429,7 +497,9 @@ def test_the_weights_follow_the_seed_and_leave_the_generator_alone() -> None:
     one, same, other = (LocalFlowPosterior(*start(), seed=seed) for seed in (0, 0, 1))
     assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
-    assert any(not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True)
+    )
     weights = one.networks[0].inner
     assert (weights == weights[:1]).all() and weights.std() > 0.1  # a datum's place does not matter
 
@@ -465,16 +535,30 @@ EYE = torch.eye(2).expand(3, 2, 2)
 @pytest.mark.parametrize(
     ("loc", "scale_tril", "message"),
     [
-        (torch.zeros(3, 2), torch.ones(3, 2), r"a square matrix for each row of 'loc', \(3, 2, 2\); got \(3, 2\)"),
+        (
+            torch.zeros(3, 2),
+            torch.ones(3, 2),
+            r"a square matrix for each row of 'loc', \(3, 2, 2\); got \(3, 2\)",
+        ),
         (torch.zeros(3, 2), EYE[:2], r"\(3, 2, 2\); got \(2, 2, 2\)"),
         (torch.zeros(3, 2), 0 * EYE, "lower triangular with a positive diagonal"),
         (torch.zeros(3, 2), -EYE, "lower triangular with a positive diagonal"),
         (torch.zeros(3, 2), math.nan * EYE, "lower triangular with a positive diagonal"),
-        (torch.zeros(3, 2), EYE + torch.ones(2, 2).triu(1), "lower triangular with a positive diagonal"),
-        (torch.zeros(2), torch.eye(2), r"'loc' must have a dimension for the data and 1 for a draw.*got shape \(2,\)"),
+        (
+            torch.zeros(3, 2),
+            EYE + torch.ones(2, 2).triu(1),
+            "lower triangular with a positive diagonal",
+        ),
+        (
+            torch.zeros(2),
+            torch.eye(2),
+            r"'loc' must have a dimension for the data and 1 for a draw.*got shape \(2,\)",
+        ),
     ],
 )
-def test_bad_starts_are_refused_in_words(family: Any, loc: Tensor, scale_tril: Tensor, message: str) -> None:
+def test_bad_starts_are_refused_in_words(
+    family: Any, loc: Tensor, scale_tril: Tensor, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         family(loc, scale_tril)
 
@@ -482,17 +566,28 @@ def test_bad_starts_are_refused_in_words(family: Any, loc: Tensor, scale_tril: T
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: LocalLowRankPosterior(torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, 2, 1)), "'scale' must be"),
         (
-            lambda: LocalLowRankPosterior(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3, 1, 2)),
+            lambda: LocalLowRankPosterior(
+                torch.zeros(3, 2), torch.zeros(3, 2), torch.zeros(3, 2, 1)
+            ),
+            "'scale' must be",
+        ),
+        (
+            lambda: LocalLowRankPosterior(
+                torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(3, 1, 2)
+            ),
             r"'factor' must have a row for each entry of 'loc', \(3, 2, 'R'\); got \(3, 1, 2\)",
         ),
         (
-            lambda: LocalAutoregressivePosterior(torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2, 4), []),
+            lambda: LocalAutoregressivePosterior(
+                torch.zeros(3, 2), torch.ones(3, 2), torch.zeros(2, 4), []
+            ),
             r"'summary' must be \(3, 'H'\), got \(2, 4\)",
         ),
         (
-            lambda: LocalMixturePosterior(torch.zeros(3, 4), torch.zeros(3, 2, 2), torch.ones(3, 2, 2)),
+            lambda: LocalMixturePosterior(
+                torch.zeros(3, 4), torch.zeros(3, 2, 2), torch.ones(3, 2, 2)
+            ),
             r"'logits' must be one for each row of 'locs', \(3, 2\); got \(3, 4\)",
         ),
         (

@@ -20,12 +20,16 @@ N, FEATURES, LATENTS = 4, 5, 3
 
 def small_vae() -> BetaVAE:
     decoder = Decoder(MLP(LATENTS, FEATURES, hidden=(4,)), NormalLikelihood(LearnedScale(FEATURES)))
-    return BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(4,))))
+    return BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(4,)))
+    )
 
 
 def test_the_loss_owns_the_parameters_of_the_model() -> None:
     vae = small_vae()
-    assert {id(parameter) for parameter in Loss(vae).parameters()} == {id(parameter) for parameter in vae.parameters()}
+    assert {id(parameter) for parameter in Loss(vae).parameters()} == {
+        id(parameter) for parameter in vae.parameters()
+    }
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 4.0])
@@ -36,8 +40,8 @@ def test_given_noise_gives_the_loss_of_the_generator_that_drew_it(beta: float) -
     torch.manual_seed(7)
     noise = torch.randn(N, LATENTS)
     given = loss(x, None, beta, {"z": noise})
-    for found, expected in zip(given, drawn, strict=True):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip(given, drawn, strict=True):
+        torch.testing.assert_close(result, expected)
     other = loss(x, None, beta, {"z": noise + 1})
     assert float(other.loss.detach()) != pytest.approx(float(given.loss.detach()), rel=1e-4)
 
@@ -52,14 +56,18 @@ def test_given_noise_leaves_the_generator_alone_and_lets_gradients_through() -> 
 
 
 def test_noise_of_another_shape_is_refused() -> None:
-    with pytest.raises(InputError, match=r"'noise' of site 'z' must have shape \(4, 3\), got \(3,\)"):
+    with pytest.raises(
+        InputError, match=r"'noise' of site 'z' must have shape \(4, 3\), got \(3,\)"
+    ):
         Loss(small_vae())(torch.randn(N, FEATURES), None, 1.0, {"z": torch.zeros(LATENTS)})
 
 
 def test_noise_for_a_site_that_does_not_draw_is_refused() -> None:
     loss = Loss(small_vae())
     for name in ("latent", "x"):
-        with pytest.raises(InputError, match=f"'noise' must be for sites that draw, got it for {name}"):
+        with pytest.raises(
+            InputError, match=f"'noise' must be for sites that draw, got it for {name}"
+        ):
             loss(torch.randn(N, FEATURES), None, 1.0, {name: torch.zeros(N, LATENTS)})
 
 
@@ -78,7 +86,8 @@ FAMILIES = {
     "broadcast multivariate normal": dist.MultivariateNormal(LOC, scale_tril=lower_triangle()[0]),
     "log-normal": dist.LogNormal(0.1 * LOC, 0.5 + LOC / 20).to_event(1),
     "transformed": dist.TransformedDistribution(
-        dist.Normal(LOC, 1.0 + LOC).to_event(1), [transforms.AffineTransform(1.0, 0.1), transforms.TanhTransform()]
+        dist.Normal(LOC, 1.0 + LOC).to_event(1),
+        [transforms.AffineTransform(1.0, 0.1), transforms.TanhTransform()],
     ),
 }
 
@@ -95,10 +104,16 @@ def test_a_draw_from_given_noise_is_the_draw_of_the_generator(family: str) -> No
 
 @pytest.mark.parametrize(
     "distribution",
-    [dist.Gamma(torch.ones(3), 1.0), dist.Bernoulli(torch.full((3,), 0.5)).to_event(1), dist.Delta(torch.zeros(3))],
+    [
+        dist.Gamma(torch.ones(3), 1.0),
+        dist.Bernoulli(torch.full((3,), 0.5)).to_event(1),
+        dist.Delta(torch.zeros(3)),
+    ],
     ids=["Gamma", "Bernoulli", "Delta"],
 )
-def test_other_families_are_refused_in_words(distribution: dist.Distribution, request: pytest.FixtureRequest) -> None:
+def test_other_families_are_refused_in_words(
+    distribution: dist.Distribution, request: pytest.FixtureRequest
+) -> None:
     name = request.node.callspec.id
     with pytest.raises(InputError, match=f"{name} draws are not built from given normal noise"):
         reparametrize(distribution, torch.zeros(3))
@@ -108,7 +123,9 @@ def test_the_handler_leaves_observed_sites_and_other_names_alone() -> None:
     def program() -> tuple[Tensor, Tensor, Tensor]:
         a = pyro.sample("a", dist.Normal(torch.zeros(2), 2.0).to_event(1))
         b = pyro.sample("b", dist.Normal(torch.zeros(2), 1.0).to_event(1))
-        c = pyro.sample("c", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=torch.full((2,), 9.0))
+        c = pyro.sample(
+            "c", dist.Normal(torch.zeros(2), 1.0).to_event(1), obs=torch.full((2,), 9.0)
+        )
         return a, b, c
 
     torch.manual_seed(3)
@@ -123,7 +140,9 @@ def test_the_handler_leaves_observed_sites_and_other_names_alone() -> None:
 
 def test_bernoulli_likelihood_has_the_cross_entropy_as_distortion() -> None:
     decoder = Decoder(MLP(LATENTS, FEATURES, hidden=()), BernoulliLikelihood())
-    vae = BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=())))
+    vae = BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=()))
+    )
     x, noise = torch.rand(N, FEATURES), torch.zeros(N, LATENTS)
     logits = decoder.network(vae.encode(x))
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, x, reduction="sum")

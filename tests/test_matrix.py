@@ -31,7 +31,9 @@ def data_for(likelihood: str) -> Dataset:
     x = torch.rand(N, D)
     if likelihood == "discretized-logistic":
         x = (255 * x).round() / 255
-    return Dataset((x < 0.5).float() if likelihood in ("bernoulli", "autoregressive-bernoulli") else x)
+    return Dataset(
+        (x < 0.5).float() if likelihood in ("bernoulli", "autoregressive-bernoulli") else x
+    )
 
 
 # A fixed scale of 1 is more than these data have to tell, and fit says so.
@@ -45,18 +47,27 @@ def test_every_combination_trains_and_has_an_evidence(likelihood: str, posterior
         if prior == "zuko":
             continue
         config = TrainConfig(
-            prior=prior, likelihood=likelihood, posterior=posterior, hidden=(8,), latent_dim=L, prior_components=3
+            prior=prior,
+            likelihood=likelihood,
+            posterior=posterior,
+            hidden=(8,),
+            latent_dim=L,
+            prior_components=3,
         )
         vae = build_vae(config, Shape.of(data))
         before = {name: value.clone() for name, value in vae.named_parameters()}
         fit(vae, data, beta=1.0, epochs=2, batch_size=12, progress=False)
         moved = [not torch.equal(before[name], value) for name, value in vae.named_parameters()]
-        assert all(moved), f"{prior}: {[name for name, it in zip(before, moved, strict=True) if not it]} never moved"
+        assert all(moved), (
+            f"{prior}: {[name for name, it in zip(before, moved, strict=True) if not it]} never moved"
+        )
         args = (data.x, *(() if data.context is None else (data.context,)))
         estimate = evidence(vae.model, vae.guide, *args, num_samples=64)
         bound = elbo(vae.model, vae.guide, *args, num_samples=64)
-        for found in (estimate, bound):
-            assert torch.isfinite(found.per_datum).all() and 0 < found.standard_error < float("inf"), prior
+        for result in (estimate, bound):
+            assert torch.isfinite(result.per_datum).all() and 0 < result.standard_error < float(
+                "inf"
+            ), prior
         slack = 4 * (estimate.monte_carlo_error + bound.monte_carlo_error)
         assert estimate.value > bound.value - slack, prior
 
@@ -88,11 +99,17 @@ def test_a_conditional_model_is_the_same_class(prior: str, posterior: str, netwo
     estimate = evidence(vae.model, vae.guide, data.x, data.context, num_samples=64)
     assert torch.isfinite(estimate.per_datum).all()
     other = data.context._replace(covariates=1 - data.context.covariates)
-    assert not torch.allclose(vae.encode(data.x, data.context), vae.encode(data.x, other))  # the encoder sees them
+    assert not torch.allclose(
+        vae.encode(data.x, data.context), vae.encode(data.x, other)
+    )  # the encoder sees them
     z = vae.encode(data.x, data.context)
-    assert not torch.allclose(vae.decode(z, data.context), vae.decode(z, other))  # and so does the decoder
+    assert not torch.allclose(
+        vae.decode(z, data.context), vae.decode(z, other)
+    )  # and so does the decoder
     doubled = data.context._replace(size_factor=2 * data.context.size_factor)
-    assert torch.allclose(vae.decode(z, doubled), 2 * vae.decode(z, data.context), rtol=1e-4)  # and the likelihood
+    assert torch.allclose(
+        vae.decode(z, doubled), 2 * vae.decode(z, data.context), rtol=1e-4
+    )  # and the likelihood
 
 
 def test_a_batch_effect_is_explained_by_the_covariates() -> None:
@@ -113,7 +130,15 @@ def test_a_batch_effect_is_explained_by_the_covariates() -> None:
             Decoder(MLP(1 + extra, 3, (8,)), likelihood, num_covariates=extra),
             NormalPosterior(MLP(3 + extra, 2, (8,)), num_covariates=extra, inputs=torch.log1p),
         )
-        fit(vae, Dataset(x, sizes), beta=1.0, epochs=60, batch_size=100, learning_rate=0.02, progress=False)
+        fit(
+            vae,
+            Dataset(x, sizes),
+            beta=1.0,
+            epochs=60,
+            batch_size=100,
+            learning_rate=0.02,
+            progress=False,
+        )
         z = vae.encode(x, sizes).squeeze(1)
         return (z[batch == 0].mean() - z[batch == 1].mean()).abs() / z.std().clamp(min=0.1)
 

@@ -55,7 +55,9 @@ def exact_posterior(linear: LinearGaussian, x: Tensor) -> tuple[Tensor, Tensor, 
         seen = ~torch.isnan(datum)
         part = LinearGaussian(linear.weight[seen], linear.noise_scale, linear.bias[seen])
         loc, scale = part.best_diagonal(datum[seen][None])
-        log_prob = part.evidence(datum[seen][None]) if seen.any() else torch.zeros(1, dtype=torch.double)
+        log_prob = (
+            part.evidence(datum[seen][None]) if seen.any() else torch.zeros(1, dtype=torch.double)
+        )
         rows.append((log_prob[0], loc[0], scale[0]))
     evidences, locs, scales = zip(*rows, strict=True)
     return torch.stack(evidences), torch.stack(locs), torch.stack(scales)
@@ -74,7 +76,8 @@ def small_vae(likelihood: nn.Module | None = None, missing: bool = True) -> Beta
     return BetaVAE(NormalPrior(2), decoder, NormalPosterior(MLP(6, 4, (8,))), missing=missing)
 
 
-# -- the oracle ---------------------------------------------------------------------------------------------------
+# -- the oracle
+# ---------------------------------------------------------------------------------------------------
 
 
 def test_evidence_is_that_of_the_observed_entries(linear: LinearGaussian) -> None:
@@ -98,15 +101,21 @@ def test_the_bound_of_what_was_observed_has_its_closed_form(linear: LinearGaussi
     seen = ~torch.isnan(x)
     residual = (x - linear.bias - loc @ linear.weight.T).masked_fill(~seen, 0).square()
     spread = (scale**2) @ (linear.weight**2).T
-    terms = 0.5 * (residual + spread) / linear.noise_scale**2 + 0.5 * math.log(2 * math.pi * linear.noise_scale**2)
+    terms = 0.5 * (residual + spread) / linear.noise_scale**2 + 0.5 * math.log(
+        2 * math.pi * linear.noise_scale**2
+    )
     distortion = float((terms * seen).sum(-1).mean())
     assert abs(measured.distortion.value - distortion) < 4 * measured.distortion.monte_carlo_error
-    loss = TraceMeanField_ELBO(num_particles=2000, vectorize_particles=True).loss(vae.model, vae.guide, x, None, 2.0)
+    loss = TraceMeanField_ELBO(num_particles=2000, vectorize_particles=True).loss(
+        vae.model, vae.guide, x, None, 2.0
+    )
     expected = 100 * distortion + 2 * float(linear.rate(loc, scale).sum())
     assert loss == pytest.approx(expected, abs=4 * 3 * math.sqrt(100 / 2000))
 
 
-def test_a_datum_of_which_nothing_was_seen_has_the_evidence_of_nothing(linear: LinearGaussian) -> None:
+def test_a_datum_of_which_nothing_was_seen_has_the_evidence_of_nothing(
+    linear: LinearGaussian,
+) -> None:
     x = spoiled(linear.sample(5))
     vae = partly_observed(linear, x)
     alone = evidence(vae.model, vae.guide, x, num_samples=50, proposal=GuideProposal())
@@ -124,8 +133,12 @@ def test_annealing_and_its_certificate_keep_what_is_missing(linear: LinearGaussi
     settings = AnnealingSettings(num_temperatures=30, num_chains=8)
     for start in ("prior", "guide"):
         estimate = annealed_evidence(vae.model, vae.guide, x, start=start, settings=settings)
-        assert abs(estimate.value - float(exact.mean())) < min(0.1, 4 * estimate.monte_carlo_error + 1e-6)
-        below, above, gap, simulated = bidirectional_evidence(vae.model, vae.guide, x, start=start, settings=settings)
+        assert abs(estimate.value - float(exact.mean())) < min(
+            0.1, 4 * estimate.monte_carlo_error + 1e-6
+        )
+        below, above, gap, simulated = bidirectional_evidence(
+            vae.model, vae.guide, x, start=start, settings=settings
+        )
         assert torch.equal(torch.isnan(simulated["x"]), torch.isnan(x))
         truth, _, _ = exact_posterior(linear, simulated["x"])
         for side in (below, above):
@@ -138,7 +151,8 @@ def test_gaps_are_those_of_what_was_observed(linear: LinearGaussian) -> None:
     exact, _, _ = exact_posterior(linear, x)
     vae = partly_observed(linear, x, mean_shift=0.3)
     gaps = inference_gaps(vae.model, vae.guide, x, num_samples=2000)
-    # The precision of the exact posterior is that of a normal; a shift of its best mean costs a quadratic form.
+    # The precision of the exact posterior is that of a normal; a shift of its best mean costs a
+    # quadratic form.
     amortization = []
     for datum in x:
         seen = ~torch.isnan(datum)
@@ -148,7 +162,8 @@ def test_gaps_are_those_of_what_was_observed(linear: LinearGaussian) -> None:
     assert abs(gaps.amortization.value - np.mean(amortization)) < 0.02
 
 
-# -- the loss and its gradient ------------------------------------------------------------------------------------
+# -- the loss and its gradient
+# ------------------------------------------------------------------------------------
 
 LIKELIHOODS = {
     "bernoulli": BernoulliLikelihood,
@@ -171,7 +186,11 @@ def test_loss_and_gradient_are_those_of_a_hand_masked_loss(make: type[nn.Module]
     by_hand = 1.5 * rate.sum() - factors[seen].sum()
     assert torch.allclose(terms.loss, by_hand)
     assert torch.allclose(terms.distortion, -factors[seen].sum())
-    pairs = zip(torch.autograd.grad(terms.loss, parameters), torch.autograd.grad(by_hand, parameters), strict=True)
+    pairs = zip(
+        torch.autograd.grad(terms.loss, parameters),
+        torch.autograd.grad(by_hand, parameters),
+        strict=True,
+    )
     assert all(torch.allclose(*pair, atol=1e-5) for pair in pairs)
 
 
@@ -181,7 +200,9 @@ def test_whole_data_get_the_numbers_that_they_get_without_the_flag(make: type[nn
     plain = evidence(vae.model, vae.guide, x, num_samples=100)
     vae.missing = True
     partly = spoiled(x)
-    assert torch.allclose(evidence(vae.model, vae.guide, x, num_samples=100).per_datum, plain.per_datum, atol=1e-5)
+    assert torch.allclose(
+        evidence(vae.model, vae.guide, x, num_samples=100).per_datum, plain.per_datum, atol=1e-5
+    )
     # One datum's missing entries are no other's: the first is whole.
     first = evidence(vae.model, vae.guide, partly, num_samples=100).per_datum[0]
     assert first == pytest.approx(float(plain.per_datum[0]), abs=1e-5)
@@ -224,12 +245,15 @@ def test_what_is_filled_in_lies_inside_any_support(base: dist.Distribution) -> N
 def test_no_gradient_sees_a_missing_entry() -> None:
     power, rate = torch.full((3,), 0.5, requires_grad=True), torch.ones(3, requires_grad=True)
     x = torch.tensor([0.3, math.nan, 0.4], requires_grad=True)
-    PartlyObserved.of(dist.Kumaraswamy(power, rate).to_event(1)).log_prob(x).backward()  # at 0 its slope is infinite
+    PartlyObserved.of(dist.Kumaraswamy(power, rate).to_event(1)).log_prob(
+        x
+    ).backward()  # at 0 its slope is infinite
     for leaf in (power, rate, x):
         assert torch.isfinite(leaf.grad).all() and leaf.grad[1] == 0
 
 
-# -- training ------------------------------------------------------------------------------------------------------
+# -- training
+# ------------------------------------------------------------------------------------------------------
 
 
 def test_fit_learns_from_what_was_observed(linear: LinearGaussian) -> None:
@@ -245,10 +269,14 @@ def test_fit_learns_from_what_was_observed(linear: LinearGaussian) -> None:
     assert before.value < truth - 0.5 and abs(after.value - truth) < 0.1
 
 
-@pytest.mark.parametrize("objective", [None, IWELBO(3), IWELBO(3, doubly_reparametrized=True)], ids=str)
+@pytest.mark.parametrize(
+    "objective", [None, IWELBO(3), IWELBO(3, doubly_reparametrized=True)], ids=str
+)
 def test_every_way_to_train_takes_missing_entries(objective: IWELBO | None) -> None:
     vae, x = small_vae(), spoiled((torch.rand(32, 6) < 0.5).float())
-    dataset = Dataset(x.nan_to_num(0.3).where(~torch.isnan(x), x), stochastic_binarization=True, missing=True)
+    dataset = Dataset(
+        x.nan_to_num(0.3).where(~torch.isnan(x), x), stochastic_binarization=True, missing=True
+    )
     history = fit(vae, dataset, epochs=1, objective=objective, batch_size=16, progress=False)
     assert math.isfinite(history.rows[0]["objective"])
     vae = small_vae()
@@ -259,13 +287,16 @@ def test_every_way_to_train_takes_missing_entries(objective: IWELBO | None) -> N
 
 def test_a_step_that_fails_names_the_site_and_not_the_missing_entries() -> None:
     vae, x = small_vae(NormalLikelihood()), spoiled(torch.randn(8, 6))
-    with pytest.raises(TrainingError, match="site 'x' of the model has a log density that is not finite"):
+    with pytest.raises(
+        TrainingError, match="site 'x' of the model has a log density that is not finite"
+    ):
         with torch.no_grad():
             vae.decoder.network.layers[0].weight.fill_(1e30)
         fit(vae, x, epochs=1, progress=False)
 
 
-# -- what people use ------------------------------------------------------------------------------------------------
+# -- what people use
+# ------------------------------------------------------------------------------------------------
 
 
 def test_codes_and_reconstructions_are_of_what_was_seen() -> None:
@@ -274,7 +305,9 @@ def test_codes_and_reconstructions_are_of_what_was_seen() -> None:
     assert torch.equal(vae.encode(x), vae.encode(zeros))
     assert torch.equal(vae.reconstruct(x), vae.reconstruct(zeros))
     imputed, seen = vae.impute(x), ~torch.isnan(x)
-    assert torch.equal(imputed[seen], x[seen]) and torch.equal(imputed[~seen], vae.reconstruct(x)[~seen])
+    assert torch.equal(imputed[seen], x[seen]) and torch.equal(
+        imputed[~seen], vae.reconstruct(x)[~seen]
+    )
     assert torch.equal(vae.impute(imputed), imputed)  # nothing is missing any more
     assert not torch.isnan(vae.generate(4, noise=True)).any()
 
@@ -284,7 +317,9 @@ def test_imputation_of_a_known_model_is_nearer_than_the_mean(linear: LinearGauss
     x = spoiled(whole)
     missing = torch.isnan(x)
     imputed = partly_observed(linear, x).impute(x)
-    error, plain = ((guess - whole)[missing].square().mean() for guess in (imputed, linear.bias.expand_as(x)))
+    error, plain = (
+        (guess - whole)[missing].square().mean() for guess in (imputed, linear.bias.expand_as(x))
+    )
     assert error < 0.9 * plain
 
 
@@ -309,11 +344,14 @@ def test_the_indicator_may_be_a_covariate() -> None:
     encoder = NormalPosterior(MLP(12, 4), num_covariates=6)
     vae = BetaVAE(NormalPrior(2), decoder, encoder, missing=True)
     x = spoiled((torch.rand(5, 6) < 0.5).float())
-    estimate = evidence(vae.model, vae.guide, x, Context(covariates=torch.isnan(x).float()), num_samples=20)
+    estimate = evidence(
+        vae.model, vae.guide, x, Context(covariates=torch.isnan(x).float()), num_samples=20
+    )
     assert torch.isfinite(estimate.per_datum).all()
 
 
-# -- data -----------------------------------------------------------------------------------------------------------
+# -- data
+# -----------------------------------------------------------------------------------------------------------
 
 
 def test_files_with_missing_entries_are_read_on_purpose(tmp_path: Path) -> None:
@@ -341,7 +379,9 @@ def test_missing_pixels_stay_missing_when_they_are_drawn() -> None:
     assert set(batch[~torch.isnan(x)].tolist()) <= {0.0, 1.0}
 
 
-@pytest.mark.parametrize("use", [evidence, elbo, lambda model, guide, x: model.__self__.check_data(x)])
+@pytest.mark.parametrize(
+    "use", [evidence, elbo, lambda model, guide, x: model.__self__.check_data(x)]
+)
 def test_values_are_refused_in_words(use: object) -> None:
     x = spoiled((torch.rand(5, 6) < 0.5).float())
     x[1] = 0.0
@@ -362,7 +402,9 @@ def test_values_are_refused_in_words(use: object) -> None:
 
 def test_data_sets_refuse_nan_unless_told() -> None:
     x = torch.tensor([[0.0, math.nan], [math.inf, 1.0]])
-    with pytest.raises(InputError, match=r"'x' must be finite, got nan at index \(0, 1\); missing=True takes it"):
+    with pytest.raises(
+        InputError, match=r"'x' must be finite, got nan at index \(0, 1\); missing=True takes it"
+    ):
         Dataset(x)
     with pytest.raises(InputError, match=r"'x' must be finite, got inf at index \(1, 0\)"):
         Dataset(x, missing=True)
@@ -377,8 +419,13 @@ def test_a_likelihood_that_is_no_product_of_features_is_refused() -> None:
         def forward(self, parameters: Tensor) -> dist.Distribution:
             return dist.MultivariateNormal(parameters, torch.eye(6))
 
-    vae = BetaVAE(NormalPrior(2), Decoder(MLP(2, 6), Joint()), NormalPosterior(MLP(6, 4)), missing=True)
-    with pytest.raises(InputError, match=r"independent given z, a distribution with .to_event\(1\); got Multivariate"):
+    vae = BetaVAE(
+        NormalPrior(2), Decoder(MLP(2, 6), Joint()), NormalPosterior(MLP(6, 4)), missing=True
+    )
+    with pytest.raises(
+        InputError,
+        match=r"independent given z, a distribution with .to_event\(1\); got Multivariate",
+    ):
         vae.model(torch.zeros(3, 6))
 
 
@@ -386,6 +433,12 @@ def test_a_mask_of_the_data_set_is_its_missing_entries() -> None:
     x = torch.arange(6.0).reshape(2, 3)
     observed = torch.tensor([[True, False, True], [True, True, False]])
     data = Dataset(x).masked(observed)
-    assert data.missing and torch.equal(torch.isnan(data.x), ~observed) and torch.equal(data.x[observed], x[observed])
-    with pytest.raises(InputError, match=r"must be boolean of the shape of 'x', \(2, 3\), got torch.bool \(3,\)"):
+    assert (
+        data.missing
+        and torch.equal(torch.isnan(data.x), ~observed)
+        and torch.equal(data.x[observed], x[observed])
+    )
+    with pytest.raises(
+        InputError, match=r"must be boolean of the shape of 'x', \(2, 3\), got torch.bool \(3,\)"
+    ):
         Dataset(x).masked(observed[0, :1].expand(3))

@@ -37,7 +37,9 @@ def small_vae(coins: bool = False) -> BetaVAE:
     decoder = Decoder(MLP(LATENTS, FEATURES, hidden=(4,)), BernoulliLikelihood())
     if coins:
         return BetaVAE(coin_prior, decoder, CoinPosterior()).double()
-    return BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(4,)))).double()
+    return BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(4,)))
+    ).double()
 
 
 def pixels(count: int = N) -> Tensor:
@@ -46,12 +48,14 @@ def pixels(count: int = N) -> Tensor:
 
 
 def gradients(vae: nn.Module) -> dict[str, Tensor]:
-    found = {name: parameter.grad.clone() for name, parameter in vae.named_parameters()}
+    results = {name: parameter.grad.clone() for name, parameter in vae.named_parameters()}
     vae.zero_grad()
-    return found
+    return results
 
 
-def of_pyro(vae: BetaVAE, beta: float | Tensor, **options: object) -> tuple[float, dict[str, Tensor]]:
+def of_pyro(
+    vae: BetaVAE, beta: float | Tensor, **options: object
+) -> tuple[float, dict[str, Tensor]]:
     torch.manual_seed(11)
     loss = Trace_ELBO(**options).loss_and_grads(vae.model, vae.guide, pixels(), None, beta)
     return loss, gradients(vae)
@@ -85,10 +89,10 @@ def test_loss_and_gradients_are_those_of_trace_elbo(
     terms = Loss(vae, TraceTerms(**options))(pixels(), None, beta)
     terms.loss.backward()
     assert float(terms.loss.detach()) == pytest.approx(expected, abs=1e-8)
-    found = gradients(vae)
+    results = gradients(vae)
     for name, gradient in expected_gradients.items():
-        torch.testing.assert_close(found[name], gradient, atol=1e-8, rtol=0)
-    assert max(float(gradient.abs().max()) for gradient in found.values()) > 1e-3
+        torch.testing.assert_close(results[name], gradient, atol=1e-8, rtol=0)
+    assert max(float(gradient.abs().max()) for gradient in results.values()) > 1e-3
 
     torch.manual_seed(11)
     loss = TraceTerms(**options).loss_and_grads(vae.model, vae.guide, pixels(), None, beta)
@@ -133,7 +137,9 @@ def test_terms_of_a_subsample_stand_for_the_whole_data() -> None:
     def model() -> None:
         with pyro.plate("data", 20, subsample_size=5) as index:
             with pyro.poutine.scale(scale=2.0):
-                z = pyro.sample("z", dist.Normal(torch.zeros(FEATURES, dtype=torch.double), 1.0).to_event(1))
+                z = pyro.sample(
+                    "z", dist.Normal(torch.zeros(FEATURES, dtype=torch.double), 1.0).to_event(1)
+                )
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x[index])
 
     def guide() -> None:

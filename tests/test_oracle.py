@@ -21,7 +21,9 @@ def test_evidence_is_the_integral_over_the_latents(linear: LinearGaussian) -> No
     joint = torch.distributions.Normal(0, 1).log_prob(z).sum(-1)
     means = z @ linear.weight.T + linear.bias
     for row, expected in zip(x, linear.evidence(x), strict=True):
-        log_joint = joint + torch.distributions.Normal(means, linear.noise_scale).log_prob(row).sum(-1)
+        log_joint = joint + torch.distributions.Normal(means, linear.noise_scale).log_prob(row).sum(
+            -1
+        )
         integral = log_joint.logsumexp(0) + 2 * math.log(float(grid[1] - grid[0]))
         assert integral == pytest.approx(float(expected), abs=1e-6)
 
@@ -36,13 +38,17 @@ def test_bound_of_the_posterior_is_the_evidence_where_it_is_diagonal() -> None:
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 4.0])
-def test_best_diagonal_guide_is_a_maximum_of_the_objective(linear: LinearGaussian, beta: float) -> None:
+def test_best_diagonal_guide_is_a_maximum_of_the_objective(
+    linear: LinearGaussian, beta: float
+) -> None:
     x = linear.sample(10)
     loc, scale = (value.clone().requires_grad_() for value in linear.best_diagonal(x, beta))
     objective = linear.distortion(x, loc, scale) + beta * linear.rate(loc, scale)
     for gradient in torch.autograd.grad(objective.sum(), (loc, scale)):
         assert gradient.abs().max() < 1e-8
-    worse = linear.distortion(x, loc + 0.01, scale * 1.01) + beta * linear.rate(loc + 0.01, scale * 1.01)
+    worse = linear.distortion(x, loc + 0.01, scale * 1.01) + beta * linear.rate(
+        loc + 0.01, scale * 1.01
+    )
     assert (worse > objective).all()
 
 
@@ -52,16 +58,21 @@ def test_approximation_gap_is_the_one_of_the_precision_matrix() -> None:
     precision = linear.precision()
     expected = 0.5 * (precision.diagonal().log().sum() - precision.logdet())
     assert expected > 0.01  # the test is about correlated posteriors
-    assert torch.allclose(linear.gaps(x, *linear.best_diagonal(x)).approximation, expected.expand(4))
+    assert torch.allclose(
+        linear.gaps(x, *linear.best_diagonal(x)).approximation, expected.expand(4)
+    )
 
 
 @pytest.mark.parametrize(
     ("eigenvalue", "variance", "beta", "expected"), [(3.0, 1.0, 2.0, 0.106), (3.0, 0.3, 4.0, 0.771)]
 )
-def test_beta_gap_of_the_trained_optimum(eigenvalue: float, variance: float, beta: float, expected: float) -> None:
+def test_beta_gap_of_the_trained_optimum(
+    eigenvalue: float, variance: float, beta: float, expected: float
+) -> None:
     weight = torch.tensor([[math.sqrt(eigenvalue - beta * variance)]])
     linear = LinearGaussian(weight, math.sqrt(variance))
-    # One axis: the mean over data whose variance is the eigenvalue, which the decoder at its optimum does not match.
+    # One axis: the mean over data whose variance is the eigenvalue, which the decoder at its
+    # optimum does not match.
     x = torch.tensor([[1.0], [-1.0]], dtype=torch.double) * math.sqrt(eigenvalue)
     beta_gap = linear.gaps(x, *linear.best_diagonal(x, beta), training_beta=beta)
     assert float(beta_gap.beta.mean()) == pytest.approx(expected, abs=6e-4)
@@ -82,7 +93,10 @@ def test_gaps_add_up(linear: LinearGaussian) -> None:
 def test_optimum_has_the_slope_of_its_beta() -> None:
     eigenvalues = torch.logspace(-1, 1, 12)
     for beta in (0.3, 1.0, 3.0):
-        below, above = optimum(eigenvalues, 0.5, beta * 0.999), optimum(eigenvalues, 0.5, beta * 1.001)
+        below, above = (
+            optimum(eigenvalues, 0.5, beta * 0.999),
+            optimum(eigenvalues, 0.5, beta * 1.001),
+        )
         slope = (above.rate - below.rate) / (above.distortion - below.distortion)
         assert slope == pytest.approx(-1 / beta, rel=5e-3)
         assert torch.equal(optimum(eigenvalues, 0.5, beta).active, eigenvalues > beta * 0.25)
@@ -92,12 +106,15 @@ def test_optimum_is_what_its_linear_vae_measures() -> None:
     eigenvalues, noise, beta = torch.tensor([4.0, 2.0, 0.3], dtype=torch.double), 0.6, 2.0
     best = optimum(eigenvalues, noise, beta)
     linear = LinearGaussian(torch.diag((eigenvalues - beta * noise**2).clamp(min=0).sqrt()), noise)
-    # Two data an axis whose mean of squares is the eigenvalue, the other axes likewise by the tensor product.
+    # Two data an axis whose mean of squares is the eigenvalue, the other axes likewise by the
+    # tensor product.
     signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.double)] * 3)
     x = signs * eigenvalues.sqrt()
     loc, scale = linear.best_diagonal(x, beta)
     assert float(linear.rate(loc, scale).mean()) == pytest.approx(best.rate, abs=1e-10)
-    assert float(linear.distortion(x, loc, scale).mean()) == pytest.approx(best.distortion, abs=1e-10)
+    assert float(linear.distortion(x, loc, scale).mean()) == pytest.approx(
+        best.distortion, abs=1e-10
+    )
 
 
 def test_samples_have_the_model_covariance(linear: LinearGaussian) -> None:

@@ -22,7 +22,12 @@ from pyro_bvae.priors import MixturePrior, NormalPrior
 from pyro_bvae.training import IWELBO, Constant, FreeBits, TotalCorrelation, fit_ex_post_prior
 
 D, L = 5, 2
-QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "learning_rate": Constant(1e-2), "progress": False}
+QUICK: dict[str, Any] = {
+    "epochs": 2,
+    "batch_size": 8,
+    "learning_rate": Constant(1e-2),
+    "progress": False,
+}
 
 
 def data() -> Tensor:
@@ -160,7 +165,9 @@ def test_weights_that_would_never_be_trained_are_refused_before_the_first_step(c
     make, name = LOOSE[case]
     vae = make()
     before = [parameter.clone() for parameter in vae.parameters()]
-    with pytest.raises(InputError, match=r"that it does not own, .* nn\.Module that holds them") as error:
+    with pytest.raises(
+        InputError, match=r"that it does not own, .* nn\.Module that holds them"
+    ) as error:
         fit(vae, data(), **QUICK)
     assert name in str(error.value) and "\n" not in str(error.value)
     assert all(torch.equal(old, new) for old, new in zip(before, vae.parameters(), strict=True))
@@ -170,9 +177,11 @@ def test_weights_that_would_never_be_trained_are_refused_before_the_first_step(c
 def test_an_audit_names_them(case: str) -> None:
     make, name = LOOSE[case]
     vae = make()
-    found = audit(vae.model, vae.guide, data())
-    assert [finding.code for finding in found.errors] == ["not-registered"]
-    assert any(site.endswith(name.removeprefix("vae.")) for site in found.errors[0].sites), found
+    results = audit(vae.model, vae.guide, data())
+    assert [finding.code for finding in results.errors] == ["not-registered"]
+    assert any(site.endswith(name.removeprefix("vae.")) for site in results.errors[0].sites), (
+        results
+    )
 
 
 @pytest.mark.parametrize("objective", [IWELBO(3), FreeBits(0.1), TotalCorrelation(24)], ids=repr)
@@ -185,7 +194,12 @@ def test_they_are_refused_in_a_sweep_and_in_a_run_that_goes_on(tmp_path: Path) -
     for betas in ((1.0,), (1.0, 2.0)):
         with pytest.raises(InputError, match=r"vae\.encoder\.net"):
             sweep(lambda seed: LOOSE["closure"][0](), data(), betas=betas, **QUICK)
-    fit(BetaVAE(NormalPrior(L), own_decoder(), nn.Sequential(Module().net, Normal())), data(), output=tmp_path, **QUICK)
+    fit(
+        BetaVAE(NormalPrior(L), own_decoder(), nn.Sequential(Module().net, Normal())),
+        data(),
+        output=tmp_path,
+        **QUICK,
+    )
     vae = BetaVAE(NormalPrior(L), own_decoder(), nn.Sequential(Module().net, Normal()))
     vae.prior.__class__ = LeafPrior
     with pytest.raises(InputError, match=r"vae\.prior\.leaf_prior|a tensor of shape \(2,\)"):
@@ -208,7 +222,9 @@ class LeafPrior(NormalPrior):
 
 def test_weights_that_are_made_on_the_way_are_refused_until_they_are_there() -> None:
     vae = BetaVAE(NormalPrior(L), own_decoder(), Late())
-    with pytest.raises(InputError, match=r"makes parameters when it is first run.*vae\.encoder\.net"):
+    with pytest.raises(
+        InputError, match=r"makes parameters when it is first run.*vae\.encoder\.net"
+    ):
         fit(vae, data(), **QUICK)
     before = vae.encoder.net.layers[0].weight.clone()
     fit(vae, data(), **QUICK)
@@ -223,7 +239,11 @@ def test_a_pyro_param_outside_the_module_is_refused_by_name(part: str) -> None:
     def prior() -> dist.Distribution:
         return dist.Normal(pyro.param("shift", torch.zeros(L)), 1.0).to_event(1)
 
-    parts = {"prior": NormalPrior(L), "decoder": own_decoder(), "encoder": NormalPosterior(network())}
+    parts = {
+        "prior": NormalPrior(L),
+        "decoder": own_decoder(),
+        "encoder": NormalPosterior(network()),
+    }
     with pytest.raises(InputError, match=r"'shift' is a pyro\.param outside the module"):
         fit(BetaVAE(**{**parts, part: {"encoder": encoder, "prior": prior}[part]}), data(), **QUICK)
 
@@ -274,7 +294,10 @@ def given(seed: int = 0) -> BetaVAE:
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+    return all(
+        torch.equal(a, b)
+        for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    )
 
 
 def test_the_remedy_trains_as_a_module_does_and_can_be_resumed(tmp_path: Path) -> None:
@@ -289,7 +312,9 @@ def test_the_remedy_trains_as_a_module_does_and_can_be_resumed(tmp_path: Path) -
     again = given(1)
     fit(again, data(), output=tmp_path, resume=True, **{**QUICK, "epochs": 4})
     assert same(again, whole)
-    with pytest.raises(InputError, match="does not own"):  # the function of a copy still uses the first one's weights
+    with pytest.raises(
+        InputError, match="does not own"
+    ):  # the function of a copy still uses the first one's weights
         fit(copy.deepcopy(whole), data(), **QUICK)
 
 
@@ -311,7 +336,9 @@ def test_an_ex_post_prior_owns_its_weights() -> None:
             return self.parts[0]()
 
     vae = BetaVAE(NormalPrior(L), own_decoder(), NormalPosterior(network()))
-    with pytest.raises(InputError, match=r"'prior' uses \d tensors that it does not own.*prior\.parts\.0"):
+    with pytest.raises(
+        InputError, match=r"'prior' uses \d tensors that it does not own.*prior\.parts\.0"
+    ):
         fit_ex_post_prior(vae, data(), Listed(), epochs=1, progress=False)
     fit_ex_post_prior(vae, data(), MixturePrior(L, 3), epochs=1, progress=False)
 

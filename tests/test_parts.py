@@ -63,9 +63,13 @@ PRIORS: dict[str, Callable[[], nn.Module]] = {
 LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "bernoulli": BernoulliLikelihood,
     "autoregressive bernoulli": lambda: AutoregressiveBernoulliLikelihood(D, (8, 7)),
-    "autoregressive bernoulli, a window": lambda: AutoregressiveBernoulliLikelihood(D, (8,), window=2),
+    "autoregressive bernoulli, a window": lambda: AutoregressiveBernoulliLikelihood(
+        D, (8,), window=2
+    ),
     "normal, fixed scale": lambda: NormalLikelihood(0.5),
-    "normal, fixed scale of each feature": lambda: NormalLikelihood(FixedScale(torch.linspace(0.1, 1, D))),
+    "normal, fixed scale of each feature": lambda: NormalLikelihood(
+        FixedScale(torch.linspace(0.1, 1, D))
+    ),
     "normal, shared scale": lambda: NormalLikelihood(LearnedScale()),
     "normal, scale of each feature": lambda: NormalLikelihood(LearnedScale(D)),
     "normal, scale from the decoder": lambda: NormalLikelihood(DecoderScale()),
@@ -82,8 +86,8 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
         dispersion=DecoderDispersion(), rate=SoftmaxRate()
     ),
     "zero-inflated negative binomial": lambda: ZeroInflatedNegativeBinomialLikelihood(D),
-    "zero-inflated negative binomial, dispersion from the decoder": lambda: ZeroInflatedNegativeBinomialLikelihood(
-        dispersion=DecoderDispersion()
+    "zero-inflated negative binomial, dispersion from the decoder": lambda: (
+        ZeroInflatedNegativeBinomialLikelihood(dispersion=DecoderDispersion())
     ),
 }
 CONTINUOUS = ("normal", "laplace", "student-t")
@@ -102,8 +106,13 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "mlp": lambda: MLP(D, 4, (5, 7)),
     "residual": lambda: ResidualMLP(D, 4, 8, 2),
     **{f"encoder {s}": lambda s=s: ConvolutionalEncoder((1, s, s), 4, 16) for s in (28, 32, 64)},  # type: ignore[misc]
-    **{f"decoder {s}": lambda s=s: ConvolutionalDecoder(4, (1, s, s), hidden=16) for s in (28, 32, 64)},  # type: ignore[misc]
-    "encoder, colour, covariates": lambda: ConvolutionalEncoder((3, 32, 32), 4, 16, extra_features=2),
+    **{
+        f"decoder {s}": lambda s=s: ConvolutionalDecoder(4, (1, s, s), hidden=16)
+        for s in (28, 32, 64)
+    },  # type: ignore[misc]
+    "encoder, colour, covariates": lambda: ConvolutionalEncoder(
+        (3, 32, 32), 4, 16, extra_features=2
+    ),
     "decoder, colour, two parameters": lambda: ConvolutionalDecoder(4, (3, 32, 32), 2, hidden=16),
 }
 LEADING = [(), (2,), (5, 2)]
@@ -127,7 +136,9 @@ def check_density(distribution: Any, num_samples: int = 20_000) -> None:
 
 
 @members(PRIORS)
-def test_priors_have_their_shape_draw_their_density_and_follow_a_dtype(make: Callable[[], nn.Module]) -> None:
+def test_priors_have_their_shape_draw_their_density_and_follow_a_dtype(
+    make: Callable[[], nn.Module],
+) -> None:
     prior = make().double()
     assert prior().batch_shape == () and prior().event_shape == (L,)
     assert prior().sample().dtype == torch.double
@@ -136,7 +147,9 @@ def test_priors_have_their_shape_draw_their_density_and_follow_a_dtype(make: Cal
 
 @members(LIKELIHOODS)
 @pytest.mark.parametrize("leading", LEADING)
-def test_likelihoods_take_any_leading_dimensions(make: Callable[[], nn.Module], leading: tuple[int, ...]) -> None:
+def test_likelihoods_take_any_leading_dimensions(
+    make: Callable[[], nn.Module], leading: tuple[int, ...]
+) -> None:
     likelihood = make()
     distribution = likelihood(parameters_for(likelihood, leading))
     assert distribution.batch_shape == leading and distribution.event_shape == (D,)
@@ -175,7 +188,9 @@ def test_likelihoods_see_the_context(make: Callable[[], nn.Module]) -> None:
 
 
 @members(LIKELIHOODS)
-def test_likelihoods_give_every_parameter_a_finite_gradient_in_float64(make: Callable[[], nn.Module]) -> None:
+def test_likelihoods_give_every_parameter_a_finite_gradient_in_float64(
+    make: Callable[[], nn.Module],
+) -> None:
     likelihood = make().double()
     parameters = parameters_for(likelihood, (50,)).double().requires_grad_()
     distribution = likelihood(parameters)
@@ -201,7 +216,9 @@ def test_extreme_parameters_stay_finite(make: Callable[[], nn.Module]) -> None:
     likelihood = make()
     for size in (1e-12, 1e4):
         for sign in (-1, 1):
-            parameters = torch.full((2, likelihood.parameters_per_feature * D), sign * size, requires_grad=True)
+            parameters = torch.full(
+                (2, likelihood.parameters_per_feature * D), sign * size, requires_grad=True
+            )
             for x in (torch.zeros(2, D), torch.ones(2, D)):
                 log_prob = likelihood(parameters).log_prob(x)
                 (gradient,) = torch.autograd.grad(log_prob.sum(), parameters)
@@ -229,7 +246,9 @@ def test_normal_likelihood_is_the_squared_error_with_its_variance() -> None:
     parameters, x = torch.randn(3, D), torch.randn(3, D)
     squares = (x - parameters).square().sum(-1)
     expected = -squares - D / 2 * math.log(math.pi)
-    assert torch.allclose(NormalLikelihood(math.sqrt(0.5))(parameters).log_prob(x), expected, atol=1e-5)
+    assert torch.allclose(
+        NormalLikelihood(math.sqrt(0.5))(parameters).log_prob(x), expected, atol=1e-5
+    )
 
 
 @members(POSTERIORS)
@@ -239,17 +258,29 @@ def test_posteriors_have_their_shape_and_finite_gradients(
 ) -> None:
     posterior = make().double()
     distribution = posterior(torch.randn(*leading, D, dtype=torch.double))
-    assert distribution.batch_shape == leading and distribution.event_shape == (L,) and distribution.has_rsample
+    assert (
+        distribution.batch_shape == leading
+        and distribution.event_shape == (L,)
+        and distribution.has_rsample
+    )
     draw = distribution.rsample()
     (draw.square().sum() + distribution.log_prob(draw).sum()).backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in posterior.parameters())
+    assert all(
+        torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in posterior.parameters()
+    )
     check_density(posterior(torch.randn(2, D, dtype=torch.double)))
 
 
 @members(POSTERIORS)
-def test_posteriors_have_a_local_version_that_starts_at_their_answer(make: Callable[[], nn.Module]) -> None:
+def test_posteriors_have_a_local_version_that_starts_at_their_answer(
+    make: Callable[[], nn.Module],
+) -> None:
     distribution = make()(torch.randn(4, D))
-    base = distribution.base_dist if isinstance(distribution, torch.distributions.Independent) else distribution
+    base = (
+        distribution.base_dist
+        if isinstance(distribution, torch.distributions.Independent)
+        else distribution
+    )
     local = local_posterior(base, 1)()
     z = distribution.sample()
     assert torch.allclose(local.log_prob(z), distribution.log_prob(z), atol=1e-5)
@@ -271,7 +302,9 @@ def test_discrete_values_sum_to_one_and_are_drawn_as_often_as_they_should(
     probabilities = distribution.base_dist.log_prob(values.double().unsqueeze(1)).exp()
     assert torch.allclose(probabilities.sum(0), torch.ones(D).double())
     draws = distribution.sample((20_000,))
-    frequency = (draws.unsqueeze(0) - values.unsqueeze(1).unsqueeze(1)).abs().lt(1e-6).double().mean(1)
+    frequency = (
+        (draws.unsqueeze(0) - values.unsqueeze(1).unsqueeze(1)).abs().lt(1e-6).double().mean(1)
+    )
     errors = (probabilities * (1 - probabilities) / 20_000).sqrt()
     assert (
         torch.allclose(frequency.sum(0), torch.ones(D).double())
@@ -280,7 +313,9 @@ def test_discrete_values_sum_to_one_and_are_drawn_as_often_as_they_should(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_mean_and_variance_of_a_discretized_logistic_are_those_of_its_levels(dtype: torch.dtype) -> None:
+def test_the_mean_and_variance_of_a_discretized_logistic_are_those_of_its_levels(
+    dtype: torch.dtype,
+) -> None:
     loc = torch.tensor([0.0, 0.38, 1.3, -3.0, 0.5, 0.5, 100 / 255], dtype=dtype)
     scale = torch.tensor([1.0, 0.1, 0.05, 2.0, 50.0, 2e-3, 5e-4], dtype=dtype)
     distribution = DiscretizedLogistic(loc, scale)
@@ -304,7 +339,9 @@ def test_the_variance_of_a_continuous_bernoulli_is_that_of_its_density() -> None
     squares = (grid - distribution.mean).square()
     expected = torch.trapezoid(distribution.log_prob(grid).exp() * squares, grid, dim=0)
     assert torch.allclose(distribution.variance, expected, rtol=1e-5)
-    assert torch.allclose(ContinuousBernoulliPixels(logits.float()).variance.double(), expected, rtol=1e-4)
+    assert torch.allclose(
+        ContinuousBernoulliPixels(logits.float()).variance.double(), expected, rtol=1e-4
+    )
 
 
 def test_a_count_beyond_its_bounds_is_led_back() -> None:
@@ -326,8 +363,16 @@ def test_the_discretized_logistic_is_the_difference_of_two_distribution_function
     base = distribution.base_dist
     for level in (0, 1, 100, 254, 255):
         x = torch.full((5, D), level / 255, dtype=torch.double)
-        upper = torch.sigmoid((x + 1 / 510 - base.loc) / base.scale) if level < 255 else torch.ones_like(x)
-        lower = torch.sigmoid((x - 1 / 510 - base.loc) / base.scale) if level > 0 else torch.zeros_like(x)
+        upper = (
+            torch.sigmoid((x + 1 / 510 - base.loc) / base.scale)
+            if level < 255
+            else torch.ones_like(x)
+        )
+        lower = (
+            torch.sigmoid((x - 1 / 510 - base.loc) / base.scale)
+            if level > 0
+            else torch.zeros_like(x)
+        )
         assert torch.allclose(base.log_prob(x).exp(), upper - lower)
 
 
@@ -336,14 +381,20 @@ def test_the_continuous_bernoulli_is_torchs_away_from_its_series_and_normalised_
     distribution = ContinuousBernoulliLikelihood()(logits).base_dist
     grid = torch.linspace(0, 1, 20_001, dtype=torch.double).unsqueeze(1)
     assert torch.allclose(
-        torch.trapezoid(distribution.log_prob(grid).exp(), grid, dim=0), torch.ones(8).double(), rtol=2e-6
+        torch.trapezoid(distribution.log_prob(grid).exp(), grid, dim=0),
+        torch.ones(8).double(),
+        rtol=2e-6,
     )
     means = torch.trapezoid(distribution.log_prob(grid).exp() * grid, grid, dim=0)
     assert torch.allclose(distribution.mean, means, atol=1e-6)
-    far = (logits.abs() > 1) & (logits.abs() < 15)  # beyond these torch's probabilities are rounded to 0 or 1
+    far = (logits.abs() > 1) & (
+        logits.abs() < 15
+    )  # beyond these torch's probabilities are rounded to 0 or 1
     theirs = torch.distributions.ContinuousBernoulli(logits=logits[far])
     x = torch.rand(9, int(far.sum()), dtype=torch.double)
-    assert torch.allclose(ContinuousBernoulliLikelihood()(logits[far]).base_dist.log_prob(x), theirs.log_prob(x))
+    assert torch.allclose(
+        ContinuousBernoulliLikelihood()(logits[far]).base_dist.log_prob(x), theirs.log_prob(x)
+    )
     draws = distribution.sample((20_000,))
     assert ((draws.mean(0) - means).abs() < 5 * draws.std(0) / math.sqrt(20_000)).all()
 
@@ -357,12 +408,17 @@ def test_extreme_scales_of_the_guide_stay_finite() -> None:
     for raw in (-1e4, 1e4):
         distribution = posterior(torch.tensor([[raw]]))
         kl = torch.distributions.kl_divergence(distribution, NormalPrior(1)().expand([1]))
-        assert torch.isfinite(kl).all() and torch.isfinite(distribution.log_prob(distribution.sample())).all()
+        assert (
+            torch.isfinite(kl).all()
+            and torch.isfinite(distribution.log_prob(distribution.sample())).all()
+        )
 
 
 @members(NETWORKS)
 @pytest.mark.parametrize("leading", LEADING)
-def test_networks_take_any_leading_dimensions(make: Callable[[], nn.Module], leading: tuple[int, ...]) -> None:
+def test_networks_take_any_leading_dimensions(
+    make: Callable[[], nn.Module], leading: tuple[int, ...]
+) -> None:
     network = make()
     inputs = torch.rand(*leading, network.in_features)
     outputs = network(inputs)
@@ -379,7 +435,9 @@ def test_every_parameter_and_every_input_of_a_network_counts(make: Callable[[], 
             parameter.add_(0.1 * torch.randn_like(parameter))
     inputs = torch.rand(16, network.in_features, requires_grad=True)
     network(inputs).square().sum().backward()
-    assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in network.parameters())
+    assert all(
+        torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in network.parameters()
+    )
     assert (inputs.grad.abs().sum(0) > 0).all()
 
 
@@ -391,7 +449,9 @@ def test_parts_save_and_load(make: Callable[[], nn.Module], tmp_path: Any) -> No
             parameter.add_(1.0)
     torch.save(part.state_dict(), tmp_path / "part.pt")
     other.load_state_dict(torch.load(tmp_path / "part.pt", weights_only=True))
-    assert all(torch.equal(a, b) for a, b in zip(part.parameters(), other.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(part.parameters(), other.parameters(), strict=True)
+    )
 
 
 def test_local_posterior_moves_with_its_parameters() -> None:
@@ -399,7 +459,9 @@ def test_local_posterior_moves_with_its_parameters() -> None:
     with torch.no_grad():
         local.shift.fill_(2.0)
         local.log_factor.fill_(math.log(3.0))
-    assert torch.allclose(local().mean, torch.ones(2, L)) and torch.allclose(local().stddev, torch.full((2, L), 1.5))
+    assert torch.allclose(local().mean, torch.ones(2, L)) and torch.allclose(
+        local().stddev, torch.full((2, L), 1.5)
+    )
 
 
 @pytest.mark.parametrize(
@@ -413,9 +475,15 @@ def test_local_posterior_moves_with_its_parameters() -> None:
         (lambda: ConvolutionalDecoder(4, (1, 32, 28)), r"a side of 28, 32, 64, got \(1, 32, 28\)"),
         (lambda: NormalLikelihood(0.0), "'scale' must be positive and finite, got 0.0"),
         (lambda: NormalLikelihood(math.nan), "'scale' must be positive and finite, got nan"),
-        (lambda: StudentTLikelihood(df=1.0), "'df' must be above 1, so that there is a mean, and finite, got 1.0"),
+        (
+            lambda: StudentTLikelihood(df=1.0),
+            "'df' must be above 1, so that there is a mean, and finite, got 1.0",
+        ),
         (lambda: CategoricalLikelihood(1), "'num_categories' must be an integer from 2, got 1"),
-        (lambda: LearnedDispersion(-3), "'num_features' must be a positive integer or None, got -3"),
+        (
+            lambda: LearnedDispersion(-3),
+            "'num_features' must be a positive integer or None, got -3",
+        ),
         (lambda: LearnedScale(floor=0.0), "0 < floor < initial, got 0.0 and 0.5"),
         (lambda: DecoderScale(floor=-1.0), "'floor' must be positive, got -1.0"),
         (lambda: LocalNormalPosterior(torch.zeros(2), torch.zeros(2)), "'scale' must be positive"),

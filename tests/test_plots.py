@@ -14,14 +14,22 @@ from pyro_bvae.plots import style
 
 
 def estimate(value, standard_error=0.1, monte_carlo_error=0.01):
-    return {"value": value, "standard_error": standard_error, "monte_carlo_error": monte_carlo_error}
+    return {
+        "value": value,
+        "standard_error": standard_error,
+        "monte_carlo_error": monte_carlo_error,
+    }
 
 
 def gaps(approximation=0.5, beta=2.0, amortization=1.0, note=None):
     parts = {"approximation_gap": approximation, "beta_gap": beta, "amortization_gap": amortization}
     known = {key: None if value is None else estimate(value) for key, value in parts.items()}
     total = 3.5 if None in parts.values() else sum(parts.values())
-    whole = {"variational_gap": estimate(total, 0.2), "evidence": estimate(-20.0), "elbo": estimate(-20.0 - total)}
+    whole = {
+        "variational_gap": estimate(total, 0.2),
+        "evidence": estimate(-20.0),
+        "elbo": estimate(-20.0 - total),
+    }
     return {**whole, **known, "gaps_note": note}
 
 
@@ -62,7 +70,11 @@ def error_bars(axes):
 def test_training_curves_draws_training_and_validation_and_the_best_epoch():
     columns = history()
     figure = plots.training_curves(columns)
-    assert [axes.get_title(loc="left") for axes in figure.axes] == ["Distortion D", "Rate R", "Objective, D + βR"]
+    assert [axes.get_title(loc="left") for axes in figure.axes] == [
+        "Distortion D",
+        "Rate R",
+        "Objective, D + βR",
+    ]
     for axes, name in zip(figure.axes, ("distortion", "rate", "objective"), strict=True):
         train, validation, best = axes.lines
         assert list(train.get_ydata()) == columns[name]
@@ -85,14 +97,18 @@ def test_training_curves_show_beta_only_when_it_changes():
 def test_training_curves_without_validation(absent):
     columns = history(validation=False)
     if not absent:
-        columns |= {f"validation_{name}": [float("nan")] * 6 for name in ("distortion", "rate", "objective")}
+        columns |= {
+            f"validation_{name}": [float("nan")] * 6 for name in ("distortion", "rate", "objective")
+        }
     figure = plots.training_curves(columns)
     assert [len(axes.lines) for axes in figure.axes] == [1, 1, 1]
     assert "validation" not in texts(figure)
 
 
 def test_training_curves_skip_the_epochs_that_were_not_validated():
-    columns = history() | {"validation_rate": [float("nan"), 5.0, float("nan"), 3.0, float("nan"), 4.0]}
+    columns = history() | {
+        "validation_rate": [float("nan"), 5.0, float("nan"), 3.0, float("nan"), 4.0]
+    }
     validation = plots.training_curves(columns).axes[1].lines[1]
     assert list(validation.get_xdata()) == [2, 4, 6]
 
@@ -113,7 +129,10 @@ def test_reconstructions_lie_below_their_data():
     assert picture.shape == (2 * 2 + 1, 5 * 3 + 4)
     np.testing.assert_allclose(picture[:2, 4:7], x[1].reshape(2, 3))
     np.testing.assert_allclose(picture[3:, 4:7], means[1].reshape(2, 3))
-    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["data", "reconstruction"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [
+        "data",
+        "reconstruction",
+    ]
 
 
 def test_colour_images_keep_their_colours():
@@ -135,12 +154,22 @@ def test_image_grid_leaves_the_rest_of_the_last_row_blank():
 
 
 def test_values_outside_the_unit_interval_share_one_grey_scale():
-    picture = plots.image_grid(np.array([[-4.0, 0.0], [2.0, 4.0]]), (1, 2), "real values").axes[0].images[0].get_array()
+    picture = (
+        plots.image_grid(np.array([[-4.0, 0.0], [2.0, 4.0]]), (1, 2), "real values")
+        .axes[0]
+        .images[0]
+        .get_array()
+    )
     np.testing.assert_allclose(picture.compressed(), [0.0, 0.5, 0.75, 1.0])
 
 
 def test_pixels_a_little_outside_the_unit_interval_keep_black_and_white():
-    picture = plots.image_grid(np.array([[-0.1, 0.0], [0.5, 1.2]]), (1, 2), "means").axes[0].images[0].get_array()
+    picture = (
+        plots.image_grid(np.array([[-0.1, 0.0], [0.5, 1.2]]), (1, 2), "means")
+        .axes[0]
+        .images[0]
+        .get_array()
+    )
     np.testing.assert_allclose(picture.compressed(), [0.0, 0.0, 0.5, 1.0])
 
 
@@ -155,7 +184,9 @@ def test_an_image_shape_that_does_not_fit_is_an_error(shape):
 
 
 def test_traversals_name_latents_and_values():
-    figure = plots.traversals(np.zeros((2, 3, 4)), [-3, 0, 3], [1.916, 0.5], (2, 2), [3, 0], around="0")
+    figure = plots.traversals(
+        np.zeros((2, 3, 4)), [-3, 0, 3], [1.916, 0.5], (2, 2), [3, 0], around="0"
+    )
     axes = figure.axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["z3  KL 1.92", "z0  KL 0.50"]
     assert [label.get_text() for label in axes.get_xticklabels()] == ["−3", "0", "3"]
@@ -167,19 +198,34 @@ def test_traversals_name_latents_and_values():
 def test_interpolation_has_a_row_per_pair():
     axes = plots.interpolation(torch.zeros(3, 5, 4), (2, 2)).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["pair 1", "pair 2", "pair 3"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["0%", "25%", "50%", "75%", "100%"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == [
+        "0%",
+        "25%",
+        "50%",
+        "75%",
+        "100%",
+    ]
 
 
 # --- latents
 
 
 def test_latent_scatter_takes_the_two_latents_of_highest_kl_and_names_the_classes():
-    means, labels = torch.randn(30, 4, generator=torch.Generator().manual_seed(0)), torch.arange(30) % 3
-    figure = draw(plots.latent_scatter(means, labels, [0.1, 2.0, 0.0, 1.0], ["cat", "dog", "cost $\\x$"]))
+    means, labels = (
+        torch.randn(30, 4, generator=torch.Generator().manual_seed(0)),
+        torch.arange(30) % 3,
+    )
+    figure = draw(
+        plots.latent_scatter(means, labels, [0.1, 2.0, 0.0, 1.0], ["cat", "dog", "cost $\\x$"])
+    )
     axes = figure.axes[0]
     assert axes.get_xlabel() == "z1  (KL 2.00 nats)"
     assert axes.get_ylabel() == "z3  (KL 1.00 nats)"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["cat", "dog", r"cost \$\x\$"]
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [
+        "cat",
+        "dog",
+        r"cost \$\x\$",
+    ]
     drawn = [points.get_offsets() for points in axes.collections]
     np.testing.assert_allclose(drawn[1], means[labels == 1][:, [1, 3]])
     assert axes.get_aspect() == 1
@@ -197,7 +243,9 @@ def test_latent_scatter_without_labels_or_prior_or_kl():
 
 @pytest.mark.parametrize("labels", [np.arange(13), np.linspace(0, 1, 13).round(1)])
 def test_many_labels_or_fractions_are_a_scale(labels):
-    figure = draw(plots.latent_scatter(np.random.default_rng(0).normal(size=(13, 2)), labels, [1.0, 2.0]))
+    figure = draw(
+        plots.latent_scatter(np.random.default_rng(0).normal(size=(13, 2)), labels, [1.0, 2.0])
+    )
     assert len(figure.axes) == 2
     assert figure.axes[1].get_ylabel() == "label"
 
@@ -241,10 +289,14 @@ def test_kl_bars_of_a_collapsed_model():
 def test_gap_bar_draws_every_part_and_their_sum():
     axes = plots.gap_bar(gaps()).axes[0]
     stack, parts = bars(axes)[:3], bars(axes)[3:]
-    assert [bar.get_width() for bar in stack] == [bar.get_width() for bar in parts] == [0.5, 2.0, 1.0]
+    assert (
+        [bar.get_width() for bar in stack] == [bar.get_width() for bar in parts] == [0.5, 2.0, 1.0]
+    )
     assert [bar.get_x() for bar in stack] == [0.0, 0.5, 2.5]
     assert [bar.get_x() for bar in parts] == [0.0, 0.0, 0.0]
-    np.testing.assert_allclose([np.ptp(line[:, 0]) for line in error_bars(axes)], [0.8, 0.4, 0.4, 0.4])
+    np.testing.assert_allclose(
+        [np.ptp(line[:, 0]) for line in error_bars(axes)], [0.8, 0.4, 0.4, 0.4]
+    )
     assert [label.get_text().split("  ")[-1] for label in axes.get_yticklabels()] == [
         "variational gap",
         "approximation gap",
@@ -271,7 +323,11 @@ def test_gap_bar_says_which_error_it_shows():
 
 
 def test_gap_bar_without_parts_gives_the_reason():
-    figure = draw(plots.gap_bar(gaps(approximation=None, beta=None, amortization=None, note="a $flow$ was used")))
+    figure = draw(
+        plots.gap_bar(
+            gaps(approximation=None, beta=None, amortization=None, note="a $flow$ was used")
+        )
+    )
     axes = figure.axes[0]
     assert [bar.get_width() for bar in bars(axes)] == [3.5]
     assert r"parts not shown: a \$flow\$ was used" in axes.get_xlabel()
@@ -289,7 +345,10 @@ def test_gap_bar_draws_what_richer_families_leave_on_the_approximation_gap():
     families = {"full-rank": estimate(0.2), "flow": estimate(0.05)}
     axes = draw(plots.gap_bar(gaps() | {"families": families})).axes[0]
     names = [label.get_text() for label in axes.get_yticklabels()]
-    assert names[4:] == ["approximation gap\nwith a full-rank guide", "approximation gap\nwith a flow guide"]
+    assert names[4:] == [
+        "approximation gap\nwith a full-rank guide",
+        "approximation gap\nwith a flow guide",
+    ]
     assert [bar.get_width() for bar in bars(axes)[6:]] == [0.5, 0.2, 0.5, 0.05]
     assert bars(axes)[6].get_alpha() < bars(axes)[7].get_facecolor()[3] == 1
     assert "0.20 left" in texts(axes.figure) and "0.05 left" in texts(axes.figure)
@@ -315,7 +374,9 @@ def measured_gaps(**families):
 def test_inference_gaps_are_drawn_as_they_are_returned():
     axes = draw(plots.inference_gaps(measured_gaps(flow=(0.25, 0.25)))).axes[0]
     np.testing.assert_allclose([bar.get_width() for bar in bars(axes)[:3]], [0.5, 0.0, 2.5])
-    assert axes.get_title(loc="left").startswith("Amortization is 83% of the gap (2.50 of 3.00 nats)")
+    assert axes.get_title(loc="left").startswith(
+        "Amortization is 83% of the gap (2.50 of 3.00 nats)"
+    )
     assert "evidence −22.25,  ELBO −25.25" in axes.get_xlabel()
     assert "0.25 left" in texts(axes.figure)
     noise = plots.inference_gaps(measured_gaps(), error="monte_carlo_error").axes[0]
@@ -370,7 +431,11 @@ def test_many_features_are_drawn_against_their_reconstructions():
 def test_nothing_leaks_into_pyplot_or_the_global_style():
     style = [name for name in mpl.rcParams if name != "backend"]
     before = [mpl.rcParams[name] for name in style]
-    figures = [plots.training_curves(history()), plots.gap_bar(gaps()), plots.kl_bars([1.0], [True])]
+    figures = [
+        plots.training_curves(history()),
+        plots.gap_bar(gaps()),
+        plots.kl_bars([1.0], [True]),
+    ]
     assert all(isinstance(figure, Figure) for figure in figures)
     assert [mpl.rcParams[name] for name in style] == before
     assert not Gcf.figs

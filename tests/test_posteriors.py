@@ -12,7 +12,14 @@ import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
-from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal, StudentT
+from torch.distributions import (
+    Categorical,
+    Independent,
+    MixtureSameFamily,
+    MultivariateNormal,
+    Normal,
+    StudentT,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_bvae import BetaVAE, evidence, fit, inference_gaps
@@ -25,7 +32,13 @@ from pyro_bvae.distributions import (
     LowRankNormal,
     NormalMixture,
 )
-from pyro_bvae.evaluation import DefensiveProposal, HeavyTailedProposal, RefitSettings, bound, kl_per_dimension
+from pyro_bvae.evaluation import (
+    DefensiveProposal,
+    HeavyTailedProposal,
+    RefitSettings,
+    bound,
+    kl_per_dimension,
+)
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.posteriors import (
@@ -35,7 +48,7 @@ from pyro_bvae.posteriors import (
     MixturePosterior,
     NormalPosterior,
 )
-from pyro_bvae.program.program import program
+from pyro_bvae.program.program import open_program
 from pyro_bvae.training import IWELBO
 
 D, N = 6, 4
@@ -67,7 +80,8 @@ def data(*leading: int) -> Tensor:
     return torch.randn(*leading, D, dtype=torch.double, generator=torch.Generator().manual_seed(1))
 
 
-# -- laws ----------------------------------------------------------------------------------------------------------
+# -- laws
+# ----------------------------------------------------------------------------------------------------------
 
 
 @families
@@ -85,11 +99,19 @@ def test_shapes_gradients_and_copies(name: str, latent_dim: int) -> None:
         for key, parameter in posterior.named_parameters():
             assert torch.isfinite(parameter.grad).all() and parameter.grad.abs().sum() > 0, key
         wide = q.expand((7, *leading))
-        assert wide.rsample((2,)).shape == (2, 7, *leading, latent_dim) and wide.mean.shape == (7, *leading, latent_dim)
+        assert wide.rsample((2,)).shape == (2, 7, *leading, latent_dim) and wide.mean.shape == (
+            7,
+            *leading,
+            latent_dim,
+        )
         z = wide.rsample()
         assert wide.log_prob(z).shape == (7, *leading)
         assert torch.allclose(wide.log_prob(z), q.log_prob(z.detach().clone()))
-        assert wide.log_prob(z[0]).shape == wide.log_prob(z[0].flatten()[:latent_dim]).shape == (7, *leading)
+        assert (
+            wide.log_prob(z[0]).shape
+            == wide.log_prob(z[0].flatten()[:latent_dim]).shape
+            == (7, *leading)
+        )
     again = copy.deepcopy(posterior)  # after use: nothing of a graph is held
     with torch.no_grad():
         assert torch.equal(again(data(N)).mean, posterior(data(N)).mean)
@@ -106,7 +128,9 @@ def test_draws_follow_the_density_and_the_moments(name: str, latent_dim: int) ->
     assert ((own.mean(0) - q.mean).abs() < 4.5 * errors).all()
     fourth = ((own - q.mean) / q.stddev).pow(4).mean(0)
     slack = 0.02 if name == "flow" else 0.0  # whose moments are quadratures
-    assert ((own.var(0) / q.variance - 1).abs() < 4.5 * ((fourth - 1) / num_draws).sqrt() + slack).all()
+    assert (
+        (own.var(0) / q.variance - 1).abs() < 4.5 * ((fourth - 1) / num_draws).sqrt() + slack
+    ).all()
     wide = Independent(StudentT(4.0, q.mean, 1.5 * q.stddev), 1)
     z = wide.sample((num_draws,))
     weights = (q.log_prob(z) - wide.log_prob(z)).exp()
@@ -128,7 +152,9 @@ def test_extreme_outputs_stay_finite(name: str, latent_dim: int) -> None:
     posterior = make(name, latent_dim).float()
     last = posterior.network.layers[-1]
     for seed in range(4):
-        signs = torch.sign(torch.randn(last.bias.shape, generator=torch.Generator().manual_seed(seed)))
+        signs = torch.sign(
+            torch.randn(last.bias.shape, generator=torch.Generator().manual_seed(seed))
+        )
         with torch.no_grad():
             last.bias.copy_(1e4 * (signs if seed > 1 else torch.full_like(signs, 2 * seed - 1)))
         q = posterior(data(N).float()).expand((8, N))
@@ -148,8 +174,15 @@ def test_a_guide_saves_and_loads_and_follows_a_dtype(name: str, tmp_path: Any) -
     z = torch.zeros(N, 3, dtype=torch.double)
     assert torch.equal(one(data(N)).log_prob(z), other(data(N)).log_prob(z))
     single = one.float()(data(N).float())
-    assert single.rsample().dtype == single.mean.dtype == single.log_prob(z.float()).dtype == torch.float
-    assert torch.allclose(single.log_prob(z.float()).double(), other(data(N)).log_prob(z), rtol=1e-4)
+    assert (
+        single.rsample().dtype
+        == single.mean.dtype
+        == single.log_prob(z.float()).dtype
+        == torch.float
+    )
+    assert torch.allclose(
+        single.log_prob(z.float()).double(), other(data(N)).log_prob(z), rtol=1e-4
+    )
 
 
 @families
@@ -164,7 +197,10 @@ def test_each_datum_has_its_own_and_its_place_does_not_matter(name: str) -> None
 @families
 def test_inputs_are_a_function_of_the_data_and_not_of_their_covariates(name: str) -> None:
     settings: dict[str, Any] = {"num_covariates": 2}
-    plain, logged = make(name, features=D + 2, **settings), make(name, features=D + 2, inputs=torch.log1p, **settings)
+    plain, logged = (
+        make(name, features=D + 2, **settings),
+        make(name, features=D + 2, inputs=torch.log1p, **settings),
+    )
     x, context = data(N).exp(), Context(covariates=torch.tensor([[1.0, -3.0]]).expand(N, 2))
     assert logged.num_features == D
     z = torch.zeros(N, 3, dtype=torch.double)
@@ -178,7 +214,10 @@ def test_networks_are_sized_by_the_family(name: str) -> None:
     for latent_dim in (1, 2, 7):
         assert family(MLP(D, count(latent_dim), ()), **sizes).latent_dim == latent_dim
     wrong = count(4) + 1
-    with pytest.raises(InputError, match=f"got {wrong}; right would be {count(4)} for 4 or {count(5)} for 5 latents"):
+    with pytest.raises(
+        InputError,
+        match=f"got {wrong}; right would be {count(4)} for 4 or {count(5)} for 5 latents",
+    ):
         family(MLP(D, wrong, ()), **sizes)
     silent = nn.Sequential(nn.Linear(D, count(4)))  # says nothing of its sizes
     posterior = family(silent, **sizes, **({"latent_dim": 4} if family is FlowPosterior else {}))
@@ -189,9 +228,18 @@ def test_networks_are_sized_by_the_family(name: str) -> None:
     ("build", "message"),
     [
         (lambda: LowRankPosterior(MLP(D, 8), rank=0), "'rank' must be a positive integer, got 0"),
-        (lambda: MixturePosterior(MLP(D, 9), num_components=1), "'num_components' must be an integer from 2, got 1"),
-        (lambda: FlowPosterior(MLP(D, 20), num_steps=0), "'num_steps' must be a positive integer, got 0"),
-        (lambda: FlowPosterior(MLP(D, 20), summary_dim=-1), "'summary_dim' must be a positive integer, got -1"),
+        (
+            lambda: MixturePosterior(MLP(D, 9), num_components=1),
+            "'num_components' must be an integer from 2, got 1",
+        ),
+        (
+            lambda: FlowPosterior(MLP(D, 20), num_steps=0),
+            "'num_steps' must be a positive integer, got 0",
+        ),
+        (
+            lambda: FlowPosterior(MLP(D, 20), summary_dim=-1),
+            "'summary_dim' must be a positive integer, got -1",
+        ),
         (lambda: FlowPosterior(MLP(D, 20), hidden=(1,)), r"the number of latents, 2, got \(1,\)"),
         (
             lambda: FlowPosterior(MLP(D, 20), latent_dim=3),
@@ -199,8 +247,14 @@ def test_networks_are_sized_by_the_family(name: str) -> None:
         ),
         (lambda: FlowPosterior(nn.Linear(D, 20)), None),
         (lambda: FlowPosterior(nn.Sequential(nn.Linear(D, 20))), "'latent_dim' must be given"),
-        (lambda: FlowPosterior(MLP(D, 16)), "a summary of 16 numbers, got 16; right would be 18 for 1 latents"),
-        (lambda: NormalPosterior(MLP(D, 4), inputs="log1p"), "'inputs' must be a function of the data"),  # type: ignore[arg-type]
+        (
+            lambda: FlowPosterior(MLP(D, 16)),
+            "a summary of 16 numbers, got 16; right would be 18 for 1 latents",
+        ),
+        (
+            lambda: NormalPosterior(MLP(D, 4), inputs="log1p"),
+            "'inputs' must be a function of the data",
+        ),  # type: ignore[arg-type]
         (
             lambda: NormalPosterior(nn.Sequential(nn.Linear(D, 5)))(torch.zeros(1, D)),
             "an even number of outputs, got 5",
@@ -215,7 +269,8 @@ def test_bad_values_are_refused_in_words(build: Callable[[], Any], message: str 
         build()
 
 
-# -- normals -------------------------------------------------------------------------------------------------------
+# -- normals
+# -------------------------------------------------------------------------------------------------------
 
 
 class Largest(TorchDispatchMode):
@@ -244,7 +299,11 @@ def test_the_full_rank_normal_has_the_covariance_of_its_formula() -> None:
     posterior, x = make("full-rank"), data(N)
     outputs = posterior.network(x)
     q = posterior(x)
-    loc, scale, below = outputs[:, :3], nn.functional.softplus(outputs[:, 3:6]) + 1e-5, outputs[:, 6:]
+    loc, scale, below = (
+        outputs[:, :3],
+        nn.functional.softplus(outputs[:, 3:6]) + 1e-5,
+        outputs[:, 6:],
+    )
     tril = torch.diag_embed(scale)
     tril[:, 1, 0] = scale[:, 1] * below[:, 0]
     tril[:, 2, :2] = scale[:, 2:] * below[:, 1:] / math.sqrt(2)
@@ -271,7 +330,9 @@ def test_the_low_rank_normal_is_the_stock_one_and_stays_right_in_float32() -> No
     z = torch.randn(7, N, 5, dtype=torch.double)
     stock = MultivariateNormal(q.loc, covariance)
     assert torch.allclose(q.log_prob(z), stock.log_prob(z))
-    assert torch.allclose(q.variance, stock.variance) and torch.allclose(q.scale_tril, stock.scale_tril)
+    assert torch.allclose(q.variance, stock.variance) and torch.allclose(
+        q.scale_tril, stock.scale_tril
+    )
     # A factor as large as the posterior lets it be, its columns nearly the same.
     generator = torch.Generator().manual_seed(2)
     column = torch.randn(30, 1, generator=generator, dtype=torch.double)
@@ -288,15 +349,19 @@ def test_the_kl_to_a_product_of_normals_is_a_closed_form(name: str) -> None:
     q = make(name)(data(N))
     loc, scale = torch.randn(3, dtype=torch.double), torch.rand(3, dtype=torch.double) + 0.5
     exact = torch.distributions.kl_divergence(
-        MultivariateNormal(q.mean, scale_tril=q.scale_tril), MultivariateNormal(loc, scale_tril=torch.diag(scale))
+        MultivariateNormal(q.mean, scale_tril=q.scale_tril),
+        MultivariateNormal(loc, scale_tril=torch.diag(scale)),
     )
     for prior in (DiagonalNormal.of(loc, scale), DiagonalNormal.of(loc, scale).expand((N,))):
         assert torch.allclose(torch.distributions.kl_divergence(q, prior), exact)
     with pytest.raises(NotImplementedError):
-        torch.distributions.kl_divergence(q, Independent(torch.distributions.Laplace(loc, scale), 1))
+        torch.distributions.kl_divergence(
+            q, Independent(torch.distributions.Laplace(loc, scale), 1)
+        )
 
 
-# -- draws that are remembered ---------------------------------------------------------------------------------------
+# -- draws that are remembered
+# ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["full-rank", "flow"])
@@ -307,7 +372,9 @@ def test_the_density_of_the_last_draw_comes_from_its_noise_where_that_has_the_wh
     q = posterior(x)
     parameters = list(posterior.parameters())
     z = q.rsample((2,))
-    ours = torch.autograd.grad(q.log_prob(z).sum(), parameters, retain_graph=True, allow_unused=True)
+    ours = torch.autograd.grad(
+        q.log_prob(z).sum(), parameters, retain_graph=True, allow_unused=True
+    )
     theirs = torch.autograd.grad(q.log_prob(z.view_as(z)).sum(), parameters, retain_graph=True)
     for a, b in zip(ours, theirs, strict=True):
         assert torch.allclose(torch.zeros_like(b) if a is None else a, b, atol=1e-9)
@@ -317,13 +384,18 @@ def test_the_density_of_the_last_draw_comes_from_its_noise_where_that_has_the_wh
     assert all(torch.allclose(a, b) for a, b in zip(score, again, strict=True))
     leaf = q.sample().requires_grad_()
     (slope,) = torch.autograd.grad(q.log_prob(leaf).sum(), leaf)
-    (expected,) = torch.autograd.grad(posterior(x).log_prob(copied := leaf.detach().requires_grad_()).sum(), copied)
+    (expected,) = torch.autograd.grad(
+        posterior(x).log_prob(copied := leaf.detach().requires_grad_()).sum(), copied
+    )
     assert torch.allclose(slope, expected) and slope.abs().min() > 0
 
     def refuse(*args: Any) -> Tensor:
         raise AssertionError("the inverse was taken")
 
-    kind, method = {"full-rank": (MultivariateNormal, "log_prob"), "flow": (AutoregressiveNormal, "pull")}[name]
+    kind, method = {
+        "full-rank": (MultivariateNormal, "log_prob"),
+        "flow": (AutoregressiveNormal, "pull"),
+    }[name]
     monkeypatch.setattr(kind, method, refuse)
     q.log_prob(z := q.rsample())
     with torch.no_grad():
@@ -337,11 +409,15 @@ def test_training_and_evidence_take_no_inverse_of_the_flow(
     linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vae, x = guided(linear, "flow"), linear.sample(20)
-    with program(vae.model, vae.guide, (x,)) as opened:
-        assert opened.vectorized and opened.sliceable
+    with open_program(vae.model, vae.guide, (x,)) as program:
+        assert program.vectorized and program.sliceable
     rows = []
     pull = AutoregressiveNormal.pull
-    monkeypatch.setattr(AutoregressiveNormal, "pull", lambda self, value: rows.append(len(value)) or pull(self, value))
+    monkeypatch.setattr(
+        AutoregressiveNormal,
+        "pull",
+        lambda self, value: rows.append(len(value)) or pull(self, value),
+    )
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
     svi.step(x)
     assert rows == []
@@ -349,7 +425,8 @@ def test_training_and_evidence_take_no_inverse_of_the_flow(
     assert max(rows) <= 20  # what looks the program over, one particle at a time
 
 
-# -- the flow --------------------------------------------------------------------------------------------------------
+# -- the flow
+# --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 4])
@@ -359,7 +436,9 @@ def test_the_flow_has_an_exact_inverse_and_jacobian(latent_dim: int) -> None:
     noise = torch.randn(5, N, latent_dim, dtype=torch.double)
     value, log_det = q.push(2 * noise)
     back, inverse = q.pull(value)
-    assert torch.allclose(back, 2 * noise, atol=1e-9) and torch.allclose(inverse, log_det, atol=1e-9)
+    assert torch.allclose(back, 2 * noise, atol=1e-9) and torch.allclose(
+        inverse, log_det, atol=1e-9
+    )
     jacobian = torch.autograd.functional.jacobian(lambda e: q.push(e)[0], 2 * noise[0])
     for n in range(N):
         assert torch.allclose(torch.linalg.slogdet(jacobian[n, :, n])[1], log_det[0, n])
@@ -387,7 +466,9 @@ def test_the_density_of_the_flow_has_the_right_gradient_at_any_value() -> None:
             weight.add_(sign * step)
             ends.append(posterior(data(2)).log_prob(value).sum())
             weight.sub_(sign * step)
-    assert float(ends[0] - ends[1]) / 2e-6 == pytest.approx(float(gradient.view(-1)[place]), rel=1e-5)
+    assert float(ends[0] - ends[1]) / 2e-6 == pytest.approx(
+        float(gradient.view(-1)[place]), rel=1e-5
+    )
 
 
 @torch.no_grad()
@@ -396,7 +477,9 @@ def test_the_flow_starts_near_the_diagonal_normal() -> None:
     flow = FlowPosterior(MLP(D, FlowPosterior.num_outputs(10)), num_steps=4)
     q = flow(data(50).float())
     z = q.sample((200,))
-    assert (q.log_prob(z) - DiagonalNormal.of(q.loc, q.scale).log_prob(z)).mean(0).abs().max() < 0.05
+    assert (q.log_prob(z) - DiagonalNormal.of(q.loc, q.scale).log_prob(z)).mean(
+        0
+    ).abs().max() < 0.05
     assert (q.mean - q.loc).abs().max() < 0.2 and torch.equal(q.mean, q.mean)
     state = torch.get_rng_state()
     _ = q.mean
@@ -409,7 +492,8 @@ def test_one_latent_is_no_cause_for_a_warning() -> None:
         FlowPosterior(MLP(D, FlowPosterior.num_outputs(1)))
 
 
-# -- the mixture -----------------------------------------------------------------------------------------------------
+# -- the mixture
+# -----------------------------------------------------------------------------------------------------
 
 
 def mixture(latent_dim: int, leading: tuple[int, ...] = (N,)) -> list[Tensor]:
@@ -429,7 +513,9 @@ def test_the_mixture_has_the_density_and_moments_of_the_stock_one(latent_dim: in
     assert torch.allclose(q.log_prob(z), stock.log_prob(z))
     assert torch.allclose(q.mean, stock.mean) and torch.allclose(q.variance, stock.variance)
     far = torch.full((N, latent_dim), 1e6, dtype=torch.double)
-    assert torch.isfinite(q.log_prob(far)).all() and torch.allclose(q.log_prob(far), stock.log_prob(far))
+    assert torch.isfinite(q.log_prob(far)).all() and torch.allclose(
+        q.log_prob(far), stock.log_prob(far)
+    )
 
 
 @pytest.mark.parametrize("latent_dim", [1, 2, 3])
@@ -443,13 +529,15 @@ def test_gradients_through_draws_of_a_mixture_are_those_of_its_moments(
     moments = q.variance + q.mean.square() + q.mean
     exact = torch.autograd.grad(moments.sum(), parameters)
     torch.manual_seed(0)
-    found: list[list[Tensor]] = [[], [], []]
+    results: list[list[Tensor]] = [[], [], []]
     for _ in range(rounds):
         q = NormalMixture(*parameters)
         z = q.expand((draws, *leading)).rsample() if expanded else q.rsample((draws,))
-        for kept, gradient in zip(found, torch.autograd.grad((z.square() + z).mean(0).sum(), parameters), strict=True):
+        for kept, gradient in zip(
+            results, torch.autograd.grad((z.square() + z).mean(0).sum(), parameters), strict=True
+        ):
             kept.append(gradient)
-    for gradients, truth in zip(found, exact, strict=True):
+    for gradients, truth in zip(results, exact, strict=True):
         each = torch.stack(gradients)
         assert ((each.mean(0) - truth).abs() < 5 * each.std(0) / math.sqrt(rounds) + 1e-6).all()
         assert each.std(0).max() < 0.5 * truth.abs().max()
@@ -457,20 +545,33 @@ def test_gradients_through_draws_of_a_mixture_are_those_of_its_moments(
 
 @pytest.mark.parametrize("end", [-1, 1])
 def test_a_draw_far_out_in_either_tail_has_the_gradient_of_float64(end: int) -> None:
-    found = []
+    results = []
     for dtype in (torch.float32, torch.float64):
-        logits, locs = torch.zeros(2, dtype=dtype, requires_grad=True), end * torch.tensor([[0.0], [0.5]], dtype=dtype)
+        logits, locs = (
+            torch.zeros(2, dtype=dtype, requires_grad=True),
+            end * torch.tensor([[0.0], [0.5]], dtype=dtype),
+        )
         q = NormalMixture(logits, locs, torch.ones(2, 1, dtype=dtype))
-        found.append(torch.autograd.grad(q._moving(torch.tensor([5.5 * end], dtype=dtype)).sum(), logits)[0].double())
-    assert torch.allclose(*found, rtol=0.01) and found[1].abs().min() > 0.01
+        results.append(
+            torch.autograd.grad(q._moving(torch.tensor([5.5 * end], dtype=dtype)).sum(), logits)[
+                0
+            ].double()
+        )
+    assert torch.allclose(*results, rtol=0.01) and results[1].abs().min() > 0.01
 
 
 def test_draws_of_a_mixture_are_their_own_datum_s() -> None:
     """Far apart components, another one for each datum: a draw is where its own datum is."""
     logits = torch.zeros(3, 2)
-    locs = 100.0 * torch.arange(3).reshape(3, 1, 1) + torch.tensor([[[0.0], [10.0]]]).expand(3, 2, 2)
+    locs = 100.0 * torch.arange(3).reshape(3, 1, 1) + torch.tensor([[[0.0], [10.0]]]).expand(
+        3, 2, 2
+    )
     q = NormalMixture(logits, locs, torch.full((3, 2, 2), 0.1))
-    for z in (q.rsample((500,)), q.expand((500, 3)).rsample(), q.expand((5, 3)).rsample((100,)).flatten(0, 1)):
+    for z in (
+        q.rsample((500,)),
+        q.expand((500, 3)).rsample(),
+        q.expand((5, 3)).rsample((100,)).flatten(0, 1),
+    ):
         places = ((z - 100 * torch.arange(3).reshape(3, 1)) / 10).round()
         assert ((places == 0) | (places == 1)).all() and (places[..., 0] == places[..., 1]).all()
         assert ((places.mean((0, -1)) - 0.5).abs() < 0.12).all()
@@ -478,7 +579,9 @@ def test_draws_of_a_mixture_are_their_own_datum_s() -> None:
 
 def test_components_that_coincide_and_many_latents_have_finite_gradients() -> None:
     same = torch.zeros(2, 3, 4, requires_grad=True)
-    NormalMixture(torch.zeros(2, 3, requires_grad=True), same, torch.ones(2, 3, 4)).rsample((9,)).sum().backward()
+    NormalMixture(torch.zeros(2, 3, requires_grad=True), same, torch.ones(2, 3, 4)).rsample(
+        (9,)
+    ).sum().backward()
     assert torch.isfinite(same.grad).all() and same.grad.sum() == pytest.approx(2 * 9 * 4, rel=1e-5)
     posterior = MixturePosterior(MLP(D, MixturePosterior.num_outputs(100)))
     with torch.no_grad():
@@ -494,13 +597,18 @@ def test_the_components_start_apart_in_every_latent() -> None:
         for parameter in network.parameters():
             nn.init.zeros_(parameter)
         q = MixturePosterior(network, num_components=components)(torch.zeros(D))
-        assert torch.pdist(q.locs).min() > 0.2 and torch.allclose(q.mean, torch.zeros(latent_dim), atol=1e-6)
+        assert torch.pdist(q.locs).min() > 0.2 and torch.allclose(
+            q.mean, torch.zeros(latent_dim), atol=1e-6
+        )
         assert torch.allclose(q.locs.square().mean(0).sqrt(), torch.full((latent_dim,), 0.5))
 
 
-# -- in the program --------------------------------------------------------------------------------------------------
+# -- in the program
+# --------------------------------------------------------------------------------------------------
 
-QUICK = RefitSettings(num_particles=8, steps_per_round=25, max_rounds=8, num_plateaus=2, check_particles=64)
+QUICK = RefitSettings(
+    num_particles=8, steps_per_round=25, max_rounds=8, num_plateaus=2, check_particles=64
+)
 
 
 @pytest.fixture
@@ -516,7 +624,15 @@ def guided(linear: LinearGaussian, name: str, epochs: int = 0) -> BetaVAE:
     for parameter in vae.decoder.parameters():
         parameter.requires_grad_(False)
     if epochs:
-        fit(vae, linear.sample(400, seed=1), beta=1.0, epochs=epochs, batch_size=50, learning_rate=5e-3, progress=False)
+        fit(
+            vae,
+            linear.sample(400, seed=1),
+            beta=1.0,
+            epochs=epochs,
+            batch_size=50,
+            learning_rate=5e-3,
+            progress=False,
+        )
     return vae
 
 
@@ -529,7 +645,11 @@ def test_gaps_of_every_guide(linear: LinearGaussian, name: str) -> None:
     gaps = inference_gaps(vae.model, vae.guide, x, num_samples=600, settings=settings)
     diagonal = float(linear.gaps(x, *linear.best_diagonal(x)).approximation.mean())
     assert diagonal > 0.2
-    assert abs(gaps.evidence.value - float(linear.evidence(x).mean())) < 4 * gaps.evidence.monte_carlo_error < 0.1
+    assert (
+        abs(gaps.evidence.value - float(linear.evidence(x).mean()))
+        < 4 * gaps.evidence.monte_carlo_error
+        < 0.1
+    )
     for gap in (gaps.variational, gaps.approximation, gaps.amortization):
         assert torch.isfinite(gap.per_datum).all() and gap.value > -3 * gap.monte_carlo_error
     # Every family holds the diagonal normal; the full-rank one holds the posterior.
@@ -540,7 +660,9 @@ def test_gaps_of_every_guide(linear: LinearGaussian, name: str) -> None:
 
 
 @richer
-def test_the_bound_and_its_parts_are_told_for_every_guide(linear: LinearGaussian, name: str) -> None:
+def test_the_bound_and_its_parts_are_told_for_every_guide(
+    linear: LinearGaussian, name: str
+) -> None:
     x = linear.sample(12)
     vae = guided(linear, name)
     kl = kl_per_dimension(vae.model, vae.guide, x)
@@ -552,8 +674,12 @@ def test_the_bound_and_its_parts_are_told_for_every_guide(linear: LinearGaussian
 
 
 @richer
-@pytest.mark.parametrize("proposal", [HeavyTailedProposal(degrees=3.0), DefensiveProposal(0.2)], ids=["heavy", "prior"])
-def test_proposals_around_every_guide_find_the_evidence(linear: LinearGaussian, name: str, proposal: Any) -> None:
+@pytest.mark.parametrize(
+    "proposal", [HeavyTailedProposal(degrees=3.0), DefensiveProposal(0.2)], ids=["heavy", "prior"]
+)
+def test_proposals_around_every_guide_find_the_evidence(
+    linear: LinearGaussian, name: str, proposal: Any
+) -> None:
     x = linear.sample(12)
     vae = guided(linear, name, epochs=6)
     estimate = evidence(vae.model, vae.guide, x, num_samples=3000, proposal=proposal)

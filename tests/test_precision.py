@@ -17,18 +17,22 @@ from pyro_bvae.training import Loss
 def digits_vae(latents: int = 6) -> BetaVAE:
     torch.manual_seed(0)
     decoder = Decoder(MLP(latents, 64, hidden=(64,)), NormalLikelihood(0.3))
-    return BetaVAE(NormalPrior(latents), decoder, NormalPosterior(MLP(64, 2 * latents, hidden=(64,))))
+    return BetaVAE(
+        NormalPrior(latents), decoder, NormalPosterior(MLP(64, 2 * latents, hidden=(64,)))
+    )
 
 
 def test_the_evidence_stays_within_its_standard_error() -> None:
-    splits, found = datasets.digits(), {}
+    splits, result = datasets.digits(), {}
     for precision in ("float32", "bf16"):
         vae = digits_vae()
         fit(vae, splits.train, epochs=25, batch_size=64, precision=precision, progress=False)
         assert all(parameter.dtype == torch.float32 for parameter in vae.parameters())
-        found[precision] = evidence(vae.model, vae.guide, splits.test.x, num_samples=500)
-    difference = abs(found["bf16"].value - found["float32"].value)
-    assert 0 < difference < found["float32"].standard_error  # other numbers were seen, and they are as good
+        result[precision] = evidence(vae.model, vae.guide, splits.test.x, num_samples=500)
+    difference = abs(result["bf16"].value - result["float32"].value)
+    assert (
+        0 < difference < result["float32"].standard_error
+    )  # other numbers were seen, and they are as good
 
 
 def test_only_networks_are_in_bfloat16() -> None:

@@ -28,7 +28,9 @@ def checks_of(x: Tensor, dispersion: float, num_copies: int = 20) -> CountChecks
     def model(x: Tensor) -> None:
         with pyro.plate("cells", len(x)):
             pyro.sample("size", dist.Normal(0.0, 1.0))
-            likelihood = NegativeBinomialCounts(LOG_MEAN.expand(len(x), D), torch.tensor(dispersion))
+            likelihood = NegativeBinomialCounts(
+                LOG_MEAN.expand(len(x), D), torch.tensor(dispersion)
+            )
             pyro.sample("counts", likelihood.to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
@@ -42,7 +44,9 @@ def test_the_right_model_draws_what_was_seen() -> None:
     x = counts(0.5)
     checks = checks_of(x, 0.5)
     assert torch.equal(checks.zero_share.observed, (x == 0).double().mean(0))
-    assert torch.allclose(checks.variance.observed, x.double().var(0)) and torch.equal(checks.total.observed, x.sum(1))
+    assert torch.allclose(checks.variance.observed, x.double().var(0)) and torch.equal(
+        checks.total.observed, x.sum(1)
+    )
     for statistic in (checks.zero_share, checks.mean, checks.variance):
         assert statistic.simulated.shape == (20, D)
         spread = statistic.simulated.std(0)

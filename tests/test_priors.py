@@ -19,7 +19,13 @@ from torch.distributions import constraints
 from pyro_bvae import BetaVAE, Context, Decoder, evidence, fit
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import grey_levels
-from pyro_bvae.evaluation import AnnealingSettings, annealed_evidence, bound, evaluate, kl_per_dimension
+from pyro_bvae.evaluation import (
+    AnnealingSettings,
+    annealed_evidence,
+    bound,
+    evaluate,
+    kl_per_dimension,
+)
 from pyro_bvae.likelihoods import BernoulliLikelihood, FixedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
@@ -40,11 +46,18 @@ Make = Callable[[int], nn.Module]
 
 
 def encoder(latent_dim: int = L, num_covariates: int = 0) -> NormalPosterior:
-    return NormalPosterior(MLP(D + num_covariates, 2 * latent_dim, (5,)), num_covariates=num_covariates)
+    return NormalPosterior(
+        MLP(D + num_covariates, 2 * latent_dim, (5,)), num_covariates=num_covariates
+    )
 
 
 def vamp(latent_dim: int) -> VampPrior:
-    return VampPrior(encoder(latent_dim), torch.rand(6, D), support=constraints.unit_interval, learned_weights=True)
+    return VampPrior(
+        encoder(latent_dim),
+        torch.rand(6, D),
+        support=constraints.unit_interval,
+        learned_weights=True,
+    )
 
 
 PRIORS: dict[str, Make] = {
@@ -74,7 +87,8 @@ def fine_grid(num_points: int) -> tuple[Tensor, Tensor]:
     return angle.sinh(), angle.cosh() * (angle[1] - angle[0])
 
 
-# -- the laws of all ----------------------------------------------------------------------------------------------
+# -- the laws of all
+# ----------------------------------------------------------------------------------------------
 
 
 @members
@@ -113,11 +127,18 @@ def test_priors_expand_and_follow_a_dtype(make: Make) -> None:
 def test_every_parameter_receives_a_finite_gradient_near_and_far(make: Make) -> None:
     prior = moved(make(L))
     parameters = list(prior.parameters())
-    for z in (torch.randn(50, L), torch.full((2, L), 1e4), torch.full((2, L), -1e4), torch.zeros(1, L)):
+    for z in (
+        torch.randn(50, L),
+        torch.full((2, L), 1e4),
+        torch.full((2, L), -1e4),
+        torch.zeros(1, L),
+    ):
         z.requires_grad_()
         log_prob = prior().log_prob(z)
         gradients = torch.autograd.grad(log_prob.sum(), [z, *parameters])
-        assert torch.isfinite(log_prob).all() and all(torch.isfinite(gradient).all() for gradient in gradients)
+        assert torch.isfinite(log_prob).all() and all(
+            torch.isfinite(gradient).all() for gradient in gradients
+        )
         if len(z) == 50:
             assert all(gradient.abs().sum() > 0 for gradient in gradients)
 
@@ -165,7 +186,8 @@ def test_priors_start_near_the_standard_normal() -> None:
     assert draws.mean(0).abs().max() < 0.4 and (draws.std(0) - 1).abs().max() < 0.3
 
 
-# -- each one -------------------------------------------------------------------------------------------------------
+# -- each one
+# -------------------------------------------------------------------------------------------------------
 
 
 def test_densities_are_those_of_scipy() -> None:
@@ -175,7 +197,9 @@ def test_densities_are_those_of_scipy() -> None:
     for prior, law in ((LaplacePrior(L), laplace), (StudentTPrior(L, 3.5), student)):
         assert law.var() == pytest.approx(1)
         expected = torch.from_numpy(law.logpdf(z.numpy())).sum(-1)
-        assert torch.allclose(prior.double()().log_prob(z), expected, atol=1e-6)  # its scale was made in float32
+        assert torch.allclose(
+            prior.double()().log_prob(z), expected, atol=1e-6
+        )  # its scale was made in float32
 
 
 def test_a_mixture_has_the_density_and_the_moments_of_its_parts() -> None:
@@ -185,15 +209,22 @@ def test_a_mixture_has_the_density_and_the_moments_of_its_parts() -> None:
         scale = 1e-3 + nn.functional.softplus(prior.raw_scale)
         weights = prior.logits.softmax(0)
         parts = [
-            scipy.stats.multivariate_normal(m, s**2) for m, s in zip(prior.loc.numpy(), scale.numpy(), strict=True)
+            scipy.stats.multivariate_normal(m, s**2)
+            for m, s in zip(prior.loc.numpy(), scale.numpy(), strict=True)
         ]
-        expected = sum(float(w) * torch.from_numpy(part.pdf(z)) for w, part in zip(weights, parts, strict=True))
+        expected = sum(
+            float(w) * torch.from_numpy(part.pdf(z)) for w, part in zip(weights, parts, strict=True)
+        )
         assert torch.allclose(prior().log_prob(z).exp(), expected)
         draws = prior().sample((40_000,))
         assert torch.allclose(draws.mean(0), prior().mean, atol=0.03)
         assert torch.allclose(draws.var(0), prior().variance, rtol=0.04)
-        stock = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(prior.loc, scale).to_event(1))
-        assert torch.allclose(stock.mean, prior().mean) and torch.allclose(stock.variance, prior().variance)
+        stock = dist.MixtureSameFamily(
+            dist.Categorical(weights), dist.Normal(prior.loc, scale).to_event(1)
+        )
+        assert torch.allclose(stock.mean, prior().mean) and torch.allclose(
+            stock.variance, prior().variance
+        )
 
 
 class FullRank(nn.Module):
@@ -214,7 +245,10 @@ class Flow(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network, self.flow = nn.Linear(D, 5), zuko.flows.MAF(L, context=5, hidden_features=(8,))
+        self.network, self.flow = (
+            nn.Linear(D, 5),
+            zuko.flows.MAF(L, context=5, hidden_features=(8,)),
+        )
 
     def forward(self, x: Tensor) -> Any:
         return self.flow(self.network(x))
@@ -231,7 +265,9 @@ def test_vamp_is_the_mean_of_the_guide_at_the_pseudo_inputs() -> None:
     ]
     for guide, given in cases:
         prior = VampPrior(guide, inputs, context=given)
-        each = [guide(row) if given is None else guide(row, part) for row, part in rows(inputs, given)]
+        each = [
+            guide(row) if given is None else guide(row, part) for row, part in rows(inputs, given)
+        ]
         expected = torch.stack([part.log_prob(z) for part in each]).logsumexp(0) - math.log(6)
         assert torch.allclose(prior().log_prob(z), expected, atol=1e-4)
         assert prior().sample((5,)).shape == (5, L)
@@ -265,7 +301,8 @@ def rows(inputs: Tensor, context: Context | None) -> list[tuple[Tensor, Context 
         return None if part is None else part[k]
 
     return [
-        (x, None if context is None else Context(*(row(part, k) for part in context))) for k, x in enumerate(inputs)
+        (x, None if context is None else Context(*(row(part, k) for part in context)))
+        for k, x in enumerate(inputs)
     ]
 
 
@@ -321,18 +358,28 @@ def test_vamp_shares_the_encoder_of_its_model(tmp_path: Any) -> None:
         estimates = [evidence(m.model, m.guide, x, num_samples=20).per_datum for m in (vae, again)]
         assert torch.equal(*estimates)
     numbers = [parameter.numel() for parameter in vae.parameters()]
-    assert sum(numbers) == sum(p.numel() for part in (vae.encoder, vae.decoder) for p in part.parameters()) + 5 * D
+    assert (
+        sum(numbers)
+        == sum(p.numel() for part in (vae.encoder, vae.decoder) for p in part.parameters()) + 5 * D
+    )
     fit(vae, x, epochs=3, validation=x[:20], output=tmp_path / "run", resume=True, progress=False)
     with pytest.raises(InputError, match="features, got prior 5, decoder 4"):
         wrong = NormalPosterior(nn.Sequential(nn.Linear(5, 4)))
-        BetaVAE(VampPrior(wrong, torch.rand(3, 5)), Decoder(MLP(2, D), BernoulliLikelihood()), wrong)
+        BetaVAE(
+            VampPrior(wrong, torch.rand(3, 5)), Decoder(MLP(2, D), BernoulliLikelihood()), wrong
+        )
 
 
 def test_a_flow_keeps_nothing_of_its_last_use() -> None:
     prior = FlowPrior(3, num_layers=2)
     for _ in range(2):
         prior().log_prob(prior().sample((4,))).sum().backward()
-    held = [value for module in prior.modules() for value in vars(module).values() if isinstance(value, Tensor)]
+    held = [
+        value
+        for module in prior.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor)
+    ]
     assert not held and all(p.is_leaf for p in prior.parameters())
 
 
@@ -353,14 +400,19 @@ def test_a_flow_learns_two_modes_of_one_latent() -> None:
 
 
 def test_any_flow_of_zuko_is_a_prior() -> None:
-    for flow in (zuko.flows.MAF(L, hidden_features=(8,)), zuko.flows.RealNVP(L, hidden_features=(8,))):
+    for flow in (
+        zuko.flows.MAF(L, hidden_features=(8,)),
+        zuko.flows.RealNVP(L, hidden_features=(8,)),
+    ):
         prior, z = ZukoPrior(flow), torch.randn(5, L)
         assert torch.equal(prior().log_prob(z), flow().log_prob(z)) and prior.latent_dim == L
 
 
 def test_without_zuko_the_flow_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "zuko", None)
-    with pytest.raises(InputError, match=r"needs the package zuko, which is not installed: pip install 'pyro-bvae"):
+    with pytest.raises(
+        InputError, match=r"needs the package zuko, which is not installed: pip install 'pyro-bvae"
+    ):
         ZukoPrior.neural_spline(2)
 
 
@@ -371,19 +423,43 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         for name, make in PRIORS.items()
         if name not in ("vamp", "mixture")
     },
-    "no components": (lambda: MixturePrior(2, 0), "'num_components' must be a positive integer, got 0"),
+    "no components": (
+        lambda: MixturePrior(2, 0),
+        "'num_components' must be a positive integer, got 0",
+    ),
     "spread": (lambda: MixturePrior(2, spread=1.0), "'spread' must lie between 0 and 1, got 1.0"),
-    "df": (lambda: StudentTPrior(2, 2.0), "'df' must be above 2, where the variance is finite, got 2.0"),
+    "df": (
+        lambda: StudentTPrior(2, 2.0),
+        "'df' must be above 2, where the variance is finite, got 2.0",
+    ),
     "df nan": (lambda: StudentTPrior(2, math.nan), "'df' must be above 2.*, got nan"),
     "bound": (lambda: FlowPrior(2, bound=0.0), "'bound' must be positive and finite, got 0.0"),
-    "layers": (lambda: FlowPrior(2, num_layers=0), "'num_layers' must be a positive integer, got 0"),
+    "layers": (
+        lambda: FlowPrior(2, num_layers=0),
+        "'num_layers' must be a positive integer, got 0",
+    ),
     "hidden": (lambda: FlowPrior(2, hidden=(3, 0)), "'hidden' must be a positive integer, got 0"),
-    "no pseudo-inputs": (lambda: VampPrior(encoder(), X[:0]), r"must be a tensor \(K, D\), got \(0, 4\)"),
+    "no pseudo-inputs": (
+        lambda: VampPrior(encoder(), X[:0]),
+        r"must be a tensor \(K, D\), got \(0, 4\)",
+    ),
     "flat": (lambda: VampPrior(encoder(), X[0]), r"must be a tensor \(K, D\), got \(4,\)"),
-    "whole numbers": (lambda: VampPrior(encoder(), X.long()), "'pseudo_inputs' must be floating, got torch.int64"),
-    "infinite": (lambda: VampPrior(encoder(), X / 0), r"'pseudo_inputs' must be finite, got inf at index \(0, 0\)"),
-    "features": (lambda: VampPrior(encoder(), X[:, :3]), "must have the 4 features of the encoder, got 3"),
-    "support": (lambda: VampPrior(encoder(), X, support=constraints.simplex), "'support' must be constraints.real, or"),
+    "whole numbers": (
+        lambda: VampPrior(encoder(), X.long()),
+        "'pseudo_inputs' must be floating, got torch.int64",
+    ),
+    "infinite": (
+        lambda: VampPrior(encoder(), X / 0),
+        r"'pseudo_inputs' must be finite, got inf at index \(0, 0\)",
+    ),
+    "features": (
+        lambda: VampPrior(encoder(), X[:, :3]),
+        "must have the 4 features of the encoder, got 3",
+    ),
+    "support": (
+        lambda: VampPrior(encoder(), X, support=constraints.simplex),
+        "'support' must be constraints.real, or",
+    ),
     "rows": (
         lambda: VampPrior(encoder(), X, context=Context(covariates=torch.ones(2, 1))),
         r"'context.covariates' must have a row for each of 3 pseudo-inputs, got shape \(2, 1\)",
@@ -392,8 +468,14 @@ BAD: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: ZukoPrior(zuko.flows.MAF(2, context=3)),
         "'flow' must be a Zuko flow without context, got MAF",
     ),
-    "no flow": (lambda: ZukoPrior(nn.Linear(2, 2)), "'flow' must be a Zuko flow without context, got Linear"),
-    "scalar": (lambda: ZukoPrior(lambda: dist.Normal(0, 1)), r"event shape \(L,\), as a flow of Zuko does, got Normal"),
+    "no flow": (
+        lambda: ZukoPrior(nn.Linear(2, 2)),
+        "'flow' must be a Zuko flow without context, got Linear",
+    ),
+    "scalar": (
+        lambda: ZukoPrior(lambda: dist.Normal(0, 1)),
+        r"event shape \(L,\), as a flow of Zuko does, got Normal",
+    ),
 }
 
 
@@ -403,13 +485,17 @@ def test_bad_values_are_refused_in_words(make: Callable[[], Any], message: str) 
         make()
 
 
-# -- rate and KL per dimension ---------------------------------------------------------------------------------------
+# -- rate and KL per dimension
+# ---------------------------------------------------------------------------------------
 
 
 def measured_model(prior: nn.Module) -> tuple[BetaVAE, Tensor]:
     """Return a model whose guide is known, and its data."""
     x = torch.randn(30, 3, dtype=torch.double)
-    loc, scale = torch.stack([x[:, 0], 0.05 * x[:, 1]], -1), torch.tensor([0.4, 0.9]).double().expand(30, 2)
+    loc, scale = (
+        torch.stack([x[:, 0], 0.05 * x[:, 1]], -1),
+        torch.tensor([0.4, 0.9]).double().expand(30, 2),
+    )
     vae = LinearGaussian(torch.ones(3, 2), 1.0).vae(loc, scale)
     return BetaVAE(prior.double(), vae.decoder, vae.encoder).double(), x
 
@@ -424,7 +510,12 @@ def integral_of_kl(vae: BetaVAE, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("prior", "exact"),
-    [(NormalPrior(2), True), (LaplacePrior(2), True), (LearnedNormalPrior(2), True), (StudentTPrior(2, 3.0), False)],
+    [
+        (NormalPrior(2), True),
+        (LaplacePrior(2), True),
+        (LearnedNormalPrior(2), True),
+        (StudentTPrior(2, 3.0), False),
+    ],
     ids=["normal", "laplace", "learned normal", "student-t"],
 )
 def test_kl_per_dimension_is_its_integral(prior: nn.Module, exact: bool) -> None:
@@ -435,7 +526,10 @@ def test_kl_per_dimension_is_its_integral(prior: nn.Module, exact: bool) -> None
     rate = bound(vae.model, vae.guide, x, num_samples=500).rate
     assert kl.exact is exact and kl.reason is None
     if exact:
-        assert torch.equal(kl.monte_carlo_errors, torch.zeros(2).double()) and rate.monte_carlo_error == 0
+        assert (
+            torch.equal(kl.monte_carlo_errors, torch.zeros(2).double())
+            and rate.monte_carlo_error == 0
+        )
     else:
         assert kl.monte_carlo_errors.min() > 0 and kl.monte_carlo_errors.max() < 0.02
     assert ((kl.values - expected.mean(0)).abs() < 4 * kl.monte_carlo_errors + 1e-5).all()
@@ -453,7 +547,9 @@ def test_the_rate_to_a_mixture_is_its_integral() -> None:
     grid = torch.linspace(-12, 12, 8001, dtype=torch.double)[:, None, None]
     with torch.no_grad():
         log_q = vae.encoder(x).log_prob(grid)
-        expected = (log_q.exp() * (log_q - vae.prior().log_prob(grid))).sum(0) * float(grid[1] - grid[0])
+        expected = (log_q.exp() * (log_q - vae.prior().log_prob(grid))).sum(0) * float(
+            grid[1] - grid[0]
+        )
     rate = bound(vae.model, vae.guide, x, num_samples=2000).rate
     assert 0 < rate.monte_carlo_error < 0.02
     assert abs(rate.value - float(expected.mean())) < 4 * rate.monte_carlo_error
@@ -468,17 +564,26 @@ def test_the_rate_to_a_mixture_is_its_integral() -> None:
     ],
     ids=["mixture", "flow", "zuko"],
 )
-def test_what_is_no_product_has_no_kl_of_dimensions_and_says_why(make: Callable[[], nn.Module], family: str) -> None:
+def test_what_is_no_product_has_no_kl_of_dimensions_and_says_why(
+    make: Callable[[], nn.Module], family: str
+) -> None:
     vae, x = measured_model(make())
     kl = kl_per_dimension(vae.model, vae.guide, x)
-    assert kl.values is None and kl.standard_errors is None and kl.monte_carlo_errors is None and not kl.exact
+    assert (
+        kl.values is None
+        and kl.standard_errors is None
+        and kl.monte_carlo_errors is None
+        and not kl.exact
+    )
     assert kl.reason == f"the prior ({family}) is no product of independent dimensions"
     assert kl.active.tolist() == [True, False]
 
 
 def test_a_written_kl_says_why_there_is_none() -> None:
     vae, x = measured_model(MixturePrior(2, 3))
-    evaluation = evaluate(vae.model, vae.guide, x, training_beta=0.0, num_samples=50)  # without refits
+    evaluation = evaluate(
+        vae.model, vae.guide, x, training_beta=0.0, num_samples=50
+    )  # without refits
     written = json.loads(json.dumps(evaluation.to_dict(), allow_nan=False))
     assert written["kl_per_dimension"] is None and written["kl_note"] == evaluation.kl.reason
     assert written["active_units"]["count"] == 1
@@ -492,14 +597,17 @@ def test_a_written_kl_says_whether_it_is_exact() -> None:
         assert len(written["kl_per_dimension"]["monte_carlo_errors"]) == 2
 
 
-# -- planted truth ---------------------------------------------------------------------------------------------------
+# -- planted truth
+# ---------------------------------------------------------------------------------------------------
 
 
 def planted(num_data: int, seed: int) -> Tensor:
     """Return data of a linear decoder whose two latents come from four well separated normals."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.tensor([[2.0, 1.0], [-2.0, 1.0], [0.0, -2.0], [0.0, 3.0]])
-    z = corner[torch.randint(4, (num_data,), generator=generator)] + 0.2 * torch.randn(num_data, 2, generator=generator)
+    z = corner[torch.randint(4, (num_data,), generator=generator)] + 0.2 * torch.randn(
+        num_data, 2, generator=generator
+    )
     weight = torch.tensor([[1.0, 0.2], [0.3, 1.0], [-0.5, 0.8], [0.7, -0.7], [0.4, 0.4]])
     return z @ weight.T + 0.3 * torch.randn(num_data, 5, generator=generator)
 
@@ -509,18 +617,20 @@ def vamp_of_data() -> VampPrior:
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: MixturePrior(2, 8), lambda: FlowPrior(2), vamp_of_data], ids=["mixture", "flow", "vamp"]
+    "make",
+    [lambda: MixturePrior(2, 8), lambda: FlowPrior(2), vamp_of_data],
+    ids=["mixture", "flow", "vamp"],
 )
 def test_a_richer_prior_pays_where_the_truth_is_a_mixture(make: Callable[[], nn.Module]) -> None:
     x, held_out = planted(1000, 0), planted(500, 1)
-    found = []
+    results = []
     for prior in (make(), NormalPrior(2)):
         torch.manual_seed(0)
         guide = getattr(prior, "encoder", None) or NormalPosterior(MLP(5, 4, (32,)))
         vae = BetaVAE(prior, Decoder(MLP(2, 5, ()), NormalLikelihood(FixedScale(0.3))), guide)
         fit(vae, x, epochs=30, batch_size=100, learning_rate=0.02, progress=False)
-        found.append(evidence(vae.model, vae.guide, held_out, num_samples=200).per_datum)
-    difference = found[0] - found[1]
+        results.append(evidence(vae.model, vae.guide, held_out, num_samples=200).per_datum)
+    difference = results[0] - results[1]
     error = float(difference.std()) / math.sqrt(len(difference))
     assert float(difference.mean()) > 2 * error
     assert float(difference.mean()) > 0.3  # in nats: the truth is worth about a nat

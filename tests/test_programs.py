@@ -21,7 +21,7 @@ from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.program.coordinates import Coordinates
-from pyro_bvae.program.program import program
+from pyro_bvae.program.program import open_program
 from pyro_bvae.program.supports import inside, is_unbounded, log_density
 
 X = torch.tensor([-1.3, -0.2, 0.4, 1.1, 2.0], dtype=torch.double)
@@ -58,7 +58,8 @@ def right(estimate: Any, exact: Tensor) -> None:
     assert abs(estimate.value - float(exact.mean())) < 4 * estimate.monte_carlo_error < 0.2
 
 
-# -- auxiliary noise -----------------------------------------------------------------------------------------------
+# -- auxiliary noise
+# -----------------------------------------------------------------------------------------------
 
 
 def unused(x: Tensor) -> None:
@@ -93,20 +94,28 @@ def without_jacobian(x: Tensor) -> None:
 
 @pytest.mark.parametrize("draw", [unused, intermediate, of_two, folded, discrete])
 def test_noise_that_nothing_stands_for_is_refused(draw: Draw) -> None:
-    with pytest.raises(InputError, match="guide site 'a' has noise of its own that nothing in the model stands for"):
+    with pytest.raises(
+        InputError, match="guide site 'a' has noise of its own that nothing in the model stands for"
+    ):
         evidence(model, guide_of(draw), X, num_samples=10)
 
 
 def test_noise_outside_of_sample_and_a_forgotten_jacobian_are_refused() -> None:
-    with pytest.raises(InputError, match="guide site 'z' has another distribution at the same draws"):
+    with pytest.raises(
+        InputError, match="guide site 'z' has another distribution at the same draws"
+    ):
         evidence(model, guide_of(hidden), X, num_samples=10)
-    with pytest.raises(InputError, match=r"the Jacobian of 'z' is not in the log_density .* off by -0.223 nats"):
+    with pytest.raises(
+        InputError, match=r"the Jacobian of 'z' is not in the log_density .* off by -0.223 nats"
+    ):
         evidence(model, guide_of(without_jacobian), X, num_samples=10)
 
 
 def scaled(x: Tensor) -> None:
     density = torch.full_like(x, -math.log(0.8))
-    pyro.sample("z", dist.Delta(x / 2 + 0.8 * noise("a", dist.Normal(torch.zeros_like(x), 1.0)), density))
+    pyro.sample(
+        "z", dist.Delta(x / 2 + 0.8 * noise("a", dist.Normal(torch.zeros_like(x), 1.0)), density)
+    )
 
 
 def quantile(x: Tensor) -> None:
@@ -141,7 +150,8 @@ def test_noise_with_a_reverse_model_is_right() -> None:
     right(evidence(both, guide, X, num_samples=20_000), TRUTH)
 
 
-# -- points --------------------------------------------------------------------------------------------------------
+# -- points
+# --------------------------------------------------------------------------------------------------------
 
 
 POINTS: dict[str, Draw] = {
@@ -149,7 +159,8 @@ POINTS: dict[str, Draw] = {
     "masked": lambda x: pyro.sample("z", dist.Delta(x / 2).mask(torch.ones_like(x) > 0)),
     "expanded": lambda x: pyro.sample("z", dist.Delta(x[0]).expand([len(x)])),
     "transformed": lambda x: pyro.sample(
-        "z", dist.TransformedDistribution(dist.Delta(x), [dist.transforms.AffineTransform(0.0, 2.0)])
+        "z",
+        dist.TransformedDistribution(dist.Delta(x), [dist.transforms.AffineTransform(0.0, 2.0)]),
     ),
     "noise outside of sample": lambda x: pyro.sample("z", dist.Delta(x + torch.randn_like(x))),
     "a tiny scale": lambda x: pyro.sample("z", dist.Normal(x / 2, 1e-20)),
@@ -186,7 +197,12 @@ def test_some_latents_at_points_are_refused() -> None:
     for z1 in (lambda x: pyro.sample("z1", dist.Normal(x, 1.0)),
                lambda x: pyro.sample("z1", dist.Delta(noise("a", dist.Normal(x, 1.0))))):  # fmt: skip
         with pytest.raises(InputError, match="guide site 'z2' is a point"):
-            evidence(two, guide_of(lambda x, z1=z1: (z1(x), pyro.sample("z2", dist.Delta(x)))), X, num_samples=10)
+            evidence(
+                two,
+                guide_of(lambda x, z1=z1: (z1(x), pyro.sample("z2", dist.Delta(x)))),
+                X,
+                num_samples=10,
+            )
 
 
 def test_autoguides_of_points_are_refused_and_of_normals_are_right() -> None:
@@ -197,31 +213,48 @@ def test_autoguides_of_points_are_refused_and_of_normals_are_right() -> None:
 
 
 def test_a_discrete_guide_of_a_continuous_latent_is_refused() -> None:
-    with pytest.raises(InputError, match="latent 'z' is continuous in the model and discrete in the guide"):
-        evidence(model, guide_of(lambda x: pyro.sample("z", dist.Poisson(x.abs() + 1))), X, num_samples=10)
+    with pytest.raises(
+        InputError, match="latent 'z' is continuous in the model and discrete in the guide"
+    ):
+        evidence(
+            model,
+            guide_of(lambda x: pyro.sample("z", dist.Poisson(x.abs() + 1))),
+            X,
+            num_samples=10,
+        )
 
 
-# -- conditioned latents -------------------------------------------------------------------------------------------
+# -- conditioned latents
+# -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [torch.full_like(X, 3.0), torch.tensor(3.0).double()], ids=["each", "all"])
+@pytest.mark.parametrize(
+    "value", [torch.full_like(X, 3.0), torch.tensor(3.0).double()], ids=["each", "all"]
+)
 def test_an_observation_is_kept(value: Tensor) -> None:
     given = poutine.condition(two, data={"z2": value})
-    exact = dist.Normal(3.0, 2**0.5).log_prob(X) + dist.Normal(0.0, 1.0).log_prob(torch.tensor(3.0).double())
+    exact = dist.Normal(3.0, 2**0.5).log_prob(X) + dist.Normal(0.0, 1.0).log_prob(
+        torch.tensor(3.0).double()
+    )
     right(evidence(given, first, X, num_samples=2000), exact)
     right(evidence(poutine.scale(given, scale=2.0), first, X, num_samples=2000), exact)
     for handled in (given, poutine.scale(given, scale=2.0)):
         for measure in (evidence, elbo, inference_gaps):
-            with pytest.raises(InputError, match="the guide draws site 'z2', which the model observes"):
+            with pytest.raises(
+                InputError, match="the guide draws site 'z2', which the model observes"
+            ):
                 measure(handled, both, X, num_samples=10)
 
 
 def test_a_guide_that_observes_a_latent_is_refused() -> None:
-    with pytest.raises(InputError, match="site 'z1' of the guide is observed, and a latent of the model has to be"):
+    with pytest.raises(
+        InputError, match="site 'z1' of the guide is observed, and a latent of the model has to be"
+    ):
         evidence(two, poutine.condition(both, data={"z1": X}), X, num_samples=10)
 
 
-# -- supports ------------------------------------------------------------------------------------------------------
+# -- supports
+# ------------------------------------------------------------------------------------------------------
 
 one = torch.ones((), dtype=torch.double)
 MINUS_ONE = [dist.transforms.AffineTransform(-1.0, 1.0)]
@@ -247,7 +280,9 @@ PRIORS: dict[str, tuple[Any, float, float]] = {
 }
 
 
-def quadrature(prior: Any, low: float, high: float, log_likelihood: Callable[[Tensor], Tensor]) -> Tensor:
+def quadrature(
+    prior: Any, low: float, high: float, log_likelihood: Callable[[Tensor], Tensor]
+) -> Tensor:
     """The evidence of each datum by the midpoint rule."""
     width = (high - low) / 400_000
     grid = low + width * (torch.arange(400_000, dtype=torch.double) + 0.5)
@@ -268,7 +303,9 @@ def test_draws_outside_the_support_weigh_nothing(name: str) -> None:
     wide = guide_of(lambda x: pyro.sample("z", dist.Normal(0.2 * x + 0.6, 1.3)))
     exact = quadrature(prior, low, high, lambda z: dist.Normal(z, 1.0).log_prob(X))
     seen = pytest.warns(UserWarning, match="draws latent 'z' outside the support of its prior")
-    with nullcontext() if name == "von Mises" else seen:  # no draw of so few lies beyond half a turn
+    with (
+        nullcontext() if name == "von Mises" else seen
+    ):  # no draw of so few lies beyond half a turn
         right(evidence(bounded, wide, X, num_samples=20_000), exact)
 
 
@@ -295,8 +332,15 @@ def test_a_guide_with_other_free_numbers_is_refused() -> None:
             z = pyro.sample("z", dist.Dirichlet(torch.ones(len(x), 3).double()))
             pyro.sample("x", dist.Normal(z[..., 0], 1.0), obs=x)
 
-    flat = guide_of(lambda x: pyro.sample("z", dist.Normal(torch.full((len(x), 3), 0.3).double(), 0.2).to_event(1)))
-    with pytest.raises(InputError, match="an event of latent 'z' has 2 free numbers in the model and 3 in the guide"):
+    flat = guide_of(
+        lambda x: pyro.sample(
+            "z", dist.Normal(torch.full((len(x), 3), 0.3).double(), 0.2).to_event(1)
+        )
+    )
+    with pytest.raises(
+        InputError,
+        match="an event of latent 'z' has 2 free numbers in the model and 3 in the guide",
+    ):
         evidence(simplex, flat, X, num_samples=10)
 
 
@@ -308,7 +352,9 @@ def test_a_likelihood_whose_support_moves_with_the_latent() -> None:
 
     x = X.abs() + 0.2
     guide = guide_of(lambda x: pyro.sample("z", dist.Normal(x.log() - 0.5, 0.8)))
-    exact = quadrature(dist.Normal(0 * one, 1.0), -12.0, 12.0, lambda z: log_density(dist.Pareto(z.exp(), 3.0), x))
+    exact = quadrature(
+        dist.Normal(0 * one, 1.0), -12.0, 12.0, lambda z: log_density(dist.Pareto(z.exp(), 3.0), x)
+    )
     right(evidence(moving, guide, x, num_samples=20_000), exact)
 
 
@@ -317,7 +363,11 @@ def test_the_support_of_wrapped_distributions() -> None:
     positive = dist.Exponential(torch.ones(2))
     value = torch.tensor([[-1.0, -1.0], [1.0, 1.0], [math.nan, 1.0]])
     assert inside(positive, value).tolist() == [[False, False], [True, True], [True, True]]
-    assert inside(positive.mask(mask), value).tolist() == [[False, True], [True, True], [True, True]]
+    assert inside(positive.mask(mask), value).tolist() == [
+        [False, True],
+        [True, True],
+        [True, True],
+    ]
     assert inside(positive.to_event(1), value).tolist() == [False, True, True]
     assert inside(dist.Normal(torch.zeros(2), 1.0).to_event(1), value) is None
     for distribution in (dist.Normal(0.0, 1.0), dist.MultivariateNormal(torch.zeros(2), torch.eye(2)),
@@ -333,7 +383,8 @@ def test_long_simplices_of_single_precision_are_inside() -> None:
     assert bool(inside(dist.Dirichlet(torch.ones(2000)), draws).all())
 
 
-# -- data ----------------------------------------------------------------------------------------------------------
+# -- data
+# ----------------------------------------------------------------------------------------------------------
 
 
 def clicks(y: Tensor, mask: Tensor | None = None) -> None:
@@ -353,14 +404,17 @@ def prior_of_clicks(y: Tensor, mask: Tensor | None = None) -> None:
 def test_every_row_of_the_data_is_checked(row: int, value: float) -> None:
     y = torch.zeros(10_000)
     y[row] = value
-    with pytest.raises(InputError, match=f"site 'y' of the model has no density at its value: datum {row} is"):
+    with pytest.raises(
+        InputError, match=f"site 'y' of the model has no density at its value: datum {row} is"
+    ):
         evidence(clicks, prior_of_clicks, y, num_samples=2)
     mask = torch.arange(10_000) != row
     masked = evidence(clicks, prior_of_clicks, y, mask, num_samples=2)
     assert math.isfinite(masked.value)
 
 
-# -- shapes --------------------------------------------------------------------------------------------------------
+# -- shapes
+# --------------------------------------------------------------------------------------------------------
 
 
 def three(x: Tensor) -> None:
@@ -414,24 +468,37 @@ def unowned(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("shape", [(6,), (1, 1), (7, 1), (6, 2)])
 def test_size_factors_have_a_row_for_each_datum(shape: tuple[int, ...]) -> None:
-    vae = BetaVAE(NormalPrior(2), Decoder(MLP(2, 6), PoissonLikelihood()), NormalPosterior(MLP(6, 4)))
+    vae = BetaVAE(
+        NormalPrior(2), Decoder(MLP(2, 6), PoissonLikelihood()), NormalPosterior(MLP(6, 4))
+    )
     counts = torch.arange(36.0).reshape(6, 6) % 5
     for pair in ((vae.model, vae.guide), (unowned(vae.model), unowned(vae.guide))):
-        with pytest.raises(InputError, match=r"'context.size_factor' must have (shape \(6, 1\)|6 rows), got"):
+        with pytest.raises(
+            InputError, match=r"'context.size_factor' must have (shape \(6, 1\)|6 rows), got"
+        ):
             evidence(*pair, counts, Context(size_factor=torch.ones(shape)), num_samples=10)
-    with pytest.raises(InputError, match=r"'context.covariates' must have shape \(6, \*\), got \(6,\)"):
+    with pytest.raises(
+        InputError, match=r"'context.covariates' must have shape \(6, \*\), got \(6,\)"
+    ):
         vae.check_data(counts, Context(covariates=torch.ones(6)))
-    with pytest.raises(InputError, match=r"'context\.size_factor' must be positive, got 0\.0 at row 0"):
+    with pytest.raises(
+        InputError, match=r"'context\.size_factor' must be positive, got 0\.0 at row 0"
+    ):
         vae.check_data(counts, Context(size_factor=torch.zeros(6, 1)))
 
 
 def test_data_beyond_the_plates_are_refused() -> None:
-    vae = BetaVAE(NormalPrior(2), Decoder(MLP(2, 6), PoissonLikelihood()), NormalPosterior(MLP(6, 4)))
-    with pytest.raises(InputError, match=r"site 'z' has batch shape \(4, 1\), more than its plates declare"):
+    vae = BetaVAE(
+        NormalPrior(2), Decoder(MLP(2, 6), PoissonLikelihood()), NormalPosterior(MLP(6, 4))
+    )
+    with pytest.raises(
+        InputError, match=r"site 'z' has batch shape \(4, 1\), more than its plates declare"
+    ):
         evidence(unowned(vae.model), unowned(vae.guide), torch.ones(4, 1, 6), num_samples=10)
 
 
-# -- coordinates ---------------------------------------------------------------------------------------------------
+# -- coordinates
+# ---------------------------------------------------------------------------------------------------
 
 
 MAPPED = {
@@ -456,12 +523,12 @@ def test_mixtures_of_one_support_have_coordinates(name: str) -> None:
             pyro.sample("x", dist.Normal(z.sum(-1) if prior.event_shape else z, 1.0), obs=x)
 
     guide = guide_of(lambda x: pyro.sample("z", posterior))
-    with program(mapped, guide, (X,)) as opened:
-        coordinates = Coordinates(opened, (X,))
+    with open_program(mapped, guide, (X,)) as program:
+        coordinates = Coordinates(program, (X,))
         vectors = torch.linspace(-3, 3, 7 * len(X) * coordinates.size, dtype=torch.double)
         vectors = vectors.reshape(7, len(X), coordinates.size)
         values, _ = coordinates.unflatten(vectors)
-        assert bool(torch.isfinite(opened.log_joint(values, (X,))[0]).all())
+        assert bool(torch.isfinite(program.log_joint(values, (X,))[0]).all())
         assert torch.allclose(coordinates.flatten(values), vectors)
 
 
@@ -475,7 +542,10 @@ def test_a_mixture_of_several_supports_has_none() -> None:
     guide = guide_of(lambda x: pyro.sample("z", dist.Uniform(ZERO, 3.0)))
     with (
         pytest.warns(UserWarning, match="outside the support"),
-        program(mixed, guide, (X,)) as opened,
-        pytest.raises(InputError, match=r"latent 'z' has the support .* the components have supports of their own"),
+        open_program(mixed, guide, (X,)) as program,
+        pytest.raises(
+            InputError,
+            match=r"latent 'z' has the support .* the components have supports of their own",
+        ),
     ):
-        Coordinates(opened, (X,))
+        Coordinates(program, (X,))

@@ -32,8 +32,8 @@ def optimal(beta: float) -> BetaVAE:
 
 
 def exact(beta: float) -> tuple[float, float]:
-    found = optimum(EIGENVALUES, NOISE, beta)
-    return found.rate, found.distortion
+    result = optimum(EIGENVALUES, NOISE, beta)
+    return result.rate, result.distortion
 
 
 def test_the_curve_is_the_closed_form() -> None:
@@ -42,11 +42,15 @@ def test_the_curve_is_the_closed_form() -> None:
     for point in curve.points:
         rate, distortion = exact(point.beta)
         assert point.rate.value == pytest.approx(rate, abs=1e-9)  # a closed form for these data
-        assert abs(point.distortion.value - distortion) < 4 * point.distortion.monte_carlo_error + 1e-9
+        assert (
+            abs(point.distortion.value - distortion) < 4 * point.distortion.monte_carlo_error + 1e-9
+        )
     assert curve.monotone
     assert curve.convex
     nats = 6 * math.log(2)
-    assert curve.bits_per_dimension[0] == pytest.approx((exact(0.1)[0] / nats, curve.points[0].distortion.value / nats))
+    assert curve.bits_per_dimension[0] == pytest.approx(
+        (exact(0.1)[0] / nats, curve.points[0].distortion.value / nats)
+    )
 
 
 def test_slopes_are_those_of_the_law() -> None:
@@ -54,7 +58,8 @@ def test_slopes_are_those_of_the_law() -> None:
         pair = [(beta * factor, optimal(beta * factor)) for factor in (0.95, 1.05)]
         (slope,) = rate_distortion(pair, data(), num_samples=800).slopes
         assert slope.law == pytest.approx(-1 / (beta * math.sqrt(0.95 * 1.05)))
-        # The noise of the two distortions is shared, so that little is left of it in their difference.
+        # The noise of the two distortions is shared, so that little is left of it in their
+        # difference.
         assert slope.value == pytest.approx(-1 / beta, rel=0.02)
 
 
@@ -65,7 +70,11 @@ def test_a_chord_lies_between_the_slopes_at_its_ends() -> None:
 
 
 def test_seeds_of_one_beta_are_one_point() -> None:
-    runs = [SimpleNamespace(beta=beta, seed=seed, vae=optimal(beta)) for beta in (1.0, 0.1, 5.0) for seed in range(2)]
+    runs = [
+        SimpleNamespace(beta=beta, seed=seed, vae=optimal(beta))
+        for beta in (1.0, 0.1, 5.0)
+        for seed in range(2)
+    ]
     sweep = SimpleNamespace(runs=runs, validation=data(500))
     curve = rate_distortion(sweep, num_samples=20)
     assert curve.betas == [0.1, 1.0, 5.0]
@@ -75,20 +84,31 @@ def test_seeds_of_one_beta_are_one_point() -> None:
 
 
 def test_a_curve_that_is_none_is_said() -> None:
-    curve = rate_distortion([(1.0, optimal(5.0)), (2.0, optimal(1.0)), (3.0, optimal(0.1))], data(500), num_samples=20)
+    curve = rate_distortion(
+        [(1.0, optimal(5.0)), (2.0, optimal(1.0)), (3.0, optimal(0.1))], data(500), num_samples=20
+    )
     assert not curve.monotone
-    bent = rate_distortion([(1.0, optimal(0.1)), (1.5, optimal(0.12)), (2.0, optimal(5.0))], data(500), num_samples=20)
+    bent = rate_distortion(
+        [(1.0, optimal(0.1)), (1.5, optimal(0.12)), (2.0, optimal(5.0))], data(500), num_samples=20
+    )
     assert bent.monotone
 
 
 def test_what_does_not_change_has_no_slope() -> None:
-    curve = rate_distortion([(100.0, optimal(100.0)), (200.0, optimal(200.0))], data(100), num_samples=5)
+    curve = rate_distortion(
+        [(100.0, optimal(100.0)), (200.0, optimal(200.0))], data(100), num_samples=5
+    )
     assert math.isnan(curve.slopes[0].value)
-    assert rate_distortion([(0.0, optimal(0.1)), (1.0, optimal(1.0))], data(100), num_samples=5).slopes == []
+    assert (
+        rate_distortion([(0.0, optimal(0.1)), (1.0, optimal(1.0))], data(100), num_samples=5).slopes
+        == []
+    )
 
 
 def test_the_figure_has_every_point() -> None:
-    curve = rate_distortion([(beta, optimal(beta)) for beta in (0.1, 1.0, 5.0)], data(200), num_samples=5)
+    curve = rate_distortion(
+        [(beta, optimal(beta)) for beta in (0.1, 1.0, 5.0)], data(200), num_samples=5
+    )
     exact_curve = [exact(beta) for beta in (0.1, 1.0, 5.0)]
     analytic = ([d for _, d in exact_curve], [r for r, _ in exact_curve])
     figure = draw(curve, analytic, published=[("others", 3.0, 4.0)])

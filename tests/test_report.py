@@ -47,13 +47,28 @@ class LinearVAE:
 
 
 def estimate(value, standard_error=0.25, monte_carlo_error=0.01):
-    return {"value": value, "standard_error": standard_error, "monte_carlo_error": monte_carlo_error}
+    return {
+        "value": value,
+        "standard_error": standard_error,
+        "monte_carlo_error": monte_carlo_error,
+    }
 
 
 def make_evaluation(**changes):
     values = {"elbo": -28.31, "evidence": -24.9, "distortion": 23.2, "rate": 5.1, "objective": 43.6}
-    values |= {"variational_gap": 3.41, "approximation_gap": 0.35, "beta_gap": 3.61, "amortization_gap": -0.55}
-    described = {"dataset": "digits", "beta": 4.0, "split": "test", "num_data": 360, "num_samples": 5000}
+    values |= {
+        "variational_gap": 3.41,
+        "approximation_gap": 0.35,
+        "beta_gap": 3.61,
+        "amortization_gap": -0.55,
+    }
+    described = {
+        "dataset": "digits",
+        "beta": 4.0,
+        "split": "test",
+        "num_data": 360,
+        "num_samples": 5000,
+    }
     return {
         **described,
         **{name: estimate(value) for name, value in values.items()},
@@ -69,12 +84,18 @@ def make_evaluation(**changes):
 def make_run(num_data=12, image_shape=(1, 3, 4), context=None, labels=True, **settings):
     x = torch.rand(num_data, FEATURES, generator=torch.Generator().manual_seed(0))
     kinds = torch.arange(num_data) % 2 if labels else None
-    test = Dataset(x, context=context, labels=kinds, image_shape=image_shape, label_names=("a", "b"))
+    test = Dataset(
+        x, context=context, labels=kinds, image_shape=image_shape, label_names=("a", "b")
+    )
     settings = {"dataset": "digits", "hidden": (40, 20), "data_root": None, **settings}
     config = make_dataclass("Config", list(settings))(**settings)
     columns = ("epoch", "beta", "distortion", "rate", "objective")
-    history = History([{name: epoch if name == "epoch" else 3.0 for name in columns} for epoch in (1.0, 2.0)])
-    return SimpleNamespace(vae=LinearVAE(), config=config, splits=SimpleNamespace(test=test), history=history)
+    history = History(
+        [{name: epoch if name == "epoch" else 3.0 for name in columns} for epoch in (1.0, 2.0)]
+    )
+    return SimpleNamespace(
+        vae=LinearVAE(), config=config, splits=SimpleNamespace(test=test), history=history
+    )
 
 
 @pytest.fixture
@@ -102,7 +123,9 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "srcset", "action")]
+        self.addresses += [
+            value for name, value in attrs if name in ("src", "href", "srcset", "action")
+        ]
         if tag not in ("meta", "link", "img", "br"):
             self.open.append(tag)
 
@@ -146,8 +169,12 @@ def test_the_page_needs_nothing_but_itself(write):
     assert not links.open
     assert all(address.startswith("data:") for address in links.addresses)
     assert not {"script", "iframe", "object"} & set(links.tags)
-    assert not re.search(r"https?:|//|@import|url\(", re.sub(r"data:image/png;base64,[^\"]*", "", page))
-    images = [address for address in links.addresses if address.startswith("data:image/png;base64,")]
+    assert not re.search(
+        r"https?:|//|@import|url\(", re.sub(r"data:image/png;base64,[^\"]*", "", page)
+    )
+    images = [
+        address for address in links.addresses if address.startswith("data:image/png;base64,")
+    ]
     assert len(images) == 8
     assert all(base64.b64decode(image.split(",")[1]).startswith(b"\x89PNG") for image in images)
 
@@ -159,7 +186,12 @@ def test_the_same_run_gives_the_same_page(write):
 def test_hostile_text_is_escaped(write):
     attack = "<script>alert('x')</script>\"&"
     run = make_run(path=attack, **{"nested": {"prior": attack}})
-    note = {"approximation_gap": None, "beta_gap": None, "amortization_gap": None, "gaps_note": attack + "$\\x$"}
+    note = {
+        "approximation_gap": None,
+        "beta_gap": None,
+        "amortization_gap": None,
+        "gaps_note": attack + "$\\x$",
+    }
     page = write(run, make_evaluation(dataset=attack, split=attack, **note))
     assert "<script" not in page
     assert page.count("&lt;script&gt;") == 6
@@ -188,12 +220,16 @@ def test_an_old_page_survives_a_failure(write, tmp_path, monkeypatch):
 
 
 def test_a_run_that_was_not_evaluated_is_an_error(tmp_path):
-    with pytest.raises(InputError, match=r"has no evaluation.json; run 'pyro-bvae evaluate .*' first") as error:
+    with pytest.raises(
+        InputError, match=r"has no evaluation.json; run 'pyro-bvae evaluate .*' first"
+    ) as error:
         write_report(tmp_path)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("content", "said"), [("{", "is no JSON"), ("[]", "must hold a JSON object, got list")])
+@pytest.mark.parametrize(
+    ("content", "said"), [("{", "is no JSON"), ("[]", "must hold a JSON object, got list")]
+)
 def test_an_evaluation_that_cannot_be_read_is_an_error(tmp_path, content, said):
     (tmp_path / "evaluation.json").write_text(content)
     with pytest.raises(InputError, match=said):
@@ -325,31 +361,44 @@ def test_the_headline_counts_what_can_be_trusted_and_shows_the_families():
     assert rows["– with a flow guide"] == "0.07"
 
 
-VERDICT = (
-    "amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360 data are not."
-)
+VERDICT = "amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360 data are not."
 
 
 def test_the_verdict_stands_at_the_head_of_the_page(write):
-    page = write(evaluation=make_evaluation(verdict=VERDICT, refits={"converged": False, "steps": 10}))
+    page = write(
+        evaluation=make_evaluation(verdict=VERDICT, refits={"converged": False, "steps": 10})
+    )
     head = text_of(page).partition("The numbers")[0]
-    assert "Amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360" in head
+    assert (
+        "Amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360"
+        in head
+    )
     assert "did not converge" not in page  # the verdict says it better
     assert 'class="verdict"' not in write()
 
 
 def test_a_hostile_verdict_is_escaped(write):
-    assert "<script" not in write(evaluation=make_evaluation(verdict="<script>alert()</script>. <script>"))
+    assert "<script" not in write(
+        evaluation=make_evaluation(verdict="<script>alert()</script>. <script>")
+    )
 
 
 def test_a_verdict_is_a_headline_and_its_limits():
-    assert words.verdict({"verdict": VERDICT}) == (VERDICT.split(". ")[0].capitalize(), VERDICT.split(". ")[1])
-    assert words.verdict({"verdict": "the gap is 0.05 nats: fine."}) == ("The gap is 0.05 nats: fine", "")
+    assert words.verdict({"verdict": VERDICT}) == (
+        VERDICT.split(". ")[0].capitalize(),
+        VERDICT.split(". ")[1],
+    )
+    assert words.verdict({"verdict": "the gap is 0.05 nats: fine."}) == (
+        "The gap is 0.05 nats: fine",
+        "",
+    )
     assert words.verdict({"verdict": None}) == words.verdict({}) == ("", "")
 
 
 def test_a_good_guide_is_no_reason_for_rest_beside_problems_of_the_training():
-    good = {"verdict": "the gap is 0.05 nats: the guide is as good as it needs to be. Looked for modes."}
+    good = {
+        "verdict": "the gap is 0.05 nats: the guide is as good as it needs to be. Looked for modes."
+    }
     assert words.verdict(good)[0].endswith("the guide is as good as it needs to be")
     assert words.verdict(good, 2) == (
         "The gap is 0.05 nats: the guide is as good as it needs to be, but the training is not: 2 remarks below",
@@ -360,7 +409,8 @@ def test_a_good_guide_is_no_reason_for_rest_beside_problems_of_the_training():
 
 def test_a_number_that_is_not_trusted_is_marked():
     rows = {
-        row.name: row.value for row in words.headline(make_evaluation(evidence={**estimate(-24.9), "trusted": False}))
+        row.name: row.value
+        for row in words.headline(make_evaluation(evidence={**estimate(-24.9), "trusted": False}))
     }
     assert rows["Evidence, log p(x)"].endswith("(untrusted)")
     assert "untrusted" not in rows["ELBO"]

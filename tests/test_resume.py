@@ -27,7 +27,9 @@ def small_vae(dropout: bool = False, hidden: int = 8) -> BetaVAE:
         encoder.layers.insert(1, nn.BatchNorm1d(hidden))
         encoder.layers.insert(2, nn.Dropout(0.3))
         decoder.layers.insert(1, nn.Dropout(0.3))
-    return BetaVAE(NormalPrior(LATENTS), Decoder(decoder, BernoulliLikelihood()), NormalPosterior(encoder))
+    return BetaVAE(
+        NormalPrior(LATENTS), Decoder(decoder, BernoulliLikelihood()), NormalPosterior(encoder)
+    )
 
 
 def pixels(count: int = 50, seed: int = 0) -> Tensor:
@@ -61,7 +63,9 @@ def interrupted_after(epochs: int) -> list[object]:
 
 
 def without_seconds(history: History) -> list[dict[str, float]]:
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in history.rows]
+    return [
+        {name: value for name, value in row.items() if name != "seconds"} for row in history.rows
+    ]
 
 
 def assert_same_state(one: object, other: object) -> None:
@@ -81,8 +85,12 @@ def assert_same_state(one: object, other: object) -> None:
 
 
 @pytest.mark.parametrize("interruption", [1, 3])
-@pytest.mark.parametrize("kind", ["plain", "dropout and batch norm", "one cycle", "dynamic pixels", "loader"])
-def test_resuming_is_bit_identical_with_never_stopping(kind: str, interruption: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind", ["plain", "dropout and batch norm", "one cycle", "dynamic pixels", "loader"]
+)
+def test_resuming_is_bit_identical_with_never_stopping(
+    kind: str, interruption: int, tmp_path: Path
+) -> None:
     data, changes = pixels(), {}
     if kind == "one cycle":
         changes["learning_rate"] = OneCycle(1e-2)
@@ -109,13 +117,19 @@ def test_resuming_is_bit_identical_with_never_stopping(kind: str, interruption: 
     assert without_seconds(resumed) == without_seconds(whole)
     assert_same_state(whole_vae.state_dict(), resumed_vae.state_dict())
     for which in ("last", "best"):
-        states = [load_checkpoint(tmp_path / run / "checkpoints" / f"{which}.pt") for run in ("whole", "parts")]
+        states = [
+            load_checkpoint(tmp_path / run / "checkpoints" / f"{which}.pt")
+            for run in ("whole", "parts")
+        ]
         assert_same_state(*states)
-    assert without_seconds(History.read(tmp_path / "parts" / "metrics.csv")) == without_seconds(whole)
+    assert without_seconds(History.read(tmp_path / "parts" / "metrics.csv")) == without_seconds(
+        whole
+    )
 
 
 def test_the_best_epoch_before_an_interruption_stays_the_best(tmp_path: Path) -> None:
-    # Steps so large that the held-out objective only gets worse: the patience begun before goes on counting after.
+    # Steps so large that the held-out objective only gets worse: the patience begun before goes on
+    # counting after.
     options = {"early_stopping": 4, "epochs": 40, "beta": 1.0, "learning_rate": Constant(0.3)}
     whole = fit(small_vae(), pixels(), **settings(tmp_path / "whole", **options))
     assert len(whole.rows) < 40
@@ -133,7 +147,14 @@ def test_the_best_epoch_before_an_interruption_stays_the_best(tmp_path: Path) ->
 
 def test_dropout_and_noise_differ_between_epochs() -> None:
     # Were every epoch seeded alike, resuming would be easy and training wrong.
-    rows = fit(small_vae(), pixels(16), epochs=3, learning_rate=Constant(0.0), batch_size=16, progress=False)
+    rows = fit(
+        small_vae(),
+        pixels(16),
+        epochs=3,
+        learning_rate=Constant(0.0),
+        batch_size=16,
+        progress=False,
+    )
     assert len(set(rows["distortion"])) == 3
 
 
@@ -146,7 +167,9 @@ def test_more_epochs_may_be_asked_for(tmp_path: Path) -> None:
     assert_same_state(whole_vae.state_dict(), resumed_vae.state_dict())
 
 
-def test_a_finished_run_that_is_resumed_gives_its_weights_and_writes_nothing(tmp_path: Path) -> None:
+def test_a_finished_run_that_is_resumed_gives_its_weights_and_writes_nothing(
+    tmp_path: Path,
+) -> None:
     trained, resumed = small_vae(), small_vae()
     history = fit(trained, pixels(), **settings(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -169,8 +192,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"beta": 1.0}, r"'beta' was Constant\(value=2.0\), got Constant\(value=1.0\)"),
         ({"beta": LinearWarmup(2.0, 3)}, r"'beta' was Constant\(value=2.0\), got LinearWarmup"),
-        ({"learning_rate": 1e-2}, r"'learning_rate' was Constant\(value=0.01\), got OneCycle\(value=0.01"),
-        ({"learning_rate": lambda epoch, epochs: 0.1}, r"'learning_rate' was Constant\(value=0.01\), got .*<lambda>"),
+        (
+            {"learning_rate": 1e-2},
+            r"'learning_rate' was Constant\(value=0.01\), got OneCycle\(value=0.01",
+        ),
+        (
+            {"learning_rate": lambda epoch, epochs: 0.1},
+            r"'learning_rate' was Constant\(value=0.01\), got .*<lambda>",
+        ),
         ({"batch_size": 8}, "'batch_size' was 16, got 8"),
         ({"gradient_clip": None}, "'gradient_clip' was 200.0, got None"),
         ({"seed": 5}, "'seed' was 4, got 5"),
@@ -205,7 +234,9 @@ def test_another_choice_of_frozen_parameters_is_refused(run: Path) -> None:
 
 def test_a_run_is_not_overwritten(run: Path) -> None:
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match="holds a run already: resume it, or choose another directory"):
+    with pytest.raises(
+        InputError, match="holds a run already: resume it, or choose another directory"
+    ):
         fit(small_vae(), pixels(), **settings(run))
     assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 

@@ -45,8 +45,8 @@ def test_entries_are_chosen_by_masks_of_any_count() -> None:
     assert aten.index.Tensor not in targets(graph) and aten.index_put.default not in targets(graph)
     x = 2 * numbers(4, 6)
     assert (x.abs() > 1).any() and (x < -2).any() and (x.abs() < 1).any()
-    for found, expected in zip(graph(x), beyond_one([x]), strict=True):
-        assert torch.equal(found, expected)
+    for result, expected in zip(graph(x), beyond_one([x]), strict=True):
+        assert torch.equal(result, expected)
 
 
 def test_chosen_entries_are_added_to_what_is_there() -> None:
@@ -131,5 +131,5 @@ def test_a_product_copies_the_smaller_factor(rows: int, turned: bool) -> None:
     graph.recompile()
     first = next(node for node in graph.graph.nodes if node.target is aten.mm.default)
     assert tuple(first.meta["val"].shape) == ((5, rows) if turned else (rows, 5))
-    for found, expected in zip(graph(*given), products(given), strict=True):
-        torch.testing.assert_close(found, expected)
+    for result, expected in zip(graph(*given), products(given), strict=True):
+        torch.testing.assert_close(result, expected)

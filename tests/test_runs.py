@@ -17,14 +17,21 @@ from pyro_bvae.runs import Shape, TrainConfig, build_vae, read_config
 from pyro_bvae.training import load_checkpoint
 
 CONFIG = TrainConfig(
-    dataset="digits", hidden=(8,), latent_dim=2, epochs=2, warmup_epochs=0.0, batch_size=256, learning_rate=3e-2
+    dataset="digits",
+    hidden=(8,),
+    latent_dim=2,
+    epochs=2,
+    warmup_epochs=0.0,
+    batch_size=256,
+    learning_rate=3e-2,
 )
 TINY = {"num_samples": 20, "num_data": 6, "progress": False}
 
 
 def tree(root: Path) -> dict[str, bytes | None]:
     return {
-        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None for path in root.rglob("*")
+        path.relative_to(root).as_posix(): path.read_bytes() if path.is_file() else None
+        for path in root.rglob("*")
     }
 
 
@@ -51,7 +58,9 @@ def test_a_run_directory_holds_configuration_metrics_and_checkpoints(trained: Pa
 def test_a_run_reads_back(trained: Path, checkpoint: str) -> None:
     run = load(trained, checkpoint=checkpoint)
     state = load_checkpoint(trained / "checkpoints" / f"{checkpoint}.pt")
-    assert all(torch.equal(state["model"][name], value) for name, value in run.vae.state_dict().items())
+    assert all(
+        torch.equal(state["model"][name], value) for name, value in run.vae.state_dict().items()
+    )
     assert run.config == CONFIG
     assert not run.vae.training
     assert run.directory == trained
@@ -76,7 +85,9 @@ def test_a_run_of_ones_own_parts_reads_back_into_a_model(tmp_path: Path) -> None
     run = load(tmp_path / "own", model=target)
     assert run.vae is target
     assert (run.config, run.splits) == (None, None)
-    assert all(torch.equal(value, target.state_dict()[name]) for name, value in vae.state_dict().items())
+    assert all(
+        torch.equal(value, target.state_dict()[name]) for name, value in vae.state_dict().items()
+    )
     with pytest.raises(InputError, match=r"is not a run directory: it has no config\.json"):
         load(tmp_path / "own")
 
@@ -94,9 +105,13 @@ def test_a_given_model_is_read_though_the_data_are_gone(tmp_path: Path) -> None:
     table.unlink()
     with pytest.raises(InputError, match=r"table\.npy"):
         load(tmp_path / "run")
-    vae, saved, splits = load(tmp_path / "run", build_vae(config, Shape(5, None)), checkpoint="last")
+    vae, saved, splits = load(
+        tmp_path / "run", build_vae(config, Shape(5, None)), checkpoint="last"
+    )
     assert splits is None and saved.path == str(table)
-    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), vae.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(trained.parameters(), vae.parameters(), strict=True)
+    )
 
 
 def test_resuming_past_the_end_drops_what_was_measured_of_the_shorter_run(run: Path) -> None:
@@ -135,17 +150,23 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
 def test_training_is_a_function_of_its_configuration(trained: Path, tmp_path: Path) -> None:
     torch.rand(3)
     runs.train(CONFIG, tmp_path / "again", progress=False)
-    one, other = (load_checkpoint(path / "checkpoints" / "last.pt") for path in (trained, tmp_path / "again"))
+    one, other = (
+        load_checkpoint(path / "checkpoints" / "last.pt") for path in (trained, tmp_path / "again")
+    )
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
 
 
 def test_a_run_writes_down_the_warmup_that_it_had(tmp_path: Path) -> None:
-    trained = runs.train(replace(CONFIG, beta=2.0, epochs=5, warmup_epochs=None), tmp_path, progress=False)
+    trained = runs.train(
+        replace(CONFIG, beta=2.0, epochs=5, warmup_epochs=None), tmp_path, progress=False
+    )
     assert read_config(tmp_path / "config.json").warmup_epochs == 1.0
     assert trained.config == read_config(tmp_path / "config.json")
     assert trained.history["beta"][1:] == [2.0] * 4
     resumed = replace(read_config(tmp_path / "config.json"), epochs=7)
-    assert runs.train(resumed, tmp_path, resume=True, progress=False).history["beta"][1:] == [2.0] * 6
+    assert (
+        runs.train(resumed, tmp_path, resume=True, progress=False).history["beta"][1:] == [2.0] * 6
+    )
 
 
 def test_resuming_continues_and_takes_more_epochs(run: Path, tmp_path: Path) -> None:
@@ -249,7 +270,9 @@ def test_an_evaluation_says_on_what_it_was_made(run: Path) -> None:
         ({"device": "cudda"}, "'device' must be"),
     ],
 )
-def test_a_refused_evaluation_writes_nothing(run: Path, option: dict[str, object], message: str) -> None:
+def test_a_refused_evaluation_writes_nothing(
+    run: Path, option: dict[str, object], message: str
+) -> None:
     before = tree(run)
     with pytest.raises(InputError, match=message):
         runs.evaluate_run(run, **{**TINY, **option})

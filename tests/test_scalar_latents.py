@@ -87,13 +87,20 @@ def data(width: int, seed: int = 0, count: int = 150) -> Tensor:
 
 
 @kinds
-def test_the_kl_is_taken_apart_as_that_of_an_event(make: Callable[[], Vector], usual: Vector) -> None:
+def test_the_kl_is_taken_apart_as_that_of_an_event(
+    make: Callable[[], Vector], usual: Vector
+) -> None:
     x, vae = data(usual.width), make()
-    parts, others = (decompose_kl(each.model, each.guide, x, num_samples=16) for each in (vae, usual))
+    parts, others = (
+        decompose_kl(each.model, each.guide, x, num_samples=16) for each in (vae, usual)
+    )
     assert parts.rate.value == pytest.approx(others.rate.value)
     for name in ("mutual_information", "marginal_kl", "total_correlation", "dimension_wise_kl"):
         one, other = getattr(parts, name), getattr(others, name)
-        assert abs(one.value - other.value) < 4 * (one.monte_carlo_error + other.monte_carlo_error) + 1e-9
+        assert (
+            abs(one.value - other.value)
+            < 4 * (one.monte_carlo_error + other.monte_carlo_error) + 1e-9
+        )
     kl, other_kl = (kl_per_dimension(each.model, each.guide, x) for each in (vae, usual))
     assert kl is not None and other_kl is not None and kl.values is not None
     for field in ("values", "standard_errors", "mean_variances", "active"):
@@ -113,26 +120,35 @@ def test_latents_are_read_as_those_of_an_event(make: Callable[[], Vector], usual
 
 
 @kinds
-def test_the_aggregate_covers_as_that_of_an_event(make: Callable[[], Vector], usual: Vector) -> None:
+def test_the_aggregate_covers_as_that_of_an_event(
+    make: Callable[[], Vector], usual: Vector
+) -> None:
     x, other, vae = data(usual.width), data(usual.width, 1), make()
     options = {"held_out": other, "num_samples": 1000, "share": 0.05, "num_permutations": 19}
-    found, wanted = (coverage(each.model, each.guide, x, **options) for each in (vae, usual))
-    error = 4 * (found.hole_mass.standard_error + wanted.hole_mass.standard_error)
-    assert abs(found.hole_mass.value - wanted.hole_mass.value) < error and len(found.dimensions) == usual.width
+    result, wanted = (coverage(each.model, each.guide, x, **options) for each in (vae, usual))
+    error = 4 * (result.hole_mass.standard_error + wanted.hole_mass.standard_error)
+    assert (
+        abs(result.hole_mass.value - wanted.hole_mass.value) < error
+        and len(result.dimensions) == usual.width
+    )
     points = torch.randn(20, usual.width, dtype=torch.double)
     own = points.squeeze(1) if isinstance(vae, Scalar) else points
-    assert found.points.shape[1:] == own.shape[1:]
+    assert result.points.shape[1:] == own.shape[1:]
     densities = log_aggregate(vae.model, vae.guide, x, points=own)
     assert torch.allclose(densities, log_aggregate(usual.model, usual.guide, x, points=points))
 
 
 @kinds
-def test_everything_else_that_takes_latents_takes_these(make: Callable[[], Vector], usual: Vector) -> None:
+def test_everything_else_that_takes_latents_takes_these(
+    make: Callable[[], Vector], usual: Vector
+) -> None:
     x, vae = data(usual.width), make()
     assert evidence(vae.model, vae.guide, x, num_samples=200).per_datum.shape == (150,)
     assert not diagnose(vae, x).collapsed
     (point,) = rate_distortion([(1.0, vae)], x).points
-    assert point.rate.value == pytest.approx(rate_distortion([(1.0, usual)], x).points[0].rate.value)
+    assert point.rate.value == pytest.approx(
+        rate_distortion([(1.0, usual)], x).points[0].rate.value
+    )
     exported = to_arviz(vae.model, vae.guide, x, num_draws=5, num_predictive=2)
     sizes = exported["posterior"].sizes
     assert sizes["data"] == 150 and sizes.get("latents", 1) == usual.width
@@ -148,4 +164,11 @@ def test_a_number_whose_guide_is_not_normal_is_measured_too() -> None:
     mass = torch.trapezoid(log_aggregate(vae.model, vae.guide, x, points=points).exp(), points)
     assert float(mass) == pytest.approx(1.0, abs=1e-4)
     assert read_latents(vae.model, vae.guide, x, factors=x).table.shape[0] == 1
-    assert len(coverage(vae.model, vae.guide, x, held_out=data(1, 1), num_samples=500, share=0.05).dimensions) == 1
+    assert (
+        len(
+            coverage(
+                vae.model, vae.guide, x, held_out=data(1, 1), num_samples=500, share=0.05
+            ).dimensions
+        )
+        == 1
+    )

@@ -31,7 +31,14 @@ def test_a_schedule_stays_itself() -> None:
 
 def test_linear_warmup_is_a_straight_line_and_then_constant() -> None:
     schedule = LinearWarmup(4.0, 10, start=1.0)
-    assert [schedule(epoch, 40) for epoch in (0, 2.5, 5, 10, 11, 40)] == [1.0, 1.75, 2.5, 4.0, 4.0, 4.0]
+    assert [schedule(epoch, 40) for epoch in (0, 2.5, 5, 10, 11, 40)] == [
+        1.0,
+        1.75,
+        2.5,
+        4.0,
+        4.0,
+        4.0,
+    ]
 
 
 def test_cosine_warmup_is_half_a_cosine_and_then_constant() -> None:
@@ -68,7 +75,9 @@ def test_a_cycle_that_only_rises_ends_at_its_value_too() -> None:
 
 def test_cycles_that_make_no_sense_are_refused() -> None:
     for count in (0, -1, 1.5, True):
-        with pytest.raises(InputError, match=f"'num_cycles' must be a positive integer, got {count}"):
+        with pytest.raises(
+            InputError, match=f"'num_cycles' must be a positive integer, got {count}"
+        ):
             Cyclical(1.0, count)
     for rise in (0.0, 1.1, float("nan")):
         with pytest.raises(InputError, match=r"'rise' must lie in \(0, 1\], got"):
@@ -78,17 +87,27 @@ def test_cycles_that_make_no_sense_are_refused() -> None:
 def train(beta: Schedule, epochs: int) -> list[float]:
     decoder = Decoder(MLP(1, 2, hidden=()), NormalLikelihood())
     vae = BetaVAE(NormalPrior(1), decoder, NormalPosterior(MLP(2, 2, hidden=())))
-    return fit(vae, 9 * torch.eye(4)[:, :2], beta=beta, epochs=epochs, batch_size=2, progress=False)["beta"]
+    return fit(
+        vae, 9 * torch.eye(4)[:, :2], beta=beta, epochs=epochs, batch_size=2, progress=False
+    )["beta"]
 
 
 def test_fit_takes_them_for_beta_and_warns_of_what_is_not_reached() -> None:
-    with pytest.warns(UserWarning, match=r"outlives the training: it ends at β = 2, not at 4; train for more than 2"):
+    with pytest.warns(
+        UserWarning,
+        match=r"outlives the training: it ends at β = 2, not at 4; train for more than 2",
+    ):
         train(CosineWarmup(4.0, 4), 2)
-    assert train(CosineWarmup(4.0, 1), 2) == [pytest.approx(2.0), 4.0]  # at the last of two steps an epoch
+    assert train(CosineWarmup(4.0, 1), 2) == [
+        pytest.approx(2.0),
+        4.0,
+    ]  # at the last of two steps an epoch
     assert train(Cyclical(4.0, num_cycles=2), 2) == [4.0, 4.0]
 
 
-@pytest.mark.parametrize("schedule", [CosineWarmup(-1.0, 1), Cyclical(-1.0), Cyclical(float("nan"))])
+@pytest.mark.parametrize(
+    "schedule", [CosineWarmup(-1.0, 1), Cyclical(-1.0), Cyclical(float("nan"))]
+)
 def test_an_impossible_beta_is_refused(schedule: Schedule) -> None:
     with pytest.raises(InputError, match="'beta' must be non-negative and finite, got"):
         train(schedule, 2)
@@ -133,5 +152,7 @@ def test_one_cycle_may_fall_from_the_start_but_not_rise_to_the_end() -> None:
 @pytest.mark.parametrize("value", [-1e-3, float("nan"), float("inf")])
 def test_an_impossible_learning_rate_is_refused(value: float) -> None:
     for rate in (value, Constant(value)):
-        with pytest.raises(InputError, match=f"'learning_rate' must be non-negative and finite, got {value}"):
+        with pytest.raises(
+            InputError, match=f"'learning_rate' must be non-negative and finite, got {value}"
+        ):
             fit(torch.nn.Linear(1, 1), torch.zeros(1, 1), learning_rate=rate)

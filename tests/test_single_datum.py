@@ -37,7 +37,9 @@ class Standardized(nn.Module):
         return h / (1e-3 + h.std(0)) if self.training else h
 
 
-def vae(layer: Callable[[], nn.Module] = lambda: nn.BatchNorm1d(8), where: str = "encoder") -> BetaVAE:
+def vae(
+    layer: Callable[[], nn.Module] = lambda: nn.BatchNorm1d(8), where: str = "encoder"
+) -> BetaVAE:
     torch.manual_seed(0)
     networks = {"encoder": MLP(D, 2 * L, hidden=(8,)), "decoder": MLP(L, D, hidden=(8,))}
     networks[where].layers.insert(1, layer())
@@ -62,10 +64,14 @@ def sizes_of(model: BetaVAE, x: Any, **options: Any) -> list[int]:
     return seen
 
 
-@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(8), Standardized], ids=["batch norm", "of one's own"])
+@pytest.mark.parametrize(
+    "layer", [lambda: nn.BatchNorm1d(8), Standardized], ids=["batch norm", "of one's own"]
+)
 @pytest.mark.parametrize("where", ["encoder", "decoder"])
 @pytest.mark.parametrize("kind", ["tensor", "larger than memory"])
-def test_a_last_datum_joins_the_batch_before_it(layer: Callable[[], nn.Module], where: str, kind: str) -> None:
+def test_a_last_datum_joins_the_batch_before_it(
+    layer: Callable[[], nn.Module], where: str, kind: str
+) -> None:
     x = data(17)
     given = x if kind == "tensor" else TensorDataset(x)
     assert sizes_of(vae(layer, where), given, batch_size=8, validation=data(1)) == [8, 9]
@@ -99,14 +105,20 @@ def test_statistics_of_batch_norm_do_not_know_of_the_trial() -> None:
     torch.testing.assert_close(norm.running_mean, by_hand.encoder.network.layers[1].running_mean)
 
 
-@pytest.mark.parametrize(("count", "batch_size", "named"), [(1, 8, "the number of data"), (9, 1, "'batch_size'")])
-@pytest.mark.parametrize("kind", [lambda x, size: x, lambda x, size: DataLoader(TensorDataset(x), batch_size=size)])
+@pytest.mark.parametrize(
+    ("count", "batch_size", "named"), [(1, 8, "the number of data"), (9, 1, "'batch_size'")]
+)
+@pytest.mark.parametrize(
+    "kind", [lambda x, size: x, lambda x, size: DataLoader(TensorDataset(x), batch_size=size)]
+)
 def test_what_cannot_be_joined_is_refused_before_training(
     count: int, batch_size: int, named: str, kind: Callable[..., Any], tmp_path: Path
 ) -> None:
     given = kind(data(count), batch_size)
     named = "'batch_size'" if isinstance(given, DataLoader) else named
-    with pytest.raises(InputError, match=f"^{named} must be at least 2, got 1: a layer of the model, such as") as error:
+    with pytest.raises(
+        InputError, match=f"^{named} must be at least 2, got 1: a layer of the model, such as"
+    ) as error:
         fit(vae(), given, batch_size=batch_size, output=tmp_path / "run", **QUICK)
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()
@@ -117,25 +129,34 @@ def test_a_run_that_is_resumed_joins_too(tmp_path: Path) -> None:
     fit(whole, data(17), batch_size=8, **{**QUICK, "epochs": 3})
     fit(parted, data(17), batch_size=8, output=tmp_path, **QUICK)
     fit(parted, data(17), batch_size=8, output=tmp_path, resume=True, **{**QUICK, "epochs": 3})
-    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in parted.state_dict().items())
+    assert all(
+        torch.equal(value, whole.state_dict()[name]) for name, value in parted.state_dict().items()
+    )
 
 
-@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm1d(8), lambda: nn.BatchNorm1d(8, track_running_stats=False)])
+@pytest.mark.parametrize(
+    "layer", [lambda: nn.BatchNorm1d(8), lambda: nn.BatchNorm1d(8, track_running_stats=False)]
+)
 def test_a_sweep_joins_too(layer: Callable[[], nn.Module]) -> None:
     with pytest.warns(UserWarning, match="the replicas are trained one after the other"):
         models = sweep(lambda seed: vae(layer), data(17), betas=(0.5, 1.0), batch_size=8, **QUICK)
     alone = vae(layer)
     fit(alone, data(17), beta=1.0, batch_size=8, **QUICK)
-    assert all(torch.equal(value, alone.state_dict()[name]) for name, value in models[1].vae.state_dict().items())
+    assert all(
+        torch.equal(value, alone.state_dict()[name])
+        for name, value in models[1].vae.state_dict().items()
+    )
 
 
 def shares(count: int, batch_size: int, processes: int) -> Iterator[list[int]]:
     for rank in range(processes):
         ranks = Ranks(rank, processes)
-        batches = joined(as_batches(data(count), torch.float32, torch.device("cpu")), batch_size, 0, ranks)
-        found = [len(x) for x, _ in batches.batches(batch_size, seed=0, epoch=0)]
-        assert len(found) == batches.num_batches(batch_size)
-        yield found
+        batches = joined(
+            as_batches(data(count), torch.float32, torch.device("cpu")), batch_size, 0, ranks
+        )
+        results = [len(x) for x, _ in batches.batches(batch_size, seed=0, epoch=0)]
+        assert len(results) == batches.num_batches(batch_size)
+        yield results
 
 
 @pytest.mark.parametrize("count", range(6, 40))

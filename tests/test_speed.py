@@ -60,8 +60,12 @@ def test_pixels_are_scored_as_by_the_stock_formula(
 def test_extreme_logits_are_scored_exactly(dtype: torch.dtype, size: float) -> None:
     """Right by far costs nothing and wrong by far costs the logit, with no remainder of large numbers."""
     x = (torch.rand(4, 784) < 0.3).to(dtype)
-    right, wrong = (BernoulliLikelihood()(sign * size * (2 * x - 1)).log_prob(x) for sign in (1, -1))
-    assert torch.allclose(right, torch.full_like(right, -784 * math.log1p(math.exp(-size))), atol=1e-10)
+    right, wrong = (
+        BernoulliLikelihood()(sign * size * (2 * x - 1)).log_prob(x) for sign in (1, -1)
+    )
+    assert torch.allclose(
+        right, torch.full_like(right, -784 * math.log1p(math.exp(-size))), atol=1e-10
+    )
     assert torch.allclose(wrong, right - 784 * size)
 
 
@@ -69,12 +73,17 @@ def test_extreme_logits_are_scored_exactly(dtype: torch.dtype, size: float) -> N
 def test_pixels_have_the_gradients_of_the_stock_formula(draw: Callable[..., Tensor]) -> None:
     x = draw((3, 20))
     gradients = []
-    for score in (lambda logits: BernoulliLikelihood()(logits).log_prob(x), lambda logits: stock(logits, x)):
+    for score in (
+        lambda logits: BernoulliLikelihood()(logits).log_prob(x),
+        lambda logits: stock(logits, x),
+    ):
         logits = torch.linspace(-50, 50, 120, dtype=torch.double).reshape(2, 3, 20).requires_grad_()
         gradients += torch.autograd.grad(score(logits).square().sum(), logits)
     assert torch.allclose(*gradients)
     logits = torch.randn(3, 20, dtype=torch.double)
-    under_func = torch.func.grad(lambda logits: BernoulliLikelihood()(logits).log_prob(x).sum())(logits)
+    under_func = torch.func.grad(lambda logits: BernoulliLikelihood()(logits).log_prob(x).sum())(
+        logits
+    )
     assert torch.allclose(under_func, x - logits.sigmoid())
 
 
@@ -89,17 +98,22 @@ def test_pixels_keep_the_ways_of_distributions() -> None:
     logits, x = torch.randn(2, 6), torch.rand(2, 6)
     plain = likelihood(logits).log_prob(x)
     assert torch.allclose(likelihood(logits).expand([3, 2]).log_prob(x), plain.expand(3, 2))
-    assert torch.allclose(likelihood(logits).log_prob(x.expand(4, 2, 6)), plain.expand(4, 2))  # more data than logits
+    assert torch.allclose(
+        likelihood(logits).log_prob(x.expand(4, 2, 6)), plain.expand(4, 2)
+    )  # more data than logits
     assert torch.allclose(likelihood(logits).to_event(1).log_prob(x), plain.sum())
     assert torch.allclose(likelihood(logits[0]).log_prob(x[0]), plain[0])
-    assert torch.equal(likelihood(logits).mask(torch.tensor([True, False])).log_prob(x)[1], torch.tensor(0.0))
+    assert torch.equal(
+        likelihood(logits).mask(torch.tensor([True, False])).log_prob(x)[1], torch.tensor(0.0)
+    )
     assert likelihood(logits[:0]).log_prob(x[:0]).shape == (0,)
     checked = Pixels(GreyBernoulli(logits=logits, validate_args=True), 1)
     with pytest.raises(ValueError, match="within the support"):
         checked.log_prob(x + 2)
 
 
-# -- passes of the evidence -----------------------------------------------------------------------------------
+# -- passes of the evidence
+# -----------------------------------------------------------------------------------
 
 
 class Counted(nn.Module):
@@ -131,12 +145,15 @@ def test_the_evidence_does_not_depend_on_how_much_the_model_takes_at_once(
     vae: BetaVAE, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     values = []
-    # The guide draws 4 x 8000 rows at once: the same noise for the model, however few rows it takes.
+    # The guide draws 4 x 8000 rows at once: the same noise for the model, however few rows it
+    # takes.
     for rows, ahead in ((8000, 4), (1600, 20), (32_000, 1)):
         monkeypatch.setattr(importance, "_ON_CPU", (rows, 10**9))
         monkeypatch.setattr(importance, "_PASSES_AHEAD", ahead)
         values.append(evidence(vae.model, vae.guide, x, num_samples=1000).per_datum)
-    assert torch.allclose(values[0], values[1], rtol=1e-12) and torch.allclose(values[0], values[2], rtol=1e-12)
+    assert torch.allclose(values[0], values[1], rtol=1e-12) and torch.allclose(
+        values[0], values[2], rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize(("rows", "data"), [(1000, 40), (8192, 7), (100, 512)])
@@ -147,7 +164,9 @@ def test_the_evidence_depends_on_the_blocks_by_its_monte_carlo_error(
     monkeypatch.setattr(importance, "_ON_CPU", (rows, 10**9))
     monkeypatch.setattr(importance, "_MOST_DATA", data)
     after = evidence(vae.model, vae.guide, x, num_samples=2000)
-    assert abs(before.value - after.value) < 5 * math.hypot(before.monte_carlo_error, after.monte_carlo_error)
+    assert abs(before.value - after.value) < 5 * math.hypot(
+        before.monte_carlo_error, after.monte_carlo_error
+    )
     assert after.monte_carlo_error < 0.02
 
 
@@ -162,18 +181,23 @@ def test_the_encoder_is_run_for_many_particles_at_once(vae: BetaVAE, x: Tensor) 
     assert len(counted_encoder.rows) - looking <= math.ceil(5000 * 40 / (4 * 16_360))
 
 
-def test_wide_data_are_taken_in_fewer_rows(vae: BetaVAE, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_data_are_taken_in_fewer_rows(
+    vae: BetaVAE, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(importance, "_ON_CPU", (8192, 30 * 400))
     evidence(vae.model, vae.guide, x, num_samples=500)
     assert max(vae.decoder.network.rows) <= 400
 
 
-# -- normals and affine maps ----------------------------------------------------------------------------------
+# -- normals and affine maps
+# ----------------------------------------------------------------------------------
 
 
 @dtypes
 @pytest.mark.parametrize("shape", [(4,), (3, 4), (1, 4), (5, 1, 4), (5, 3, 4)], ids=str)
-def test_diagonal_normals_are_scored_as_by_the_stock_formula(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+def test_diagonal_normals_are_scored_as_by_the_stock_formula(
+    dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
     loc, scale = 3 * torch.randn(shape, dtype=dtype), torch.rand(shape[-1:], dtype=dtype) + 0.01
     value = 5 * torch.randn(5, 3, 4, dtype=dtype)
     for expanded in ((), (5, 3)):
@@ -182,7 +206,9 @@ def test_diagonal_normals_are_scored_as_by_the_stock_formula(dtype: torch.dtype,
         fast, stock = (fast.expand(expanded), stock.expand(expanded)) if expanded else (fast, stock)
         assert isinstance(fast, DiagonalNormal)
         assert fast.log_prob(value).shape == (5, 3)
-        assert torch.allclose(fast.log_prob(value), stock.log_prob(value), rtol=20 * torch.finfo(dtype).eps)
+        assert torch.allclose(
+            fast.log_prob(value), stock.log_prob(value), rtol=20 * torch.finfo(dtype).eps
+        )
 
 
 def test_diagonal_normals_keep_the_ways_of_distributions() -> None:
@@ -194,7 +220,9 @@ def test_diagonal_normals_keep_the_ways_of_distributions() -> None:
         for density in (fast.expand([2, 3]).log_prob(x), stock.log_prob(x).sum(-1))
     ]
     assert all(torch.allclose(*pair) for pair in zip(*gradients, strict=True))
-    assert torch.allclose(fast.log_prob(x[0, 0]), stock.log_prob(x[0, 0]).sum(-1))  # one value under many normals
+    assert torch.allclose(
+        fast.log_prob(x[0, 0]), stock.log_prob(x[0, 0]).sum(-1)
+    )  # one value under many normals
     assert torch.allclose(fast.to_event(1).log_prob(x), stock.log_prob(x).sum((-1, -2)))
     assert fast.expand([2, 3]).rsample().shape == (2, 3, 4)
     other = DiagonalNormal.of(torch.zeros(4), torch.ones(4))
@@ -202,7 +230,9 @@ def test_diagonal_normals_keep_the_ways_of_distributions() -> None:
     exact = torch.distributions.kl_divergence(stock, torch.distributions.Normal(0.0, 1.0)).sum(-1)
     assert torch.allclose(kl, exact)
     with pytest.raises(ValueError, match="within the support"):
-        DiagonalNormal(torch.distributions.Normal(loc, scale, validate_args=True), 1).log_prob(x * math.nan)
+        DiagonalNormal(torch.distributions.Normal(loc, scale, validate_args=True), 1).log_prob(
+            x * math.nan
+        )
 
 
 ACTIVATIONS = [nn.SiLU, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.ELU]
@@ -217,10 +247,14 @@ def test_networks_give_the_same_with_and_without_a_gradient(
     network, x = MLP(7, 5, (33, 20), activation, bias), torch.randn(*rows, 7)
     with torch.no_grad():
         without = network(x)
-        transposed = network(torch.stack([x, x], -1)[..., 0])  # an input that does not lie in one piece
+        transposed = network(
+            torch.stack([x, x], -1)[..., 0]
+        )  # an input that does not lie in one piece
     assert without.shape == (*rows, 5) and not without.requires_grad
     stock = network.layers(x)
-    assert torch.allclose(without, stock, atol=1e-6) and torch.allclose(transposed, stock, atol=1e-6)
+    assert torch.allclose(without, stock, atol=1e-6) and torch.allclose(
+        transposed, stock, atol=1e-6
+    )
     exact = MLP(7, 5, (33, 20), activation, bias).double()
     exact.load_state_dict(network.state_dict())
     assert torch.allclose(without.double(), exact(x.double()), atol=1e-6)
@@ -232,7 +266,9 @@ def test_networks_work_where_onednn_does_not() -> None:
         plain = network(x)
         assert torch.allclose(torch.func.vmap(network)(x), plain, atol=1e-6)
         stacked, buffers = torch.func.stack_module_state([network, network])
-        both = torch.func.vmap(lambda weights: torch.func.functional_call(network, (weights, buffers), (x,)))(stacked)
+        both = torch.func.vmap(
+            lambda weights: torch.func.functional_call(network, (weights, buffers), (x,))
+        )(stacked)
         assert torch.allclose(both, plain.expand(2, -1, -1, -1), atol=1e-6)
         assert network.double()(x.double()).dtype == torch.double
     network = network.float()
@@ -247,7 +283,9 @@ def test_who_looks_on_or_changes_a_layer_is_not_passed_over() -> None:
     with torch.no_grad():
         plain = network(x)
         seen: list[Tensor] = []
-        handle = network.layers[0].register_forward_hook(lambda module, given, out: seen.append(out))
+        handle = network.layers[0].register_forward_hook(
+            lambda module, given, out: seen.append(out)
+        )
         assert torch.allclose(network(x), plain, atol=1e-6) and len(seen) == 1
         handle.remove()
         network.layers[0] = nn.Identity()  # somebody's own layers
@@ -255,7 +293,8 @@ def test_who_looks_on_or_changes_a_layer_is_not_passed_over() -> None:
         assert network(x).shape == (6, 3)
 
 
-# -- the benchmark --------------------------------------------------------------------------------------------
+# -- the benchmark
+# --------------------------------------------------------------------------------------------
 
 ANALYSIS = Path(__file__).parents[1] / "analysis"
 
@@ -280,14 +319,25 @@ class Enough(Exception):
 
 @pytest.mark.parametrize(
     "contender",
-    ["pyro_bvae, plain", "hand-written PyTorch", "stock Pyro SVI", "stock Pyro SVI, our program", "fused Adam alone"],
+    [
+        "pyro_bvae, plain",
+        "hand-written PyTorch",
+        "stock Pyro SVI",
+        "stock Pyro SVI, our program",
+        "fused Adam alone",
+    ],
 )
 def test_contenders_train_the_given_steps_a_turn(
-    benchmarks: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, contender: str
+    benchmarks: Callable[[str], Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    contender: str,
 ) -> None:
     contenders, turns, steps = benchmarks("contenders"), [], []
     stock, ours = torch.optim.Adam.step, Step._update  # ours is stock Adam's by another way
-    monkeypatch.setattr(torch.optim.Adam, "step", lambda self, *args: steps.append(self) or stock(self, *args))
+    monkeypatch.setattr(
+        torch.optim.Adam, "step", lambda self, *args: steps.append(self) or stock(self, *args)
+    )
     monkeypatch.setattr(Step, "_update", lambda self: steps.append(self.optimizer) or ours(self))
 
     def turn() -> None:
@@ -298,11 +348,15 @@ def test_contenders_train_the_given_steps_a_turn(
     with pytest.raises(Enough):
         contenders.train(f"MLP/{contender}", setting_for(benchmarks, tmp_path), turn)
     optimizers = len(set(map(id, steps)))  # Pyro has one for each parameter
-    first = contender == "pyro_bvae, plain"  # whose first update makes Adam's state by Adam's own step
+    first = (
+        contender == "pyro_bvae, plain"
+    )  # whose first update makes Adam's state by Adam's own step
     assert [(count - first) // optimizers for count in turns] == [2, 4, 6]
 
 
-def test_the_hand_written_loss_is_minus_the_bound(benchmarks: Callable[[str], Any], tmp_path: Path) -> None:
+def test_the_hand_written_loss_is_minus_the_bound(
+    benchmarks: Callable[[str], Any], tmp_path: Path
+) -> None:
     """Against distributions' own densities and their closed KL, over many draws of the noise."""
     contenders = benchmarks("contenders")
     torch.manual_seed(0)
@@ -312,13 +366,17 @@ def test_the_hand_written_loss_is_minus_the_bound(benchmarks: Callable[[str], An
     posterior = torch.distributions.Normal(loc, (0.5 * log_variance).exp())
     z = posterior.sample((200,))
     log_likelihood = torch.distributions.Bernoulli(logits=network.decoder(z)).log_prob(x).sum(-1)
-    rate = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(-1)
+    rate = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(
+        -1
+    )
     exact = (rate - log_likelihood).mean(1)
     error = math.hypot(float(losses.std()), float(exact.std())) / math.sqrt(200)
     assert abs(float(losses.mean() - exact.mean())) < 4 * error
 
 
-def test_contenders_work_in_turns_in_processes_of_their_own(benchmarks: Callable[[str], Any], tmp_path: Path) -> None:
+def test_contenders_work_in_turns_in_processes_of_their_own(
+    benchmarks: Callable[[str], Any], tmp_path: Path
+) -> None:
     first, rounds = benchmarks("turns").in_turns(
         ["MLP/fused Adam alone", "MLP/nobody"], setting_for(benchmarks, tmp_path), tmp_path
     )
@@ -340,7 +398,10 @@ def test_a_floor_counts_the_rows_that_were_multiplied(benchmarks: Callable[[str]
 
 def test_the_power_of_a_line_is_found(benchmarks: Callable[[str], Any]) -> None:
     measuring = benchmarks("measuring")
-    rows = [{"size": size, "seconds": 0.1 if size < 50 else 1e-3 * size**2} for size in (1, 10, 100, 1000, 10_000)]
+    rows = [
+        {"size": size, "seconds": 0.1 if size < 50 else 1e-3 * size**2}
+        for size in (1, 10, 100, 1000, 10_000)
+    ]
     assert measuring.slope(rows) == pytest.approx(2.0)
 
 
@@ -348,8 +409,15 @@ def test_goals_are_judged_by_the_table(benchmarks: Callable[[str], Any], tmp_pat
     common, training = benchmarks("common"), benchmarks("training")
     times = {training.COMPILED: [1.0, 3.0], training.HAND: [2.0, 4.0], training.STOCK: [2.0, 3.0]}
     rounds = [{name: taken[number] for name, taken in times.items()} for number in range(2)]
-    ratios = {other: training.ratio(rounds, training.COMPILED, other) for other in (*times, training.FLOOR)}
-    assert ratios[training.HAND] == "0.625" and ratios[training.STOCK] == "0.750" and ratios[training.FLOOR] == ""
+    ratios = {
+        other: training.ratio(rounds, training.COMPILED, other)
+        for other in (*times, training.FLOOR)
+    }
+    assert (
+        ratios[training.HAND] == "0.625"
+        and ratios[training.STOCK] == "0.750"
+        and ratios[training.FLOOR] == ""
+    )
     row = {"model": "MLP", "contender": training.COMPILED, "milliseconds_a_step": "1.0"}
     row |= {column: ratios.get(other, "") for column, other in training.REFERENCES.items()}
     common.write(setting_for(benchmarks, tmp_path), [row], training.TABLE)
@@ -357,4 +425,6 @@ def test_goals_are_judged_by_the_table(benchmarks: Callable[[str], Any], tmp_pat
     assert "0.625 (goal 0.75): reached" in said[0] and "0.750 (goal 0.45): not reached" in said[1]
     assert "not measured" in said[2]
     (tmp_path / "reading.txt").write_text("\n".join(said))
-    assert "no GPU was measured" in importlib.import_module("speed").reading(tmp_path, training.GOALS)
+    assert "no GPU was measured" in importlib.import_module("speed").reading(
+        tmp_path, training.GOALS
+    )

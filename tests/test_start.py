@@ -44,7 +44,9 @@ def images(kind: str, count: int = 60) -> Tensor:
 def with_network(network: Any, likelihood: nn.Module | None = None) -> BetaVAE:
     torch.manual_seed(0)
     decoder = Decoder(network, likelihood or BernoulliLikelihood())
-    return BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(PIXELS, 2 * LATENTS, hidden=())))
+    return BetaVAE(
+        NormalPrior(LATENTS), decoder, NormalPosterior(MLP(PIXELS, 2 * LATENTS, hidden=()))
+    )
 
 
 @torch.no_grad()
@@ -67,14 +69,19 @@ def test_every_network_and_likelihood_can_start_at_the_mean(network: str, likeli
     best = without_latents(vae, x)
     assert best > worse
     last = last_bias(vae)
-    found, step = last.bias.clone(), torch.randn(len(last.bias), generator=torch.Generator().manual_seed(3))
+    result, step = (
+        last.bias.clone(),
+        torch.randn(len(last.bias), generator=torch.Generator().manual_seed(3)),
+    )
     for sign in (-0.1, 0.1):  # no other bias is better
         with torch.no_grad():
-            last.bias.copy_(found + sign * step)
+            last.bias.copy_(result + sign * step)
         assert without_latents(vae, x) < best
     with torch.no_grad():
-        last.bias.copy_(found)
-    changed = [name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])]
+        last.bias.copy_(result)
+    changed = [
+        name for name, value in vae.state_dict().items() if not torch.equal(value, before[name])
+    ]
     assert len(changed) == 1
     if likelihood != "autoregressive-bernoulli":  # whose mean is computed pixel by pixel
         assert not [remark for remark in check_before(vae, x) if "--start-at-mean" in remark.advice]
@@ -84,12 +91,20 @@ def test_every_network_and_likelihood_can_start_at_the_mean(network: str, likeli
 def test_the_bias_of_a_convolution_is_the_mean_of_its_channel(channels: int) -> None:
     torch.manual_seed(0)
     level = torch.tensor([0.1, 0.3, 0.7])[:channels].repeat_interleave(PIXELS)
-    x = (torch.rand(40, channels * PIXELS, generator=torch.Generator().manual_seed(2)) < level).float()
+    x = (
+        torch.rand(40, channels * PIXELS, generator=torch.Generator().manual_seed(2)) < level
+    ).float()
     decoder = Decoder(ConvolutionalDecoder(LATENTS, (channels, SIDE, SIDE)), BernoulliLikelihood())
-    vae = BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(channels * PIXELS, 2 * LATENTS, hidden=())))
+    vae = BetaVAE(
+        NormalPrior(LATENTS),
+        decoder,
+        NormalPosterior(MLP(channels * PIXELS, 2 * LATENTS, hidden=())),
+    )
     start_at_mean(vae, x)
     bias = decoder.network.convolutions[-1].bias
-    torch.testing.assert_close(bias, torch.logit(x.unflatten(1, (channels, -1)).mean((0, 2))), atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        bias, torch.logit(x.unflatten(1, (channels, -1)).mean((0, 2))), atol=5e-3, rtol=0
+    )
     off = (vae.decode(torch.randn(50, LATENTS)).mean(0) - x.mean(0)).square().mean().sqrt()
     assert off < 0.15  # 0.3 and more at the first start
 
@@ -109,7 +124,9 @@ def upside_down() -> nn.Module:
 
 
 ADVISED = {
-    "a network of torch": lambda: nn.Sequential(nn.Linear(LATENTS, 8), nn.ReLU(), nn.Linear(8, PIXELS)),
+    "a network of torch": lambda: nn.Sequential(
+        nn.Linear(LATENTS, 8), nn.ReLU(), nn.Linear(8, PIXELS)
+    ),
     "batch norm": lambda: nn.Sequential(nn.Linear(LATENTS, PIXELS), nn.BatchNorm1d(PIXELS)),
     "another order": upside_down,
     "sub-pixel convolution": lambda: nn.Sequential(
@@ -151,7 +168,9 @@ def test_a_start_that_cannot_be_is_refused_in_words_and_not_advised(case: str) -
 def test_many_data_are_looked_at_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     x = images("normal")
     x[::5, 7] = torch.nan
-    whole, parts = (with_network(MLP(LATENTS, PIXELS, hidden=(4,)), NormalLikelihood(0.5)) for _ in range(2))
+    whole, parts = (
+        with_network(MLP(LATENTS, PIXELS, hidden=(4,)), NormalLikelihood(0.5)) for _ in range(2)
+    )
     start_at_mean(whole, x)
     monkeypatch.setattr("pyro_bvae.training.initialization._AT_ONCE", 7 * PIXELS)
     start_at_mean(parts, x)

@@ -47,7 +47,9 @@ QUICK: Settings = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "progre
 
 
 def bits(num_features: int = D) -> Tensor:
-    draws = torch.rand(N, num_features, generator=torch.Generator().manual_seed(1), dtype=torch.double)
+    draws = torch.rand(
+        N, num_features, generator=torch.Generator().manual_seed(1), dtype=torch.double
+    )
     return (draws < 0.4).double()
 
 
@@ -77,7 +79,9 @@ def vae(
     covariates: int = 0,
     missing: bool = False,
 ) -> BetaVAE:
-    decoder = Decoder(mlp(L + covariates, D), likelihood or BernoulliLikelihood(), num_covariates=covariates)
+    decoder = Decoder(
+        mlp(L + covariates, D), likelihood or BernoulliLikelihood(), num_covariates=covariates
+    )
     encoder = encoder or NormalPosterior(mlp(D + covariates, 2 * L), num_covariates=covariates)
     return BetaVAE(prior or NormalPrior(L), decoder, encoder, missing=missing).double()
 
@@ -121,7 +125,9 @@ def frozen(seed: int) -> BetaVAE:
     return model
 
 
-def separately(make: Callable[[int], BetaVAE], data: Any, beta: Any, seed: int, **settings: Any) -> Any:
+def separately(
+    make: Callable[[int], BetaVAE], data: Any, beta: Any, seed: int, **settings: Any
+) -> Any:
     """Return the model, and its history, of a training by itself."""
     with seeded(seed, WEIGHTS_STREAM):
         model = make(seed)
@@ -147,9 +153,21 @@ def distance(one: nn.Module, other: nn.Module) -> float:
         (frozen, bits()),
         (wide, bits()),
     ],
-    ids=["plain", "binarized", "normal", "full-rank", "counts", "missing", "convolutional", "frozen", "wide"],
+    ids=[
+        "plain",
+        "binarized",
+        "normal",
+        "full-rank",
+        "counts",
+        "missing",
+        "convolutional",
+        "frozen",
+        "wide",
+    ],
 )
-def test_each_replica_is_the_model_of_separate_training(make: Callable[[int], BetaVAE], data: Any) -> None:
+def test_each_replica_is_the_model_of_separate_training(
+    make: Callable[[int], BetaVAE], data: Any
+) -> None:
     # The limit on the gradient is one that some replicas run into and others do not.
     settings = {**QUICK, "gradient_clip": 1.4, "validation": data[:20]}
     if make is convolutional:
@@ -163,7 +181,9 @@ def test_each_replica_is_the_model_of_separate_training(make: Callable[[int], Be
         assert list(run.history) == list(history)
         for column in set(history) - {"seconds"}:
             assert run.history[column] == pytest.approx(history[column], abs=1e-9, rel=1e-9), column
-        assert [str(remark) for remark in run.history.remarks] == [str(remark) for remark in history.remarks]
+        assert [str(remark) for remark in run.history.remarks] == [
+            str(remark) for remark in history.remarks
+        ]
 
 
 def test_limits_are_each_replica_s_own() -> None:
@@ -233,7 +253,10 @@ def of_two_widths() -> Callable[[int], BetaVAE]:
     [
         (lambda seed: vae(encoder=NormalPosterior(BatchNorm())), "a network has buffers"),
         (lambda seed: vae(encoder=NormalPosterior(Dropout())), "random operation"),
-        (lambda seed: vae(encoder=FlowPosterior(mlp(D, FlowPosterior.num_outputs(L)))), "one after the other"),
+        (
+            lambda seed: vae(encoder=FlowPosterior(mlp(D, FlowPosterior.num_outputs(L)))),
+            "one after the other",
+        ),
         (lambda seed: vae(encoder=OfAllRows()), "other losses or gradients"),
         (lambda seed: vae(encoder=Noisy()), "draws are not only|other losses"),
         (lambda seed: vae(likelihood=Wasteful()), "draws are not only"),
@@ -242,7 +265,9 @@ def of_two_widths() -> Callable[[int], BetaVAE]:
     ],
     ids=["batch-norm", "dropout", "flow", "of-all-rows", "noisy", "wasteful", "vamp", "widths"],
 )
-def test_what_cannot_be_stacked_is_trained_one_after_the_other(make: Callable[[int], BetaVAE], reason: str) -> None:
+def test_what_cannot_be_stacked_is_trained_one_after_the_other(
+    make: Callable[[int], BetaVAE], reason: str
+) -> None:
     with pytest.warns(UserWarning, match=f"{ONE_BY_ONE}, since .*({reason})|{reason}"):
         trained = sweep(make, bits(), betas=(0.5, 2.0), seeds=(0, 1), **QUICK)
     for run in trained:
@@ -250,10 +275,17 @@ def test_what_cannot_be_stacked_is_trained_one_after_the_other(make: Callable[[i
         assert distance(run.vae, alone) == 0.0
 
 
-def test_batches_of_a_dispersion_early_stopping_and_loaders_are_trained_one_after_the_other() -> None:
-    with pytest.warns(UserWarning, match=f"{ONE_BY_ONE}, since their program fails: ValueError: at site"):
+def test_batches_of_a_dispersion_early_stopping_and_loaders_are_trained_one_after_the_other() -> (
+    None
+):
+    with pytest.warns(
+        UserWarning, match=f"{ONE_BY_ONE}, since their program fails: ValueError: at site"
+    ):
         sweep(
-            lambda seed: vae(likelihood=NegativeBinomialLikelihood(dispersion=LearnedDispersion(D, 2)), covariates=2),
+            lambda seed: vae(
+                likelihood=NegativeBinomialLikelihood(dispersion=LearnedDispersion(D, 2)),
+                covariates=2,
+            ),
             cells(),
             betas=(1, 2),
             **QUICK,
@@ -266,7 +298,9 @@ def test_batches_of_a_dispersion_early_stopping_and_loaders_are_trained_one_afte
     assert distance(trained[1].vae, separately(plain, loader, 2.0, 0, **QUICK)[0]) == 0.0
 
 
-def test_learned_priors_whose_beta_is_0_at_different_times_are_trained_one_after_the_other() -> None:
+def test_learned_priors_whose_beta_is_0_at_different_times_are_trained_one_after_the_other() -> (
+    None
+):
     # Adam counts no step for a prior without a gradient, and stacked ones have one count.
     delayed = lambda beta: lambda epoch, epochs: 0.0 if epoch < beta else beta  # noqa: E731
     with pytest.warns(UserWarning, match="their β are 0 at different times"):
@@ -287,14 +321,19 @@ def test_a_function_that_holds_on_to_weights_is_found_by_its_gradient() -> None:
 
 def test_a_user_s_part_is_stacked_too() -> None:
     make = lambda seed: vae(encoder=Plain())  # noqa: E731
-    trained = sweep(make, bits(), betas=(0.5, 2.0), **QUICK)  # without a warning, which would be an error here
+    trained = sweep(
+        make, bits(), betas=(0.5, 2.0), **QUICK
+    )  # without a warning, which would be an error here
     assert distance(trained[1].vae, separately(make, bits(), 2.0, 0, **QUICK)[0]) < 1e-9
 
 
 def test_replicas_are_one_pyro_program_that_stock_svi_trains() -> None:
     models = [vae() for _ in range(3)]
     program = Replicas(models)
-    x, beta = torch.stack([bits()[:5], bits()[5:10], bits()[10:15]]), torch.tensor([[0.0], [1.0], [4.0]]).double()
+    x, beta = (
+        torch.stack([bits()[:5], bits()[5:10], bits()[10:15]]),
+        torch.tensor([[0.0], [1.0], [4.0]]).double(),
+    )
     trace = poutine.trace(program.model).get_trace(x, None, beta)
     assert [frame.name for frame in trace.nodes["z"]["cond_indep_stack"]] == ["replicas", "data"]
     torch.manual_seed(0)
@@ -314,7 +353,9 @@ def test_replicas_are_one_pyro_program_that_stock_svi_trains() -> None:
 
 
 def test_affine_maps_have_the_gradients_of_torch_s_own_as_weights_lie() -> None:
-    x, weight, bias = (torch.randn(shape, dtype=torch.double) for shape in ((2, 5, 3), (2, 4, 3), (2, 4)))
+    x, weight, bias = (
+        torch.randn(shape, dtype=torch.double) for shape in ((2, 5, 3), (2, 4, 3), (2, 4))
+    )
     for tensors in ((x, weight, bias), (x, weight)):
         ours = [tensor.clone().requires_grad_() for tensor in tensors]
         theirs = [tensor.clone().requires_grad_() for tensor in tensors]
@@ -340,12 +381,21 @@ def test_run_directories_are_those_of_fit_and_can_be_resumed(tmp_path: Path) -> 
     assert [run.directory.name for run in trained] == ["beta0.5-seed0", "beta2-seed0"]
     for run in trained:
         last = load_checkpoint(run.directory / "checkpoints" / "last.pt")
-        assert all(torch.equal(last["model"][name], value) for name, value in run.vae.state_dict().items())
+        assert all(
+            torch.equal(last["model"][name], value) for name, value in run.vae.state_dict().items()
+        )
         assert load_checkpoint(run.directory / "checkpoints" / "best.pt")["settings"]["seed"] == 0
-        assert pyro_bvae.training.History.read(run.directory / "metrics.csv").rows == run.history.rows
+        assert (
+            pyro_bvae.training.History.read(run.directory / "metrics.csv").rows == run.history.rows
+        )
     separately(plain, bits(), 2.0, 0, output=tmp_path / "alone", **settings)
-    sizes = [(path / "checkpoints" / "last.pt").stat().st_size for path in (run.directory, tmp_path / "alone")]
-    assert sizes[0] < 1.15 * sizes[1]  # it holds nothing of its neighbours, but a count for each parameter
+    sizes = [
+        (path / "checkpoints" / "last.pt").stat().st_size
+        for path in (run.directory, tmp_path / "alone")
+    ]
+    assert (
+        sizes[0] < 1.15 * sizes[1]
+    )  # it holds nothing of its neighbours, but a count for each parameter
     resumed = vae()
     longer = {**settings, "epochs": 5}
     fit(resumed, bits(), beta=2.0, output=trained[1].directory, resume=True, **longer)
@@ -363,7 +413,10 @@ def test_run_directories_are_those_of_fit_and_can_be_resumed(tmp_path: Path) -> 
         ({"seeds": ()}, "'seeds' must name at least one, got none"),
         ({"seeds": (3, 3)}, "'seeds' must be different from each other, got 3 twice"),
         ({"seeds": (-1,)}, "'seeds' must be non-negative integers, got -1"),
-        ({"schedule": TargetRate}, "'schedule' must give the β of a sweep, got one that is to be found"),
+        (
+            {"schedule": TargetRate},
+            "'schedule' must give the β of a sweep, got one that is to be found",
+        ),
         ({"epochs": 0}, "'epochs' must be a positive integer, got 0"),
     ],
 )
@@ -388,7 +441,9 @@ def test_a_replica_that_leaves_the_finite_numbers_is_named(tmp_path: Path) -> No
     def data(seed: int) -> Tensor:
         return greys() * (1e200 if seed == 4 else 1.0)  # its square is not finite
 
-    with pytest.raises(TrainingError, match=r"epoch 1, step 1 \(batch 0\), β = 1, seed 4: site 'z' of the model"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 1, step 1 \(batch 0\), β = 1, seed 4: site 'z' of the model"
+    ):
         sweep(make, data, betas=(1.0,), seeds=(3, 4), output=tmp_path, **QUICK)
     assert not list(tmp_path.iterdir())
 
@@ -413,7 +468,9 @@ def test_processes_share_the_replicas(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_sweep_of_a_configuration_is_what_train_gives(tmp_path: Path) -> None:
-    config = TrainConfig(hidden=(16,), latent_dim=3, likelihood="normal", epochs=2, start_at_mean=True)
+    config = TrainConfig(
+        hidden=(16,), latent_dim=3, likelihood="normal", epochs=2, start_at_mean=True
+    )
     trained = train_sweep(config, tmp_path / "sweep", betas=(0.5, 2.0), seeds=2, progress=False)
     run = trained[3]
     assert (run.beta, run.seed) == (2.0, 1)
@@ -435,19 +492,27 @@ def test_a_sweep_of_a_configuration_is_what_train_gives(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_torchrun_spreads_a_sweep_over_processes(tmp_path: Path) -> None:
-    options = "sweep --betas 0.5 2 --seeds 1 --epochs 1 --hidden 8 --latent-dim 2 --likelihood normal"
+    options = (
+        "sweep --betas 0.5 2 --seeds 1 --epochs 1 --hidden 8 --latent-dim 2 --likelihood normal"
+    )
     command = [sys.executable, "-m", "pyro_bvae", *options.split(), "--output", str(tmp_path)]
     environments = [{**os.environ, "RANK": str(rank), "WORLD_SIZE": "2"} for rank in range(2)]
     started = [
-        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) for environment in environments
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for environment in environments
     ]
     printed = [process.communicate(timeout=120)[0] for process in started]
     assert [process.returncode for process in started] == [0, 0]
     assert [text.splitlines()[1].split()[0] for text in printed] == ["0.5", "2"]
-    assert {path.parts[-3] for path in tmp_path.glob("*/checkpoints/last.pt")} == {"beta0.5-seed0", "beta2-seed0"}
+    assert {path.parts[-3] for path in tmp_path.glob("*/checkpoints/last.pt")} == {
+        "beta0.5-seed0",
+        "beta2-seed0",
+    }
 
 
-def test_the_command_tells_bad_input_in_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_tells_bad_input_in_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for options in (["--betas", "1", "1"], ["--betas", "-1"], ["--betas"], ["--seeds", "0"]):
         assert main(["sweep", *options, "--output", str(tmp_path / "new")]) == 2
         assert capsys.readouterr().err.startswith("error: ")
@@ -490,12 +555,16 @@ def test_replicas_share_their_operations() -> None:
     assert together.count < 4 * alone.count  # for twelve
 
 
-@pytest.mark.parametrize(("num_replicas", "large", "stacked"), [(2, True, False), (4, True, True), (2, False, True)])
+@pytest.mark.parametrize(
+    ("num_replicas", "large", "stacked"), [(2, True, False), (4, True, True), (2, False, True)]
+)
 def test_few_large_replicas_are_not_stacked(
     num_replicas: int, large: bool, stacked: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a CPU two of them take longer side by side than one after the other."""
-    module = sys.modules["pyro_bvae.training.replicas.sweeping"]  # its name in the package is the function's
+    module = sys.modules[
+        "pyro_bvae.training.replicas.sweeping"
+    ]  # its name in the package is the function's
     tried: list[int] = []
 
     def side_by_side(replicas: list[Any]) -> None:
@@ -516,5 +585,7 @@ def test_few_large_replicas_are_not_stacked(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = sweep(make_vae, x, betas=[1.0, 2.0, 3.0, 4.0][:num_replicas], epochs=1, progress=False)
-    assert len(found) == num_replicas and tried == ([num_replicas] if stacked else [])
+        results = sweep(
+            make_vae, x, betas=[1.0, 2.0, 3.0, 4.0][:num_replicas], epochs=1, progress=False
+        )
+    assert len(results) == num_replicas and tried == ([num_replicas] if stacked else [])

@@ -35,15 +35,28 @@ def exact_beta(x: Tensor, rate: float) -> float:
     low, high = 1e-3, 1e3
     for _ in range(60):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if oracle.optimum(eigenvalues, NOISE, middle).rate > rate else (low, middle)
+        low, high = (
+            (middle, high)
+            if oracle.optimum(eigenvalues, NOISE, middle).rate > rate
+            else (low, middle)
+        )
     return low
 
 
 @pytest.mark.parametrize("nats", [1.0, 3.5])
 def test_the_rate_is_reached_by_the_beta_of_the_closed_form(nats: float) -> None:
     x = data()
-    history = fit(linear_vae(), x, beta=TargetRate(nats), epochs=40, learning_rate=3e-2, batch_size=100, progress=False)
-    # The mean over an epoch of the rate of draws has an error of about sqrt(3 / 2000), and β one of the optimizer's.
+    history = fit(
+        linear_vae(),
+        x,
+        beta=TargetRate(nats),
+        epochs=40,
+        learning_rate=3e-2,
+        batch_size=100,
+        progress=False,
+    )
+    # The mean over an epoch of the rate of draws has an error of about sqrt(3 / 2000), and β one of
+    # the optimizer's.
     assert history["rate"][-1] == pytest.approx(nats, rel=0.05, abs=0.1)
     assert history["beta"][-1] == pytest.approx(exact_beta(x, nats), rel=0.1)
     assert len(set(history["beta"][-8:])) == 1  # held over the last fifth
@@ -66,10 +79,13 @@ def test_what_the_controller_knows_is_resumed_to_the_bit(tmp_path: Path) -> None
     resumed = fit(vae, data(300), output=tmp_path / "parts", resume=True, **options)
     assert resumed["beta"] == whole["beta"]
     states = [
-        load_checkpoint(tmp_path / run / "checkpoints" / "last.pt")["controller"]["state"] for run in ("whole", "parts")
+        load_checkpoint(tmp_path / run / "checkpoints" / "last.pt")["controller"]["state"]
+        for run in ("whole", "parts")
     ]
     assert torch.equal(*states)
-    assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), whole_vae.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(vae.parameters(), whole_vae.parameters(), strict=True)
+    )
 
 
 def test_no_epoch_is_better_than_a_later_one_while_beta_moves(tmp_path: Path) -> None:
@@ -87,7 +103,10 @@ def test_no_epoch_is_better_than_a_later_one_while_beta_moves(tmp_path: Path) ->
         ({"nats": math.inf}, "'nats' must be positive and finite, got inf"),
         ({"nats": 1.0, "start": -1.0}, "'start' must be positive and finite, got -1.0"),
         ({"nats": 1.0, "integral": 0.0}, "'integral' must be positive"),
-        ({"nats": 1.0, "proportional": -0.1}, "'proportional' must be non-negative and finite, got -0.1"),
+        (
+            {"nats": 1.0, "proportional": -0.1},
+            "'proportional' must be non-negative and finite, got -0.1",
+        ),
         ({"nats": 1.0, "hold": 1.0}, r"'hold' must lie in \[0, 1\), got 1.0"),
     ],
 )

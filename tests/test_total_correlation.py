@@ -40,7 +40,9 @@ NOISE = torch.randn(N, L, dtype=torch.double, generator=torch.Generator().manual
 DRAWS = LOC + SCALE * NOISE
 
 
-def parts_by_hand(index: list[int], num_data: int = N, own_at: Callable[[int], int] = lambda row: row) -> np.ndarray:
+def parts_by_hand(
+    index: list[int], num_data: int = N, own_at: Callable[[int], int] = lambda row: row
+) -> np.ndarray:
     """Return (I, TC, DWKL) of each datum of a batch, ``(3, B)``, by the stratified weights, in loops."""
     draws, loc, scale = (part[index].numpy() for part in (DRAWS, LOC, SCALE))
     size, parts = len(index), []
@@ -55,7 +57,9 @@ def parts_by_hand(index: list[int], num_data: int = N, own_at: Callable[[int], i
     return np.array(parts).T
 
 
-def subsampled(index: list[int] | Tensor, beta: float = 1.0, size: int = N) -> tuple[Callable, Callable]:
+def subsampled(
+    index: list[int] | Tensor, beta: float = 1.0, size: int = N
+) -> tuple[Callable, Callable]:
     """Return a program on a subsample of the data, without a likelihood."""
     index = torch.as_tensor(index)
 
@@ -79,7 +83,9 @@ def parts_of(objective: TotalCorrelation, index: list[int]) -> Tensor:
 
 def program(latent_prior: Callable, posterior: Callable) -> BetaVAE:
     """A small float64 VAE with a linear decoder and a given prior and guide."""
-    return BetaVAE(latent_prior, Decoder(MLP(L, 4, hidden=()), NormalLikelihood(SIGMA)), posterior).double()
+    return BetaVAE(
+        latent_prior, Decoder(MLP(L, 4, hidden=()), NormalLikelihood(SIGMA)), posterior
+    ).double()
 
 
 def normal_vae(seed: int = 0) -> BetaVAE:
@@ -87,10 +93,13 @@ def normal_vae(seed: int = 0) -> BetaVAE:
     return program(NormalPrior(L), NormalPosterior(MLP(4, 2 * L, hidden=())))
 
 
-# -- the parts and their weights ---------------------------------------------------------------------------------------
+# -- the parts and their weights
+# ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("beta", [1.0, 0.0, 0.4, 3.0, torch.tensor(2.0).double(), torch.linspace(0, 3, N).double()])
+@pytest.mark.parametrize(
+    "beta", [1.0, 0.0, 0.4, 3.0, torch.tensor(2.0).double(), torch.linspace(0, 3, N).double()]
+)
 @pytest.mark.parametrize(("alpha", "gamma"), [(1.0, 1.0), (0.0, 0.5), (2.0, 0.0)])
 @BOTH
 def test_on_all_data_the_parts_are_those_of_the_aggregated_posterior(
@@ -99,23 +108,30 @@ def test_on_all_data_the_parts_are_those_of_the_aggregated_posterior(
     x, vae = LINEAR.sample(N), LINEAR.vae(LOC, SCALE)
     objective = TotalCorrelation(N, mutual_information=alpha, dimension_wise=gamma, weights=weights)
     loss, distortion, rate = Loss(vae, objective)(x, None, beta, {"z": NOISE})
-    information, correlation, dimension_wise = (torch.as_tensor(part) for part in parts_by_hand(list(range(N))))
+    information, correlation, dimension_wise = (
+        torch.as_tensor(part) for part in parts_by_hand(list(range(N)))
+    )
     residual = (x - LINEAR.bias - DRAWS @ WEIGHT.T) / SIGMA
     torch.testing.assert_close(
-        distortion, (0.5 * residual**2 + math.log(SIGMA * math.sqrt(2 * math.pi))).sum(), atol=1e-9, rtol=0
+        distortion,
+        (0.5 * residual**2 + math.log(SIGMA * math.sqrt(2 * math.pi))).sum(),
+        atol=1e-9,
+        rtol=0,
     )
     expected = alpha * information + beta * correlation + gamma * dimension_wise
     torch.testing.assert_close(loss - distortion, expected.sum(), atol=1e-9, rtol=0)
-    torch.testing.assert_close(rate, (information + correlation + dimension_wise).sum(), atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        rate, (information + correlation + dimension_wise).sum(), atol=1e-9, rtol=0
+    )
     assert not distortion.requires_grad and not rate.requires_grad
 
 
 def test_the_weights_of_a_draws_own_datum_are_on_the_diagonal() -> None:
     """And not in the first column, where public code has them: by hand, that is something else."""
     index = [4, 0, 5]
-    found = parts_of(TotalCorrelation(), index)
-    torch.testing.assert_close(found, torch.as_tensor(parts_by_hand(index)))
-    assert np.abs(found.numpy() - parts_by_hand(index, own_at=lambda row: 0)).max() > 0.3
+    results = parts_of(TotalCorrelation(), index)
+    torch.testing.assert_close(results, torch.as_tensor(parts_by_hand(index)))
+    assert np.abs(results.numpy() - parts_by_hand(index, own_at=lambda row: 0)).max() > 0.3
 
 
 def test_the_estimated_aggregate_is_unbiased_over_all_batches() -> None:
@@ -145,7 +161,9 @@ def test_the_order_of_a_batch_is_nothing_to_its_data() -> None:
 def test_stratified_weights_are_chen_s_on_average(size: int, num_data: int) -> None:
     own, other = stratified_weights(size, num_data)
     m = size - 1
-    mean = ((m - 1) / m + (num_data - m) / (num_data * m)) / m  # of 1/M for all others but one, and what is left for it
+    mean = (
+        (m - 1) / m + (num_data - m) / (num_data * m)
+    ) / m  # of 1/M for all others but one, and what is left for it
     assert other == pytest.approx(mean, rel=1e-12)
     assert own == 1 / num_data
     assert own + (size - 1) * other == pytest.approx(1, rel=1e-12)
@@ -157,13 +175,15 @@ def test_stratified_weights_are_chen_s_on_average(size: int, num_data: int) -> N
 def test_minibatch_weights_are_the_plain_mean_but_for_a_constant() -> None:
     """The values are off by (L - 1) log N of a datum; the gradients are not."""
     vae, x = normal_vae(), LINEAR.sample(N)
-    found = []
+    results = []
     for weights in (minibatch_weights, lambda size, num_data: (1 / size, 1 / size)):
         objective = TotalCorrelation(50, weights=weights)
         loss = Loss(vae, objective)(x, None, 3.0, {"z": NOISE}).loss
-        found.append((loss, torch.autograd.grad(loss, list(vae.parameters()))))
-    (scaled, scaled_gradients), (plain, plain_gradients) = found
-    torch.testing.assert_close(scaled - plain, torch.tensor(2.0 * N * (L - 1) * math.log(50)).double())
+        results.append((loss, torch.autograd.grad(loss, list(vae.parameters()))))
+    (scaled, scaled_gradients), (plain, plain_gradients) = results
+    torch.testing.assert_close(
+        scaled - plain, torch.tensor(2.0 * N * (L - 1) * math.log(50)).double()
+    )
     torch.testing.assert_close(scaled_gradients, plain_gradients)
 
 
@@ -175,20 +195,26 @@ def test_a_single_datum_has_no_total_correlation() -> None:
     torch.testing.assert_close(dimension_wise, kl.sum().reshape(1))
 
 
-# -- the objective -----------------------------------------------------------------------------------------------------
+# -- the objective
+# -----------------------------------------------------------------------------------------------------
 
 
 @BOTH
 @pytest.mark.parametrize("prior", [NormalPrior, StudentTPrior])
 def test_at_weights_of_one_it_is_the_plain_bound(prior: type, weights: Callable) -> None:
     vae, x = program(prior(L), NormalPosterior(MLP(4, 2 * L, hidden=()))), LINEAR.sample(N)
-    found = []
-    for objective in (Trace_ELBO(num_particles=3), TotalCorrelation(50, num_particles=3, weights=weights)):
+    results = []
+    for objective in (
+        Trace_ELBO(num_particles=3),
+        TotalCorrelation(50, num_particles=3, weights=weights),
+    ):
         torch.manual_seed(4)
         loss = objective.loss_and_grads(vae.model, vae.guide, x)
-        found.append([torch.tensor(loss), *(parameter.grad.clone() for parameter in vae.parameters())])
+        results.append(
+            [torch.tensor(loss), *(parameter.grad.clone() for parameter in vae.parameters())]
+        )
         vae.zero_grad()
-    for expected, value in zip(*found, strict=True):
+    for expected, value in zip(*results, strict=True):
         torch.testing.assert_close(value, expected)
 
 
@@ -209,28 +235,42 @@ def test_the_gradient_is_that_of_the_loss_and_reaches_every_parameter() -> None:
             entry[0] -= 2 * step
             below = loss()
             entry[0] += step
-        assert float(gradient.flatten()[0]) == pytest.approx(float(above - below) / (2 * step), rel=1e-5, abs=1e-6)
+        assert float(gradient.flatten()[0]) == pytest.approx(
+            float(above - below) / (2 * step), rel=1e-5, abs=1e-6
+        )
 
 
 @pytest.mark.parametrize("told", [None, N])
 def test_a_subsampled_plate_tells_its_data_and_stands_for_them(told: int | None) -> None:
     index = [0, 2, 5]
     with GivenNoise({"z": NOISE[index]}):
-        loss, _, rate = TotalCorrelation(told, mutual_information=0.5).terms(*subsampled(index, beta=3.0))
+        loss, _, rate = TotalCorrelation(told, mutual_information=0.5).terms(
+            *subsampled(index, beta=3.0)
+        )
     information, correlation, dimension_wise = parts_by_hand(index).sum(1)
-    assert float(loss) == pytest.approx(N / 3 * (0.5 * information + 3 * correlation + dimension_wise))
+    assert float(loss) == pytest.approx(
+        N / 3 * (0.5 * information + 3 * correlation + dimension_wise)
+    )
     assert float(rate) == pytest.approx(N / 3 * (information + correlation + dimension_wise))
 
 
 def test_dimensions_right_of_the_data_are_latents_and_left_of_it_are_apart() -> None:
     """Two replicas of a program whose latents are a plate: each has the loss of the program with one event."""
-    locs, scales, noise = torch.stack([LOC, -0.5 * LOC]), torch.stack([SCALE, 2 * SCALE]), torch.stack([NOISE, -NOISE])
+    locs, scales, noise = (
+        torch.stack([LOC, -0.5 * LOC]),
+        torch.stack([SCALE, 2 * SCALE]),
+        torch.stack([NOISE, -NOISE]),
+    )
     betas = torch.tensor([2.0, 5.0], dtype=torch.double)
     zero, one = torch.zeros(L).double(), torch.ones(L).double()
     objective = TotalCorrelation(9, mutual_information=0.5, data_plate="data")
 
     def apart(loc: Tensor, scale: Tensor) -> None:
-        with pyro.plate("replicas", 2, dim=-3), pyro.plate("data", N, dim=-2), pyro.plate("latents", L, dim=-1):
+        with (
+            pyro.plate("replicas", 2, dim=-3),
+            pyro.plate("data", N, dim=-2),
+            pyro.plate("latents", L, dim=-1),
+        ):
             pyro.sample("z", dist.Normal(loc, scale))
 
     def alone(loc: Tensor, scale: Tensor) -> None:
@@ -259,7 +299,11 @@ def test_particles_are_averaged() -> None:
 
 def test_a_whole_fit_is_stock_svi() -> None:
     """With a last batch of a single datum."""
-    data, schedule, objective = Dataset(LINEAR.sample(17)), LinearWarmup(4.0, 1), TotalCorrelation(17)
+    data, schedule, objective = (
+        Dataset(LINEAR.sample(17)),
+        LinearWarmup(4.0, 1),
+        TotalCorrelation(17),
+    )
     stock, ours = normal_vae(), normal_vae()
     stock.name = "stock"
     svi = SVI(stock.model, stock.guide, pyro.optim.Adam({"lr": 0.01}), loss=objective)
@@ -267,7 +311,10 @@ def test_a_whole_fit_is_stock_svi() -> None:
     for epoch in range(2):
         torch.manual_seed(stream_seed(0, epoch, NOISE_STREAM))
         batches = enumerate(data.batches(8, seed=0, epoch=epoch))
-        losses.append(sum(svi.step(x, None, schedule(epoch + step / 3, 2)) for step, (x, _) in batches) / len(data))
+        losses.append(
+            sum(svi.step(x, None, schedule(epoch + step / 3, 2)) for step, (x, _) in batches)
+            / len(data)
+        )
     history = fit(
         ours, data, beta=schedule, epochs=2, batch_size=8, learning_rate=Constant(0.01), gradient_clip=None,
         objective=objective, validation=data, progress=False,
@@ -281,30 +328,59 @@ def test_a_whole_fit_is_stock_svi() -> None:
 def test_a_run_is_resumed_with_its_own_objective_only(tmp_path: Path) -> None:
     options = {"batch_size": 4, "progress": False, "output": tmp_path}
     fit(normal_vae(), LINEAR.sample(8), epochs=1, objective=TotalCorrelation(8), **options)
-    for other in (TotalCorrelation(8, mutual_information=0.0), TotalCorrelation(8, weights=minibatch_weights)):
-        with pytest.raises(InputError, match=r"'objective' was TotalCorrelation\(8, .* weights=stratified_weights\), "):
+    for other in (
+        TotalCorrelation(8, mutual_information=0.0),
+        TotalCorrelation(8, weights=minibatch_weights),
+    ):
+        with pytest.raises(
+            InputError,
+            match=r"'objective' was TotalCorrelation\(8, .* weights=stratified_weights\), ",
+        ):
             fit(normal_vae(), LINEAR.sample(8), epochs=2, objective=other, resume=True, **options)
-    fit(normal_vae(), LINEAR.sample(8), epochs=2, objective=TotalCorrelation(8), resume=True, **options)
+    fit(
+        normal_vae(),
+        LINEAR.sample(8),
+        epochs=2,
+        objective=TotalCorrelation(8),
+        resume=True,
+        **options,
+    )
 
 
-# -- what it is for ----------------------------------------------------------------------------------------------------
+# -- what it is for
+# ----------------------------------------------------------------------------------------------------
 
 
-def trained_aggregate(x: Tensor, objective: TotalCorrelation | None, beta: float) -> tuple[float, float]:
+def trained_aggregate(
+    x: Tensor, objective: TotalCorrelation | None, beta: float
+) -> tuple[float, float]:
     """Return total correlation and mean KL of normal data under the identity as a decoder, which is not trained."""
     torch.manual_seed(3)
     vae = BetaVAE(
-        NormalPrior(2), Decoder(MLP(2, 2, hidden=()), NormalLikelihood(0.5)), NormalPosterior(MLP(2, 4, hidden=()))
+        NormalPrior(2),
+        Decoder(MLP(2, 2, hidden=()), NormalLikelihood(0.5)),
+        NormalPosterior(MLP(2, 4, hidden=())),
     )
     vae = vae.double()
     with torch.no_grad():
         for name, parameter in vae.decoder.named_parameters():
             parameter.copy_(torch.eye(2) if "weight" in name else torch.zeros(2))
     vae.decoder.requires_grad_(False)
-    fit(vae, x, beta=beta, epochs=40, batch_size=32, learning_rate=0.03, objective=objective, progress=False)
+    fit(
+        vae,
+        x,
+        beta=beta,
+        epochs=40,
+        batch_size=32,
+        learning_rate=0.03,
+        objective=objective,
+        progress=False,
+    )
     with torch.no_grad():
         posterior = vae.encoder(x).base_dist
-        covariance = torch.cov(posterior.loc.T, correction=0) + torch.diag(posterior.variance.mean(0))
+        covariance = torch.cov(posterior.loc.T, correction=0) + torch.diag(
+            posterior.variance.mean(0)
+        )
         kl = torch.distributions.kl_divergence(posterior, dist.Normal(0.0, 1.0)).sum(-1).mean()
     return float(0.5 * (covariance.diagonal().log().sum() - covariance.logdet())), float(kl)
 
@@ -326,7 +402,8 @@ def test_it_makes_latents_independent_that_the_bound_leaves_correlated() -> None
     assert less_kl > 0.5 * plain_kl > 2 * forgetful_kl
 
 
-# -- bad input ---------------------------------------------------------------------------------------------------------
+# -- bad input
+# ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, True])
@@ -338,19 +415,26 @@ def test_bad_numbers_of_data_are_refused(value: object) -> None:
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", True])
 def test_bad_weights_are_refused(value: object) -> None:
     for name in ("mutual_information", "dimension_wise"):
-        with pytest.raises(InputError, match=f"'{name}' must be non-negative and finite, got {value!r}"):
+        with pytest.raises(
+            InputError, match=f"'{name}' must be non-negative and finite, got {value!r}"
+        ):
             TotalCorrelation(5, **{name: value})
-    with pytest.raises(InputError, match=f"'weights' must be a function of B and N, .* got {value!r}"):
+    with pytest.raises(
+        InputError, match=f"'weights' must be a function of B and N, .* got {value!r}"
+    ):
         TotalCorrelation(5, weights=value)
 
 
 def test_the_number_of_data_must_be_known_and_right() -> None:
     vae, x = normal_vae(), LINEAR.sample(N)
     with pytest.raises(
-        InputError, match=r"'num_data' must be given, .* batches of 6 .*: plate 'data' is not subsampled"
+        InputError,
+        match=r"'num_data' must be given, .* batches of 6 .*: plate 'data' is not subsampled",
     ):
         TotalCorrelation().loss(vae.model, vae.guide, x)
-    with pytest.raises(InputError, match="'num_data' must be at least 6, the number of data of this batch, got 5"):
+    with pytest.raises(
+        InputError, match="'num_data' must be at least 6, the number of data of this batch, got 5"
+    ):
         TotalCorrelation(5).loss(vae.model, vae.guide, x)
     with pytest.raises(InputError, match="'num_data' must be 6 as plate 'data' has it, got 7"):
         TotalCorrelation(7).loss(*subsampled([0, 1]))
@@ -358,9 +442,15 @@ def test_the_number_of_data_must_be_known_and_right() -> None:
 
 def test_it_needs_products() -> None:
     mixture = program(MixturePrior(L, 3), NormalPosterior(MLP(4, 2 * L, hidden=())))
-    with pytest.raises(InputError, match=r"the prior \(\w+\) is no product of independent dimensions"):
+    with pytest.raises(
+        InputError, match=r"the prior \(\w+\) is no product of independent dimensions"
+    ):
         TotalCorrelation(N).loss(mixture.model, mixture.guide, LINEAR.sample(N))
-    full = program(NormalPrior(L), FullRankPosterior(MLP(4, FullRankPosterior.num_outputs(L), hidden=())))
+    full = program(
+        NormalPrior(L), FullRankPosterior(MLP(4, FullRankPosterior.num_outputs(L), hidden=()))
+    )
     full.name = "full"
-    with pytest.raises(InputError, match=r"the guide \(FullRankNormal\) is no product of independent dimensions"):
+    with pytest.raises(
+        InputError, match=r"the guide \(FullRankNormal\) is no product of independent dimensions"
+    ):
         TotalCorrelation(N).loss(full.model, full.guide, LINEAR.sample(N))

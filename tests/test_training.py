@@ -20,7 +20,15 @@ from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.training import Constant, History, LinearWarmup, Loss, OneCycle, TraceTerms, load_checkpoint
+from pyro_bvae.training import (
+    Constant,
+    History,
+    LinearWarmup,
+    Loss,
+    OneCycle,
+    TraceTerms,
+    load_checkpoint,
+)
 
 FEATURES, LATENTS = 6, 2
 TINY = {"batch_size": 16, "progress": False}
@@ -29,7 +37,12 @@ TINY = {"batch_size": 16, "progress": False}
 def small_vae(name: str = "beta_vae", seed: int = 3) -> BetaVAE:
     torch.manual_seed(seed)
     decoder = Decoder(MLP(LATENTS, FEATURES, hidden=(8,)), BernoulliLikelihood())
-    return BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(8,))), name=name)
+    return BetaVAE(
+        NormalPrior(LATENTS),
+        decoder,
+        NormalPosterior(MLP(FEATURES, 2 * LATENTS, hidden=(8,))),
+        name=name,
+    )
 
 
 def pixels(count: int = 50, seed: int = 0) -> Tensor:
@@ -54,7 +67,8 @@ def noise_seed(seed: int, epoch: int) -> int:
     return stream_seed(seed, epoch, NOISE_STREAM)
 
 
-# -- the SVI that one would write -----------------------------------------------------------------------------
+# -- the SVI that one would write
+# -----------------------------------------------------------------------------
 
 
 def svi_losses(vae: BetaVAE, data: Dataset, beta: float, epochs: int, seed: int) -> list[float]:
@@ -73,7 +87,16 @@ def test_a_whole_fit_is_stock_svi(beta: float, seed: int) -> None:
     data = Dataset(pixels().double())
     stock, ours = small_vae("stock").double(), small_vae("ours").double()
     losses = svi_losses(stock, data, beta, epochs=4, seed=seed)
-    history = fit(ours, data, beta=beta, epochs=4, learning_rate=Constant(1e-2), gradient_clip=None, seed=seed, **TINY)
+    history = fit(
+        ours,
+        data,
+        beta=beta,
+        epochs=4,
+        learning_rate=Constant(1e-2),
+        gradient_clip=None,
+        seed=seed,
+        **TINY,
+    )
     assert history["objective"] == pytest.approx(losses, abs=1e-8)
     for name, value in stock.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-8, rtol=0)
@@ -92,21 +115,31 @@ def test_schedules_and_clipping_are_those_of_a_loop_by_hand() -> None:
             optimizer.param_groups[0]["lr"] = rate(epoch + step / 4, epochs)
             optimizer.zero_grad()
             loss(x, None, beta(epoch + step / 4, epochs)).loss.backward()
-            norms.append(float(nn.utils.clip_grad_norm_(by_hand.parameters(), clip * len(x))) / len(x))
+            norms.append(
+                float(nn.utils.clip_grad_norm_(by_hand.parameters(), clip * len(x))) / len(x)
+            )
             optimizer.step()
     assert min(norms) < clip < max(norms)  # some steps are clipped, and some are not
-    history = fit(ours, data, beta=beta, epochs=epochs, learning_rate=rate, gradient_clip=clip, **TINY)
+    history = fit(
+        ours, data, beta=beta, epochs=epochs, learning_rate=rate, gradient_clip=clip, **TINY
+    )
     for name, value in by_hand.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, atol=1e-8, rtol=0)
     assert history["gradient_norm"] == pytest.approx([sum(norms[i : i + 4]) / 4 for i in (0, 4, 8)])
     assert history["beta"] == pytest.approx([4 * 0.375, 4 * 0.875, 4.0])
-    assert history["learning_rate"] == pytest.approx([rate(epoch + 0.75, epochs) for epoch in range(epochs)])
+    assert history["learning_rate"] == pytest.approx(
+        [rate(epoch + 0.75, epochs) for epoch in range(epochs)]
+    )
 
 
 def test_training_finds_the_structure_of_the_data() -> None:
     vae = small_vae()
-    history = fit(vae, pixels(200), beta=0.5, epochs=25, learning_rate=5e-2, batch_size=50, progress=False)
-    independent = FEATURES * torch.log(torch.tensor(2.0)).item()  # what the marginals alone would cost
+    history = fit(
+        vae, pixels(200), beta=0.5, epochs=25, learning_rate=5e-2, batch_size=50, progress=False
+    )
+    independent = (
+        FEATURES * torch.log(torch.tensor(2.0)).item()
+    )  # what the marginals alone would cost
     assert history["distortion"][0] > 0.9 * independent
     assert history["distortion"][-1] < 0.7 * independent
     assert history["rate"][-1] > 0.3
@@ -119,7 +152,8 @@ def test_an_objective_of_ones_own_is_used() -> None:
     assert not same(weights(one), weights(three))
 
 
-# -- the caller's world ---------------------------------------------------------------------------------------
+# -- the caller's world
+# ---------------------------------------------------------------------------------------
 
 
 def test_two_fits_in_one_process_both_train() -> None:
@@ -162,7 +196,11 @@ def test_a_store_that_holds_another_vae_of_the_same_name_is_neither_used_nor_cha
 def test_a_model_trained_by_plain_svi_can_be_fitted_further_and_back() -> None:
     vae = small_vae()
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
-    for train in (lambda: svi.step(pixels()), lambda: fit(vae, pixels(), epochs=1, **TINY), lambda: svi.step(pixels())):
+    for train in (
+        lambda: svi.step(pixels()),
+        lambda: fit(vae, pixels(), epochs=1, **TINY),
+        lambda: svi.step(pixels()),
+    ):
         before = weights(vae)
         train()
         assert changed(before, weights(vae))
@@ -216,13 +254,13 @@ def test_batch_norm_statistics_move_with_the_training_batches_alone() -> None:
         vae.encoder.network.layers.insert(1, norm)
         return vae, norm
 
-    found = []
+    results = []
     for validation in (None, pixels(20, seed=4)):
         vae, norm = with_batch_norm()
         fit(vae, pixels(), epochs=2, validation=validation, **TINY)
-        found.append(weights(vae))
+        results.append(weights(vae))
         assert int(norm.num_batches_tracked) == 2 * 4
-    assert same(*found)
+    assert same(*results)
 
 
 def test_frozen_parameters_stay_and_a_frozen_model_is_refused() -> None:
@@ -261,20 +299,23 @@ def test_a_parameter_outside_the_module_is_refused_rather_than_left_untrained() 
     assert not dict(pyro.get_param_store().named_parameters())
 
 
-# -- the same seed --------------------------------------------------------------------------------------------
+# -- the same seed
+# --------------------------------------------------------------------------------------------
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others() -> None:
-    found = []
+    results = []
     for seed in (5, 5, 6):
         torch.rand(3)  # the caller's generator has no part in it
         vae = small_vae()
         history = fit(vae, pixels(), epochs=2, validation=pixels(20, seed=1), seed=seed, **TINY)
-        found.append((weights(vae), {name: values for name, values in history.items() if name != "seconds"}))
-    assert same(found[0][0], found[1][0])
-    assert found[0][1] == found[1][1]
-    assert not same(found[0][0], found[2][0])
-    assert found[0][1]["validation_objective"] != found[2][1]["validation_objective"]
+        results.append(
+            (weights(vae), {name: values for name, values in history.items() if name != "seconds"})
+        )
+    assert same(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1]
+    assert not same(results[0][0], results[2][0])
+    assert results[0][1]["validation_objective"] != results[2][1]["validation_objective"]
 
 
 def test_validation_changes_no_training_step() -> None:
@@ -284,7 +325,8 @@ def test_validation_changes_no_training_step() -> None:
     assert same(weights(with_validation), weights(without))
 
 
-# -- what is written and what was best ------------------------------------------------------------------------
+# -- what is written and what was best
+# ------------------------------------------------------------------------
 
 COLUMNS = ["epoch", "beta", "learning_rate", "gradient_norm", "objective", "distortion", "rate"]
 VALIDATION = ["validation_objective", "validation_distortion", "validation_rate", "validation_elbo"]
@@ -292,7 +334,13 @@ VALIDATION = ["validation_objective", "validation_distortion", "validation_rate"
 
 def test_metrics_are_consistent_and_written_with_all_their_digits(tmp_path: Path) -> None:
     history = fit(
-        small_vae(), pixels(), beta=3.0, epochs=3, validation=pixels(20, seed=1), output=tmp_path / "run", **TINY
+        small_vae(),
+        pixels(),
+        beta=3.0,
+        epochs=3,
+        validation=pixels(20, seed=1),
+        output=tmp_path / "run",
+        **TINY,
     )
     assert list(history) == [*COLUMNS, *VALIDATION, "active_units", "seconds"]
     assert history["epoch"] == [1, 2, 3]
@@ -301,16 +349,22 @@ def test_metrics_are_consistent_and_written_with_all_their_digits(tmp_path: Path
         assert row["validation_objective"] == pytest.approx(
             row["validation_distortion"] + 3 * row["validation_rate"], rel=1e-9
         )
-        assert row["validation_elbo"] == pytest.approx(-row["validation_distortion"] - row["validation_rate"], rel=1e-9)
+        assert row["validation_elbo"] == pytest.approx(
+            -row["validation_distortion"] - row["validation_rate"], rel=1e-9
+        )
     with (tmp_path / "run" / "metrics.csv").open() as stream:
         read = list(csv.DictReader(stream))
     assert [{name: float(value) for name, value in row.items()} for row in read] == history.rows
     assert History.read(tmp_path / "run" / "metrics.csv").rows == history.rows
-    written = sorted(path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*"))
+    written = sorted(
+        path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")
+    )
     assert written == ["checkpoints", "checkpoints/best.pt", "checkpoints/last.pt", "metrics.csv"]
 
 
-def test_without_an_output_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_an_output_nothing_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     fit(small_vae(), pixels(), epochs=1, **TINY)
     assert list(tmp_path.iterdir()) == []
@@ -322,12 +376,18 @@ def test_validation_is_an_average_over_data_measured_with_the_same_noise_every_e
     assert len(set(history["validation_objective"])) == 1
     with torch.no_grad():
         posterior = vae.encoder(held_out).base_dist
-        rate = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0)).sum(-1)
+        rate = torch.distributions.kl_divergence(
+            posterior, torch.distributions.Normal(0.0, 1.0)
+        ).sum(-1)
         draws = posterior.loc + posterior.scale * torch.randn(4000, len(held_out), LATENTS)
         distortion = -vae.decoder(draws).log_prob(held_out)
-        log_weights = vae.prior().log_prob(draws) - vae.encoder(held_out).log_prob(draws) - distortion
+        log_weights = (
+            vae.prior().log_prob(draws) - vae.encoder(held_out).log_prob(draws) - distortion
+        )
     error = float(log_weights.var(0).mean() / len(held_out)) ** 0.5  # of one draw for each datum
-    assert history["validation_distortion"][0] == pytest.approx(float(distortion.mean()), abs=3 * error)
+    assert history["validation_distortion"][0] == pytest.approx(
+        float(distortion.mean()), abs=3 * error
+    )
     assert history["validation_rate"][0] == pytest.approx(float(rate.mean()), abs=1e-4)
 
 
@@ -335,7 +395,9 @@ def callbacks_of(vae: nn.Module, kept: list[dict[str, Tensor]]) -> list[object]:
     return [lambda row: kept.append(weights(vae))]
 
 
-def test_best_is_chosen_by_the_objective_at_the_final_beta_and_not_by_the_bound(tmp_path: Path) -> None:
+def test_best_is_chosen_by_the_objective_at_the_final_beta_and_not_by_the_bound(
+    tmp_path: Path,
+) -> None:
     vae, kept = small_vae(), []
     history = fit(
         vae, pixels(200), beta=0.02, epochs=20, validation=pixels(50, seed=1), learning_rate=Constant(3e-2),
@@ -358,7 +420,9 @@ def test_best_is_chosen_by_the_final_beta_during_a_warmup_too(tmp_path: Path) ->
         learning_rate=Constant(1e-2), output=tmp_path, **TINY,
     )  # fmt: skip
     for row in history.rows:
-        assert row["validation_objective"] == pytest.approx(row["validation_distortion"] + 4 * row["validation_rate"])
+        assert row["validation_objective"] == pytest.approx(
+            row["validation_distortion"] + 4 * row["validation_rate"]
+        )
     best = load_checkpoint(tmp_path / "checkpoints" / "best.pt")["history"][-1]
     assert best["validation_objective"] == min(history["validation_objective"])
 
@@ -376,7 +440,15 @@ def test_no_epoch_of_the_warmup_is_best_or_counts_against_the_patience(tmp_path:
 
 
 def test_without_validation_best_is_chosen_by_the_training_objective(tmp_path: Path) -> None:
-    history = fit(small_vae(), pixels(), beta=2.0, epochs=6, learning_rate=Constant(0.3), output=tmp_path, **TINY)
+    history = fit(
+        small_vae(),
+        pixels(),
+        beta=2.0,
+        epochs=6,
+        learning_rate=Constant(0.3),
+        output=tmp_path,
+        **TINY,
+    )
     best = load_checkpoint(tmp_path / "checkpoints" / "best.pt")["history"]
     assert best[-1]["objective"] == min(history["objective"])
 
@@ -398,7 +470,9 @@ def test_early_stopping_stops_and_goes_back_to_the_best_weights(output: Path | N
     assert same(weights(vae), kept[best])
     assert not same(weights(vae), kept[-1])
     again = small_vae()
-    if output is not None:  # a stopped run that is resumed stays stopped, and gives the best weights too
+    if (
+        output is not None
+    ):  # a stopped run that is resumed stays stopped, and gives the best weights too
         resumed = fit(
             again, pixels(30), beta=0.5, epochs=400, validation=pixels(30, seed=1), learning_rate=Constant(5e-2),
             early_stopping=patience, output=output, resume=True, **TINY,
@@ -407,7 +481,9 @@ def test_early_stopping_stops_and_goes_back_to_the_best_weights(output: Path | N
         assert same(weights(again), kept[best])
 
 
-def test_early_stopping_that_never_stops_goes_back_to_the_best_weights_too(output: Path | None) -> None:
+def test_early_stopping_that_never_stops_goes_back_to_the_best_weights_too(
+    output: Path | None,
+) -> None:
     vae, kept = small_vae(), []
     history = fit(
         vae, pixels(30), beta=0.5, epochs=12, validation=pixels(30, seed=1), learning_rate=Constant(0.3),
@@ -419,10 +495,15 @@ def test_early_stopping_that_never_stops_goes_back_to_the_best_weights_too(outpu
 
 
 def test_a_warmup_that_outlives_the_training_warns() -> None:
-    with pytest.warns(UserWarning, match=r"it ends at β = 2, not at 4; train for more than 2 epochs") as caught:
+    with pytest.warns(
+        UserWarning, match=r"it ends at β = 2, not at 4; train for more than 2 epochs"
+    ) as caught:
         fit(small_vae(), pixels(), beta=LinearWarmup(4.0, 4), epochs=2, **TINY)
     assert caught[0].filename == __file__  # the line to change is the caller's
-    with pytest.warns(UserWarning, match=r"as long as the training: no step is taken at β = 4; train for more than 2"):
+    with pytest.warns(
+        UserWarning,
+        match=r"as long as the training: no step is taken at β = 4; train for more than 2",
+    ):
         fit(small_vae(), pixels(), beta=LinearWarmup(4.0, 2), epochs=2, **TINY)
     fit(small_vae(), pixels(), beta=LinearWarmup(4.0, 1), epochs=2, **TINY)
 
@@ -458,7 +539,8 @@ def test_history_is_a_mapping_from_column_to_values() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a,b\n1,2\n", "epoch,rate\n1,x\n", "epoch,rate\n1\n", "epoch\n1,2\n", "epoch\nnan\n"]
+    "text",
+    ["", "a,b\n1,2\n", "epoch,rate\n1,x\n", "epoch,rate\n1\n", "epoch\n1,2\n", "epoch\nnan\n"],
 )
 def test_a_foreign_metrics_file_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "metrics.csv"
@@ -492,7 +574,9 @@ def test_both_extremes_of_beta_train_without_nan(beta: float, precision: str) ->
     decoder = Decoder(MLP(4, 64, hidden=(32,)), NormalLikelihood(0.3))
     vae = BetaVAE(NormalPrior(4), decoder, NormalPosterior(MLP(64, 8, hidden=(32,))))
     x = datasets.digits().train.x[:300]
-    history = fit(vae, x, beta=beta, epochs=40, learning_rate=1e-2, precision=precision, progress=False)
+    history = fit(
+        vae, x, beta=beta, epochs=40, learning_rate=1e-2, precision=precision, progress=False
+    )
     assert all(math.isfinite(value) for row in history.rows for value in row.values())
     assert all(bool(torch.isfinite(parameter).all()) for parameter in vae.parameters())
     assert history["rate"][-1] > 10 if beta < 0.01 else history["rate"][-1] < 10

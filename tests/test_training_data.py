@@ -38,7 +38,13 @@ def pixels(count: int = N) -> Tensor:
 
 def train(data: object, vae: BetaVAE | None = None, **changes: object) -> dict[str, Tensor]:
     vae = vae or small_vae()
-    options = {"epochs": 2, "batch_size": 16, "learning_rate": Constant(1e-2), "progress": False, **changes}
+    options = {
+        "epochs": 2,
+        "batch_size": 16,
+        "learning_rate": Constant(1e-2),
+        "progress": False,
+        **changes,
+    }
     fit(vae, data, **options)
     return {name: value.clone() for name, value in vae.state_dict().items()}
 
@@ -65,8 +71,12 @@ class InOrder(Dataset):
         return super().batches(batch_size, seed=seed, epoch=epoch, shuffle=False)
 
 
-@pytest.mark.parametrize("kind", ["tensors", "tuples with labels", "images", "integers", "a list of batches"])
-def test_a_loader_is_trained_on_in_its_own_batches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kind", ["tensors", "tuples with labels", "images", "integers", "a list of batches"]
+)
+def test_a_loader_is_trained_on_in_its_own_batches(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     x = pixels()
     loaders = {
         "tensors": DataLoader(x, batch_size=16),
@@ -77,7 +87,9 @@ def test_a_loader_is_trained_on_in_its_own_batches(kind: str, monkeypatch: pytes
     }
     seen = []
 
-    def model(self: BetaVAE, x: Tensor, context: Context | None = None, beta: float = 1.0) -> Tensor:
+    def model(
+        self: BetaVAE, x: Tensor, context: Context | None = None, beta: float = 1.0
+    ) -> Tensor:
         if self.training:
             seen.append(x.clone())
         return original(self, x, context, beta)
@@ -98,7 +110,9 @@ def test_a_shuffling_loader_follows_the_seed() -> None:
     torch.rand(3)
     assert_same(first, train(loader(), seed=1))
     other = train(loader(), seed=2)
-    assert not torch.equal(first["encoder.network.layers.0.weight"], other["encoder.network.layers.0.weight"])
+    assert not torch.equal(
+        first["encoder.network.layers.0.weight"], other["encoder.network.layers.0.weight"]
+    )
 
 
 def covariates() -> Context:
@@ -109,14 +123,19 @@ def test_the_context_goes_with_the_data() -> None:
     data = Dataset(pixels(), context=covariates())
     trained = train(data, small_vae(COVARIATES), validation=data)
     before = small_vae(COVARIATES).state_dict()["decoder.network.layers.0.weight"]
-    assert not torch.equal(trained["decoder.network.layers.0.weight"], before)  # its last columns see the covariates
+    assert not torch.equal(
+        trained["decoder.network.layers.0.weight"], before
+    )  # its last columns see the covariates
     columns = (trained["decoder.network.layers.0.weight"] - before)[:, -COVARIATES:].abs().sum(0)
     assert bool((columns > 0).all())
 
 
 def test_a_loader_may_give_a_context() -> None:
     x, context = pixels(), covariates()
-    batches = [(x[i : i + 10], Context(covariates=context.covariates[i : i + 10].double())) for i in range(0, N, 10)]
+    batches = [
+        (x[i : i + 10], Context(covariates=context.covariates[i : i + 10].double()))
+        for i in range(0, N, 10)
+    ]
     trained = train(batches, small_vae(COVARIATES))
     other = [(batch, Context(covariates=part.covariates.flip(1))) for batch, part in batches]
     name = "decoder.network.layers.0.weight"
@@ -189,7 +208,9 @@ def test_a_bad_pixel_late_in_a_loader_stops_the_training_at_it() -> None:
 
 
 def test_validation_must_be_held_in_memory() -> None:
-    with pytest.raises(InputError, match="'validation' must be a tensor or a Dataset, got DataLoader"):
+    with pytest.raises(
+        InputError, match="'validation' must be a tensor or a Dataset, got DataLoader"
+    ):
         train(pixels(), validation=DataLoader(pixels(), batch_size=4))
 
 
@@ -236,7 +257,9 @@ def test_what_cannot_be_validated_is_told_before_the_first_epoch(tmp_path: Path)
         ("beta", lambda epoch, epochs: 1.0 - epoch),
     ],
 )
-def test_impossible_settings_are_refused_by_name(argument: str, value: object, tmp_path: Path) -> None:
+def test_impossible_settings_are_refused_by_name(
+    argument: str, value: object, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=rf"'{argument}' must be .*, got "):
         train(pixels(), output=tmp_path / "run", **{argument: value})
     assert list(tmp_path.iterdir()) == []

@@ -30,13 +30,17 @@ class Fails(nn.Module):
         return x * self.value if self.calls >= self.at else x
 
 
-def failing_vae(encoder_at: int = 10**9, decoder_at: int = 10**9, value: float = float("nan")) -> BetaVAE:
+def failing_vae(
+    encoder_at: int = 10**9, decoder_at: int = 10**9, value: float = float("nan")
+) -> BetaVAE:
     torch.manual_seed(3)
     decoder = MLP(LATENTS, FEATURES, hidden=(8,))
     encoder = MLP(FEATURES, 2 * LATENTS, hidden=(8,))
     encoder.layers.append(Fails(encoder_at, value))
     decoder.layers.append(Fails(decoder_at, value))
-    return BetaVAE(NormalPrior(LATENTS), Decoder(decoder, NormalLikelihood()), NormalPosterior(encoder))
+    return BetaVAE(
+        NormalPrior(LATENTS), Decoder(decoder, NormalLikelihood()), NormalPosterior(encoder)
+    )
 
 
 def numbers(count: int = 32) -> Tensor:
@@ -53,10 +57,22 @@ def finite(vae: nn.Module) -> bool:
 @pytest.mark.parametrize(
     ("failure", "message"),
     [
-        ({"encoder_at": 10}, r"epoch 3, step 2 \(batch 1\): site 'z' of the guide has a value that is not finite"),
-        ({"decoder_at": 10}, r"epoch 3, step 2 \(batch 1\): site 'x' of the model has a log density that is not"),
-        ({"decoder_at": 10, "value": 1e30}, r"epoch 3, step 2 \(batch 1\): site 'x' of the model has a log density"),
-        ({"encoder_at": 10, "value": float("inf")}, r"epoch 3, step 2 \(batch 1\): site 'z' of the guide has a value"),
+        (
+            {"encoder_at": 10},
+            r"epoch 3, step 2 \(batch 1\): site 'z' of the guide has a value that is not finite",
+        ),
+        (
+            {"decoder_at": 10},
+            r"epoch 3, step 2 \(batch 1\): site 'x' of the model has a log density that is not",
+        ),
+        (
+            {"decoder_at": 10, "value": 1e30},
+            r"epoch 3, step 2 \(batch 1\): site 'x' of the model has a log density",
+        ),
+        (
+            {"encoder_at": 10, "value": float("inf")},
+            r"epoch 3, step 2 \(batch 1\): site 'z' of the guide has a value",
+        ),
     ],
     ids=["NaN code", "NaN reconstruction", "overflow", "infinite code"],
 )
@@ -64,7 +80,10 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_site(
     failure: dict[str, float], message: str, tmp_path: Path
 ) -> None:
     vae, kept = failing_vae(**failure), []
-    with pytest.raises(TrainingError, match=rf"^{message}.*; lower the learning rate.*; the last checkpoint is good$"):
+    with pytest.raises(
+        TrainingError,
+        match=rf"^{message}.*; lower the learning rate.*; the last checkpoint is good$",
+    ):
         fit(
             vae, numbers(), epochs=5, output=tmp_path, validation=numbers(8),
             callbacks=[lambda row: kept.append({name: v.clone() for name, v in vae.state_dict().items()})], **OPTIONS,
@@ -76,10 +95,14 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_site(
         good = failing_vae()
         load_weights(good, state, path)
         assert finite(good)
-    assert [row["epoch"] for row in load_checkpoint(tmp_path / "checkpoints" / "last.pt")["history"]] == [1, 2]
+    assert [
+        row["epoch"] for row in load_checkpoint(tmp_path / "checkpoints" / "last.pt")["history"]
+    ] == [1, 2]
     last = load_checkpoint(tmp_path / "checkpoints" / "last.pt")["model"]
     assert all(torch.equal(last[name], value) for name, value in kept[-1].items())
-    assert not vae.encoder.network.layers[0].weight.equal(last["encoder.network.layers.0.weight"])  # one step further
+    assert not vae.encoder.network.layers[0].weight.equal(
+        last["encoder.network.layers.0.weight"]
+    )  # one step further
 
 
 def test_a_run_can_go_on_from_its_last_good_checkpoint(tmp_path: Path) -> None:
@@ -101,7 +124,9 @@ def test_a_parameter_that_training_spoils_is_named() -> None:
         return float("nan") if epoch == 1.5 else 1e-2
 
     where = r"epoch 2, step 4 \(batch 3\)"
-    with pytest.raises(TrainingError, match=rf"{where}: parameter 'decoder\.network\..*' is not finite"):
+    with pytest.raises(
+        TrainingError, match=rf"{where}: parameter 'decoder\.network\..*' is not finite"
+    ):
         fit(failing_vae(), numbers(), epochs=2, **{**OPTIONS, "learning_rate": schedule})
 
 
@@ -137,7 +162,9 @@ def test_a_gradient_that_is_not_finite_stops_too_and_no_step_is_taken() -> None:
     vae = failing_vae()
     vae.decoder.network.layers.append(Steep())
     before = {name: value.clone() for name, value in vae.state_dict().items()}
-    with pytest.raises(TrainingError, match=r"epoch 1, step 1 \(batch 0\): the gradient.* is not finite"):
+    with pytest.raises(
+        TrainingError, match=r"epoch 1, step 1 \(batch 0\): the gradient.* is not finite"
+    ):
         fit(vae, numbers(), epochs=1, **OPTIONS)
     assert all(torch.equal(before[name], value) for name, value in vae.state_dict().items())
 
@@ -157,13 +184,18 @@ def test_weights_that_fail_in_validation_are_not_written(value: float, tmp_path:
 
     vae = failing_vae()
     vae.decoder.network.layers.append(FailsInEvaluation())
-    with pytest.raises(TrainingError, match=r"^epoch 2, validation: site 'x' of the model has a log density that is"):
+    with pytest.raises(
+        TrainingError,
+        match=r"^epoch 2, validation: site 'x' of the model has a log density that is",
+    ):
         fit(vae, numbers(), epochs=4, validation=numbers(8), output=tmp_path, **OPTIONS)
     assert len(load_checkpoint(tmp_path / "checkpoints" / "last.pt")["history"]) == 1
     assert (tmp_path / "metrics.csv").read_text().count("\n") == 2
 
 
-def test_an_impossible_learning_rate_of_ones_own_never_spoils_the_checkpoint(tmp_path: Path) -> None:
+def test_an_impossible_learning_rate_of_ones_own_never_spoils_the_checkpoint(
+    tmp_path: Path,
+) -> None:
     vae = failing_vae()
     with pytest.raises(TrainingError):
         fit(

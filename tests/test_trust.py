@@ -13,11 +13,18 @@ from torch import Tensor
 from pyro_bvae import elbo, evidence
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal, LowRankNormal
 from pyro_bvae.distributions.tailed_normal import TailedNormal
-from pyro_bvae.evaluation import Estimate, GuideProposal, RefitProposal, RefitSettings, RobustProposal, bound
+from pyro_bvae.evaluation import (
+    Estimate,
+    GuideProposal,
+    RefitProposal,
+    RefitSettings,
+    RobustProposal,
+    bound,
+)
 from pyro_bvae.evaluation.estimate import both_reliable
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.evaluation.marginal.tails import robust_guide, scores_prior_draws
-from pyro_bvae.program.program import program
+from pyro_bvae.program.program import open_program
 
 Program = tuple[Callable[[Tensor], None], Callable[[Tensor], None]]
 TAU = 10.0
@@ -43,30 +50,47 @@ def planted(latents: int, ratio: float, shift: float) -> Program:
 
 def exact(latents: int) -> float:
     noise = math.sqrt(1 / (1 - TAU**-2))
-    return latents * float(dist.Normal(0.0, math.hypot(TAU, noise)).log_prob(torch.zeros(()).double()))
+    return latents * float(
+        dist.Normal(0.0, math.hypot(TAU, noise)).log_prob(torch.zeros(()).double())
+    )
 
 
 def covered(estimate: Estimate, truth: float) -> tuple[int, int]:
     """How many data are trusted, and how many of their own intervals hold the truth."""
-    assert estimate.reliable is not None and estimate.errors is not None and estimate.biases is not None
+    assert (
+        estimate.reliable is not None
+        and estimate.errors is not None
+        and estimate.biases is not None
+    )
     off = (estimate.per_datum - truth).abs()
     inside = off <= 1.96 * torch.hypot(estimate.errors, estimate.biases)
     return int(estimate.reliable.sum()), int((inside & estimate.reliable).sum())
 
 
-# Evidence, K = 5000, was trusted in 54% and covered in 52% of the first, 13% covered in the second, 80% in the third.
+# Evidence, K = 5000, was trusted in 54% and covered in 52% of the first, 13% covered in the second,
+# 80% in the third.
 @pytest.mark.parametrize(
     ("latents", "ratio", "shift", "num_samples"),
-    [(1, 0.5, 0.0, 5000), (4, 0.5, 0.0, 5000), (10, 0.7, 0.0, 1000), (2, 0.3, 1.0, 5000), (4, 1.5, 2.0, 1000)],
+    [
+        (1, 0.5, 0.0, 5000),
+        (4, 0.5, 0.0, 5000),
+        (10, 0.7, 0.0, 1000),
+        (2, 0.3, 1.0, 5000),
+        (4, 1.5, 2.0, 1000),
+    ],
 )
-def test_trusted_evidence_of_a_poor_guide_is_right(latents: int, ratio: float, shift: float, num_samples: int) -> None:
+def test_trusted_evidence_of_a_poor_guide_is_right(
+    latents: int, ratio: float, shift: float, num_samples: int
+) -> None:
     x = torch.zeros(300, latents, dtype=torch.double)
     estimate = evidence(*planted(latents, ratio, shift), x, num_samples=num_samples)
     trusted, right = covered(estimate, exact(latents))
     assert trusted > 100
     # Three binomial errors below 95%.
     assert right > (0.95 - 3 * math.sqrt(0.05 * 0.95 / trusted)) * trusted
-    alone = evidence(*planted(latents, ratio, shift), x[:50], num_samples=num_samples, proposal=GuideProposal())
+    alone = evidence(
+        *planted(latents, ratio, shift), x[:50], num_samples=num_samples, proposal=GuideProposal()
+    )
     assert alone.untrusted > (40 if ratio < 1 or shift else 0)
 
 
@@ -101,7 +125,11 @@ def test_bounds_whose_log_weights_have_a_heavy_tail_are_not_trusted(num_data: in
             pyro.sample("z", dist.Normal(torch.full_like(x, 0.3), 1.0))
 
     x = torch.full((num_data,), 3.0, dtype=torch.double)
-    for estimate in (elbo(heavy, guide, x), bound(heavy, guide, x).elbo, bound(heavy, guide, x).distortion):
+    for estimate in (
+        elbo(heavy, guide, x),
+        bound(heavy, guide, x).elbo,
+        bound(heavy, guide, x).distortion,
+    ):
         assert not estimate.trusted
     assert bound(heavy, guide, x).rate.trusted  # a closed form
     sound = torch.zeros(num_data, 10, dtype=torch.double)
@@ -120,7 +148,8 @@ def test_the_mean_of_a_few_large_numbers_is_unreliable() -> None:
     assert not has_reliable_mean(spoiled)[3]
 
 
-# -- the mean over data -------------------------------------------------------------------------------------------
+# -- the mean over data
+# -------------------------------------------------------------------------------------------
 
 
 def test_a_mean_is_trusted_by_its_interval() -> None:
@@ -128,12 +157,18 @@ def test_a_mean_is_trusted_by_its_interval() -> None:
     reliable = torch.arange(1000) >= 30
     allowance = torch.where(reliable, 0.001, 2.0)
     estimate = Estimate.over_data(values, torch.full((1000,), 0.01), allowance, reliable=reliable)
-    assert estimate.trusted is False and estimate.untrusted == 30  # 0.06 nats, more than the standard error
-    smaller = Estimate.over_data(values, torch.full((1000,), 0.01), allowance / 4, reliable=reliable)
+    assert (
+        estimate.trusted is False and estimate.untrusted == 30
+    )  # 0.06 nats, more than the standard error
+    smaller = Estimate.over_data(
+        values, torch.full((1000,), 0.01), allowance / 4, reliable=reliable
+    )
     assert smaller.trusted
     assert smaller.monte_carlo_error > 30 * 0.5 / 1000
     assert "untrusted for 30 of 1000 data" in str(smaller) and "UNTRUSTED" not in str(smaller)
-    many = Estimate.over_data(values, torch.full((1000,), 0.01), allowance / 100, reliable=torch.arange(1000) >= 200)
+    many = Estimate.over_data(
+        values, torch.full((1000,), 0.01), allowance / 100, reliable=torch.arange(1000) >= 200
+    )
     assert not many.trusted and "UNTRUSTED for 200 of 1000 data" in str(many)
     assert not smaller.take(slice(0, 1)).trusted and smaller.take(slice(30, 60)).trusted
 
@@ -141,19 +176,28 @@ def test_a_mean_is_trusted_by_its_interval() -> None:
 def test_trust_travels() -> None:
     parts = [torch.tensor([True, True, False]), torch.tensor([True, False, True])]
     one, other = (Estimate.over_data(torch.zeros(3), reliable=part) for part in parts)
-    assert both_reliable(one, other, Estimate.over_data(torch.zeros(3))).tolist() == [True, False, False]  # type: ignore[union-attr]
+    assert both_reliable(one, other, Estimate.over_data(torch.zeros(3))).tolist() == [
+        True,
+        False,
+        False,
+    ]  # type: ignore[union-attr]
     assert both_reliable(Estimate.over_data(torch.zeros(3))) is None
 
 
-# -- tails --------------------------------------------------------------------------------------------------------
+# -- tails
+# --------------------------------------------------------------------------------------------------------
 
 LOC = torch.tensor([[0.3, -1.0]], dtype=torch.double)
 NORMALS = {
     "a number": dist.Normal(LOC[:, 0], 0.7),
     "diagonal": DiagonalNormal.of(LOC, torch.tensor([[0.7, 2.0]], dtype=torch.double)),
-    "full rank": FullRankNormal(LOC, scale_tril=torch.tensor([[[0.7, 0.0], [0.5, 1.0]]], dtype=torch.double)),
+    "full rank": FullRankNormal(
+        LOC, scale_tril=torch.tensor([[[0.7, 0.0], [0.5, 1.0]]], dtype=torch.double)
+    ),
     "low rank": LowRankNormal(
-        LOC, torch.tensor([[0.7, 1.5]], dtype=torch.double), torch.tensor([[[0.5], [1.0]]], dtype=torch.double)
+        LOC,
+        torch.tensor([[0.7, 1.5]], dtype=torch.double),
+        torch.tensor([[[0.5], [1.0]]], dtype=torch.double),
     ),
 }
 
@@ -163,11 +207,14 @@ def test_a_normal_with_tails_is_a_density_of_its_own_draws(normal: dist.Distribu
     tailed = TailedNormal(normal, 0.3)
     draws = tailed.sample(torch.Size([200_000]))
     assert draws.shape == (200_000, *normal.batch_shape, *normal.event_shape)
-    # Its integral over the normal's mass, from its own draws, and over all, from those of a wider density.
+    # Its integral over the normal's mass, from its own draws, and over all, from those of a wider
+    # density.
     ratio = (normal.log_prob(draws) - tailed.log_prob(draws)).exp()
     assert float(ratio.max()) <= 1 / 0.7 + 1e-9
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(200_000)
-    wide = dist.StudentT(1.5, normal.mean, torch.ones_like(normal.mean) * 3).to_event(normal.event_dim)
+    wide = dist.StudentT(1.5, normal.mean, torch.ones_like(normal.mean) * 3).to_event(
+        normal.event_dim
+    )
     far = wide.sample(torch.Size([200_000]))
     ratio = (tailed.log_prob(far) - wide.log_prob(far)).exp()
     assert abs(float(ratio.mean()) - 1) < 4 * float(ratio.std()) / math.sqrt(200_000)
@@ -185,12 +232,16 @@ def test_which_guides_have_tails_and_which_score_the_prior() -> None:
 
     auto = AutoNormal(model)
     auto(x)
-    for function, tails, prior in ((guide, True, True), (gamma_guide, False, True), (auto, True, False)):
-        with program(model, function, (x,)) as opened:
-            wider, has_tails = robust_guide(opened, 0.3, function, (x,))
+    for function, tails, prior in (
+        (guide, True, True),
+        (gamma_guide, False, True),
+        (auto, True, False),
+    ):
+        with open_program(model, function, (x,)) as program:
+            wider, has_tails = robust_guide(program, 0.3, function, (x,))
             assert has_tails is tails
-            assert scores_prior_draws(opened, wider) is prior
-            shares = [part.share for part in RobustProposal().components(opened, (x,), 0)]
+            assert scores_prior_draws(program, wider) is prior
+            shares = [part.share for part in RobustProposal().components(program, (x,), 0)]
             assert len(shares) == 1 + prior and sum(shares) == pytest.approx(1)
 
 
@@ -207,7 +258,7 @@ def test_as_many_particles_are_drawn_as_were_asked_for(num_samples: int) -> None
             pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
 
     x = torch.zeros(4, 2, dtype=torch.double)
-    with program(counted, guide, (x,)):
+    with open_program(counted, guide, (x,)):
         pass
     opening, decoded[:] = sum(decoded), []
     estimate = evidence(counted, guide, x, num_samples=num_samples)
@@ -217,9 +268,13 @@ def test_as_many_particles_are_drawn_as_were_asked_for(num_samples: int) -> None
 
 
 def test_a_refit_has_tails() -> None:
-    settings = RefitSettings(num_particles=8, steps_per_round=25, max_rounds=8, num_plateaus=2, check_particles=64)
+    settings = RefitSettings(
+        num_particles=8, steps_per_round=25, max_rounds=8, num_plateaus=2, check_particles=64
+    )
     x = torch.zeros(30, 2, dtype=torch.double)
-    estimate = evidence(*planted(2, 0.2, 2.0), x, num_samples=1000, proposal=RefitProposal(settings))
+    estimate = evidence(
+        *planted(2, 0.2, 2.0), x, num_samples=1000, proposal=RefitProposal(settings)
+    )
     assert estimate.trusted
     assert abs(estimate.value - exact(2)) < 4 * estimate.monte_carlo_error < 0.1
 
@@ -239,7 +294,9 @@ def test_rounding_is_in_the_claimed_error(features: int) -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros_like(x[0, :1]), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(1e-3 * z.expand(*z.shape[:-1], features), noise).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(1e-3 * z.expand(*z.shape[:-1], features), noise).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

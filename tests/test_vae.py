@@ -21,42 +21,56 @@ from pyro_bvae.priors import NormalPrior
 
 
 def small_vae(num_covariates: int = 0) -> BetaVAE:
-    decoder = Decoder(MLP(2 + num_covariates, 5, (8,)), BernoulliLikelihood(), num_covariates=num_covariates)
+    decoder = Decoder(
+        MLP(2 + num_covariates, 5, (8,)), BernoulliLikelihood(), num_covariates=num_covariates
+    )
     encoder = NormalPosterior(MLP(5 + num_covariates, 4, (8,)), num_covariates=num_covariates)
     return BetaVAE(NormalPrior(2), decoder, encoder)
 
 
 @pytest.fixture
 def linear() -> LinearGaussian:
-    return LinearGaussian(torch.tensor([[1.0, 0.8], [0.5, 1.0], [1.0, 1.0]]), 0.7, torch.tensor([0.1, -0.2, 0.3]))
+    return LinearGaussian(
+        torch.tensor([[1.0, 0.8], [0.5, 1.0], [1.0, 1.0]]), 0.7, torch.tensor([0.1, -0.2, 0.3])
+    )
 
 
 BETAS = [0, 0.0, 0.5, 1.0, 4.0, torch.tensor(0.0), torch.tensor(4.0, dtype=torch.double)]
 
 
-# -- objectives: mistake 1 (β on one side) and β = 0 ----------------------------------------------------------
+# -- objectives: mistake 1 (β on one side) and β = 0
+# ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_mean_field_loss_is_distortion_plus_beta_rate(linear: LinearGaussian, beta: float | Tensor) -> None:
+def test_mean_field_loss_is_distortion_plus_beta_rate(
+    linear: LinearGaussian, beta: float | Tensor
+) -> None:
     x = linear.sample(50)
     loc, scale = linear.best_diagonal(x, 2.0)
     vae = linear.vae(loc, scale)
     elbo = TraceMeanField_ELBO(num_particles=4000, vectorize_particles=True)
     loss = elbo.loss(vae.model, vae.guide, x, None, beta)
     expected = linear.distortion(x, loc, scale) + float(beta) * linear.rate(loc, scale)
-    # The rate is exact; a draw of the reconstruction error has a standard deviation of at most about 3 nats a datum.
+    # The rate is exact; a draw of the reconstruction error has a standard deviation of at most
+    # about 3 nats a datum.
     assert loss == pytest.approx(float(expected.sum()), abs=4 * 3 * math.sqrt(50 / 4000))
 
 
 @pytest.mark.parametrize("beta", BETAS)
-def test_trace_loss_is_distortion_plus_beta_rate(linear: LinearGaussian, beta: float | Tensor) -> None:
+def test_trace_loss_is_distortion_plus_beta_rate(
+    linear: LinearGaussian, beta: float | Tensor
+) -> None:
     x = linear.sample(50)
     loc, scale = linear.best_diagonal(x, 2.0)
     vae = linear.vae(loc, scale)
-    loss = Trace_ELBO(num_particles=4000, vectorize_particles=True).loss(vae.model, vae.guide, x, beta=beta)
+    loss = Trace_ELBO(num_particles=4000, vectorize_particles=True).loss(
+        vae.model, vae.guide, x, beta=beta
+    )
     expected = linear.distortion(x, loc, scale) + float(beta) * linear.rate(loc, scale)
-    assert loss == pytest.approx(float(expected.sum()), abs=4 * (3 + float(beta)) * math.sqrt(50 / 4000))
+    assert loss == pytest.approx(
+        float(expected.sum()), abs=4 * (3 + float(beta)) * math.sqrt(50 / 4000)
+    )
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO, TraceMeanField_ELBO])
@@ -69,9 +83,13 @@ def test_at_beta_zero_no_gradient_comes_from_the_prior(elbo: type) -> None:
         gradients.append(torch.autograd.grad(loss, list(vae.encoder.parameters())))
     pyro.set_rng_seed(1)
     z = vae.encoder(x).rsample()
-    reconstruction = torch.autograd.grad(-vae.decoder(z).log_prob(x).sum(), list(vae.encoder.parameters()))
+    reconstruction = torch.autograd.grad(
+        -vae.decoder(z).log_prob(x).sum(), list(vae.encoder.parameters())
+    )
     for number, tensor, expected in zip(*gradients, reconstruction, strict=True):
-        assert torch.allclose(number, expected, atol=1e-6) and torch.allclose(tensor, expected, atol=1e-6)
+        assert torch.allclose(number, expected, atol=1e-6) and torch.allclose(
+            tensor, expected, atol=1e-6
+        )
 
 
 def test_beta_broadcasts_over_the_data_plate(linear: LinearGaussian) -> None:
@@ -79,15 +97,21 @@ def test_beta_broadcasts_over_the_data_plate(linear: LinearGaussian) -> None:
     vae = linear.vae(*linear.best_diagonal(x))
     beta = torch.tensor([0.0, 1.0, 2.0, 5.0], dtype=torch.double)
     guide_trace = poutine.trace(vae.guide).get_trace(x, None, beta)
-    model_trace = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(x, None, beta)
+    model_trace = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(
+        x, None, beta
+    )
     for trace in (guide_trace, model_trace):
         trace.compute_log_prob()
         site = trace.nodes["z"]
         assert torch.allclose(site["log_prob"], beta * site["fn"].log_prob(site["value"]))
-    assert torch.allclose(model_trace.nodes["x"]["log_prob"], vae.decoder(model_trace.nodes["z"]["value"]).log_prob(x))
+    assert torch.allclose(
+        model_trace.nodes["x"]["log_prob"], vae.decoder(model_trace.nodes["z"]["value"]).log_prob(x)
+    )
 
 
-@pytest.mark.parametrize("beta", [-1.0, math.nan, math.inf, torch.tensor(-1.0), torch.tensor([1.0, math.nan]), "4"])
+@pytest.mark.parametrize(
+    "beta", [-1.0, math.nan, math.inf, torch.tensor(-1.0), torch.tensor([1.0, math.nan]), "4"]
+)
 def test_impossible_betas_are_refused(beta: object) -> None:
     vae = small_vae()
     for function in (vae.model, vae.guide):
@@ -102,7 +126,8 @@ def test_beta_is_no_state() -> None:
     assert trace.nodes["z"]["scale"] == 1.0
 
 
-# -- stock Pyro -----------------------------------------------------------------------------------------------
+# -- stock Pyro
+# -----------------------------------------------------------------------------------------------
 
 
 def test_svi_finds_the_best_diagonal_guide(linear: LinearGaussian) -> None:
@@ -110,24 +135,33 @@ def test_svi_finds_the_best_diagonal_guide(linear: LinearGaussian) -> None:
     vae = linear.vae(torch.zeros(20, 2), torch.ones(20, 2))
     for parameter in vae.decoder.parameters():
         parameter.requires_grad_(False)
-    optimizer = pyro.optim.ExponentialLR({"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.985})
-    svi = SVI(vae.model, vae.guide, optimizer, Trace_ELBO(num_particles=32, vectorize_particles=True))
+    optimizer = pyro.optim.ExponentialLR(
+        {"optimizer": torch.optim.Adam, "optim_args": {"lr": 0.1}, "gamma": 0.985}
+    )
+    svi = SVI(
+        vae.model, vae.guide, optimizer, Trace_ELBO(num_particles=32, vectorize_particles=True)
+    )
     for _ in range(400):
         svi.step(x, beta=4.0)
         optimizer.step()
     loc, scale = linear.best_diagonal(x, 4.0)
     guide = vae.encoder()
-    # Errors in units of the guide's scale: averaged over 32 particles and a vanishing step they are about 0.01.
+    # Errors in units of the guide's scale: averaged over 32 particles and a vanishing step they are
+    # about 0.01.
     assert ((guide.mean - loc) / scale).abs().max() < 0.05
     assert (guide.stddev / scale).log().abs().max() < 0.05
 
 
-def test_predictive_returns_the_data_unless_the_model_is_unconditioned(linear: LinearGaussian) -> None:
+def test_predictive_returns_the_data_unless_the_model_is_unconditioned(
+    linear: LinearGaussian,
+) -> None:
     x = linear.sample(3)
     vae = linear.vae(*linear.best_diagonal(x))
     observed = Predictive(vae.model, guide=vae.guide, num_samples=2)(x)["x"]
     assert torch.equal(observed, x.expand(2, 3, 3))
-    drawn = Predictive(poutine.uncondition(vae.model), num_samples=20_000, parallel=True)(x)["x"].flatten(0, 1)
+    drawn = Predictive(poutine.uncondition(vae.model), num_samples=20_000, parallel=True)(x)[
+        "x"
+    ].flatten(0, 1)
     covariance = linear.weight @ linear.weight.T + linear.noise_scale**2 * torch.eye(3)
     errors = (covariance.diagonal() / len(drawn)).sqrt()
     assert ((drawn.mean(0) - linear.bias).abs() / errors).max() < 4
@@ -138,7 +172,9 @@ def test_posterior_predictive_has_the_guide_mean(linear: LinearGaussian) -> None
     x = linear.sample(2)
     loc, scale = linear.best_diagonal(x)
     vae = linear.vae(loc, scale)
-    predictive = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=20_000, parallel=True)
+    predictive = Predictive(
+        poutine.uncondition(vae.model), guide=vae.guide, num_samples=20_000, parallel=True
+    )
     drawn = predictive(x)["x"]
     variance = scale**2 @ (linear.weight**2).T + linear.noise_scale**2
     expected = loc @ linear.weight.T + linear.bias
@@ -149,7 +185,10 @@ def test_condition_and_replay_give_the_joint_density(linear: LinearGaussian) -> 
     x = linear.sample(5)
     vae, z = linear.vae(*linear.best_diagonal(x)), torch.randn(5, 2, dtype=torch.double)
     means = z @ linear.weight.T + linear.bias
-    expected = dist.Normal(0, 1).log_prob(z).sum() + dist.Normal(means, linear.noise_scale).log_prob(x).sum()
+    expected = (
+        dist.Normal(0, 1).log_prob(z).sum()
+        + dist.Normal(means, linear.noise_scale).log_prob(x).sum()
+    )
     conditioned = poutine.trace(poutine.condition(vae.model, data={"z": z})).get_trace(x)
     assert conditioned.log_prob_sum().item() == pytest.approx(float(expected))
     guide_trace = poutine.trace(vae.guide).get_trace(x)
@@ -192,7 +231,8 @@ def test_render_model_names_sites_and_plate() -> None:
     assert relations["observed"] == ["x"]
 
 
-# -- the parameter store's trap -------------------------------------------------------------------------------
+# -- the parameter store's trap
+# -------------------------------------------------------------------------------
 
 
 def step(vae: BetaVAE, x: Tensor) -> float:
@@ -204,7 +244,9 @@ def test_a_second_vae_under_the_same_name_is_refused_in_words(clone: object) -> 
     first, x = small_vae(), torch.rand(4, 5)
     step(first, x)
     second = clone(first)  # type: ignore[operator]
-    with pytest.raises(InputError, match=r"already holds another module's parameters under the name 'beta_vae'"):
+    with pytest.raises(
+        InputError, match=r"already holds another module's parameters under the name 'beta_vae'"
+    ):
         step(second, x)
     pyro.clear_param_store()
     before = [parameter.clone() for parameter in second.parameters()]
@@ -222,7 +264,8 @@ def test_two_names_train_side_by_side() -> None:
         assert all(not torch.equal(a, b) for a, b in zip(before, vae.parameters(), strict=True))
 
 
-# -- parts ----------------------------------------------------------------------------------------------------
+# -- parts
+# ----------------------------------------------------------------------------------------------------
 
 
 class ThreeLines(nn.Module):
@@ -237,7 +280,9 @@ class ThreeLines(nn.Module):
 def test_any_callable_that_returns_a_distribution_is_a_part() -> None:
     vae = BetaVAE(
         prior=lambda: dist.Laplace(torch.zeros(2), 1.0).to_event(1),
-        decoder=lambda z: dist.Normal(z.sum(-1, keepdim=True).expand(*z.shape[:-1], 5), 1.0).to_event(1),
+        decoder=lambda z: dist.Normal(
+            z.sum(-1, keepdim=True).expand(*z.shape[:-1], 5), 1.0
+        ).to_event(1),
         encoder=ThreeLines(),
     )
     x = torch.rand(4, 5)
@@ -255,7 +300,9 @@ def test_any_callable_that_returns_a_distribution_is_a_part() -> None:
         (2, 2, 3, "must agree on the number of latents, got prior 2, decoder 2, encoder 3"),
     ],
 )
-def test_latent_sizes_that_disagree_are_refused(prior: int, decoder: int, encoder: int, message: str) -> None:
+def test_latent_sizes_that_disagree_are_refused(
+    prior: int, decoder: int, encoder: int, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         BetaVAE(
             NormalPrior(prior),
@@ -266,7 +313,9 @@ def test_latent_sizes_that_disagree_are_refused(prior: int, decoder: int, encode
 
 def test_feature_counts_that_disagree_are_refused() -> None:
     decoder = Decoder(MLP(2, 6), BernoulliLikelihood())
-    with pytest.raises(InputError, match="must agree on the number of features, got decoder 6, encoder 5"):
+    with pytest.raises(
+        InputError, match="must agree on the number of features, got decoder 6, encoder 5"
+    ):
         BetaVAE(NormalPrior(2), decoder, NormalPosterior(MLP(5, 4)))
 
 
@@ -285,7 +334,9 @@ def test_wrong_feature_count_of_the_data_is_refused() -> None:
         (-math.inf, r"'x' must be finite, got -inf at index \(1, 2\)"),
     ],
 )
-def test_data_outside_the_likelihood_are_refused_with_their_index(value: float, message: str) -> None:
+def test_data_outside_the_likelihood_are_refused_with_their_index(
+    value: float, message: str
+) -> None:
     x = torch.rand(3, 5)
     x[1, 2] = value
     with pytest.raises(InputError, match=message):
@@ -307,7 +358,8 @@ def test_covariates_reach_encoder_and_decoder() -> None:
     assert math.isfinite(Trace_ELBO().loss(vae.model, vae.guide, x, one, 2.0))
 
 
-# -- for people -----------------------------------------------------------------------------------------------
+# -- for people
+# -----------------------------------------------------------------------------------------------
 
 
 def test_encode_reconstruct_and_generate_are_the_means(linear: LinearGaussian) -> None:
@@ -318,7 +370,9 @@ def test_encode_reconstruct_and_generate_are_the_means(linear: LinearGaussian) -
     assert torch.allclose(vae.reconstruct(x), loc @ linear.weight.T + linear.bias)
     drawn = vae.generate(20_000, noise=True)
     assert torch.allclose(
-        drawn.T.cov(), linear.weight @ linear.weight.T + linear.noise_scale**2 * torch.eye(3), atol=0.1
+        drawn.T.cov(),
+        linear.weight @ linear.weight.T + linear.noise_scale**2 * torch.eye(3),
+        atol=0.1,
     )
 
 

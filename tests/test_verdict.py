@@ -14,7 +14,16 @@ def estimate(value, error=0.01, untrusted=0):
     return Estimate(value, 0.05, error, torch.full((10,), value), reliable=reliable)
 
 
-def gaps(approximation=0.2, beta=0.0, amortization=0.0, *, untrusted=0, certified=10, error=0.01, **options):
+def gaps(
+    approximation=0.2,
+    beta=0.0,
+    amortization=0.0,
+    *,
+    untrusted=0,
+    certified=10,
+    error=0.01,
+    **options,
+):
     given = {"families": {}, "generalization": None, "training_beta": 1.0, "modes": None, **options}
     return SimpleNamespace(
         variational=estimate(approximation + beta + amortization, error),
@@ -38,12 +47,30 @@ def part(value, standard_error=0.01):
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (gaps(0.6, amortization=1.4), "amortization is 70% of the gap (1.40 of 2.00 nats): enlarge the encoder"),
-        (gaps(1.5, amortization=0.5), "approximation is 75% of the gap (1.50 of 2.00 nats): use a richer guide"),
-        (gaps(0.1, 1.7, 0.2, training_beta=4.0), "the β gap is 85% of the gap (1.70 of 2.00 nats): the guide was"),
-        (gaps(0.1, 1.7, 0.2, training_beta=4.0), "trained at β = 4; where the evidence matters, train the encoder on"),
-        (gaps(0.02, amortization=0.03), "the gap is 0.05 nats: the guide is as good as it needs to be."),
-        (gaps(0.3, amortization=0.1, error=0.5), "the gap is 0.40 ± 0.50 nats: the error is too large to tell"),
+        (
+            gaps(0.6, amortization=1.4),
+            "amortization is 70% of the gap (1.40 of 2.00 nats): enlarge the encoder",
+        ),
+        (
+            gaps(1.5, amortization=0.5),
+            "approximation is 75% of the gap (1.50 of 2.00 nats): use a richer guide",
+        ),
+        (
+            gaps(0.1, 1.7, 0.2, training_beta=4.0),
+            "the β gap is 85% of the gap (1.70 of 2.00 nats): the guide was",
+        ),
+        (
+            gaps(0.1, 1.7, 0.2, training_beta=4.0),
+            "trained at β = 4; where the evidence matters, train the encoder on",
+        ),
+        (
+            gaps(0.02, amortization=0.03),
+            "the gap is 0.05 nats: the guide is as good as it needs to be.",
+        ),
+        (
+            gaps(0.3, amortization=0.1, error=0.5),
+            "the gap is 0.40 ± 0.50 nats: the error is too large to tell",
+        ),
         (gaps(0.1, 2.0, -0.9), "the β gap is more than all of the gap (2.00 of 1.20 nats)"),
     ],
 )
@@ -61,7 +88,10 @@ def test_parts_of_nearly_the_same_size_are_named_together():
     [
         (left(full_rank=0.1, flow=0.08), "a full-rank guide would close 0.90 nats of it"),
         (left(full_rank=0.9, flow=0.1), "a flow guide would close 0.90 nats of it"),
-        (left(full_rank=0.99, flow=0.95), "the richest family tried would close only 0.05 nats of it"),
+        (
+            left(full_rank=0.99, flow=0.95),
+            "the richest family tried would close only 0.05 nats of it",
+        ),
         (left(full_rank=1.02), "would close only 0.00 nats of it"),
     ],
 )

@@ -71,7 +71,9 @@ def test_every_estimator_is_right_on_the_smallest_model(dtype):
 def test_every_estimator_is_right_on_all_models():
     checks = verify(seed=1)
     estimates = [check for check in checks if check.what not in TRAPS]
-    assert {check.latents for check in estimates} == {2, 20, 100} and len(checks) == len(estimates) + len(TRAPS)
+    assert {check.latents for check in estimates} == {2, 20, 100} and len(checks) == len(
+        estimates
+    ) + len(TRAPS)
     assert sum(check.latents == 20 for check in checks) == len(NAMES)
     assert all(check.ok for check in checks), [check for check in checks if not check.ok]
 
@@ -116,7 +118,10 @@ def test_what_cannot_be_verified_is_refused(option, message):
     ],
 )
 def test_a_check_is_ok_if_right_and_trusted_and_sure(change, state):
-    check = replace(Check("evidence", 2, exact=1.0, estimated=1.04, monte_carlo_error=0.01, allowed=0.05), **change)
+    check = replace(
+        Check("evidence", 2, exact=1.0, estimated=1.04, monte_carlo_error=0.01, allowed=0.05),
+        **change,
+    )
     assert check.state == state
     assert check.ok == (state == "ok")
 
@@ -132,7 +137,15 @@ def test_a_check_is_ok_if_right_and_trusted_and_sure(change, state):
     ],
 )
 def test_a_trap_is_well_if_it_is_refused_or_called_untrusted(change, state):
-    trap = Check("a trap", 1, exact=1.0, estimated=2.0, monte_carlo_error=0.01, allowed=0.05, expected="refused")
+    trap = Check(
+        "a trap",
+        1,
+        exact=1.0,
+        estimated=2.0,
+        monte_carlo_error=0.01,
+        allowed=0.05,
+        expected="refused",
+    )
     assert replace(trap, **change).state == state
     assert replace(trap, **change).ok == (state in ("refused", "untrusted", "ok"))
 
@@ -141,7 +154,9 @@ def test_a_program_that_is_measured_as_something_else_is_found(monkeypatch, caps
     parts = tuple(part for part in verification._PARTS if part.what == "traps")
     monkeypatch.setattr(verification, "_PARTS", parts)
     monkeypatch.setattr(cli, "verify", partial(verify, latents=(2,)))
-    monkeypatch.setattr(verification_traps, "evidence", lambda *_, **__: replace(good, reliable=None))
+    monkeypatch.setattr(
+        verification_traps, "evidence", lambda *_, **__: replace(good, reliable=None)
+    )
     status, lines = run(capsys)
     assert status == 1
     assert sum("NOT REFUSED" in line for line in lines) == len(REFUSED)
@@ -155,11 +170,13 @@ def test_a_scaled_prior_is_found_by_every_part(monkeypatch):
     def broken(self):
         return dist.Normal(self.loc, 2 * self.scale).to_event(1)
 
-    parts = tuple(part for part in verification._PARTS if "gaps" not in part.what and part.what != "traps")
+    parts = tuple(
+        part for part in verification._PARTS if "gaps" not in part.what and part.what != "traps"
+    )
     monkeypatch.setattr(verification, "_PARTS", parts)
     monkeypatch.setattr(NormalPrior, "forward", broken)
-    found = states(verify(latents=(2,)))
-    wrong = {what for what, state in found.items() if state != "ok"}
+    results = states(verify(latents=(2,)))
+    wrong = {what for what, state in results.items() if state != "ok"}
     assert wrong >= {"ELBO", "rate", *(f"evidence, {name}" for name in EVIDENCE[:8])}
     assert not wrong & {"distortion", "difference of the two"}
 
@@ -183,12 +200,27 @@ def run(capsys):
 def test_the_command_prints_exact_estimated_and_error_side_by_side(only_importance, capsys):
     status, lines = run(capsys)
     assert status == 0
-    assert lines[0].split() == ["nats", "per", "datum", "latents", "exact", "estimated", "error", "allowed"]
-    what, (latents, exact, estimated, error, allowed, state) = lines[1][:32].strip(), lines[1][32:].split()
+    assert lines[0].split() == [
+        "nats",
+        "per",
+        "datum",
+        "latents",
+        "exact",
+        "estimated",
+        "error",
+        "allowed",
+    ]
+    what, (latents, exact, estimated, error, allowed, state) = (
+        lines[1][:32].strip(),
+        lines[1][32:].split(),
+    )
     assert (what, latents, state) == ("evidence, from the guide", "2", "ok")
     assert float(estimated) - float(exact) == pytest.approx(float(error), abs=2e-4)
     assert 0 < float(allowed) < 0.02
-    assert all(f"{name} {version}" in lines[-2] for name, version in (("torch", ""), ("pyro-ppl", "1."), ("arviz", "")))
+    assert all(
+        f"{name} {version}" in lines[-2]
+        for name, version in (("torch", ""), ("pyro-ppl", "1."), ("arviz", ""))
+    )
     assert lines[-1].startswith("all 7 estimates are right on cpu in float32, ")
 
 
@@ -210,34 +242,47 @@ def test_a_single_estimator_that_is_off_is_named(only_importance, monkeypatch, c
     monkeypatch.setattr(averages, "pareto_smoothed", broken)
     status, lines = run(capsys)
     assert status == 1
-    assert [line[:32].strip() for line in lines if line.endswith("  OFF")] == ["evidence, Pareto-smoothed"]
+    assert [line[:32].strip() for line in lines if line.endswith("  OFF")] == [
+        "evidence, Pareto-smoothed"
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "state"),
-    [({"reliable": torch.zeros(16, dtype=torch.bool)}, "UNTRUSTED"), ({"monte_carlo_error": 1.0}, "UNSURE")],
+    [
+        ({"reliable": torch.zeros(16, dtype=torch.bool)}, "UNTRUSTED"),
+        ({"monte_carlo_error": 1.0}, "UNSURE"),
+    ],
 )
 def test_estimates_that_are_right_but_of_no_use_end_with_status_one(
     only_importance, monkeypatch, capsys, change, state
 ):
-    monkeypatch.setattr(verification, "evidence", lambda *a, **o: replace(verification_evidence(*a, **o), **change))
+    monkeypatch.setattr(
+        verification, "evidence", lambda *a, **o: replace(verification_evidence(*a, **o), **change)
+    )
     status, lines = run(capsys)
     assert status == 1
     assert all(line.endswith(f"  {state}") for line in lines[1:8])
 
 
-def test_an_estimator_that_refuses_is_a_failed_check_and_not_bad_input(only_importance, monkeypatch, capsys):
+def test_an_estimator_that_refuses_is_a_failed_check_and_not_bad_input(
+    only_importance, monkeypatch, capsys
+):
     def refuse(*_, **__):
         raise InputError("the log weights of datum 3 are NaN")
 
     monkeypatch.setattr(verification, "evidence", refuse)
     status, lines = run(capsys)
     assert status == 1
-    assert lines[1].startswith("importance sampling") and "OFF: the log weights of datum 3 are NaN" in lines[1]
+    assert (
+        lines[1].startswith("importance sampling")
+        and "OFF: the log weights of datum 3 are NaN" in lines[1]
+    )
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"), [(["--device", "tpu"], "'device' must be"), (["--seed", "-1"], "'seed' must be")]
+    ("arguments", "message"),
+    [(["--device", "tpu"], "'device' must be"), (["--seed", "-1"], "'seed' must be")],
 )
 def test_a_command_that_cannot_be_used_ends_with_status_two(arguments, message, capsys):
     assert cli.main(["verify", *arguments]) == 2

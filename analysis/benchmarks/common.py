@@ -42,7 +42,11 @@ class Setting(NamedTuple):
         """Return the command line that says the same."""
         given = [] if self.data_root is None else ["--data-root", self.data_root]
         numbers = {name: str(getattr(self, name)) for name in ("num_data", "repeats", "steps")}
-        named = [word for name, number in numbers.items() for word in (f"--{name.replace('_', '-')}", number)]
+        named = [
+            word
+            for name, number in numbers.items()
+            for word in (f"--{name.replace('_', '-')}", number)
+        ]
         return [*given, "--device", self.device, *named, "--output", str(self.output)]
 
 
@@ -52,7 +56,9 @@ def images(setting: Setting, num_data: int, *, train: bool = False) -> Tensor:
         parts = datasets.mnist(setting.data_root, download=False)
         x = (parts.train if train else parts.test).dense().x
         return x.repeat(-(-num_data // len(x)), 1)[:num_data].to(setting.device)
-    noise = torch.empty(num_data, FEATURES).bernoulli_(0.2, generator=torch.Generator().manual_seed(0))
+    noise = torch.empty(num_data, FEATURES).bernoulli_(
+        0.2, generator=torch.Generator().manual_seed(0)
+    )
     return noise.to(setting.device)
 
 
@@ -112,15 +118,25 @@ def processor() -> str:
     if info.exists():
         facts = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
         named = {key.strip(): value.strip() for key, value in facts.items()}
-        kind = "family {cpu family} model {model}".format_map(named) if "cpu family" in named else ""
-        flags = [flag for flag in ("avx512f", "avx512_bf16", "amx_tile") if flag in named.get("flags", "").split()]
+        kind = (
+            "family {cpu family} model {model}".format_map(named) if "cpu family" in named else ""
+        )
+        flags = [
+            flag
+            for flag in ("avx512f", "avx512_bf16", "amx_tile")
+            if flag in named.get("flags", "").split()
+        ]
         return " ".join([named.get("model name", platform.machine()), kind, *flags]).strip()
     return platform.processor() or platform.machine()
 
 
 def environment() -> str:
     """Return the kind of machine, and the versions of what is measured."""
-    lines = [f"processor: {processor()}", f"cores: {os.cpu_count()}", f"threads: {torch.get_num_threads()}"]
+    lines = [
+        f"processor: {processor()}",
+        f"cores: {os.cpu_count()}",
+        f"threads: {torch.get_num_threads()}",
+    ]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none at hand"
     lines += [f"GPU: {gpu}", f"Python: {platform.python_version()}"]
     for package in ("torch", "pyro-ppl", "pythae", "numpyro", "jax"):

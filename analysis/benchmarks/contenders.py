@@ -47,13 +47,18 @@ class Task(NamedTuple):
             yield self.x[rows]
 
 
-# -- models -----------------------------------------------------------------------------------------------------------
+# -- models
+# -----------------------------------------------------------------------------------------------------------
 
 
 def convolutional() -> BetaVAE:
     """Return a model with convolutions on both sides."""
     decoder = Decoder(ConvolutionalDecoder(LATENTS, (1, 28, 28)), BernoulliLikelihood())
-    return BetaVAE(NormalPrior(LATENTS), decoder, NormalPosterior(ConvolutionalEncoder((1, 28, 28), 2 * LATENTS)))
+    return BetaVAE(
+        NormalPrior(LATENTS),
+        decoder,
+        NormalPosterior(ConvolutionalEncoder((1, 28, 28), 2 * LATENTS)),
+    )
 
 
 def flow_guide() -> BetaVAE:
@@ -82,14 +87,24 @@ def counts(setting: Setting, count: int) -> Tensor:
     return torch.poisson(means, generator=generator).to(setting.device)
 
 
-# -- contenders -------------------------------------------------------------------------------------------------------
+# -- contenders
+# -------------------------------------------------------------------------------------------------------
 
 
 def ours(task: Task, *, compiled: bool) -> None:
     """Train by the package's ``fit``: data order, schedules, clipping, watching and progress bar included."""
     vae = task.make().to(task.x.device)
-    warnings.filterwarnings("error", message="the step is not compiled")  # then there is nothing to time
-    fit(vae, task.x, epochs=MANY, batch_size=BATCH, compile=compiled, callbacks=[lambda row: task.turn()])
+    warnings.filterwarnings(
+        "error", message="the step is not compiled"
+    )  # then there is nothing to time
+    fit(
+        vae,
+        task.x,
+        epochs=MANY,
+        batch_size=BATCH,
+        compile=compiled,
+        callbacks=[lambda row: task.turn()],
+    )
 
 
 class HandWritten(nn.Module):
@@ -97,14 +112,20 @@ class HandWritten(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder = nn.Sequential(nn.Linear(FEATURES, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 2 * LATENTS))
-        self.decoder = nn.Sequential(nn.Linear(LATENTS, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, FEATURES))
+        self.encoder = nn.Sequential(
+            nn.Linear(FEATURES, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, 2 * LATENTS)
+        )
+        self.decoder = nn.Sequential(
+            nn.Linear(LATENTS, HIDDEN), nn.SiLU(), nn.Linear(HIDDEN, FEATURES)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Return minus the ELBO, a mean over data."""
         loc, log_variance = self.encoder(x).chunk(2, -1)
         z = loc + (0.5 * log_variance).exp() * torch.randn_like(loc)
-        distortion = nn.functional.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
+        distortion = nn.functional.binary_cross_entropy_with_logits(
+            self.decoder(z), x, reduction="sum"
+        )
         rate = -0.5 * (1 + log_variance - loc.square() - log_variance.exp()).sum()
         return (distortion + rate) / len(x)
 
@@ -113,7 +134,9 @@ def hand_written(task: Task, *, precision: str = "highest", mode: str | None = N
     """Train by a loop in PyTorch with fused Adam; with a mode, under ``torch.compile``."""
     torch.set_float32_matmul_precision(precision)
     module = HandWritten().to(task.x.device)
-    loss_of: Callable[[Tensor], Tensor] = module if mode is None else torch.compile(module, mode=mode)
+    loss_of: Callable[[Tensor], Tensor] = (
+        module if mode is None else torch.compile(module, mode=mode)
+    )
     optimizer = torch.optim.Adam(module.parameters(), lr=LEARNING_RATE, fused=True)
     while True:
         total = torch.zeros((), device=task.x.device)
@@ -194,7 +217,9 @@ def pythae_trainer(task: Task) -> None:
             task.turn()
 
     theirs = VAE(
-        VAEConfig(input_dim=(FEATURES,), latent_dim=LATENTS, reconstruction_loss="bce"), Encoder(), TheirDecoder()
+        VAEConfig(input_dim=(FEATURES,), latent_dim=LATENTS, reconstruction_loss="bce"),
+        Encoder(),
+        TheirDecoder(),
     )
     config = BaseTrainerConfig(
         output_dir=tempfile.mkdtemp(),
@@ -234,7 +259,9 @@ def numpyro_epochs(task: Task) -> None:
             loc, log_variance = jnp.split(encode(x), 2, axis=-1)
             numpyro.sample("z", npd.Normal(loc, jnp.exp(0.5 * log_variance)).to_event(1))
 
-    svi = numpyro.infer.SVI(model, guide, numpyro.optim.Adam(LEARNING_RATE), numpyro.infer.Trace_ELBO())
+    svi = numpyro.infer.SVI(
+        model, guide, numpyro.optim.Adam(LEARNING_RATE), numpyro.infer.Trace_ELBO()
+    )
 
     @jax.jit
     def epoch(state: Any, key: Any, data: Any) -> Any:
@@ -249,15 +276,25 @@ def numpyro_epochs(task: Task) -> None:
         task.turn()
 
 
-# -- floors -----------------------------------------------------------------------------------------------------------
+# -- floors
+# -----------------------------------------------------------------------------------------------------------
 
 
 def products(task: Task) -> None:
     """Multiply the matrices of a step, forward and backward, into the same memory, in the faster precision."""
     device, steps = task.x.device, len(task.x) // BATCH
     layers = []
-    for size_in, size_out in ((FEATURES, HIDDEN), (HIDDEN, 2 * LATENTS), (LATENTS, HIDDEN), (HIDDEN, FEATURES)):
-        given = {"x": (BATCH, size_in), "weight": (size_out, size_in), "gradient": (BATCH, size_out)}
+    for size_in, size_out in (
+        (FEATURES, HIDDEN),
+        (HIDDEN, 2 * LATENTS),
+        (LATENTS, HIDDEN),
+        (HIDDEN, FEATURES),
+    ):
+        given = {
+            "x": (BATCH, size_in),
+            "weight": (size_out, size_in),
+            "gradient": (BATCH, size_out),
+        }
         layers.append({name: torch.randn(shape, device=device) for name, shape in given.items()})
         layers[-1] |= {f"{name} out": torch.empty_like(layers[-1][name]) for name in given}
 
@@ -271,7 +308,9 @@ def products(task: Task) -> None:
     taken = {}
     for precision in ("highest", "medium"):
         torch.set_float32_matmul_precision(precision)
-        taken[precision] = min(seconds(lambda: [step() for _ in range(20)], device.type) for _ in range(4))
+        taken[precision] = min(
+            seconds(lambda: [step() for _ in range(20)], device.type) for _ in range(4)
+        )
     torch.set_float32_matmul_precision(min(taken, key=lambda precision: taken[precision]))
     while True:
         for _ in range(steps):
@@ -291,7 +330,8 @@ def fused_adam(task: Task) -> None:
         task.turn()
 
 
-# -- all of them ------------------------------------------------------------------------------------------------------
+# -- all of them
+# ------------------------------------------------------------------------------------------------------
 
 COMPILED, PLAIN = "pyro_bvae, compiled", "pyro_bvae, plain"
 HAND, STOCK, STOCK_ON_OURS = "hand-written PyTorch", "stock Pyro SVI", "stock Pyro SVI, our program"
@@ -309,7 +349,9 @@ PEERS: dict[str, Train] = {
     HAND: hand_written,
     f'{HAND}, "medium"': lambda task: hand_written(task, precision="medium"),
     f"{HAND}, torch.compile": lambda task: hand_written(task, mode="default"),
-    f'{HAND}, torch.compile, "medium"': lambda task: hand_written(task, precision="medium", mode="default"),
+    f'{HAND}, torch.compile, "medium"': lambda task: hand_written(
+        task, precision="medium", mode="default"
+    ),
     STOCK: stock_pyro,
     STOCK_ON_OURS: stock_pyro_on_ours,
     PYTHAE: pythae_trainer,
@@ -318,7 +360,9 @@ PEERS: dict[str, Train] = {
     ADAM: fused_adam,
 }
 ON_CUDA: dict[str, Train] = {
-    f"{HAND}, graph-captured": lambda task: hand_written(task, precision="high", mode="reduce-overhead")
+    f"{HAND}, graph-captured": lambda task: hand_written(
+        task, precision="high", mode="reduce-overhead"
+    )
 }
 ELSEWHERE = {PYTHAE: "pythae", NUMPYRO: "numpyro"}
 MODELS: dict[str, tuple[Callable[[], BetaVAE], Callable[[Setting, int], Tensor]]] = {
@@ -338,7 +382,9 @@ def contenders_for(model: str, device: str) -> dict[str, Train]:
         del everyone[NUMPYRO]  # its extra is the CPU's
     for name, package in ELSEWHERE.items():
         if name in everyone and importlib.util.find_spec(package) is None:
-            print(f"{package} cannot be imported here, so its row is left out: pip install pyro-bvae[bench]")
+            print(
+                f"{package} cannot be imported here, so its row is left out: pip install pyro-bvae[bench]"
+            )
             del everyone[name]
     return everyone
 

@@ -1,10 +1,11 @@
 """``evidence``: importance-weighted evidence at K = 5000, at both matmul precisions.
 
-The floor is the decoder's affine maps alone, without activation, likelihood or random numbers, written to the same
-memory again and again in the blocks of rows that are fastest. All take turns in one process; a ratio is a median over
-turns of two times of the same turn. What is compiled is compiled in a call before the first turn, of which the table
-has the seconds; the program is still recorded anew in every call, which takes tenths of a second that count here, so
-the compiled one is given twice the data. The peak is the rate of one large square product.
+The floor is the decoder's affine maps alone, without activation, likelihood or random numbers,
+written to the same memory again and again in the blocks of rows that are fastest. All take turns in
+one process; a ratio is a median over turns of two times of the same turn. What is compiled is
+compiled in a call before the first turn, of which the table has the seconds; the program is still
+recorded anew in every call, which takes tenths of a second that count here, so the compiled one is
+given twice the data. The peak is the rate of one large square product.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ FLOOR_BLOCKS = (512, 1024, 2048, 4096, 8192)
 ON_CUDA_TOO = (65_536, 262_144)
 PYTHAE_BATCHES = (100, 1000)
 BAR = 1.4
-# Some contenders take as long for a datum however many there are, and are slow: of this share of the data they say it.
+# Some contenders take as long for a datum however many there are, and are slow: of this share of
+# the data they say it.
 FEW = 8
 
 
@@ -67,7 +69,8 @@ class Contender(NamedTuple):
     num_data: int
 
 
-# -- contenders -------------------------------------------------------------------------------------------------------
+# -- contenders
+# -------------------------------------------------------------------------------------------------------
 
 
 def floor(vae: BetaVAE, num_data: int, block: int) -> Contender:
@@ -97,11 +100,15 @@ def without_psis(log_weights: Tensor) -> Average:
     return Average(log_mean_exp(log_weights), error, 0.5 * error.square(), torch.zeros_like(error))
 
 
-def ours(vae: BetaVAE, x: Tensor, average: Averaging = plain, *, compiled: bool = False) -> Contender:
+def ours(
+    vae: BetaVAE, x: Tensor, average: Averaging = plain, *, compiled: bool = False
+) -> Contender:
     """Return the package's evidence."""
 
     def run() -> float:
-        estimate = evidence(vae.model, vae.guide, x, num_samples=NUM_SAMPLES, average=average, compile=compiled)
+        estimate = evidence(
+            vae.model, vae.guide, x, num_samples=NUM_SAMPLES, average=average, compile=compiled
+        )
         return estimate.value
 
     return Contender(run, len(x))
@@ -114,7 +121,9 @@ def plain_pyro(vae: BetaVAE, x: Tensor) -> Contender:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(x.new_zeros(LATENTS), x.new_ones(LATENTS)).to_event(1))
-            pyro.sample("x", dist.Bernoulli(logits=decoder(z), validate_args=False).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Bernoulli(logits=decoder(z), validate_args=False).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -128,10 +137,14 @@ def plain_pyro(vae: BetaVAE, x: Tensor) -> Contender:
         guide_trace.compute_log_prob()
         model_trace.compute_log_prob()
         nodes = model_trace.nodes
-        log_weights = nodes["z"]["log_prob"] + nodes["x"]["log_prob"] - guide_trace.nodes["z"]["log_prob"]
+        log_weights = (
+            nodes["z"]["log_prob"] + nodes["x"]["log_prob"] - guide_trace.nodes["z"]["log_prob"]
+        )
         return log_weights.logsumexp(0) - math.log(NUM_SAMPLES)
 
-    return Contender(lambda: float(torch.cat([log_evidence(row) for row in x.split(1)]).mean()), len(x))
+    return Contender(
+        lambda: float(torch.cat([log_evidence(row) for row in x.split(1)]).mean()), len(x)
+    )
 
 
 def pythae_nll(vae: BetaVAE, x: Tensor, batch: int) -> Contender:
@@ -153,7 +166,9 @@ def pythae_nll(vae: BetaVAE, x: Tensor, batch: int) -> Contender:
 
     config = VAEConfig(input_dim=(FEATURES,), latent_dim=LATENTS, reconstruction_loss="bce")
     theirs = VAE(config, Encoder(), Decoder()).to(x.device).eval()
-    return Contender(lambda: float(theirs.get_nll(x, n_samples=NUM_SAMPLES, batch_size=batch)), len(x))
+    return Contender(
+        lambda: float(theirs.get_nll(x, n_samples=NUM_SAMPLES, batch_size=batch)), len(x)
+    )
 
 
 def contenders(vae: BetaVAE, x: Tensor) -> dict[str, Contender]:
@@ -161,9 +176,11 @@ def contenders(vae: BetaVAE, x: Tensor) -> dict[str, Contender]:
     few = x[: max(1, len(x) // FEW)]
     blocks = FLOOR_BLOCKS + (ON_CUDA_TOO if x.device.type == "cuda" else ())
     floors = {block: floor(vae, len(few), block) for block in blocks}
-    best = min(floors, key=lambda block: min(seconds(floors[block].run, x.device.type) for _ in range(3)))
+    best = min(
+        floors, key=lambda block: min(seconds(floors[block].run, x.device.type) for _ in range(3))
+    )
     print(f"the floor is fastest in blocks of {best} rows")
-    found: dict[str, Contender] = {
+    results: dict[str, Contender] = {
         FLOOR: floor(vae, len(x), best),
         OURS: ours(vae, x, without_psis),
         WITH_PSIS: ours(vae, x),
@@ -171,12 +188,17 @@ def contenders(vae: BetaVAE, x: Tensor) -> dict[str, Contender]:
         PLAIN: plain_pyro(vae, few),
     }
     if importlib.util.find_spec("pythae") is None:
-        print("pythae cannot be imported here, so its rows are left out: pip install pyro-bvae[bench]")
-        return found
-    return found | {f"{PYTHAE}, {batch} rows": pythae_nll(vae, few, batch) for batch in PYTHAE_BATCHES}
+        print(
+            "pythae cannot be imported here, so its rows are left out: pip install pyro-bvae[bench]"
+        )
+        return results
+    return results | {
+        f"{PYTHAE}, {batch} rows": pythae_nll(vae, few, batch) for batch in PYTHAE_BATCHES
+    }
 
 
-# -- the clock --------------------------------------------------------------------------------------------------------
+# -- the clock
+# --------------------------------------------------------------------------------------------------------
 
 
 def per_datum(contender: Contender, device: str) -> tuple[float, float]:
@@ -213,7 +235,8 @@ def evidence_rows(setting: Setting, precision: str) -> list[Row]:
 def peak_rate(device: str) -> float:
     """Return the floating-point operations a second of one large square product.
 
-    On CUDA in the precision that is set; on a CPU in the faster one, since what runs by oneDNN does so in either.
+    On CUDA in the precision that is set; on a CPU in the faster one, since what runs by oneDNN does
+    so in either.
     """
     size = 8192 if device == "cuda" else 1024
     one, other = (torch.randn(size, size, device=device) for _ in range(2))
@@ -227,7 +250,9 @@ def peak_rate(device: str) -> float:
     return 2 * size**3 / min(taken)
 
 
-def evidence_row(name: str, turns: list[dict[str, float]], estimate: float, setting: Setting, precision: str) -> Row:
+def evidence_row(
+    name: str, turns: list[dict[str, float]], estimate: float, setting: Setting, precision: str
+) -> Row:
     """Return the medians of one contender, and the range of its ratio over the turns."""
     ratios = [turn[name] / turn[FLOOR] for turn in turns]
     milliseconds = 1e3 * statistics.median(turn[name] for turn in turns)
@@ -266,13 +291,20 @@ def evidence_figure(rows: list[Row]) -> Figure:
         axes.barh(names, ratios, color=[colours.get(name, OTHERS_COLOUR) for name in names])
         for place, (row, ratio) in enumerate(zip(shown, ratios, strict=True)):
             axes.text(
-                ratio + 0.04, place, f"{ratio:.2f} ×   {float(str(row['milliseconds_a_datum'])):.1f} ms", va="center"
+                ratio + 0.04,
+                place,
+                f"{ratio:.2f} ×   {float(str(row['milliseconds_a_datum'])):.1f} ms",
+                va="center",
             )
         axes.axvline(BAR, color="#D55E00", linestyle="--", linewidth=1)
         axes.set_xlim(0, 1.25 * max(float(str(row["ratio_to_floor"])) for row in rows))
         axes.invert_yaxis()
         axes.set_title(title, loc="left", fontsize=10)
         axes.spines[["top", "right"]].set_visible(False)
-    panels[-1].set_xlabel(f"time an image, as a multiple of the decoder's matrix products (dashed: {BAR} ×, the aim)")
-    figure.suptitle(f"Evidence of one image with {NUM_SAMPLES} samples: shorter is faster", fontweight="bold")
+    panels[-1].set_xlabel(
+        f"time an image, as a multiple of the decoder's matrix products (dashed: {BAR} ×, the aim)"
+    )
+    figure.suptitle(
+        f"Evidence of one image with {NUM_SAMPLES} samples: shorter is faster", fontweight="bold"
+    )
     return figure

@@ -39,7 +39,10 @@ class Rows:
 def counted(*modules: MLP) -> Iterator[list[Rows]]:
     """Count the rows that networks are given in the body."""
     counts = [Rows() for _ in modules]
-    hooks = [module.register_forward_hook(rows.note) for module, rows in zip(modules, counts, strict=True)]
+    hooks = [
+        module.register_forward_hook(rows.note)
+        for module, rows in zip(modules, counts, strict=True)
+    ]
     try:
         yield counts
     finally:
@@ -54,18 +57,19 @@ def seconds_a_row(sizes: tuple[int, ...], device: str, *, backward: bool) -> flo
     Args:
         sizes: Of the layers, from the input's.
         device: Where.
-        backward: Whether to go back to the input too; not to the weights, which a measurement leaves alone.
+        backward: Whether to go back to the input too; not to the weights, which a measurement
+            leaves alone.
     """
     before = torch.get_float32_matmul_precision()
-    found = []
+    results = []
     for precision in ("highest", "medium"):
         torch.set_float32_matmul_precision(precision)
         for block in BLOCKS:
             multiply = products(sizes, block, device, backward)
             multiply()
-            found.append(min(seconds(multiply, device) for _ in range(TRIES)) / block)
+            results.append(min(seconds(multiply, device) for _ in range(TRIES)) / block)
     torch.set_float32_matmul_precision(before)
-    return min(found)
+    return min(results)
 
 
 def products(sizes: tuple[int, ...], block: int, device: str, backward: bool) -> Callable[[], None]:
@@ -105,11 +109,14 @@ def floor_of(vae: BetaVAE, call: Callable[[], object], device: str) -> float:
 def pairs_floor(points: int, data: int, latents: int, device: str) -> float:
     """Return the seconds of what q(z) at many points of many data is made of.
 
-    For the joint density one product of the points with the data's natural parameters, ``(points, 2 L)`` by
-    ``(2 L, data)``, and one exponential a pair; block after block into the same memory.
+    For the joint density one product of the points with the data's natural parameters, ``(points, 2
+    L)`` by ``(2 L, data)``, and one exponential a pair; block after block into the same memory.
     """
     rows, columns = min(256, points), min(2048, data)
-    point, parameter = torch.randn(rows, 2 * latents, device=device), torch.randn(2 * latents, columns, device=device)
+    point, parameter = (
+        torch.randn(rows, 2 * latents, device=device),
+        torch.randn(2 * latents, columns, device=device),
+    )
     out = torch.empty(rows, columns, device=device)
 
     def tile() -> None:

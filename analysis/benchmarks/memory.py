@@ -42,8 +42,12 @@ def peak(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 1e6
     status = Path("/proc/self/status")
-    if status.exists():  # what getrusage tells there is inherited from the process that started this one
-        kilobytes = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM")).split()[1]
+    if (
+        status.exists()
+    ):  # what getrusage tells there is inherited from the process that started this one
+        kilobytes = next(
+            line for line in status.read_text().splitlines() if line.startswith("VmHWM")
+        ).split()[1]
         return int(kilobytes) * 1024 / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # in bytes on macOS
 
@@ -68,20 +72,41 @@ def print_memory(setting: Setting, call: str, num_samples: int) -> None:
 def memory_row(setting: Setting, call: str, varied: str, num_data: int, num_samples: int) -> Row:
     """Measure one call in a fresh process."""
     command = [sys.executable, "-W", "ignore", str(Path(__file__).parents[1] / "speed.py")]
-    command += [*setting._replace(num_data=num_data).arguments(), "--memory-of", call, str(num_samples)]
-    printed = subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout
+    command += [
+        *setting._replace(num_data=num_data).arguments(),
+        "--memory-of",
+        call,
+        str(num_samples),
+    ]
+    printed = subprocess.run(
+        command, check=True, capture_output=True, text=True, env=os.environ
+    ).stdout
     megabytes = f"{float(printed.split()[-1]):.0f}"
-    row: Row = {"call": call, "varied": varied, "data": num_data, "samples": num_samples, "megabytes": megabytes}
+    row: Row = {
+        "call": call,
+        "varied": varied,
+        "data": num_data,
+        "samples": num_samples,
+        "megabytes": megabytes,
+    }
     return row | {"device": setting.device}
 
 
 def benchmark_memory(setting: Setting) -> None:
     """Write the table and the figure of the memory."""
     largest = 20 * setting.num_data  # a run with fewer data is a look at whether all works
-    data, pairs = ([count for count in counts if count <= largest] for counts in (MEMORY_DATA, PAIRS))
+    data, pairs = (
+        [count for count in counts if count <= largest] for counts in (MEMORY_DATA, PAIRS)
+    )
     few = min(MEMORY_DATA[0], largest)
-    rows = [memory_row(setting, "evidence", "data", count, MEMORY_SAMPLES[0]) for count in data or [few]]
-    rows += [memory_row(setting, "evidence", "samples", few, count) for count in MEMORY_SAMPLES if data or count < 5000]
+    rows = [
+        memory_row(setting, "evidence", "data", count, MEMORY_SAMPLES[0]) for count in data or [few]
+    ]
+    rows += [
+        memory_row(setting, "evidence", "samples", few, count)
+        for count in MEMORY_SAMPLES
+        if data or count < 5000
+    ]
     rows += [memory_row(setting, "decompose_kl", "data", count, 4) for count in pairs or [few]]
     write(setting, rows, TABLE)
     memory_figure(rows).savefig(setting.output / "memory.png", dpi=150)
@@ -90,16 +115,26 @@ def benchmark_memory(setting: Setting) -> None:
 def memory_figure(rows: list[Any]) -> Figure:
     """Draw peak memory against the number of data, and of samples."""
     figure = Figure((10, 3.5), layout="constrained")
-    kinds = (("evidence", "data", "samples"), ("evidence", "samples", "data"), ("decompose_kl", "data", "samples"))
+    kinds = (
+        ("evidence", "data", "samples"),
+        ("evidence", "samples", "data"),
+        ("decompose_kl", "data", "samples"),
+    )
     for axes, (call, varied, other) in zip(figure.subplots(1, 3, sharey=True), kinds, strict=True):
         shown = [row for row in rows if row["varied"] == varied and row["call"] == call]
-        bars = axes.bar([f"{int(row[varied]):,}" for row in shown], [float(row["megabytes"]) for row in shown], 0.6)
+        bars = axes.bar(
+            [f"{int(row[varied]):,}" for row in shown],
+            [float(row["megabytes"]) for row in shown],
+            0.6,
+        )
         axes.bar_label(bars, fmt="%.0f MB")
         axes.set_title(call, loc="left", fontsize=10)
         axes.set_xlabel(f"{varied}, at {shown[0][other]} {other}")
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.set_yticks([])
-    figure.suptitle("Peak memory of one call: its own tiles, and what it returns", fontweight="bold")
+    figure.suptitle(
+        "Peak memory of one call: its own tiles, and what it returns", fontweight="bold"
+    )
     return figure
 
 

@@ -55,7 +55,9 @@ def rows_of(model: str, setting: Setting) -> list[Row]:
         first, rounds = in_turns(names, setting, Path(cache))
         ours = f"{model}/{COMPILED}"
         # Once more with what the compiler kept on disk.
-        again = in_turns([ours], setting._replace(repeats=0), Path(cache))[0] if ours in first else {}
+        again = (
+            in_turns([ours], setting._replace(repeats=0), Path(cache))[0] if ours in first else {}
+        )
     rows = []
     for name, until in first.items():
         taken = statistics.median(round_[name] for round_ in rounds)
@@ -64,9 +66,13 @@ def rows_of(model: str, setting: Setting) -> list[Row]:
         row |= {"milliseconds_a_step": f"{statistics.median(milliseconds):.3f}"}
         row |= {"least": f"{min(milliseconds):.3f}", "most": f"{max(milliseconds):.3f}"}
         references = REFERENCES if model == "MLP" else REFERENCES | {"to_stock_pyro": STOCK_ON_OURS}
-        row |= {column: ratio(rounds, name, f"{model}/{other}") for column, other in references.items()}
+        row |= {
+            column: ratio(rounds, name, f"{model}/{other}") for column, other in references.items()
+        }
         row |= {"seconds_before_first_turn": f"{max(0.0, until - taken):.2f}"}
-        row |= {"the_same_from_cache": f"{max(0.0, again[name] - taken):.2f}" if name in again else ""}
+        row |= {
+            "the_same_from_cache": f"{max(0.0, again[name] - taken):.2f}" if name in again else ""
+        }
         row |= {"batch": BATCH, "steps_a_turn": setting.steps, "turns": setting.repeats}
         rows.append(row | {"device": setting.device, "threads": torch.get_num_threads()})
     return rows
@@ -82,7 +88,8 @@ def benchmark_training(setting: Setting) -> None:
     training_figure(rows).savefig(setting.output / "training.png", dpi=150)
 
 
-# -- figure -----------------------------------------------------------------------------------------------------------
+# -- figure
+# -----------------------------------------------------------------------------------------------------------
 
 
 def training_figure(rows: list[Any]) -> Figure:
@@ -91,12 +98,19 @@ def training_figure(rows: list[Any]) -> Figure:
     shown = {model: [row for row in rows if row["model"] == model] for model in models}
     figure = Figure((9, 1.6 + 0.3 * len(rows) + 0.5 * len(models)), layout="constrained")
     panels = figure.subplots(
-        len(models), 1, squeeze=False, gridspec_kw={"height_ratios": [len(part) + 0.6 for part in shown.values()]}
+        len(models),
+        1,
+        squeeze=False,
+        gridspec_kw={"height_ratios": [len(part) + 0.6 for part in shown.values()]},
     )
     for axes, (model, part) in zip(panels[:, 0], shown.items(), strict=True):
         part.sort(key=lambda row: float(row["milliseconds_a_step"]))
         times = [float(row["milliseconds_a_step"]) for row in part]
-        axes.barh([row["contender"] for row in part], times, color=[colour(row["contender"]) for row in part])
+        axes.barh(
+            [row["contender"] for row in part],
+            times,
+            color=[colour(row["contender"]) for row in part],
+        )
         for place, milliseconds in enumerate(times):
             axes.text(milliseconds, place, f" {milliseconds:.2f} ms", va="center", fontsize=9)
         axes.set_xlim(0, 1.15 * max(times))
@@ -117,7 +131,8 @@ def colour(contender: str) -> str:
     return "#56B4E9" if contender in OURS else OTHERS_COLOUR
 
 
-# -- words ------------------------------------------------------------------------------------------------------------
+# -- words
+# ------------------------------------------------------------------------------------------------------------
 
 
 def verdict(folder: Path, goals: dict[str, float]) -> list[str]:
@@ -128,20 +143,25 @@ def verdict(folder: Path, goals: dict[str, float]) -> list[str]:
     columns = {other: column for column, other in REFERENCES.items()}
     lines = []
     for other, goal in goals.items():
-        found = rows[COMPILED][columns[other]]
-        if not found:
+        result = rows[COMPILED][columns[other]]
+        if not result:
             lines.append(f"compiled step / {other}: not measured (goal {goal:g})")
             continue
-        reached = "reached" if float(found) <= goal else "not reached, see what limits it below"
-        lines.append(f"compiled step / {other}: {found} (goal {goal:g}): {reached}")
+        reached = "reached" if float(result) <= goal else "not reached, see what limits it below"
+        lines.append(f"compiled step / {other}: {result} (goal {goal:g}): {reached}")
     epochs = 30 * 469 * float(rows[COMPILED]["milliseconds_a_step"]) / 1e3
-    return [*lines, limits(rows), f"30 epochs of MNIST take the compiled step {epochs:.1f} s, the compiler apart"]
+    return [
+        *lines,
+        limits(rows),
+        f"30 epochs of MNIST take the compiled step {epochs:.1f} s, the compiler apart",
+    ]
 
 
 def limits(rows: dict[str, dict[str, str]]) -> str:
     """Return where the time of the compiled step goes."""
     whole, floor, adam = (
-        float(rows[name]["milliseconds_a_step"]) if name in rows else float("nan") for name in (COMPILED, FLOOR, ADAM)
+        float(rows[name]["milliseconds_a_step"]) if name in rows else float("nan")
+        for name in (COMPILED, FLOOR, ADAM)
     )
     return (
         f"of the step's {whole:.2f} ms the matrix products alone are {floor:.2f} and Adam's pass over weights and "

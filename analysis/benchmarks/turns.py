@@ -31,7 +31,14 @@ class Worker:
     """
 
     def __init__(self, name: str, setting: Setting, cache: Path) -> None:
-        command = [sys.executable, "-W", "ignore", str(Path(__file__).parents[1] / "speed.py"), "--worker", name]
+        command = [
+            sys.executable,
+            "-W",
+            "ignore",
+            str(Path(__file__).parents[1] / "speed.py"),
+            "--worker",
+            name,
+        ]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [*command, *setting.arguments()],
@@ -41,7 +48,8 @@ class Worker:
             text=True,
             env=os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)},
         )
-        #: Seconds from the first line of the training code to the end of the first turn, compilers included.
+        #: Seconds from the first line of the training code to the end of the first turn, compilers
+        #: included.
         self.first = self._answer()
 
     def turn(self) -> float:
@@ -94,7 +102,9 @@ def serve(device: str, train: Callable[[Callable[[], None]], None]) -> None:
     train(turn)
 
 
-def in_turns(names: Sequence[str], setting: Setting, cache: Path) -> tuple[dict[str, float], list[dict[str, float]]]:
+def in_turns(
+    names: Sequence[str], setting: Setting, cache: Path
+) -> tuple[dict[str, float], list[dict[str, float]]]:
     """Time contenders in turns, forwards and backwards.
 
     Args:
@@ -103,7 +113,8 @@ def in_turns(names: Sequence[str], setting: Setting, cache: Path) -> tuple[dict[
         cache: Folder of the compiler's cache, empty if its time is to be seen.
 
     Returns:
-        For each that can run the seconds until its first turn was over, and for each round the seconds of each turn.
+        For each that can run the seconds until its first turn was over, and for each round the
+        seconds of each turn.
     """
     workers: dict[str, Worker] = {}
     try:

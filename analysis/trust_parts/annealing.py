@@ -1,7 +1,7 @@
 """Annealed evidence against the truth: what is called trusted, and whether its interval holds.
 
-The repetitions of a cell are the data of one program: equal data, whose chains are independent. All of a cell's truth
-is a closed form or a quadrature of one dimension. Seconds are those of one core.
+The repetitions of a cell are the data of one program: equal data, whose chains are independent. All
+of a cell's truth is a closed form or a quadrature of one dimension. Seconds are those of one core.
 """
 
 from __future__ import annotations
@@ -34,8 +34,9 @@ class Cell:
     """One line of the study.
 
     Attributes:
-        posterior: ``"normal"``, ``"student-5"``, ``"student-3"`` (of so many degrees of freedom), ``"narrow"`` (sd 0.05
-            of the prior's), ``"correlated"``, ``"two modes"`` (of weights 0.3 and 0.7).
+        posterior: ``"normal"``, ``"student-5"``, ``"student-3"`` (of so many degrees of freedom),
+            ``"narrow"`` (sd 0.05 of the prior's), ``"correlated"``, ``"two modes"`` (of weights 0.3
+            and 0.7).
         start: ``"prior"``, or a guide.
         dimensions: Number of latents, d.
         temperatures: Of a run.
@@ -73,7 +74,13 @@ def annealing_cells(quick: bool = False) -> list[Cell]:
                 for start in ("prior", *_GUIDES):
                     cells.append(Cell(posterior, start, size, temperatures, chains, count))
     for temperatures, chains in settings:
-        for posterior, size in (("narrow", 1), ("narrow", 10), ("correlated", 10), ("two modes", 2), ("student-3", 4)):
+        for posterior, size in (
+            ("narrow", 1),
+            ("narrow", 10),
+            ("correlated", 10),
+            ("two modes", 2),
+            ("student-3", 4),
+        ):
             count = _repetitions(temperatures, size, quick)
             cells.append(Cell(posterior, "prior", size, temperatures, chains, count))
         count = _repetitions(temperatures, 4, quick)
@@ -104,9 +111,10 @@ def annealing_row(cell: Cell, seed: int = 0) -> dict[str, Any]:
     """Measure one cell.
 
     Returns:
-        The cell; ``trusted``, the number of repetitions that call themselves so; ``covered``, those of them whose 95%
-        interval holds the truth, and ``covered_all`` of all; ``offset`` and ``claimed``, the mean of estimate minus
-        truth and of the claimed error over the trusted; ``bias``, the mean claimed bias; ``seconds``.
+        The cell; ``trusted``, the number of repetitions that call themselves so; ``covered``, those
+        of them whose 95% interval holds the truth, and ``covered_all`` of all; ``offset`` and
+        ``claimed``, the mean of estimate minus truth and of the claimed error over the trusted;
+        ``bias``, the mean claimed bias; ``seconds``.
     """
     started = time.perf_counter()
     problem = _problem(cell)
@@ -115,11 +123,18 @@ def annealing_row(cell: Cell, seed: int = 0) -> dict[str, Any]:
     if cell.start == "prior":
         options["start"] = "prior"
     if cell.direction == "upper":
-        found = bidirectional_evidence(problem.model, problem.guide, problem.x, **options)
-        estimate, x = found.upper, found.simulated["x"]
+        result = bidirectional_evidence(problem.model, problem.guide, problem.x, **options)
+        estimate, x = result.upper, result.simulated["x"]
     else:
-        estimate, x = annealed_evidence(problem.model, problem.guide, problem.x, **options), problem.x
-    assert estimate.reliable is not None and estimate.errors is not None and estimate.biases is not None
+        estimate, x = (
+            annealed_evidence(problem.model, problem.guide, problem.x, **options),
+            problem.x,
+        )
+    assert (
+        estimate.reliable is not None
+        and estimate.errors is not None
+        and estimate.biases is not None
+    )
     off = estimate.per_datum - problem.truth(x)
     claimed = torch.hypot(estimate.errors, estimate.biases)
     inside, trusted = off.abs() <= 1.96 * claimed, estimate.reliable
@@ -191,7 +206,9 @@ def _correlated(cell: Cell) -> Problem:
     """Return a linear-Gaussian model of two features a latent in random directions, noise 0.3."""
     size = cell.dimensions
     generator = torch.Generator().manual_seed(size)
-    weight = torch.randn(2 * size, size, generator=generator, dtype=torch.double) / math.sqrt(2 * size)
+    weight = torch.randn(2 * size, size, generator=generator, dtype=torch.double) / math.sqrt(
+        2 * size
+    )
     linear = LinearGaussian(weight, _NOISE)
     vae = linear.amortized_vae().double()
     one = cell.direction == "lower"
@@ -218,4 +235,6 @@ def _two_modes(cell: Cell) -> Problem:
     def truth(x: Tensor) -> Tensor:
         return dist.Normal(torch.zeros_like(x), math.hypot(1, _MODE_SCALE)).log_prob(x).sum(-1)
 
-    return Problem(model, guide, torch.ones(cell.repetitions, cell.dimensions, dtype=torch.double), truth)
+    return Problem(
+        model, guide, torch.ones(cell.repetitions, cell.dimensions, dtype=torch.double), truth
+    )

@@ -38,8 +38,9 @@ def cells(quick: bool) -> Iterator[Cell]:
 def program_of(cell: Cell) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None], float]:
     r"""Return model, guide and exact ELBO of a datum.
 
-    ``exponential``: a Poisson count of rate :math:`e^{3z}`, whose log weights have the tail of a log-normal; the guide
-    is wide. ``linear``: ten latents seen with noise, whose log weights have the tail of a chi-square.
+    ``exponential``: a Poisson count of rate :math:`e^{3z}`, whose log weights have the tail of a
+    log-normal; the guide is wide. ``linear``: ten latents seen with noise, whose log weights have
+    the tail of a chi-square.
     """
 
     def model(x: Tensor) -> None:
@@ -72,7 +73,10 @@ def row(cell: Cell, repetitions: int) -> dict[str, Any]:
     model, guide, exact = program_of(cell)
     value = 0.0 if cell.model == "linear" else COUNT
     x = torch.full((cell.num_data, 10), value, dtype=torch.double)
-    estimates = [elbo(model, guide, x, num_samples=cell.num_samples, seed=seed) for seed in range(repetitions)]
+    estimates = [
+        elbo(model, guide, x, num_samples=cell.num_samples, seed=seed)
+        for seed in range(repetitions)
+    ]
     trusted = [estimate for estimate in estimates if estimate.trusted]
     covered = [low <= exact <= high for low, high in (estimate.interval for estimate in trusted)]
     offsets = [estimate.value - exact for estimate in trusted]
@@ -82,5 +86,7 @@ def row(cell: Cell, repetitions: int) -> dict[str, Any]:
         "trusted": len(trusted),
         "covered": sum(covered),
         "mean_offset": f"{sum(offsets) / len(offsets):.5f}" if offsets else "",
-        "covered_of_all": sum(estimate.interval[0] <= exact <= estimate.interval[1] for estimate in estimates),
+        "covered_of_all": sum(
+            estimate.interval[0] <= exact <= estimate.interval[1] for estimate in estimates
+        ),
     }

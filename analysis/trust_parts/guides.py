@@ -60,7 +60,9 @@ def cells(quick: bool) -> Iterator[Cell]:
     """Yield the settings; the proposals that are no default, on a part of the grid."""
     latents, samples = ((1, 4, 10), (1000,)) if quick else (SIZES, SAMPLES)
     ratios, shifts = ((0.5, 1.0, 1.25), (0.0, 1.0)) if quick else (RATIOS, SHIFTS)
-    settings = itertools.product(PROPOSALS, ("normal", "student-t"), latents, samples, ratios, shifts)
+    settings = itertools.product(
+        PROPOSALS, ("normal", "student-t"), latents, samples, ratios, shifts
+    )
     measured = (cell for setting in settings if _is_measured(cell := Cell(*setting)))
     yield from (cell for cell in measured if not (quick and cell.estimator == "refit"))
 
@@ -69,7 +71,12 @@ def _is_measured(cell: Cell) -> bool:
     if cell.estimator == "default":
         return True
     if cell.estimator == "refit":  # which costs most
-        return cell.latents in (1, 4, 10) and cell.num_samples == 1000 and cell.ratio in (0.5, 1.25) and cell.shift <= 1
+        return (
+            cell.latents in (1, 4, 10)
+            and cell.num_samples == 1000
+            and cell.ratio in (0.5, 1.25)
+            and cell.shift <= 1
+        )
     return cell.ratio in (0.5, 1.0, 1.25) and cell.shift in (0.0, 1.0, 3.0)
 
 
@@ -92,7 +99,11 @@ def program_of(cell: Cell) -> tuple[Callable[[Tensor], None], Callable[[Tensor],
     noise_scale = math.sqrt(1 / (1 - PRIOR_SCALE**-2))  # so that the normal posterior has scale 1
     normal = cell.posterior == "normal"
     each = (
-        float(dist.Normal(0.0, math.hypot(PRIOR_SCALE, noise_scale)).log_prob(torch.zeros(()).double()))
+        float(
+            dist.Normal(0.0, math.hypot(PRIOR_SCALE, noise_scale)).log_prob(
+                torch.zeros(()).double()
+            )
+        )
         if normal
         else student_moments()[0]
     )
@@ -134,14 +145,16 @@ def rows(cell: Cell, repetitions: int, seed: int = 0) -> list[dict[str, Any]]:
     reliable = estimate.reliable
     assert reliable is not None and estimate.errors is not None
     usual = torch.cat([part.error for part in kept["plain"]])
-    rounding = (estimate.errors.square() - usual.square()).clamp(min=0)  # is added where averages end
-    found = []
+    rounding = (estimate.errors.square() - usual.square()).clamp(
+        min=0
+    )  # is added where averages end
+    results = []
     for name, parts in kept.items():
         value, error, bias, _ = (torch.cat(entries) for entries in zip(*parts, strict=True))
         off, half_width = value - exact, 1.96 * (error.square() + bias.square() + rounding).sqrt()
         covered = (off.abs() <= half_width) & reliable
         trusted = int(reliable.sum())
-        found.append(
+        results.append(
             {
                 "estimator": cell.estimator,
                 "average": name,
@@ -157,4 +170,4 @@ def rows(cell: Cell, repetitions: int, seed: int = 0) -> list[dict[str, Any]]:
                 "mean_error": f"{float(half_width[reliable].mean() / 1.96):.5f}" if trusted else "",
             }
         )
-    return found
+    return results

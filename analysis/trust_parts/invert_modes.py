@@ -2,11 +2,12 @@ r"""Planted inverse problems of two modes and of one: are the modes of the first
 
     python -m analysis.trust_parts.invert_modes --method variational
 
-Two modes: an absolute value or a square is seen, under a prior that leans to one side, or the prior is a mixture of two
-normals. They lie 3 to 10 posterior standard deviations apart (5 to 10 for squares, which have one mode below) with
-0.05 to 0.5 of the mass in the lighter one, in a random direction among d = 1, 2 or 5 latents. The truth is a quadrature
-along that direction. One mode: normal, skewed, banana-shaped and heavy-tailed posteriors. A result is *found* if the
-share of draws on each side is the truth's within 0.03 and three standard errors, *flagged* if it names a problem.
+Two modes: an absolute value or a square is seen, under a prior that leans to one side, or the prior
+is a mixture of two normals. They lie 3 to 10 posterior standard deviations apart (5 to 10 for
+squares, which have one mode below) with 0.05 to 0.5 of the mass in the lighter one, in a random
+direction among d = 1, 2 or 5 latents. The truth is a quadrature along that direction. One mode:
+normal, skewed, banana-shaped and heavy-tailed posteriors. A result is *found* if the share of draws
+on each side is the truth's within 0.03 and three standard errors, *flagged* if it names a problem.
 """
 
 from __future__ import annotations
@@ -24,11 +25,19 @@ from torch import Tensor
 
 from pyro_bvae import invert
 from pyro_bvae.distributions import NormalMixture
-from pyro_bvae.evaluation import BatchedHMCMethod, Inversion, MeanSignal, NUTSMethod, VariationalMethod
+from pyro_bvae.evaluation import (
+    BatchedHMCMethod,
+    Inversion,
+    MeanSignal,
+    NUTSMethod,
+    VariationalMethod,
+)
 
 METHODS: dict[str, Any] = {
     "variational": VariationalMethod(num_draws=1000, num_steps=200, num_particles=16),
-    "batched": BatchedHMCMethod(num_chains=8, num_draws=160, num_warmup=80, leapfrog_steps=3, target_acceptance=0.9),
+    "batched": BatchedHMCMethod(
+        num_chains=8, num_draws=160, num_warmup=80, leapfrog_steps=3, target_acceptance=0.9
+    ),
     "nuts": NUTSMethod(num_chains=4, num_draws=150, num_warmup=100),
 }
 DIMENSIONS = (1, 2, 5)
@@ -106,7 +115,9 @@ def two_modes(index: int, seed: int) -> Planted:
     return build(kind, turn, scales, y, (separation, place, width, wanted))
 
 
-def _folded(kind: str, turn: Tensor, scales: Tensor, y: Tensor, shape: tuple[float, float, float, float]) -> Planted:
+def _folded(
+    kind: str, turn: Tensor, scales: Tensor, y: Tensor, shape: tuple[float, float, float, float]
+) -> Planted:
     separation, place, width, wanted = shape
     fold: Callable[[Tensor], Tensor] = torch.abs if kind == "absolute value" else torch.square
     if kind == "absolute value":
@@ -125,7 +136,16 @@ def _folded(kind: str, turn: Tensor, scales: Tensor, y: Tensor, shape: tuple[flo
 
     prior = dist.Normal(turn @ centre, torch.ones_like(y)).to_event(1)
     share = _share(seen - 0.5 * (GRID - lean).square())
-    return Planted(kind, prior, mean, lambda s: dist.Normal(s, scales).to_event(1), y, turn[:, 0], separation, share)
+    return Planted(
+        kind,
+        prior,
+        mean,
+        lambda s: dist.Normal(s, scales).to_event(1),
+        y,
+        turn[:, 0],
+        separation,
+        share,
+    )
 
 
 def _mixture_prior(
@@ -139,7 +159,9 @@ def _mixture_prior(
     seen = -0.5 * ((GRID - y[0]) / scales[0]).square()
 
     def density(lean: float) -> Tensor:
-        sides = [-0.5 * ((GRID - side * place) / own).square() + side * lean / 2 for side in (-1, 1)]
+        sides = [
+            -0.5 * ((GRID - side * place) / own).square() + side * lean / 2 for side in (-1, 1)
+        ]
         return torch.stack(sides).logsumexp(0) + seen
 
     lean = _leaning(wanted, density)
@@ -170,7 +192,7 @@ def one_mode(index: int, seed: int) -> Planted:
     mean: Callable[[Tensor], Tensor] = lambda z: z @ weights  # noqa: E731
     if kind == "skewed":
         y[0] = y[0].abs() / 2
-        mean = lambda z: torch.cat([((0.5 + strength) * (z @ turn)[..., :1]).exp(), (z @ turn)[..., 1:]], -1)  # noqa: E731
+        mean = lambda z: _skewed(z @ turn, 0.5 + strength)  # noqa: E731
     elif kind == "banana":
         scales[0] = 3.0
         mean = lambda z: _bent(z @ turn, 0.2 + 0.3 * strength)  # noqa: E731
@@ -183,6 +205,10 @@ def one_mode(index: int, seed: int) -> Planted:
     return Planted(kind, prior, mean, noise, y, turn[:, 0])
 
 
+def _skewed(turned: Tensor, strength: float) -> Tensor:
+    return torch.cat([(strength * turned[..., :1]).exp(), turned[..., 1:]], -1)
+
+
 def _bent(turned: Tensor, bend: float) -> Tensor:
     second = turned[..., 1:2] + bend * (turned[..., :1].square() - 1)
     return torch.cat([turned[..., :1], second, turned[..., 2:]], -1)
@@ -191,11 +217,19 @@ def _bent(turned: Tensor, bend: float) -> Tensor:
 def solve(planted: Planted, method: str, seed: int) -> Inversion:
     """Invert a planted problem."""
     return invert(
-        _Parts(planted), planted.y, lambda x: x, planted.noise, signal=MeanSignal(), method=METHODS[method], seed=seed
+        _Parts(planted),
+        planted.y,
+        lambda x: x,
+        planted.noise,
+        signal=MeanSignal(),
+        method=METHODS[method],
+        seed=seed,
     )
 
 
-def invert_rows(num_problems: int = 50, seed: int = 0, method: str = "variational") -> list[dict[str, Any]]:
+def invert_rows(
+    num_problems: int = 50, seed: int = 0, method: str = "variational"
+) -> list[dict[str, Any]]:
     """Solve as many problems of two modes as of one, and return a row for each.
 
     Args:
@@ -204,24 +238,28 @@ def invert_rows(num_problems: int = 50, seed: int = 0, method: str = "variationa
         method: ``"variational"``, ``"batched"`` or ``"nuts"``.
 
     Returns:
-        Rows with ``method``, ``modes`` (2 or 1), ``kind``, ``dimension``, ``separation``, ``truth`` and ``share`` (mass
-        and draws on the upper side), ``found``, ``flagged``, ``right`` (found or flagged; of one mode: not flagged),
-        ``problem`` and ``seconds``.
+        Rows with ``method``, ``modes`` (2 or 1), ``kind``, ``dimension``, ``separation``, ``truth``
+        and ``share`` (mass and draws on the upper side), ``result``, ``flagged``, ``right`` (found
+        or flagged; of one mode: not flagged), ``problem`` and ``seconds``.
     """
     rows = []
     for modes, plant in ((2, two_modes), (1, one_mode)):
         for index in range(num_problems):
             planted = plant(index, seed)
             begun = time.perf_counter()
-            found = solve(planted, method, seed + index)
-            rows.append(_row(planted, found, modes, method, time.perf_counter() - begun))
+            result = solve(planted, method, seed + index)
+            rows.append(_row(planted, result, modes, method, time.perf_counter() - begun))
     return rows
 
 
-def _row(planted: Planted, found: Inversion, modes: int, method: str, seconds: float) -> dict[str, Any]:
-    share = float(((found.z @ planted.axis) > 0).double().mean())
-    truth, flagged = planted.share, found.problem is not None
-    error = (truth * (1 - truth) / max(found.effective_draws, 1.0)) ** 0.5 if modes == 2 else math.nan
+def _row(
+    planted: Planted, result: Inversion, modes: int, method: str, seconds: float
+) -> dict[str, Any]:
+    share = float(((result.z @ planted.axis) > 0).double().mean())
+    truth, flagged = planted.share, result.problem is not None
+    error = (
+        (truth * (1 - truth) / max(result.effective_draws, 1.0)) ** 0.5 if modes == 2 else math.nan
+    )
     seen = abs(share - truth) <= 0.03 + 3 * error and 0 < share < 1
     return {
         "method": method,
@@ -234,7 +272,7 @@ def _row(planted: Planted, found: Inversion, modes: int, method: str, seconds: f
         "found": seen if modes == 2 else not flagged,
         "flagged": flagged,
         "right": (seen or flagged) if modes == 2 else not flagged,
-        "problem": found.problem or "",
+        "problem": result.problem or "",
         "seconds": seconds,
     }
 
@@ -242,18 +280,22 @@ def _row(planted: Planted, found: Inversion, modes: int, method: str, seconds: f
 def summary(rows: list[dict[str, Any]]) -> str:
     """Say how many of the rows are right."""
     two, one = ([row for row in rows if row["modes"] == modes] for modes in (2, 1))
-    found, right = sum(row["found"] for row in two), sum(row["right"] for row in two)
+    result, right = sum(row["found"] for row in two), sum(row["right"] for row in two)
     alarms, seconds = sum(row["flagged"] for row in one), sum(row["seconds"] for row in rows)
     return (
-        f"{rows[0]['method']}: of {len(two)} posteriors of two modes {found} have both with their shares, {right} have"
+        f"{rows[0]['method']}: of {len(two)} posteriors of two modes {result} have both with their shares, {right} have"
         f" or are flagged; of {len(one)} of one mode {alarms} are flagged; {seconds:.0f} s"
     )
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", choices=list(METHODS), default="variational")
-    parser.add_argument("--num-problems", type=int, default=50, help="of each kind; 12 of NUTS, which is slow")
+    parser.add_argument(
+        "--num-problems", type=int, default=50, help="of each kind; 12 of NUTS, which is slow"
+    )
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     table = invert_rows(given.num_problems, given.seed, given.method)

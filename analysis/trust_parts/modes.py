@@ -1,8 +1,8 @@
 """Planted modes: posteriors of two modes with the encoder in one of them, and as many of one mode that look alike.
 
-Half of the problems have two modes, 3 to 10 of their standard deviations apart, in 1, 2 or 5 latents, the encoder in a
-mode of weight 0.05 to 0.95. They are found where the interval of the evidence holds the truth, flagged where it is
-untrusted or several modes are named.
+Half of the problems have two modes, 3 to 10 of their standard deviations apart, in 1, 2 or 5
+latents, the encoder in a mode of weight 0.05 to 0.95. They are found where the interval of the
+evidence holds the truth, flagged where it is untrusted or several modes are named.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pyro_bvae.evaluation import RefitSettings
 
 NUM_DATA, NUM_SAMPLES = 3, 2000
 # Of three data, most of the time is set-up: fewer and shorter rounds.
-SETTINGS = RefitSettings(num_particles=8, steps_per_round=10, max_rounds=6, num_plateaus=2, check_particles=64)
+SETTINGS = RefitSettings(
+    num_particles=8, steps_per_round=10, max_rounds=6, num_plateaus=2, check_particles=64
+)
 DIMS, SEPARATIONS = (1, 2, 5), (3.0, 4.0, 5.5, 7.0, 10.0)
 WEIGHTS = (0.05, 0.1, 0.25, 0.5)
 # A problem is found within two of its errors, or within so many nats.
@@ -132,7 +134,9 @@ def _mixed_prior(d: int, separation: float, weight: float) -> ModeProblem:
     x = _beside(direction)
     each = dist.Normal(means, math.hypot(spread, noise)).to_event(1).log_prob(x[:, None])
     truth = (each + weights.log()).logsumexp(-1)
-    return ModeProblem("mixed prior", d, separation, weight, model, _normal_guide(loc, variance**0.5), x, truth)
+    return ModeProblem(
+        "mixed prior", d, separation, weight, model, _normal_guide(loc, variance**0.5), x, truth
+    )
 
 
 def _mixed_sensor(d: int, separation: float, weight: float) -> ModeProblem:
@@ -145,7 +149,9 @@ def _mixed_sensor(d: int, separation: float, weight: float) -> ModeProblem:
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            z = pyro.sample("z", dist.Normal(torch.zeros(d, dtype=torch.double), spread).to_event(1))
+            z = pyro.sample(
+                "z", dist.Normal(torch.zeros(d, dtype=torch.double), spread).to_event(1)
+            )
             parts = dist.Normal(z.unsqueeze(-2) - shifts, noise).to_event(1)
             pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), parts), obs=x)
 
@@ -155,7 +161,9 @@ def _mixed_sensor(d: int, separation: float, weight: float) -> ModeProblem:
     x = _beside(direction)
     each = dist.Normal(-shifts, math.hypot(spread, noise)).to_event(1).log_prob(x[:, None])
     truth = (each + weights.log()).logsumexp(-1)
-    return ModeProblem("mixed sensor", d, separation, weight, model, _normal_guide(loc, variance**0.5), x, truth)
+    return ModeProblem(
+        "mixed sensor", d, separation, weight, model, _normal_guide(loc, variance**0.5), x, truth
+    )
 
 
 def _square(d: int, separation: float, weight: float) -> ModeProblem:
@@ -172,14 +180,20 @@ def _square(d: int, separation: float, weight: float) -> ModeProblem:
             pyro.sample("x", dist.Normal(means, scales).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
-        scale = torch.cat([torch.tensor([2 * root / separation]), torch.full((d - 1,), 0.5**0.5)]).double()
+        scale = torch.cat(
+            [torch.tensor([2 * root / separation]), torch.full((d - 1,), 0.5**0.5)]
+        ).double()
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal(torch.cat([x[:, :1].sqrt(), x[:, 1:] / 2], -1), scale).to_event(1))
+            pyro.sample(
+                "z", dist.Normal(torch.cat([x[:, :1].sqrt(), x[:, 1:] / 2], -1), scale).to_event(1)
+            )
 
     x = torch.randn(NUM_DATA, d, dtype=torch.double)
     x[:, 0] = root**2 * torch.linspace(0.95, 1.05, NUM_DATA)
     grid = torch.linspace(-12, 12, 200_001, dtype=torch.double)[:, None]
-    joint = dist.Normal(mean, 1.0).log_prob(grid) + dist.Normal(grid.square(), noise).log_prob(x[:, 0])
+    joint = dist.Normal(mean, 1.0).log_prob(grid) + dist.Normal(grid.square(), noise).log_prob(
+        x[:, 0]
+    )
     truth = joint.logsumexp(0) + math.log(24 / 200_000)
     truth = truth + dist.Normal(0.0, 2**0.5).log_prob(x[:, 1:]).sum(-1)
     return ModeProblem("square", d, separation, weight, model, guide, x, truth)
@@ -218,7 +232,10 @@ def _counted(d: int) -> ModeProblem:
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.Normal((x + 0.4).log() / (1 + 1 / (x + 0.7)), (x + 1.5).rsqrt()).to_event(1))
+            pyro.sample(
+                "z",
+                dist.Normal((x + 0.4).log() / (1 + 1 / (x + 0.7)), (x + 1.5).rsqrt()).to_event(1),
+            )
 
     x = dist.Poisson(1.5 * torch.ones(NUM_DATA, d, dtype=torch.double)).sample()
     grid = torch.linspace(-10, 8, 100_001, dtype=torch.double)[:, None, None]
@@ -235,7 +252,9 @@ def _bent(d: int) -> ModeProblem:
         with pyro.plate("data", len(x)):
             z = pyro.sample("z", dist.Normal(torch.zeros(d, dtype=torch.double), 1.0).to_event(1))
             bent = z[..., -1:] - z[..., :1].square() / 2
-            pyro.sample("x", dist.Normal(torch.cat([bent, z[..., 1:-1]], -1), 0.5).to_event(1), obs=x)
+            pyro.sample(
+                "x", dist.Normal(torch.cat([bent, z[..., 1:-1]], -1), 0.5).to_event(1), obs=x
+            )
 
     def guide(x: Tensor) -> None:
         loc = torch.cat([0 * x[:, :1], 0.8 * x[:, 1:], 0.8 * x[:, :1] + 0.3], -1)
@@ -245,7 +264,9 @@ def _bent(d: int) -> ModeProblem:
 
     x = 0.5 * torch.randn(NUM_DATA, d - 1, dtype=torch.double)
     grid = torch.linspace(-8, 8, 20_001, dtype=torch.double)[:, None]
-    marginal = dist.Normal(-grid.square() / 2, 1.25**0.5).log_prob(x[:, 0])  # the last latent integrated out
+    marginal = dist.Normal(-grid.square() / 2, 1.25**0.5).log_prob(
+        x[:, 0]
+    )  # the last latent integrated out
     first = (dist.Normal(0.0, 1.0).log_prob(grid) + marginal).logsumexp(0) + math.log(16 / 20_000)
     truth = first + dist.Normal(0.0, 1.25**0.5).log_prob(x[:, 1:]).sum(-1)
     return ModeProblem("bent", d, 0.0, 1.0, model, guide, x, truth)
@@ -256,12 +277,16 @@ def _positive(d: int) -> ModeProblem:
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            rate = pyro.sample("z", dist.Gamma(2 * torch.ones(d, dtype=torch.double), 0.5).to_event(1))
+            rate = pyro.sample(
+                "z", dist.Gamma(2 * torch.ones(d, dtype=torch.double), 0.5).to_event(1)
+            )
             pyro.sample("x", dist.Poisson(rate).to_event(1), obs=x)
 
     def guide(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
-            pyro.sample("z", dist.LogNormal(((x + 1.5) / 1.5).log(), 0.9 * (x + 1.5).rsqrt()).to_event(1))
+            pyro.sample(
+                "z", dist.LogNormal(((x + 1.5) / 1.5).log(), 0.9 * (x + 1.5).rsqrt()).to_event(1)
+            )
 
     x = dist.Poisson(4 * torch.ones(NUM_DATA, d, dtype=torch.double)).sample()
     truth = dist.GammaPoisson(torch.tensor(2.0).double(), 0.5).log_prob(x).sum(-1)

@@ -11,7 +11,8 @@ from scipy.stats import beta
 
 Row = Mapping[str, str]
 Tables = Mapping[str, list[dict[str, str]]]
-# The share of trusted numbers whose interval must hold the truth, and from how many trusted on a setting is judged.
+# The share of trusted numbers whose interval must hold the truth, and from how many trusted on a
+# setting is judged.
 AIM, JUDGED = 0.93, 200
 BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#A8A8A8"
 
@@ -62,7 +63,11 @@ def pooled(part: str, rows: Iterable[Row]) -> list[dict[str, Any]]:
         count, trusted, covered = (
             sum(int(row[name]) for row in members) for name in ("repetitions", "trusted", "covered")
         )
-        shares = [int(row["covered"]) / int(row["trusted"]) for row in members if int(row["trusted"]) >= JUDGED]
+        shares = [
+            int(row["covered"]) / int(row["trusted"])
+            for row in members
+            if int(row["trusted"]) >= JUDGED
+        ]
         lines.append(
             {
                 "estimator": estimator,
@@ -100,7 +105,10 @@ def reading(tables: Tables) -> str:
             f" interval holds the truth in {100 * covered / max(trusted, 1):.1f}%; {len(below)} of {len(judged)} pools"
             f" below {AIM:.0%}, {failing} settings sure to be below"
         )
-        said += [f"  below: {line['estimator']}, {line['setting']}: {line['coverage_of_trusted']}" for line in below]
+        said += [
+            f"  below: {line['estimator']}, {line['setting']}: {line['coverage_of_trusted']}"
+            for line in below
+        ]
     said += _sound(tables["guides"])
     for part in ("gaps", "inversions"):
         said += _modes(part, tables[part])
@@ -120,7 +128,9 @@ def _sound(rows: list[dict[str, str]]) -> list[str]:
     ]
     shares = [int(row["trusted"]) / int(row["repetitions"]) for row in good]
     return (
-        [f"good guides (ratio 0.8 to 1.25, 5000 samples, up to 10 latents): {min(shares):.1%} trusted at least"]
+        [
+            f"good guides (ratio 0.8 to 1.25, 5000 samples, up to 10 latents): {min(shares):.1%} trusted at least"
+        ]
         if shares
         else []
     )
@@ -148,8 +158,16 @@ def _modes(part: str, rows: list[dict[str, str]]) -> list[str]:
 
 def figure_of(tables: Tables) -> Figure:
     """Draw how much is called trusted, and how often that is right."""
-    lines = [line for line in summary(tables) if "," not in line["estimator"][9:] or "plain" in line["estimator"]]
-    lines = [line for line in lines if line["estimator"].startswith(("evidence, default", "annealed", "ELBO"))]
+    lines = [
+        line
+        for line in summary(tables)
+        if "," not in line["estimator"][9:] or "plain" in line["estimator"]
+    ]
+    lines = [
+        line
+        for line in lines
+        if line["estimator"].startswith(("evidence, default", "annealed", "ELBO"))
+    ]
     figure = Figure((11, 1.6 + 0.24 * len(lines)), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
     for place, line in enumerate(lines):
@@ -158,9 +176,18 @@ def figure_of(tables: Tables) -> Figure:
         if line["trusted"] >= 20:
             share = line["covered"] / line["trusted"]
             low, high = interval(line["covered"], line["trusted"], 0.95)
-            right.errorbar(share, place, xerr=[[share - low], [high - share]], fmt="o", color=BLUE, markersize=5)
+            right.errorbar(
+                share,
+                place,
+                xerr=[[share - low], [high - share]],
+                fmt="o",
+                color=BLUE,
+                markersize=5,
+            )
         else:
-            right.text(0.852, place, "hardly ever trusted", va="center", fontsize=8, color="#666666")
+            right.text(
+                0.852, place, "hardly ever trusted", va="center", fontsize=8, color="#666666"
+            )
     right.axvspan(0.85, AIM, color=ORANGE, alpha=0.15)
     right.axvline(0.95, color="#222222", linewidth=1)
     right.set_xlim(0.85, 1.0)
@@ -170,5 +197,7 @@ def figure_of(tables: Tables) -> Figure:
     left.set_xlim(0, 1)
     left.set_title("called trusted (share of all)", loc="left", fontsize=10)
     right.set_title("of these, truth in the 95% interval", loc="left", fontsize=10)
-    figure.suptitle("Is a number right when it calls itself trusted?", x=0.01, ha="left", fontweight="bold")
+    figure.suptitle(
+        "Is a number right when it calls itself trusted?", x=0.01, ha="left", fontweight="bold"
+    )
     return figure

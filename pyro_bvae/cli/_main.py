@@ -34,11 +34,16 @@ _COMMANDS: dict[str, Any] = {
 def _parse(arguments: Sequence[str]) -> Any:
     """Return the command of a command line; a resumed run's defaults are its own configuration."""
     command = tyro.extras.subcommand_cli_from_dict(
-        _COMMANDS, prog="pyro-bvae", description="β-variational autoencoders as Pyro programs.", args=list(arguments)
+        _COMMANDS,
+        prog="pyro-bvae",
+        description="β-variational autoencoders as Pyro programs.",
+        args=list(arguments),
     )
     if isinstance(command, Train) and command.resume:
         saved = read_config(command.directory / "config.json")
-        default = replace(command, **{field.name: getattr(saved, field.name) for field in fields(TrainConfig)})
+        default = replace(
+            command, **{field.name: getattr(saved, field.name) for field in fields(TrainConfig)}
+        )
         rest = list(arguments)[list(arguments).index("train") + 1 :]
         return tyro.cli(Train, default=default, args=rest, prog="pyro-bvae train")
     return command
@@ -64,7 +69,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(str(error))
         return 2
     except KeyboardInterrupt:
-        advice = "; 'train --resume' continues from the last finished epoch" if "train" in given else ""
+        advice = (
+            "; 'train --resume' continues from the last finished epoch" if "train" in given else ""
+        )
         print(f"interrupted{advice}", file=sys.stderr)
         return 130
 

@@ -42,7 +42,9 @@ class Train(TrainConfig):
 
     def run(self) -> None:
         """Run the command."""
-        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
+        config = TrainConfig(
+            **{field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        )
         trained = train(
             config,
             self.directory,
@@ -71,8 +73,14 @@ class Sweep(SweepConfig):
 
     def run(self) -> None:
         """Run the command."""
-        config = TrainConfig(**{field.name: getattr(self, field.name) for field in fields(TrainConfig)})
-        print(train_sweep(config, self.directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite))
+        config = TrainConfig(
+            **{field.name: getattr(self, field.name) for field in fields(TrainConfig)}
+        )
+        print(
+            train_sweep(
+                config, self.directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite
+            )
+        )
         print(f"run directories: {self.directory / 'beta*-seed*'}")
 
 
@@ -174,6 +182,10 @@ class Verify:
         print(f"allowed: four Monte Carlo errors, and the rounding of {self.dtype}")
         print(versions(self.device))
         wrong = sum(not check.ok for check in checks)
-        count = f"{wrong} of {len(checks)} estimates are OFF" if wrong else f"all {len(checks)} estimates are right"
+        count = (
+            f"{wrong} of {len(checks)} estimates are OFF"
+            if wrong
+            else f"all {len(checks)} estimates are right"
+        )
         print(f"{count} on {self.device} in {self.dtype}, {time.monotonic() - begun:.0f} s")
         return int(wrong > 0)

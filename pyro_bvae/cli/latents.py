@@ -15,8 +15,21 @@ from pyro_bvae import latents, plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
 from pyro_bvae.core.errors import InputError, check_count, unknown_name
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation.latent_results import SUFFIXES, as_arrays, check_suffix, columns_of, write_numbers
-from pyro_bvae.latents import AggregateRange, GeodesicPath, LatentPath, LinearPath, PriorRange, SphericalPath
+from pyro_bvae.evaluation.latent_results import (
+    SUFFIXES,
+    as_arrays,
+    check_suffix,
+    columns_of,
+    write_numbers,
+)
+from pyro_bvae.latents import (
+    AggregateRange,
+    GeodesicPath,
+    LatentPath,
+    LinearPath,
+    PriorRange,
+    SphericalPath,
+)
 from pyro_bvae.plots import latents as latent_plots
 from pyro_bvae.runs import Run, check_device, load
 
@@ -78,25 +91,43 @@ class Traverse(_OfRun):
     def run(self) -> None:
         """Run the command."""
         path = self.file("traversal.png", ".png", ".gif", *SUFFIXES)
-        steps = (_FRAMES if path.suffix.lower() == ".gif" else _STEPS) if self.num_steps is None else self.num_steps
+        steps = (
+            (_FRAMES if path.suffix.lower() == ".gif" else _STEPS)
+            if self.num_steps is None
+            else self.num_steps
+        )
         values = AggregateRange() if self.deviations is None else PriorRange(self.deviations)
         run, data = self.open()
         if path.suffix.lower() == ".gif" and data.image_shape is None:
-            raise InputError(f"'output' can be an animation of images only, got {path} for data that are none")
-        found = latents.traverse(
-            run, data, latents=self.latents or None, values=values, num_steps=steps, datum=self.datum
+            raise InputError(
+                f"'output' can be an animation of images only, got {path} for data that are none"
+            )
+        results = latents.traverse(
+            run,
+            data,
+            latents=self.latents or None,
+            values=values,
+            num_steps=steps,
+            datum=self.datum,
         )
         if path.suffix.lower() in SUFFIXES:
-            found.save(path)
+            results.save(path)
         elif data.image_shape is None:
-            _write_figure(latent_plots.traversal_lines(found, _feature_names(run)), path)
+            _write_figure(latent_plots.traversal_lines(results, _feature_names(run)), path)
         elif path.suffix.lower() == ".gif":
-            latent_plots.write_gif(latent_plots.traversal_frames(found, data.image_shape), path)
+            latent_plots.write_gif(latent_plots.traversal_frames(results, data.image_shape), path)
         else:
             around = f"the code of {self.split} datum {self.datum}"
-            _write_figure(latent_plots.traversal_grid(found, data.image_shape, around), path)
-        nats = [""] * len(found.latents) if found.kl is None else [f" ({kl:.2f} nats)" for kl in found.kl]
-        print("latents: " + ", ".join(f"z{latent}{kl}" for latent, kl in zip(found.latents, nats, strict=True)))
+            _write_figure(latent_plots.traversal_grid(results, data.image_shape, around), path)
+        nats = (
+            [""] * len(results.latents)
+            if results.kl is None
+            else [f" ({kl:.2f} nats)" for kl in results.kl]
+        )
+        print(
+            "latents: "
+            + ", ".join(f"z{latent}{kl}" for latent, kl in zip(results.latents, nats, strict=True))
+        )
         print(f"written: {path}")
 
 
@@ -118,23 +149,28 @@ class Interpolate(_OfRun):
             if name not in _PATHS:
                 raise unknown_name("path", name, _PATHS)
         if not self.paths or (len(self.paths) > 1 and path.suffix.lower() in SUFFIXES):
-            raise InputError(f"'paths' must be one for {path}, got {', '.join(self.paths) or 'none'}")
+            raise InputError(
+                f"'paths' must be one for {path}, got {', '.join(self.paths) or 'none'}"
+            )
         if not self.data or len(self.data) % 2:
             raise InputError(f"'data' must be pairs of numbers, got {len(self.data)} numbers")
         run, data = self.open()
         outside = [number for number in self.data if not 0 <= number < len(data)]
         if outside:
-            raise InputError(f"'data' must be among the numbers 0 to {len(data) - 1}, got {outside[0]}")
+            raise InputError(
+                f"'data' must be among the numbers 0 to {len(data) - 1}, got {outside[0]}"
+            )
         ends = [data[list(self.data[place::2])] for place in (0, 1)]
-        found = {
-            name: latents.interpolate(run, *ends, path=_PATHS[name], num_steps=self.num_steps) for name in self.paths
+        results = {
+            name: latents.interpolate(run, *ends, path=_PATHS[name], num_steps=self.num_steps)
+            for name in self.paths
         }
         if path.suffix.lower() in SUFFIXES:
-            found[self.paths[0]].save(path)
+            results[self.paths[0]].save(path)
         elif data.image_shape is None:
-            _write_figure(latent_plots.interpolation_lines(found, _feature_names(run)), path)
+            _write_figure(latent_plots.interpolation_lines(results, _feature_names(run)), path)
         else:
-            _write_figure(latent_plots.interpolation_strips(found, data.image_shape), path)
+            _write_figure(latent_plots.interpolation_strips(results, data.image_shape), path)
         print(f"written: {path}")
 
 
@@ -148,9 +184,9 @@ class Embed(_OfRun):
     def run(self) -> None:
         """Run the command."""
         path = self.file("embedding.npz", *SUFFIXES)
-        found = latents.embed(*self.open(), scales=self.scales)
-        found.save(path)
-        count, size = found.means.shape
+        results = latents.embed(*self.open(), scales=self.scales)
+        results.save(path)
+        count, size = results.means.shape
         print(f"{count} codes of {size} latents")
         print(f"written: {path}")
 
@@ -174,10 +210,16 @@ class Reconstruct(_OfRun):
         means = latents.reconstruct(run, chosen)
         if path.suffix.lower() in SUFFIXES:
             arrays = as_arrays({"x": chosen.x, "reconstructions": means})
-            write_numbers(path, arrays, lambda: columns_of(_feature_names(run) or "x", arrays["reconstructions"]))
+            write_numbers(
+                path,
+                arrays,
+                lambda: columns_of(_feature_names(run) or "x", arrays["reconstructions"]),
+            )
         elif data.image_shape is None:
             title = "Data and their reconstructions"
-            _write_figure(plots.features(chosen.x, means, title, _feature_names(run), num=most), path)
+            _write_figure(
+                plots.features(chosen.x, means, title, _feature_names(run), num=most), path
+            )
         else:
             _write_figure(plots.reconstructions(chosen.x, means, data.image_shape, num=most), path)
         print(f"written: {path}")
@@ -204,7 +246,11 @@ class Generate(_OfRun):
         context = None
         if data.context is not None:
             context = data[torch.arange(self.num_samples) % len(data)].to(self.device).context
-        options: dict[str, Any] = {"temperature": self.temperature, "noise": self.noise, "seed": self.seed}
+        options: dict[str, Any] = {
+            "temperature": self.temperature,
+            "noise": self.noise,
+            "seed": self.seed,
+        }
         made = latents.generate(run, self.num_samples, context, **options)
         title = f"Draws from the prior at temperature {self.temperature:g}, decoded"
         if path.suffix.lower() in SUFFIXES:
@@ -214,7 +260,9 @@ class Generate(_OfRun):
             few = min(_SHOWN_FEATURES, self.num_samples)
             _write_figure(plots.features(made, None, title, _feature_names(run), num=few), path)
         else:
-            _write_figure(plots.image_grid(made, data.image_shape, title, num=self.num_samples), path)
+            _write_figure(
+                plots.image_grid(made, data.image_shape, title, num=self.num_samples), path
+            )
         print(f"written: {path}")
 
 

@@ -15,7 +15,9 @@ from pyro_bvae.evaluation.verification import Check
 
 def verification_table(checks: Sequence[Check]) -> str:
     """Return exact values and estimates side by side for the terminal."""
-    lines = [f"{'nats per datum':<32}{'latents':>8}{'exact':>11}{'estimated':>11}{'error':>9}{'allowed':>9}"]
+    lines = [
+        f"{'nats per datum':<32}{'latents':>8}{'exact':>11}{'estimated':>11}{'error':>9}{'allowed':>9}"
+    ]
     for check in checks:
         if check.note or check.state == "NOT REFUSED":
             state = "OFF" if check.expected != "refused" else check.state
@@ -42,7 +44,10 @@ def evaluation_table(evaluation: Evaluation) -> str:
         ("ELBO", evaluation.bound.elbo),
         ("distortion  D", evaluation.bound.distortion),
         ("rate  R", evaluation.bound.rate),
-        (f"objective  D + {evaluation.training_beta:g} R", evaluation.bound.objective(evaluation.training_beta)),
+        (
+            f"objective  D + {evaluation.training_beta:g} R",
+            evaluation.bound.objective(evaluation.training_beta),
+        ),
         ("variational gap", evaluation.variational_gap),
     ]
     if evaluation.gaps is not None:
@@ -63,10 +68,14 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if evaluation.kl is not None:
         active = evaluation.kl.active
         lines.append(f"{int(active.sum())} of {active.numel()} latents active")
-    lines.append(f"evidence not to be trusted: {evidence.untrusted} of {len(evidence.per_datum)} data")
+    lines.append(
+        f"evidence not to be trusted: {evidence.untrusted} of {len(evidence.per_datum)} data"
+    )
     if evaluation.gaps is not None:
         certified = evaluation.gaps.certified
-        lines.append(f"local refits certified to have converged: {int(certified.sum())} of {len(certified)} data")
+        lines.append(
+            f"local refits certified to have converged: {int(certified.sum())} of {len(certified)} data"
+        )
         lines.append(f"verdict: {evaluation.verdict}")
     elif evaluation.gaps_note:
         lines.append(f"no gaps: {evaluation.gaps_note}")

@@ -1,8 +1,8 @@
 """Functions of tensors, captured as a graph of operations and compiled, so that Python is out of the loop.
 
-A Pyro program is Python: effect handlers, traces, distributions made and thrown away. What is left of it once it has
-run is a list of tensor operations. :func:`compiled` records that list and has Inductor make machine code of it, which
-its cache on disk keeps between runs.
+A Pyro program is Python: effect handlers, traces, distributions made and thrown away. What is left
+of it once it has run is a list of tensor operations. :func:`compiled` records that list and has
+Inductor make machine code of it, which its cache on disk keeps between runs.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ Tensors = Sequence[Tensor]
 Function = Callable[[Tensors], Tensors]
 
 _capturing = False
-# What this process has compiled, by operations, shapes and constants; with its graph, so that a large constant, which
-# is known by its identity, lives as long and no other can take its place.
+# What this process has compiled, by operations, shapes and constants; with its graph, so that a
+# large constant, which is known by its identity, lives as long and no other can take its place.
 _known: dict[object, tuple[Function, torch.fx.GraphModule]] = {}
 _MOST_KNOWN = 16
 
@@ -35,7 +35,10 @@ class CannotCompile(Exception):
     """Why a function is run as it is; its text is one line."""
 
     def __init__(self, reason: object) -> None:
-        line = next((line.strip() for line in str(reason).splitlines() if line.strip()), type(reason).__name__)
+        line = next(
+            (line.strip() for line in str(reason).splitlines() if line.strip()),
+            type(reason).__name__,
+        )
         super().__init__(line[:200])
 
 
@@ -48,7 +51,8 @@ def is_capturing() -> bool:
 def _recording() -> Iterator[None]:
     global _capturing  # noqa: PLW0603
     _capturing = True
-    # An empty store: what a program registers while it is recorded are stand-ins, which nobody should see again.
+    # An empty store: what a program registers while it is recorded are stand-ins, which nobody
+    # should see again.
     store = pyro.get_param_store().scope()
     try:
         with store, pyro.validation_enabled(False), seeded(0), warnings.catch_warnings():
@@ -62,8 +66,8 @@ def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
     """Record the operations that a function does on an example.
 
     Args:
-        function: Takes a list of tensors and returns a list of tensors. Its Python control flow and all numbers in it
-            that are no tensors are those of the example.
+        function: Takes a list of tensors and returns a list of tensors. Its Python control flow and
+            all numbers in it that are no tensors are those of the example.
         example: What it is run on, once; tensors that it changes in place are to be copies.
 
     Raises:
@@ -84,7 +88,8 @@ def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
 def compiled(function: Function, example: Tensors) -> tuple[Function, float]:
     """Capture a function and compile it, for tensors of the example's shapes, and return it with the seconds it took.
 
-    Random numbers are those of the global generator, in the order in which the function itself draws them.
+    Random numbers are those of the global generator, in the order in which the function itself
+    draws them.
 
     Args:
         function: As :func:`capture` takes it.
@@ -125,10 +130,21 @@ def _compile(graph: torch.fx.GraphModule, example: Tensors) -> Function:
 
 def _identity(graph: torch.fx.GraphModule, example: Tensors) -> object:
     """Return what two graphs have in common if one may stand for the other."""
-    constants = [getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"]
-    few = [tuple(tensor.flatten().tolist()) if tensor.numel() <= 64 else id(tensor) for tensor in constants]
+    constants = [
+        getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"
+    ]
+    few = [
+        tuple(tensor.flatten().tolist()) if tensor.numel() <= 64 else id(tensor)
+        for tensor in constants
+    ]
     shapes = [(tensor.shape, tensor.stride(), tensor.dtype, tensor.device) for tensor in example]
-    return graph.code, tuple(few), tuple(shapes), torch.get_float32_matmul_precision(), torch.get_num_threads()
+    return (
+        graph.code,
+        tuple(few),
+        tuple(shapes),
+        torch.get_float32_matmul_precision(),
+        torch.get_num_threads(),
+    )
 
 
 def _explain(error: Exception) -> str:
@@ -136,7 +152,11 @@ def _explain(error: Exception) -> str:
     text = f"{type(error).__name__}: {error}"
     if "InvalidCxxCompiler" in text or "No working C++ compiler" in text:
         return "there is no C++ compiler"
-    if "value out of a tracing tensor" in text or "DataDependent" in text or "data-dependent" in text:
+    if (
+        "value out of a tracing tensor" in text
+        or "DataDependent" in text
+        or "data-dependent" in text
+    ):
         return "the program asks a tensor for its value (if, while, float(), .item())"
     return text
 
@@ -163,7 +183,8 @@ class Swapped:
     """
 
     def __init__(self, *modules: nn.Module) -> None:
-        # Each place once, though a module may be reached by two names; a tensor at two places is one tensor.
+        # Each place once, though a module may be reached by two names; a tensor at two places is
+        # one tensor.
         owners = {id(owner): owner for module in modules for owner in module.modules()}.values()
         tables = [table for owner in owners for table in (owner._parameters, owner._buffers)]
         self._places: list[tuple[dict[str, Tensor], str, int]] = []
@@ -176,7 +197,10 @@ class Swapped:
 
     def tensors(self) -> list[Tensor]:
         """Return the parameters and buffers, as they are now."""
-        return [table[leaf] for table, leaf in (self._first[number] for number in range(len(self._first)))]
+        return [
+            table[leaf]
+            for table, leaf in (self._first[number] for number in range(len(self._first)))
+        ]
 
     @contextmanager
     def given(self, tensors: Tensors) -> Iterator[None]:

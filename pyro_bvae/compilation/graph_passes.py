@@ -10,15 +10,19 @@ from torch.fx import GraphModule, Node
 
 # Numbers in a constant that is computed before what depends on it is compiled.
 _MOST_FOLDED = 65_536
-_ZEROS = {torch.ops.aten.zeros.default, torch.ops.aten.zeros_like.default, torch.ops.aten.new_zeros.default}
+_ZEROS = {
+    torch.ops.aten.zeros.default,
+    torch.ops.aten.zeros_like.default,
+    torch.ops.aten.new_zeros.default,
+}
 
 
 def rewrite(graph: GraphModule) -> None:
     """Rewrite a captured graph in place.
 
     Args:
-        graph: As :func:`~pyro_bvae.compilation.compiled_function.capture` returns it, each node with
-            its example in ``meta["val"]``.
+        graph: As :func:`~pyro_bvae.compilation.compiled_function.capture` returns it, each node
+            with its example in ``meta["val"]``.
     """
     select_by_masks(graph)
     fold_constants(graph)
@@ -37,7 +41,11 @@ def select_by_masks(graph: GraphModule) -> None:
         if more or not _covers(mask, base):
             continue
         source: Any = None
-        if value.target is aten.index.Tensor and list(value.args[1]) == [mask] and _covers(mask, value.args[0]):
+        if (
+            value.target is aten.index.Tensor
+            and list(value.args[1]) == [mask]
+            and _covers(mask, value.args[0])
+        ):
             source = value.args[0]
         elif value.target not in _ZEROS:
             continue
@@ -85,7 +93,12 @@ def fold_constants(graph: GraphModule) -> None:
     for number, (node, value) in enumerate(values.items()):
         read = any(user not in values for user in node.users)
         # What has one value everywhere the compiler writes as that value.
-        if not read or node.op == "get_attr" or not isinstance(value, Tensor) or not 1 < value.numel() <= _MOST_FOLDED:
+        if (
+            not read
+            or node.op == "get_attr"
+            or not isinstance(value, Tensor)
+            or not 1 < value.numel() <= _MOST_FOLDED
+        ):
             continue
         if bool((value != value.flatten()[0]).any()):
             graph.register_buffer(f"_folded_{number}", value)
@@ -106,11 +119,16 @@ def take_biases_apart(graph: GraphModule) -> None:
     """Add the biases after the products: in a loop that is there anyway, not by a copy to where the product goes."""
     aten = torch.ops.aten
     for node in graph.graph.nodes:
-        if node.target is aten.addmm.default and not node.kwargs and node.args[0].meta["val"].dim() == 1:
+        if (
+            node.target is aten.addmm.default
+            and not node.kwargs
+            and node.args[0].meta["val"].dim() == 1
+        ):
             bias, *factors = node.args
             with graph.graph.inserting_before(node):
                 product = graph.graph.call_function(aten.mm.default, tuple(factors))
-                # As a difference, which is the sum to the bit: of a sum the compiler would make what it was.
+                # As a difference, which is the sum to the bit: of a sum the compiler would make
+                # what it was.
                 minus = graph.graph.call_function(aten.neg.default, (bias,))
                 whole = graph.graph.call_function(aten.sub.Tensor, (product, minus))
             minus.meta, whole.meta, product.meta = bias.meta, node.meta, node.meta
@@ -121,8 +139,8 @@ def take_biases_apart(graph: GraphModule) -> None:
 def turn_products(graph: GraphModule) -> None:
     """Multiply ``W x^T`` instead of ``x W^T`` where x has fewer rows than W.
 
-    A processor's product copies its second factor, where that is transposed, into the order in which it reads it: a
-    batch is less to copy than the weights of a layer.
+    A processor's product copies its second factor, where that is transposed, into the order in
+    which it reads it: a batch is less to copy than the weights of a layer.
     """
     aten = torch.ops.aten
     for node in list(graph.graph.nodes):
@@ -130,14 +148,24 @@ def turn_products(graph: GraphModule) -> None:
             continue
         x, weight = (factor.meta["val"] for factor in node.args)
         transposed = x.stride(1) == 1 and weight.stride(0) == 1 != weight.stride(1)
-        if not transposed or x.shape[0] >= weight.shape[1] or x.dtype != torch.float32 or x.device.type != "cpu":
+        if (
+            not transposed
+            or x.shape[0] >= weight.shape[1]
+            or x.dtype != torch.float32
+            or x.device.type != "cpu"
+        ):
             continue
         turned = node.meta["val"].t().contiguous()
         with graph.graph.inserting_before(node):
-            factors = [graph.graph.call_function(aten.t.default, (factor,)) for factor in reversed(node.args)]
+            factors = [
+                graph.graph.call_function(aten.t.default, (factor,))
+                for factor in reversed(node.args)
+            ]
             product = graph.graph.call_function(aten.mm.default, tuple(factors))
             whole = graph.graph.call_function(aten.t.default, (product,))
-        for made, value in zip((*factors, product, whole), (weight.t(), x.t(), turned, turned.t()), strict=True):
+        for made, value in zip(
+            (*factors, product, whole), (weight.t(), x.t(), turned, turned.t()), strict=True
+        ):
             made.meta = {"val": value}
         node.replace_all_uses_with(whole)
         graph.graph.erase_node(node)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# Weights of a map from which copying its gradient costs more than going through a function of one's own.
+# Weights of a map from which copying its gradient costs more than going through a function of one's
+# own.
 _LARGE = 2**14
 
 
@@ -17,17 +18,18 @@ def products(one: Tensor, other: Tensor) -> Tensor:
     """Return the products of R pairs of matrices; of large ones one by one, which the libraries are better at."""
     if one.is_cuda:
         return torch.bmm(one, other)
-    found = one.new_empty(len(one), one.shape[1], other.shape[2])
-    for into, left, right in zip(found, one, other, strict=True):
+    result = one.new_empty(len(one), one.shape[1], other.shape[2])
+    for into, left, right in zip(result, one, other, strict=True):
         torch.mm(left, right, out=into)
-    return found
+    return result
 
 
 class StackedAffine(torch.autograd.Function):
     r"""R affine maps, :math:`x_r W_r^\top + b_r`, shapes ``(R, N, D)``, ``(R, F, D)`` and ``(R, F)``.
 
-    The gradient of W comes as a contiguous tensor. Of a batched product with :math:`W^\top`, which is what vmap makes
-    of an affine map, it comes transposed and is copied on its way into ``W.grad``: a fifth of a step of large networks.
+    The gradient of W comes as a contiguous tensor. Of a batched product with :math:`W^\top`, which
+    is what vmap makes of an affine map, it comes transposed and is copied on its way into
+    ``W.grad``: a fifth of a step of large networks.
     """
 
     @staticmethod
@@ -66,7 +68,9 @@ class _Affine(torch.autograd.Function):
         pass
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor | None) -> tuple[Tensor, int]:
+    def vmap(
+        info: Any, in_dims: tuple[int | None, ...], *tensors: Tensor | None
+    ) -> tuple[Tensor, int]:
         """Map the rows of all replicas."""
         x, weight, bias = (
             tensor if tensor is None or dim is None else tensor.movedim(dim, 0)
@@ -81,7 +85,11 @@ class AffineMaps(TorchFunctionMode):  # type: ignore[misc]
     """Has large affine maps that are vectorised in the body be :class:`StackedAffine`, in full precision."""
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: Any = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Any = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Call a function of torch's, or what takes its place."""
         if func is not torch.nn.functional.linear or not _pays(*args, **(kwargs or {})):
@@ -98,4 +106,6 @@ def _pays(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> bool:
     """Whether a map is large, vectorised over in rows and weights, and in no lower precision."""
     if weight.numel() < _LARGE or input.dim() < 2 or torch.is_autocast_enabled(input.device.type):
         return False
-    return all(torch._C._functorch.is_batchedtensor(t) for t in (input, weight, bias) if t is not None)
+    return all(
+        torch._C._functorch.is_batchedtensor(t) for t in (input, weight, bias) if t is not None
+    )

@@ -35,7 +35,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that takes the place of ``path`` when the body ends, and leaves no trace when it raises.
 
     Raises:
-        WriteError: if the file system does not take the file: a full disk, a directory that may only be read.
+        WriteError: if the file system does not take the file: a full disk, a directory that may
+            only be read.
     """
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

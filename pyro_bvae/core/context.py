@@ -14,11 +14,12 @@ from pyro_bvae.core.errors import InputError, check_finite
 class Context(NamedTuple):
     """What is observed and not modelled, one row per datum.
 
-    Encoder, decoder and likelihood see the same context; ``None`` in its place is the unconditional model.
+    Encoder, decoder and likelihood see the same context; ``None`` in its place is the unconditional
+    model.
 
     Attributes:
-        size_factor: Exposure of each datum, positive, shape ``(N, 1)``. If it was computed from ``x``, evidence
-            is conditional on it.
+        size_factor: Exposure of each datum, positive, shape ``(N, 1)``. If it was computed from
+            ``x``, evidence is conditional on it.
         covariates: Conditions or batch indicators, shape ``(N, C)``.
     """
 
@@ -37,16 +38,22 @@ def check_context(context: Context, num_data: int) -> None:
         if values is None:
             continue
         if not isinstance(values, Tensor):
-            raise InputError(f"'context.{field}' must be a tensor of shape {wanted}, got {type(values).__name__}")
+            raise InputError(
+                f"'context.{field}' must be a tensor of shape {wanted}, got {type(values).__name__}"
+            )
         if values.dim() != 2 or (field == "size_factor" and values.shape[1] != 1):
-            raise InputError(f"'context.{field}' must have shape {wanted}, got {tuple(values.shape)}")
+            raise InputError(
+                f"'context.{field}' must have shape {wanted}, got {tuple(values.shape)}"
+            )
         if values.shape[0] != num_data:
             raise InputError(f"'context.{field}' must have {num_data} rows, got {values.shape[0]}")
         check_finite(f"context.{field}", values)
     size = context.size_factor
     if size is not None and not bool((size > 0).all()):
         row = int((size <= 0).nonzero()[0, 0])
-        raise InputError(f"'context.size_factor' must be positive, got {size[row, 0].item()} at row {row}")
+        raise InputError(
+            f"'context.size_factor' must be positive, got {size[row, 0].item()} at row {row}"
+        )
 
 
 def check_contexts(args: Any) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 class InputError(ValueError):
     """Something a person gave cannot be used; the message says what was got and what would be accepted.
 
-    The command line prints it as one line and exits with status 2; everything else is a defect and keeps
-    its traceback.
+    The command line prints it as one line and exits with status 2; everything else is a defect and
+    keeps its traceback.
     """
 
 
@@ -52,7 +52,9 @@ def check_beta(beta: float | Tensor) -> None:
     if isinstance(beta, Tensor):
         bad = ~(torch.isfinite(beta) & (beta >= 0))
         if bool(bad.any()):
-            raise InputError(f"'beta' must be non-negative and finite, got {beta[bad].flatten()[0].item()}")
+            raise InputError(
+                f"'beta' must be non-negative and finite, got {beta[bad].flatten()[0].item()}"
+            )
     elif not isinstance(beta, Real) or not math.isfinite(beta) or beta < 0:
         raise InputError(f"'beta' must be non-negative and finite, got {beta}")
 

@@ -1,8 +1,10 @@
 """Pyro's parameter store without its trap.
 
-The store is global and keyed by name. A second module registered under a name that is taken gets the first module's
-parameters handed back: an optimizer then trains those, and the second module silently never moves. Here that is an
-error in words, and whatever the package runs itself works on a private copy of the store.
+The store is global and keyed by name. A second module registered under a name that is taken gets
+the first module's
+parameters handed back: an optimizer then trains those, and the second module silently never moves.
+Here that is an error in words, and whatever the package runs itself works on a private copy of the
+store.
 """
 
 from __future__ import annotations
@@ -47,8 +49,8 @@ def register(name: str, module: nn.Module) -> None:
 def private_store(*functions: Callable[..., Any]) -> Iterator[None]:
     """Run the body on a copy of the parameter store, and leave the user's store as it was.
 
-    The copy holds what the user's store holds, so that trained ``pyro.param`` values stay visible, without the
-    entries of other modules under the names of the modules that own ``functions``.
+    The copy holds what the user's store holds, so that trained ``pyro.param`` values stay visible,
+    without the entries of other modules under the names of the modules that own ``functions``.
     """
     store = pyro.get_param_store()
     state = store.get_state()

@@ -32,8 +32,9 @@ def full_precision() -> Iterator[None]:
 def networks_in(precision: str) -> Iterator[None]:
     """Run the networks of the package's parts in bfloat16 in the body, if ``precision`` is ``bf16``.
 
-    Only networks: what they give is brought back to their input's type, so that distributions, draws and densities,
-    whose sums over features and data bfloat16 would spoil, are computed as always.
+    Only networks: what they give is brought back to their input's type, so that distributions,
+    draws and densities, whose sums over features and data bfloat16 would spoil, are computed as
+    always.
     """
     global _half  # noqa: PLW0603
     before, _half = _half, precision == "bf16"
@@ -72,8 +73,9 @@ def _fast_products_are_exact() -> bool:
 def fast_products(device: torch.device) -> Iterator[None]:
     """Run the body with float32 matrix products on the CPU by oneDNN, where it is exact to float32 rounding.
 
-    ``torch.set_float32_matmul_precision("medium")`` allows bfloat16, which processors without AMX do not use: there
-    it only chooses another library, up to twice as fast. Where it does lose digits nothing is changed.
+    ``torch.set_float32_matmul_precision("medium")`` allows bfloat16, which processors without AMX
+    do not use: there it only chooses another library, up to twice as fast. Where it does lose
+    digits nothing is changed.
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cpu" and before == "highest" and _fast_products_are_exact():

@@ -10,7 +10,8 @@ import torch
 
 from pyro_bvae.core.errors import InputError
 
-# Streams below a seed, one for each use, so that no two uses share their draws: data sets count from 0.
+# Streams below a seed, one for each use, so that no two uses share their draws: data sets count
+# from 0.
 NOISE_STREAM, VALIDATION_STREAM, REFIT_STREAM, PROGRAM_STREAM, PROBE_STREAM = range(101, 106)
 SAMPLE_STREAM, GENERATE_STREAM, WEIGHTS_STREAM, CHOICE_STREAM = range(111, 115)
 PROPOSAL_STREAM, ANNEALING_STREAM, SIMULATION_STREAM = range(121, 124)
@@ -30,7 +31,9 @@ def stream_seed(seed: int, *path: int) -> int:
     """
     if seed < 0:
         raise InputError(f"'seed' must be a non-negative integer, got {seed}")
-    return int(np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(
+        np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+    )
 
 
 @contextmanager

@@ -3,7 +3,11 @@
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.anndata import CellFormat, CellSplits, from_anndata, h5ad
 from pyro_bvae.datasets.counts.checks import check_counts, with_size_factor
-from pyro_bvae.datasets.counts.simulated import CountTruth, negative_binomial_factors, negative_binomial_truth
+from pyro_bvae.datasets.counts.simulated import (
+    CountTruth,
+    negative_binomial_factors,
+    negative_binomial_truth,
+)
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.factors.factor_arrays import dsprites, factor_classes, from_factors
 from pyro_bvae.datasets.factors.space import FactorSpace

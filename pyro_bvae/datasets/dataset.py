@@ -12,7 +12,12 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
-from pyro_bvae.datasets.seeds import FIXED_PIXEL_STREAM, ORDER_STREAM, PIXEL_STREAM, stream_generator
+from pyro_bvae.datasets.seeds import (
+    FIXED_PIXEL_STREAM,
+    ORDER_STREAM,
+    PIXEL_STREAM,
+    stream_generator,
+)
 
 Index = slice | Tensor | Sequence[int] | np.ndarray
 
@@ -22,15 +27,16 @@ class Dataset:
     """N data in memory.
 
     Attributes:
-        x: The data, floating and finite, shape ``(N, D)``; with ``missing``, NaN where an entry was not observed.
+        x: The data, floating and finite, shape ``(N, D)``; with ``missing``, NaN where an entry was
+            not observed.
         context: What is observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
         image_shape: ``(C, H, W)`` where the features are pixels in that order, C * H * W = D.
         factor_names: F names, or none.
         label_names: The name of each class, or none.
-        stochastic_binarization: ``x`` holds probabilities, and every epoch of :meth:`batches` draws 0/1 from
-            them. ``x`` itself stays grey: to evaluate, take :meth:`binarized`.
+        stochastic_binarization: ``x`` holds probabilities, and every epoch of :meth:`batches` draws
+            0/1 from them. ``x`` itself stays grey: to evaluate, take :meth:`binarized`.
         missing: ``x`` may hold NaN for entries that were not observed, even for all of a datum.
 
     Raises:
@@ -83,14 +89,20 @@ class Dataset:
             )
         if rows.dtype == torch.bool:
             if len(rows) != len(self):
-                raise InputError(f"a mask over {len(self)} data must have as many entries, got {len(rows)}")
+                raise InputError(
+                    f"a mask over {len(self)} data must have as many entries, got {len(rows)}"
+                )
             rows = rows.nonzero().squeeze(1)
         outside = (rows < -len(self)) | (rows >= len(self))
         if bool(outside.any()):
-            raise InputError(f"index {rows[outside][0].item()} is outside a data set of {len(self)}")
+            raise InputError(
+                f"index {rows[outside][0].item()} is outside a data set of {len(self)}"
+            )
         return rows.to(self.x.device, torch.long) % len(self)
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Dataset:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Dataset:
         """Return the data on a device; ``dtype`` applies to what is floating."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
@@ -100,7 +112,9 @@ class Dataset:
 
         context = None if self.context is None else Context(*(move(part) for part in self.context))
         x = self.x.to(device=device, dtype=dtype)
-        return replace(self, x=x, context=context, labels=move(self.labels), factors=move(self.factors))
+        return replace(
+            self, x=x, context=context, labels=move(self.labels), factors=move(self.factors)
+        )
 
     def dense(self) -> Dataset:
         """Return the data themselves, which are dense: what a :class:`LazyDataset` has to make."""
@@ -111,15 +125,24 @@ class Dataset:
         if not isinstance(batch_size, int) or batch_size < 1:
             raise InputError(f"'batch_size' must be a positive integer, got {batch_size!r}")
         if drop_last and batch_size > len(self):
-            raise InputError(f"'batch_size' {batch_size} with drop_last leaves no batch of {len(self)} data")
+            raise InputError(
+                f"'batch_size' {batch_size} with drop_last leaves no batch of {len(self)} data"
+            )
         return len(self) // batch_size if drop_last else -(-len(self) // batch_size)
 
     def batches(
-        self, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Context | None]]:
         """Return one epoch of batches ``(x (B, D), context)``; the last may be short.
 
-        Order and stochastic pixels are a pure function of ``(seed, epoch)`` and the same on every device.
+        Order and stochastic pixels are a pure function of ``(seed, epoch)`` and the same on every
+        device.
         """
         count = self.num_batches(batch_size, drop_last=drop_last)
         order = torch.arange(len(self))
@@ -128,7 +151,9 @@ class Dataset:
         pixels = stream_generator(seed, epoch, PIXEL_STREAM)
         return self._batches(order.to(self.x.device).split(batch_size)[:count], pixels)
 
-    def _batches(self, parts: Sequence[Tensor], pixels: torch.Generator) -> Iterator[tuple[Tensor, Context | None]]:
+    def _batches(
+        self, parts: Sequence[Tensor], pixels: torch.Generator
+    ) -> Iterator[tuple[Tensor, Context | None]]:
         for rows in parts:
             x = self.x.index_select(0, rows)
             if self.stochastic_binarization:
@@ -157,12 +182,18 @@ class Dataset:
 
 def _check_x(x: Tensor, missing: bool) -> None:
     if not isinstance(x, Tensor):
-        raise InputError(f"'x' must be a torch tensor, got {type(x).__name__}; use torch.as_tensor(x)")
+        raise InputError(
+            f"'x' must be a torch tensor, got {type(x).__name__}; use torch.as_tensor(x)"
+        )
     shape = tuple(x.shape)
     if x.ndim != 2:
-        raise InputError(f"'x' must have shape (N, D), got {shape}; flatten each datum, as x.flatten(1) does")
+        raise InputError(
+            f"'x' must have shape (N, D), got {shape}; flatten each datum, as x.flatten(1) does"
+        )
     if not x.is_floating_point():
-        raise InputError(f"'x' must be floating, got {x.dtype}; use x.float(), and / 255 for pixels")
+        raise InputError(
+            f"'x' must be floating, got {x.dtype}; use x.float(), and / 255 for pixels"
+        )
     if 0 in shape:
         raise InputError(f"empty data set: 'x' has shape {shape}, at least (1, 1) is needed")
     _check_values(x, missing)
@@ -175,7 +206,9 @@ def _check_values(x: Tensor, missing: bool) -> None:
         return
     if not missing:
         index = tuple(int(i) for i in unseen.nonzero()[0])
-        raise InputError(f"'x' must be finite, got nan at index {index}; missing=True takes it as missing")
+        raise InputError(
+            f"'x' must be finite, got nan at index {index}; missing=True takes it as missing"
+        )
     check_finite("x", x.masked_fill(unseen, 0))
 
 
@@ -196,24 +229,34 @@ def _check_companions(data: Dataset) -> None:
             raise InputError(f"'{name}' must be a torch tensor on {data.x.device}, as 'x' is")
         if tensor.ndim != dim or len(tensor) != n:
             wanted = f"({n},)" if dim == 1 else f"({n}, *)"
-            raise InputError(f"'{name}' must have shape {wanted} as 'x' has {n} rows, got {tuple(tensor.shape)}")
+            raise InputError(
+                f"'{name}' must have shape {wanted} as 'x' has {n} rows, got {tuple(tensor.shape)}"
+            )
         check_finite(name, tensor)
     if data.labels is not None and data.labels.dtype != torch.long:
-        raise InputError(f"'labels' must be torch.int64, got {data.labels.dtype}; use labels.long()")
+        raise InputError(
+            f"'labels' must be torch.int64, got {data.labels.dtype}; use labels.long()"
+        )
     if size_factor is not None and (size_factor.shape[1] != 1 or not bool((size_factor > 0).all())):
         raise InputError(f"'context.size_factor' must be positive, of shape ({n}, 1)")
     names = data.factor_names
     if names and (data.factors is None or len(names) != data.factors.shape[1]):
-        raise InputError(f"'factor_names' must name every column of 'factors', got {len(names)} names")
+        raise InputError(
+            f"'factor_names' must name every column of 'factors', got {len(names)} names"
+        )
     if data.image_shape is not None and (len(data.image_shape) != 3 or prod(data.image_shape) != d):
-        raise InputError(f"'image_shape' must be (C, H, W) with C * H * W = {d}, got {data.image_shape}")
+        raise InputError(
+            f"'image_shape' must be (C, H, W) with C * H * W = {d}, got {data.image_shape}"
+        )
 
 
 def _check_probabilities(x: Tensor) -> None:
     bad = (x < 0) | (x > 1)
     if bool(bad.any()):
         index = tuple(int(i) for i in bad.nonzero()[0])
-        raise InputError(f"'x' must lie in [0, 1] to be binarized, got {x[index].item()} at index {index}")
+        raise InputError(
+            f"'x' must lie in [0, 1] to be binarized, got {x[index].item()} at index {index}"
+        )
 
 
 def _bernoulli(probabilities: Tensor, generator: torch.Generator) -> Tensor:

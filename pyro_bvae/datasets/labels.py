@@ -12,21 +12,24 @@ PARTS = ("train", "validation", "test")
 WHOLE = "all"
 
 
-def check_parts(found: list[str], where: str) -> None:
+def check_parts(results: list[str], where: str) -> None:
     """Raise unless the parts found are train and test, with or without validation.
 
     Raises:
         InputError: naming what was found.
     """
-    if not {"train", "test"} <= set(found) <= set(PARTS):
-        raise InputError(f"{where} must be 'train', 'test' and maybe 'validation', got {', '.join(map(repr, found))}")
+    if not {"train", "test"} <= set(results) <= set(PARTS):
+        raise InputError(
+            f"{where} must be 'train', 'test' and maybe 'validation', got {', '.join(map(repr, results))}"
+        )
 
 
 def encode_labels(values: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
     """Return labels as integers.
 
     Args:
-        values: Whole numbers, which stay as they are, or text, which is numbered in sorted order, ``(N,)``.
+        values: Whole numbers, which stay as they are, or text, which is numbered in sorted order,
+            ``(N,)``.
 
     Returns:
         Long labels ``(N,)`` and the names of the classes, empty for numbers.

@@ -22,14 +22,16 @@ _MOST_NUMBERS = 10_000_000
 class LazyDataset:
     """N data whose rows are looked up in a table, and made dense, only when a batch asks for them.
 
-    It is a :class:`Dataset` of row numbers with a table to look them up in, so that indexing, order and companions are
-    those of a :class:`Dataset` of the same data, and training on either gives the same weights. What measures wants
+    It is a :class:`Dataset` of row numbers with a table to look them up in, so that indexing, order
+    and companions are those of a :class:`Dataset` of the same data, and training on either gives
+    the same weights. What measures wants
     all data at once: give it :meth:`dense` of as many as are to be measured.
 
     Args:
-        table: Any object of shape ``(N, D)`` whose rows ``table[numbers]`` are an array or a SciPy sparse matrix: a
-            SciPy CSR matrix, an array, ``np.load(file, mmap_mode="r")``, a matrix in an open HDF5 file, or an
-            ``AnnData``, backed or not. It is asked for rows in increasing order and without repeats.
+        table: Any object of shape ``(N, D)`` whose rows ``table[numbers]`` are an array or a SciPy
+            sparse matrix: a SciPy CSR matrix, an array, ``np.load(file, mmap_mode="r")``, a matrix
+            in an open HDF5 file, or an ``AnnData``, backed or not. It is asked for rows in
+            increasing order and without repeats.
         context: What is observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
@@ -62,9 +64,13 @@ class LazyDataset:
         shape = tuple(getattr(table, "shape", ()))
         if len(shape) != 2 or not hasattr(table, "__getitem__"):
             shown = f"shape {shape}" if shape else type(table).__name__
-            raise InputError(f"'table' must have shape (N, D) and rows that an index finds, got {shown}")
+            raise InputError(
+                f"'table' must have shape (N, D) and rows that an index finds, got {shown}"
+            )
         if 0 in shape:
-            raise InputError(f"empty data set: 'table' has shape {shape}, at least (1, 1) is needed")
+            raise InputError(
+                f"empty data set: 'table' has shape {shape}, at least (1, 1) is needed"
+            )
         if not dtype.is_floating_point:
             raise InputError(f"'dtype' must be floating, got {dtype}")
         self.table, self.dtype, self.device = table, dtype, torch.device("cpu")
@@ -77,7 +83,8 @@ class LazyDataset:
         """Return the items of a map-style ``torch.utils.data.Dataset``, each asked for when a batch needs it.
 
         Args:
-            items: A dataset with a length, whose items are ``x`` or start with it; each is flattened.
+            items: A dataset with a length, whose items are ``x`` or start with it; each is
+                flattened.
             dtype: Floating type of the batches.
 
         Raises:
@@ -111,7 +118,9 @@ class LazyDataset:
     @property
     def factors(self) -> Tensor | None:
         """Ground-truth factors, ``(N, F)``."""
-        return None if self._rows.factors is None else self._rows.factors.to(self.device, self.dtype)
+        return (
+            None if self._rows.factors is None else self._rows.factors.to(self.device, self.dtype)
+        )
 
     @property
     def factor_names(self) -> tuple[str, ...]:
@@ -132,7 +141,9 @@ class LazyDataset:
         """Return the data of a slice, of integers ``(M,)`` or of a boolean mask ``(N,)``; nothing is looked up."""
         return self._with_rows(self._rows[index])
 
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> LazyDataset:
+    def to(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> LazyDataset:
         """Return the data with batches on a device and in a floating type."""
         moved = self._with_rows(self._rows)
         moved.device = self.device if device is None else torch.device(device)
@@ -153,19 +164,32 @@ class LazyDataset:
         return self._rows.num_batches(batch_size, drop_last=drop_last)
 
     def batches(
-        self, batch_size: int, *, seed: int, epoch: int, shuffle: bool = True, drop_last: bool = False
+        self,
+        batch_size: int,
+        *,
+        seed: int,
+        epoch: int,
+        shuffle: bool = True,
+        drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Context | None]]:
         """Return one epoch of dense batches, those of :meth:`Dataset.batches` for the same seed and epoch."""
-        parts = self._rows.batches(batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last)
+        parts = self._rows.batches(
+            batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
+        )
         own = (self._own(*part) for part in parts)
-        return ((self._look_up(rows[:, 0].long().numpy()).to(self.device), self._moved(c)) for rows, c in own)
+        return (
+            (self._look_up(rows[:, 0].long().numpy()).to(self.device), self._moved(c))
+            for rows, c in own
+        )
 
     def _own(self, rows: Tensor, context: Context | None) -> tuple[Tensor, Context | None]:
         """Return what is to be looked up of a batch."""
         if self._share is None:
             return rows, context
         own = self._share(len(rows))
-        return rows[own], None if context is None else Context(*(None if c is None else c[own] for c in context))
+        return rows[own], None if context is None else Context(
+            *(None if c is None else c[own] for c in context)
+        )
 
     def shared(self, share: Callable[[int], slice]) -> LazyDataset:
         """Return data whose batches are a part of each batch of these: no other row is looked up.
@@ -187,18 +211,20 @@ class LazyDataset:
         if not len(numbers):
             return torch.empty(0, self.num_features, dtype=self.dtype)
         increasing, places = np.unique(numbers, return_inverse=True)
-        found = self.table[increasing]
-        found = getattr(found, "X", found)  # of an AnnData
-        found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
-        if found.dtype.kind not in "biuf":
-            raise InputError(f"'table' must hold numbers, got type {found.dtype}")
+        result = self.table[increasing]
+        result = getattr(result, "X", result)  # of an AnnData
+        result = result.toarray() if hasattr(result, "toarray") else np.asarray(result)
+        if result.dtype.kind not in "biuf":
+            raise InputError(f"'table' must hold numbers, got type {result.dtype}")
         floating = np.float64 if self.dtype == torch.double else np.float32
-        return torch.from_numpy(found.astype(floating, copy=False)[places]).to(self.dtype)
+        return torch.from_numpy(result.astype(floating, copy=False)[places]).to(self.dtype)
 
     def _moved(self, context: Context | None) -> Context | None:
         if context is None:
             return None
-        return Context(*(None if part is None else part.to(self.device, self.dtype) for part in context))
+        return Context(
+            *(None if part is None else part.to(self.device, self.dtype) for part in context)
+        )
 
 
 class _Items:
@@ -218,5 +244,7 @@ class _Items:
         item = self._items[number]
         x = item[0] if isinstance(item, tuple | list) else item
         if not isinstance(x, Tensor | np.ndarray):
-            raise InputError(f"a torch Dataset's items must be, or start with, a tensor, got {type(x).__name__}")
+            raise InputError(
+                f"a torch Dataset's items must be, or start with, a tensor, got {type(x).__name__}"
+            )
         return torch.as_tensor(x).flatten()

@@ -24,7 +24,9 @@ _NUM_SPRITES = 8000
 _TAKERS: dict[str, tuple[str, ...]] = {
     "path": ("file", "h5ad", "dsprites"),
     "split_column": ("file", "h5ad"),
-    **dict.fromkeys(("layer", "label_column", "batch_column", "min_counts", "min_cells", "backed"), ("h5ad",)),
+    **dict.fromkeys(
+        ("layer", "label_column", "batch_column", "min_counts", "min_cells", "backed"), ("h5ad",)
+    ),
 }
 
 
@@ -53,7 +55,9 @@ class LoadOptions:
 
 def _file(options: LoadOptions) -> Splits:
     if options.path is None:
-        raise InputError("data set 'file' needs 'path': a .csv, .npy or .npz file, or a folder of images")
+        raise InputError(
+            "data set 'file' needs 'path': a .csv, .npy or .npz file, or a folder of images"
+        )
     return from_path(
         options.path,
         split_column=options.split_column,
@@ -66,7 +70,15 @@ def _file(options: LoadOptions) -> Splits:
 def _h5ad(options: LoadOptions) -> Splits:
     if options.path is None:
         raise InputError("data set 'h5ad' needs 'path', an .h5ad file")
-    names = ("split_column", "layer", "label_column", "batch_column", "min_counts", "min_cells", "backed")
+    names = (
+        "split_column",
+        "layer",
+        "label_column",
+        "batch_column",
+        "min_counts",
+        "min_cells",
+        "backed",
+    )
     given = {name: value for name in names if (value := getattr(options, name)) is not None}
     return h5ad(options.path, seed=options.seed, **given, **options.part)
 
@@ -129,14 +141,16 @@ def load(
     Args:
         name: One of :func:`available`; ``file`` is a person's own.
         root: Folder of downloaded data (the MNIST family); others have no use for it.
-        path: File or folder of data set ``file``, see :func:`pyro_bvae.datasets.from_path`; file of ``h5ad`` and
-            ``dsprites``.
+        path: File or folder of data set ``file``, see :func:`pyro_bvae.datasets.from_path`; file of
+            ``h5ad`` and ``dsprites``.
         split_column: Column of a csv or h5ad file that says train, validation or test.
-        validation: Fraction or number of data that validate, 0 for none; by default the data set's own.
+        validation: Fraction or number of data that validate, 0 for none; by default the data set's
+            own.
         binarize: ``none``, ``dynamic`` or ``static``, see :meth:`Splits.binarized`.
-        seed: Of random splits and synthetic data. Pixels that are drawn once are the same for every seed, so that
-            runs of different seeds are measured on the same data.
-        layer: Of an h5ad file, as are all that follow, see :func:`pyro_bvae.datasets.h5ad`; None for its default.
+        seed: Of random splits and synthetic data. Pixels that are drawn once are the same for every
+            seed, so that runs of different seeds are measured on the same data.
+        layer: Of an h5ad file, as are all that follow, see :func:`pyro_bvae.datasets.h5ad`; None
+            for its default.
         label_column: Column with labels.
         batch_column: Column whose values become covariates.
         min_counts: Least counts of a cell.
@@ -167,7 +181,11 @@ def load(
         value = getattr(options, argument)
         if value is not None and name not in (taker, *others):
             too = "".join(f"; '{other}' takes it too" for other in others)
-            raise InputError(f"'{argument}' = {str(value)!r} is for data set '{taker}', got data set '{name}'{too}")
+            raise InputError(
+                f"'{argument}' = {str(value)!r} is for data set '{taker}', got data set '{name}'{too}"
+            )
     if missing and name != "file":
-        raise InputError(f"'missing' is for data set 'file', got data set '{name}', in which nothing is missing")
+        raise InputError(
+            f"'missing' is for data set 'file', got data set '{name}', in which nothing is missing"
+        )
     return _BUILDERS[name](options).binarized(binarize)

@@ -10,7 +10,15 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import stream_seed
 
 # Of the data sets; training takes numbers from 16.
-ORDER_STREAM, PIXEL_STREAM, FIXED_PIXEL_STREAM, SPLIT_STREAM, SYNTHESIS_STREAM, WEIGHT_STREAM, LOOK_STREAM = range(7)
+(
+    ORDER_STREAM,
+    PIXEL_STREAM,
+    FIXED_PIXEL_STREAM,
+    SPLIT_STREAM,
+    SYNTHESIS_STREAM,
+    WEIGHT_STREAM,
+    LOOK_STREAM,
+) = range(7)
 
 
 def stream_generator(seed: int, epoch: int, stream: int) -> torch.Generator:
@@ -25,7 +33,8 @@ def stream_generator(seed: int, epoch: int, stream: int) -> torch.Generator:
         InputError: if one of the three is not an integer in [0, 2**32).
     """
     for name, value in (("seed", seed), ("epoch", epoch), ("stream", stream)):
-        # Above 32 bits a number would spill into its neighbour's word, and two streams could coincide.
+        # Above 32 bits a number would spill into its neighbour's word, and two streams could
+        # coincide.
         if not hasattr(value, "__index__") or not 0 <= operator.index(value) < 2**32:
             raise InputError(f"'{name}' must be an integer from 0 to 4294967295, got {value!r}")
     return torch.Generator().manual_seed(stream_seed(seed, epoch, stream))

@@ -21,11 +21,19 @@ def held_out_count(name: str, value: float, total: int) -> int:
         InputError: if it is neither, or stands for less than one datum without being zero.
     """
     fraction = isinstance(value, float)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < (1 if fraction else total):
-        raise InputError(f"'{name}' must be a fraction in [0, 1) or a number of data below {total}, got {value!r}")
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value < (1 if fraction else total)
+    ):
+        raise InputError(
+            f"'{name}' must be a fraction in [0, 1) or a number of data below {total}, got {value!r}"
+        )
     count = round(value * total) if fraction else int(value)
     if value > 0 and count == 0:
-        raise InputError(f"'{name}' = {value} of {total} data leaves it empty; give a larger part, or 0")
+        raise InputError(
+            f"'{name}' = {value} of {total} data leaves it empty; give a larger part, or 0"
+        )
     return count
 
 
@@ -52,7 +60,8 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: 
 
     Args:
         dataset: The N data.
-        validation: A fraction below 1 (a float) or a number of data (an int); 0 for no validation part.
+        validation: A fraction below 1 (a float) or a number of data (an int); 0 for no validation
+            part.
         test: Likewise, but at least one datum.
         seed: Of the random order.
         name: The name of the result.
@@ -92,8 +101,8 @@ class Splits:
         """Return the parts with binary pixels.
 
         Args:
-            mode: ``none``: as they are. ``dynamic``: training data drawn anew every epoch, validation and
-                test drawn once. ``static``: all drawn once.
+            mode: ``none``: as they are. ``dynamic``: training data drawn anew every epoch,
+                validation and test drawn once. ``static``: all drawn once.
             seed: Of the pixels that are drawn once.
         """
         if mode not in BINARIZE_MODES:
@@ -101,8 +110,14 @@ class Splits:
         if mode == "none":
             return self
         if not isinstance(self.train, Dataset) or not isinstance(self.test, Dataset):
-            raise InputError(f"'binarize' = '{mode}' is for pixels, got data that are dense only in the batch")
+            raise InputError(
+                f"'binarize' = '{mode}' is for pixels, got data that are dense only in the batch"
+            )
         dynamic = mode == "dynamic"
-        train = self.train.dynamically_binarized() if dynamic else self.train.binarized(seed, part=0)
+        train = (
+            self.train.dynamically_binarized() if dynamic else self.train.binarized(seed, part=0)
+        )
         validation = None if self.validation is None else self.validation.binarized(seed, part=1)
-        return replace(self, train=train, validation=validation, test=self.test.binarized(seed, part=2))
+        return replace(
+            self, train=train, validation=validation, test=self.test.binarized(seed, part=2)
+        )

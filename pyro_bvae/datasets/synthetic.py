@@ -73,7 +73,9 @@ def linear_gaussian(
 def _on_cpu(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return weight ``(D, L)`` and bias ``(D,)``, zero where it is None, checked and free of gradients."""
     if weight.ndim != 2 or not weight.is_floating_point():
-        raise InputError(f"'weight' must be floating of shape (D, L), got {weight.dtype} {tuple(weight.shape)}")
+        raise InputError(
+            f"'weight' must be floating of shape (D, L), got {weight.dtype} {tuple(weight.shape)}"
+        )
     check_finite("weight", weight)
     weight = weight.detach().cpu()
     bias = weight.new_zeros(len(weight)) if bias is None else bias.detach().to(weight)

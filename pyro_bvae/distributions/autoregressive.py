@@ -32,20 +32,23 @@ class AutoregressiveNormal(dist.TorchDistribution):
     r"""Normal noise through autoregressive steps and an affine map (Kingma et al. 2016).
 
     .. math::
-        u^0 = \epsilon, \qquad u^t_d = g^t_d \, u^{t-1}_d + m^t_d, \qquad z = \mu + \sigma \, u^T, \qquad
-        \log q(z) = \log \mathcal{N}(\epsilon; 0, I) - \sum_d \Big( \log \sigma_d + \sum_t \log g^t_d \Big),
+        u^0 = \epsilon, \qquad u^t_d = g^t_d \, u^{t-1}_d + m^t_d, \qquad z = \mu + \sigma \, u^T,
+        \qquad
+        \log q(z) = \log \mathcal{N}(\epsilon; 0, I) - \sum_d \Big( \log \sigma_d + \sum_t \log
+        g^t_d \Big),
 
-    where :math:`g^t_d` and :math:`m^t_d` are functions of :math:`u^{t-1}_{<d}` and of a summary of the data. A draw is
-    one pass, and so is its density, as long as it is the last draw. Any other value takes one pass for each dimension
-    and step. The affine map comes last, so that the steps see standard noise, whatever the scale of the latents.
+    where :math:`g^t_d` and :math:`m^t_d` are functions of :math:`u^{t-1}_{<d}` and of a summary of
+    the data. A draw is one pass, and so is its density, as long as it is the last draw. Any other
+    value takes one pass for each dimension and step. The affine map comes last, so that the steps
+    see standard noise, whatever the scale of the latents.
 
     Args:
         loc: :math:`\mu`, shape ``(*, D)``.
         scale: :math:`\sigma`, positive, of the same shape.
         summary: What the steps know of the data, shape ``(*, H)``.
         steps: The steps, first to last.
-        noise: Distribution of each :math:`\epsilon_d`, scalar, or of all of them as one event; the standard normal by
-            default.
+        noise: Distribution of each :math:`\epsilon_d`, scalar, or of all of them as one event; the
+            standard normal by default.
     """
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
@@ -54,7 +57,12 @@ class AutoregressiveNormal(dist.TorchDistribution):
     _last: Remembered | None = None
 
     def __init__(
-        self, loc: Tensor, scale: Tensor, summary: Tensor, steps: Sequence[AutoregressiveStep], noise: Any = None
+        self,
+        loc: Tensor,
+        scale: Tensor,
+        summary: Tensor,
+        steps: Sequence[AutoregressiveStep],
+        noise: Any = None,
     ) -> None:
         self.loc, self.scale, self.summary, self.steps = loc, scale, summary, tuple(steps)
         self.noise = dist.Normal(loc.new_zeros(()), loc.new_ones(())) if noise is None else noise
@@ -67,7 +75,9 @@ class AutoregressiveNormal(dist.TorchDistribution):
         new.loc, new.scale, new.summary, new.steps, new.noise = (
             self.loc, self.scale, self.summary, self.steps, self.noise,
         )  # fmt: skip
-        super(AutoregressiveNormal, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        super(AutoregressiveNormal, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
         return new
 
     def with_noise(self, noise: Any) -> AutoregressiveNormal:
@@ -119,7 +129,8 @@ class AutoregressiveNormal(dist.TorchDistribution):
     def mean(self) -> Tensor:
         r"""The mean, ``(*, D)``, by 256 quasi-random noises that are the same every time.
 
-        The error is far below a hundredth of the scale for a flow as smooth as the usual ones (Owen 1997).
+        The error is far below a hundredth of the scale for a flow as smooth as the usual ones (Owen
+        1997).
         """
         return self._moment(lambda value: value)
 
@@ -131,13 +142,20 @@ class AutoregressiveNormal(dist.TorchDistribution):
 
     def _moment(self, function: Any) -> Tensor:
         size, ones = self.event_shape[0], [1] * len(self.batch_shape)
-        uniform = SobolEngine(size, scramble=True, seed=0).draw(_MEAN_NOISES // 2, dtype=torch.float64)
+        uniform = SobolEngine(size, scramble=True, seed=0).draw(
+            _MEAN_NOISES // 2, dtype=torch.float64
+        )
         half = torch.distributions.Normal(0.0, 1.0).icdf(uniform.clamp(1e-9, 1 - 1e-9))
-        half = half / half.square().mean(0).sqrt()  # the moments of the noise are exact, and an affine flow's with them
+        half = (
+            half / half.square().mean(0).sqrt()
+        )  # the moments of the noise are exact, and an affine flow's with them
         noises = torch.cat([half, -half], -1).reshape(-1, *ones, size).to(self.loc)
         shape = self.batch_shape + self.event_shape
         parts = noises.split(_AT_A_TIME)
-        return sum(function(self.push(part.expand(-1, *shape))[0]).sum(0) for part in parts) / _MEAN_NOISES
+        return (
+            sum(function(self.push(part.expand(-1, *shape))[0]).sum(0) for part in parts)
+            / _MEAN_NOISES
+        )
 
 
 def _invert(step: AutoregressiveStep, v: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,18 @@ from pyro_bvae.distributions.pixels import GreyBernoulli, Pixels
 class AutoregressivePixels(dist.TorchDistribution):
     r"""Binary pixels, each of which sees those before it (Germain et al. 2015).
 
-    .. math:: \log p(x) = \sum_d \log \mathrm{Bernoulli}(x_d; \, \operatorname{sigmoid}(l_d + m_d(x_{<d})))
+    .. math:: \log p(x) = \sum_d \log \mathrm{Bernoulli}(x_d; \, \operatorname{sigmoid}(l_d +
+    m_d(x_{<d})))
 
-    for logits l and a function m of the pixels. m knows nothing of l, so that it is evaluated once for ``(N, D)``
-    pixels however many l they are scored under: ``(K, N, D)`` logits cost one pass over N. A draw takes D passes.
+    for logits l and a function m of the pixels. m knows nothing of l, so that it is evaluated once
+    for ``(N, D)``
+    pixels however many l they are scored under: ``(K, N, D)`` logits cost one pass over N. A draw
+    takes D passes.
 
     Args:
         logits: l, shape ``(*, D)``.
-        preceding: m, from pixels ``(*, D)`` to ``(*, D)``; output d must depend on the pixels before d alone.
+        preceding: m, from pixels ``(*, D)`` to ``(*, D)``; output d must depend on the pixels
+            before d alone.
         validate_args: Whether values other than 0 and 1 are refused.
     """
 
@@ -31,7 +35,10 @@ class AutoregressivePixels(dist.TorchDistribution):
     support = constraints.independent(constraints.boolean, 1)
 
     def __init__(
-        self, logits: Tensor, preceding: Callable[[Tensor], Tensor], validate_args: bool | None = None
+        self,
+        logits: Tensor,
+        preceding: Callable[[Tensor], Tensor],
+        validate_args: bool | None = None,
     ) -> None:
         self.logits, self.preceding = logits, preceding
         super().__init__(logits.shape[:-1], logits.shape[-1:], validate_args=validate_args)
@@ -61,14 +68,18 @@ class AutoregressivePixels(dist.TorchDistribution):
 
         .. math:: \pi_d = \operatorname{sigmoid}(l_d + m_d(\pi_{<d}))
 
-        The exact mean is a sum over all images. The two agree for the first pixel, and for all where m is 0; else this
-        is a smooth picture of what the distribution expects, and the mean of draws is the thing to compute with.
+        The exact mean is a sum over all images. The two agree for the first pixel, and for all
+        where m is 0; else this is a smooth picture of what the distribution expects, and the mean
+        of draws is the thing to compute with.
         """
         return self._in_turn(self.logits, torch.sigmoid)
 
     def _in_turn(self, logits: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
         """Return pixels that are chosen one after the other, given their logits."""
-        pixels, number = torch.zeros_like(logits), torch.arange(logits.shape[-1], device=logits.device)
+        pixels, number = (
+            torch.zeros_like(logits),
+            torch.arange(logits.shape[-1], device=logits.device),
+        )
         for dim in range(logits.shape[-1]):
             pixels = torch.where(number == dim, choose(logits + self.preceding(pixels)), pixels)
         return pixels

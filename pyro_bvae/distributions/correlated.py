@@ -30,9 +30,10 @@ def log_standard_normal(noise: Tensor) -> Tensor:
 class FullRankNormal(dist.MultivariateNormal):
     r"""Pyro's normal of a Cholesky factor, :math:`z = \mu + C \epsilon`, with faster draws, scored by their noise.
 
-    Draws take one matrix product a datum for all its particles. The density of the last draw is that of its noise: it
-    stays finite however badly conditioned C is, where a triangular solve in float32 overflows. The gradient of that
-    density in the draw itself is asked for with ``z.detach().requires_grad_()`` or ``z.view_as(z)``.
+    Draws take one matrix product a datum for all its particles. The density of the last draw is
+    that of its noise: it stays finite however badly conditioned C is, where a triangular solve in
+    float32 overflows. The gradient of that density in the draw itself is asked for with
+    ``z.detach().requires_grad_()`` or ``z.view_as(z)``.
     """
 
     _last: Remembered | None = None
@@ -48,7 +49,11 @@ class FullRankNormal(dist.MultivariateNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of ``(*, D)``, shape ``(*)``."""
         noise = None if self._last is None else self._last.noise_of(value)
-        return super().log_prob(value) if noise is None else log_standard_normal(noise) - self.log_volume
+        return (
+            super().log_prob(value)
+            if noise is None
+            else log_standard_normal(noise) - self.log_volume
+        )
 
     @property
     def log_volume(self) -> Tensor:
@@ -59,10 +64,12 @@ class FullRankNormal(dist.MultivariateNormal):
 class LowRankNormal(dist.TorchDistribution):
     r"""A normal with covariance :math:`S (I + V V^\top) S`: a diagonal S and a factor V of few columns.
 
-    It is Pyro's ``LowRankMultivariateNormal`` with its factor in units of the diagonal, which is what keeps it stable:
-    with :math:`y = S^{-1}(z - \mu)` and :math:`c = (I + V^\top V)^{-1} V^\top y`, the distance is a sum of squares,
+    It is Pyro's ``LowRankMultivariateNormal`` with its factor in units of the diagonal, which is
+    what keeps it stable: with :math:`y = S^{-1}(z - \mu)` and :math:`c = (I + V^\top V)^{-1} V^\top
+    y`, the distance is a sum of squares,
 
-    .. math:: \|y - V c\|^2 + \|c\|^2, \qquad \tfrac12 \log |\Sigma| = \sum_d \log s_d + \tfrac12 \log |I + V^\top V|,
+    .. math:: \|y - V c\|^2 + \|c\|^2, \qquad \tfrac12 \log |\Sigma| = \sum_d \log s_d + \tfrac12
+    \log |I + V^\top V|,
 
     where the usual formula subtracts two large numbers. Nothing of size D × D is made.
 
@@ -80,7 +87,9 @@ class LowRankNormal(dist.TorchDistribution):
     support = constraints.real_vector
     has_rsample = True
 
-    def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, loc: Tensor, scale: Tensor, factor: Tensor, validate_args: bool | None = None
+    ) -> None:
         self.loc, self.scale, self.factor = loc, scale, factor
         batch_shape = torch.broadcast_shapes(loc.shape[:-1], scale.shape[:-1], factor.shape[:-2])
         super().__init__(batch_shape, loc.shape[-1:], validate_args=validate_args)
@@ -89,7 +98,9 @@ class LowRankNormal(dist.TorchDistribution):
         """Return it with another batch shape; the parameters are not copied."""
         new = type(self).__new__(type(self))
         new.loc, new.scale, new.factor = self.loc, self.scale, self.factor
-        super(LowRankNormal, new).__init__(torch.Size(batch_shape), self.event_shape, validate_args=False)
+        super(LowRankNormal, new).__init__(
+            torch.Size(batch_shape), self.event_shape, validate_args=False
+        )
         new._validate_args = self._validate_args
         return new
 
@@ -108,13 +119,17 @@ class LowRankNormal(dist.TorchDistribution):
             self._validate_sample(value)
         y, tril = (value - self.loc) / self.scale, self._capacitance_tril
         shared = matrix_vector(torch.cholesky_solve(self.factor.mT, tril), y)
-        distance = (y - matrix_vector(self.factor, shared)).square().sum(-1) + shared.square().sum(-1)
+        distance = (y - matrix_vector(self.factor, shared)).square().sum(-1) + shared.square().sum(
+            -1
+        )
         log_prob = -0.5 * (distance + y.shape[-1] * math.log(2 * math.pi)) - self._log_volume(tril)
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))
 
     @property
     def _capacitance_tril(self) -> Tensor:
-        identity = torch.eye(self.factor.shape[-1], dtype=self.factor.dtype, device=self.factor.device)
+        identity = torch.eye(
+            self.factor.shape[-1], dtype=self.factor.dtype, device=self.factor.device
+        )
         return torch.linalg.cholesky(identity + self.factor.mT @ self.factor)
 
     def _log_volume(self, tril: Tensor) -> Tensor:
@@ -140,7 +155,9 @@ class LowRankNormal(dist.TorchDistribution):
     def scale_tril(self) -> Tensor:
         """The Cholesky factor of the covariance, ``(*, D, D)``, which is what low rank saves: for small D."""
         identity = torch.eye(self.event_shape[0], dtype=self.loc.dtype, device=self.loc.device)
-        tril = self.scale.unsqueeze(-1) * torch.linalg.cholesky(identity + self.factor @ self.factor.mT)
+        tril = self.scale.unsqueeze(-1) * torch.linalg.cholesky(
+            identity + self.factor @ self.factor.mT
+        )
         return tril.expand(*self.batch_shape, *tril.shape[-2:])
 
 

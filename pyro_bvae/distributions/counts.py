@@ -1,9 +1,10 @@
 r"""Distributions of counts, by the logarithm of their mean: safe at zero, and at very large counts and dispersions.
 
-The log gamma functions of a count's density cancel each other where its arguments are large. Here each is taken apart
-by Stirling's formula, :math:`\log \Gamma(a) = (a - \tfrac12) \log a - a + \tfrac12 \log 2\pi + c(a)`. The large terms
-cancel on paper, and the logarithms of ratios near one keep their digits. Densities and gradients are computed in
-float64 and rounded to the parameters' type: a count less a float32's mean has too few digits left.
+The log gamma functions of a count's density cancel each other where its arguments are large. Here
+each is taken apart by Stirling's formula, :math:`\log \Gamma(a) = (a - \tfrac12) \log a - a +
+\tfrac12 \log 2\pi + c(a)`. The large terms cancel on paper, and the logarithms of ratios near one
+keep their digits. Densities and gradients are computed in float64 and rounded to the parameters'
+type: a count less a float32's mean has too few digits left.
 """
 
 from __future__ import annotations
@@ -34,14 +35,18 @@ def _in_blocks(function: Callable[..., Any], *tensors: Tensor) -> Any:
     """Return a function of tensors that broadcast, or several, a block of their first dimension after the other."""
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     rows = max(1, _COUNTS * shape[0] // max(1, shape.numel())) if shape else 1
-    whole = is_capturing() or torch.compiler.is_compiling() or any(tensor.is_cuda for tensor in tensors)
+    whole = (
+        is_capturing() or torch.compiler.is_compiling() or any(tensor.is_cuda for tensor in tensors)
+    )
     if whole or not shape or rows >= shape[0]:
         return function(*tensors)
     split = [len(tensor.shape) == len(shape) and len(tensor) > 1 for tensor in tensors]
     blocks = []
     for start in range(0, shape[0], rows):
         size = min(rows, shape[0] - start)
-        parts = (t.narrow(0, start, size) if long else t for t, long in zip(tensors, split, strict=True))
+        parts = (
+            t.narrow(0, start, size) if long else t for t, long in zip(tensors, split, strict=True)
+        )
         blocks.append(function(*parts))
     if isinstance(blocks[0], Tensor):
         return torch.cat(blocks)
@@ -58,7 +63,9 @@ def _stirling_tail(a: Tensor) -> Tensor:
     """Return the series of the remainder of Stirling's formula for the log gamma function."""
     inverse = 1 / a
     square = inverse * inverse
-    return inverse * (1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188))))
+    return inverse * (
+        1 / 12 - square * (1 / 360 - square * (1 / 1260 - square * (1 / 1680 - square / 1188)))
+    )
 
 
 def _remainder(a: Tensor) -> Tensor:
@@ -77,7 +84,9 @@ def _slope_remainder(a: Tensor) -> Tensor:
     moved = torch.log1p(_SHIFT / small) - (2 * small + (_SHIFT - 1)) * steps
     inverse = 1 / far
     square = inverse * inverse
-    tail = square * (1 / 12 - square * (1 / 120 - square * (1 / 252 - square * (1 / 240 - square / 132))))
+    tail = square * (
+        1 / 12 - square * (1 / 120 - square * (1 / 252 - square * (1 / 240 - square / 132)))
+    )
     return is_small * moved - 0.5 * inverse - tail
 
 
@@ -86,7 +95,12 @@ def _log_factorial(value: Tensor) -> Tensor:
     (value,) = wide(value)
     is_small, far, _, pairs = _moved(value + 1)
     log_product = (pairs * (pairs + 6) * (pairs + 10) * (pairs + 12)).log()
-    return (far - 0.5) * far.log() + _stirling_tail(far) - is_small * (log_product + _SHIFT) + (_HALF_LOG_2PI - 1)
+    return (
+        (far - 0.5) * far.log()
+        + _stirling_tail(far)
+        - is_small * (log_product + _SHIFT)
+        + (_HALF_LOG_2PI - 1)
+    )
 
 
 def _log_ratio(total: Tensor, expected: Tensor, difference: Tensor) -> Tensor:
@@ -101,12 +115,16 @@ def _dtype(log_mean: Tensor, *others: Tensor) -> torch.dtype:
     return dtypes[0] if len(dtypes) == 1 else torch.promote_types(*dtypes)
 
 
-def _negative_binomial(log_mean: Tensor, theta: Tensor, value: Tensor, own: Tensor, factorial: Tensor) -> Tensor:
+def _negative_binomial(
+    log_mean: Tensor, theta: Tensor, value: Tensor, own: Tensor, factorial: Tensor
+) -> Tensor:
     dtype = _dtype(log_mean, theta, value)
     log_mean, theta, value = wide(log_mean, theta, value)
     mean, total = log_mean.exp(), value + theta
     rise = _log_ratio(total, theta + mean, value - mean)
-    return (total * rise + value * log_mean - factorial + (_remainder(total.to(own.dtype)) - own)).to(dtype)
+    return (
+        total * rise + value * log_mean - factorial + (_remainder(total.to(own.dtype)) - own)
+    ).to(dtype)
 
 
 def _slope_of_mean(log_mean: Tensor, theta: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
@@ -116,7 +134,9 @@ def _slope_of_mean(log_mean: Tensor, theta: Tensor, value: Tensor, gradient: Ten
     return (gradient * theta * ((value - mean) / (theta + mean))).to(dtype)
 
 
-def _slopes(log_mean: Tensor, theta: Tensor, value: Tensor, own: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
+def _slopes(
+    log_mean: Tensor, theta: Tensor, value: Tensor, own: Tensor, gradient: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return the slopes by the logarithm of the mean and by the dispersion."""
     dtype = log_mean.dtype
     log_mean, theta, value = wide(log_mean, theta, value)
@@ -153,10 +173,17 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
         log_mean, theta, value = ctx.saved_tensors
         of_theta = None
         if ctx.needs_input_grad[1]:
-            of_mean, of_theta = _in_blocks(_slopes, log_mean, theta, value, _slope_remainder(theta), *gradients)
-            of_mean, of_theta = of_mean.sum_to_size(log_mean.shape), of_theta.sum_to_size(theta.shape)
+            of_mean, of_theta = _in_blocks(
+                _slopes, log_mean, theta, value, _slope_remainder(theta), *gradients
+            )
+            of_mean, of_theta = (
+                of_mean.sum_to_size(log_mean.shape),
+                of_theta.sum_to_size(theta.shape),
+            )
         else:
-            of_mean = _in_blocks(_slope_of_mean, log_mean, theta, value, *gradients).sum_to_size(log_mean.shape)
+            of_mean = _in_blocks(_slope_of_mean, log_mean, theta, value, *gradients).sum_to_size(
+                log_mean.shape
+            )
         return of_mean, None if of_theta is None else of_theta.to(theta.dtype), None
 
 
@@ -188,21 +215,25 @@ class _PoissonLogProb(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         log_mean, value = ctx.saved_tensors
-        return _in_blocks(_slope_of_poisson, log_mean, value, *gradients).sum_to_size(log_mean.shape), None
+        return _in_blocks(_slope_of_poisson, log_mean, value, *gradients).sum_to_size(
+            log_mean.shape
+        ), None
 
 
 class Counts(dist.TorchDistribution):
     """A distribution over counts that is given by the logarithm of its mean.
 
-    Parameters that depend on the features alone are not expanded over particles and data, so that their log gamma
-    functions are computed once.
+    Parameters that depend on the features alone are not expanded over particles and data, so that
+    their log gamma functions are computed once.
     """
 
     support = constraints.nonnegative_integer
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     _shared: tuple[str, ...] = ()
 
-    def __init__(self, log_mean: Tensor, batch_shape: torch.Size, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, log_mean: Tensor, batch_shape: torch.Size, validate_args: bool | None = None
+    ) -> None:
         self.log_mean = log_mean
         super().__init__(batch_shape, torch.Size(), validate_args=validate_args)
 
@@ -264,12 +295,13 @@ class NegativeBinomialCounts(Counts):
     r"""Negative binomial counts of mean :math:`\mu` and dispersion :math:`\theta`.
 
     .. math::
-        p(x) = \frac{\Gamma(x + \theta)}{\Gamma(\theta) \, x!} \Big(\frac{\theta}{\theta + \mu}\Big)^\theta
+        p(x) = \frac{\Gamma(x + \theta)}{\Gamma(\theta) \, x!} \Big(\frac{\theta}{\theta +
+        \mu}\Big)^\theta
                \Big(\frac{\mu}{\theta + \mu}\Big)^x,
         \qquad \operatorname{Var}(x) = \mu + \mu^2 / \theta,
 
-    a Poisson whose rate is gamma distributed with mean :math:`\mu` and shape :math:`\theta`; for large
-    :math:`\theta` the Poisson itself.
+    a Poisson whose rate is gamma distributed with mean :math:`\mu` and shape :math:`\theta`; for
+    large :math:`\theta` the Poisson itself.
 
     Args:
         log_mean: Logarithm of the mean, any shape.
@@ -279,7 +311,9 @@ class NegativeBinomialCounts(Counts):
 
     _shared: tuple[str, ...] = ("dispersion",)
 
-    def __init__(self, log_mean: Tensor, dispersion: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(
+        self, log_mean: Tensor, dispersion: Tensor, validate_args: bool | None = None
+    ) -> None:
         self.dispersion = dispersion
         shape = torch.broadcast_shapes(log_mean.shape, dispersion.shape)
         super().__init__(log_mean.expand(shape), shape, validate_args)
@@ -298,8 +332,12 @@ class NegativeBinomialCounts(Counts):
         """Draw counts."""
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
-            gamma = torch.distributions.Gamma(self.dispersion, torch.ones_like(self.dispersion), validate_args=False)
-            theta = gamma.expand(self.batch_shape).sample(shape[: len(shape) - len(self.batch_shape)])
+            gamma = torch.distributions.Gamma(
+                self.dispersion, torch.ones_like(self.dispersion), validate_args=False
+            )
+            theta = gamma.expand(self.batch_shape).sample(
+                shape[: len(shape) - len(self.batch_shape)]
+            )
             return torch.poisson(theta / self.dispersion * self.log_mean.exp())
 
 
@@ -320,7 +358,11 @@ class ZeroInflatedNegativeBinomialCounts(NegativeBinomialCounts):
     _shared: tuple[str, ...] = ("dispersion", "gate_logits")
 
     def __init__(
-        self, log_mean: Tensor, dispersion: Tensor, gate_logits: Tensor, validate_args: bool | None = None
+        self,
+        log_mean: Tensor,
+        dispersion: Tensor,
+        gate_logits: Tensor,
+        validate_args: bool | None = None,
     ) -> None:
         self.gate_logits = gate_logits
         shape = torch.broadcast_shapes(log_mean.shape, gate_logits.shape)

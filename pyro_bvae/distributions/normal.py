@@ -20,10 +20,11 @@ def _compact(parameter: Tensor) -> Tensor:
 class DiagonalNormal(dist.Independent):  # type: ignore[misc]
     r"""Independent normals over the last dimension, as one event.
 
-    .. math:: \log p(x) = -\tfrac12 \sum_d [(x_d - \mu_d) / \sigma_d]^2 - \sum_d \log \sigma_d - \tfrac D2 \log 2\pi
+    .. math:: \log p(x) = -\tfrac12 \sum_d [(x_d - \mu_d) / \sigma_d]^2 - \sum_d \log \sigma_d -
+    \tfrac D2 \log 2\pi
 
-    It is ``Normal(loc, scale).to_event(1)``, to rounding. Logarithms of scales are taken before they are expanded over
-    particles and data, and few terms are written to memory.
+    It is ``Normal(loc, scale).to_event(1)``, to rounding. Logarithms of scales are taken before
+    they are expanded over particles and data, and few terms are written to memory.
     """
 
     @classmethod
@@ -40,6 +41,10 @@ class DiagonalNormal(dist.Independent):  # type: ignore[misc]
             base._validate_sample(value)
         loc, scale = _compact(base.loc), _compact(base.scale)
         distance = ((value - loc) / scale).square().sum(-1)
-        scale = scale.to(distance.dtype)  # data in float64 have sums in float64, whatever the parameters' type
-        log_prob = -0.5 * distance - (scale.log().sum(-1) + self.event_shape[0] * 0.5 * math.log(2 * math.pi))
+        scale = scale.to(
+            distance.dtype
+        )  # data in float64 have sums in float64, whatever the parameters' type
+        log_prob = -0.5 * distance - (
+            scale.log().sum(-1) + self.event_shape[0] * 0.5 * math.log(2 * math.pi)
+        )
         return log_prob.expand(torch.broadcast_shapes(log_prob.shape, self.batch_shape))

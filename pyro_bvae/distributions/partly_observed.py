@@ -17,8 +17,8 @@ class PartlyObserved(dist.Independent):  # type: ignore[misc]
 
     .. math:: \log p(x_O) = \sum_{d \in O} \log p(x_d), \qquad O = \{d : x_d \text{ is no NaN}\},
 
-    the marginal density of what was observed: ``poutine.mask``, feature by feature. No gradient sees the NaN. Where
-    nothing was observed it is 0, exactly. Draws are complete.
+    the marginal density of what was observed: ``poutine.mask``, feature by feature. No gradient
+    sees the NaN. Where nothing was observed it is 0, exactly. Draws are complete.
     """
 
     @classmethod
@@ -28,7 +28,10 @@ class PartlyObserved(dist.Independent):  # type: ignore[misc]
         Raises:
             InputError: for a distribution that is no product of features.
         """
-        if not isinstance(distribution, torch.distributions.Independent) or distribution.base_dist.event_shape:
+        if (
+            not isinstance(distribution, torch.distributions.Independent)
+            or distribution.base_dist.event_shape
+        ):
             raise InputError(
                 "missing entries need a likelihood whose features are independent given z, a distribution with"
                 f" .to_event(1); got {type(distribution).__name__}"

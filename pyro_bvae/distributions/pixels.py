@@ -19,7 +19,8 @@ from pyro_bvae.compilation.compiled_function import is_capturing
 class GreyBernoulli(dist.Bernoulli):
     """A Bernoulli whose log density is also evaluated between 0 and 1: the cross-entropy of grey pixels.
 
-    On greys it is a loss and no normalised density; on 0 and 1 it is the Bernoulli. It draws 0 and 1.
+    On greys it is a loss and no normalised density; on 0 and 1 it is the Bernoulli. It draws 0 and
+    1.
     """
 
     support = constraints.unit_interval
@@ -33,10 +34,13 @@ class Pixels(dist.Independent):  # type: ignore[misc]
     r"""Independent :class:`GreyBernoulli` pixels, scored in fewer operations where no gradient is asked for.
 
     .. math::
-        \log p(x) = \log \prod_d \operatorname{sigmoid}(|l_d|) - \tfrac12 \sum_d [|l_d| - (2 x_d - 1) l_d]
+        \log p(x) = \log \prod_d \operatorname{sigmoid}(|l_d|) - \tfrac12 \sum_d [|l_d| - (2 x_d -
+        1) l_d]
 
-    for logits l. The factors lie in [1/2, 1], so that one logarithm serves as many as cannot underflow, and nothing
-    large cancels between the two sums: the result is that of the usual formula to rounding, also for extreme logits.
+    for logits l. The factors lie in [1/2, 1], so that one logarithm serves as many as cannot
+    underflow, and nothing
+    large cancels between the two sums: the result is that of the usual formula to rounding, also
+    for extreme logits.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -50,8 +54,14 @@ class Pixels(dist.Independent):  # type: ignore[misc]
         logits, signs = torch.broadcast_tensors(logits, 1 - 2 * value)
         if is_capturing():  # a compiler makes one loop of it
             return _score(logits, signs)
-        step = len(logits) if logits.is_cuda else max(1, _PIXELS * len(logits) // max(1, logits.numel()))
-        return torch.cat([_score(*parts) for parts in zip(logits.split(step), signs.split(step), strict=True)])
+        step = (
+            len(logits)
+            if logits.is_cuda
+            else max(1, _PIXELS * len(logits) // max(1, logits.numel()))
+        )
+        return torch.cat(
+            [_score(*parts) for parts in zip(logits.split(step), signs.split(step), strict=True)]
+        )
 
 
 def _score(logits: Tensor, signs: Tensor) -> Tensor:
@@ -81,7 +91,8 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
 
     support = constraints.unit_interval
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
-    # Below this size of l the closed forms lose digits, and four terms of their series are exact to rounding.
+    # Below this size of l the closed forms lose digits, and four terms of their series are exact to
+    # rounding.
     _small = 0.1
 
     def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
@@ -90,7 +101,9 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> ContinuousBernoulliPixels:
         """Return the distribution with a larger batch shape."""
-        return ContinuousBernoulliPixels(self.logits.expand(torch.Size(batch_shape)), self._validate_args)
+        return ContinuousBernoulliPixels(
+            self.logits.expand(torch.Size(batch_shape)), self._validate_args
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density."""
@@ -98,12 +111,16 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
             self._validate_sample(value)
         size, near, far = self._parts(self._small)
         square = near.square()
-        # About the middle, an even function of l: the slope at 0 is x - 1/2, where an absolute value has none.
+        # About the middle, an even function of l: the slope at 0 is x - 1/2, where an absolute
+        # value has none.
         series = near * (value - 0.5) - square * (
             1 / 24 - square * (1 / 2880 - square * (1 / 181440 - square / 9676800))
         )
         # From the likelier end: the distance to it has all its digits.
-        closed = -size * torch.where(self.logits > 0, 1 - value, value) - (-torch.expm1(-far) / far).log()
+        closed = (
+            -size * torch.where(self.logits > 0, 1 - value, value)
+            - (-torch.expm1(-far) / far).log()
+        )
         return torch.where(size < self._small, series, closed)
 
     @property
@@ -111,7 +128,9 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
         """Means."""
         size, near, far = self._parts(self._small)
         square = near.square()
-        series = 0.5 + near * (1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600)))
+        series = 0.5 + near * (
+            1 / 12 - square * (1 / 720 - square * (1 / 30240 - square / 1209600))
+        )
         closed = 1 / -torch.expm1(-far) - 1 / far
         closed = torch.where(self.logits > 0, closed, 1 - closed)
         return torch.where(size < self._small, series, closed)
@@ -121,7 +140,9 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
         """Variances."""
         size, near, far = self._parts(1.0)
         square = near.square()
-        inner = 1 / 172800 - square * (1 / 5322240 - square * (691 / 118879488000 - square / 5748019200))
+        inner = 1 / 172800 - square * (
+            1 / 5322240 - square * (691 / 118879488000 - square / 5748019200)
+        )
         series = 1 / 12 - square * (1 / 240 - square * (1 / 6048 - square * inner))
         closed = 1 / far.square() - (-far).exp() / torch.expm1(-far).square()
         return torch.where(size < 1, series, closed)
@@ -138,7 +159,9 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
             shape = self._extended_shape(torch.Size(sample_shape))
             uniform = torch.rand(shape, dtype=self.logits.dtype, device=self.logits.device)
             size = self.logits.abs().clamp(min=1e-5)  # less is uniform, to rounding
-            from_one = -torch.log1p(uniform * torch.expm1(-size)) / size  # the distance from the likelier end
+            from_one = (
+                -torch.log1p(uniform * torch.expm1(-size)) / size
+            )  # the distance from the likelier end
             return torch.where(self.logits > 0, 1 - from_one, from_one).clamp(0, 1)
 
 
@@ -189,14 +212,17 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> DiscretizedLogistic:
         """Return the distribution with a larger batch shape."""
         shape = torch.Size(batch_shape)
-        return DiscretizedLogistic(self.loc.expand(shape), self.scale.expand(shape), self._validate_args)
+        return DiscretizedLogistic(
+            self.loc.expand(shape), self.scale.expand(shape), self._validate_args
+        )
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability of grey levels."""
         if self._validate_args:
             self._validate_sample(value)
         half = 0.5 / (PIXEL_LEVELS - 1)
-        # At the edge of a bin the location cancels all digits of a float32's half width but those that follow.
+        # At the edge of a bin the location cancels all digits of a float32's half width but those
+        # that follow.
         first = float(np.float32(half))
         apart, rest = value - self.loc, half - first
         upper, lower = (apart + first + rest) / self.scale, (apart - first - rest) / self.scale
@@ -219,11 +245,13 @@ class DiscretizedLogistic(dist.TorchDistribution):
         # The sum starts from the square of the distance of level 0 from the centre.
         return (second + centre.square() - (mean - centre).square()).clamp(min=0)
 
-    def _over_levels(self, weigh: Callable[[Tensor, Tensor], Tensor], centre: Tensor | None = None) -> Tensor:
+    def _over_levels(
+        self, weigh: Callable[[Tensor, Tensor], Tensor], centre: Tensor | None = None
+    ) -> Tensor:
         """Return the sum over the edges between levels of a weight times the probability above, over 255."""
-        edges = (torch.arange(PIXEL_LEVELS - 1, dtype=self.loc.dtype, device=self.loc.device) + 0.5) / (
-            PIXEL_LEVELS - 1
-        )
+        edges = (
+            torch.arange(PIXEL_LEVELS - 1, dtype=self.loc.dtype, device=self.loc.device) + 0.5
+        ) / (PIXEL_LEVELS - 1)
         rows = [part.flatten() for part in torch.broadcast_tensors(self.loc, self.scale)]
         about = torch.zeros_like(rows[0]) if centre is None else centre.flatten()
         blocks = []
@@ -237,9 +265,13 @@ class DiscretizedLogistic(dist.TorchDistribution):
         with torch.no_grad():
             shape = self._extended_shape(torch.Size(sample_shape))
             tiny = torch.finfo(self.loc.dtype).tiny
-            uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(min=tiny)
+            uniform = torch.rand(shape, dtype=self.loc.dtype, device=self.loc.device).clamp(
+                min=tiny
+            )
             greys = self.loc + self.scale * torch.logit(uniform, eps=1e-7)
-            return (greys * (PIXEL_LEVELS - 1)).round().clamp(0, PIXEL_LEVELS - 1) / (PIXEL_LEVELS - 1)
+            return (greys * (PIXEL_LEVELS - 1)).round().clamp(0, PIXEL_LEVELS - 1) / (
+                PIXEL_LEVELS - 1
+            )
 
 
 class NumberedCategories(dist.Categorical):

@@ -28,9 +28,10 @@ def sample_tempered(distribution: Any, temperature: float, sample_shape: torch.S
 
     .. math:: z = \mu + T \, (z' - \mu), \qquad z' \sim p,
 
-    for a distribution of location :math:`\mu` (normal, Laplace, Student-t), whose variance becomes :math:`T^2` of what
-    it was. A flow is given its noise so, before it is transformed (Kingma and Dhariwal 2018). At T = 1 these are the
-    distribution's own draws, at T = 0 the location, or what a flow makes of it.
+    for a distribution of location :math:`\mu` (normal, Laplace, Student-t), whose variance becomes
+    :math:`T^2` of what it was. A flow is given its noise so, before it is transformed (Kingma and
+    Dhariwal 2018). At T = 1 these are the distribution's own draws, at T = 0 the location, or what
+    a flow makes of it.
 
     Args:
         distribution: What to draw from.
@@ -41,7 +42,8 @@ def sample_tempered(distribution: Any, temperature: float, sample_shape: torch.S
         Draws, shape ``(*sample_shape, *batch_shape, *event_shape)``.
 
     Raises:
-        InputError: if T is negative or not finite, or, unless it is 1, if the distribution has no location.
+        InputError: if T is negative or not finite, or, unless it is 1, if the distribution has no
+            location.
     """
     if not isinstance(temperature, Real) or not math.isfinite(temperature) or temperature < 0:
         raise InputError(f"'temperature' must be non-negative and finite, got {temperature!r}")
@@ -58,7 +60,9 @@ def sample_tempered(distribution: Any, temperature: float, sample_shape: torch.S
         for transform in inner.transforms:
             draws = transform(draws)
         return draws
-    flow = getattr(inner, "dist", None)  # a flow of Zuko in Pyro's adapter, whose transform leads to the noise
+    flow = getattr(
+        inner, "dist", None
+    )  # a flow of Zuko in Pyro's adapter, whose transform leads to the noise
     if hasattr(flow, "transform") and hasattr(flow, "base"):
         return flow.transform.inv(sample_tempered(flow.base, temperature, sample_shape))  # type: ignore[union-attr]
     raise InputError(

@@ -17,7 +17,12 @@ from pyro_bvae.evaluation.geometry.jacobian import (
     decoder_jacobian,
     fisher_rao,
 )
-from pyro_bvae.evaluation.information.curve import CurvePoint, RateDistortion, Slope, rate_distortion
+from pyro_bvae.evaluation.information.curve import (
+    CurvePoint,
+    RateDistortion,
+    Slope,
+    rate_distortion,
+)
 from pyro_bvae.evaluation.information.decomposition import KLDecomposition, decompose_kl
 from pyro_bvae.evaluation.information.energy import EnergyTest, energy_test
 from pyro_bvae.evaluation.information.factors import LatentReading, read_latents
@@ -49,7 +54,11 @@ from pyro_bvae.evaluation.inversion import (
     invert,
 )
 from pyro_bvae.evaluation.marginal import averages
-from pyro_bvae.evaluation.marginal.annealing import Sandwich, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation.marginal.annealing import (
+    Sandwich,
+    annealed_evidence,
+    bidirectional_evidence,
+)
 from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension, bound, kl_per_dimension
 from pyro_bvae.evaluation.marginal.importance import elbo, evidence
 from pyro_bvae.evaluation.marginal.proposals import (
@@ -65,7 +74,12 @@ from pyro_bvae.evaluation.program_audit.auditor import Audit, Finding, audit
 from pyro_bvae.evaluation.refit.optimisation import RefitSettings
 from pyro_bvae.evaluation.samples.features import LabelClassifier, PrincipalFeatures
 from pyro_bvae.evaluation.samples.predictive_checks import CountChecks, Statistic, count_checks
-from pyro_bvae.evaluation.samples.quality import LabelQuality, SampleQuality, SampleScore, sample_quality
+from pyro_bvae.evaluation.samples.quality import (
+    LabelQuality,
+    SampleQuality,
+    SampleScore,
+    sample_quality,
+)
 from pyro_bvae.evaluation.samples.two_sample import two_sample_test
 from pyro_bvae.evaluation.verification import Check, verify
 

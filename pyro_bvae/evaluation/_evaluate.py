@@ -31,8 +31,8 @@ class Evaluation:
         gaps: The variational gap and its parts; None where they cannot be had.
         gaps_note: Why not, or None.
         kl: KL per dimension and active units; None for guides whose dimensions depend on draws.
-        given: What all densities are conditional on, in words, such as size factors that were computed from the data;
-            None for unconditional ones.
+        given: What all densities are conditional on, in words, such as size factors that were
+            computed from the data; None for unconditional ones.
     """
 
     training_beta: float
@@ -82,7 +82,10 @@ class Evaluation:
             "beta": self.training_beta,
             "num_data": len(self.evidence.per_datum),
             "num_samples": self.evidence.num_samples,
-            **{name: None if value is None else _describe(value) for name, value in estimates.items()},
+            **{
+                name: None if value is None else _describe(value)
+                for name, value in estimates.items()
+            },
             "given": self.given,
             "verdict": self.verdict,
             **_refits_dict(self.gaps),
@@ -97,29 +100,52 @@ _PARTS = ("approximation", "beta", "amortization")
 
 def _describe(estimate: Estimate) -> dict[str, Any]:
     """Return an estimate for a file: JSON has no NaN, so undefined numbers are null; an unknown cost is left out."""
-    numbers = {name: value if math.isfinite(value) else None for name, value in estimate.to_dict().items()}
-    trust = {} if estimate.reliable is None else {"trusted": estimate.trusted, "untrusted_data": estimate.untrusted}
+    numbers = {
+        name: value if math.isfinite(value) else None for name, value in estimate.to_dict().items()
+    }
+    trust = (
+        {}
+        if estimate.reliable is None
+        else {"trusted": estimate.trusted, "untrusted_data": estimate.untrusted}
+    )
     return {**numbers, **trust, **({"cost": estimate.cost} if estimate.cost else {})}
 
 
 def _refits_dict(gaps: InferenceGaps | None) -> dict[str, Any]:
     if gaps is None:
         return {"families": {}, "refits": None}
-    refits = {"converged": gaps.converged, "certified": int(gaps.certified.sum()), "steps": gaps.steps}
-    return {"families": {name: _describe(gap) for name, gap in gaps.families.items()}, "refits": refits}
+    refits = {
+        "converged": gaps.converged,
+        "certified": int(gaps.certified.sum()),
+        "steps": gaps.steps,
+    }
+    return {
+        "families": {name: _describe(gap) for name, gap in gaps.families.items()},
+        "refits": refits,
+    }
 
 
 def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
     if kl is None:
         reason = "there is more than one latent site, or an auxiliary one, so that the dimensions depend on draws"
         return {"kl_per_dimension": None, "kl_note": reason, "active_units": None}
-    columns = {name: getattr(kl, name) for name in ("values", "standard_errors", "monte_carlo_errors")}
+    columns = {
+        name: getattr(kl, name) for name in ("values", "standard_errors", "monte_carlo_errors")
+    }
     values = None
     if kl.values is not None:
-        values = {name: column.flatten().tolist() for name, column in columns.items() if column is not None}
+        values = {
+            name: column.flatten().tolist()
+            for name, column in columns.items()
+            if column is not None
+        }
         values["exact"] = kl.exact
     active = kl.active.flatten()
-    units = {"count": int(active.sum()), "active": active.tolist(), "variances": kl.mean_variances.flatten().tolist()}
+    units = {
+        "count": int(active.sum()),
+        "active": active.tolist(),
+        "variances": kl.mean_variances.flatten().tolist(),
+    }
     return {"kl_per_dimension": values, "kl_note": kl.reason, "active_units": units}
 
 
@@ -127,7 +153,9 @@ def _k_dict(evidence: Estimate) -> dict[str, Any]:
     assert evidence.pareto_k is not None
     finite = evidence.pareto_k[torch.isfinite(evidence.pareto_k)]
     return {
-        f"share_above_{PARETO_K_LIMIT}": float((evidence.pareto_k > PARETO_K_LIMIT).double().mean()),
+        f"share_above_{PARETO_K_LIMIT}": float(
+            (evidence.pareto_k > PARETO_K_LIMIT).double().mean()
+        ),
         "untrusted": evidence.untrusted,
         "max": float(finite.max()) if len(finite) else None,
     }
@@ -149,10 +177,13 @@ def evaluate(
     Args:
         model: A Pyro model whose latents share a plate over the data.
         guide: Its guide.
-        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
-        training_beta: The β that the guide was trained with; at 0 the gaps have no finite parts and are left out.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are
+            passed whole.
+        training_beta: The β that the guide was trained with; at 0 the gaps have no finite parts and
+            are left out.
         num_samples: Particles for each datum.
-        families: Richer families to fit to each datum too, as :func:`~pyro_bvae.evaluation.inference_gaps` takes them.
+        families: Richer families to fit to each datum too, as
+            :func:`~pyro_bvae.evaluation.inference_gaps` takes them.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of all draws.
         progress: Show progress bars.
@@ -166,11 +197,18 @@ def evaluate(
     gaps, note = None, None
     try:
         gaps = inference_gaps(
-            model, guide, *args, training_beta=training_beta, num_samples=num_samples, families=families, **options
+            model,
+            guide,
+            *args,
+            training_beta=training_beta,
+            num_samples=num_samples,
+            families=families,
+            **options,
         )
         likelihood, measured = gaps.evidence, gaps.bound
     except InputError as error:
-        # What the gaps alone refuse leaves the rest standing; what is wrong with the data is raised again below.
+        # What the gaps alone refuse leaves the rest standing; what is wrong with the data is raised
+        # again below.
         note = str(error)
         likelihood = evidence(model, guide, *args, num_samples=num_samples, **options)
         measured = bound(model, guide, *args, num_samples=num_samples, **options)
@@ -182,5 +220,9 @@ def _given(args: tuple[Any, ...]) -> str | None:
     """Say what of the arguments is observed and not modelled."""
     contexts = [arg for arg in args if isinstance(arg, Context)]
     parts = {"size factors": "size_factor", "covariates": "covariates"}
-    names = [name for name, part in parts.items() if any(getattr(each, part) is not None for each in contexts)]
+    names = [
+        name
+        for name, part in parts.items()
+        if any(getattr(each, part) is not None for each in contexts)
+    ]
     return " and ".join(names) or None

@@ -22,7 +22,7 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import owner
 from pyro_bvae.evaluation._evaluate import Evaluation
 from pyro_bvae.program.predictive import Groups, draw_groups
-from pyro_bvae.program.program import Function, Program, program
+from pyro_bvae.program.program import Function, Program, open_program
 
 # What ArviZ calls the first two dimensions of everything that is drawn.
 _DRAWN = ("chain", "draw")
@@ -43,61 +43,78 @@ def to_arviz(
 ) -> Any:
     r"""Return the program's draws, their weights, its data and what was measured of them, as one ArviZ object.
 
-    Variables are named as the program's sites are. Dimensions are chain (one), draw, the data plate, then other plates
-    under their names and ``<site>_dim_0`` and so on. A latent is the latent of a datum, so that every variable has the
-    data's dimension. The groups:
+    Variables are named as the program's sites are. Dimensions are chain (one), draw, the data
+    plate, then other plates under their names and ``<site>_dim_0`` and so on. A latent is the
+    latent of a datum, so that every variable has the data's dimension. The groups:
 
-    - ``posterior``: each latent, **drawn from the guide**. These are no draws of the posterior until they are weighed:
+    - ``posterior``: each latent, **drawn from the guide**. These are no draws of the posterior
+    until they are weighed:
       :math:`w_{kn} = \exp` of ``log_weight``, datum by datum.
-    - ``sample_stats``: ``log_weight`` of each draw and datum, and its parts: ``log_prior`` :math:`\log p(z)`,
-      ``log_observed`` :math:`\log p(x|z)` of all observed sites and factors, ``log_guide`` :math:`\log q(z|x)`, so that
-      ``log_weight = log_prior + log_observed - log_guide``. β does not enter; masks do.
+    - ``sample_stats``: ``log_weight`` of each draw and datum, and its parts: ``log_prior``
+    :math:`\log p(z)`,
+      ``log_observed`` :math:`\log p(x|z)` of all observed sites and factors, ``log_guide``
+      :math:`\log q(z|x)`, so that ``log_weight = log_prior + log_observed - log_guide``. β does not
+      enter; masks do.
     - ``log_likelihood``: :math:`\log p(x|z)` of each observed site, summed over its features.
-    - ``posterior_predictive``: each observed site, drawn at the first ``num_predictive`` draws of ``posterior``.
-    - ``prior``, ``prior_predictive``: latents and observed sites, drawn from the model; factors count in neither.
+    - ``posterior_predictive``: each observed site, drawn at the first ``num_predictive`` draws of
+    ``posterior``.
+    - ``prior``, ``prior_predictive``: latents and observed sites, drawn from the model; factors
+    count in neither.
     - ``observed_data``: the value of each observed site.
-    - ``constant_data``: the tensor arguments with a row for each datum that are no observed site's value, such as
-      ``context_covariates``, and of an evaluation the per-datum ``elbo``, ``evidence`` and ``pareto_k``.
+    - ``constant_data``: the tensor arguments with a row for each datum that are no observed site's
+    value, such as
+      ``context_covariates``, and of an evaluation the per-datum ``elbo``, ``evidence`` and
+      ``pareto_k``.
 
-    Where the model cannot draw what it observes (a distribution without ``sample``), a warning says so and the groups
-    of prior and prediction are left out. A slash in a name becomes a dot, and a name that is taken (an argument named
-    as the data plate, or ``evidence``) gets an underscore.
+    Where the model cannot draw what it observes (a distribution without ``sample``), a warning says
+    so and the groups of prior and prediction are left out. A slash in a name becomes a dot, and a
+    name that is taken (an argument named as the data plate, or ``evidence``) gets an underscore.
 
-    **Why** ``arviz.loo`` **of it is no score of the model.** Each datum has a latent of its own, and its pointwise
-    log-likelihood is under draws that were made for that very datum. Leaving the datum out would leave its latent to
-    the prior, so that the exact answer is the datum's evidence. To get there from draws that saw the datum, ``loo``
-    takes the harmonic mean of their likelihoods, whose variance is large and often infinite, and it takes the guide's
-    draws for the posterior's. What comes out lies between evidence and reconstruction, and favours a model that copies
-    its input. The held-out score is :func:`~pyro_bvae.evidence` on data that the model was not trained on.
+    **Why** ``arviz.loo`` **of it is no score of the model.** Each datum has a latent of its own,
+    and its pointwise log-likelihood is under draws that were made for that very datum. Leaving the
+    datum out would leave its latent to the prior, so that the exact answer is the datum's evidence.
+    To get there from draws that saw the datum, ``loo`` takes the harmonic mean of their
+    likelihoods, whose variance is large and often infinite, and it takes the guide's draws for the
+    posterior's. What comes out lies between evidence and reconstruction, and favours a model that
+    copies its input. The held-out score is :func:`~pyro_bvae.evidence` on data that the model was
+    not trained on.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
         guide: Its guide.
-        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are
+            passed whole.
         evaluation: What was measured on the same data.
         num_draws: Draws of the latents for each datum, from guide and prior.
-        num_predictive: For how many of these draws the observed sites are drawn as well, which takes the memory of so
-            many copies of the data, twice; at most ``num_draws``, and 0 for no such groups.
-        attributes: Attributes of the whole, such as the configuration. What netCDF has no type for (None, truth values,
-            lists, mappings, dataclasses) is written as JSON. The package, its version, the model's name, ``seed``,
-            ``num_draws`` and ``num_predictive`` are there in any case.
+        num_predictive: For how many of these draws the observed sites are drawn as well, which
+            takes the memory of so many copies of the data, twice; at most ``num_draws``, and 0 for
+            no such groups.
+        attributes: Attributes of the whole, such as the configuration. What netCDF has no type for
+            (None, truth values, lists, mappings, dataclasses) is written as JSON. The package, its
+            version, the model's name, ``seed``, ``num_draws`` and ``num_predictive`` are there in
+            any case.
         data_plate: Name of the data plate, where the latents share more than one.
-        seed: Seed of the draws; the caller's generators are left alone. The draws of the guide do not depend on
-            ``num_predictive``.
+        seed: Seed of the draws; the caller's generators are left alone. The draws of the guide do
+            not depend on ``num_predictive``.
 
     Raises:
-        InputError: if the program has no per-datum weights, a number of draws is impossible, or the evaluation is of
-            another number of data.
+        InputError: if the program has no per-datum weights, a number of draws is impossible, or the
+            evaluation is of another number of data.
     """
     _check_number("num_draws", num_draws, 1)
     _check_number("num_predictive", num_predictive, 0)
     num_predictive = min(num_draws, num_predictive)
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        if evaluation is not None and len(evaluation.evidence.per_datum) != opened.num_data:
+    with (
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        torch.no_grad(),
+    ):
+        if evaluation is not None and len(evaluation.evidence.per_datum) != program.num_data:
             measured = len(evaluation.evidence.per_datum)
-            raise InputError(f"'evaluation' must be of the {opened.num_data} data, got one of {measured}")
-        groups = _arrays(draw_groups(opened, num_draws, num_predictive, seed), opened.plate.name)
-        groups["constant_data"] = _constants(opened, groups["observed_data"], evaluation)
+            raise InputError(
+                f"'evaluation' must be of the {program.num_data} data, got one of {measured}"
+            )
+        groups = _arrays(draw_groups(program, num_draws, num_predictive, seed), program.plate.name)
+        groups["constant_data"] = _constants(program, groups["observed_data"], evaluation)
     numbers = {"seed": seed, "num_draws": num_draws, "num_predictive": num_predictive}
     about = {**_library(), "model": _name_of(model), **numbers, **(attributes or {})}
     return _wrap(groups, {str(name): _attribute(value) for name, value in about.items()})
@@ -118,7 +135,8 @@ def _check_number(name: str, value: int, least: int) -> None:
         raise InputError(f"'{name}' must be an integer of at least {least}, got {value!r}")
 
 
-# -- from draws to arrays ------------------------------------------------------------------------------------------
+# -- from draws to arrays
+# ------------------------------------------------------------------------------------------
 
 
 def _dim(name: str) -> str:
@@ -132,11 +150,16 @@ def _arrays(groups: Groups, plate: str) -> dict[str, _Arrays]:
     for group, variables in groups.items():
         drawn = group != "observed_data"
         arrays[group] = {
-            name: ((*(_DRAWN if drawn else ()), *map(_dim, (plate, *dims))), _array(values if drawn else values[0]))
+            name: (
+                (*(_DRAWN if drawn else ()), *map(_dim, (plate, *dims))),
+                _array(values if drawn else values[0]),
+            )
             for name, (values, dims) in variables.items()
         }
         if drawn:
-            arrays[group] = {name: (dims, values[None]) for name, (dims, values) in arrays[group].items()}
+            arrays[group] = {
+                name: (dims, values[None]) for name, (dims, values) in arrays[group].items()
+            }
     return arrays
 
 
@@ -146,20 +169,23 @@ def _array(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype in (torch.half, torch.bfloat16) else tensor).numpy()
 
 
-def _constants(opened: Program, observed: _Arrays, evaluation: Evaluation | None) -> _Arrays:
+def _constants(program: Program, observed: _Arrays, evaluation: Evaluation | None) -> _Arrays:
     """Return the arguments that go with the data and are not among them, and what was measured of each datum."""
-    data_dim = _dim(opened.plate.name)
+    data_dim = _dim(program.plate.name)
     constants: _Arrays = {}
     if evaluation is not None:
-        estimates = {"elbo": evaluation.bound.elbo.per_datum, "evidence": evaluation.evidence.per_datum}
+        estimates = {
+            "elbo": evaluation.bound.elbo.per_datum,
+            "evidence": evaluation.evidence.per_datum,
+        }
         if evaluation.evidence.pareto_k is not None:
             estimates["pareto_k"] = evaluation.evidence.pareto_k
         constants = {name: ((data_dim,), _array(value)) for name, value in estimates.items()}
-    model = inspect.unwrap(opened.model)  # of Pyro's handlers
+    model = inspect.unwrap(program.model)  # of Pyro's handlers
     signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
-    arguments = signature.bind(*opened.args).arguments
+    arguments = signature.bind(*program.args).arguments
     for path, leaf in tree_flatten_with_path(dict(arguments))[0]:
-        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != opened.num_data:
+        if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != program.num_data:
             continue
         value = _array(leaf)
         if any(np.array_equal(value, known, equal_nan=True) for _, known in observed.values()):
@@ -176,13 +202,15 @@ def _free(name: str, taken: Iterable[str]) -> str:
     return name
 
 
-# -- the object ---------------------------------------------------------------------------------------------------
+# -- the object
+# ---------------------------------------------------------------------------------------------------
 
 
 def _wrap(groups: dict[str, _Arrays], attributes: dict[str, Any]) -> Any:
     """Make ArviZ's object of datasets that name their own dimensions.
 
-    ``arviz.from_dict`` takes the dimensions of a name for all groups, where the same site has others in each.
+    ``arviz.from_dict`` takes the dimensions of a name for all groups, where the same site has
+    others in each.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ArviZ announces its next version
@@ -198,10 +226,18 @@ def _wrap(groups: dict[str, _Arrays], attributes: dict[str, Any]) -> Any:
 def _dataset(variables: _Arrays) -> Any:
     import xarray
 
-    sizes = {dim: size for dims, values in variables.values() for dim, size in zip(dims, values.shape, strict=True)}
+    sizes = {
+        dim: size
+        for dims, values in variables.values()
+        for dim, size in zip(dims, values.shape, strict=True)
+    }
     named = {_free(name, sizes): variable for name, variable in variables.items()}
-    sampled = {"sample_dims": list(_DRAWN)} if "draw" in sizes else {}  # which some of ArviZ's plots ask for
-    return xarray.Dataset(named, coords={dim: np.arange(size) for dim, size in sizes.items()}, attrs=sampled)
+    sampled = (
+        {"sample_dims": list(_DRAWN)} if "draw" in sizes else {}
+    )  # which some of ArviZ's plots ask for
+    return xarray.Dataset(
+        named, coords={dim: np.arange(size) for dim, size in sizes.items()}, attrs=sampled
+    )
 
 
 def _library() -> dict[str, str]:

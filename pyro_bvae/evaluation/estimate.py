@@ -12,14 +12,16 @@ from torch import Tensor
 
 #: Above this Pareto k an importance-sampling estimate is not to be trusted (Vehtari et al. 2024).
 PARETO_K_LIMIT = 0.7
-#: A mean is trusted with up to this share of untrusted data, whose allowance is then part of its error.
+#: A mean is trusted with up to this share of untrusted data, whose allowance is then part of its
+#: error.
 UNTRUSTED_SHARE = 0.1
 
 
 def pareto_k_limit(num_samples: int) -> float:
     r"""Return the Pareto k up to which K weights can be trusted, :math:`\min(1 - 1 / \log_{10} K, 0.7)`.
 
-    0.7 from 2,155 samples on; fewer weights must have a lighter tail (Vehtari et al. 2024, section 3.2.4).
+    0.7 from 2,155 samples on; fewer weights must have a lighter tail (Vehtari et al. 2024, section
+    3.2.4).
     """
     return min(1 - 1 / math.log10(num_samples), PARETO_K_LIMIT) if num_samples > 1 else -math.inf
 
@@ -30,19 +32,23 @@ class Estimate:
 
     Attributes:
         value: Mean over the data.
-        standard_error: Standard deviation over the data divided by :math:`\sqrt{N}`: how far the mean of another N
-            data would lie. NaN for a single datum.
-        monte_carlo_error: Error of ``value`` given the data: the standard error that another seed would show and the
-            mean of ``biases``, in quadrature.
+        standard_error: Standard deviation over the data divided by :math:`\sqrt{N}`: how far the
+            mean of another N data would lie. NaN for a single datum.
+        monte_carlo_error: Error of ``value`` given the data: the standard error that another seed
+            would show and the mean of ``biases``, in quadrature.
         per_datum: The estimate for each datum, shape ``(N,)``, float64.
-        effective_sample_size: For weighted estimates, :math:`(\sum_k w_k)^2 / \sum_k w_k^2` of each datum, ``(N,)``.
+        effective_sample_size: For weighted estimates, :math:`(\sum_k w_k)^2 / \sum_k w_k^2` of each
+            datum, ``(N,)``.
         pareto_k: For weighted estimates, the shape of the weights' upper tail, ``(N,)``.
         num_samples: Samples behind each datum's estimate; 0 for a closed form.
-        reliable: Which data's values and errors can be trusted, ``(N,)``; None where nothing was looked at.
-        cost: Decoder evaluations behind the whole estimate: data times samples, gradients counted as evaluations.
-        errors: Monte Carlo standard error of each datum's estimate, ``(N,)``; None where it is not known.
-        biases: How far each datum's estimate may be off beside its error, ``(N,)``, such as the bias of the log of a
-            mean; None for nothing.
+        reliable: Which data's values and errors can be trusted, ``(N,)``; None where nothing was
+            looked at.
+        cost: Decoder evaluations behind the whole estimate: data times samples, gradients counted
+            as evaluations.
+        errors: Monte Carlo standard error of each datum's estimate, ``(N,)``; None where it is not
+            known.
+        biases: How far each datum's estimate may be off beside its error, ``(N,)``, such as the
+            bias of the log of a mean; None for nothing.
     """
 
     value: float
@@ -67,16 +73,23 @@ class Estimate:
     ) -> Estimate:
         """Summarise per-datum values, their Monte Carlo errors and their estimated biases, each of shape ``(N,)``.
 
-        The errors of different data are taken as independent, since each datum has draws of its own, and shrink with
-        their number; biases do not.
+        The errors of different data are taken as independent, since each datum has draws of its
+        own, and shrink with their number; biases do not.
         """
         values = per_datum.detach().double().cpu()
-        errors, bias = (None if part is None else part.detach().double().cpu() for part in (monte_carlo_errors, biases))
-        standard_error = float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        errors, bias = (
+            None if part is None else part.detach().double().cpu()
+            for part in (monte_carlo_errors, biases)
+        )
+        standard_error = (
+            float(values.std() / math.sqrt(len(values))) if len(values) > 1 else math.nan
+        )
         noise = 0.0 if errors is None else float(errors.square().sum().sqrt()) / len(values)
         monte_carlo_error = math.hypot(noise, 0.0 if bias is None else float(bias.mean()))
         value = float(values.mean())
-        return cls(value, standard_error, monte_carlo_error, values, **details, errors=errors, biases=bias)
+        return cls(
+            value, standard_error, monte_carlo_error, values, **details, errors=errors, biases=bias
+        )
 
     def take(self, index: Any) -> Estimate:
         """Return the estimate over some of the data.
@@ -86,10 +99,16 @@ class Estimate:
         """
         per_datum = self.per_datum[index]
         names = ("effective_sample_size", "pareto_k", "reliable")
-        parts = {name: None if (part := getattr(self, name)) is None else part[index] for name in names}
-        errors, biases = (None if part is None else part[index] for part in (self.errors, self.biases))
+        parts = {
+            name: None if (part := getattr(self, name)) is None else part[index] for name in names
+        }
+        errors, biases = (
+            None if part is None else part[index] for part in (self.errors, self.biases)
+        )
         cost = self.cost * len(per_datum) // len(self.per_datum)
-        return Estimate.over_data(per_datum, errors, biases, num_samples=self.num_samples, cost=cost, **parts)
+        return Estimate.over_data(
+            per_datum, errors, biases, num_samples=self.num_samples, cost=cost, **parts
+        )
 
     @property
     def untrusted(self) -> int:
@@ -100,9 +119,9 @@ class Estimate:
     def trusted(self) -> bool:
         """Whether the mean lies in its interval as often as that says.
 
-        Of a large number of data some always fail. What each may be off by, its bias, is part of the Monte Carlo error.
-        So the mean of all data is trusted while they are at most one in ten, and while what they may move it by is
-        less than its standard error over data.
+        Of a large number of data some always fail. What each may be off by, its bias, is part of
+        the Monte Carlo error. So the mean of all data is trusted while they are at most one in ten,
+        and while what they may move it by is less than its standard error over data.
         """
         if not (math.isfinite(self.value) and math.isfinite(self.monte_carlo_error)):
             return False
@@ -117,7 +136,10 @@ class Estimate:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% Monte Carlo interval: where the value of infinitely many samples lies, if the estimate is trusted."""
-        return self.value - 1.96 * self.monte_carlo_error, self.value + 1.96 * self.monte_carlo_error
+        return (
+            self.value - 1.96 * self.monte_carlo_error,
+            self.value + 1.96 * self.monte_carlo_error,
+        )
 
     def to_dict(self) -> dict[str, float]:
         """Return value and errors for a JSON file."""

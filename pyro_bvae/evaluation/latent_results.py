@@ -46,7 +46,9 @@ def columns_of(names: str | Sequence[str], matrix: Array) -> dict[str, Array]:
     return {name: matrix[:, i] for i, name in enumerate(listed)}
 
 
-def write_numbers(path: str | Path, arrays: Mapping[str, Array], columns: Callable[[], Mapping[str, Array]]) -> None:
+def write_numbers(
+    path: str | Path, arrays: Mapping[str, Array], columns: Callable[[], Mapping[str, Array]]
+) -> None:
     """Write arrays to an ``.npz``, or columns of one length to a ``.csv``, whole or not at all.
 
     Args:
@@ -77,8 +79,8 @@ class Traversal:
         values: The values that each of them is given, shape ``(R, S)``.
         z: The codes, shape ``(R, S, L)``.
         x: The decoder's means at the codes, shape ``(R, S, D)``.
-        kl: KL between guide and prior of each of them, mean over the data in nats, shape ``(R,)``; None without data,
-            or where guide or prior is no product of dimensions.
+        kl: KL between guide and prior of each of them, mean over the data in nats, shape ``(R,)``;
+            None without data, or where guide or prior is no product of dimensions.
     """
 
     latents: tuple[int, ...]
@@ -89,7 +91,9 @@ class Traversal:
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz``, or to a ``.csv`` with a row for each latent and step; any other ending raises."""
-        arrays = as_arrays({name: getattr(self, name) for name in ("latents", "values", "z", "x", "kl")})
+        arrays = as_arrays(
+            {name: getattr(self, name) for name in ("latents", "values", "z", "x", "kl")}
+        )
         write_numbers(path, arrays, lambda: self._columns(arrays))
 
     def _columns(self, arrays: dict[str, Array]) -> dict[str, Array]:
@@ -146,8 +150,8 @@ class Embedding:
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` with the names above, or to a ``.csv``; any other ending raises.
 
-        A ``.csv`` has the columns ``z0``, ``z1``, ..., ``scale0``, ..., ``label``, ``label_name`` and the factors'
-        names, as far as they are known.
+        A ``.csv`` has the columns ``z0``, ``z1``, ..., ``scale0``, ..., ``label``, ``label_name``
+        and the factors' names, as far as they are known.
         """
         names = ("means", "scales", "labels", "factors", "label_names", "factor_names")
         arrays = as_arrays({name: getattr(self, name) for name in names})
@@ -171,5 +175,7 @@ def _codes_and_data(arrays: dict[str, Array]) -> dict[str, Array]:
     return {
         column: values
         for name in ("z", "x")
-        for column, values in columns_of(name, arrays[name].reshape(-1, arrays[name].shape[-1])).items()
+        for column, values in columns_of(
+            name, arrays[name].reshape(-1, arrays[name].shape[-1])
+        ).items()
     }

@@ -18,7 +18,8 @@ from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension
 def join_estimates(parts: Sequence[Estimate]) -> Estimate:
     """Return the estimate over the data of several, one after the other.
 
-    Each datum's values and errors stay as they are; the errors of the mean are made anew, as those of independent data.
+    Each datum's values and errors stay as they are; the errors of the mean are made anew, as those
+    of independent data.
 
     Args:
         parts: Estimates of the same quantity with the same number of samples.
@@ -26,7 +27,11 @@ def join_estimates(parts: Sequence[Estimate]) -> Estimate:
 
     def column(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in parts]
-        return None if any(value is None for value in values) else torch.cat([value.cpu() for value in values])
+        return (
+            None
+            if any(value is None for value in values)
+            else torch.cat([value.cpu() for value in values])
+        )
 
     names = ("effective_sample_size", "pareto_k", "reliable")
     return Estimate.over_data(
@@ -71,7 +76,8 @@ def _join_gaps(parts: Sequence[InferenceGaps]) -> InferenceGaps:
 
     def by_name(field: str) -> dict[str, Estimate]:
         return {
-            name: join_estimates([getattr(part, field)[name] for part in parts]) for name in getattr(parts[0], field)
+            name: join_estimates([getattr(part, field)[name] for part in parts])
+            for name in getattr(parts[0], field)
         }
 
     return replace(

@@ -1,8 +1,9 @@
 r"""The oracle suite, in seconds: every estimator on linear-Gaussian models, beside what is exactly true of them.
 
-It is for the machine at hand: another device, number type or version of torch is another arithmetic. The models are
-random but always the same; the seed is that of the draws. Whether the estimators keep their word over hundreds of
-models is measured elsewhere, by ``analysis/oracle_evidence.py``.
+It is for the machine at hand: another device, number type or version of torch is another
+arithmetic. The models are random but always the same; the seed is that of the draws. Whether the
+estimators keep their word over hundreds of models is measured elsewhere, by
+``analysis/oracle_evidence.py``.
 """
 
 from __future__ import annotations
@@ -26,16 +27,21 @@ from pyro_bvae.evaluation.marginal import averages
 from pyro_bvae.evaluation.marginal.annealing import annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.marginal.bounds import bound
 from pyro_bvae.evaluation.marginal.importance import evidence
-from pyro_bvae.evaluation.marginal.proposals import DefensiveProposal, HeavyTailedProposal, RefitProposal
+from pyro_bvae.evaluation.marginal.proposals import (
+    DefensiveProposal,
+    HeavyTailedProposal,
+    RefitProposal,
+)
 from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings
 from pyro_bvae.evaluation.verification_traps import traps
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.vae import BetaVAE
 
-# An estimate may be off by so many of its Monte Carlo errors. By chance one in 16,000 is: of the some fifty here, which
-# share data and draws besides, none is in 997 suites of 1,000.
+# An estimate may be off by so many of its Monte Carlo errors. By chance one in 16,000 is: of the
+# some fifty here, which share data and draws besides, none is in 997 suites of 1,000.
 _ERRORS = 4.0
-# A log density is a sum whose terms add up to about the size of the evidence: each is rounded a few times on its way.
+# A log density is a sum whose terms add up to about the size of the evidence: each is rounded a few
+# times on its way.
 _ROUNDINGS = 16
 # Within so many nats an estimate has to be sure of itself, or it would find nothing off.
 _SURE, _SURE_PER_LATENT = 0.1, 0.002
@@ -77,7 +83,8 @@ class Check:
     def state(self) -> str:
         """``"ok"``, or the fault: off, not trusted by itself, too unsure of itself to find anything off, not refused.
 
-        A trap is also well with ``"refused"``, and with ``"untrusted"`` where an estimate cannot be had.
+        A trap is also well with ``"refused"``, and with ``"untrusted"`` where an estimate cannot be
+        had.
         """
         if self.expected == "refused":
             return "refused" if self.note else "NOT REFUSED"
@@ -121,28 +128,38 @@ class _Subject(NamedTuple):
         """The data as the closed forms take them."""
         return self.x.double().cpu()
 
-    def check(self, what: str, exact: Tensor | float, estimate: Estimate, *, trusted: bool = True) -> Check:
+    def check(
+        self, what: str, exact: Tensor | float, estimate: Estimate, *, trusted: bool = True
+    ) -> Check:
         """Return the check of an estimate of the mean of ``exact``."""
         truth = float(exact.mean()) if isinstance(exact, Tensor) else exact
         size = float(self.linear.evidence(self.data).abs().mean())
         rounding = _ROUNDINGS * torch.finfo(self.x.dtype).eps * size
         error = estimate.monte_carlo_error
         allowed = _ERRORS * error + rounding
-        return Check(what, self.latents, truth, estimate.value, error, allowed, trusted and estimate.trusted)
+        return Check(
+            what, self.latents, truth, estimate.value, error, allowed, trusted and estimate.trusted
+        )
 
 
 def _subject(latents: int, beta: float, device: str, dtype: torch.dtype, seed: int) -> _Subject:
     """Return a model of four features a latent in random directions, with a mean signal-to-noise ratio of 1.
 
-    Its posterior is correlated, so that the best diagonal guide misses some of it, and the encoder is not the best
-    one: no gap is zero. The closed forms are those of the parameters and data as the number type rounds them.
+    Its posterior is correlated, so that the best diagonal guide misses some of it, and the encoder
+    is not the best
+    one: no gap is zero. The closed forms are those of the parameters and data as the number type
+    rounds them.
     """
     generator = torch.Generator().manual_seed(3000 + latents)
     features = 4 * latents
-    weight = torch.randn(features, latents, generator=generator, dtype=torch.double) * math.sqrt(1 / features)
+    weight = torch.randn(features, latents, generator=generator, dtype=torch.double) * math.sqrt(
+        1 / features
+    )
     linear = LinearGaussian(weight.to(dtype), 1.0)
     with seeded(seed):  # modules are made with random weights, before they are given these
-        vae = linear.amortized_vae(beta, mean_factor=0.9, scale_factor=1.2).to(device=device, dtype=dtype)
+        vae = linear.amortized_vae(beta, mean_factor=0.9, scale_factor=1.2).to(
+            device=device, dtype=dtype
+        )
     x = linear.sample(_NUM_DATA, seed=latents).to(device=device, dtype=dtype)
     return _Subject(linear, vae, x, beta, seed)
 
@@ -150,7 +167,9 @@ def _subject(latents: int, beta: float, device: str, dtype: torch.dtype, seed: i
 def _bounds(subject: _Subject) -> Iterator[Check]:
     loc, scale = subject.guide
     linear, x = subject.linear, subject.data
-    measured = bound(subject.vae.model, subject.vae.guide, subject.x, num_samples=5000, seed=subject.seed)
+    measured = bound(
+        subject.vae.model, subject.vae.guide, subject.x, num_samples=5000, seed=subject.seed
+    )
     yield subject.check("ELBO", linear.elbo(x, loc, scale), measured.elbo)
     yield subject.check("distortion", linear.distortion(x, loc, scale), measured.distortion)
     yield subject.check("rate", linear.rate(loc, scale), measured.rate)
@@ -168,7 +187,9 @@ def _importance(subject: _Subject) -> Iterator[Check]:
     }
     exact = subject.linear.evidence(subject.data)
     for name, option in options.items():
-        estimate = evidence(subject.vae.model, subject.vae.guide, subject.x, seed=subject.seed, **option)
+        estimate = evidence(
+            subject.vae.model, subject.vae.guide, subject.x, seed=subject.seed, **option
+        )
         yield subject.check(f"evidence, {name}", exact, estimate)
 
 
@@ -176,7 +197,9 @@ def _annealing(subject: _Subject) -> Iterator[Check]:
     settings = AnnealingSettings(num_temperatures=50)
     program = subject.vae.model, subject.vae.guide, subject.x
     estimate = annealed_evidence(*program, start="guide", settings=settings, seed=subject.seed)
-    yield subject.check("evidence, annealed from guide", subject.linear.evidence(subject.data), estimate)
+    yield subject.check(
+        "evidence, annealed from guide", subject.linear.evidence(subject.data), estimate
+    )
 
 
 def _sandwich(subject: _Subject) -> Iterator[Check]:
@@ -193,11 +216,15 @@ def _sandwich(subject: _Subject) -> Iterator[Check]:
 
 def _gaps(subject: _Subject) -> Iterator[Check]:
     beta = subject.beta
-    measured = inference_gaps(subject.vae.model, subject.vae.guide, subject.x, training_beta=beta, seed=subject.seed)
+    measured = inference_gaps(
+        subject.vae.model, subject.vae.guide, subject.x, training_beta=beta, seed=subject.seed
+    )
     exact = subject.linear.gaps(subject.data, *subject.guide, beta)
     for name in ("variational", "approximation", "beta", "amortization"):
         what = f"{name.replace('beta', 'β')} gap at β = {beta:g}"
-        yield subject.check(what, getattr(exact, name), getattr(measured, name), trusted=measured.evidence.trusted)
+        yield subject.check(
+            what, getattr(exact, name), getattr(measured, name), trusted=measured.evidence.trusted
+        )
 
 
 def _traps(subject: _Subject) -> Iterator[Check]:
@@ -205,14 +232,29 @@ def _traps(subject: _Subject) -> Iterator[Check]:
     for trap in traps(subject.x.dtype, subject.x.device, subject.seed):
         if trap.exact is None:
             refused = _refusal(trap.measure)
-            yield Check(trap.what, 1, math.nan, math.nan, math.nan, math.nan, note=refused, expected="refused")
+            yield Check(
+                trap.what,
+                1,
+                math.nan,
+                math.nan,
+                math.nan,
+                math.nan,
+                note=refused,
+                expected="refused",
+            )
             continue
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a trap is known to be one
             estimate = trap.measure()
         allowed = _ERRORS * estimate.monte_carlo_error + 1e-3
         numbers = trap.exact, estimate.value, estimate.monte_carlo_error, allowed
-        yield Check(trap.what, trap.latents, *numbers, trusted=estimate.trusted, expected="right or untrusted")
+        yield Check(
+            trap.what,
+            trap.latents,
+            *numbers,
+            trusted=estimate.trusted,
+            expected="right or untrusted",
+        )
 
 
 def _refusal(measure: Callable[[], Any]) -> str:
@@ -257,8 +299,8 @@ def verify(
     Args:
         device: Where to compute.
         dtype: ``torch.float32`` or ``torch.float64``.
-        latents: Numbers of latents of the models. Above 20, where importance sampling fails, only the bound and
-            annealing from the guide are checked.
+        latents: Numbers of latents of the models. Above 20, where importance sampling fails, only
+            the bound and annealing from the guide are checked.
         seed: Seed of the draws; the caller's generators are left alone.
         progress: Show a progress bar.
 
@@ -272,15 +314,19 @@ def verify(
     if dtype not in (torch.float32, torch.float64):
         raise InputError(f"'dtype' must be torch.float32 or torch.float64, got {dtype}")
     todo = [(size, part) for size in latents for part in _PARTS if size <= part.most_latents]
-    found: list[Check] = []
+    results: list[Check] = []
     with _one_thread():
         for size, part in tqdm(todo, desc="verify", disable=not progress, unit="part", leave=False):
             subject = _subject(size, part.beta, device, dtype, seed)
             try:
-                found += part.checks(subject)
+                results += part.checks(subject)
             except InputError as error:
-                found.append(Check(part.what, size, math.nan, math.nan, math.nan, math.nan, False, str(error)))
-    return found
+                results.append(
+                    Check(
+                        part.what, size, math.nan, math.nan, math.nan, math.nan, False, str(error)
+                    )
+                )
+    return results
 
 
 @contextmanager

@@ -67,7 +67,9 @@ def traps(dtype: torch.dtype, device: torch.device, seed: int) -> Iterator[Trap]
         yield Trap(f"a guide of {ratio:g} sd, {shift:g} off", measure, _exact(latents), latents)
     for temperatures, chains in ((10, 8), (60, 32)):
         settings = AnnealingSettings(num_temperatures=temperatures, num_chains=chains)
-        measure = partial(annealed_evidence, _model, _guide, zeros(_NUM_DATA, 10), settings=settings, seed=seed)
+        measure = partial(
+            annealed_evidence, _model, _guide, zeros(_NUM_DATA, 10), settings=settings, seed=seed
+        )
         yield Trap(f"annealing in {temperatures} temperatures", measure, _exact(10), 10)
     for ratio, shift in ((0.01, 3.0), (0.001, 1.0)):
         guide = partial(_guide, ratio=ratio, shift=shift)
@@ -118,7 +120,9 @@ def _programs(x: Tensor, seed: int) -> Iterator[Trap]:
     ):
         yield Trap(what, partial(evidence, model, guide, data, num_samples=100, seed=seed))
     # With a prior and a likelihood that are exponential, p(x) = 1 / (1 + x)^2.
-    measure = partial(evidence, positive, partial(_guide, shift=0.8), x + 1, num_samples=20_000, seed=seed)
+    measure = partial(
+        evidence, positive, partial(_guide, shift=0.8), x + 1, num_samples=20_000, seed=seed
+    )
     yield Trap("a guide beyond its support", measure, -2 * math.log(2))
 
 

@@ -1,6 +1,7 @@
 """Looking at the latents of a model: traverse, interpolate, embed, reconstruct, generate.
 
-Every function takes a :class:`~pyro_bvae.BetaVAE`, a loaded run or the directory of one; a run brings its test data.
+Every function takes a :class:`~pyro_bvae.BetaVAE`, a loaded run or the directory of one; a run
+brings its test data.
 """
 
 from __future__ import annotations
@@ -18,12 +19,7 @@ from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import kl_per_dimension
 from pyro_bvae.evaluation.latent_results import Embedding, Interpolation, Traversal
-from pyro_bvae.latents.paths import (
-    AggregateRange,
-    LatentPath,
-    LinearPath,
-    ValueRange,
-)
+from pyro_bvae.latents.paths import AggregateRange, LatentPath, LinearPath, ValueRange
 from pyro_bvae.runs import Run, load
 
 # What is looked into: a model, a run, or the directory of one.
@@ -51,12 +47,13 @@ def traverse(
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
-        data: Data that order the latents by their KL and say how far they range, a tensor ``(N, D)`` or a data set;
-            a run's test data by default. A model needs none where all else is given.
-        latents: The latents to move; by default the active ones (variance of the posterior mean above 0.01) by
-            decreasing KL.
-        values: The values they are given: a part, such as :class:`AggregateRange` or :class:`PriorRange`, or numbers
-            ``(S,)``, or ``(R, S)`` for R latents.
+        data: Data that order the latents by their KL and say how far they range, a tensor ``(N,
+            D)`` or a data set; a run's test data by default. A model needs none where all else is
+            given.
+        latents: The latents to move; by default the active ones (variance of the posterior mean
+            above 0.01) by decreasing KL.
+        values: The values they are given: a part, such as :class:`AggregateRange` or
+            :class:`PriorRange`, or numbers ``(S,)``, or ``(R, S)`` for R latents.
         num_steps: Number S of the values, where a part gives them.
         datum: The datum whose code is moved, in whose context is decoded.
         start: The code to move instead, shape ``(L,)``.
@@ -65,15 +62,17 @@ def traverse(
         Codes, values, and what is decoded. Reference: Higgins et al. 2017.
 
     Raises:
-        InputError: if no latent is active, there is no such latent or datum, data are needed and not given, or the
-            values are no such numbers.
+        InputError: if no latent is active, there is no such latent or datum, data are needed and
+            not given, or the values are no such numbers.
     """
     check_count("num_steps", num_steps)
     vae, test = _opened(model)
     whole = test if data is None else _ready(vae, data)
     if whole is None:
         if start is None or latents is None:
-            raise InputError("'data' must be given with a model, to start from and to order the latents by, got None")
+            raise InputError(
+                "'data' must be given with a model, to start from and to order the latents by, got None"
+            )
         one, measured, kl = None, None, None
     else:
         one, measured = _row(whole, datum), whole[:: max(1, len(whole) // _MEASURED)].dense()
@@ -82,14 +81,20 @@ def traverse(
         latents = order if latents is None else latents
     code = _code(vae, one, start)
     moved = _checked_latents(latents, len(code))
-    steps = values(vae, measured, moved, num_steps) if callable(values) else _numbers(values, len(moved))
+    steps = (
+        values(vae, measured, moved, num_steps)
+        if callable(values)
+        else _numbers(values, len(moved))
+    )
     steps = steps.to(code)
     codes = code.repeat(*steps.shape, 1)
     for row, latent in enumerate(moved):
         codes[row, :, latent] = steps[row]
     rows = torch.zeros(steps.numel(), dtype=torch.long)
     context = None if one is None else one[rows].context
-    return Traversal(moved, steps, codes, _decode(vae, codes, context), None if kl is None else kl[list(moved)])
+    return Traversal(
+        moved, steps, codes, _decode(vae, codes, context), None if kl is None else kl[list(moved)]
+    )
 
 
 def interpolate(
@@ -104,16 +109,20 @@ def interpolate(
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
-        start: The data at the beginning, a tensor ``(P, D)`` or a data set; a run's first test datum by default.
+        start: The data at the beginning, a tensor ``(P, D)`` or a data set; a run's first test
+            datum by default.
         end: The data at the end, as many; a run's second test datum by default.
-        path: The way: :class:`LinearPath`, :class:`SphericalPath`, :class:`GeodesicPath`, or a function like them.
+        path: The way: :class:`LinearPath`, :class:`SphericalPath`, :class:`GeodesicPath`, or a
+            function like them.
         num_steps: Number S of codes, both ends among them, at least 2.
 
     Returns:
-        Codes and what is decoded. References: White 2016 (arcs), Arvanitidis et al. 2018 (geodesics).
+        Codes and what is decoded. References: White 2016 (arcs), Arvanitidis et al. 2018
+        (geodesics).
 
     Raises:
-        InputError: if there are not as many ends as beginnings, or there is no such path between two codes.
+        InputError: if there are not as many ends as beginnings, or there is no such path between
+            two codes.
     """
     check_count("num_steps", num_steps)
     if num_steps < 2:
@@ -122,14 +131,19 @@ def interpolate(
     if test is not None:
         start, end = (test[:1] if start is None else start), (test[1:2] if end is None else end)
     if start is None or end is None:
-        raise InputError("'start' and 'end' must be given with a model, or with a run whose data are gone, got None")
+        raise InputError(
+            "'start' and 'end' must be given with a model, or with a run whose data are gone, got None"
+        )
     first, last = _ready(vae, start).dense(), _ready(vae, end).dense()
     if len(first) != len(last):
         raise InputError(f"'end' must have as many data as 'start', {len(first)}, got {len(last)}")
     pairs = zip(_encode(vae, first), _encode(vae, last), strict=True)
     contexts = (first[row : row + 1].context for row in range(len(first)))
     codes = torch.stack(
-        [path(vae, z0, z1, num_steps, context) for (z0, z1), context in zip(pairs, contexts, strict=True)]
+        [
+            path(vae, z0, z1, num_steps, context)
+            for (z0, z1), context in zip(pairs, contexts, strict=True)
+        ]
     )
     rows = torch.arange(len(first)).repeat_interleave(num_steps)
     return Interpolation(first.x, last.x, codes, _decode(vae, codes, first[rows].context))
@@ -144,7 +158,8 @@ def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Em
         scales: Return the posterior standard deviations too.
 
     Raises:
-        InputError: if a model comes without data, they cannot be used, or the guide knows no standard deviations.
+        InputError: if a model comes without data, they cannot be used, or the guide knows no
+            standard deviations.
     """
     vae, whole = _needed(model, data)
     means, spreads = [], []
@@ -184,21 +199,24 @@ def generate(
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
         num_samples: How many data to make.
-        context: The context of the data to make, a row for each; by default, where a run's data have one, that of its
-            test data in turn.
-        temperature: Scales the spread of the prior about its location; see :meth:`pyro_bvae.BetaVAE.generate`.
+        context: The context of the data to make, a row for each; by default, where a run's data
+            have one, that of its test data in turn.
+        temperature: Scales the spread of the prior about its location; see
+            :meth:`pyro_bvae.BetaVAE.generate`.
         noise: Draw from the likelihood instead of taking its mean.
         seed: Seed of the draws.
 
     Raises:
-        InputError: if the number is no positive integer, the temperature is negative, or is not 1 and the prior has no
-            location.
+        InputError: if the number is no positive integer, the temperature is negative, or is not 1
+            and the prior has no location.
     """
     check_count("num_samples", num_samples)
     vae, test = _opened(model)
     if context is None and test is not None and test.context is not None:
         context = test[torch.arange(num_samples) % len(test)].context
-    made: Tensor = vae.generate(num_samples, context, temperature=temperature, noise=noise, seed=seed)
+    made: Tensor = vae.generate(
+        num_samples, context, temperature=temperature, noise=noise, seed=seed
+    )
     return made
 
 
@@ -225,7 +243,9 @@ def _needed(model: Model, data: Data | None) -> tuple[Any, Dataset | LazyDataset
     if data is not None:
         return vae, _ready(vae, data)
     if test is None:
-        raise InputError("'data' must be given with a model, or with a run whose data are gone, got None")
+        raise InputError(
+            "'data' must be given with a model, or with a run whose data are gone, got None"
+        )
     return vae, test
 
 
@@ -253,25 +273,31 @@ def _scales(vae: Any, x: Tensor, context: Context | None) -> Tensor:
         try:
             scales: Tensor = posterior.stddev
         except NotImplementedError:
-            raise InputError(f"'scales': the guide ({type(posterior).__name__}) knows no standard deviation") from None
+            raise InputError(
+                f"'scales': the guide ({type(posterior).__name__}) knows no standard deviation"
+            ) from None
     return scales
 
 
 def _row(data: Dataset | LazyDataset, datum: int) -> Dataset:
     if not 0 <= datum < len(data):
-        raise InputError(f"'datum' must be the number of one of {len(data)} data, 0 to {len(data) - 1}, got {datum}")
+        raise InputError(
+            f"'datum' must be the number of one of {len(data)} data, 0 to {len(data) - 1}, got {datum}"
+        )
     return data[datum : datum + 1].dense()
 
 
 def _order(vae: Any, data: Dataset) -> tuple[Tensor | None, list[int]]:
     """Return the KL of each latent, if it is known, and the active latents by decreasing KL."""
     args = (data.x, *(() if data.context is None else (data.context,)))
-    found = kl_per_dimension(vae.model, vae.guide, *args)
-    if found is None:
-        raise InputError("a traversal is of a model with one latent site, and a guide without others")
-    weight = found.mean_variances if found.values is None else found.values
+    result = kl_per_dimension(vae.model, vae.guide, *args)
+    if result is None:
+        raise InputError(
+            "a traversal is of a model with one latent site, and a guide without others"
+        )
+    weight = result.mean_variances if result.values is None else result.values
     order = weight.argsort(descending=True, stable=True)
-    return found.values, [int(latent) for latent in order if found.active[latent]]
+    return result.values, [int(latent) for latent in order if result.active[latent]]
 
 
 def _code(vae: Any, one: Dataset | None, start: Tensor | None) -> Tensor:
@@ -281,7 +307,9 @@ def _code(vae: Any, one: Dataset | None, start: Tensor | None) -> Tensor:
         return _encode(vae, one)[0]
     wanted = getattr(vae, "latent_dim", None)
     if start.dim() != 1 or (wanted is not None and len(start) != wanted):
-        raise InputError(f"'start' must be a code of shape ({wanted or 'L'},), got shape {tuple(start.shape)}")
+        raise InputError(
+            f"'start' must be a code of shape ({wanted or 'L'},), got shape {tuple(start.shape)}"
+        )
     check_finite("start", start)
     own = next(vae.parameters(), None)
     return start if own is None else start.to(own)
@@ -289,7 +317,9 @@ def _code(vae: Any, one: Dataset | None, start: Tensor | None) -> Tensor:
 
 def _checked_latents(latents: Sequence[int], latent_dim: int) -> tuple[int, ...]:
     if not len(latents):
-        raise InputError("no latent is active, or 'latents' is empty: name those to move, such as latents=[0, 1]")
+        raise InputError(
+            "no latent is active, or 'latents' is empty: name those to move, such as latents=[0, 1]"
+        )
     for latent in latents:
         if not 0 <= latent < latent_dim:
             raise InputError(f"'latents' must be among 0 to {latent_dim - 1}, got {latent}")
@@ -299,8 +329,14 @@ def _checked_latents(latents: Sequence[int], latent_dim: int) -> tuple[int, ...]
 def _numbers(values: Tensor | Sequence[float], num_latents: int) -> Tensor:
     """Return values as ``(R, S)``."""
     numbers = torch.as_tensor(values, dtype=None if isinstance(values, Tensor) else torch.double)
-    if numbers.dim() not in (1, 2) or not numbers.numel() or (numbers.dim() == 2 and len(numbers) != num_latents):
+    if (
+        numbers.dim() not in (1, 2)
+        or not numbers.numel()
+        or (numbers.dim() == 2 and len(numbers) != num_latents)
+    ):
         shape = tuple(numbers.shape)
-        raise InputError(f"'values' must be numbers (S,), or ({num_latents}, S) for as many latents, got shape {shape}")
+        raise InputError(
+            f"'values' must be numbers (S,), or ({num_latents}, S) for as many latents, got shape {shape}"
+        )
     check_finite("values", numbers)
     return numbers.expand(num_latents, -1)

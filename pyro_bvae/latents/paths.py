@@ -18,7 +18,8 @@ from pyro_bvae.core.seeds import SAMPLE_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation import geodesic
 
-# From here on two directions are opposite to rounding in float32: every arc between them is as short as the others.
+# From here on two directions are opposite to rounding in float32: every arc between them is as
+# short as the others.
 _OPPOSITE = math.pi - 1e-3
 # Steps of the path by which a geodesic is searched, at least.
 _GEODESIC_POINTS = 128
@@ -27,7 +28,9 @@ _GEODESIC_POINTS = 128
 class ValueRange(Protocol):
     """The values that a traversal gives its latents: any callable like this is one."""
 
-    def __call__(self, vae: Any, data: Dataset | None, latents: Sequence[int], num_steps: int) -> Tensor:
+    def __call__(
+        self, vae: Any, data: Dataset | None, latents: Sequence[int], num_steps: int
+    ) -> Tensor:
         """Return S values for each of the latents, shape ``(len(latents), S)``."""
         ...
 
@@ -41,7 +44,8 @@ class AggregateRange:
     with one draw for each datum: where the decoder has been trained, whatever the prior.
 
     Attributes:
-        share: Share of the draws that lie within, above 0 and at most 1; half of the others lie on either side.
+        share: Share of the draws that lie within, above 0 and at most 1; half of the others lie on
+            either side.
         seed: Seed of the draws.
 
     Raises:
@@ -56,10 +60,14 @@ class AggregateRange:
             raise InputError(f"'share' must be above 0 and at most 1, got {self.share}")
 
     @torch.no_grad()
-    def __call__(self, vae: Any, data: Dataset | None, latents: Sequence[int], num_steps: int) -> Tensor:
+    def __call__(
+        self, vae: Any, data: Dataset | None, latents: Sequence[int], num_steps: int
+    ) -> Tensor:
         """Return the values, shape ``(len(latents), S)``; raises without data."""
         if data is None:
-            raise InputError("quantiles of the codes need data to encode, got none; give 'data', or other 'values'")
+            raise InputError(
+                "quantiles of the codes need data to encode, got none; give 'data', or other 'values'"
+            )
         with seeded(self.seed, SAMPLE_STREAM), evaluating(vae):
             codes = vae.posterior(data.x, data.context).sample()[:, list(latents)]
         tail = (1 - self.share) / 2
@@ -85,7 +93,9 @@ class PriorRange:
             raise InputError(f"'deviations' must be positive and finite, got {self.deviations}")
 
     @torch.no_grad()
-    def __call__(self, vae: Any, data: Dataset | None, latents: Sequence[int], num_steps: int) -> Tensor:
+    def __call__(
+        self, vae: Any, data: Dataset | None, latents: Sequence[int], num_steps: int
+    ) -> Tensor:
         """Return the values, shape ``(len(latents), S)``; raises for a prior that knows no mean or variance."""
         with evaluating(vae):
             prior = vae.prior()
@@ -95,7 +105,9 @@ class PriorRange:
                 raise InputError(
                     f"the prior ({type(prior).__name__}) knows no mean and variance; take AggregateRange()"
                 ) from None
-        return _steps(mean - self.deviations * deviation, mean + self.deviations * deviation, num_steps)
+        return _steps(
+            mean - self.deviations * deviation, mean + self.deviations * deviation, num_steps
+        )
 
 
 def _steps(low: Tensor, high: Tensor, num_steps: int) -> Tensor:
@@ -107,7 +119,9 @@ def _steps(low: Tensor, high: Tensor, num_steps: int) -> Tensor:
 class LatentPath(Protocol):
     """A path between two codes: any callable like this is one."""
 
-    def __call__(self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None) -> Tensor:
+    def __call__(
+        self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None
+    ) -> Tensor:
         """Return S codes from ``start`` ``(L,)`` to ``end`` ``(L,)``, both among them, shape ``(S, L)``.
 
         The context, if there is one, is that of the whole way, one row.
@@ -119,7 +133,9 @@ class LatentPath(Protocol):
 class LinearPath:
     r"""The straight line, :math:`z_t = (1 - t) z_0 + t z_1`."""
 
-    def __call__(self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None) -> Tensor:
+    def __call__(
+        self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None
+    ) -> Tensor:
         """Return S codes in equal steps, shape ``(S, L)``."""
         return _steps(start, end, num_steps).T
 
@@ -130,24 +146,34 @@ class SphericalPath:
 
     .. math::
         z_t = [(1 - t) \lVert z_0 \rVert + t \lVert z_1 \rVert]
-        \frac{\sin((1 - t) \Omega) \, u_0 + \sin(t \Omega) \, u_1}{\sin \Omega}, \qquad u_i = z_i / \lVert z_i \rVert,
+        \frac{\sin((1 - t) \Omega) \, u_0 + \sin(t \Omega) \, u_1}{\sin \Omega}, \qquad u_i = z_i /
+        \lVert z_i \rVert,
 
-    with :math:`\Omega` the angle between the codes. Under a normal prior in many dimensions lengths are nearly all the
-    same; a straight line leaves them halfway, and an arc does not. References: Shoemake 1985; White 2016.
+    with :math:`\Omega` the angle between the codes. Under a normal prior in many dimensions lengths
+    are nearly all the same; a straight line leaves them halfway, and an arc does not. References:
+    Shoemake 1985; White 2016.
     """
 
-    def __call__(self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None) -> Tensor:
+    def __call__(
+        self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None
+    ) -> Tensor:
         """Return S codes, shape ``(S, L)``; raises for codes between which there is no arc, or more than one."""
         ends = torch.stack([start, end]).double()
         if bool((start == end).all()):
-            raise InputError("there is no arc between two codes that are the same; give two data that differ")
+            raise InputError(
+                "there is no arc between two codes that are the same; give two data that differ"
+            )
         lengths = ends.norm(dim=-1)
         if not bool((lengths > 0).all()):
-            raise InputError("a code that is zero has no direction, so there is no arc to it; take LinearPath()")
+            raise InputError(
+                "a code that is zero has no direction, so there is no arc to it; take LinearPath()"
+            )
         first, last = ends / lengths.unsqueeze(-1)
         angle = 2 * torch.atan2((first - last).norm(), (first + last).norm())
         if angle > _OPPOSITE:
-            raise InputError("no arc between opposite codes is shorter than the others; take LinearPath()")
+            raise InputError(
+                "no arc between opposite codes is shorter than the others; take LinearPath()"
+            )
         share = _steps(torch.zeros(()), torch.ones(()), num_steps).to(ends)
         # sin(s Ω) / sin(Ω), which is s where the directions are the same.
         weights = torch.stack([1 - share, share])
@@ -161,16 +187,20 @@ class SphericalPath:
 class GeodesicPath:
     r"""The way along which what is decoded changes least, in steps that change it equally.
 
-    It is that of :func:`pyro_bvae.evaluation.geodesic`, the shortest under the decoder's pull-back metric, and warns
-    where none was found to the tolerance. References: Arvanitidis, Hansen and Hauberg 2018; Shao, Kumar and Fletcher
-    2018.
+    It is that of :func:`pyro_bvae.evaluation.geodesic`, the shortest under the decoder's pull-back
+    metric, and warns where none was found to the tolerance. References: Arvanitidis, Hansen and
+    Hauberg 2018; Shao, Kumar and Fletcher 2018.
     """
 
-    def __call__(self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None) -> Tensor:
+    def __call__(
+        self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None
+    ) -> Tensor:
         """Return S codes, shape ``(S, L)``."""
         # The search needs a fine path, of which the steps are some points.
         stride = math.ceil(_GEODESIC_POINTS / (num_steps - 1))
-        found = geodesic(vae, start, end, context, num_points=stride * (num_steps - 1) + 1)
-        if not found.converged:
-            warnings.warn(f"the path between two codes may not be the shortest: {found}", stacklevel=2)
-        return found.path[::stride].to(start)
+        result = geodesic(vae, start, end, context, num_points=stride * (num_steps - 1) + 1)
+        if not result.converged:
+            warnings.warn(
+                f"the path between two codes may not be the shortest: {result}", stacklevel=2
+            )
+        return result.path[::stride].to(start)

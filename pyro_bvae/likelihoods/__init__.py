@@ -1,8 +1,8 @@
 r"""Likelihoods: modules from the decoder's output to a distribution over the data, :math:`p(x \mid z)`.
 
-A likelihood says how many parameters it wants for each feature (``parameters_per_feature``), which values it can
-explain (``support``), and owns what it needs beyond the decoder's output, such as a scale. A new one is one class
-with these two attributes and a ``forward``.
+A likelihood says how many parameters it wants for each feature (``parameters_per_feature``), which
+values it can explain (``support``), and owns what it needs beyond the decoder's output, such as a
+scale. A new one is one class with these two attributes and a ``forward``.
 """
 
 from pyro_bvae.likelihoods.autoregressive import AutoregressiveBernoulliLikelihood

@@ -17,19 +17,21 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import AutoregressivePixels
 
-# What the weights into the outputs are multiplied by at the start, which is then near independent pixels.
+# What the weights into the outputs are multiplied by at the start, which is then near independent
+# pixels.
 _START = 0.1
 
 
 class MaskedNetwork(nn.Module):
     r"""A perceptron whose output d sees features d - w to d - 1 alone, with a window of w (after Germain et al. 2015).
 
-    .. math:: m(x) = A x + V h_K, \qquad h_k = \operatorname{silu}(W_k h_{k-1} + b_k), \qquad h_0 = x
+    .. math:: m(x) = A x + V h_K, \qquad h_k = \operatorname{silu}(W_k h_{k-1} + b_k), \qquad h_0 =
+    x
 
-    with masks on all weights. Each unit stands for an interval of features, and is connected to the units of the layer
-    below whose intervals lie within its own. The intervals end at places spread evenly over the features; without a
-    window all of them start at the first feature, with one they grow from layer to layer. The outputs have no bias:
-    the logits that m is added to have one.
+    with masks on all weights. Each unit stands for an interval of features, and is connected to the
+    units of the layer below whose intervals lie within its own. The intervals end at places spread
+    evenly over the features; without a window all of them start at the first feature, with one they
+    grow from layer to layer. The outputs have no bias: the logits that m is added to have one.
 
     Args:
         num_features: D, at least 2.
@@ -40,17 +42,28 @@ class MaskedNetwork(nn.Module):
         ``(*, D)`` to ``(*, D)``.
     """
 
-    def __init__(self, num_features: int, hidden: Sequence[int] = (), window: int | None = None) -> None:
+    def __init__(
+        self, num_features: int, hidden: Sequence[int] = (), window: int | None = None
+    ) -> None:
         super().__init__()
         reach = num_features - 1 if window is None else window
-        # The last feature comes before none, so that it is no input; and the interval of output 0 is empty.
+        # The last feature comes before none, so that it is no input; and the interval of output 0
+        # is empty.
         ends = [torch.arange(num_features - 1)]
         ends += [torch.linspace(num_features - 2, 0, width).round().long() for width in hidden]
         ends += [torch.arange(num_features) - 1]
         num_layers = len(hidden) + 1
-        lengths = [1, *(reach if window is None else math.ceil(reach * k / num_layers) for k in range(1, num_layers))]
+        lengths = [
+            1,
+            *(
+                reach if window is None else math.ceil(reach * k / num_layers)
+                for k in range(1, num_layers)
+            ),
+        ]
         lengths += [reach]
-        starts = [(end - length + 1).clamp(min=0) for end, length in zip(ends, lengths, strict=True)]
+        starts = [
+            (end - length + 1).clamp(min=0) for end, length in zip(ends, lengths, strict=True)
+        ]
         units = list(zip(starts, ends, strict=True))
         self.hidden = nn.ModuleList(_masked(*layers) for layers in pairwise(units[:-1]))
         self.skip = _masked(units[0], units[-1], bias=False)
@@ -70,7 +83,9 @@ class MaskedNetwork(nn.Module):
         return outputs + self.last(x)
 
 
-def _masked(below: tuple[Tensor, Tensor], above: tuple[Tensor, Tensor], bias: bool = True) -> MaskedLinear:
+def _masked(
+    below: tuple[Tensor, Tensor], above: tuple[Tensor, Tensor], bias: bool = True
+) -> MaskedLinear:
     """Return the map between two layers of units, each given by where their intervals start and end."""
     (starts, ends), (outer_starts, outer_ends) = below, (bound.unsqueeze(-1) for bound in above)
     mask = (starts >= outer_starts) & (ends <= outer_ends)
@@ -83,12 +98,14 @@ class AutoregressiveBernoulliLikelihood(nn.Module):
     .. math:: \log p(x \mid z) = \sum_d \log \mathrm{Bernoulli}(x_d; \,
         \operatorname{sigmoid}(l_d(z) + m_d(x_{<d})))
 
-    with the decoder's output l as logits and a :class:`MaskedNetwork` m. Features are taken in their order, which is
-    row by row for images. Such a decoder can explain the data without z, and often does: that is posterior collapse by
-    a decoder that bypasses its latents. A small ``window`` leaves it unable to, whatever lies further away than that.
+    with the decoder's output l as logits and a :class:`MaskedNetwork` m. Features are taken in
+    their order, which is row by row for images. Such a decoder can explain the data without z, and
+    often does: that is posterior collapse by a decoder that bypasses its latents. A small
+    ``window`` leaves it unable to, whatever lies further away than that.
 
     Draws and means take one pass of m for each feature; the mean is the one that
-    :attr:`~pyro_bvae.distributions.AutoregressivePixels.mean` describes. Data must be 0 or 1, and none may be missing.
+    :attr:`~pyro_bvae.distributions.AutoregressivePixels.mean` describes. Data must be 0 or 1, and
+    none may be missing.
 
     Args:
         num_features: D, at least 2.
@@ -99,13 +116,16 @@ class AutoregressiveBernoulliLikelihood(nn.Module):
         ``(*, D)`` to a distribution with batch shape ``(*)`` and event shape ``(D,)``.
 
     Raises:
-        InputError: if an argument cannot be used; at a call, if the decoder gives another number of logits.
+        InputError: if an argument cannot be used; at a call, if the decoder gives another number of
+            logits.
     """
 
     support = constraints.boolean
     parameters_per_feature = 1
 
-    def __init__(self, num_features: int, hidden: Sequence[int] = (256,), window: int | None = None) -> None:
+    def __init__(
+        self, num_features: int, hidden: Sequence[int] = (256,), window: int | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(num_features, int) or isinstance(num_features, bool) or num_features < 2:
             raise InputError(f"'num_features' must be an integer from 2, got {num_features!r}")

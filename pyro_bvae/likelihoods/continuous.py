@@ -32,17 +32,19 @@ class _LocationScale(nn.Module):
 class NormalLikelihood(_LocationScale):
     r"""Independent normal features around the decoder's output.
 
-    :math:`\log p(x \mid z) = -\sum_d [ (x_d - \mu_d)^2 / 2 \sigma_d^2 + \log \sigma_d + \tfrac12 \log 2\pi ]`.
-    With a fixed scale this is the mean squared error with its :math:`\sigma^2` made explicit: a plain sum of squares
-    is :math:`\sigma^2 = 1/2`, and scaling the error by c is scaling β by 1/c.
+    :math:`\log p(x \mid z) = -\sum_d [ (x_d - \mu_d)^2 / 2 \sigma_d^2 + \log \sigma_d + \tfrac12
+    \log 2\pi ]`. With a fixed scale this is the mean squared error with its :math:`\sigma^2` made
+    explicit: a plain sum of squares is :math:`\sigma^2 = 1/2`, and scaling the error by c is
+    scaling β by 1/c.
 
     Args:
-        scale: A positive number for a fixed scale, or one of :class:`FixedScale`, :class:`LearnedScale` (shared, or
-            one for each feature) and :class:`DecoderScale` (one for each datum and feature).
+        scale: A positive number for a fixed scale, or one of :class:`FixedScale`,
+            :class:`LearnedScale` (shared, or one for each feature) and :class:`DecoderScale` (one
+            for each datum and feature).
 
     Shape:
-        ``(*, D)``, or ``(*, 2 D)`` with :class:`DecoderScale`, to a distribution with batch shape ``(*)`` and event
-        shape ``(D,)``.
+        ``(*, D)``, or ``(*, 2 D)`` with :class:`DecoderScale`, to a distribution with batch shape
+        ``(*)`` and event shape ``(D,)``.
     """
 
     def forward(self, parameters: Tensor, context: Context | None = None) -> dist.Distribution:
@@ -53,8 +55,8 @@ class NormalLikelihood(_LocationScale):
 class LaplaceLikelihood(_LocationScale):
     r"""Independent Laplace features: the mean absolute error, with its scale made explicit.
 
-    :math:`\log p(x \mid z) = -\sum_d [ |x_d - \mu_d| / b_d + \log 2 b_d ]`, with variance :math:`2 b^2`. Outliers
-    weigh by their distance, not by its square.
+    :math:`\log p(x \mid z) = -\sum_d [ |x_d - \mu_d| / b_d + \log 2 b_d ]`, with variance :math:`2
+    b^2`. Outliers weigh by their distance, not by its square.
 
     Args:
         scale: The scale :math:`b`, as :class:`NormalLikelihood` takes it.
@@ -72,11 +74,13 @@ class StudentTLikelihood(_LocationScale):
     r"""Independent Student-t features: outliers weigh by the logarithm of their distance (Lange et al. 1989).
 
     .. math::
-        \log p(x \mid z) = \sum_d \Big[ \log \frac{\Gamma((\nu + 1) / 2)}{\Gamma(\nu / 2) \sqrt{\nu \pi} \, s_d}
+        \log p(x \mid z) = \sum_d \Big[ \log \frac{\Gamma((\nu + 1) / 2)}{\Gamma(\nu / 2) \sqrt{\nu
+        \pi} \, s_d}
             - \frac{\nu + 1}{2} \log \Big( 1 + \frac{(x_d - \mu_d)^2}{\nu s_d^2} \Big) \Big]
 
     Args:
-        scale: The scale :math:`s`, as :class:`NormalLikelihood` takes it; the variance is :math:`s^2 \nu / (\nu - 2)`.
+        scale: The scale :math:`s`, as :class:`NormalLikelihood` takes it; the variance is
+            :math:`s^2 \nu / (\nu - 2)`.
         df: Degrees of freedom :math:`\nu`, above 1, so that there is a mean.
 
     Shape:

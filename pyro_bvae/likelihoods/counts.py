@@ -1,8 +1,10 @@
 r"""Likelihoods of counts: a rate from the decoder, a size factor from the context, a dispersion.
 
-The mean is :math:`\mu = s \rho`: s is the size factor of the datum, 1 without one, and :math:`\rho` comes from the
-decoder, by :class:`SoftmaxRate` or :class:`ExpRate`. Where s was computed from x, as an observed library size is, the
-evidence is conditional on it: :math:`\log p(x \mid s)`, and comparable only between models that are given the same s.
+The mean is :math:`\mu = s \rho`: s is the size factor of the datum, 1 without one, and :math:`\rho`
+comes from the decoder, by :class:`SoftmaxRate` or :class:`ExpRate`. Where s was computed from x, as
+an observed library size is, the
+evidence is conditional on it: :math:`\log p(x \mid s)`, and comparable only between models that are
+given the same s.
 """
 
 from __future__ import annotations
@@ -16,10 +18,14 @@ from torch.distributions import constraints
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.distributions import NegativeBinomialCounts, PoissonCounts, ZeroInflatedNegativeBinomialCounts
+from pyro_bvae.distributions import (
+    NegativeBinomialCounts,
+    PoissonCounts,
+    ZeroInflatedNegativeBinomialCounts,
+)
 
-# Bounds on logarithms of means and dispersions. Beyond them a float32 has no digits for a count, and a negative
-# binomial is a Poisson, or all zeros.
+# Bounds on logarithms of means and dispersions. Beyond them a float32 has no digits for a count,
+# and a negative binomial is a Poisson, or all zeros.
 _MOST_LOG_MEAN, _MOST_LOG_DISPERSION = 30.0, 15.0
 
 
@@ -56,13 +62,16 @@ class LearnedDispersion(nn.Module):
 
     Args:
         num_features: None for one dispersion shared by all features, or D for one for each.
-        num_batches: B, if each batch has dispersions of its own; the context's first B covariates say which, one-hot.
+        num_batches: B, if each batch has dispersions of its own; the context's first B covariates
+            say which, one-hot.
         initial: Where it starts. The variance is :math:`\mu + \mu^2 / \theta`.
     """
 
     parameters_per_feature = 1
 
-    def __init__(self, num_features: int | None = None, num_batches: int | None = None, initial: float = 1.0) -> None:
+    def __init__(
+        self, num_features: int | None = None, num_batches: int | None = None, initial: float = 1.0
+    ) -> None:
         super().__init__()
         for name, value in (("num_features", num_features), ("num_batches", num_batches)):
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -125,7 +134,8 @@ class PoissonLikelihood(_CountLikelihood):
     Mean and variance are :math:`\mu`.
 
     Args:
-        rate: From the decoder's output to the mean: :class:`ExpRate`, or :class:`SoftmaxRate` with size factors.
+        rate: From the decoder's output to the mean: :class:`ExpRate`, or :class:`SoftmaxRate` with
+            size factors.
 
     Shape:
         ``(*, D)`` to a distribution with batch shape ``(*)`` and event shape ``(D,)``.
@@ -146,22 +156,30 @@ class NegativeBinomialLikelihood(_CountLikelihood):
 
     .. math::
         \log p(x \mid z) = \sum_d \log \frac{\Gamma(x_d + \theta_d)}{\Gamma(\theta_d) \, x_d!}
-            + \theta_d \log \frac{\theta_d}{\theta_d + \mu_d} + x_d \log \frac{\mu_d}{\theta_d + \mu_d}
+            + \theta_d \log \frac{\theta_d}{\theta_d + \mu_d} + x_d \log \frac{\mu_d}{\theta_d +
+            \mu_d}
 
-    the usual model of UMI counts (Lopez et al. 2018). :math:`1 / \theta` is what others call the dispersion.
+    the usual model of UMI counts (Lopez et al. 2018). :math:`1 / \theta` is what others call the
+    dispersion.
 
     Args:
-        num_features: D for a dispersion for each feature; None for a shared one. Void where ``dispersion`` is given.
+        num_features: D for a dispersion for each feature; None for a shared one. Void where
+            ``dispersion`` is given.
         dispersion: :class:`LearnedDispersion` or :class:`DecoderDispersion`.
-        rate: From the decoder's output to the mean: :class:`ExpRate`, or :class:`SoftmaxRate` with size factors.
+        rate: From the decoder's output to the mean: :class:`ExpRate`, or :class:`SoftmaxRate` with
+            size factors.
 
     Shape:
-        ``(*, D)``, or ``(*, 2 D)`` with :class:`DecoderDispersion`, to a distribution with batch shape ``(*)`` and
-        event shape ``(D,)``.
+        ``(*, D)``, or ``(*, 2 D)`` with :class:`DecoderDispersion`, to a distribution with batch
+        shape ``(*)`` and event shape ``(D,)``.
     """
 
     def __init__(
-        self, num_features: int | None = None, *, dispersion: Dispersion | None = None, rate: Rate | None = None
+        self,
+        num_features: int | None = None,
+        *,
+        dispersion: Dispersion | None = None,
+        rate: Rate | None = None,
     ) -> None:
         super().__init__(rate)
         self.dispersion = LearnedDispersion(num_features) if dispersion is None else dispersion
@@ -181,8 +199,8 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
     r"""Negative binomial counts that are lost with a probability :math:`\pi` that the decoder gives.
 
     :math:`p(x) = \pi [x = 0] + (1 - \pi) p_{NB}(x)`, with mean :math:`(1 - \pi) \mu` and variance
-    :math:`(1 - \pi) (\mu + \mu^2 / \theta + \pi \mu^2)`. The last part of the decoder's output are the logits of
-    :math:`\pi`.
+    :math:`(1 - \pi) (\mu + \mu^2 / \theta + \pi \mu^2)`. The last part of the decoder's output are
+    the logits of :math:`\pi`.
 
     Args:
         num_features: As :class:`NegativeBinomialLikelihood` takes it.
@@ -190,8 +208,8 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
         rate: Likewise, to the mean before the loss.
 
     Shape:
-        ``(*, 2 D)``, or ``(*, 3 D)`` with :class:`DecoderDispersion`, to a distribution with batch shape ``(*)`` and
-        event shape ``(D,)``.
+        ``(*, 2 D)``, or ``(*, 3 D)`` with :class:`DecoderDispersion`, to a distribution with batch
+        shape ``(*)`` and event shape ``(D,)``.
     """
 
     @property
@@ -202,6 +220,10 @@ class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
     def forward(self, parameters: Tensor, context: Context | None = None) -> dist.Distribution:
         """Return :math:`p(x | z)`."""
         num_features = parameters.shape[-1] // self.parameters_per_feature
-        rest, gate_logits = parameters.split([parameters.shape[-1] - num_features, num_features], dim=-1)
+        rest, gate_logits = parameters.split(
+            [parameters.shape[-1] - num_features, num_features], dim=-1
+        )
         outputs, dispersion = self.dispersion(rest, context)
-        return ZeroInflatedNegativeBinomialCounts(self.rate(outputs, context), dispersion, gate_logits).to_event(1)
+        return ZeroInflatedNegativeBinomialCounts(
+            self.rate(outputs, context), dispersion, gate_logits
+        ).to_event(1)

@@ -24,9 +24,9 @@ class BernoulliLikelihood(nn.Module):
     r"""Independent Bernoulli pixels with the decoder's output as logits.
 
     :math:`\log p(x \mid z) = \sum_d x_d \log \pi_d + (1 - x_d) \log(1 - \pi_d)`, with
-    :math:`\pi = \operatorname{sigmoid}(\text{parameters})`. Greys in [0, 1] are accepted, as the field does with MNIST;
-    the sum is then the cross-entropy loss, not a normalised density over greys: binarise for evidence that can be
-    compared with other likelihoods.
+    :math:`\pi = \operatorname{sigmoid}(\text{parameters})`. Greys in [0, 1] are accepted, as the
+    field does with MNIST; the sum is then the cross-entropy loss, not a normalised density over
+    greys: binarise for evidence that can be compared with other likelihoods.
 
     Shape:
         ``(*, D)`` to a distribution with batch shape ``(*)`` and event shape ``(D,)``.
@@ -43,8 +43,8 @@ class BernoulliLikelihood(nn.Module):
 class ContinuousBernoulliLikelihood(nn.Module):
     r"""Independent greys in [0, 1] with the normalised density that the cross-entropy lacks.
 
-    :math:`\log p(x \mid z) = \sum_d [ x_d l_d - \log \int_0^1 e^{l_d t} dt ]` for the decoder's outputs l
-    (Loaiza-Ganem and Cunningham 2019).
+    :math:`\log p(x \mid z) = \sum_d [ x_d l_d - \log \int_0^1 e^{l_d t} dt ]` for the decoder's
+    outputs l (Loaiza-Ganem and Cunningham 2019).
 
     Shape:
         ``(*, D)`` to a distribution with batch shape ``(*)`` and event shape ``(D,)``.
@@ -65,9 +65,10 @@ class DiscretizedLogisticLikelihood(nn.Module):
         \log p(x \mid z) = \sum_d \log \Big[ \operatorname{sigmoid} \frac{x_d + \delta - \mu_d}{s_d}
             - \operatorname{sigmoid} \frac{x_d - \delta - \mu_d}{s_d} \Big], \qquad \delta = 1/510,
 
-    where the outermost bins reach to infinity. The data are grey levels k/255, and the evidence is that of a discrete
-    variable: nats, never positive, and comparable between models of 8-bit pixels. The decoder's outputs are
-    :math:`\mu`, then :math:`s` by a softplus plus 1/2550.
+    where the outermost bins reach to infinity. The data are grey levels k/255, and the evidence is
+    that of a discrete
+    variable: nats, never positive, and comparable between models of 8-bit pixels. The decoder's
+    outputs are :math:`\mu`, then :math:`s` by a softplus plus 1/2550.
 
     Shape:
         ``(*, 2 D)`` to a distribution with batch shape ``(*)`` and event shape ``(D,)``.
@@ -86,8 +87,8 @@ class DiscretizedLogisticLikelihood(nn.Module):
 class CategoricalLikelihood(nn.Module):
     r"""Independent categories 0 to C - 1 with the decoder's outputs as logits, all features of a category together.
 
-    :math:`\log p(x \mid z) = \sum_d \log \operatorname{softmax}(l_d)_{x_d}`. Its mean, which reconstructions show, is
-    :math:`\sum_c c \, p_c`.
+    :math:`\log p(x \mid z) = \sum_d \log \operatorname{softmax}(l_d)_{x_d}`. Its mean, which
+    reconstructions show, is :math:`\sum_c c \, p_c`.
 
     Args:
         num_categories: C, at least 2.

@@ -35,15 +35,20 @@ class LearnedScale(nn.Module):
     Args:
         num_features: None for one scale shared by all features, or D for one for each.
         initial: Where the scale starts, above the floor.
-        floor: The least scale, in the data's units, so that a constant feature keeps a finite density.
+        floor: The least scale, in the data's units, so that a constant feature keeps a finite
+            density.
     """
 
     parameters_per_feature = 1
 
-    def __init__(self, num_features: int | None = None, initial: float = 0.5, floor: float = 1e-2) -> None:
+    def __init__(
+        self, num_features: int | None = None, initial: float = 0.5, floor: float = 1e-2
+    ) -> None:
         super().__init__()
         if not (0 < floor < initial and math.isfinite(initial)):
-            raise InputError(f"'floor' and 'initial' must satisfy 0 < floor < initial, got {floor} and {initial}")
+            raise InputError(
+                f"'floor' and 'initial' must satisfy 0 < floor < initial, got {floor} and {initial}"
+            )
         self.floor = floor
         raw = math.log(math.expm1(initial - floor))
         self.raw_scale = nn.Parameter(torch.full((num_features or 1,), raw))
@@ -62,7 +67,8 @@ class DecoderScale(nn.Module):
     """A scale for each datum and feature, from the second half of the decoder's output.
 
     Args:
-        floor: The least scale, in the data's units, so that a constant feature keeps a finite density.
+        floor: The least scale, in the data's units, so that a constant feature keeps a finite
+            density.
     """
 
     parameters_per_feature = 2

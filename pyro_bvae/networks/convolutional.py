@@ -12,8 +12,8 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.networks.linear import check_sizes
 from pyro_bvae.networks.mlp import MLP
 
-# Channels from the image side to the latent side. Each stage halves the image, from 64 or 32 pixels to 4
-# and from 28 to 7, where an MLP takes over.
+# Channels from the image side to the latent side. Each stage halves the image, from 64 or 32 pixels
+# to 4 and from 28 to 7, where an MLP takes over.
 _STAGES: dict[int, tuple[int, ...]] = {28: (32, 64), 32: (32, 64, 64), 64: (32, 32, 64, 64)}
 
 
@@ -36,15 +36,19 @@ class ConvolutionalEncoder(nn.Module):
         image_shape: ``(C, H, W)`` with ``H = W`` of 28, 32 or 64; the input is flat, ``D = C H W``.
         out_features: Size F of the output.
         hidden: Width of the layer between the convolutions and the output.
-        extra_features: Number E of features, such as covariates, that follow the pixels in the input and enter
-            after the convolutions.
+        extra_features: Number E of features, such as covariates, that follow the pixels in the
+            input and enter after the convolutions.
 
     Shape:
         ``(*, D + E)`` to ``(*, F)``.
     """
 
     def __init__(
-        self, image_shape: Sequence[int], out_features: int, hidden: int = 256, extra_features: int = 0
+        self,
+        image_shape: Sequence[int],
+        out_features: int,
+        hidden: int = 256,
+        extra_features: int = 0,
     ) -> None:
         super().__init__()
         channels, widths, side = _stages(image_shape)
@@ -71,8 +75,8 @@ class ConvolutionalDecoder(nn.Module):
     Args:
         in_features: Size L of the input.
         image_shape: ``(C, H, W)`` with ``H = W`` of 28, 32 or 64.
-        parameters_per_pixel: Number P of parameters that the likelihood wants for each pixel; the output holds
-            all first parameters, then all second ones, and so on.
+        parameters_per_pixel: Number P of parameters that the likelihood wants for each pixel; the
+            output holds all first parameters, then all second ones, and so on.
         hidden: Width of the layer between the input and the convolutions.
 
     Shape:
@@ -80,18 +84,29 @@ class ConvolutionalDecoder(nn.Module):
     """
 
     def __init__(
-        self, in_features: int, image_shape: Sequence[int], parameters_per_pixel: int = 1, hidden: int = 256
+        self,
+        in_features: int,
+        image_shape: Sequence[int],
+        parameters_per_pixel: int = 1,
+        hidden: int = 256,
     ) -> None:
         super().__init__()
         channels, widths, side = _stages(image_shape)
-        check_sizes(in_features=in_features, parameters_per_pixel=parameters_per_pixel, hidden=hidden)
+        check_sizes(
+            in_features=in_features, parameters_per_pixel=parameters_per_pixel, hidden=hidden
+        )
         self.in_features = in_features
         self.out_features = parameters_per_pixel * channels * image_shape[1] * image_shape[2]
-        self.stem = nn.Sequential(MLP(in_features, widths[-1] * side**2, hidden=(hidden,)), nn.SiLU())
+        self.stem = nn.Sequential(
+            MLP(in_features, widths[-1] * side**2, hidden=(hidden,)), nn.SiLU()
+        )
         self.stem_shape = (widths[-1], side, side)
         layers: list[nn.Module] = []
         for size_in, size_out in pairwise((*widths[::-1], channels * parameters_per_pixel)):
-            layers += [nn.ConvTranspose2d(size_in, size_out, kernel_size=4, stride=2, padding=1), nn.SiLU()]
+            layers += [
+                nn.ConvTranspose2d(size_in, size_out, kernel_size=4, stride=2, padding=1),
+                nn.SiLU(),
+            ]
         self.convolutions = nn.Sequential(*layers[:-1])
 
     def forward(self, z: Tensor) -> Tensor:

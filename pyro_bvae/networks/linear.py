@@ -11,11 +11,19 @@ from torch import Tensor, nn
 from pyro_bvae.compilation.compiled_function import is_capturing
 from pyro_bvae.core.errors import check_count
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
+    torch.ops.mkldnn, "_linear_pointwise"
+)
 
 
-# What oneDNN can do to an affine map's output before it is written. Only activations without settings of their own.
-_FUSED: dict[type, str] = {nn.SiLU: "swish", nn.ReLU: "relu", nn.Tanh: "tanh", nn.Sigmoid: "sigmoid"}
+# What oneDNN can do to an affine map's output before it is written. Only activations without
+# settings of their own.
+_FUSED: dict[type, str] = {
+    nn.SiLU: "swish",
+    nn.ReLU: "relu",
+    nn.Tanh: "tanh",
+    nn.Sigmoid: "sigmoid",
+}
 
 
 def check_sizes(**sizes: int) -> None:
@@ -27,9 +35,10 @@ def check_sizes(**sizes: int) -> None:
 class Linear(nn.Linear):
     r"""An affine map :math:`x W^\top + b` that oneDNN computes where no gradient is asked for.
 
-    On the CPU and in float32 oneDNN adds the bias on the way, where PyTorch's own path first writes it to memory, and
-    is up to twice as fast as MKL on processors that MKL does not know; the result is that of ``nn.Linear`` to rounding
-    at the same :func:`torch.get_float32_matmul_precision`. Everywhere else this is ``nn.Linear``.
+    On the CPU and in float32 oneDNN adds the bias on the way, where PyTorch's own path first writes
+    it to memory, and is up to twice as fast as MKL on processors that MKL does not know; the result
+    is that of ``nn.Linear`` to rounding at the same :func:`torch.get_float32_matmul_precision`.
+    Everywhere else this is ``nn.Linear``.
 
     Shape:
         ``(*, D)`` to ``(*, F)``.
@@ -41,7 +50,9 @@ class Linear(nn.Linear):
 
     def fused(self, x: Tensor, activation: str) -> Tensor:
         """Map ``(*, D)`` to ``(*, F)`` by oneDNN and apply one of its activations on the way."""
-        mapped: Tensor = torch.ops.mkldnn._linear_pointwise(x.contiguous(), self.weight, self.bias, activation, [], "")
+        mapped: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x.contiguous(), self.weight, self.bias, activation, [], ""
+        )
         return mapped
 
     def can_fuse(self, x: Tensor) -> bool:
@@ -55,9 +66,16 @@ class Linear(nn.Linear):
             return False
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return False
-        if torch.is_autocast_enabled("cpu") or is_capturing() or torch.compiler.is_compiling() or x.numel() == 0:
+        if (
+            torch.is_autocast_enabled("cpu")
+            or is_capturing()
+            or torch.compiler.is_compiling()
+            or x.numel() == 0
+        ):
             return False
-        return not any(torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors)
+        return not any(
+            torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
+        )
 
 
 def in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
@@ -66,7 +84,12 @@ def in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
     while rest:
         module = rest.popleft()
         activation = _FUSED.get(type(rest[0])) if rest else None
-        if activation and isinstance(module, Linear) and not _is_hooked(module, rest[0]) and module.can_fuse(x):
+        if (
+            activation
+            and isinstance(module, Linear)
+            and not _is_hooked(module, rest[0])
+            and module.can_fuse(x)
+        ):
             rest.popleft()
             x = module.fused(x, activation)
         else:

@@ -1,7 +1,8 @@
 """Networks: tensor to tensor, with any leading batch dimensions.
 
-Every network names what it takes and gives, ``in_features`` and ``out_features``, so that parts which do not fit
-together are refused when they are put together. Data are flat; a convolutional network owns its reshape.
+Every network names what it takes and gives, ``in_features`` and ``out_features``, so that parts
+which do not fit together are refused when they are put together. Data are flat; a convolutional
+network owns its reshape.
 """
 
 from __future__ import annotations
@@ -55,10 +56,11 @@ class MLP(nn.Module):
 class ResidualMLP(nn.Module):
     r"""A deep perceptron of pre-activation residual blocks (He et al. 2016).
 
-    .. math:: h_0 = W_0 x + b_0, \qquad h_i = h_{i-1} + B_i \, a(A_i \, a(h_{i-1})), \qquad y = W a(h_M) + b,
+    .. math:: h_0 = W_0 x + b_0, \qquad h_i = h_{i-1} + B_i \, a(A_i \, a(h_{i-1})), \qquad y = W
+    a(h_M) + b,
 
-    biases of the blocks left out. The last map of a block starts at zero, so that every block starts as the identity
-    and depth costs nothing at the start (Goyal et al. 2017).
+    biases of the blocks left out. The last map of a block starts at zero, so that every block
+    starts as the identity and depth costs nothing at the start (Goyal et al. 2017).
 
     Args:
         in_features: Size D of the last dimension of the input.
@@ -80,7 +82,9 @@ class ResidualMLP(nn.Module):
         activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
-        check_sizes(in_features=in_features, out_features=out_features, hidden=hidden, num_blocks=num_blocks)
+        check_sizes(
+            in_features=in_features, out_features=out_features, hidden=hidden, num_blocks=num_blocks
+        )
         self.in_features, self.out_features = in_features, out_features
         self.stem = Linear(in_features, hidden)
         self.blocks = nn.ModuleList(_Block(hidden, activation) for _ in range(num_blocks))

@@ -16,12 +16,14 @@ class ModulatedMLP(nn.Module):
     r"""A multilayer perceptron whose layers are scaled and shifted by functions of its last input, log β.
 
     .. math::
-        h \mapsto (1 + A \phi) \odot h + B \phi, \qquad \phi_c = \operatorname{silu} (v_c \log \beta + u_c),
+        h \mapsto (1 + A \phi) \odot h + B \phi, \qquad \phi_c = \operatorname{silu} (v_c \log \beta
+        + u_c),
 
-    feature-wise linear modulation (Perez et al. 2018) after each hidden affine map, with learned functions φ of log β
-    that start with their bends at equal distances from log ``low`` to log ``high``. A and B start at zero: a perceptron
-    that knows nothing of β. A β outside of the range counts as its nearer end. One network for many β needs more than
-    β among its inputs (Bae et al. 2022): the latents that a large β turns off have to be shut in encoder and decoder.
+    feature-wise linear modulation (Perez et al. 2018) after each hidden affine map, with learned
+    functions φ of log β that start with their bends at equal distances from log ``low`` to log
+    ``high``. A and B start at zero: a perceptron that knows nothing of β. A β outside of the range
+    counts as its nearer end. One network for many β needs more than β among its inputs (Bae et al.
+    2022): the latents that a large β turns off have to be shut in encoder and decoder.
 
     Args:
         in_features: Size D + 1 of the last dimension of the input, whose last entry is log β.
@@ -90,7 +92,9 @@ class ModulatedMLP(nn.Module):
         # Contiguous, since a product with rows of odd strides is slower than the copy.
         h, log_beta = x[..., :-1].contiguous(), x[..., -1:]
         known = self.functions(torch.minimum(torch.maximum(log_beta, self.ends[0]), self.ends[1]))
-        for index, (modulation, affine) in enumerate(zip(self.modulations, self.maps, strict=False)):
+        for index, (modulation, affine) in enumerate(
+            zip(self.modulations, self.maps, strict=False)
+        ):
             h = _modulated(modulation, h, known)
             h = affine(self.activation(h) if index else h)
         return _modulated(self.modulations[-1], h, known)

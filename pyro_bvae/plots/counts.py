@@ -25,7 +25,13 @@ def count_checks(checks: CountChecks) -> Figure:
     tidy(zeros, "Share of zeros of each feature", "observed", "simulated", grid="both")
     zeros.plot([0, 1], [0, 1], color="grey", linewidth=1, label="equal")
     zeros.errorbar(
-        observed, simulated.mean(0), 2 * simulated.std(0), fmt="o", color=SIMULATED, markersize=3, linewidth=0.7
+        observed,
+        simulated.mean(0),
+        2 * simulated.std(0),
+        fmt="o",
+        color=SIMULATED,
+        markersize=3,
+        linewidth=0.7,
     )
     _mean_variance(variance, checks)
     tidy(total, "Total of each datum", "total count", "number of data")
@@ -45,9 +51,17 @@ def _mean_variance(axes: Any, checks: CountChecks) -> None:
     mean, spread = as_array(checks.mean.observed)[seen], as_array(checks.variance.observed)[seen]
     axes.scatter(mean, spread, s=14, color=OBSERVED, label="observed")
     copies = as_array(checks.variance.simulated)[:, seen].mean(0)
-    axes.scatter(as_array(checks.mean.simulated)[:, seen].mean(0), copies, s=14, color=SIMULATED, label="simulated")
+    axes.scatter(
+        as_array(checks.mean.simulated)[:, seen].mean(0),
+        copies,
+        s=14,
+        color=SIMULATED,
+        label="simulated",
+    )
     ends = np.array([mean.min(), mean.max()])
-    axes.plot(ends, ends, color="grey", linewidth=1, linestyle=":", label="Poisson: variance = mean")
+    axes.plot(
+        ends, ends, color="grey", linewidth=1, linestyle=":", label="Poisson: variance = mean"
+    )
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.legend(frameon=False)

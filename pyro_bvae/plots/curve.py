@@ -42,14 +42,22 @@ def rate_distortion(
         knee = point.beta == curve.knee
         name = f"β = {point.beta:g}" + (" (knee)" if knee else "")
         axes.annotate(
-            name, (distortion, rate), (7, 5), textcoords="offset points", fontweight="bold" if knee else "normal"
+            name,
+            (distortion, rate),
+            (7, 5),
+            textcoords="offset points",
+            fontweight="bold" if knee else "normal",
         )
     for name, distortion, rate in published:
         axes.plot(distortion, rate, "D", color=_ORANGE)
         axes.annotate(name, (distortion, rate), (7, -12), textcoords="offset points", color=_ORANGE)
     axes.set_xlabel("distortion, nats a datum: what is lost")
     axes.set_ylabel("rate, nats a datum: what the code carries")
-    axes.set_title("Each β is a point of the rate-distortion curve, where its slope is -1/β", loc="left", fontsize=11)
+    axes.set_title(
+        "Each β is a point of the rate-distortion curve, where its slope is -1/β",
+        loc="left",
+        fontsize=11,
+    )
     axes.spines[["top", "right"]].set_visible(False)
     axes.margins(x=0.12)
     axes.legend(frameon=False)

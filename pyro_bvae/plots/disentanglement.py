@@ -18,7 +18,8 @@ def disentanglement_scores(result: Disentanglement) -> Figure:
     """Draw every score as a bar with its 95% interval, and its nulls as marks on the same row.
 
     Args:
-        result: What :func:`pyro_bvae.evaluation.disentanglement.disentanglement` or ``score_codes`` returned.
+        result: What :func:`pyro_bvae.evaluation.disentanglement.disentanglement` or ``score_codes``
+            returned.
     """
     table = result.table
     places, values = np.arange(len(table)), table["value"].to_numpy(float)
@@ -36,7 +37,9 @@ def disentanglement_scores(result: Disentanglement) -> Figure:
         axes.scatter(table[name], places, marker=mark, color=colour, label=name, **style)
     ends = np.maximum(values + spread[1], most)
     for place, value, end in zip(places, values, ends, strict=True):
-        axes.annotate(number(value), (end, place), (10, 0), textcoords="offset points", va="center", **TEXT)
+        axes.annotate(
+            number(value), (end, place), (10, 0), textcoords="offset points", va="center", **TEXT
+        )
     title = f"{above} of {len(table)} scores are above all their nulls"
     tidy(axes, title, f"score over {result.num_data:,} data (lines: 95% interval)", "", grid="x")
     axes.set_yticks(places, list(table.index))

@@ -37,19 +37,21 @@ GAP_PARTS = (
 
 
 def gap_bar(
-    evaluation: Mapping[str, Any], error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
+    evaluation: Mapping[str, Any],
+    error: Literal["standard_error", "monte_carlo_error"] = "standard_error",
 ) -> Figure:
     """Draw the variational gap and the parts that add up to it, under the verdict on them.
 
     Args:
-        evaluation: What ``evaluation.json`` holds: estimates (``value``, ``standard_error``, ``monte_carlo_error``, in
-            nats) under ``elbo``, ``evidence`` and ``..._gap``; a part may be None, with the reason in ``gaps_note``.
-            Where known, ``verdict`` is the title and ``families`` are drawn below. :func:`inference_gaps` takes the
-            gaps themselves.
+        evaluation: What ``evaluation.json`` holds: estimates (``value``, ``standard_error``,
+            ``monte_carlo_error``, in nats) under ``elbo``, ``evidence`` and ``..._gap``; a part may
+            be None, with the reason in ``gaps_note``. Where known, ``verdict`` is the title and
+            ``families`` are drawn below. :func:`inference_gaps` takes the gaps themselves.
         error: Which error the lines show, twice its length to either side.
 
     Returns:
-        A row for the total, stacked from its parts (negative ones left of zero), a row for each part, and one for each
+        A row for the total, stacked from its parts (negative ones left of zero), a row for each
+        part, and one for each
         richer family: what it would leave of the approximation gap.
     """
     parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
@@ -57,15 +59,28 @@ def gap_bar(
     complete = len(known) == len(parts)
     rows = [("variational gap", BLUE, evaluation["variational_gap"]), *(known if complete else [])]
     families = (evaluation.get("families") or {}) if complete else {}
-    below = [(f"approximation gap\nwith a {plain(name)} guide", BLUE, left) for name, left in families.items()]
-    value = {key: number(evaluation[key]["value"]) for key in ("variational_gap", "evidence", "elbo")}
+    below = [
+        (f"approximation gap\nwith a {plain(name)} guide", BLUE, left)
+        for name, left in families.items()
+    ]
+    value = {
+        key: number(evaluation[key]["value"]) for key in ("variational_gap", "evidence", "elbo")
+    }
     title = f"Variational gap: the ELBO is {value['variational_gap']} nats below the evidence"
     advice, limits = title_of(evaluation.get("verdict") or title)
     kind = "standard errors over data" if error == "standard_error" else "Monte Carlo errors"
-    notes = [f"nats per datum (lines: ± 2 {kind})", f"evidence {value['evidence']},  ELBO {value['elbo']}", *limits]
+    notes = [
+        f"nats per datum (lines: ± 2 {kind})",
+        f"evidence {value['evidence']},  ELBO {value['elbo']}",
+        *limits,
+    ]
     if not complete:
-        notes += wrap(f"parts not shown: {plain(evaluation.get('gaps_note') or 'not estimated')}", 100)
-    figure = new_figure(9, 1.7 + 0.5 * (len(rows) + len(below)) + 0.2 * (len(notes) + advice.count("\n")))
+        notes += wrap(
+            f"parts not shown: {plain(evaluation.get('gaps_note') or 'not estimated')}", 100
+        )
+    figure = new_figure(
+        9, 1.7 + 0.5 * (len(rows) + len(below)) + 0.2 * (len(notes) + advice.count("\n"))
+    )
     axes = figure.subplots()
     draw_gap_rows(axes, rows, error, below)
     tidy(axes, advice, "\n".join(notes), "", grid="x")
@@ -95,11 +110,13 @@ def per_datum_gaps(gaps: InferenceGaps) -> Figure:
         gaps: What :func:`pyro_bvae.inference_gaps` returned.
 
     Returns:
-        A row for the variational gap and each part: a dot for each datum, a box for the middle half of the data, a line
-        at their mean.
+        A row for the variational gap and each part: a dot for each datum, a box for the middle half
+        of the data, a line at their mean.
     """
     rows = [("variational gap", INK, gaps.variational)]
-    rows += [(name, colour, getattr(gaps, key.removesuffix("_gap"))) for name, colour, key in GAP_PARTS]
+    rows += [
+        (name, colour, getattr(gaps, key.removesuffix("_gap"))) for name, colour, key in GAP_PARTS
+    ]
     whole = as_array(gaps.variational.per_datum)
     figure = new_figure(9, 4.2)
     axes = figure.subplots()

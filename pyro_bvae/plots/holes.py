@@ -10,52 +10,89 @@ from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.information.holes import Coverage
-from pyro_bvae.plots.style import BLUE, INK, ORANGE, TEXT, Values, as_array, mosaic, new_figure, tidy
+from pyro_bvae.plots.style import (
+    BLUE,
+    INK,
+    ORANGE,
+    TEXT,
+    Values,
+    as_array,
+    mosaic,
+    new_figure,
+    tidy,
+)
 
 # Bins of the histograms, and how far they reach below the threshold, in units of what is above.
 _BINS, _BELOW = 50, 1.2
 
 
-def log_densities(found: Coverage) -> Figure:
+def log_densities(result: Coverage) -> Figure:
     """Draw how log q(z) is spread over draws of the prior and over encoded held-out data, and where holes begin.
 
     Args:
-        found: What :func:`pyro_bvae.evaluation.information.holes` returned.
+        result: What :func:`pyro_bvae.evaluation.information.holes` returned.
     """
-    prior, data = as_array(found.log_density), as_array(found.held_out)
+    prior, data = as_array(result.log_density), as_array(result.held_out)
     high = max(float(prior.max()), float(data.max()))
-    # Deep in a hole the density of narrow posteriors is thousands of nats down: the first bin holds all that is.
-    low = max(found.threshold - _BELOW * (high - found.threshold), min(float(prior.min()), found.threshold) - 0.1)
+    # Deep in a hole the density of narrow posteriors is thousands of nats down: the first bin holds
+    # all that is.
+    low = max(
+        result.threshold - _BELOW * (high - result.threshold),
+        min(float(prior.min()), result.threshold) - 0.1,
+    )
     edges = np.linspace(low, high, _BINS + 1)
     figure = new_figure(8, 4)
     axes = figure.subplots()
-    axes.axvspan(low, found.threshold, color="#F1F1F1", zorder=0)
-    for values, colour, name in ((data, BLUE, "encoded held-out data"), (prior, ORANGE, "draws of the prior")):
+    axes.axvspan(low, result.threshold, color="#F1F1F1", zorder=0)
+    for values, colour, name in (
+        (data, BLUE, "encoded held-out data"),
+        (prior, ORANGE, "draws of the prior"),
+    ):
         shares = np.full(len(values), 100 / len(values))
-        axes.hist(np.clip(values, low, high), edges.tolist(), weights=shares, color=colour, alpha=0.6, label=name)
-    axes.axvline(found.threshold, color=INK, linewidth=1.5, linestyle=(0, (4, 3)))
+        axes.hist(
+            np.clip(values, low, high),
+            edges.tolist(),
+            weights=shares,
+            color=colour,
+            alpha=0.6,
+            label=name,
+        )
+    axes.axvline(result.threshold, color=INK, linewidth=1.5, linestyle=(0, (4, 3)))
     axes.set_xlim(low, high)
-    words = f"holes: {100 * found.hole_mass.value:.1f}% of the prior,\n{100 * found.share:g}% of held-out data"
-    room = found.threshold - low > 0.35 * (high - low)
-    place: dict[str, Any] = {"xytext": (-6 if room else 6, -6), "ha": "right" if room else "left", "va": "top"}
+    words = f"holes: {100 * result.hole_mass.value:.1f}% of the prior,\n{100 * result.share:g}% of held-out data"
+    room = result.threshold - low > 0.35 * (high - low)
+    place: dict[str, Any] = {
+        "xytext": (-6 if room else 6, -6),
+        "ha": "right" if room else "left",
+        "va": "top",
+    }
     axes.margins(y=0.25)
     at: dict[str, Any] = {
-        "xy": (found.threshold, 1),
+        "xy": (result.threshold, 1),
         "xycoords": ("data", "axes fraction"),
         "textcoords": "offset points",
     }
     axes.annotate(words, **at, **place, **TEXT)
-    title = f"{100 * found.hole_mass.value:.1f}% of the prior lies where hardly any data are encoded"
-    tidy(axes, title, "log q(z) of the aggregated posterior, nats (first bin: that or less)", "share, %")
+    title = (
+        f"{100 * result.hole_mass.value:.1f}% of the prior lies where hardly any data are encoded"
+    )
+    tidy(
+        axes,
+        title,
+        "log q(z) of the aggregated posterior, nats (first bin: that or less)",
+        "share, %",
+    )
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 
 
-def hole_samples(found: Coverage, inside: Values, outside: Values, image_shape: Sequence[int]) -> Figure:
+def hole_samples(
+    result: Coverage, inside: Values, outside: Values, image_shape: Sequence[int]
+) -> Figure:
     """Draw what the decoder makes of draws of the prior inside and outside of the holes, one row above the other.
 
     Args:
-        found: What :func:`pyro_bvae.evaluation.information.holes` returned.
+        result: What :func:`pyro_bvae.evaluation.information.holes` returned.
         inside: Decoded ``found.inside(count)``, shape ``(S, D)``.
         outside: Decoded ``found.outside(count)``, shape ``(T, D)``.
         image_shape: ``(H, W)``, or ``(C, H, W)`` with 1 or 3 channels.
@@ -64,13 +101,22 @@ def hole_samples(found: Coverage, inside: Values, outside: Values, image_shape: 
         InputError: if there is nothing of either, or if they are no pictures of that shape.
     """
     rows = [as_array(outside), as_array(inside)]
-    if any(row.ndim != 2 for row in rows) or rows[0].shape[1] != rows[1].shape[1] or not sum(map(len, rows)):
+    if (
+        any(row.ndim != 2 for row in rows)
+        or rows[0].shape[1] != rows[1].shape[1]
+        or not sum(map(len, rows))
+    ):
         raise InputError(
             f"'inside' and 'outside' must be images (S, D) of one width, got {rows[1].shape} and {rows[0].shape}"
         )
     images = np.full((2, max(map(len, rows)), rows[0].shape[1]), np.nan)
     for blank, row in zip(images, rows, strict=True):
         blank[: len(row)] = row
-    share = 100 * found.hole_mass.value
-    names = (f"not in a hole\n({100 - share:.0f}% of the prior)", f"in a hole\n({share:.0f}% of the prior)")
-    return mosaic(images, image_shape, "Samples of the prior, outside and inside of the holes", rows=names)
+    share = 100 * result.hole_mass.value
+    names = (
+        f"not in a hole\n({100 - share:.0f}% of the prior)",
+        f"in a hole\n({share:.0f}% of the prior)",
+    )
+    return mosaic(
+        images, image_shape, "Samples of the prior, outside and inside of the holes", rows=names
+    )

@@ -13,7 +13,7 @@ from pyro_bvae.plots.style import Values, as_array, mosaic
 
 
 def inversions(
-    found: Sequence[Inversion],
+    results: Sequence[Inversion],
     observations: Values,
     truths: Values,
     image_shape: Sequence[int],
@@ -27,7 +27,7 @@ def inversions(
     Mean and deviation are left blank where the chains did not mix. All share one grey scale.
 
     Args:
-        found: What :func:`pyro_bvae.invert` returned, R of them.
+        results: What :func:`pyro_bvae.invert` returned, R of them.
         observations: What was seen, as images, ``(R, D)``; NaN where nothing was seen.
         truths: What it was, ``(R, D)``.
         image_shape: ``(C, H, W)``.
@@ -40,14 +40,18 @@ def inversions(
     """
     seen, real = as_array(observations), as_array(truths)
     check_count("num_draws", num_draws)
-    if not len(found) or len(seen) != len(found) or len(real) != len(found):
-        raise InputError(f"'found' must hold an inversion a row, got {len(found)} for {len(seen)} and {len(real)} rows")
+    if not len(results) or len(seen) != len(results) or len(real) != len(results):
+        raise InputError(
+            f"'results' must hold an inversion a row, got {len(results)} for {len(seen)} and {len(real)} rows"
+        )
     pictures = []
-    for one, shown, truth in zip(found, seen, real, strict=True):
+    for one, shown, truth in zip(results, seen, real, strict=True):
         draws = as_array(one.x.flatten(0, 1))
         blank = np.full_like(truth, np.nan, dtype=float)
         mixed = one.problem is None
-        mean, deviation = (as_array(one.mean), as_array(one.standard_deviation)) if mixed else (blank, blank)
+        mean, deviation = (
+            (as_array(one.mean), as_array(one.standard_deviation)) if mixed else (blank, blank)
+        )
         places = np.linspace(0, len(draws) - 1, num_draws).round().astype(int)
         pictures.append(np.stack([shown, mean, *draws[places], deviation, truth]))
     columns = ["seen", "mean", *[f"draw {index + 1}" for index in range(num_draws)], "sd", "truth"]

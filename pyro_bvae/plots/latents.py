@@ -17,25 +17,44 @@ from PIL import Image
 from pyro_bvae import plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
 from pyro_bvae.evaluation.latent_results import Interpolation, Traversal
-from pyro_bvae.plots.style import CLASSES, INK, Array, as_array, grey_scale, mosaic, new_figure, number, plain, tidy
+from pyro_bvae.plots.style import (
+    CLASSES,
+    INK,
+    Array,
+    as_array,
+    grey_scale,
+    mosaic,
+    new_figure,
+    number,
+    plain,
+    tidy,
+)
 
 # Latents drawn at most, and features in a panel.
 _MOST_LATENTS, _MOST_FEATURES = 12, 6
 _FRAME_DPI = 150
 
 
-def traversal_grid(traversal: Traversal, image_shape: Sequence[int], around: str = "a datum's code") -> Figure:
+def traversal_grid(
+    traversal: Traversal, image_shape: Sequence[int], around: str = "a datum's code"
+) -> Figure:
     """Draw a traversal as images: a row for each latent, a column for each of its values.
 
     Args:
-        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are drawn.
+        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are
+            drawn.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
         around: Where all other latents are held, in words.
     """
-    images, values = as_array(traversal.x)[:_MOST_LATENTS], as_array(traversal.values)[:_MOST_LATENTS]
+    images, values = (
+        as_array(traversal.x)[:_MOST_LATENTS],
+        as_array(traversal.values)[:_MOST_LATENTS],
+    )
     if (values == values[0]).all():
         kl = None if traversal.kl is None else as_array(traversal.kl)[:_MOST_LATENTS]
-        return plots.traversals(images, values[0], kl, image_shape, traversal.latents[:_MOST_LATENTS], around=around)
+        return plots.traversals(
+            images, values[0], kl, image_shape, traversal.latents[:_MOST_LATENTS], around=around
+        )
     rows = [f"{name}\n{_range(own)}" for name, own in zip(_names(traversal), values, strict=True)]
     columns = ["lowest", *[""] * (values.shape[1] - 2), "highest"][: values.shape[1]]
     title = f"Moving one latent per row, the others held at {around}"
@@ -48,54 +67,79 @@ def traversal_lines(traversal: Traversal, feature_names: Sequence[str] = ()) -> 
     """Draw a traversal of data that are no images: a panel for each latent, with the features that it moves most.
 
     Args:
-        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are drawn.
+        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are
+            drawn.
         feature_names: Names of the D features.
     """
     names, values, x = _names(traversal), as_array(traversal.values), as_array(traversal.x)
-    figure, panels = _panels(len(names), "What each latent moves alone (its KL in nats): the features that change most")
+    figure, panels = _panels(
+        len(names), "What each latent moves alone (its KL in nats): the features that change most"
+    )
     for axes, name, across, heights in zip(panels, names, values, x, strict=False):
         tidy(axes, name, "value of the latent", "decoded mean")
         _draw_most(axes, across, heights, np.ptp(heights, axis=0), feature_names)
     return figure
 
 
-def interpolation_strips(found: Mapping[str, Interpolation], image_shape: Sequence[int]) -> Figure:
+def interpolation_strips(
+    results: Mapping[str, Interpolation], image_shape: Sequence[int]
+) -> Figure:
     """Draw interpolations as images: the two data, and what is decoded on the ways between their codes.
 
     Args:
-        found: What :func:`pyro_bvae.latents.interpolate` returned for the same pairs, by the name of the path.
+        results: What :func:`pyro_bvae.latents.interpolate` returned for the same pairs, by the name
+            of the path.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
     """
-    titled = list(_ways(found))
+    titled = list(_ways(results))
     rows = [np.concatenate([start[None], between, end[None]]) for _, start, between, end in titled]
     steps = len(rows[0]) - 2
     shares = [f"{100 * step / max(1, steps - 1):.0f}%" for step in range(steps)]
     names = [name for name, *_ in titled]
     title = "From one datum's code to another's, decoded"
-    if len(found) == 1:
-        title += f": {next(iter(found))} path"
+    if len(results) == 1:
+        title += f": {next(iter(results))} path"
     xlabel = "share of the way, between the two data"
-    return mosaic(np.stack(rows), image_shape, title, rows=names, columns=["datum", *shares, "datum"], xlabel=xlabel)
+    return mosaic(
+        np.stack(rows),
+        image_shape,
+        title,
+        rows=names,
+        columns=["datum", *shares, "datum"],
+        xlabel=xlabel,
+    )
 
 
-def interpolation_lines(found: Mapping[str, Interpolation], feature_names: Sequence[str] = ()) -> Figure:
+def interpolation_lines(
+    results: Mapping[str, Interpolation], feature_names: Sequence[str] = ()
+) -> Figure:
     """Draw interpolations of data that are no images: a panel for each way, with the features that change most.
 
     Args:
-        found: What :func:`pyro_bvae.latents.interpolate` returned for the same pairs, by the name of the path.
+        results: What :func:`pyro_bvae.latents.interpolate` returned for the same pairs, by the name
+            of the path.
         feature_names: Names of the D features.
     """
-    titled, several = list(_ways(found)), len(found) > 1
+    titled, several = list(_ways(results)), len(results) > 1
     title = "From one datum's code to another's, decoded (dots: the two data)"
     # The paths of a pair beside each other, on one scale.
-    figure, panels = _panels(len(titled), title, len(found) if several else 3, sharey="row" if several else "none")
+    figure, panels = _panels(
+        len(titled), title, len(results) if several else 3, sharey="row" if several else "none"
+    )
     for axes, (name, start, between, end) in zip(panels, titled, strict=False):
-        tidy(axes, name if several else f"{name}, {next(iter(found))} path", "share of the way", "decoded mean")
+        tidy(
+            axes,
+            name if several else f"{name}, {next(iter(results))} path",
+            "share of the way",
+            "decoded mean",
+        )
         share = np.linspace(0, 1, len(between))
         # By the ends, so that they are the same on all paths of a pair.
         chosen = _draw_most(axes, share, between, np.abs(between[-1] - between[0]), feature_names)
         for colour, feature in enumerate(chosen):
-            axes.plot([0, 1], [start[feature], end[feature]], "o", color=CLASSES[colour], clip_on=False)
+            axes.plot(
+                [0, 1], [start[feature], end[feature]], "o", color=CLASSES[colour], clip_on=False
+            )
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
@@ -104,18 +148,25 @@ def traversal_frames(traversal: Traversal, image_shape: Sequence[int]) -> list[I
     """Return the frames of an animation in which all latents of a traversal move side by side, there and back.
 
     Args:
-        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are drawn.
+        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are
+            drawn.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
     """
     images, values = as_array(traversal.x)[:_MOST_LATENTS], as_array(traversal.values)
     low, high = grey_scale(images)  # one for all frames
     images = np.clip((images - low) / (high - low), 0, 1)
     labels = [
-        [f"{name}\n{number(value)}" for name, value in zip(_names(traversal, "\n"), step, strict=False)]
+        [
+            f"{name}\n{number(value)}"
+            for name, value in zip(_names(traversal, "\n"), step, strict=False)
+        ]
         for step in values.T
     ]
     title = "Each latent moved alone" + ("" if traversal.kl is None else " (its KL in nats)")
-    steps = [mosaic(images[None, :, i], image_shape, title, columns=named) for i, named in enumerate(labels)]
+    steps = [
+        mosaic(images[None, :, i], image_shape, title, columns=named)
+        for i, named in enumerate(labels)
+    ]
     figure = steps[0]
     figure.set_dpi(_FRAME_DPI)
     canvas = FigureCanvasAgg(figure)
@@ -141,7 +192,9 @@ def write_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 90)
     make_directory(path.parent)
     first, *others = (frame.quantize(256, dither=Image.Dither.NONE) for frame in frames)
     with atomic_write(path, "wb") as stream:
-        first.save(stream, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0)
+        first.save(
+            stream, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0
+        )
 
 
 def _names(traversal: Traversal, between: str = "  ") -> list[str]:
@@ -149,21 +202,28 @@ def _names(traversal: Traversal, between: str = "  ") -> list[str]:
     kl = [""] * len(traversal.latents)
     if traversal.kl is not None:
         kl = [f"{between}KL {number(value)}" for value in as_array(traversal.kl)]
-    return [f"z{latent}{nats}" for latent, nats in zip(traversal.latents, kl, strict=True)][:_MOST_LATENTS]
+    return [f"z{latent}{nats}" for latent, nats in zip(traversal.latents, kl, strict=True)][
+        :_MOST_LATENTS
+    ]
 
 
 def _range(values: Array) -> str:
     return f"{number(values.min())} to {number(values.max())}"
 
 
-def _ways(found: Mapping[str, Interpolation]) -> Iterator[tuple[str, Array, Array, Array]]:
+def _ways(results: Mapping[str, Interpolation]) -> Iterator[tuple[str, Array, Array, Array]]:
     """Yield name, datum, what is decoded and datum of each way: all paths of a pair, then those of the next."""
-    pairs = len(next(iter(found.values())).start)
+    pairs = len(next(iter(results.values())).start)
     for pair in range(pairs):
-        for name, one in found.items():
-            parts = [f"pair {pair + 1}"] if pairs > 1 or len(found) == 1 else []
-            parts += [plain(name)] if len(found) > 1 else []
-            yield ", ".join(parts), as_array(one.start)[pair], as_array(one.x)[pair], as_array(one.end)[pair]
+        for name, one in results.items():
+            parts = [f"pair {pair + 1}"] if pairs > 1 or len(results) == 1 else []
+            parts += [plain(name)] if len(results) > 1 else []
+            yield (
+                ", ".join(parts),
+                as_array(one.start)[pair],
+                as_array(one.x)[pair],
+                as_array(one.end)[pair],
+            )
 
 
 def _panels(
@@ -180,12 +240,16 @@ def _panels(
     return figure, panels
 
 
-def _draw_most(axes: Axes, across: Array, heights: Array, weight: Array, feature_names: Sequence[str]) -> list[int]:
+def _draw_most(
+    axes: Axes, across: Array, heights: Array, weight: Array, feature_names: Sequence[str]
+) -> list[int]:
     """Draw those features of ``(S, D)`` that weigh most, weights ``(D,)``, and return which they are."""
     chosen = np.argsort(-weight, kind="stable")[:_MOST_FEATURES]
     for colour, feature in enumerate(chosen):
         name = feature_names[feature] if len(feature_names) else f"x{feature}"
         style: dict[str, Any] = {"marker": "o"} if len(across) == 1 else {"linewidth": 2}
         axes.plot(across, heights[:, feature], color=CLASSES[colour], label=plain(name), **style)
-    axes.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.2)
+    axes.legend(
+        frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1, 1), handlelength=1.2
+    )
     return [int(feature) for feature in chosen]

@@ -1,7 +1,7 @@
 """Numbers in, matplotlib figures out; nothing here computes an estimate or knows a model.
 
-Every function returns a :class:`matplotlib.figure.Figure` made without pyplot, so nothing has to be closed, no
-backend is chosen and no global style is changed. Arrays may be NumPy's or torch's.
+Every function returns a :class:`matplotlib.figure.Figure` made without pyplot, so nothing has to be
+closed, no backend is chosen and no global style is changed. Arrays may be NumPy's or torch's.
 """
 
 from __future__ import annotations
@@ -42,7 +42,9 @@ def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: i
         num: How many to draw, the first ones.
     """
     pairs = np.stack([as_array(x)[:num], as_array(means)[:num]])
-    return mosaic(pairs, image_shape, "Data and their reconstructions", rows=("data", "reconstruction"))
+    return mosaic(
+        pairs, image_shape, "Data and their reconstructions", rows=("data", "reconstruction")
+    )
 
 
 def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40) -> Figure:
@@ -57,7 +59,9 @@ def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40)
     images = as_array(x)[:num]
     columns = max(1, min(10, len(images)))
     blank = np.full((-len(images) % columns, images.shape[1]), np.nan)
-    return mosaic(np.concatenate([images, blank]).reshape(-1, columns, images.shape[1]), image_shape, title)
+    return mosaic(
+        np.concatenate([images, blank]).reshape(-1, columns, images.shape[1]), image_shape, title
+    )
 
 
 def traversals(
@@ -91,7 +95,8 @@ def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
     """Draw what is decoded on the way from one datum's code to another's.
 
     Args:
-        images: Decoded means, shape ``(P, S, D)``: a row per pair, S steps from the one to the other.
+        images: Decoded means, shape ``(P, S, D)``: a row per pair, S steps from the one to the
+            other.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
     """
     rows = as_array(images)
@@ -102,14 +107,20 @@ def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
 
 
 def latent_scatter(
-    means: Values, labels: Values | None, kl: Values | None, label_names: Sequence[str] = (), normal_prior: bool = True
+    means: Values,
+    labels: Values | None,
+    kl: Values | None,
+    label_names: Sequence[str] = (),
+    normal_prior: bool = True,
 ) -> Figure:
     """Draw where the data lie in the two latents of highest KL; a single latent is drawn against the label.
 
     Args:
         means: Posterior means, shape ``(N, L)``.
-        labels: One number per datum, shape ``(N,)``: up to 12 distinct whole numbers are classes, else a scale.
-        kl: KL per latent in nats, shape ``(L,)``; if it is not known, None takes the two whose means vary most.
+        labels: One number per datum, shape ``(N,)``: up to 12 distinct whole numbers are classes,
+            else a scale.
+        kl: KL per latent in nats, shape ``(L,)``; if it is not known, None takes the two whose
+            means vary most.
         label_names: Names of the classes, by number.
         normal_prior: Mark one and two standard deviations of a standard normal prior.
     """
@@ -117,11 +128,16 @@ def latent_scatter(
     classes = None if labels is None else as_array(labels).reshape(-1)
     weight = codes.var(axis=0) if kl is None else as_array(kl)
     first, *rest = (int(latent) for latent in np.argsort(-weight, kind="stable")[:2])
-    said = {latent: "" if kl is None else f"  (KL {weight[latent]:.2f} nats)" for latent in (first, *rest)}
+    said = {
+        latent: "" if kl is None else f"  (KL {weight[latent]:.2f} nats)"
+        for latent in (first, *rest)
+    }
     names = [f"z{latent}{nats}" for latent, nats in said.items()]
     figure = new_figure(7.6, 6.4 if rest else 4.2)
     axes = figure.subplots()
-    tidy(axes, "Where the data lie in the latent space (posterior means)", names[0], "", grid="both")
+    tidy(
+        axes, "Where the data lie in the latent space (posterior means)", names[0], "", grid="both"
+    )
     if normal_prior:
         draw_prior(axes, circles=bool(rest))
     if rest:
@@ -144,21 +160,26 @@ def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) ->
     Args:
         kl: Mean KL per latent in nats, shape ``(L,)``.
         active: Which latents are active, shape ``(L,)``.
-        standard_error: Standard errors over data in nats, shape ``(L,)``; the lines are twice as long.
+        standard_error: Standard errors over data in nats, shape ``(L,)``; the lines are twice as
+            long.
     """
     nats, is_active = as_array(kl), as_array(active).astype(bool)
     order = np.argsort(-nats, kind="stable")
     figure = new_figure(min(4.5 + 0.35 * len(nats), 12), 3.8)
     axes = figure.subplots()
     error = None if standard_error is None else 2 * as_array(standard_error)
-    title = f"KL per latent: {nats.sum():.1f} nats in total, {is_active.sum()} of {len(nats)} active"
+    title = (
+        f"KL per latent: {nats.sum():.1f} nats in total, {is_active.sum()} of {len(nats)} active"
+    )
     note = "" if error is None else " (lines: ± 2 standard errors over data)"
     tidy(axes, title, f"latent, by decreasing KL{note}", "KL, nats per datum")
     for state, colour, name in ((True, BLUE, "active"), (False, GREY, "inactive")):
         at = np.flatnonzero(is_active[order] == state)
         if at.size:
             lines = None if error is None else error[order][at]
-            axes.bar(at, nats[order][at], color=colour, label=name, yerr=lines, ecolor=INK, width=0.8)
+            axes.bar(
+                at, nats[order][at], color=colour, label=name, yerr=lines, ecolor=INK, width=0.8
+            )
     shown = range(0, len(nats), math.ceil(len(nats) / 24))
     axes.set_xticks(shown, [f"z{order[i]}" for i in shown])
     axes.set_ylim(min(0.0, float(nats.min())), max(0.1, axes.get_ylim()[1]))
@@ -166,7 +187,9 @@ def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) ->
     return figure
 
 
-def features(x: Values, means: Values | None, title: str, feature_names: Sequence[str] = (), num: int = 6) -> Figure:
+def features(
+    x: Values, means: Values | None, title: str, feature_names: Sequence[str] = (), num: int = 6
+) -> Figure:
     """Draw data that are not images, a panel each, with their reconstructions.
 
     Args:
@@ -192,5 +215,7 @@ def features(x: Values, means: Values | None, title: str, feature_names: Sequenc
             draw_features(axes, data[i], None if fits is None else fits[i], feature_names)
     handles, names = panels[0].get_legend_handles_labels()
     if fits is not None:
-        figure.legend(handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=10)
+        figure.legend(
+            handles, names, loc="outside upper right", ncols=2, frameon=False, fontsize=10
+        )
     return figure

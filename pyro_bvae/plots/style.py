@@ -26,7 +26,17 @@ GapRow = tuple[str, str, Mapping[str, Any]]
 # Okabe and Ito (2008): told apart with any colour vision.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#A8A8A8", "#222222"
 # Classes: Tol's muted colours and three more; markers and names on the plot say the same again.
-TOL = ("#332288", "#CC6677", "#117733", "#DDAA33", "#88CCEE", "#882255", "#44AA99", "#999933", "#AA4499")
+TOL = (
+    "#332288",
+    "#CC6677",
+    "#117733",
+    "#DDAA33",
+    "#88CCEE",
+    "#882255",
+    "#44AA99",
+    "#999933",
+    "#AA4499",
+)
 CLASSES = (*TOL, "#EE7733", "#777777", "#000000")
 TITLE: dict[str, Any] = {"fontsize": 12, "fontweight": "bold", "loc": "left", "color": INK}
 TEXT: dict[str, Any] = {"fontsize": 10, "color": INK}
@@ -57,10 +67,14 @@ def title_of(text: str, width: int = 74) -> tuple[str, list[str]]:
 
 def new_figure(width: float, height: float) -> Figure:
     """Return an empty figure that belongs to no backend."""
-    return Figure((width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1), facecolor="white")
+    return Figure(
+        (width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1), facecolor="white"
+    )
 
 
-def tidy(axes: Axes, title: str, xlabel: str, ylabel: str, grid: Literal["x", "y", "both"] = "y") -> None:
+def tidy(
+    axes: Axes, title: str, xlabel: str, ylabel: str, grid: Literal["x", "y", "both"] = "y"
+) -> None:
     """Give axes their title, labels and light grid."""
     axes.set_title(title, **TITLE)
     axes.set_xlabel(xlabel, **TEXT)
@@ -108,10 +122,17 @@ def mosaic(
                 (tile - low) / (high - low), 0, 1
             )
     cell = min(0.85, 10 / images.shape[1])
-    size = (max(4.5, cell * images.shape[1] + 1.5), cell * len(images) * down / across + 0.6 + 0.5 * bool(columns))
+    size = (
+        max(4.5, cell * images.shape[1] + 1.5),
+        cell * len(images) * down / across + 0.6 + 0.5 * bool(columns),
+    )
     figure = new_figure(*size)
     axes = figure.subplots()
-    shown = np.where(np.isnan(canvas), 1.0, canvas) if channels == 3 else np.ma.masked_invalid(canvas[..., 0])
+    shown = (
+        np.where(np.isnan(canvas), 1.0, canvas)
+        if channels == 3
+        else np.ma.masked_invalid(canvas[..., 0])
+    )
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     tidy(axes, title, xlabel, "")
     axes.grid(False)
@@ -128,7 +149,9 @@ def check_image_shape(image_shape: Sequence[int], num_features: int) -> tuple[in
         InputError: if this is no picture of that many features.
     """
     shape = tuple(int(size) for size in image_shape)
-    channels, height, width = (1, *shape) if len(shape) == 2 else shape if len(shape) == 3 else (0, 0, 0)
+    channels, height, width = (
+        (1, *shape) if len(shape) == 2 else shape if len(shape) == 3 else (0, 0, 0)
+    )
     if channels not in (1, 3) or channels * height * width != num_features:
         raise InputError(
             f"'image_shape' must be (H, W), (1, H, W) or (3, H, W) with product {num_features}, got {shape}"
@@ -139,7 +162,8 @@ def check_image_shape(image_shape: Sequence[int], num_features: int) -> tuple[in
 def grey_scale(known: Array) -> tuple[float, float]:
     """Return the values drawn black and white: 0 and 1 where nearly all values lie about there, else the extremes.
 
-    Means of a normal likelihood stray a little beyond the pixels they model; that should not grey the rest.
+    Means of a normal likelihood stray a little beyond the pixels they model; that should not grey
+    the rest.
     """
     if not known.size or np.mean((known > -0.25) & (known < 1.25)) >= 0.9:
         return 0.0, 1.0
@@ -154,17 +178,40 @@ def draw_prior(axes: Axes, circles: bool) -> None:
         words = f"prior, {radius} sd"
         if circles:
             axes.add_patch(Circle((0, 0), radius, fill=False, **style))
-            axes.text(0, radius, words, ha="center", va="center", path_effects=HALO, zorder=5, fontsize=9, color=INK)
+            axes.text(
+                0,
+                radius,
+                words,
+                ha="center",
+                va="center",
+                path_effects=HALO,
+                zorder=5,
+                fontsize=9,
+                color=INK,
+            )
         else:
             axes.axvline(-radius, **style)
             axes.axvline(radius, **style)
-            place: dict[str, Any] = {"ha": "center", "va": "top", "transform": axes.get_xaxis_transform()}
-            axes.text(radius, 0.98, words, path_effects=HALO, zorder=7, fontsize=9, color=INK, **place)
+            place: dict[str, Any] = {
+                "ha": "center",
+                "va": "top",
+                "transform": axes.get_xaxis_transform(),
+            }
+            axes.text(
+                radius, 0.98, words, path_effects=HALO, zorder=7, fontsize=9, color=INK, **place
+            )
 
 
-def draw_points(axes: Axes, x: Array, y: Array, classes: Array | None, label_names: Sequence[str]) -> None:
+def draw_points(
+    axes: Axes, x: Array, y: Array, classes: Array | None, label_names: Sequence[str]
+) -> None:
     """Draw points in one colour, in those of their classes with their names, or along a scale."""
-    style: dict[str, Any] = {"s": 18 if len(x) < 2000 else 7, "alpha": 0.75, "linewidths": 0, "rasterized": True}
+    style: dict[str, Any] = {
+        "s": 18 if len(x) < 2000 else 7,
+        "alpha": 0.75,
+        "linewidths": 0,
+        "rasterized": True,
+    }
     known = np.unique(classes) if classes is not None else np.array([])
     if classes is None:
         axes.scatter(x, y, color=BLUE, **style)
@@ -175,21 +222,33 @@ def draw_points(axes: Axes, x: Array, y: Array, classes: Array | None, label_nam
         for i, code in enumerate(known.astype(int)):
             mine = classes == code
             name = plain(label_names[code]) if 0 <= code < len(label_names) else str(code)
-            axes.scatter(x[mine], y[mine], color=CLASSES[i], marker="os^D"[i % 4], label=name, **style)
-            box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": CLASSES[i], "alpha": 0.85}
+            axes.scatter(
+                x[mine], y[mine], color=CLASSES[i], marker="os^D"[i % 4], label=name, **style
+            )
+            box = {
+                "boxstyle": "round,pad=0.2",
+                "facecolor": "white",
+                "edgecolor": CLASSES[i],
+                "alpha": 0.85,
+            }
             at = np.median(x[mine]), np.median(y[mine])
             axes.text(*at, name, ha="center", va="center", bbox=box, zorder=6, **TEXT)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=10, title="label")
+        axes.legend(
+            loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=10, title="label"
+        )
 
 
-def draw_gap_rows(axes: Axes, rows: Sequence[GapRow], error: str, below: Sequence[GapRow] = ()) -> None:
+def draw_gap_rows(
+    axes: Axes, rows: Sequence[GapRow], error: str, below: Sequence[GapRow] = ()
+) -> None:
     """Draw a bar and its error for each row; the first one is stacked from the others, if there are any.
 
     Args:
         axes: Where to draw.
         rows: Name, colour and estimate: the whole, then its parts.
         error: Key of the error, whose lines are twice as long to either side.
-        below: Rows of their own, set apart, each on a pale bar as long as the first part: what they leave of it.
+        below: Rows of their own, set apart, each on a pale bar as long as the first part: what they
+            leave of it.
     """
     parts = rows[1:]
     ends = {True: 0.0, False: 0.0}
@@ -209,8 +268,12 @@ def draw_gap_rows(axes: Axes, rows: Sequence[GapRow], error: str, below: Sequenc
         mark = "D" if stacked else "none"
         axes.errorbar(value, place, xerr=length, color=INK, fmt=mark, markersize=5, capsize=4)
         right = max(value + length, ends[True] if stacked else whole)
-        words = f"◆ {number(value)}" if stacked else f"{number(value)} left" if apart else number(value)
-        axes.annotate(words, (right, place), (8, 0), textcoords="offset points", va="center", **TEXT)
+        words = (
+            f"◆ {number(value)}" if stacked else f"{number(value)} left" if apart else number(value)
+        )
+        axes.annotate(
+            words, (right, place), (8, 0), textcoords="offset points", va="center", **TEXT
+        )
     axes.axvline(0, color=INK, linewidth=1)
     axes.set_yticks(places, [name for name, _, _ in (*rows, *below)])
     axes.set_ylim(places[-1] + 0.5, -0.5)
@@ -226,7 +289,9 @@ def draw_spread(axes: Axes, place: float, values: Array, colour: str) -> None:
     axes.scatter(known, beside, s=size, color=colour, alpha=0.45, linewidths=0, rasterized=True)
     if len(known):
         low, high = np.quantile(known, [0.25, 0.75])
-        axes.barh(place, high - low, left=low, height=0.72, facecolor="none", edgecolor=INK, linewidth=1.2)
+        axes.barh(
+            place, high - low, left=low, height=0.72, facecolor="none", edgecolor=INK, linewidth=1.2
+        )
         axes.plot([known.mean()] * 2, [place - 0.42, place + 0.42], color=INK, linewidth=2.5)
 
 
@@ -237,7 +302,11 @@ def draw_features(axes: Axes, data: Array, fit: Array | None, feature_names: Seq
     style: dict[str, Any] = {"linestyle": "none", "marker": "o"} if few else {"linewidth": 2.5}
     axes.plot(at, data, color=GREY, label="data", **style)
     if fit is not None:
-        style = {"linestyle": "none", "marker": "x", "markeredgewidth": 2} if few else {"linewidth": 1.2}
+        style = (
+            {"linestyle": "none", "marker": "x", "markeredgewidth": 2}
+            if few
+            else {"linewidth": 1.2}
+        )
         axes.plot(at, fit, color=BLUE, label="reconstruction", **style)
     if few and len(feature_names):
         axes.set_xticks(at, [plain(name) for name in feature_names], rotation=60, ha="right")

@@ -28,12 +28,14 @@ def training_curves(history: Mapping[str, Sequence[float]]) -> Figure:
     """Draw distortion, rate and objective over the epochs, on training and validation data.
 
     Args:
-        history: Columns of ``metrics.csv`` by name: ``epoch``, ``distortion``, ``rate``, ``objective`` (nats), and
-            where known ``beta`` and the columns that start with ``validation_``; NaN is no value. The validation
-            objective is taken at the last β, so that epochs can be compared.
+        history: Columns of ``metrics.csv`` by name: ``epoch``, ``distortion``, ``rate``,
+            ``objective`` (nats), and where known ``beta`` and the columns that start with
+            ``validation_``; NaN is no value. The validation objective is taken at the last β, so
+            that epochs can be compared.
 
     Returns:
-        Three panels, and a fourth with β if it changes; the epoch of the lowest validation objective is marked.
+        Three panels, and a fourth with β if it changes; the epoch of the lowest validation
+        objective is marked.
     """
     epoch, beta = as_array(history["epoch"]), as_array(history.get("beta", ()))
     changes = bool((beta != beta[-1:]).any())
@@ -46,7 +48,14 @@ def training_curves(history: Mapping[str, Sequence[float]]) -> Figure:
     for axes, (name, title) in zip(panels, titles.items(), strict=False):
         tidy(axes, title, "epoch", "nats per datum")
         draw_line(axes, epoch, history[name], color=BLUE, label="training")
-        draw_line(axes, epoch, history.get(f"validation_{name}", ()), color=ORANGE, label="validation", dashes=(4, 1.5))
+        draw_line(
+            axes,
+            epoch,
+            history.get(f"validation_{name}", ()),
+            color=ORANGE,
+            label="validation",
+            dashes=(4, 1.5),
+        )
         if best is not None:
             label = f"epoch {best:g}: lowest\nvalidation objective"
             axes.axvline(best, color=INK, linewidth=1, linestyle=":", label=label)

@@ -25,16 +25,18 @@ class AmortizedPosterior(nn.Module):
     """The base of the amortized posteriors: a family gives it its number of outputs and has a ``forward`` of its own.
 
     Args:
-        network: Maps ``(*, D)`` to as many outputs as the family's ``num_outputs`` says. Covariates, if any, are
-            appended to its input.
+        network: Maps ``(*, D)`` to as many outputs as the family's ``num_outputs`` says.
+            Covariates, if any, are appended to its input.
         num_outputs: Number of outputs for a number of latents, increasing.
         outputs: What the outputs are, in words.
         num_covariates: How many of the network's inputs are covariates.
-        inputs: Applied to the data before the network, and before covariates are appended, such as ``torch.log1p``
-            for counts; it keeps the number of features. By default the network sees the data as they are.
+        inputs: Applied to the data before the network, and before covariates are appended, such as
+            ``torch.log1p`` for counts; it keeps the number of features. By default the network sees
+            the data as they are.
 
     Raises:
-        InputError: if the network says its number of outputs, and it is that of no number of latents.
+        InputError: if the network says its number of outputs, and it is that of no number of
+            latents.
     """
 
     def __init__(
@@ -48,11 +50,15 @@ class AmortizedPosterior(nn.Module):
     ) -> None:
         super().__init__()
         if inputs is not None and not callable(inputs):
-            raise InputError(f"'inputs' must be a function of the data, such as torch.log1p, got {inputs!r}")
+            raise InputError(
+                f"'inputs' must be a function of the data, such as torch.log1p, got {inputs!r}"
+            )
         self.network, self.inputs = network, inputs
         self._num_outputs, self._outputs = num_outputs, outputs
         out_features = getattr(network, "out_features", None)
-        self.latent_dim = self._count_latents(out_features) if isinstance(out_features, int) else None
+        self.latent_dim = (
+            self._count_latents(out_features) if isinstance(out_features, int) else None
+        )
         in_features = getattr(network, "in_features", None)
         self.num_features = in_features - num_covariates if isinstance(in_features, int) else None
 
@@ -63,7 +69,9 @@ class AmortizedPosterior(nn.Module):
         return outputs, self.latent_dim or self._count_latents(outputs.shape[-1])
 
     def _count_latents(self, out_features: int) -> int:
-        most = next(count for count in itertools.count(1) if self._num_outputs(count) >= out_features)
+        most = next(
+            count for count in itertools.count(1) if self._num_outputs(count) >= out_features
+        )
         if self._num_outputs(most) == out_features:
             return most
         right = [f"{self._num_outputs(count)} for {count}" for count in (most - 1, most) if count]

@@ -20,7 +20,8 @@ from pyro_bvae.distributions import AutoregressiveNormal
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
 
-# The logit of a gate at rest and how far it may move, and what the outputs of a step are multiplied by at the start.
+# The logit of a gate at rest and how far it may move, and what the outputs of a step are multiplied
+# by at the start.
 _REST, _REACH, _START = 1.0, 4.0, 0.1
 
 
@@ -30,9 +31,9 @@ class GatedStep(nn.Module):
     .. math:: u'_d = \frac{\gamma_d}{\gamma^0} \, u_d + (1 - \gamma_d) \, m_d, \qquad
         \gamma_d = \operatorname{sigmoid}(1 + 4 \tanh(s_d / 4)),
 
-    with :math:`(m_d, s_d)` of a masked network from :math:`u_{<d}` and a summary of the data. A gate at rest,
-    :math:`\gamma^0 = \operatorname{sigmoid}(1)`, passes u as it is, and its gain lies between 0.06 and 1.37, so that
-    both directions are stable.
+    with :math:`(m_d, s_d)` of a masked network from :math:`u_{<d}` and a summary of the data. A
+    gate at rest, :math:`\gamma^0 = \operatorname{sigmoid}(1)`, passes u as it is, and its gain lies
+    between 0.06 and 1.37, so that both directions are stable.
 
     Args:
         latent_dim: Number of latents.
@@ -41,11 +42,15 @@ class GatedStep(nn.Module):
         backwards: Whether the latents depend on those after them instead.
     """
 
-    def __init__(self, latent_dim: int, summary_dim: int, hidden: Sequence[int], *, backwards: bool = False) -> None:
+    def __init__(
+        self, latent_dim: int, summary_dim: int, hidden: Sequence[int], *, backwards: bool = False
+    ) -> None:
         super().__init__()
         self.order = tuple(reversed(range(latent_dim))) if backwards else tuple(range(latent_dim))
         order: Any = torch.tensor(self.order)
-        with warnings.catch_warnings():  # one latent has none before it, and takes a gate and a shift all the same
+        with (
+            warnings.catch_warnings()
+        ):  # one latent has none before it, and takes a gate and a shift all the same
             warnings.filterwarnings("ignore", message=".*input_dim = 1")
             self.network = ConditionalAutoRegressiveNN(
                 latent_dim, summary_dim, list(hidden), permutation=order, nonlinearity=nn.SiLU()
@@ -66,22 +71,26 @@ class GatedStep(nn.Module):
 class FlowPosterior(AmortizedPosterior):
     r"""The flow guide: a diagonal normal whose noise goes through gated autoregressive steps.
 
-    It is an :class:`~pyro_bvae.distributions.AutoregressiveNormal` of :class:`GatedStep`, :math:`z = \mu + \sigma \,
-    f(\epsilon; h)` with a network for :math:`(\mu, s, h)` and :math:`\sigma = \operatorname{softplus}(s)` plus a floor
-    of 1e-5; h is a summary of x for the steps (Kingma et al. 2016). The steps go through the latents forwards and
-    backwards in turn, and start near the identity, so that the guide starts near the diagonal normal.
+    It is an :class:`~pyro_bvae.distributions.AutoregressiveNormal` of :class:`GatedStep`, :math:`z
+    = \mu + \sigma \, f(\epsilon; h)` with a network for :math:`(\mu, s, h)` and :math:`\sigma =
+    \operatorname{softplus}(s)` plus a floor of 1e-5; h is a summary of x for the steps (Kingma et
+    al. 2016). The steps go through the latents forwards and backwards in turn, and start near the
+    identity, so that the guide starts near the diagonal normal.
 
-    Draws and their own densities take one pass; the density at any other value takes one for each step and latent. The
-    mean is a fixed quasi-Monte Carlo one. With one latent a step is affine, and the guide is the normal.
+    Draws and their own densities take one pass; the density at any other value takes one for each
+    step and latent. The mean is a fixed quasi-Monte Carlo one. With one latent a step is affine,
+    and the guide is the normal.
 
     Args:
         network: Maps ``(*, D)`` to ``(*, 2 L + H)``. Covariates, if any, are appended to its input.
         summary_dim: H, the size of h.
         num_steps: Number of steps.
-        hidden: Widths of the hidden layers of each step, at least L each; by default one, of 64 or twice L.
+        hidden: Widths of the hidden layers of each step, at least L each; by default one, of 64 or
+            twice L.
         latent_dim: L, where the network has no ``out_features`` that say it.
         num_covariates: How many of the network's inputs are covariates.
-        inputs: Applied to the data before covariates are appended, such as ``torch.log1p`` for counts.
+        inputs: Applied to the data before covariates are appended, such as ``torch.log1p`` for
+            counts.
 
     Shape:
         ``(*, N, D)`` to a distribution with batch shape ``(*, N)`` and event shape ``(L,)``.
@@ -107,11 +116,15 @@ class FlowPosterior(AmortizedPosterior):
         super().__init__(network, count, outputs, num_covariates=num_covariates, inputs=inputs)
         if self.latent_dim is None:
             if latent_dim is None:
-                raise InputError("'latent_dim' must be given where the network has no 'out_features' that say it")
+                raise InputError(
+                    "'latent_dim' must be given where the network has no 'out_features' that say it"
+                )
             check_count("latent_dim", latent_dim)
             self.latent_dim = latent_dim
         elif latent_dim not in (None, self.latent_dim):
-            raise InputError(f"'latent_dim' must be {self.latent_dim}, as the network's outputs say, got {latent_dim}")
+            raise InputError(
+                f"'latent_dim' must be {self.latent_dim}, as the network's outputs say, got {latent_dim}"
+            )
         widths = (max(64, 2 * self.latent_dim),) if hidden is None else tuple(hidden)
         if not widths or min(widths) < self.latent_dim:
             raise InputError(
@@ -119,7 +132,8 @@ class FlowPosterior(AmortizedPosterior):
             )
         self.summary_dim = summary_dim
         self.steps = nn.ModuleList(
-            GatedStep(self.latent_dim, summary_dim, widths, backwards=step % 2 == 1) for step in range(num_steps)
+            GatedStep(self.latent_dim, summary_dim, widths, backwards=step % 2 == 1)
+            for step in range(num_steps)
         )
 
     @staticmethod
@@ -137,9 +151,10 @@ class FlowPosterior(AmortizedPosterior):
 class LocalAutoregressivePosterior(nn.Module):
     r"""The flow guide with a mean, a scale and a summary of its own for each datum; the steps are shared and frozen.
 
-    That is the family of a :class:`FlowPosterior` for a datum: what its network says of the datum is free, and what is
-    the same for all data is not. The parameters are the shift of the mean in units of the starting scale, the log of
-    the factor on that scale, and the shift of the summary in units of its own size, at least 1.
+    That is the family of a :class:`FlowPosterior` for a datum: what its network says of the datum
+    is free, and what is the same for all data is not. The parameters are the shift of the mean in
+    units of the starting scale, the log of the factor on that scale, and the shift of the summary
+    in units of its own size, at least 1.
 
     Args:
         loc: Starting means, shape ``(N, L)`` or with more leading dimensions.
@@ -168,7 +183,9 @@ class LocalAutoregressivePosterior(nn.Module):
         super().__init__()
         check_start(loc, scale, event_dim)
         if summary.shape[:-1] != loc.shape[:-1]:
-            raise InputError(f"'summary' must be {(*loc.shape[:-1], 'H')}, got {tuple(summary.shape)}")
+            raise InputError(
+                f"'summary' must be {(*loc.shape[:-1], 'H')}, got {tuple(summary.shape)}"
+            )
         self.register_buffer("start_loc", loc.detach().clone())
         self.register_buffer("start_scale", scale.detach().clone())
         self.register_buffer("start_summary", summary.detach().clone())
@@ -193,7 +210,11 @@ class LocalAutoregressivePosterior(nn.Module):
     def _member(self) -> tuple[Tensor, Tensor, Tensor]:
         size = (1 + self.start_summary.square().mean(-1, keepdim=True)).sqrt()
         loc = self.start_loc + self.start_scale * self.shift
-        return loc, self.start_scale * self.log_factor.exp(), self.start_summary + size * self.summary_shift
+        return (
+            loc,
+            self.start_scale * self.log_factor.exp(),
+            self.start_summary + size * self.summary_shift,
+        )
 
 
 def _frozen(step: nn.Module) -> nn.Module:

@@ -18,37 +18,48 @@ from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.distributions import matrix_vector
 from pyro_bvae.posteriors.local import LocalFullRankPosterior, check_whole
 
-# Bounds on the logs of what one layer may do to a scale, and of what the first map may do to the tails.
+# Bounds on the logs of what one layer may do to a scale, and of what the first map may do to the
+# tails.
 _LOG_SCALE_BOUND, _LOG_TAIL_BOUND = 2.0, 1.0
 
 
 class LocalFlowPosterior(nn.Module):
     r"""A normalizing flow with weights of its own for each datum, started at a normal.
 
-    Normal noise, through an elementwise sinh-arcsinh map for skew and tails (Jones and Pewsey 2009), through affine
-    couplings (Dinh et al. 2017), through the affine map of a :class:`LocalFullRankPosterior`:
+    Normal noise, through an elementwise sinh-arcsinh map for skew and tails (Jones and Pewsey
+    2009), through affine couplings (Dinh et al. 2017), through the affine map of a
+    :class:`LocalFullRankPosterior`:
 
     .. math:: u_d = \sinh(e^{\tau_d} (\operatorname{arsinh} \epsilon_d + \gamma_d)), \qquad
         v_a = u_a, \quad v_b = u_b \, e^{s(u_a)} + t(u_a), \qquad z = \mu_n + C_n v,
 
-    where the layers transform the two halves of the latents in turn, s and t are a network of one hidden layer, and
-    :math:`|\tau| < 1`, :math:`|s| < 2`. At the start :math:`\gamma = \tau = s = t = 0`, exactly. Weights are divided
-    by the square root of their number of inputs, the last ones by that number, so that one step size suits any width
-    (Yang and Hu 2021). With one latent there is nothing to couple, and the sinh-arcsinh normal remains.
+    where the layers transform the two halves of the latents in turn, s and t are a network of one
+    hidden layer, and :math:`|\tau| < 1`, :math:`|s| < 2`. At the start :math:`\gamma = \tau = s = t
+    = 0`, exactly. Weights are divided by the square root of their number of inputs, the last ones
+    by that number, so that one step size suits any width (Yang and Hu 2021). With one latent there
+    is nothing to couple, and the sinh-arcsinh normal remains.
 
     Args:
         loc: Starting means, shape ``(N, L)``.
-        scale_tril: Starting factors of the covariances, lower triangular with a positive diagonal, ``(N, L, L)``.
+        scale_tril: Starting factors of the covariances, lower triangular with a positive diagonal,
+            ``(N, L, L)``.
         num_layers: Coupling layers, at least 2, one for each half.
         hidden: Hidden units of each coupling's network.
-        seed: Seed of the weights, the same for every datum, so that its place among the data does not matter.
+        seed: Seed of the weights, the same for every datum, so that its place among the data does
+            not matter.
 
     Shape:
         Any input to a distribution with batch shape ``(N,)`` and event shape ``(L,)``.
     """
 
     def __init__(
-        self, loc: Tensor, scale_tril: Tensor, *, num_layers: int = 2, hidden: int = 16, seed: int = 0
+        self,
+        loc: Tensor,
+        scale_tril: Tensor,
+        *,
+        num_layers: int = 2,
+        hidden: int = 16,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         for name, value, least in (("num_layers", num_layers, 2), ("hidden", hidden, 1)):
@@ -62,7 +73,8 @@ class LocalFlowPosterior(nn.Module):
         sizes = [(first, self.latent_dim - first), (self.latent_dim - first, first)]
         with seeded(seed, WEIGHTS_STREAM):
             self.networks = nn.ModuleList(
-                _LocalNetwork(loc, sizes[layer % 2], hidden) for layer in range(num_layers if first else 0)
+                _LocalNetwork(loc, sizes[layer % 2], hidden)
+                for layer in range(num_layers if first else 0)
             )
 
     def forward(self, x: Tensor | None = None, context: Context | None = None) -> dist.Distribution:
@@ -71,7 +83,10 @@ class LocalFlowPosterior(nn.Module):
         normal = self.affine()
         maps: list[_Coupling | _SinhArcsinh] = [
             _SinhArcsinh(self.skew, self.log_tail),
-            *(_Coupling(network(), flipped=layer % 2 == 1) for layer, network in enumerate(self.networks)),
+            *(
+                _Coupling(network(), flipped=layer % 2 == 1)
+                for layer, network in enumerate(self.networks)
+            ),
         ]
         return _Flow(normal.loc, normal.scale_tril, maps, normal.batch_shape)
 
@@ -89,7 +104,9 @@ class _Weights(NamedTuple):
     outer_bias: Tensor
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        hidden = silu(matrix_vector(self.inner, inputs) / math.sqrt(self.inner.shape[-1]) + self.inner_bias)
+        hidden = silu(
+            matrix_vector(self.inner, inputs) / math.sqrt(self.inner.shape[-1]) + self.inner_bias
+        )
         return matrix_vector(self.outer, hidden) / self.outer.shape[-1] + self.outer_bias
 
 
@@ -170,14 +187,20 @@ class _Flow(dist.TorchDistribution):
     has_rsample = True
 
     def __init__(
-        self, loc: Tensor, scale_tril: Tensor, maps: Sequence[_Coupling | _SinhArcsinh], batch_shape: torch.Size
+        self,
+        loc: Tensor,
+        scale_tril: Tensor,
+        maps: Sequence[_Coupling | _SinhArcsinh],
+        batch_shape: torch.Size,
     ) -> None:
         self.loc, self.scale_tril, self.maps = loc, scale_tril, maps
         super().__init__(batch_shape, loc.shape[-1:], validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> _Flow:
         batch_shape = torch.Size(batch_shape)
-        own = batch_shape[len(batch_shape) - self.loc.dim() + 1 :]  # the data; particles to their left cost no memory
+        own = batch_shape[
+            len(batch_shape) - self.loc.dim() + 1 :
+        ]  # the data; particles to their left cost no memory
         loc, scale_tril = self.loc.expand(*own, -1), self.scale_tril.expand(*own, -1, -1)
         return _Flow(loc, scale_tril, self.maps, batch_shape)
 
@@ -201,7 +224,9 @@ class _Flow(dist.TorchDistribution):
         """Return the noise of a value, ``(*, N, L)``, and the log determinant of the inverse map, ``(*, N)``."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         centred = value.expand(shape) - self.loc
-        columns = centred.reshape(-1, *self.loc.shape).movedim(0, -1)  # all particles of a datum in one solve
+        columns = centred.reshape(-1, *self.loc.shape).movedim(
+            0, -1
+        )  # all particles of a datum in one solve
         noise = torch.linalg.solve_triangular(self.scale_tril, columns, upper=False).movedim(-1, 0)
         noise = noise.reshape(shape)
         log_det = -self.scale_tril.diagonal(0, -2, -1).log().sum(-1)

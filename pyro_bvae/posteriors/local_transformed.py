@@ -27,14 +27,16 @@ _FIXED = (
 class LocalTransformedPosterior(nn.Module):
     r"""A local posterior pushed through fixed transforms: :math:`z = T(v)` with :math:`v \sim q_n(v)`.
 
-    A log-normal is a normal through the exponential. Only the base has parameters, those of its own family.
+    A log-normal is a normal through the exponential. Only the base has parameters, those of its own
+    family.
 
     Args:
         base: The local posterior of v.
         transforms: T, first to last, without parameters of their own.
 
     Shape:
-        Any input to a distribution with the base's batch shape ``(N,)``. Reference: Kucukelbir et al. 2017.
+        Any input to a distribution with the base's batch shape ``(N,)``. Reference: Kucukelbir et
+        al. 2017.
     """
 
     def __init__(self, base: nn.Module, transforms: Sequence[fixed.Transform]) -> None:
@@ -63,7 +65,9 @@ def _is_fixed(transform: fixed.Transform) -> bool:
     if isinstance(transform, fixed.ComposeTransform):
         return all(_is_fixed(part) for part in transform.parts)
     if isinstance(transform, fixed.AffineTransform):
-        return not any(isinstance(part, Tensor) and part.dim() > 0 for part in (transform.loc, transform.scale))
+        return not any(
+            isinstance(part, Tensor) and part.dim() > 0 for part in (transform.loc, transform.scale)
+        )
     return isinstance(transform, _FIXED)
 
 

@@ -23,17 +23,21 @@ _APART = 0.5
 class MixturePosterior(AmortizedPosterior):
     r"""The guide of several modes, a mixture of C diagonal normals.
 
-    .. math:: q(z \mid x) = \sum_c \pi_c \, \mathcal{N}(z; \mu_c + a_c, \operatorname{diag} \sigma_c^2),
+    .. math:: q(z \mid x) = \sum_c \pi_c \, \mathcal{N}(z; \mu_c + a_c, \operatorname{diag}
+    \sigma_c^2),
 
-    with a network for the logits of :math:`\pi`, :math:`\mu` and s, and :math:`\sigma = \operatorname{softplus}(s)`
-    plus a floor of 1e-5. The :math:`a_c` are fixed offsets of half a unit, so that no two components start alike.
-    Draws have implicit gradients, also in the logits (Figurnov et al. 2018).
+    with a network for the logits of :math:`\pi`, :math:`\mu` and s, and :math:`\sigma =
+    \operatorname{softplus}(s)` plus a floor of 1e-5. The :math:`a_c` are fixed offsets of half a
+    unit, so that no two components start alike. Draws have implicit gradients, also in the logits
+    (Figurnov et al. 2018).
 
     Args:
-        network: Maps ``(*, D)`` to ``(*, C (1 + 2 L))``. Covariates, if any, are appended to its input.
+        network: Maps ``(*, D)`` to ``(*, C (1 + 2 L))``. Covariates, if any, are appended to its
+            input.
         num_components: C, at least 2.
         num_covariates: How many of the network's inputs are covariates.
-        inputs: Applied to the data before covariates are appended, such as ``torch.log1p`` for counts.
+        inputs: Applied to the data before covariates are appended, such as ``torch.log1p`` for
+            counts.
 
     Shape:
         ``(*, N, D)`` to a distribution with batch shape ``(*, N)`` and event shape ``(L,)``.
@@ -49,7 +53,9 @@ class MixturePosterior(AmortizedPosterior):
     ) -> None:
         check_count("num_components", num_components)
         if num_components == 1:
-            raise InputError("'num_components' must be an integer from 2, got 1: a NormalPosterior is one component")
+            raise InputError(
+                "'num_components' must be an integer from 2, got 1: a NormalPosterior is one component"
+            )
         outputs = f"{num_components} logits, and as many means and scales for each latent"
         count = functools.partial(self.num_outputs, num_components=num_components)
         super().__init__(network, count, outputs, num_covariates=num_covariates, inputs=inputs)
@@ -65,7 +71,9 @@ class MixturePosterior(AmortizedPosterior):
         outputs, latent_dim = self.parameters_of(x, context)
         logits, rest = outputs.tensor_split((self.num_components,), dim=-1)
         locs, raw_scales = rest.unflatten(-1, (2, self.num_components, latent_dim)).unbind(-3)
-        return NormalMixture(logits, locs + _offsets(self.num_components, latent_dim).to(locs), positive(raw_scales))
+        return NormalMixture(
+            logits, locs + _offsets(self.num_components, latent_dim).to(locs), positive(raw_scales)
+        )
 
 
 def _offsets(num_components: int, latent_dim: int) -> Tensor:
@@ -78,8 +86,8 @@ def _offsets(num_components: int, latent_dim: int) -> Tensor:
 class LocalMixturePosterior(nn.Module):
     r"""A mixture of diagonal normals with logits, means and scales of its own for each datum.
 
-    The parameters are the shifts of the logits, the shifts of the means in units of the starting scales, and the logs
-    of the factors on those scales.
+    The parameters are the shifts of the logits, the shifts of the means in units of the starting
+    scales, and the logs of the factors on those scales.
 
     Args:
         logits: Starting logits, shape ``(N, C)`` or with more leading dimensions.
@@ -119,7 +127,9 @@ class LocalMixturePosterior(nn.Module):
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
         """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
         logits, locs, scales = self._member()
-        rows = (part.unsqueeze(-2) if isinstance(part, Tensor) else part for part in (shift, factor))
+        rows = (
+            part.unsqueeze(-2) if isinstance(part, Tensor) else part for part in (shift, factor)
+        )
         start_anew(self, logits, *moved(locs, scales, *rows))
 
     def _member(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,4 +146,6 @@ def _(base: NormalMixture, event_dim: int) -> nn.Module:
 
 @local_posterior.register
 def _(base: dist.MixtureOfDiagNormals, event_dim: int) -> nn.Module:
-    return LocalMixturePosterior(base.component_logits, base.locs, base.coord_scale, event_dim=event_dim)
+    return LocalMixturePosterior(
+        base.component_logits, base.locs, base.coord_scale, event_dim=event_dim
+    )

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import DiagonalNormal
 
-# What one coupling may do to the log of a scale: extreme latents keep a finite density through many layers.
+# What one coupling may do to the log of a scale: extreme latents keep a finite density through many
+# layers.
 _LOG_SCALE_BOUND = 2.0
-# Weights of a coupling's last layer, of those that torch gives: the flow starts near the standard normal.
+# Weights of a coupling's last layer, of those that torch gives: the flow starts near the standard
+# normal.
 _START = 0.01
 
 
@@ -25,12 +27,14 @@ class FlowPrior(nn.Module):
     r"""A normalizing flow: noise through an elementwise spline, then through affine couplings.
 
     .. math:: z = (T_n \circ \dots \circ T_1 \circ S)(\epsilon), \qquad
-        \log p(z) = \log \mathcal{N}(\epsilon; 0, I) - \log \left| \det \frac{\partial z}{\partial \epsilon} \right|,
+        \log p(z) = \log \mathcal{N}(\epsilon; 0, I) - \log \left| \det \frac{\partial z}{\partial
+        \epsilon} \right|,
 
-    with S a monotonic rational spline for each latent (Dolatabadi et al. 2020) and T couplings (Dinh et al. 2017) that
-    scale and shift one half of the latents by functions of the other, the halves in turn. Draws and densities both take
-    one pass. It starts near the standard normal; with one latent there is nothing to couple, and the spline remains.
-    KL and rate are measured by Monte Carlo. As a prior of a VAE: Huang et al. 2017.
+    with S a monotonic rational spline for each latent (Dolatabadi et al. 2020) and T couplings
+    (Dinh et al. 2017) that scale and shift one half of the latents by functions of the other, the
+    halves in turn. Draws and densities both take one pass. It starts near the standard normal; with
+    one latent there is nothing to couple, and the spline remains. KL and rate are measured by Monte
+    Carlo. As a prior of a VAE: Huang et al. 2017.
 
     Args:
         latent_dim: Number L of latents.
@@ -75,7 +79,8 @@ class FlowPrior(nn.Module):
 
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""
-        # Pyro's transforms keep what they last computed, with its graph: copies do, which share the parameters.
+        # Pyro's transforms keep what they last computed, with its graph: copies do, which share the
+        # parameters.
         transforms: list[Any] = [copy.copy(self.spline)]
         reverse = torch.arange(self.latent_dim, device=self.loc.device).flip(0)
         for coupling in self.couplings:
@@ -87,7 +92,11 @@ def _identity_spline(latent_dim: int, num_bins: int, bound: float) -> nn.Module:
     """Return a spline that is the identity: pieces of equal width and height with a slope of one."""
     spline = pyro_transforms.Spline(latent_dim, count_bins=num_bins, bound=bound)
     with torch.no_grad():
-        for parameter in (spline.unnormalized_widths, spline.unnormalized_heights, spline.unnormalized_lambdas):
+        for parameter in (
+            spline.unnormalized_widths,
+            spline.unnormalized_heights,
+            spline.unnormalized_lambdas,
+        ):
             parameter.zero_()
         spline.unnormalized_derivatives.fill_(math.log(math.expm1(1 - 1e-3)))  # Pyro adds 1e-3
     return spline

@@ -16,8 +16,9 @@ class LaplacePrior(nn.Module):
 
     .. math:: p(z) = \prod_d \tfrac{1}{2b} e^{-|z_d| / b}, \qquad b = 1 / \sqrt 2,
 
-    so that latents spread as under the standard normal. The KL of a normal guide is a closed form. Reference: Park et
-    al. 2019, on priors whose density is no function of the radius: Mathieu et al. 2019.
+    so that latents spread as under the standard normal. The KL of a normal guide is a closed form.
+    Reference: Park et al. 2019, on priors whose density is no function of the radius: Mathieu et
+    al. 2019.
 
     Args:
         latent_dim: Number L of latents.
@@ -49,12 +50,14 @@ class StudentTPrior(nn.Module):
 
     .. math:: p(z) = \prod_d t_\nu(z_d / s) / s, \qquad s = \sqrt{(\nu - 2) / \nu},
 
-    which for many degrees of freedom is the standard normal. The KL of a normal guide is measured by Monte Carlo.
+    which for many degrees of freedom is the standard normal. The KL of a normal guide is measured
+    by Monte Carlo.
     Reference: Mathieu, Rainforth, Siddharth and Teh 2019.
 
     Args:
         latent_dim: Number L of latents.
-        df: Degrees of freedom :math:`\nu`, above 2, where the variance is finite; fewer are heavier.
+        df: Degrees of freedom :math:`\nu`, above 2, where the variance is finite; fewer are
+            heavier.
 
     Shape:
         No input; a distribution with batch shape ``()`` and event shape ``(L,)``.
@@ -75,7 +78,9 @@ class StudentTPrior(nn.Module):
         self.latent_dim = latent_dim
         self.register_buffer("df", torch.full((latent_dim,), float(df)), persistent=False)
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
-        self.register_buffer("scale", torch.full((latent_dim,), math.sqrt((df - 2) / df)), persistent=False)
+        self.register_buffer(
+            "scale", torch.full((latent_dim,), math.sqrt((df - 2) / df)), persistent=False
+        )
 
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""

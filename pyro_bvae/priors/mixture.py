@@ -18,14 +18,14 @@ class MixturePrior(nn.Module):
 
     .. math:: p(z) = \sum_k \pi_k \, \mathcal{N}(z; \mu_k, \operatorname{diag} \sigma_k^2)
 
-    The components start apart: means drawn from torch's generator, weights equal, and a variance of about one in all.
-    KL and rate are measured by Monte Carlo. Reference: Dilokthanakul et al. 2016.
+    The components start apart: means drawn from torch's generator, weights equal, and a variance of
+    about one in all. KL and rate are measured by Monte Carlo. Reference: Dilokthanakul et al. 2016.
 
     Args:
         latent_dim: Number L of latents.
         num_components: Number K of components.
-        spread: Standard deviation of the starting means, above 0 and below 1; that within a component is
-            :math:`\sqrt{1 - \text{spread}^2}`.
+        spread: Standard deviation of the starting means, above 0 and below 1; that within a
+            component is :math:`\sqrt{1 - \text{spread}^2}`.
 
     Shape:
         No input; a distribution with batch shape ``()`` and event shape ``(L,)``.

@@ -31,7 +31,8 @@ class NormalPrior(nn.Module):
         super().__init__()
         check_count("latent_dim", latent_dim)
         self.latent_dim = latent_dim
-        # Buffers, so that the prior follows the model to a device and a dtype; they are no state to save.
+        # Buffers, so that the prior follows the model to a device and a dtype; they are no state to
+        # save.
         self.register_buffer("loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
 
@@ -43,8 +44,9 @@ class NormalPrior(nn.Module):
 class LearnedNormalPrior(nn.Module):
     r"""A normal prior of learned means and scales, :math:`p(z) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2)`.
 
-    It starts as the standard normal. A decoder with an affine first layer can undo means and scales, so the model is no
-    richer than with the standard normal; what is learned is easier to reach, or to read.
+    It starts as the standard normal. A decoder with an affine first layer can undo means and
+    scales, so the model is no richer than with the standard normal; what is learned is easier to
+    reach, or to read.
 
     Args:
         latent_dim: Number L of latents.

@@ -14,15 +14,16 @@ from torch.distributions import Transform, constraints, transform_to
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
 
-# How far inside of an edge of the support pseudo-inputs start, of its width or in units: on the edge no gradient moves.
+# How far inside of an edge of the support pseudo-inputs start, of its width or in units: on the
+# edge no gradient moves.
 _MARGIN = 0.01
 
 
 class VectorMixture(dist.TorchDistribution):
     r"""A mixture of K distributions over vectors, :math:`p(z) = \sum_k \pi_k \, p_k(z)`.
 
-    Unlike ``MixtureSameFamily`` it takes components of any family, flows among them: it shows each of them all values
-    at full shape. Its support is plain vectors, and it draws without a gradient.
+    Unlike ``MixtureSameFamily`` it takes components of any family, flows among them: it shows each
+    of them all values at full shape. Its support is plain vectors, and it draws without a gradient.
 
     Args:
         logits: Logits of the weights, shape ``(K,)``.
@@ -33,7 +34,9 @@ class VectorMixture(dist.TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_vector
 
-    def __init__(self, logits: Tensor, components: Any, batch_shape: torch.Size | None = None) -> None:
+    def __init__(
+        self, logits: Tensor, components: Any, batch_shape: torch.Size | None = None
+    ) -> None:
         self.logits, self.components = logits, components
         super().__init__(batch_shape or torch.Size(), components.event_shape, validate_args=False)
 
@@ -52,7 +55,9 @@ class VectorMixture(dist.TorchDistribution):
         """Draw vectors."""
         shape = self._extended_shape(torch.Size(sample_shape))
         chosen = torch.multinomial(self.logits.softmax(0), shape[:-1].numel(), replacement=True)
-        drawn = self.components.sample(chosen.shape)  # of every component, since a family need not take a choice
+        drawn = self.components.sample(
+            chosen.shape
+        )  # of every component, since a family need not take a choice
         return drawn[torch.arange(len(chosen), device=chosen.device), chosen].reshape(shape)
 
     @property
@@ -74,19 +79,23 @@ class VampPrior(nn.Module):
 
     .. math:: p(z) = \sum_k \pi_k \, q(z \mid u_k)
 
-    At the best pseudo-inputs it comes near the aggregate posterior, the prior under which the bound is highest. It is
-    learned by the same objective: gradients of :math:`\log p(z)` move pseudo-inputs and encoder. The encoder is the
-    model's own; in a state dictionary its parameters stand under the prior's name too.
+    At the best pseudo-inputs it comes near the aggregate posterior, the prior under which the bound
+    is highest. It is
+    learned by the same objective: gradients of :math:`\log p(z)` move pseudo-inputs and encoder.
+    The encoder is the model's own; in a state dictionary its parameters stand under the prior's
+    name too.
 
     Args:
-        encoder: ``encoder(u)``, or ``encoder(u, context)``, returns :math:`q(z|u)`, with a density at any z.
-        pseudo_inputs: Where the pseudo-inputs start, shape ``(K, D)``: data, best chosen at random. What is missing of
-            them (NaN) starts at 0, which encoders are shown in its place.
-        support: Where they stay: a torch constraint with a lower or both edges, such as ``constraints.nonnegative`` or
-            ``unit_interval``, or none, ``constraints.real``; a likelihood's ``support``, say. Between its values, such
-            as whole numbers, they may take any other.
-        context: Where the contexts of the pseudo-inputs start, K rows, for an encoder that takes one; they are learned
-            too, size factors as positive numbers.
+        encoder: ``encoder(u)``, or ``encoder(u, context)``, returns :math:`q(z|u)`, with a density
+            at any z.
+        pseudo_inputs: Where the pseudo-inputs start, shape ``(K, D)``: data, best chosen at random.
+            What is missing of them (NaN) starts at 0, which encoders are shown in its place.
+        support: Where they stay: a torch constraint with a lower or both edges, such as
+            ``constraints.nonnegative`` or ``unit_interval``, or none, ``constraints.real``; a
+            likelihood's ``support``, say. Between its values, such as whole numbers, they may take
+            any other.
+        context: Where the contexts of the pseudo-inputs start, K rows, for an encoder that takes
+            one; they are learned too, size factors as positive numbers.
         learned_weights: Whether the weights are learned, instead of equal.
 
     Shape:
@@ -113,8 +122,12 @@ class VampPrior(nn.Module):
         self._edges = _edges_of(support)
         self.raw_inputs = nn.Parameter(_raw(pseudo_inputs.nan_to_num(0.0), self._edges))
         size_factor, covariates = context or Context()
-        self.raw_size_factor = None if size_factor is None else nn.Parameter(_raw(size_factor, (0.0, None)))
-        self.covariates = None if covariates is None else nn.Parameter(covariates.clone().to(pseudo_inputs))
+        self.raw_size_factor = (
+            None if size_factor is None else nn.Parameter(_raw(size_factor, (0.0, None)))
+        )
+        self.covariates = (
+            None if covariates is None else nn.Parameter(covariates.clone().to(pseudo_inputs))
+        )
         logits = torch.zeros(len(pseudo_inputs), dtype=pseudo_inputs.dtype)
         self.logits: Tensor
         if learned_weights:
@@ -132,7 +145,9 @@ class VampPrior(nn.Module):
         """The contexts of the pseudo-inputs, K rows, or None."""
         if self.raw_size_factor is None and self.covariates is None:
             return None
-        size_factor = None if self.raw_size_factor is None else _transform((0.0, None))(self.raw_size_factor)
+        size_factor = (
+            None if self.raw_size_factor is None else _transform((0.0, None))(self.raw_size_factor)
+        )
         return Context(size_factor, self.covariates)
 
     def forward(self) -> dist.Distribution:
@@ -149,7 +164,12 @@ Edges = tuple[float | None, float | None]
 
 def _edges_of(support: Any) -> Edges:
     lower, upper = (getattr(support, f"{side}_bound", None) for side in ("lower", "upper"))
-    if lower is None and support.check(torch.tensor([-1.0, 0.0, 1.0, 2.0])).tolist() == [False, True, True, False]:
+    if lower is None and support.check(torch.tensor([-1.0, 0.0, 1.0, 2.0])).tolist() == [
+        False,
+        True,
+        True,
+        False,
+    ]:
         lower, upper = 0.0, 1.0  # some of the values in the unit interval
     bounds = [None if bound is None else torch.as_tensor(bound) for bound in (lower, upper)]
     known = support is constraints.real or lower is not None
@@ -166,7 +186,9 @@ def _transform(edges: Edges) -> Transform:
     lower, upper = edges
     if lower is None:
         return transform_to(constraints.real)
-    return transform_to(constraints.greater_than(lower) if upper is None else constraints.interval(lower, upper))
+    return transform_to(
+        constraints.greater_than(lower) if upper is None else constraints.interval(lower, upper)
+    )
 
 
 def _raw(values: Tensor, edges: Edges) -> Tensor:
@@ -179,8 +201,16 @@ def _raw(values: Tensor, edges: Edges) -> Tensor:
 
 
 def _check(encoder: Any, pseudo_inputs: Tensor, context: Context | None) -> None:
-    if not isinstance(pseudo_inputs, Tensor) or pseudo_inputs.dim() != 2 or 0 in pseudo_inputs.shape:
-        got = tuple(pseudo_inputs.shape) if isinstance(pseudo_inputs, Tensor) else type(pseudo_inputs).__name__
+    if (
+        not isinstance(pseudo_inputs, Tensor)
+        or pseudo_inputs.dim() != 2
+        or 0 in pseudo_inputs.shape
+    ):
+        got = (
+            tuple(pseudo_inputs.shape)
+            if isinstance(pseudo_inputs, Tensor)
+            else type(pseudo_inputs).__name__
+        )
         raise InputError(f"'pseudo_inputs' must be a tensor (K, D), got {got}")
     if not pseudo_inputs.is_floating_point():
         raise InputError(f"'pseudo_inputs' must be floating, got {pseudo_inputs.dtype}")

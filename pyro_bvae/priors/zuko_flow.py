@@ -38,8 +38,8 @@ class ZukoDistribution(ZukoToPyro):  # type: ignore[misc]
 class ZukoPrior(nn.Module):
     r"""A normalizing flow of the package Zuko, such as ``zuko.flows.NSF(features=10)``.
 
-    Any of its flows without context will do. KL and rate are measured by Monte Carlo. For a flow made here see
-    :meth:`neural_spline`; :class:`FlowPrior` needs no further package.
+    Any of its flows without context will do. KL and rate are measured by Monte Carlo. For a flow
+    made here see :meth:`neural_spline`; :class:`FlowPrior` needs no further package.
 
     Args:
         flow: A module whose ``flow()`` returns a distribution with event shape ``(L,)``.
@@ -57,7 +57,9 @@ class ZukoPrior(nn.Module):
         self.latent_dim = _latent_dim_of(flow)
 
     @classmethod
-    def neural_spline(cls, latent_dim: int, *, num_layers: int = 3, hidden: tuple[int, ...] = (64, 64)) -> ZukoPrior:
+    def neural_spline(
+        cls, latent_dim: int, *, num_layers: int = 3, hidden: tuple[int, ...] = (64, 64)
+    ) -> ZukoPrior:
         """Return a neural spline flow (Durkan et al. 2019): a density in one pass, a draw in one for each latent.
 
         Args:
@@ -77,7 +79,9 @@ class ZukoPrior(nn.Module):
                 "this prior needs the package zuko, which is not installed: pip install 'pyro-bvae[zuko]', or take a"
                 " FlowPrior"
             ) from error
-        return cls(zuko.flows.NSF(features=latent_dim, transforms=num_layers, hidden_features=hidden))
+        return cls(
+            zuko.flows.NSF(features=latent_dim, transforms=num_layers, hidden_features=hidden)
+        )
 
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""
@@ -91,7 +95,9 @@ def _latent_dim_of(flow: Callable[[], Any]) -> int:
             distribution.log_prob(distribution.sample())
     except (TypeError, AttributeError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise InputError(f"'flow' must be a Zuko flow without context, got {type(flow).__name__}: {reason}") from error
+        raise InputError(
+            f"'flow' must be a Zuko flow without context, got {type(flow).__name__}: {reason}"
+        ) from error
     batch, event = (getattr(distribution, f"{part}_shape", None) for part in ("batch", "event"))
     if batch is None or event is None or len(batch) or len(event) != 1:
         raise InputError(

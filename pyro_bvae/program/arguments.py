@@ -28,7 +28,11 @@ def take(args: tuple[Any, ...], size: int, index: slice | Tensor) -> tuple[Any, 
     """Return arguments with every tensor of that first size indexed."""
 
     def take_one(leaf: Any) -> Any:
-        return leaf[index] if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size else leaf
+        return (
+            leaf[index]
+            if isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == size
+            else leaf
+        )
 
     return tree_map(take_one, args)
 

@@ -1,10 +1,10 @@
 r"""Whether a guide's noise is that of its latents: auxiliary sites, and latents that follow from them.
 
 A guide that draws ``a`` and puts a latent at :math:`z = f(a)` has the density
-:math:`\log q(z) = \log q(a) - \log |\det \partial f / \partial a|` if f is a bijection, and the last term is the
-``log_density`` of the latent's ``Delta``. Any other noise needs a density of its own in the model: without it the
-weights are divided by q(a) and nothing stands for it. The guide is run again at the draws of its noisy sites, with a
-gradient, to see what follows from them.
+:math:`\log q(z) = \log q(a) - \log |\det \partial f / \partial a|` if f is a bijection, and the
+last term is the ``log_density`` of the latent's ``Delta``. Any other noise needs a density of its
+own in the model: without it the weights are divided by q(a) and nothing stands for it. The guide is
+run again at the draws of its noisy sites, with a gradient, to see what follows from them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ from pyro_bvae.program.supports import bijection_of, support_of
 
 Run = Callable[[Callable[..., Any]], Any]
 
-# Rows (draws times data) at which a map is looked at, at least, and numbers of one row that are differentiated at most.
+# Rows (draws times data) at which a map is looked at, at least, and numbers of one row that are
+# differentiated at most.
 _ROWS, _MOST_WIDTH = 16, 512
-# Part of the rows at which a map has to be regular, and may be turned over; nats that a stated Jacobian may be off by.
+# Part of the rows at which a map has to be regular, and may be turned over; nats that a stated
+# Jacobian may be off by.
 _REGULAR, _TURNED, _TOLERANCE = 0.75, 0.1, 1e-2
 
 
@@ -46,7 +48,9 @@ class _TooWide(Exception):
     """A map has more numbers than are differentiated."""
 
 
-def noise_faults(guide: Callable[..., Any], run: Run, model_trace: poutine.Trace, plate: Any | None) -> Iterator[Fault]:
+def noise_faults(
+    guide: Callable[..., Any], run: Run, model_trace: poutine.Trace, plate: Any | None
+) -> Iterator[Fault]:
     """Find noise of a guide that its latents do not account for, and latents at points that no noise moves.
 
     Args:
@@ -58,23 +62,29 @@ def noise_faults(guide: Callable[..., Any], run: Run, model_trace: poutine.Trace
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         trace = poutine.trace(guide)
         run(trace)
-    found = _sort(drawn_by(trace.trace), model_trace)
+    results = _sort(drawn_by(trace.trace), model_trace)
     sites = drawn_by(trace.trace)
     yield from _hidden(guide, run, sites)
-    if not found.noisy:
-        yield from points(found.points)
-    elif lumps := [name for name in found.noisy if getattr(support_of(sites[name]["fn"]), "is_discrete", False)]:
+    if not results.noisy:
+        yield from points(results.points)
+    elif lumps := [
+        name
+        for name in results.noisy
+        if getattr(support_of(sites[name]["fn"]), "is_discrete", False)
+    ]:
         yield from _unaccounted(lumps, "it is discrete")
-    elif not found.points:
-        yield from _unaccounted(found.noisy, "the latents are drawn beside it")
+    elif not results.points:
+        yield from _unaccounted(results.noisy, "the latents are drawn beside it")
     else:
         try:
-            yield from _Map(guide, run, model_trace, found, plate).faults()
+            yield from _Map(guide, run, model_trace, results, plate).faults()
         except _TooWide:
             return
         except (NotImplementedError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
-            yield from _unaccounted(found.noisy, f"what follows from it cannot be told ({reason})")
+            yield from _unaccounted(
+                results.noisy, f"what follows from it cannot be told ({reason})"
+            )
 
 
 def _sort(sites: Sites, model_trace: poutine.Trace) -> _Noise:
@@ -102,16 +112,27 @@ def _hidden(guide: Callable[..., Any], run: Run, sites: Sites) -> Iterator[Fault
             other: Site = again.trace.nodes.get(name)
             if other is None or (name in values and not _same_density(site, other)):
                 words = f"guide site '{name}' has another distribution at the same draws"
-                yield Fault("auxiliary-noise", (name,), f"{words}: draw all noise by pyro.sample, so that it is scored")
+                yield Fault(
+                    "auxiliary-noise",
+                    (name,),
+                    f"{words}: draw all noise by pyro.sample, so that it is scored",
+                )
                 return
 
 
 def _same_density(one: Site, other: Site) -> bool:
     try:
         here, there = (site["fn"].log_prob(one["value"]) for site in (one, other))
-    except (ValueError, RuntimeError, KeyError, NotImplementedError):  # a flow without an inverse, say
+    except (
+        ValueError,
+        RuntimeError,
+        KeyError,
+        NotImplementedError,
+    ):  # a flow without an inverse, say
         return True
-    return here.shape == there.shape and torch.allclose(here, there, rtol=1e-3, atol=1e-2, equal_nan=True)
+    return here.shape == there.shape and torch.allclose(
+        here, there, rtol=1e-3, atol=1e-2, equal_nan=True
+    )
 
 
 class _Look(NamedTuple):
@@ -127,9 +148,14 @@ class _Map:
     """The map from a guide's auxiliary noise to its latents, in coordinates without constraints."""
 
     def __init__(
-        self, guide: Callable[..., Any], run: Run, model_trace: poutine.Trace, found: _Noise, plate: Any | None
+        self,
+        guide: Callable[..., Any],
+        run: Run,
+        model_trace: poutine.Trace,
+        results: _Noise,
+        plate: Any | None,
     ) -> None:
-        self.guide, self.run, self.plate, self.found = guide, run, plate, found
+        self.guide, self.run, self.plate, self.found = guide, run, plate, results
         self.priors = latents_of(model_trace)
 
     def faults(self) -> Iterator[Fault]:
@@ -141,7 +167,9 @@ class _Map:
         moved = (jacobians != 0).flatten(0, 1).double().mean(0) > 1 - _REGULAR
         rows, columns = moved.split(first.point_widths), moved.split(first.noisy_widths, -1)
         still = [name for name, part in zip(self.found.points, rows, strict=True) if not part.any()]
-        idle = [name for name, part in zip(self.found.noisy, columns, strict=True) if not part.any()]
+        idle = [
+            name for name, part in zip(self.found.noisy, columns, strict=True) if not part.any()
+        ]
         yield from points(still)
         yield from _unaccounted(idle, "no latent changes with it")
         if still or idle:
@@ -167,7 +195,11 @@ class _Map:
         if off.numel() and float(wrong.double().mean()) > 1 - _REGULAR:
             words = f"the Jacobian of {names} is not in the log_density of its Delta: it is off by"
             do = "log_density must be minus the log determinant of the latents by the auxiliary noise"
-            yield Fault("jacobian", tuple(self.found.points), f"{words} {float(off.median()):.3g} nats; {do}")
+            yield Fault(
+                "jacobian",
+                tuple(self.found.points),
+                f"{words} {float(off.median()):.3g} nats; {do}",
+            )
 
     def _look(self, seed: int) -> _Look:
         """Run the guide again at a draw of its noisy sites, and differentiate its latents by the auxiliary ones."""
@@ -214,19 +246,26 @@ class _Map:
         values = values.reshape(*[1] * (-dim - values.dim()), *values.shape).movedim(dim, 0)
         return values.reshape(len(values), -1)
 
-    def _jacobians(self, outputs: list[Tensor], free: list[Tensor], event_dims: list[int]) -> tuple[Tensor, list[int]]:
-        found = []
+    def _jacobians(
+        self, outputs: list[Tensor], free: list[Tensor], event_dims: list[int]
+    ) -> tuple[Tensor, list[int]]:
+        results = []
         columns = torch.cat(outputs, -1).unbind(-1)
         if len(columns) > _MOST_WIDTH:
             raise _TooWide
         for column in columns:
             gradients: Any = [None] * len(free)
             if column.requires_grad:
-                gradients = torch.autograd.grad(column.sum(), free, retain_graph=True, allow_unused=True)
-            filled = [torch.zeros_like(f) if g is None else g for f, g in zip(free, gradients, strict=True)]
+                gradients = torch.autograd.grad(
+                    column.sum(), free, retain_graph=True, allow_unused=True
+                )
+            filled = [
+                torch.zeros_like(f) if g is None else g
+                for f, g in zip(free, gradients, strict=True)
+            ]
             parts = [self._rows(*pair) for pair in zip(filled, event_dims, strict=True)]
-            found.append(torch.cat(parts, -1))
-        return torch.stack(found, -2), [part.shape[-1] for part in parts]
+            results.append(torch.cat(parts, -1))
+        return torch.stack(results, -2), [part.shape[-1] for part in parts]
 
 
 def _is_regular(jacobians: Tensor) -> Tensor:

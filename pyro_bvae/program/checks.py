@@ -15,17 +15,25 @@ from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.program.auxiliary import noise_faults
 from pyro_bvae.program.faults import broadcasts, observed_draws, plain_points
 from pyro_bvae.program.sites import Site, samples
-from pyro_bvae.program.supports import bounds, declares_its_support, inside, is_angle, is_unbounded, support_of
+from pyro_bvae.program.supports import (
+    bounds,
+    declares_its_support,
+    inside,
+    is_angle,
+    is_unbounded,
+    support_of,
+)
 
 if TYPE_CHECKING:
     from pyro_bvae.program.program import Program
 
-# Numbers of the widest site, over data, that one pass of the check of all rows takes at most, and data.
+# Numbers of the widest site, over data, that one pass of the check of all rows takes at most, and
+# data.
 _NUMBERS, _MOST_DATA = 4_000_000, 4096
 
 
 @torch.no_grad()
-def check_faults(opened: Program, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
+def check_faults(program: Program, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
     """Raise at the first fault of a program; a guide that says its own density is taken at its word.
 
     Raises:
@@ -34,9 +42,11 @@ def check_faults(opened: Program, guide_trace: poutine.Trace, model_trace: pouti
     for check in (observed_draws, broadcasts, plain_points):
         for fault in check(guide_trace, model_trace):
             raise InputError(fault.message)
-    if not callable(getattr(opened.guide, "log_density", None)):
-        guide, args = opened.guide, opened.probe
-        for fault in noise_faults(guide, lambda function: function(*args), model_trace, opened.plate):
+    if not callable(getattr(program.guide, "log_density", None)):
+        guide, args = program.guide, program.probe
+        for fault in noise_faults(
+            guide, lambda function: function(*args), model_trace, program.plate
+        ):
             raise InputError(fault.message)
 
 
@@ -50,54 +60,63 @@ def outside_priors(latents: tuple[str, ...], model_trace: poutine.Trace) -> Iter
 
 
 @torch.no_grad()
-def score(opened: Program, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> frozenset[str]:
+def score(
+    program: Program, guide_trace: poutine.Trace, model_trace: poutine.Trace
+) -> frozenset[str]:
     """Score every site of a trace under Pyro's validation, but for data whose latents lie outside a support.
 
     Returns:
         Observed sites at which validation stopped: their rows tell whether a mask hides the reason.
 
     Raises:
-        InputError: for a site without a density at its value, or with one that is NaN or no number for each datum.
+        InputError: for a site without a density at its value, or with one that is NaN or no number
+            for each datum.
     """
     doubtful = set()
-    for trace, program in ((guide_trace, "guide"), (model_trace, "model")):
+    for trace, role in ((guide_trace, "guide"), (model_trace, "model")):
         for name, site in samples(trace).items():
-            if program == "model" and (opened.outside or name in opened.varying):
+            if role == "model" and (program.outside or name in program.varying):
                 continue
             try:
-                density = opened.log_density(site)
+                density = program.log_density(site)
             except ValueError as error:
-                if program == "model" and name not in opened.latents:
+                if role == "model" and name not in program.latents:
                     doubtful.add(name)
                     continue
                 reason = " ".join(str(error).split())[:200]
-                raise InputError(f"site '{name}' of the {program} has no density at its value: {reason}") from error
-            if bool(torch.isnan(density).any()):
-                raise InputError(f"site '{name}' of the {program} has a log density that is NaN")
-            if density.shape != (1, opened.plate.size):
                 raise InputError(
-                    f"site '{name}' of the {program} has log densities of shape {tuple(density.shape)} after all but"
-                    f" the data are summed, where (1, {opened.plate.size}) is one for each datum"
+                    f"site '{name}' of the {role} has no density at its value: {reason}"
+                ) from error
+            if bool(torch.isnan(density).any()):
+                raise InputError(f"site '{name}' of the {role} has a log density that is NaN")
+            if density.shape != (1, program.plate.size):
+                raise InputError(
+                    f"site '{name}' of the {role} has log densities of shape {tuple(density.shape)} after all but"
+                    f" the data are summed, where (1, {program.plate.size}) is one for each datum"
                 )
     return frozenset(doubtful)
 
 
 @torch.no_grad()
-def varying_sites(opened: Program, model_trace: poutine.Trace) -> frozenset[str]:
+def varying_sites(program: Program, model_trace: poutine.Trace) -> frozenset[str]:
     """Return the observed sites whose support is another one at other latents."""
-    bounded = [site for name, site in samples(model_trace).items() if _is_checked(opened, name, site)]
-    found = frozenset(site["name"] for site in bounded if not declares_its_support(site["fn"]))
+    bounded = [
+        site for name, site in samples(model_trace).items() if _is_checked(program, name, site)
+    ]
+    result = frozenset(site["name"] for site in bounded if not declares_its_support(site["fn"]))
     moving = [site for site in bounded if any(True for _ in bounds(support_of(site["fn"])))]
     if not moving:
-        return found
+        return result
     with seeded(1, PROBE_STREAM), pyro.validation_enabled(False):
-        others = samples(opened.trace(opened.probe)[1])
-    return found.union(site["name"] for site in moving if not _same_bounds(site, others[site["name"]]))
+        others = samples(program.trace(program.probe)[1])
+    return result.union(
+        site["name"] for site in moving if not _same_bounds(site, others[site["name"]])
+    )
 
 
-def _is_checked(opened: Program, name: str, site: Site) -> bool:
+def _is_checked(program: Program, name: str, site: Site) -> bool:
     bounded = not is_unbounded(site["fn"]) and not is_angle(site["fn"])
-    return name not in opened.latents and site["value"].numel() > 0 and bounded
+    return name not in program.latents and site["value"].numel() > 0 and bounded
 
 
 def _same_bounds(one: Site, other: Site) -> bool:
@@ -106,10 +125,11 @@ def _same_bounds(one: Site, other: Site) -> bool:
 
 
 @torch.no_grad()
-def check_rows(opened: Program, model_trace: poutine.Trace, doubtful: frozenset[str]) -> None:
+def check_rows(program: Program, model_trace: poutine.Trace, doubtful: frozenset[str]) -> None:
     """Raise unless all observed data lie in the support of their likelihood, which is looked at once.
 
-    Missing values (NaN) and what a mask hides are let through. Supports that move with the latents are no matter of
+    Missing values (NaN) and what a mask hides are let through. Supports that move with the latents
+    are no matter of
     the data alone: the density is minus infinity outside, at every particle.
 
     Raises:
@@ -118,31 +138,37 @@ def check_rows(opened: Program, model_trace: poutine.Trace, doubtful: frozenset[
     names = {
         name
         for name, site in samples(model_trace).items()
-        if name in doubtful or (_is_checked(opened, name, site) and name not in opened.varying)
+        if name in doubtful or (_is_checked(program, name, site) and name not in program.varying)
     }
     if not names:
         return
     start = 0
     with seeded(0, PROBE_STREAM), pyro.validation_enabled(False):
-        for block in opened.blocks(max(1, min(_MOST_DATA, _NUMBERS // opened.width))):
-            sites = samples(opened.trace(block)[1])
+        for block in program.blocks(max(1, min(_MOST_DATA, _NUMBERS // program.width))):
+            sites = samples(program.trace(block)[1])
             for name in names & sites.keys():
-                _check_row(opened, name, sites[name], start)
-            start += opened.count(block)
+                _check_row(program, name, sites[name], start)
+            start += program.count(block)
 
 
-def _check_row(opened: Program, name: str, site: Site, start: int) -> None:
+def _check_row(program: Program, name: str, site: Site, start: int) -> None:
     within = inside(site["fn"], site["value"])
-    within = torch.ones_like(site["fn"].log_prob(site["value"]), dtype=torch.bool) if within is None else within
+    within = (
+        torch.ones_like(site["fn"].log_prob(site["value"]), dtype=torch.bool)
+        if within is None
+        else within
+    )
     if bool(torch.isnan(site["value"]).any()):  # missing, if the density can say so
         within = within & ~torch.isnan(site["fn"].log_prob(site["value"]))
     mask = torch.as_tensor(True if site["mask"] is None else site["mask"], device=within.device)
     outside = ~(within | ~mask)
     if not bool(outside.any()):
         return
-    rows = outside.movedim(opened.plate.dim, 0).flatten(1).any(-1) if outside.dim() > 1 else outside
+    rows = (
+        outside.movedim(program.plate.dim, 0).flatten(1).any(-1) if outside.dim() > 1 else outside
+    )
     row = int(rows.nonzero()[0])
-    value = _row(site["value"], opened.plate.dim - site["fn"].event_dim, row)
+    value = _row(site["value"], program.plate.dim - site["fn"].event_dim, row)
     raise InputError(
         f"site '{name}' of the model has no density at its value: datum {start + row} is outside the support"
         f" {support_of(site['fn'])}, its values lie between {float(value.min()):g} and {float(value.max()):g}"

@@ -1,7 +1,8 @@
 r"""The latents of a program as one unconstrained vector for each particle and datum.
 
-Whatever the latents' supports, plates and shapes, a move in :math:`\mathbb{R}^d` is a move of all of them:
-:math:`z = T(u)` with Pyro's bijection for each support, and the density of u is that of z times the Jacobian.
+Whatever the latents' supports, plates and shapes, a move in :math:`\mathbb{R}^d` is a move of all
+of them: :math:`z = T(u)` with Pyro's bijection for each support, and the density of u is that of z
+times the Jacobian.
 """
 
 from __future__ import annotations
@@ -11,11 +12,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import ComposeTransform, IndependentTransform, Transform, identity_transform
+from torch.distributions import (
+    ComposeTransform,
+    IndependentTransform,
+    Transform,
+    identity_transform,
+)
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.program.densities import Values
+from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.program import Program
 from pyro_bvae.program.sites import Site
 from pyro_bvae.program.supports import bijection_of, support_of
@@ -43,32 +49,39 @@ class Coordinates:
     """The map between the latents of a block of data and vectors ``u`` of shape ``(K, B, d)``.
 
     Args:
-        opened: The program.
+        program: The program.
         args: The arguments of the block.
 
     Raises:
-        InputError: for a latent whose support has no bijection from the real numbers, or depends on other latents.
+        InputError: for a latent whose support has no bijection from the real numbers, or depends on
+            other latents.
     """
 
-    def __init__(self, opened: Program, args: tuple[Any, ...]) -> None:
+    def __init__(self, program: Program, args: tuple[Any, ...]) -> None:
         with torch.no_grad():
-            _, model_trace = opened.trace(args)
-        self.places = {name: _place(opened, name, model_trace.nodes[name]) for name in opened.latents}
+            _, model_trace = program.trace(args)
+        self.places = {
+            name: _place(program, name, model_trace.nodes[name]) for name in program.latents
+        }
         self.size = sum(place.width for place in self.places.values())
         if not all(place.is_identity for place in self.places.values()):
-            self._check_supports(opened, args)
+            self._check_supports(program, args)
 
-    def _check_supports(self, opened: Program, args: tuple[Any, ...]) -> None:
+    def _check_supports(self, program: Program, args: tuple[Any, ...]) -> None:
         with torch.no_grad(), seeded(0, PROBE_STREAM):
-            _, model_trace = opened.trace(args)
+            _, model_trace = program.trace(args)
         for name, place in self.places.items():
             site: Site = model_trace.nodes[name]
-            origin = site["value"].new_zeros(1, opened.count(args), place.width)
-            (_, here), (_, there) = (part.constrain(origin) for part in (place, _place(opened, name, site)))
+            origin = site["value"].new_zeros(1, program.count(args), place.width)
+            (_, here), (_, there) = (
+                part.constrain(origin) for part in (place, _place(program, name, site))
+            )
             if not torch.equal(here, there):
-                raise InputError(f"the support of latent '{name}' depends on other latents, so no one map leads to it")
+                raise InputError(
+                    f"the support of latent '{name}' depends on other latents, so no one map leads to it"
+                )
 
-    def flatten(self, values: Values) -> Tensor:
+    def flatten(self, values: LatentValues) -> Tensor:
         """Return the vectors of given latents, ``(K, ...)`` each, shape ``(K, B, d)``."""
         parts = []
         for name, place in self.places.items():
@@ -76,9 +89,9 @@ class Coordinates:
             parts.append(free.reshape(*free.shape[:2], place.width))
         return torch.cat(parts, -1)
 
-    def unflatten(self, vectors: Tensor) -> tuple[Values, Tensor]:
+    def unflatten(self, vectors: Tensor) -> tuple[LatentValues, Tensor]:
         r"""Return the latents of given vectors and :math:`\log |dz / du|`, the latter of shape ``(K, B)``."""
-        values: Values = {}
+        values: LatentValues = {}
         log_jacobian = vectors.new_zeros(vectors.shape[:2])
         widths = [place.width for place in self.places.values()]
         for (name, place), part in zip(self.places.items(), vectors.split(widths, -1), strict=True):
@@ -86,11 +99,15 @@ class Coordinates:
             if not place.is_identity:
                 terms = place.transform.log_abs_det_jacobian(free, values[name])
                 terms = terms.movedim(place.data_dim + place.transform.domain.event_dim, 1)
-                log_jacobian = log_jacobian + terms.flatten(2).sum(-1) if terms.dim() > 2 else log_jacobian + terms
+                log_jacobian = (
+                    log_jacobian + terms.flatten(2).sum(-1)
+                    if terms.dim() > 2
+                    else log_jacobian + terms
+                )
         return values, log_jacobian
 
 
-def _place(opened: Program, name: str, site: Site) -> _Place:
+def _place(program: Program, name: str, site: Site) -> _Place:
     try:
         transform = _simplified(bijection_of(site["fn"]))
     except NotImplementedError as error:
@@ -99,9 +116,11 @@ def _place(opened: Program, name: str, site: Site) -> _Place:
             f"latent '{name}' has the support {support}, which no bijection maps to the reals: {error}"
         ) from error
     # As the values are under a plate of particles: with every batch dimension to the right of it.
-    missing = -opened.particle_dim - 1 - (site["value"].dim() - site["fn"].event_dim)
+    missing = -program.particle_dim - 1 - (site["value"].dim() - site["fn"].event_dim)
     shape = torch.Size([*[1] * missing, *transform.inverse_shape(site["value"].shape)])
-    data_dim = opened.plate.dim - (site["fn"].event_dim + transform.domain.event_dim - transform.codomain.event_dim)
+    data_dim = program.plate.dim - (
+        site["fn"].event_dim + transform.domain.event_dim - transform.codomain.event_dim
+    )
     rest = torch.Size(size for dim, size in enumerate(shape) if dim != len(shape) + data_dim)
     return _Place(transform, data_dim, rest, math.prod(rest))
 
@@ -111,4 +130,6 @@ def _simplified(transform: Transform) -> Transform:
     inner = transform
     while isinstance(inner, IndependentTransform):
         inner = inner.base_transform
-    return identity_transform if isinstance(inner, ComposeTransform) and not inner.parts else transform
+    return (
+        identity_transform if isinstance(inner, ComposeTransform) and not inner.parts else transform
+    )

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Values = dict[str, Tensor]
+LatentValues = dict[str, Tensor]
 
 
-class Densities(NamedTuple):
+class LogDensities(NamedTuple):
     """Log densities of K particles for each of N data, every entry of shape ``(K, N)``."""
 
     latent: Tensor  # log p(z)
@@ -23,14 +23,14 @@ class Densities(NamedTuple):
         return self.observed + self.latent - self.guide
 
 
-class Draw(NamedTuple):
+class Particles(NamedTuple):
     """K particles from the guide: the guide's values and what they weigh."""
 
-    values: Values
-    densities: Densities
+    values: LatentValues
+    densities: LogDensities
 
 
-def is_close(one: Densities, other: Densities) -> bool:
+def is_close(one: LogDensities, other: LogDensities) -> bool:
     """Whether densities are the same but for rounding."""
     return all(
         a.shape == b.shape and torch.allclose(a, b, rtol=1e-4, atol=1e-3, equal_nan=True)
@@ -38,8 +38,10 @@ def is_close(one: Densities, other: Densities) -> bool:
     )
 
 
-def stack(draws: list[Draw]) -> Draw:
+def stack(draws: list[Particles]) -> Particles:
     """Put single-particle draws together along a new first dimension."""
     values = {name: torch.stack([draw.values[name] for draw in draws]) for name in draws[0].values}
-    densities = (torch.cat(terms) for terms in zip(*(draw.densities for draw in draws), strict=True))
-    return Draw(values, Densities(*densities))
+    densities = (
+        torch.cat(terms) for terms in zip(*(draw.densities for draw in draws), strict=True)
+    )
+    return Particles(values, LogDensities(*densities))

@@ -9,7 +9,7 @@ from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.program.program import Program
 
 
-def check_differentiable(opened: Program) -> None:
+def check_differentiable(program: Program) -> None:
     """Raise if a density depends on a latent through which no gradient comes back.
 
     A density that is the same at another draw of the latent needs none.
@@ -18,24 +18,28 @@ def check_differentiable(opened: Program) -> None:
         InputError: with the name of the latent.
     """
     with seeded(0, PROBE_STREAM), torch.no_grad():
-        here, there = (opened.draw(1, opened.probe).values for _ in range(2))
-    leaves = {name: here[name].detach().requires_grad_() for name in opened.latents}
+        here, there = (program.draw(1, program.probe).values for _ in range(2))
+    leaves = {name: here[name].detach().requires_grad_() for name in program.latents}
     try:
         with torch.enable_grad():
-            densities = opened.log_joint(leaves, opened.probe)
+            densities = program.log_joint(leaves, program.probe)
     except RuntimeError as error:
         raise InputError(
-            f"the model cannot be differentiated in its latents {sorted(opened.latents)}: {error}"
+            f"the model cannot be differentiated in its latents {sorted(program.latents)}: {error}"
         ) from error
     for name, leaf in leaves.items():
         with torch.no_grad():
-            moved = opened.log_joint({**leaves, name: there[name]}, opened.probe)
+            moved = program.log_joint({**leaves, name: there[name]}, program.probe)
         for density, other in zip(densities, moved, strict=True):
             if density.requires_grad:
-                (gradient,) = torch.autograd.grad(density.sum(), leaf, retain_graph=True, allow_unused=True)
+                (gradient,) = torch.autograd.grad(
+                    density.sum(), leaf, retain_graph=True, allow_unused=True
+                )
             else:
                 gradient = None
-            within = torch.isfinite(density) & torch.isfinite(other)  # of supports that depend on other latents
+            within = torch.isfinite(density) & torch.isfinite(
+                other
+            )  # of supports that depend on other latents
             if gradient is None and not torch.allclose(density[within], other[within]):
                 raise InputError(
                     f"the model's density has no gradient in latent '{name}', which it depends on: is it detached, or"

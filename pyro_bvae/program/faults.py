@@ -53,7 +53,8 @@ def observed_draws(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> It
             yield Fault("drawn-though-observed", (name,), f"{words}; {do}")
 
 
-# -- points -------------------------------------------------------------------------------------------------------
+# -- points
+# -------------------------------------------------------------------------------------------------------
 
 
 def plain_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterator[Fault]:
@@ -72,10 +73,16 @@ def plain_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iter
         elif not is_delta(theirs) and _is_discrete(theirs) != _is_discrete(ours):
             kinds = ["continuous", "discrete"]
             words = f"latent '{name}' is {kinds[_is_discrete(ours)]} in the model and {kinds[_is_discrete(theirs)]}"
-            yield Fault("point", (name,), f"{words} in the guide: their densities have no common unit")
+            yield Fault(
+                "point", (name,), f"{words} in the guide: their densities have no common unit"
+            )
         elif not is_delta(theirs) and (sizes := _free_numbers(prior, sites[name])):
             words = f"an event of latent '{name}' has {sizes[0]} free numbers in the model and {sizes[1]} in the guide"
-            yield Fault("point", (name,), f"{words}: their densities have no common unit; give both one support")
+            yield Fault(
+                "point",
+                (name,),
+                f"{words}: their densities have no common unit; give both one support",
+            )
     yield from _unresolved(sites)
 
 
@@ -114,15 +121,25 @@ def _unresolved(sites: Sites) -> Iterator[Fault]:
         try:
             here = fn.log_prob(value)
             steps = [fn.log_prob(torch.nextafter(value, value + side)) - here for side in (-1, 1)]
-        except (ValueError, RuntimeError, KeyError, NotImplementedError):  # a flow without an inverse, say
+        except (
+            ValueError,
+            RuntimeError,
+            KeyError,
+            NotImplementedError,
+        ):  # a flow without an inverse, say
             continue
         change = torch.maximum(steps[0].abs(), steps[1].abs()).detach().flatten()
         if float(torch.nanmedian(change)) > _RESOLVED:
             words = f"guide site '{name}' is a point but for its name: its density changes by {_RESOLVED:g} nat or more"
-            yield Fault("point", (name,), f"{words} within the rounding of {value.dtype}; give it a larger scale")
+            yield Fault(
+                "point",
+                (name,),
+                f"{words} within the rounding of {value.dtype}; give it a larger scale",
+            )
 
 
-# -- shapes -------------------------------------------------------------------------------------------------------
+# -- shapes
+# -------------------------------------------------------------------------------------------------------
 
 
 def broadcasts(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterator[Fault]:
@@ -131,25 +148,42 @@ def broadcasts(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterat
     for program, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, site in samples(trace).items():
             fn, value = site["fn"], site["value"]
-            if not isinstance(value, Tensor) or site["infer"].get("enumerate") or value.numel() == 0:
+            if (
+                not isinstance(value, Tensor)
+                or site["infer"].get("enumerate")
+                or value.numel() == 0
+            ):
                 continue
             batch, event = _split(value.shape, fn.event_dim)
             whole = _stripped(fn.batch_shape)
             latent = program == "guide" or name in drawn
             fits = batch == whole if latent else batch == whole[len(whole) - len(batch) :]
-            # One parameter for several observed numbers is a density of them all; a latent's draws are counted by both.
+            # One parameter for several observed numbers is a density of them all; a latent's draws
+            # are counted by both.
             shared = not latent and len(event) == len(fn.event_shape)
-            alike = shared and all(own in (1, size) for own, size in zip(fn.event_shape, event, strict=True))
+            alike = shared and all(
+                own in (1, size) for own, size in zip(fn.event_shape, event, strict=True)
+            )
             if not (alike or event == fn.event_shape) or not fits:
-                yield _misfit(program, name, tuple(value.shape), tuple(fn.batch_shape + fn.event_shape), latent)
+                yield _misfit(
+                    program,
+                    name,
+                    tuple(value.shape),
+                    tuple(fn.batch_shape + fn.event_shape),
+                    latent,
+                )
 
 
-def _misfit(program: str, name: str, value: tuple[int, ...], shape: tuple[int, ...], latent: bool) -> Fault:
+def _misfit(
+    program: str, name: str, value: tuple[int, ...], shape: tuple[int, ...], latent: bool
+) -> Fault:
     if program == "model" and latent:
         words = f"latent '{name}' has shape {value} in the guide and {shape} in the model"
     else:
         words = f"the value of site '{name}' of the {program} has shape {value}, its distribution {shape}"
-    return Fault("broadcast", (name,), f"{words}: their log density would broadcast; give both one shape")
+    return Fault(
+        "broadcast", (name,), f"{words}: their log density would broadcast; give both one shape"
+    )
 
 
 def _split(shape: torch.Size, event_dim: int) -> tuple[tuple[int, ...], torch.Size]:

@@ -13,7 +13,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
-from pyro_bvae.program.densities import Values
+from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.program import Function, Program
 from pyro_bvae.program.sites import Site, Sites, samples
 
@@ -25,37 +25,41 @@ class Variable(NamedTuple):
     """The values of a site, ``(K, N, *)``: draws, data, and the dimensions it has besides."""
 
     values: Tensor
-    dims: tuple[str, ...] = ()  # names of the dimensions besides: other plates, ``<site>_dim_0`` and so on
+    dims: tuple[
+        str, ...
+    ] = ()  # names of the dimensions besides: other plates, ``<site>_dim_0`` and so on
 
 
 # By group, as ArviZ calls them, and site.
 Groups = dict[str, dict[str, Variable]]
 
 
-def draw_groups(opened: Program, num_draws: int, num_predictive: int, seed: int) -> Groups:
+def draw_groups(program: Program, num_draws: int, num_predictive: int, seed: int) -> Groups:
     """Draw latents and data for all data, and score what the guide draws.
 
     Args:
-        opened: The program.
+        program: The program.
         num_draws: Draws of the latents for each datum, from guide and prior.
         num_predictive: For how many of them the observed sites are drawn as well.
         seed: Seed of prior and predictive draws; those of the guide are the program's own.
 
     Returns:
-        ``posterior``, ``sample_stats`` and ``log_likelihood`` of the guide's draws, ``observed_data`` with a single
-        draw, and where the model can draw its observed sites ``prior``, ``prior_predictive`` and
-        ``posterior_predictive``.
+        ``posterior``, ``sample_stats`` and ``log_likelihood`` of the guide's draws,
+        ``observed_data`` with a single draw, and where the model can draw its observed sites
+        ``prior``, ``prior_predictive`` and ``posterior_predictive``.
     """
-    drawable = _can_draw(opened)
+    drawable = _can_draw(program)
     blocks = (
-        _draw_block(opened, block, (seed, PREDICTIVE_STREAM, index), num_draws, num_predictive, drawable)
-        for index, block in enumerate(opened.blocks(_MOST_DATA))
+        _draw_block(
+            program, block, (seed, PREDICTIVE_STREAM, index), num_draws, num_predictive, drawable
+        )
+        for index, block in enumerate(program.blocks(_MOST_DATA))
     )
     return _join(blocks, 1)
 
 
 def _draw_block(
-    opened: Program,
+    program: Program,
     block: tuple[Any, ...],
     stream: tuple[int, ...],
     num_draws: int,
@@ -63,30 +67,37 @@ def _draw_block(
     drawable: bool,
 ) -> Groups:
     """Return the groups of a block of data, drawn a few particles at a time."""
-    step = max(1, min(num_draws, _ROWS // opened.count(block)))
+    step = max(1, min(num_draws, _ROWS // program.count(block)))
     chunks = []
     for start in range(0, num_draws, step):
         draws = min(step, num_draws - start)
         predicted = max(0, min(draws, num_predictive - start))
-        groups, latents = _posterior(opened, block, draws)
+        groups, latents = _posterior(program, block, draws)
         if drawable:
             with seeded(*stream, start):
-                groups |= _prior(opened, block, draws, predicted)
-                groups |= _predictive(opened, block, {name: value[:predicted] for name, value in latents.items()})
+                groups |= _prior(program, block, draws, predicted)
+                groups |= _predictive(
+                    program, block, {name: value[:predicted] for name, value in latents.items()}
+                )
         chunks.append(groups)
     with seeded(*stream, num_draws):
-        _, trace = opened.trace(block)
-    observed = {name: _arranged(opened, site, together=False) for name, site in _observed(opened, samples(trace))}
+        _, trace = program.trace(block)
+    observed = {
+        name: _arranged(program, site, together=False)
+        for name, site in _observed(program, samples(trace))
+    }
     return {**_join(chunks, 0), "observed_data": observed}
 
 
-def _posterior(opened: Program, block: tuple[Any, ...], num_draws: int) -> tuple[Groups, Values]:
-    values, densities = opened.draw(num_draws, block)
-    latents = {name: values[name] for name in opened.latents}
-    runs = list(_runs(opened, opened.model, block, num_draws, latents))
+def _posterior(
+    program: Program, block: tuple[Any, ...], num_draws: int
+) -> tuple[Groups, LatentValues]:
+    values, densities = program.draw(num_draws, block)
+    latents = {name: values[name] for name in program.latents}
+    runs = list(_runs(program, program.model, block, num_draws, latents))
     likelihood = {
-        name: Variable(torch.cat([_log_density(opened, run[name]) for run in runs]).cpu())
-        for name, _ in _observed(opened, runs[0])
+        name: Variable(torch.cat([_log_density(program, run[name]) for run in runs]).cpu())
+        for name, _ in _observed(program, runs[0])
     }
     parts = {
         "log_weight": densities.log_weights,
@@ -95,35 +106,43 @@ def _posterior(opened: Program, block: tuple[Any, ...], num_draws: int) -> tuple
         "log_guide": densities.guide,
     }
     groups = {
-        "posterior": _gather(opened, runs, opened.latents),
+        "posterior": _gather(program, runs, program.latents),
         "sample_stats": {name: Variable(part.cpu()) for name, part in parts.items()},
         "log_likelihood": likelihood,
     }
     return groups, latents
 
 
-def _prior(opened: Program, block: tuple[Any, ...], num_draws: int, num_predictive: int) -> Groups:
-    runs = list(_runs(opened, poutine.uncondition(opened.model), block, num_draws, {}))
-    drawn = _gather(opened, runs, [name for name, _ in _observed(opened, runs[0])])
+def _prior(program: Program, block: tuple[Any, ...], num_draws: int, num_predictive: int) -> Groups:
+    runs = list(_runs(program, poutine.uncondition(program.model), block, num_draws, {}))
+    drawn = _gather(program, runs, [name for name, _ in _observed(program, runs[0])])
     kept = {name: Variable(values[:num_predictive], dims) for name, (values, dims) in drawn.items()}
-    groups = {"prior": _gather(opened, runs, opened.latents)}
+    groups = {"prior": _gather(program, runs, program.latents)}
     return {**groups, "prior_predictive": kept} if num_predictive else groups
 
 
-def _predictive(opened: Program, block: tuple[Any, ...], latents: Values) -> Groups:
+def _predictive(program: Program, block: tuple[Any, ...], latents: LatentValues) -> Groups:
     num_draws = next(len(value) for value in latents.values())
     if not num_draws:
         return {}
-    runs = list(_runs(opened, poutine.uncondition(opened.model), block, num_draws, latents))
-    return {"posterior_predictive": _gather(opened, runs, [name for name, _ in _observed(opened, runs[0])])}
+    runs = list(_runs(program, poutine.uncondition(program.model), block, num_draws, latents))
+    return {
+        "posterior_predictive": _gather(
+            program, runs, [name for name, _ in _observed(program, runs[0])]
+        )
+    }
 
 
 def _runs(
-    opened: Program, model: Function, args: tuple[Any, ...], num_particles: int, given: Values
+    program: Program,
+    model: Function,
+    args: tuple[Any, ...],
+    num_particles: int,
+    given: LatentValues,
 ) -> Iterator[Sites]:
     """Run a model with given latents ``(K, *)``: once for all particles, or one by one where it mixes particles."""
-    if opened.vectorized:
-        together = pyro.plate("particles", num_particles, dim=opened.particle_dim)(model)
+    if program.vectorized:
+        together = pyro.plate("particles", num_particles, dim=program.particle_dim)(model)
         yield samples(poutine.trace(poutine.condition(together, data=given)).get_trace(*args))
         return
     for k in range(num_particles):
@@ -131,11 +150,11 @@ def _runs(
         yield samples(poutine.trace(poutine.condition(model, data=single)).get_trace(*args))
 
 
-def _can_draw(opened: Program) -> bool:
+def _can_draw(program: Program) -> bool:
     """Whether the model can draw the sites that it observes; a warning says so if it cannot."""
     try:
         with seeded(0, PREDICTIVE_STREAM):
-            poutine.trace(poutine.uncondition(opened.model)).get_trace(*opened.probe)
+            poutine.trace(poutine.uncondition(program.model)).get_trace(*program.probe)
     except NotImplementedError as error:
         warnings.warn(
             f"the model cannot draw its observed sites ({type(error).__name__}: {error}), so the export has no prior,"
@@ -146,12 +165,17 @@ def _can_draw(opened: Program) -> bool:
     return True
 
 
-# -- from sites to variables --------------------------------------------------------------------------------------
+# -- from sites to variables
+# --------------------------------------------------------------------------------------
 
 
-def _observed(opened: Program, sites: Sites) -> list[tuple[str, Site]]:
+def _observed(program: Program, sites: Sites) -> list[tuple[str, Site]]:
     """Return the sites of the data: what is neither latent nor a factor."""
-    return [(name, site) for name, site in sites.items() if name not in opened.latents and not _is_factor(site["fn"])]
+    return [
+        (name, site)
+        for name, site in sites.items()
+        if name not in program.latents and not _is_factor(site["fn"])
+    ]
 
 
 def _is_factor(distribution: Any) -> bool:
@@ -160,28 +184,33 @@ def _is_factor(distribution: Any) -> bool:
     return isinstance(distribution, dist.Unit)
 
 
-def _log_density(opened: Program, site: Site) -> Tensor:
-    return opened.per_datum(site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"]))
+def _log_density(program: Program, site: Site) -> Tensor:
+    return program.per_datum(
+        site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
+    )
 
 
-def _gather(opened: Program, runs: list[Sites], names: Iterable[str]) -> dict[str, Variable]:
+def _gather(program: Program, runs: list[Sites], names: Iterable[str]) -> dict[str, Variable]:
     """Put the values of some sites together, whether all particles were one run or each was its own."""
     gathered = {}
     for name in names:
-        parts = [_arranged(opened, run[name], together=opened.vectorized) for run in runs]
+        parts = [_arranged(program, run[name], together=program.vectorized) for run in runs]
         gathered[name] = Variable(torch.cat([part.values for part in parts]), parts[0].dims)
     return gathered
 
 
-def _arranged(opened: Program, site: Site, *, together: bool) -> Variable:
+def _arranged(program: Program, site: Site, *, together: bool) -> Variable:
     """Bring a site's values into the order draws, data, all else; a run of a single particle is one draw."""
     value, distribution = site["value"], site["fn"]
     value = value.expand(torch.broadcast_shapes(value.shape, distribution.shape()))
     value = value if together else value[None]
     events = distribution.event_dim
-    plates = {frame.dim - events: frame.name for frame in site["cond_indep_stack"] if frame.vectorized}
-    data = opened.plate.dim - events
-    # The particles are the leftmost dimension; one without a plate and a size is there for broadcasting only.
+    plates = {
+        frame.dim - events: frame.name for frame in site["cond_indep_stack"] if frame.vectorized
+    }
+    data = program.plate.dim - events
+    # The particles are the leftmost dimension; one without a plate and a size is there for
+    # broadcasting only.
     others = [dim for dim in range(1 - value.dim(), 0) if dim != data]
     kept = [dim for dim in others if dim in plates or dim >= -events or value.shape[dim] != 1]
     empty = [dim for dim in others if dim not in kept]
@@ -193,15 +222,15 @@ def _arranged(opened: Program, site: Site, *, together: bool) -> Variable:
 
 def _join(parts: Iterable[Groups], dim: int) -> Groups:
     """Put the same variables of the same groups together, along draws (0) or data (1)."""
-    found: dict[str, dict[str, list[Variable]]] = {}
+    results: dict[str, dict[str, list[Variable]]] = {}
     for groups in parts:
         for group, variables in groups.items():
             for name, variable in variables.items():
-                found.setdefault(group, {}).setdefault(name, []).append(variable)
+                results.setdefault(group, {}).setdefault(name, []).append(variable)
     return {
         group: {
             name: Variable(torch.cat([part.values for part in same], dim), same[0].dims)
             for name, same in variables.items()
         }
-        for group, variables in found.items()
+        for group, variables in results.items()
     }

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import seeded
-from pyro_bvae.program.densities import Values
+from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.program import Program
 from pyro_bvae.program.sites import Sites, samples
 
@@ -21,69 +21,77 @@ class Simulated(NamedTuple):
     """A block of simulated data.
 
     Attributes:
-        opened: The program that observes them.
+        program: The program that observes them.
         args: Its arguments.
         latents: What they were made from: one exact draw of the posterior, by latent site.
         observed: The data, by observed site.
         data_dims: The dimension of the data in each, counted from the right.
     """
 
-    opened: Program
+    program: Program
     args: tuple[Any, ...]
-    latents: Values
-    observed: Values
+    latents: LatentValues
+    observed: LatentValues
     data_dims: dict[str, int]
 
 
 @torch.no_grad()
-def simulate(opened: Program, args: tuple[Any, ...], seed: int, for_guide: bool = False) -> Simulated:
+def simulate(
+    program: Program, args: tuple[Any, ...], seed: int, for_guide: bool = False
+) -> Simulated:
     """Draw latents and data from the model, as many as there are in a block.
 
     Args:
-        opened: The program.
-        args: The arguments of the block. Where observed values are found among them, simulated ones take their place;
-            where not, the model is conditioned on them.
+        program: The program.
+        args: The arguments of the block. Where observed values are found among them, simulated ones
+            take their place; where not, the model is conditioned on them.
         seed: Seed of the draw.
         for_guide: Whether the guide has to see the data, so that they must be among the arguments.
 
     Raises:
-        InputError: if the guide has to see data that are not among the arguments, or for a model with a factor, whose
-            latents are no draw of the posterior.
+        InputError: if the guide has to see data that are not among the arguments, or for a model
+            with a factor, whose latents are no draw of the posterior.
     """
     with seeded(seed):
-        trace = poutine.trace(poutine.uncondition(opened.model)).get_trace(*args)
+        trace = poutine.trace(poutine.uncondition(program.model)).get_trace(*args)
     sites: Sites = samples(trace)
     for name, site in sites.items():
         if site["infer"].get("was_observed") and site["value"].numel() == 0:
-            raise InputError(f"site '{name}' of the model is a factor, from which no data can be simulated")
-    latents = {name: sites[name]["value"] for name in opened.latents}
+            raise InputError(
+                f"site '{name}' of the model is a factor, from which no data can be simulated"
+            )
+    latents = {name: sites[name]["value"] for name in program.latents}
     drawn = {name: site for name, site in sites.items() if site["infer"].get("was_observed")}
     observed = {name: _as_seen(site["value"], site["infer"]["obs"]) for name, site in drawn.items()}
-    dims = {name: opened.plate.dim - site["fn"].event_dim for name, site in drawn.items()}
-    found: set[str] = set()
+    dims = {name: program.plate.dim - site["fn"].event_dim for name, site in drawn.items()}
+    results: set[str] = set()
 
     def replaced(leaf: Any) -> Any:
         for name, site in drawn.items():
             if isinstance(leaf, Tensor) and _same(leaf, site["infer"]["obs"]):
-                found.add(name)
+                results.add(name)
                 return observed[name].to(leaf.dtype)
         return leaf
 
     arguments = tree_map(replaced, args)
-    if missing := set(drawn) - found:
+    if missing := set(drawn) - results:
         if for_guide:
             raise InputError(
                 f"observed site '{min(missing)}' is none of the arguments, so the guide cannot be shown simulated data:"
                 " start from the prior"
             )
-        opened = copy.copy(opened)
-        opened.model = poutine.condition(poutine.uncondition(opened.model), data=observed)
-    return Simulated(opened, arguments, latents, observed, dims)
+        program = copy.copy(program)
+        program.model = poutine.condition(poutine.uncondition(program.model), data=observed)
+    return Simulated(program, arguments, latents, observed, dims)
 
 
 def _as_seen(drawn: Tensor, observed: Any) -> Tensor:
     """Return drawn data without what is missing of the observed ones, where they are NaN."""
-    if not isinstance(observed, Tensor) or observed.shape != drawn.shape or not drawn.is_floating_point():
+    if (
+        not isinstance(observed, Tensor)
+        or observed.shape != drawn.shape
+        or not drawn.is_floating_point()
+    ):
         return drawn
     return drawn.masked_fill(torch.isnan(observed), torch.nan)
 

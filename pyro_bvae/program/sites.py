@@ -26,7 +26,9 @@ def samples(trace: poutine.Trace) -> Sites:
     return {
         name: site
         for name, site in sites.items()
-        if site["type"] == "sample" and not site_is_subsample(site) and not site["infer"].get("_deterministic")
+        if site["type"] == "sample"
+        and not site_is_subsample(site)
+        and not site["infer"].get("_deterministic")
     }
 
 
@@ -51,21 +53,34 @@ def find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tupl
                 f"guide site '{name}' is a point (pyro.deterministic), which has no density: draw it by pyro.sample"
             )
         if drawn.get("is_observed"):
-            raise InputError(f"site '{name}' of the guide is observed, and a latent of the model has to be drawn")
+            raise InputError(
+                f"site '{name}' of the guide is observed, and a latent of the model has to be drawn"
+            )
         if getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False):
-            raise InputError(f"latent '{name}' is discrete; only continuous latents can be evaluated")
+            raise InputError(
+                f"latent '{name}' is discrete; only continuous latents can be evaluated"
+            )
         mask = model_trace.nodes[name]["mask"]
         if mask is False or (isinstance(mask, Tensor) and not bool(mask.all())):
-            raise InputError(f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when evaluating")
+            raise InputError(
+                f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when evaluating"
+            )
     return latents
 
 
 def find_plate(
-    latents: tuple[str, ...], model_trace: poutine.Trace, data_plate: str | None, args: tuple[Any, ...]
+    latents: tuple[str, ...],
+    model_trace: poutine.Trace,
+    data_plate: str | None,
+    args: tuple[Any, ...],
 ) -> Any:
     """Return the frame of the data plate: the one that all latents share and whose size is the number of data."""
     stacks = [
-        {frame.name: frame for frame in model_trace.nodes[name]["cond_indep_stack"] if frame.vectorized}
+        {
+            frame.name: frame
+            for frame in model_trace.nodes[name]["cond_indep_stack"]
+            if frame.vectorized
+        }
         for name in latents
     ]
     shared = {name: stacks[0][name] for name in stacks[0] if all(name in stack for stack in stacks)}
@@ -78,10 +93,16 @@ def find_plate(
         if data_plate not in shared:
             raise InputError(f"'data_plate' must be one of {sorted(shared)}, got '{data_plate}'")
         return shared[data_plate]
-    sizes = [leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
-    fitting = [frame for frame in shared.values() if frame.size in sizes[:1]] or list(shared.values())
+    sizes = [
+        leaf.shape[0] for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0
+    ]
+    fitting = [frame for frame in shared.values() if frame.size in sizes[:1]] or list(
+        shared.values()
+    )
     if len(fitting) > 1:
-        raise InputError(f"the data plate is ambiguous: pass data_plate= one of {sorted(f.name for f in fitting)}")
+        raise InputError(
+            f"the data plate is ambiguous: pass data_plate= one of {sorted(f.name for f in fitting)}"
+        )
     return fitting[0]
 
 
@@ -90,10 +111,14 @@ def check_sites(plate: Any, guide_trace: poutine.Trace, model_trace: poutine.Tra
     for trace, program in ((guide_trace, "guide"), (model_trace, "model")):
         for name, site in samples(trace).items():
             if program == "guide" and site["is_observed"]:
-                raise InputError(f"site '{name}' of the guide is observed or a factor, which no weight accounts for")
+                raise InputError(
+                    f"site '{name}' of the guide is observed or a factor, which no weight accounts for"
+                )
             frames = [frame for frame in site["cond_indep_stack"] if frame.name == plate.name]
             if not frames:
-                raise InputError(f"site '{name}' of the {program} lies outside the data plate '{plate.name}'")
+                raise InputError(
+                    f"site '{name}' of the {program} lies outside the data plate '{plate.name}'"
+                )
             if (frames[0].dim, frames[0].size) != (plate.dim, plate.size):
                 raise InputError(
                     f"site '{name}' of the {program} has {frames[0].size} data at dim {frames[0].dim} of plate"
@@ -115,7 +140,9 @@ def check_batches(particle_dim: int, *traces: poutine.Trace) -> None:
 def replayable(guide_trace: poutine.Trace) -> poutine.Trace:
     """Return a guide's trace with the sites alone that it draws: a replay stops at any other of a latent's name."""
     drawn = poutine.Trace()
-    drawn.nodes.update({name: site for name, site in guide_trace.nodes.items() if not site.get("is_observed")})
+    drawn.nodes.update(
+        {name: site for name, site in guide_trace.nodes.items() if not site.get("is_observed")}
+    )
     return drawn
 
 

@@ -26,17 +26,22 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 # An angle's density repeats itself beyond one turn; torch gives the whole line as its support.
 _ONE_TURN = constraints.interval(-math.pi, math.pi)
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
-# What a vector's sum may miss 1 by: torch asks for a millionth, which rounding alone exceeds in long vectors.
+# What a vector's sum may miss 1 by: torch asks for a millionth, which rounding alone exceeds in
+# long vectors.
 _SUM_ERROR = 1e-5
 
 
 def log_density(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Return the log density, minus infinity outside the support: :func:`inside` says which values lie in it."""
-    if isinstance(distribution, MixtureSameFamily) and _is_plain(distribution, MixtureSameFamily, "log_prob"):
+    if isinstance(distribution, MixtureSameFamily) and _is_plain(
+        distribution, MixtureSameFamily, "log_prob"
+    ):
         parts = distribution.component_distribution
         if not is_unbounded(parts):
             terms = log_density(parts, value.unsqueeze(-1 - len(distribution.event_shape)))
-            return torch.logsumexp(terms + distribution.mixture_distribution.logits.log_softmax(-1), -1)
+            return torch.logsumexp(
+                terms + distribution.mixture_distribution.logits.log_softmax(-1), -1
+            )
     density: Tensor = distribution.log_prob(value, *args, **kwargs)
     within = inside(distribution, value)
     return density if within is None else torch.where(within, density, -math.inf)
@@ -52,7 +57,9 @@ def is_unbounded(distribution: Any) -> bool:
         return is_unbounded(distribution.component_distribution)
     if _is_transformed(distribution):
         parts = list(_parts(distribution.transforms))
-        return is_unbounded(distribution.base_dist) and all(_is_everything(part.codomain) for part in parts)
+        return is_unbounded(distribution.base_dist) and all(
+            _is_everything(part.codomain) for part in parts
+        )
     support = support_of(distribution)
     return support is None or _is_everything(support)
 
@@ -66,10 +73,13 @@ def is_angle(distribution: Any) -> bool:
 
 def declares_its_support(distribution: Any) -> bool:
     """Whether a support is told by its constraint alone, and not by transforms or by components of their own."""
-    while hasattr(distribution, "base_dist") and not isinstance(distribution, TransformedDistribution):
+    while hasattr(distribution, "base_dist") and not isinstance(
+        distribution, TransformedDistribution
+    ):
         distribution = distribution.base_dist
     return not _is_transformed(distribution) and not (
-        isinstance(distribution, MixtureSameFamily) and any(True for _ in bounds(distribution.support))
+        isinstance(distribution, MixtureSameFamily)
+        and any(True for _ in bounds(distribution.support))
     )
 
 
@@ -114,8 +124,8 @@ def _parts(transforms: list[Transform]) -> Iterator[Transform]:
 def inside(distribution: Any, value: Tensor) -> Tensor | None:
     """Return which values lie in the support of a distribution, of its batch's shape, or None where all do.
 
-    NaN is left to the density, which may take it for missing. Nothing is read from the tensors, so that the check can
-    be compiled with the density that it goes with.
+    NaN is left to the density, which may take it for missing. Nothing is read from the tensors, so
+    that the check can be compiled with the density that it goes with.
     """
     support = support_of(distribution)
     if support is None or _is_everything(support):
@@ -144,7 +154,9 @@ def _check(support: Any, value: Tensor) -> Tensor | None:
 
 def _whole(within: Tensor | None, num_dims: int) -> Tensor | None:
     """Reduce an answer to its first dimensions: an event lies in a support when all of it does."""
-    return within if within is None or within.dim() <= num_dims else within.flatten(num_dims).all(-1)
+    return (
+        within if within is None or within.dim() <= num_dims else within.flatten(num_dims).all(-1)
+    )
 
 
 @inside.register
@@ -166,7 +178,9 @@ def _(distribution: dist.MaskedDistribution, value: Tensor) -> Tensor | None:
 
 @inside.register
 def _(distribution: MixtureSameFamily, value: Tensor) -> Tensor | None:
-    within = inside(distribution.component_distribution, value.unsqueeze(-1 - len(distribution.event_shape)))
+    within = inside(
+        distribution.component_distribution, value.unsqueeze(-1 - len(distribution.event_shape))
+    )
     return None if within is None else within.any(-1)
 
 
@@ -179,21 +193,25 @@ def _(distribution: TransformedDistribution, value: Tensor) -> Tensor | None:
     num_dims = _batch_dims(distribution, value)
     answers: list[Tensor | None] = []
     for transform in reversed(list(_parts(distribution.transforms))):
-        answers.append(None if _is_everything(transform.codomain) else _check(transform.codomain, value))
+        answers.append(
+            None if _is_everything(transform.codomain) else _check(transform.codomain, value)
+        )
         value = transform.inv(value)
     answers.append(inside(distribution.base_dist, value))
     known = [part for answer in answers if (part := _whole(answer, num_dims)) is not None]
     return functools.reduce(torch.logical_and, known) if known else None
 
 
-# -- maps from the reals ------------------------------------------------------------------------------------------
+# -- maps from the reals
+# ------------------------------------------------------------------------------------------
 
 
 def bijection_of(distribution: Any) -> Transform:
     """Return Pyro's bijection from the real numbers to the support of a distribution.
 
     Raises:
-        NotImplementedError: where there is none; a mixture has one if all its components have one support.
+        NotImplementedError: where there is none; a mixture has one if all its components have one
+            support.
     """
     if isinstance(distribution, dist.MaskedDistribution | ExpandedDistribution):
         return bijection_of(distribution.base_dist)

@@ -25,11 +25,14 @@ from pyro_bvae.training import Remark, check_after
 DPI = 200
 
 
-def write_report(run_directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None) -> Path:
+def write_report(
+    run_directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+) -> Path:
     """Write one HTML page, with its figures inside it, about a trained and evaluated run.
 
     Args:
-        run_directory: What ``pyro-bvae train`` wrote and ``pyro-bvae evaluate`` added ``evaluation.json`` to.
+        run_directory: What ``pyro-bvae train`` wrote and ``pyro-bvae evaluate`` added
+            ``evaluation.json`` to.
         output: Path of the page; ``report.html`` in the run directory if None.
 
     Returns:
@@ -60,11 +63,15 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
     """
     path = directory / "evaluation.json"
     if not path.is_file():
-        raise InputError(f"'{directory}' has no evaluation.json; run 'pyro-bvae evaluate {directory}' first")
+        raise InputError(
+            f"'{directory}' has no evaluation.json; run 'pyro-bvae evaluate {directory}' first"
+        )
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"'{path}' is no JSON ({error}); run 'pyro-bvae evaluate {directory}' again") from None
+        raise InputError(
+            f"'{path}' is no JSON ({error}); run 'pyro-bvae evaluate {directory}' again"
+        ) from None
     if not isinstance(evaluation, dict):
         raise InputError(f"'{path}' must hold a JSON object, got {type(evaluation).__name__}")
     return evaluation
@@ -87,12 +94,16 @@ def render(
         remarks: What the training checklist has to say.
     """
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
     environment.filters.update(png=_png, pixels=_pixels)
     return environment.get_template("template.html").render(
         evaluation=evaluation,
         summary=summary(evaluation),
-        verdict=verdict(evaluation, sum(remark.grave or remark.when == "during" for remark in remarks)),
+        verdict=verdict(
+            evaluation, sum(remark.grave or remark.when == "during" for remark in remarks)
+        ),
         headline=headline(evaluation),
         notes=notes(evaluation, conditional),
         remarks=remarks,

@@ -33,7 +33,7 @@ def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
         run: A loaded run: ``vae``, ``splits`` and ``history`` are used.
         evaluation: What its ``evaluation.json`` holds.
     """
-    found = [
+    results = [
         _gaps(evaluation),
         _training(run),
         _reconstructions(run),
@@ -43,7 +43,7 @@ def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
         _counts(run),
         _kl(evaluation),
     ]
-    return [section for section in found if section is not None]
+    return [section for section in results if section is not None]
 
 
 def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
@@ -86,18 +86,26 @@ def _reconstructions(run: Any) -> Section:
         figure = plots.features(test.x, means, "Data and their reconstructions")
     else:
         figure = plots.reconstructions(test.x, means, test.image_shape)
-    return Section("Reconstructions", figure, "Test data, and the decoder's means at their posterior means.")
+    return Section(
+        "Reconstructions", figure, "Test data, and the decoder's means at their posterior means."
+    )
 
 
 def _samples(run: Any) -> Section:
     test = run.splits.test[:NUM_SAMPLES]
-    samples = run.vae.generate(NUM_SAMPLES if test.context is None else len(test), test.context, seed=0)
+    samples = run.vae.generate(
+        NUM_SAMPLES if test.context is None else len(test), test.context, seed=0
+    )
     title = "New data: draws from the prior, decoded"
     if test.image_shape is None:
         figure = plots.features(samples, None, title)
     else:
         figure = plots.image_grid(samples, test.image_shape, title, num=NUM_SAMPLES)
-    return Section("Samples from the prior", figure, "Latents drawn from the prior, and the decoder's means there.")
+    return Section(
+        "Samples from the prior",
+        figure,
+        "Latents drawn from the prior, and the decoder's means there.",
+    )
 
 
 def _latents(run: Any, evaluation: Mapping[str, Any]) -> Section:
@@ -123,7 +131,9 @@ def _traversals(run: Any, evaluation: Mapping[str, Any]) -> Section | None:
     order = np.argsort(-np.asarray(units["variances"] if kl is None else kl), kind="stable")
     latents = [int(latent) for latent in order if units["active"][latent]][:NUM_LATENTS]
     if not latents:
-        return Section("Traversals", None, "No latent is active: the codes say nothing about the data.")
+        return Section(
+            "Traversals", None, "No latent is active: the codes say nothing about the data."
+        )
     datum = run.splits.test[:1]
     values = torch.linspace(-3, 3, NUM_STEPS)
     codes = run.vae.encode(datum.x, datum.context).repeat(len(latents), NUM_STEPS, 1)
@@ -133,7 +143,9 @@ def _traversals(run: Any, evaluation: Mapping[str, Any]) -> Section | None:
     shown = None if kl is None else kl[latents]
     around = "the code of a test datum"
     figure = plots.traversals(images, values, shown, datum.image_shape, latents, around=around)
-    caption = "What each active latent changes in the first test datum, as it alone moves from −3 to 3."
+    caption = (
+        "What each active latent changes in the first test datum, as it alone moves from −3 to 3."
+    )
     return Section("Traversals", figure, caption)
 
 
@@ -155,9 +167,13 @@ def _kl(evaluation: Mapping[str, Any]) -> Section | None:
     kl, units = _kl_values(evaluation), evaluation.get("active_units")
     if kl is None or units is None:
         return None
-    figure = plots.kl_bars(kl, units["active"], evaluation["kl_per_dimension"].get("standard_errors"))
+    figure = plots.kl_bars(
+        kl, units["active"], evaluation["kl_per_dimension"].get("standard_errors")
+    )
     return Section(
-        "Rate per latent", figure, "How many nats each latent says about a datum; inactive ones say next to nothing."
+        "Rate per latent",
+        figure,
+        "How many nats each latent says about a datum; inactive ones say next to nothing.",
     )
 
 

@@ -33,10 +33,11 @@ def annotate(
 ) -> None:
     r"""Write the latents and the evidence of every cell into an ``AnnData``, in place.
 
-    The cells are read as those that the model was trained on, a block at a time, so that sparse and backed counts stay
-    what they are. The evidence is :math:`\log p(x_n \mid l_n)`, conditional on the library size :math:`l_n` where that
-    is the size factor, and on the batch where there are covariates: it compares models of the same counts, not cells
-    of different library size. Cells with fewer than ``cell_format.min_counts`` counts get NaN, and no trust.
+    The cells are read as those that the model was trained on, a block at a time, so that sparse and
+    backed counts stay what they are. The evidence is :math:`\log p(x_n \mid l_n)`, conditional on
+    the library size :math:`l_n` where that is the size factor, and on the batch where there are
+    covariates: it compares models of the same counts, not cells of different library size. Cells
+    with fewer than ``cell_format.min_counts`` counts get NaN, and no trust.
 
     What is written:
 
@@ -44,35 +45,48 @@ def annotate(
     - ``obs["pyro_bvae_evidence"]``: evidence by importance sampling from the guide, in nats.
     - ``obs["pyro_bvae_evidence_error"]``: its Monte Carlo standard error.
     - ``obs["pyro_bvae_evidence_trusted"]``: whether its weights can be trusted, by Pareto k.
-    - ``uns["pyro_bvae"]``: the seed, the number of samples, the number of genes and the layer (``X`` for none).
+    - ``uns["pyro_bvae"]``: the seed, the number of samples, the number of genes and the layer
+    (``X`` for none).
 
-    A backed ``AnnData`` is annotated in memory: ``adata.write_h5ad(path)`` writes a copy with the results.
+    A backed ``AnnData`` is annotated in memory: ``adata.write_h5ad(path)`` writes a copy with the
+    results.
 
     Args:
         adata: The cells, those of the training or others with the same genes.
         vae: A :class:`~pyro_bvae.BetaVAE` trained on cells of this format.
-        cell_format: How the cells are seen, ``splits.format`` of :class:`~pyro_bvae.datasets.CellSplits`.
+        cell_format: How the cells are seen, ``splits.format`` of
+            :class:`~pyro_bvae.datasets.CellSplits`.
         num_samples: Importance samples for each cell.
         seed: Seed of the draws.
         key: What the names of all results start with.
         progress: Show a progress bar.
 
     Raises:
-        InputError: if ``adata`` is a view, a gene, layer or column is not there, a count is none, or a batch is new.
+        InputError: if ``adata`` is a view, a gene, layer or column is not there, a count is none,
+            or a batch is new.
     """
     if adata.is_view:
-        raise InputError("'adata' must not be a view of another AnnData: take adata = adata.copy() first")
+        raise InputError(
+            "'adata' must not be a view of another AnnData: take adata = adata.copy() first"
+        )
     data, kept = replace(cell_format, label_column=None).read(adata)  # which has no part in it
     own = next(vae.parameters())
     rows = np.flatnonzero(kept)
     size = max(1, _MOST_NUMBERS // data.num_features)
-    found: dict[str, np.ndarray] = {}
+    results: dict[str, np.ndarray] = {}
     batches = data.to(own.device, own.dtype).batches(size, seed=0, epoch=0, shuffle=False)
-    for index, (x, context) in enumerate(tqdm(batches, total=data.num_batches(size), disable=not progress)):
+    for index, (x, context) in enumerate(
+        tqdm(batches, total=data.num_batches(size), disable=not progress)
+    ):
         args = (x,) if context is None else (x, context)
         vae.check_data(*args)
         measured = evidence(
-            vae.model, vae.guide, *args, num_samples=num_samples, seed=stream_seed(seed, index), progress=False
+            vae.model,
+            vae.guide,
+            *args,
+            num_samples=num_samples,
+            seed=stream_seed(seed, index),
+            progress=False,
         )
         block = {
             "latents": vae.encode(*args).double().cpu(),
@@ -81,10 +95,10 @@ def annotate(
             "evidence_trusted": measured.reliable,
         }
         for name, values in block.items():
-            whole = found.setdefault(name, _unknown(adata.n_obs, values))
+            whole = results.setdefault(name, _unknown(adata.n_obs, values))
             whole[rows[index * size : index * size + len(x)]] = values
-    adata.obsm[f"X_{key}"] = found.pop("latents").astype(np.float32)
-    for name, whole in found.items():
+    adata.obsm[f"X_{key}"] = results.pop("latents").astype(np.float32)
+    for name, whole in results.items():
         adata.obs[f"{key}_{name}"] = whole
     adata.uns[key] = {
         "seed": seed,

@@ -57,16 +57,27 @@ def evaluate_run(
             seed=seed, progress=progress and ranks.is_first,
         )  # fmt: skip
         if ranks.is_first:
-            head = {"dataset": run.config.dataset, "split": "test", "checkpoint": checkpoint, "seed": seed}
+            head = {
+                "dataset": run.config.dataset,
+                "split": "test",
+                "checkpoint": checkpoint,
+                "seed": seed,
+            }
             attributes = {**head, "config": asdict(run.config)}
-            write_evaluation(directory, run.vae, args, evaluation, attributes, run.config.latent_dim)
+            write_evaluation(
+                directory, run.vae, args, evaluation, attributes, run.config.latent_dim
+            )
         ranks.wait()
     return evaluation
 
 
-def choose_data(data: Dataset | LazyDataset, num_data: int | None, seed: int) -> Dataset | LazyDataset:
+def choose_data(
+    data: Dataset | LazyDataset, num_data: int | None, seed: int
+) -> Dataset | LazyDataset:
     """Return all data, or so many of them chosen by the seed."""
     if num_data is None or num_data >= len(data):
         return data
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM)))
+    order = torch.randperm(
+        len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
+    )
     return data[order[:num_data].sort().values]

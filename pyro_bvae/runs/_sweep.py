@@ -49,8 +49,9 @@ def train_sweep(
 ) -> Sweep:
     """Train the models of a configuration with several β and seeds, each into a run directory of its own.
 
-    Each run directory, ``output/beta<β>-seed<seed>``, is what ``train`` would have left there for a configuration of
-    this β and seed, random splits of the data included; :func:`pyro_bvae.load` reads it.
+    Each run directory, ``output/beta<β>-seed<seed>``, is what ``train`` would have left there for a
+    configuration of this β and seed, random splits of the data included; :func:`pyro_bvae.load`
+    reads it.
 
     Args:
         config: What to train; its β is not looked at, and its seed is the first one.
@@ -65,7 +66,9 @@ def train_sweep(
     """
     check_count("seeds", seeds)
     if config.target_rate is not None:
-        raise InputError(f"'target_rate' finds a β, and a sweep is given its own; got {config.target_rate}")
+        raise InputError(
+            f"'target_rate' finds a β, and a sweep is given its own; got {config.target_rate}"
+        )
     numbers = range(config.seed, config.seed + seeds)
     runs = [replace(config, beta=beta, seed=seed) for beta, seed in assigned(betas, numbers)]
     for run in runs:
@@ -109,10 +112,16 @@ def _check_new(directories: dict[Path, TrainConfig], overwrite: bool) -> None:
     """Raise if there is something where a run is to be written."""
     for directory in directories:
         if directory.exists() and not directory.is_dir():
-            raise InputError(f"'output' must be a directory of runs, got one that holds the file {directory}")
+            raise InputError(
+                f"'output' must be a directory of runs, got one that holds the file {directory}"
+            )
         if not directory.is_dir() or not any(directory.iterdir()):
             continue
         if not overwrite:
-            raise InputError(f"{directory} exists: pass --overwrite to replace it, or another --output")
+            raise InputError(
+                f"{directory} exists: pass --overwrite to replace it, or another --output"
+            )
         if not (directory / "config.json").exists():
-            raise InputError(f"{directory} is not a run directory (it has no config.json), so it is not overwritten")
+            raise InputError(
+                f"{directory} is not a run directory (it has no config.json), so it is not overwritten"
+            )

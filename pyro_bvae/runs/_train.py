@@ -44,16 +44,17 @@ def train(
 ) -> Run:
     """Train the model of a configuration into a run directory.
 
-    Everything that can be wrong with the input is found before anything is written or removed. The processes that
-    ``torchrun`` starts train one model together, and the first of them writes; those that it starts again continue the
-    run.
+    Everything that can be wrong with the input is found before anything is written or removed. The
+    processes that ``torchrun`` starts train one model together, and the first of them writes; those
+    that it starts again continue the run.
 
     Args:
         config: What to train.
         output: The run directory.
         resume: Continue the run that ``output`` holds.
         overwrite: Remove the run that ``output`` holds.
-        snapshots: Epochs between two pictures of reconstructions and samples in ``snapshots/``; None for none.
+        snapshots: Epochs between two pictures of reconstructions and samples in ``snapshots/``;
+            None for none.
         tensorboard: Write the metrics to ``tensorboard/`` too.
         progress: Show a progress bar.
 
@@ -96,7 +97,9 @@ def _prepare(
 ) -> tuple[TrainConfig, BetaVAE, Splits, dict[str, Any] | None]:
     """Return configuration, model, data and the checkpoint that is continued, with nothing written or removed."""
     config.check()
-    if resume and config.warmup_epochs is None:  # what followed from the epochs of the run's beginning
+    if (
+        resume and config.warmup_epochs is None
+    ):  # what followed from the epochs of the run's beginning
         config = replace(config, warmup_epochs=read_config(output / "config.json").warmup_epochs)
     config = config.resolved()
     check_device(config.device)
@@ -127,25 +130,29 @@ def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
     """Return the untrained model of a configuration, started at the data's mean if it asks for that."""
     vae = build_vae(config, Shape.of(splits.train))
     if config.start_at_mean:
-        start_at_mean(vae, *next(iter(splits.train.batches(_CHECKED, seed=0, epoch=0, shuffle=False))))
+        start_at_mean(
+            vae, *next(iter(splits.train.batches(_CHECKED, seed=0, epoch=0, shuffle=False)))
+        )
     return vae
 
 
 def check_splits(vae: BetaVAE, splits: Splits) -> None:
     """Raise unless a model can explain all parts of its data."""
     for data in (splits.train, splits.validation, splits.test):
-        for x, context in () if data is None else data.batches(_CHECKED, seed=0, epoch=0, shuffle=False):
+        for x, context in (
+            () if data is None else data.batches(_CHECKED, seed=0, epoch=0, shuffle=False)
+        ):
             vae.check_data(x, context)
 
 
 def _callbacks(
     vae: nn.Module, splits: Splits, output: Path, snapshots: int | None, tensorboard: bool
 ) -> list[Callable[[dict[str, float]], None]]:
-    found: list[Callable[[dict[str, float]], None]] = []
+    results: list[Callable[[dict[str, float]], None]] = []
     if snapshots is not None:
         shown = (splits.validation or splits.test)[: Snapshots.most].dense()
-        found.append(Snapshots(vae, shown, output / "snapshots", snapshots))
-    return [*found, TensorBoard(output / "tensorboard")] if tensorboard else found
+        results.append(Snapshots(vae, shown, output / "snapshots", snapshots))
+    return [*results, TensorBoard(output / "tensorboard")] if tensorboard else results
 
 
 def check_device(device: str) -> None:
@@ -154,7 +161,9 @@ def check_device(device: str) -> None:
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         kinds = "cpu and cuda" if torch.cuda.is_available() else "cpu (torch sees no CUDA device)"
-        raise InputError(f"'device' must be one that torch can use here, {kinds}; got '{device}'") from error
+        raise InputError(
+            f"'device' must be one that torch can use here, {kinds}; got '{device}'"
+        ) from error
 
 
 def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bool) -> None:
@@ -174,4 +183,6 @@ def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bo
             listed = ", ".join(f"{name} was {theirs[name]}, got {ours[name]}" for name in changed)
             raise InputError(f"cannot resume {output} with another configuration: {listed}")
     if overwrite and occupied and not (output / "config.json").exists():
-        raise InputError(f"{output} is not a run directory (it has no config.json), so it is not overwritten")
+        raise InputError(
+            f"{output} is not a run directory (it has no config.json), so it is not overwritten"
+        )

@@ -20,7 +20,9 @@ def load_data(config: TrainConfig) -> datasets.Splits:
     """Return the data set of a configuration."""
     validation = config.validation
     if isinstance(validation, float) and validation >= 1 and validation.is_integer():
-        validation = int(validation)  # a number of data, which the command line spells as it spells a share
+        validation = int(
+            validation
+        )  # a number of data, which the command line spells as it spells a share
     splits = datasets.load(
         config.dataset,
         root=config.data_root,
@@ -41,7 +43,9 @@ def load_data(config: TrainConfig) -> datasets.Splits:
         return splits
     parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
     sized: dict[str, Any] = {
-        name: datasets.with_size_factor(part.dense()) for name, part in parts.items() if part is not None
+        name: datasets.with_size_factor(part.dense())
+        for name, part in parts.items()
+        if part is not None
     }
     return replace(splits, **sized)
 
@@ -61,5 +65,7 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
         network = encoder_network(config, shape, family.num_outputs(config.latent_dim))
         inputs = torch.log1p if config.likelihood in COUNTS else None
         encoder = family(network, num_covariates=covariates, inputs=inputs)
-        prior = PRIORS[config.prior](config, shape, encoder, getattr(likelihood, "support", constraints.real))
+        prior = PRIORS[config.prior](
+            config, shape, encoder, getattr(likelihood, "support", constraints.real)
+        )
         return BetaVAE(prior, decoder, encoder, missing=shape.missing or config.missing == "nan")

@@ -71,7 +71,8 @@ class Shape:
         num_covariates: C, the number of covariates of each datum.
         has_size_factor: Whether each datum has a size factor.
         num_categories: One more than the largest value, which likelihoods of categories need.
-        examples: Some of the data ``(K, D)``, as many as are asked for, with their contexts; for pseudo-inputs.
+        examples: Some of the data ``(K, D)``, as many as are asked for, with their contexts; for
+            pseudo-inputs.
         missing: Whether entries may be missing.
     """
 
@@ -115,21 +116,28 @@ def pick(kind: str, name: str, table: Mapping[str, _Part]) -> _Part:
     return table[name]
 
 
-# -- networks ---------------------------------------------------------------------------------------------------------
+# -- networks
+# ---------------------------------------------------------------------------------------------------------
 
 
 def _image_shape(shape: Shape) -> tuple[int, int, int]:
     if shape.image_shape is None:
-        raise InputError("network 'convolutional' needs images, but this data set's features are no pixels: use mlp")
+        raise InputError(
+            "network 'convolutional' needs images, but this data set's features are no pixels: use mlp"
+        )
     return shape.image_shape
 
 
 # Name -> (encoder network with so many outputs, decoder network with so many parameters a feature).
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] = {
     "mlp": (
-        lambda config, shape, outputs: MLP(shape.num_features + shape.num_covariates, outputs, config.hidden),
+        lambda config, shape, outputs: MLP(
+            shape.num_features + shape.num_covariates, outputs, config.hidden
+        ),
         lambda config, shape, per_feature: MLP(
-            config.latent_dim + shape.num_covariates, per_feature * shape.num_features, config.hidden[::-1]
+            config.latent_dim + shape.num_covariates,
+            per_feature * shape.num_features,
+            config.hidden[::-1],
         ),
     ),
     "residual": (
@@ -148,12 +156,16 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], Callable[..., nn.Module]]] =
             _image_shape(shape), outputs, config.hidden[-1], extra_features=shape.num_covariates
         ),
         lambda config, shape, per_feature: ConvolutionalDecoder(
-            config.latent_dim + shape.num_covariates, _image_shape(shape), per_feature, config.hidden[-1]
+            config.latent_dim + shape.num_covariates,
+            _image_shape(shape),
+            per_feature,
+            config.hidden[-1],
         ),
     ),
 }
 
-# -- likelihoods ------------------------------------------------------------------------------------------------------
+# -- likelihoods
+# ------------------------------------------------------------------------------------------------------
 
 
 def _learned(config: TrainConfig, num_features: int | None = None) -> LearnedScale:
@@ -166,17 +178,23 @@ def _rate(shape: Shape) -> SoftmaxRate | ExpRate:
 
 DISPERSIONS: dict[str, Callable[[Shape], LearnedDispersion | DecoderDispersion]] = {
     "feature": lambda shape: LearnedDispersion(shape.num_features),
-    "feature-batch": lambda shape: LearnedDispersion(shape.num_features, shape.num_covariates or None),
+    "feature-batch": lambda shape: LearnedDispersion(
+        shape.num_features, shape.num_covariates or None
+    ),
     "shared": lambda shape: LearnedDispersion(),
     "decoder": lambda shape: DecoderDispersion(),
 }
 
 LIKELIHOODS: dict[str, Callable[[TrainConfig, Shape], nn.Module]] = {
     "bernoulli": lambda config, shape: BernoulliLikelihood(),
-    "autoregressive-bernoulli": lambda config, shape: AutoregressiveBernoulliLikelihood(shape.num_features),
+    "autoregressive-bernoulli": lambda config, shape: AutoregressiveBernoulliLikelihood(
+        shape.num_features
+    ),
     "continuous-bernoulli": lambda config, shape: ContinuousBernoulliLikelihood(),
     "normal": lambda config, shape: NormalLikelihood(_learned(config)),
-    "normal-per-feature": lambda config, shape: NormalLikelihood(_learned(config, shape.num_features)),
+    "normal-per-feature": lambda config, shape: NormalLikelihood(
+        _learned(config, shape.num_features)
+    ),
     "normal-fixed": lambda config, shape: NormalLikelihood(config.likelihood_scale),
     "normal-decoder": lambda config, shape: NormalLikelihood(DecoderScale()),
     "laplace": lambda config, shape: LaplaceLikelihood(_learned(config)),
@@ -194,7 +212,8 @@ LIKELIHOODS: dict[str, Callable[[TrainConfig, Shape], nn.Module]] = {
 #: Likelihoods of counts, whose encoders see the logarithm of one plus the count.
 COUNTS = frozenset({"poisson", "negative-binomial", "zero-inflated-negative-binomial"})
 
-# -- posteriors and priors --------------------------------------------------------------------------------------------
+# -- posteriors and priors
+# --------------------------------------------------------------------------------------------
 
 POSTERIORS: dict[str, Any] = {
     "normal": NormalPosterior,
@@ -210,7 +229,11 @@ def _vamp(config: TrainConfig, shape: Shape, encoder: nn.Module, support: Any) -
         raise InputError("prior 'vamp' starts at some of the data, and none are given")
     inputs, context = shape.examples(config.prior_components or _PSEUDO_INPUTS)
     # The encoders here look at no size factor, so that of a pseudo-input would never be learned.
-    covariates = None if context is None or context.covariates is None else context._replace(size_factor=None)
+    covariates = (
+        None
+        if context is None or context.covariates is None
+        else context._replace(size_factor=None)
+    )
     return VampPrior(encoder, inputs, support=support, context=covariates)
 
 
@@ -220,7 +243,9 @@ PRIORS: dict[str, Callable[[TrainConfig, Shape, nn.Module, Any], nn.Module]] = {
     "learned-normal": lambda config, *_: LearnedNormalPrior(config.latent_dim),
     "laplace": lambda config, *_: LaplacePrior(config.latent_dim),
     "student-t": lambda config, *_: StudentTPrior(config.latent_dim),
-    "mixture": lambda config, *_: MixturePrior(config.latent_dim, config.prior_components or _MIXTURE_COMPONENTS),
+    "mixture": lambda config, *_: MixturePrior(
+        config.latent_dim, config.prior_components or _MIXTURE_COMPONENTS
+    ),
     "vamp": _vamp,
     "flow": lambda config, *_: FlowPrior(config.latent_dim),
     "zuko": lambda config, *_: ZukoPrior.neural_spline(config.latent_dim),

@@ -31,7 +31,8 @@ class TrainConfig:
 
     dataset: str = "digits"
     """Data set: digits, mnist, fashion-mnist, kmnist, sprites, sprites-32, sprites-coloured, sprites-on-noise,
-    sprites-on-texture, linear-gaussian, counts (simulated), or your own: file, dsprites or h5ad (with --path)."""
+    sprites-on-texture, linear-gaussian, counts (simulated), or your own: file, dsprites or h5ad
+    (with --path)."""
     data_root: str | None = None
     """Folder with downloaded data, such as the one that holds MNIST/raw."""
     path: str | None = None
@@ -64,8 +65,8 @@ class TrainConfig:
     """Components of the mixture prior (10), pseudo-inputs of vamp (500)."""
     likelihood: str = "bernoulli"
     """Likelihood p(x|z): bernoulli, autoregressive-bernoulli, continuous-bernoulli, normal (one learned scale),
-    normal-per-feature, normal-fixed, normal-decoder, laplace, student-t, discretized-logistic (8-bit pixels),
-    categorical, poisson, negative-binomial or zero-inflated-negative-binomial."""
+    normal-per-feature, normal-fixed, normal-decoder, laplace, student-t, discretized-logistic
+    (8-bit pixels), categorical, poisson, negative-binomial or zero-inflated-negative-binomial."""
     likelihood_scale: float = 1.0
     """Scale of normal-fixed; where the learned scales start."""
     dispersion: str = "feature"
@@ -116,7 +117,9 @@ class TrainConfig:
         warmup_epochs = self.resolved().warmup_epochs
         if not warmup_epochs or self.schedule == "constant":
             return self.beta
-        return (CosineWarmup if self.schedule == "cosine" else LinearWarmup)(self.beta, warmup_epochs)
+        return (CosineWarmup if self.schedule == "cosine" else LinearWarmup)(
+            self.beta, warmup_epochs
+        )
 
     def resolved(self) -> TrainConfig:
         """Return the configuration with what follows from other fields filled in: what a run writes down."""
@@ -133,7 +136,9 @@ class TrainConfig:
         check_beta(self.beta)
         warmup_epochs = self.warmup_epochs or 0.0
         if not (math.isfinite(warmup_epochs) and warmup_epochs >= 0):
-            raise InputError(f"'warmup_epochs' must be non-negative and finite, got {self.warmup_epochs}")
+            raise InputError(
+                f"'warmup_epochs' must be non-negative and finite, got {self.warmup_epochs}"
+            )
         if not isinstance(self.latent_dim, int) or self.latent_dim < 1:
             raise InputError(f"'latent_dim' must be a positive integer, got {self.latent_dim}")
         Settings(
@@ -147,7 +152,9 @@ class TrainConfig:
             self.precision,
         )
         if self.prior_components is not None and self.prior_components < 1:
-            raise InputError(f"'prior_components' must be a positive integer, got {self.prior_components}")
+            raise InputError(
+                f"'prior_components' must be a positive integer, got {self.prior_components}"
+            )
         if self.schedule not in SCHEDULES:
             raise unknown_name("schedule", self.schedule, SCHEDULES)
         if self.missing not in MISSING_MODES:
@@ -183,7 +190,9 @@ def read_config(path: Path) -> TrainConfig:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     if not isinstance(values, dict) or not set(values) <= set(_TYPES):
-        surplus = sorted(set(values) - set(_TYPES)) if isinstance(values, dict) else type(values).__name__
+        surplus = (
+            sorted(set(values) - set(_TYPES)) if isinstance(values, dict) else type(values).__name__
+        )
         raise InputError(f"{path} is no configuration of pyro_bvae: it has {surplus}")
     for name, value in values.items():
         if not _is_of_type(value, _TYPES[name]):

@@ -1,7 +1,7 @@
 """Run directories: a configuration, metrics and checkpoints on disk, and what is measured and shown of them.
 
-A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``; ``evaluate`` adds
-``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``.
+A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``;
+``evaluate`` adds ``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ class Run:
         splits: Its data; None likewise, or where they are gone and the model was given.
         history: Its metrics.
         directory: Where it lies.
-        training_beta: The β of the model's last step, which a warm-up that was cut short leaves below the configured
-            one.
+        training_beta: The β of the model's last step, which a warm-up that was cut short leaves
+            below the configured one.
     """
 
     vae: Any
@@ -59,13 +59,19 @@ class Run:
         yield from (self.vae, self.config, self.splits)
 
 
-def load(run: str | Path, model: nn.Module | None = None, *, checkpoint: str = "best", device: str = "cpu") -> Run:
+def load(
+    run: str | Path,
+    model: nn.Module | None = None,
+    *,
+    checkpoint: str = "best",
+    device: str = "cpu",
+) -> Run:
     """Read a run directory: model, configuration and data.
 
     Args:
         run: The directory.
-        model: An untrained model of the same parts, for runs of parts that no configuration names; its weights are
-            overwritten in place.
+        model: An untrained model of the same parts, for runs of parts that no configuration names;
+            its weights are overwritten in place.
         checkpoint: ``best`` or ``last``.
         device: Where to put the model.
 

@@ -11,14 +11,24 @@ from torch import Tensor
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.seeds import stream_seed
-from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz, write_arviz
+from pyro_bvae.evaluation import (
+    Evaluation,
+    evaluate,
+    join_evaluations,
+    kl_per_dimension,
+    to_arviz,
+    write_arviz,
+)
 from pyro_bvae.training import Ranks
 
-# Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw is no more.
+# Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
+# is no more.
 _MOST_DRAWS = 2_000_000
 
 
-def evaluate_shares(vae: Any, args: tuple[Any, ...], ranks: Ranks, *, seed: int, **options: Any) -> Evaluation:
+def evaluate_shares(
+    vae: Any, args: tuple[Any, ...], ranks: Ranks, *, seed: int, **options: Any
+) -> Evaluation:
     """Measure a model on data that several processes share, each with draws of its own.
 
     Args:
@@ -53,13 +63,16 @@ def write_evaluation(
         vae: Its model.
         args: What it was measured on.
         evaluation: What was measured.
-        attributes: What it was measured with: ``dataset``, ``split``, ``checkpoint``, ``seed`` and ``config``.
+        attributes: What it was measured with: ``dataset``, ``split``, ``checkpoint``, ``seed`` and
+            ``config``.
         latent_dim: The number of latents.
 
     Raises:
         WriteError: if the file system does not take the files.
     """
-    draws = max(1, min(100, evaluation.evidence.num_samples, _MOST_DRAWS // (len(args[0]) * latent_dim)))
+    draws = max(
+        1, min(100, evaluation.evidence.num_samples, _MOST_DRAWS // (len(args[0]) * latent_dim))
+    )
     copies = max(1, min(10, _MOST_DRAWS // args[0].numel()))
     exported = to_arviz(
         vae.model, vae.guide, *args, evaluation=evaluation, num_draws=draws, num_predictive=copies,

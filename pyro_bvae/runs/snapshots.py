@@ -19,13 +19,14 @@ _NUM_RECONSTRUCTIONS, _DPI = 10, 100
 class Snapshots:
     """Draws reconstructions and samples every few epochs: ``fit(..., callbacks=[Snapshots(vae, data, folder)])``.
 
-    The same data and the same latents each time, so that two pictures differ by what training did. They take nothing
-    from the randomness of the training.
+    The same data and the same latents each time, so that two pictures differ by what training did.
+    They take nothing from the randomness of the training.
 
     Args:
         vae: The model in training.
         data: Data to reconstruct, of which the first ten are taken.
-        directory: Folder of the pictures, ``epoch-0005-reconstructions.png`` and ``epoch-0005-samples.png``.
+        directory: Folder of the pictures, ``epoch-0005-reconstructions.png`` and
+            ``epoch-0005-samples.png``.
         every: Epochs between two snapshots.
 
     Raises:
@@ -46,7 +47,10 @@ class Snapshots:
         if epoch % self.every:
             return
         make_directory(self.directory)
-        for name, figure in (("reconstructions", self._reconstructions()), ("samples", self._samples(epoch))):
+        for name, figure in (
+            ("reconstructions", self._reconstructions()),
+            ("samples", self._samples(epoch)),
+        ):
             with atomic_write(self.directory / f"epoch-{epoch:04d}-{name}.png", "wb") as stream:
                 figure.savefig(stream, format="png", dpi=_DPI)
 

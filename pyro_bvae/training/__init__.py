@@ -1,6 +1,11 @@
 """Training: objectives, schedules, and ``fit``."""
 
-from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
+from pyro_bvae.training.checkpoint import (
+    checkpoint_path,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from pyro_bvae.training.checks.checklist import Remark, check_after, check_before, check_during
 from pyro_bvae.training.checks.nonfinite import TrainingError
 from pyro_bvae.training.distributed import Ranks, process_group
@@ -16,7 +21,14 @@ from pyro_bvae.training.objectives.loss import GivenNoise, Loss, reparametrize
 from pyro_bvae.training.objectives.terms import Objective, Terms, TraceTerms
 from pyro_bvae.training.objectives.total_correlation import TotalCorrelation
 from pyro_bvae.training.replicas.sweeping import Replica, Sweep, sweep
-from pyro_bvae.training.schedules import Constant, CosineWarmup, Cyclical, LinearWarmup, OneCycle, Schedule
+from pyro_bvae.training.schedules import (
+    Constant,
+    CosineWarmup,
+    Cyclical,
+    LinearWarmup,
+    OneCycle,
+    Schedule,
+)
 from pyro_bvae.training.target_rate import RateController, TargetRate
 from pyro_bvae.training.tensorboard import TensorBoard
 

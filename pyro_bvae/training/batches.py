@@ -40,11 +40,15 @@ class Ready:
     def __init__(self, dtype: torch.dtype, device: torch.device, check: Check) -> None:
         self.dtype, self.device, self.check = dtype, device, check
 
-    def __call__(self, x: Tensor, context: Context | None, index: int, *, checked: bool = False) -> Batch:
+    def __call__(
+        self, x: Tensor, context: Context | None, index: int, *, checked: bool = False
+    ) -> Batch:
         """Return the batch of this index ready; ``checked`` if it has been seen before."""
         x = x.to(self.device, self.dtype)
         if context is not None:
-            context = Context(*(None if part is None else part.to(self.device, self.dtype) for part in context))
+            context = Context(
+                *(None if part is None else part.to(self.device, self.dtype) for part in context)
+            )
         if not checked:
             try:
                 self.check(x, context)
@@ -56,8 +60,8 @@ class Ready:
 class LoaderBatches:
     """A torch loader, or any iterable with a length, whose items are ``x`` or start with it.
 
-    The loader decides on batch size and order; data are flattened, and checked as they come. Items that hold a
-    :class:`~pyro_bvae.Context` pass it on.
+    The loader decides on batch size and order; data are flattened, and checked as they come. Items
+    that hold a :class:`~pyro_bvae.Context` pass it on.
     """
 
     def __init__(self, loader: Iterable[Any], ready: Ready) -> None:
@@ -72,19 +76,27 @@ class LoaderBatches:
         if isinstance(sampler := getattr(self.loader, "sampler", None), DistributedSampler):
             sampler.set_epoch(epoch)  # which everybody forgets
         for index, item in enumerate(self.loader):
-            parts = item if isinstance(item, list | tuple) and not isinstance(item, Context) else [item]
+            parts = (
+                item if isinstance(item, list | tuple) and not isinstance(item, Context) else [item]
+            )
             context = next((part for part in parts if isinstance(part, Context)), None)
             if not isinstance(parts[0], Tensor) or parts[0].dim() < 2:
-                shown = tuple(parts[0].shape) if isinstance(parts[0], Tensor) else type(parts[0]).__name__
-                raise InputError(f"a loader's items must be, or start with, a tensor (B, D), got {shown}")
+                shown = (
+                    tuple(parts[0].shape)
+                    if isinstance(parts[0], Tensor)
+                    else type(parts[0]).__name__
+                )
+                raise InputError(
+                    f"a loader's items must be, or start with, a tensor (B, D), got {shown}"
+                )
             yield self.ready(parts[0].flatten(1), context, index)
 
 
 class LazyBatches:
     """Data that have their own batches but not all in memory, such as a :class:`~pyro_bvae.datasets.LazyDataset`.
 
-    Batches are checked as they come, until an epoch has shown all the data there are; with ``checks_all``, for data
-    of which an epoch shows a part, in every epoch.
+    Batches are checked as they come, until an epoch has shown all the data there are; with
+    ``checks_all``, for data of which an epoch shows a part, in every epoch.
     """
 
     def __init__(self, data: Batches, ready: Ready, *, checks_all: bool = False) -> None:
@@ -120,7 +132,11 @@ class Shares:
         """Yield this process's share of each batch of an epoch; one of a short batch may be empty."""
         for x, context in self.data.batches(batch_size, seed=seed, epoch=epoch):
             rows = self.ranks.share(x.shape[0])
-            part = None if context is None else Context(*(None if each is None else each[rows] for each in context))
+            part = (
+                None
+                if context is None
+                else Context(*(None if each is None else each[rows] for each in context))
+            )
             yield x[rows], part
 
 
@@ -131,8 +147,8 @@ class Joined:
 
     Args:
         data: The batches.
-        short: Whether the last batch is too short; None where nobody knows before it is there, such as of a loader:
-            it is then if it has one datum.
+        short: Whether the last batch is too short; None where nobody knows before it is there, such
+            as of a loader: it is then if it has one datum.
     """
 
     def __init__(self, data: Batches, short: bool | None) -> None:
@@ -158,7 +174,10 @@ def _together(one: Batch, other: Batch) -> Batch:
     (x, context), (y, also) = one, other
     if context is None or also is None:
         return torch.cat([x, y]), None
-    parts = (None if a is None or b is None else torch.cat([a, b]) for a, b in zip(context, also, strict=True))
+    parts = (
+        None if a is None or b is None else torch.cat([a, b])
+        for a, b in zip(context, also, strict=True)
+    )
     return torch.cat([x, y]), Context(*parts)
 
 
@@ -214,9 +233,10 @@ def _is_short(count: int, batch_size: int, least: int) -> bool:
 def shared(data: Batches, ranks: Ranks) -> Batches:
     """Return the share of one process in data that :func:`as_batches` has made ready.
 
-    Rows of a table are looked up by the process whose they are alone. A loader gives each process what it gives: under
-    ``torchrun`` it has to have a ``DistributedSampler``, whose batch size is that of one process, and which repeats
-    data to make the shares equal unless it is told ``drop_last=True``.
+    Rows of a table are looked up by the process whose they are alone. A loader gives each process
+    what it gives: under ``torchrun`` it has to have a ``DistributedSampler``, whose batch size is
+    that of one process, and which repeats data to make the shares equal unless it is told
+    ``drop_last=True``.
 
     Args:
         data: The data.
@@ -229,7 +249,9 @@ def shared(data: Batches, ranks: Ranks) -> Batches:
         return data
     if isinstance(data, LoaderBatches):
         loader = data.loader
-        if isinstance(loader, DataLoader) and isinstance(loader.sampler, RandomSampler | SequentialSampler):
+        if isinstance(loader, DataLoader) and isinstance(
+            loader.sampler, RandomSampler | SequentialSampler
+        ):
             raise InputError(
                 "a loader must give each process its share: give the DataLoader a"
                 f" torch.utils.data.DistributedSampler, got a {type(loader.sampler).__name__}, or give fit the data"
@@ -248,7 +270,9 @@ def num_steps(data: Batches, batch_size: int, ranks: Ranks) -> int:
     """
     counts = ranks.gather(data.num_batches(batch_size))
     if len(set(counts)) > 1:
-        raise InputError(f"a loader must have as many batches in each process, got {', '.join(map(str, counts))}")
+        raise InputError(
+            f"a loader must have as many batches in each process, got {', '.join(map(str, counts))}"
+        )
     return counts[0]
 
 
@@ -256,17 +280,20 @@ def _finite(x: Tensor, context: Context | None) -> None:
     check_finite("x", x)
 
 
-def as_batches(data: Any, dtype: torch.dtype, device: torch.device, check: Check | None = None) -> Batches:
+def as_batches(
+    data: Any, dtype: torch.dtype, device: torch.device, check: Check | None = None
+) -> Batches:
     """Return data as batches on a device.
 
     Args:
         data: A tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, a
-            :class:`~pyro_bvae.datasets.LazyDataset` or what else has its methods ``num_batches`` and ``batches``, a
-            ``torch.utils.data.Dataset`` whose items are ``x`` or start with it, an array mapped from a file, or a
-            loader.
+            :class:`~pyro_bvae.datasets.LazyDataset` or what else has its methods ``num_batches``
+            and ``batches``, a ``torch.utils.data.Dataset`` whose items are ``x`` or start with it,
+            an array mapped from a file, or a loader.
         dtype: Floating type of the model.
         device: Device of the model.
-        check: Raises for data that the model cannot explain; what is not in memory is checked batch by batch.
+        check: Raises for data that the model cannot explain; what is not in memory is checked batch
+            by batch.
 
     Raises:
         InputError: for anything else, or no data.

@@ -28,7 +28,8 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         WriteError: if the file system does not take it.
     """
     make_directory(path.parent)
-    # Put together in memory: torch's own writer says of a full disk that it is somewhere else than it thought.
+    # Put together in memory: torch's own writer says of a full disk that it is somewhere else than
+    # it thought.
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, "version": _VERSION, **state}, buffer)
     with atomic_write(path, "wb") as stream:
@@ -44,15 +45,23 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not path.is_file():
         raise InputError(f"there is no checkpoint at {path}")
     with path.open("rb") as stream, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch remarks on files of other origins, which are refused below
+        warnings.simplefilter(
+            "ignore"
+        )  # torch remarks on files of other origins, which are refused below
         try:
             state = torch.load(stream, map_location=device, weights_only=True)
-        except Exception as error:  # a damaged file can make the reader raise anything, OSError included
-            raise InputError(f"{path} cannot be read as a checkpoint: it is truncated or of another origin") from error
+        except (
+            Exception
+        ) as error:  # a damaged file can make the reader raise anything, OSError included
+            raise InputError(
+                f"{path} cannot be read as a checkpoint: it is truncated or of another origin"
+            ) from error
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise InputError(f"{path} is not a checkpoint of pyro_bvae")
     if state.get("version") != _VERSION:
-        raise InputError(f"{path} has checkpoint version {state.get('version')}; this package reads {_VERSION}")
+        raise InputError(
+            f"{path} has checkpoint version {state.get('version')}; this package reads {_VERSION}"
+        )
     return state
 
 

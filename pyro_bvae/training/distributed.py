@@ -1,18 +1,22 @@
 """Training on several processes: whose share of a batch is whose, and what they tell each other.
 
-Every process holds the whole model and its share of each batch, and a step sums loss, gradients and number of data over
-the processes in one message, a flattened buffer. Since a loss is a sum over data, the sum over the shares is the
-gradient of the joint batch, so a run means the same on any number of processes and can be resumed on another.
+Every process holds the whole model and its share of each batch, and a step sums loss, gradients and
+number of data over the processes in one message, a flattened buffer. Since a loss is a sum over
+data, the sum over the shares is the gradient of the joint batch, so a run means the same on any
+number of processes and can be resumed on another.
 
-This is what ``DistributedDataParallel`` does, written out, for three reasons. It averages over processes, which is the
-gradient of the joint batch only where all shares are of one size; here the last batch may leave a process with less, or
-with nothing. It works by hooks in the backward pass of autograd, and a compiled step has none. And the networks of VAEs
-are small: there is no backward pass long enough to hide messages behind. What it asks of a module holds:
-:class:`~pyro_bvae.training.Loss` owns the parameters of model and guide, which handing ``Trace_ELBO`` their bound
-methods does not, and its forward pass is the loss, so whoever wishes can wrap it.
+This is what ``DistributedDataParallel`` does, written out, for three reasons. It averages over
+processes, which is the gradient of the joint batch only where all shares are of one size; here the
+last batch may leave a process with less, or with nothing. It works by hooks in the backward pass of
+autograd, and a compiled step has none. And the networks of VAEs
+are small: there is no backward pass long enough to hide messages behind. What it asks of a module
+holds: :class:`~pyro_bvae.training.Loss` owns the parameters of model and guide, which handing
+``Trace_ELBO`` their bound methods does not, and its forward pass is the loss, so whoever wishes can
+wrap it.
 
-Batch norm is not synchronised: a module that has one is refused. Objectives whose value is no sum over data, such as
-:class:`~pyro_bvae.training.TotalCorrelation`, are refused too. An objective of one's own has to be such a sum.
+Batch norm is not synchronised: a module that has one is refused. Objectives whose value is no sum
+over data, such as :class:`~pyro_bvae.training.TotalCorrelation`, are refused too. An objective of
+one's own has to be such a sum.
 """
 
 from __future__ import annotations
@@ -115,7 +119,9 @@ def check_shareable(module: nn.Module, objective: object) -> None:
             f"'objective' must be a sum over data to be trained on several processes, got {objective}, which looks at"
             " the batch as a whole: train it on one process, or take the β-bound or IWELBO"
         )
-    name = next((name for name, part in module.named_modules() if isinstance(part, _BatchNorm)), None)
+    name = next(
+        (name for name, part in module.named_modules() if isinstance(part, _BatchNorm)), None
+    )
     if name is not None:
         raise InputError(
             f"'{name}' is a batch norm, whose statistics are those of one process's share: train on one process, or"
@@ -135,7 +141,11 @@ def was_restarted() -> bool:
 
 def own_device(device: str | None) -> str | None:
     """Return the device of this process of those of a machine: ``cuda`` is the one of its local rank."""
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and "LOCAL_RANK" in os.environ else device
+    return (
+        f"cuda:{os.environ['LOCAL_RANK']}"
+        if device == "cuda" and "LOCAL_RANK" in os.environ
+        else device
+    )
 
 
 def current_ranks() -> Ranks:
@@ -149,10 +159,12 @@ def current_ranks() -> Ranks:
 def process_group(device: str | None = "cpu") -> Iterator[Ranks]:
     """Run the body as one of the processes that ``torchrun`` has started; by itself alone.
 
-    Inside, :func:`~pyro_bvae.fit` trains one model together. A process group that is there already is used as it is.
+    Inside, :func:`~pyro_bvae.fit` trains one model together. A process group that is there already
+    is used as it is.
 
     Args:
-        device: Where to compute: ``nccl`` passes messages between CUDA devices, ``gloo`` between others.
+        device: Where to compute: ``nccl`` passes messages between CUDA devices, ``gloo`` between
+            others.
     """
     if place()[1] == 1 or dist.is_initialized():
         yield current_ranks()
@@ -170,9 +182,10 @@ def process_group(device: str | None = "cpu") -> Iterator[Ranks]:
 def _meeting_place() -> dict[str, Any]:
     """Return where the processes look for each other, if it is not where torch has them look.
 
-    ``torchrun`` keeps one store for all its attempts, with the addresses of processes that have ended in it: who is
-    first to look up the others after a restart would find those, and wait for them or be refused. On one machine, where
-    all processes count the same restarts, each group therefore has keys of its own.
+    ``torchrun`` keeps one store for all its attempts, with the addresses of processes that have
+    ended in it: who is first to look up the others after a restart would find those, and wait for
+    them or be refused. On one machine, where all processes count the same restarts, each group
+    therefore has keys of its own.
     """
     if os.environ.get("GROUP_WORLD_SIZE") != "1":
         return {}
@@ -186,4 +199,6 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise TrainingError("a message to a process that has ended; the last checkpoint is good") from error
+        raise TrainingError(
+            "a message to a process that has ended; the last checkpoint is good"
+        ) from error

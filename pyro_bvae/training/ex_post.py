@@ -41,41 +41,46 @@ def fit_ex_post_prior(
 
     .. math:: \max_\psi \; \frac1N \sum_n \mathbb{E}_{q(z|x_n)} [\log p_\psi(z)]
 
-    Draws are fresh at every step. Encoder and decoder are shared with the model that is given, which keeps its own
-    prior; nothing of it is trained. The bound of the data gains exactly what the prior comes nearer,
+    Draws are fresh at every step. Encoder and decoder are shared with the model that is given,
+    which keeps its own prior; nothing of it is trained. The bound of the data gains exactly what
+    the prior comes nearer,
 
     .. math:: \text{ELBO}_\psi - \text{ELBO} = KL(q(z) \,\|\, p(z)) - KL(q(z) \,\|\, p_\psi(z)),
 
-    and samples are decoded where data were encoded. With few data a flexible prior learns the data by heart:
-    ``validation`` keeps it from that.
+    and samples are decoded where data were encoded. With few data a flexible prior learns the data
+    by heart: ``validation`` keeps it from that.
 
     Args:
         vae: The trained model.
-        data: What it was trained on: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or a torch loader.
+        data: What it was trained on: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`,
+            or a torch loader.
         prior: The new prior, such as a :class:`~pyro_bvae.priors.MixturePrior` or a
-            :class:`~pyro_bvae.priors.FlowPrior`; trained in place. What it shares with the model, such as the encoder
-            that a VampPrior looks through, stays as it is.
+            :class:`~pyro_bvae.priors.FlowPrior`; trained in place. What it shares with the model,
+            such as the encoder that a VampPrior looks through, stays as it is.
         epochs: Passes over the data.
-        validation: Held-out data: the prior is that of the epoch in which draws of theirs are most probable.
+        validation: Held-out data: the prior is that of the epoch in which draws of theirs are most
+            probable.
         batch_size: Data in a step.
         learning_rate: Peak of a one-cycle schedule.
         progress: Show a progress bar.
         seed: Seed of data order and draws; the caller's generators are left alone.
 
     Returns:
-        A model named after the given one with ``_ex_post`` behind. References: Ghosh et al. 2020 (a mixture of
-        normals), Dai and Wipf 2019 (a second model of the latents).
+        A model named after the given one with ``_ex_post`` behind. References: Ghosh et al. 2020 (a
+        mixture of normals), Dai and Wipf 2019 (a second model of the latents).
 
     Raises:
-        InputError: if the prior is the model's own, has nothing to train or another number of latents, if an argument
-            is no positive number, or if the data cannot be used.
+        InputError: if the prior is the model's own, has nothing to train or another number of
+            latents, if an argument is no positive number, or if the data cannot be used.
         TrainingError: if the log density of draws stops being finite.
     """
     check_count("epochs", epochs)
     check_count("batch_size", batch_size)
     if not 0 < learning_rate < float("inf"):
         raise InputError(f"'learning_rate' must be positive and finite, got {learning_rate}")
-    fitted = BetaVAE(prior, vae.decoder, vae.encoder, missing=vae.missing, name=f"{vae.name}_ex_post")
+    fitted = BetaVAE(
+        prior, vae.decoder, vae.encoder, missing=vae.missing, name=f"{vae.name}_ex_post"
+    )
     run = _Run(vae, prior, learning_rate, epochs, seed)
     batches = run.ready(data)
     kept_out = None if validation is None else run.ready(validation)
@@ -93,14 +98,18 @@ def fit_ex_post_prior(
 class _Run:
     """The fit of a prior to the draws of a model's guide."""
 
-    def __init__(self, vae: BetaVAE, prior: nn.Module, learning_rate: float, epochs: int, seed: int) -> None:
+    def __init__(
+        self, vae: BetaVAE, prior: nn.Module, learning_rate: float, epochs: int, seed: int
+    ) -> None:
         if not isinstance(prior, nn.Module) or prior is vae.prior:
             raise InputError(
                 "'prior' must be a module of its own, such as a MixturePrior, got"
                 f" {'the prior of the model itself' if prior is vae.prior else type(prior).__name__}"
             )
         own = {id(parameter) for parameter in vae.parameters()}
-        self.parameters = [part for part in prior.parameters() if part.requires_grad and id(part) not in own]
+        self.parameters = [
+            part for part in prior.parameters() if part.requires_grad and id(part) not in own
+        ]
         if not self.parameters:
             raise InputError(
                 f"'prior' ({type(prior).__name__}) has no parameter of its own that requires a gradient, so there is"
@@ -142,7 +151,9 @@ class _Run:
     def held_out_draws(self, data: Batches, batch_size: int) -> Tensor:
         """Return draws of held-out data, the same for every epoch."""
         torch.manual_seed(stream_seed(self.seed, VALIDATION_STREAM))
-        return torch.cat([self.draw(*batch) for batch in data.batches(batch_size, seed=self.seed, epoch=0)])
+        return torch.cat(
+            [self.draw(*batch) for batch in data.batches(batch_size, seed=self.seed, epoch=0)]
+        )
 
     def epoch(self, data: Batches, batch_size: int, epoch: int) -> None:
         """Take a step for each batch."""
@@ -159,7 +170,9 @@ class _Run:
                 )
             # Gradients of these parameters alone: a prior may share the encoder.
             for parameter, gradient in zip(
-                self.parameters, torch.autograd.grad(loss, self.parameters, allow_unused=True), strict=True
+                self.parameters,
+                torch.autograd.grad(loss, self.parameters, allow_unused=True),
+                strict=True,
             ):
                 parameter.grad = gradient
             nn.utils.clip_grad_norm_(self.parameters, _CLIP)

@@ -42,42 +42,50 @@ def fit(
 ) -> History:
     r"""Train a model and guide by stochastic variational inference.
 
-    Each step is that of ``pyro.infer.SVI`` with ``Trace_ELBO`` (or the given objective) and Adam on a mini-batch: the
-    same loss, the same gradients, without a synchronisation with the device. What a step does is a function of
-    ``seed``, the epoch and the parameters, so a resumed run continues as if it had never stopped. The caller's
-    parameter store, random state and train or eval mode are left as they were.
+    Each step is that of ``pyro.infer.SVI`` with ``Trace_ELBO`` (or the given objective) and Adam on
+    a mini-batch: the same loss, the same gradients, without a synchronisation with the device. What
+    a step does is a function of ``seed``, the epoch and the parameters, so a resumed run continues
+    as if it had never stopped. The caller's parameter store, random state and train or eval mode
+    are left as they were.
 
-    Inside a :func:`~pyro_bvae.training.process_group`, or torch's own, the processes train one model together: each
-    takes its share of every batch and draws noise of its own, and gradients and metrics are those of the joint batch.
-    The first process writes files, shows the bar and calls the callbacks. A checkpoint resumes on any number of
-    processes, with other noise.
+    Inside a :func:`~pyro_bvae.training.process_group`, or torch's own, the processes train one
+    model together: each takes its share of every batch and draws noise of its own, and gradients
+    and metrics are those of the joint batch. The first process writes files, shows the bar and
+    calls the callbacks. A checkpoint resumes on any number of processes, with other noise.
 
     Args:
-        vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context, beta)``, such as
-            :class:`~pyro_bvae.BetaVAE`; all its parameters that require gradients are trained.
-        data: Training data: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or, where they are larger than
-            memory, a :class:`~pyro_bvae.datasets.LazyDataset`, an array that is mapped from a file, a torch dataset or
-            a torch loader; on several processes a loader needs a ``DistributedSampler``.
-        beta: Weight of the KL: a number, a schedule such as :class:`~pyro_bvae.training.LinearWarmup`, or
-            :class:`~pyro_bvae.training.TargetRate`, which finds the β of a rate.
+        vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context,
+            beta)``, such as :class:`~pyro_bvae.BetaVAE`; all its parameters that require gradients
+            are trained.
+        data: Training data: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, or, where
+            they are larger than memory, a :class:`~pyro_bvae.datasets.LazyDataset`, an array that
+            is mapped from a file, a torch dataset or a torch loader; on several processes a loader
+            needs a ``DistributedSampler``.
+        beta: Weight of the KL: a number, a schedule such as
+            :class:`~pyro_bvae.training.LinearWarmup`, or :class:`~pyro_bvae.training.TargetRate`,
+            which finds the β of a rate.
         epochs: Passes over the data.
-        validation: Held-out data. The objective on them at the final β picks ``best.pt``; their bound at β = 1 is
-            logged beside it and decides nothing. While β is on its way the latest epoch is the best one.
-        batch_size: Data in a step, of all processes together. A last batch of one datum joins the one before it, where
-            a layer such as batch norm learns from no datum alone.
+        validation: Held-out data. The objective on them at the final β picks ``best.pt``; their
+            bound at β = 1 is logged beside it and decides nothing. While β is on its way the latest
+            epoch is the best one.
+        batch_size: Data in a step, of all processes together. A last batch of one datum joins the
+            one before it, where a layer such as batch norm learns from no datum alone.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
-        early_stopping: Stop after so many epochs without a better validation objective, and go back to the best
-            weights; None for never.
-        precision: ``bf16`` runs the networks of the parts in bfloat16 while training, where the hardware gains by it;
-            weights, distributions, densities and all measurements stay in the model's own type.
-        compile: Whether loss and gradients are compiled, for batches of the first one's shape: the same numbers to
-            rounding, in about two thirds of the time on a CPU, after seconds of compiling. By default where a run has
-            :data:`~pyro_bvae.training.steps.compiled.WORTH_COMPILING` steps or more; a program that cannot be compiled
-            is run as it is, and ``History.step`` says why.
-        objective: The objective; the β-bound by default. Others are :class:`~pyro_bvae.training.IWELBO` (importance
-            weighted), :class:`~pyro_bvae.training.FreeBits`, :class:`~pyro_bvae.training.ControlledCapacity` and
-            :class:`~pyro_bvae.training.TotalCorrelation`.
+        early_stopping: Stop after so many epochs without a better validation objective, and go back
+            to the best weights; None for never.
+        precision: ``bf16`` runs the networks of the parts in bfloat16 while training, where the
+            hardware gains by it; weights, distributions, densities and all measurements stay in the
+            model's own type.
+        compile: Whether loss and gradients are compiled, for batches of the first one's shape: the
+            same numbers to rounding, in about two thirds of the time on a CPU, after seconds of
+            compiling. By default where a run has
+            :data:`~pyro_bvae.training.steps.compiled.WORTH_COMPILING` steps or more; a program that
+            cannot be compiled is run as it is, and ``History.step`` says why.
+        objective: The objective; the β-bound by default. Others are
+            :class:`~pyro_bvae.training.IWELBO` (importance weighted),
+            :class:`~pyro_bvae.training.FreeBits`, :class:`~pyro_bvae.training.ControlledCapacity`
+            and :class:`~pyro_bvae.training.TotalCorrelation`.
         device: Where to train; where the model is by default.
         output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing.
         resume: Continue from ``output``'s last checkpoint.
@@ -89,12 +97,16 @@ def fit(
         The metrics of each epoch, columns as in ``metrics.csv``; the model is trained in place.
 
     Raises:
-        InputError: if the data cannot be used, an argument makes no sense, the objective has a gradient for tensors
-            that the module does not own, or ``output`` holds a run and ``resume`` is false.
-        TrainingError: if loss or gradient stops being finite, naming the site; the last checkpoint stays good.
+        InputError: if the data cannot be used, an argument makes no sense, the objective has a
+            gradient for tensors that the module does not own, or ``output`` holds a run and
+            ``resume`` is false.
+        TrainingError: if loss or gradient stops being finite, naming the site; the last checkpoint
+            stays good.
     """
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
-    settings = Settings(as_schedule(beta), rate, epochs, batch_size, gradient_clip, early_stopping, seed, precision)
+    settings = Settings(
+        as_schedule(beta), rate, epochs, batch_size, gradient_clip, early_stopping, seed, precision
+    )
     if current_ranks().is_first:
         settings.warn_of_unfinished_warmup()
     directory = None if output is None else Path(output)

@@ -16,11 +16,12 @@ Row = dict[str, float]
 class History(Mapping[str, list[float]]):
     """Metrics of each epoch: a mapping from column to values.
 
-    Columns, in nats per datum where not said otherwise: ``epoch`` (number), ``beta``, ``learning_rate``,
-    ``gradient_norm`` (mean over steps, per datum), ``objective`` (distortion + β rate, or the loss of another
-    objective), ``distortion``, ``rate`` of the training batches as they were seen; ``validation_objective`` at the
-    final β, ``validation_distortion``, ``validation_rate``, ``validation_elbo`` at β = 1, of the held-out data;
-    ``active_units`` (number of latents whose posterior mean has variance above 0.01 over at most 256 data, held-out
+    Columns, in nats per datum where not said otherwise: ``epoch`` (number), ``beta``,
+    ``learning_rate``, ``gradient_norm`` (mean over steps, per datum), ``objective`` (distortion + β
+    rate, or the loss of another objective), ``distortion``, ``rate`` of the training batches as
+    they were seen; ``validation_objective`` at the final β, ``validation_distortion``,
+    ``validation_rate``, ``validation_elbo`` at β = 1, of the held-out data; ``active_units``
+    (number of latents whose posterior mean has variance above 0.01 over at most 256 data, held-out
     ones where there are any); ``seconds`` (of the epoch).
 
     Args:
@@ -64,9 +65,14 @@ class History(Mapping[str, list[float]]):
         """
         try:
             with path.open(encoding="utf-8", newline="") as stream:
-                rows = [{column: float(value) for column, value in row.items()} for row in csv.DictReader(stream)]
+                rows = [
+                    {column: float(value) for column, value in row.items()}
+                    for row in csv.DictReader(stream)
+                ]
             for row in rows:
                 row["epoch"] = int(row["epoch"])
         except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:
-            raise InputError(f"{path} does not hold the metrics of a training run: {error}") from error
+            raise InputError(
+                f"{path} does not hold the metrics of a training run: {error}"
+            ) from error
         return cls(rows)

@@ -16,7 +16,8 @@ from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 
 _STEPS, _MOST_DATA, _NEAR_0 = 100, 4096, 0.01
-# Numbers of a likelihood's parameters that are looked at together, which bounds the memory that it takes.
+# Numbers of a likelihood's parameters that are looked at together, which bounds the memory that it
+# takes.
 _AT_ONCE = 2**24
 
 
@@ -25,7 +26,8 @@ class LastBias(NamedTuple):
 
     Attributes:
         bias: The parameter.
-        places: For each output of the network, the entry of the bias that is added to it, shape ``(P D,)``.
+        places: For each output of the network, the entry of the bias that is added to it, shape
+            ``(P D,)``.
     """
 
     bias: nn.Parameter
@@ -37,22 +39,26 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
 
     .. math:: b = \arg\max_b \sum_n \log p(x_n \mid \text{parameters} = b)
 
-    which is the logit of the mean for Bernoulli pixels, the mean for normal features, and as easily found for any other
-    likelihood. The bias of a convolution is one for all pixels of a channel, and so is the best one. Training then
-    starts from what can be had without a code, and not with finding it.
+    which is the logit of the mean for Bernoulli pixels, the mean for normal features, and as easily
+    found for any other likelihood. The bias of a convolution is one for all pixels of a channel,
+    and so is the best one. Training then starts from what can be had without a code, and not with
+    finding it.
 
     Args:
-        vae: A :class:`~pyro_bvae.BetaVAE` whose decoder is a :class:`~pyro_bvae.Decoder`; changed in place.
+        vae: A :class:`~pyro_bvae.BetaVAE` whose decoder is a :class:`~pyro_bvae.Decoder`; changed
+            in place.
         x: The data, ``(N, D)``, of which at most 4,096 are looked at.
         context: Their context.
 
     Raises:
-        InputError: if the decoder has no ``network`` whose last operation adds a bias, or no ``likelihood``; or if no
-            finite bias is the best one.
+        InputError: if the decoder has no ``network`` whose last operation adds a bias, or no
+            ``likelihood``; or if no finite bias is the best one.
     """
     likelihood, last = getattr(vae.decoder, "likelihood", None), last_bias(vae, context)
     if likelihood is None or last is None:
-        raise InputError("'vae' must have a decoder with a likelihood, and a network whose last layer has a bias")
+        raise InputError(
+            "'vae' must have a decoder with a likelihood, and a network whose last layer has a bias"
+        )
     x = x[:_MOST_DATA].to(last.bias)
     given = () if context is None else (_rows(context, slice(_MOST_DATA), last.bias),)
     # Not at 0 itself, where densities with a removable singularity may have no slope.
@@ -64,7 +70,9 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
         loss = torch.zeros((), dtype=torch.double)
         for rows in torch.arange(len(x)).split(max(1, _AT_ONCE // len(last.places))):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            terms = likelihood(bias[last.places].expand(len(rows), -1), *(_rows(each, part) for each in given))
+            terms = likelihood(
+                bias[last.places].expand(len(rows), -1), *(_rows(each, part) for each in given)
+            )
             terms = PartlyObserved.of(terms) if bool(torch.isnan(x[part]).any()) else terms
             share = -terms.log_prob(x[part]).sum() / len(x)
             share.backward(inputs=[bias])  # type: ignore[no-untyped-call]
@@ -73,7 +81,9 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
 
     optimizer.step(closure)  # type: ignore[arg-type, no-untyped-call]
     if not bool(torch.isfinite(bias).all()):
-        raise InputError("'x' must have a finite best start of the decoder, got none: scale it, as by (x - mean) / sd")
+        raise InputError(
+            "'x' must have a finite best start of the decoder, got none: scale it, as by (x - mean) / sd"
+        )
     with torch.no_grad():
         last.bias.copy_(bias)
 
@@ -100,7 +110,9 @@ def last_bias(vae: Any, context: Context | None = None) -> LastBias | None:
 
 
 @torch.no_grad()
-def _places(vae: Any, network: nn.Module, bias: nn.Parameter, context: Context | None) -> Tensor | None:
+def _places(
+    vae: Any, network: nn.Module, bias: nn.Parameter, context: Context | None
+) -> Tensor | None:
     """Return which entry of a bias is added to each output, or None where that is not all that it does."""
     spacing = 1 / len(bias)
     steps = torch.arange(len(bias), dtype=bias.dtype, device=bias.device) * spacing + 1
@@ -126,10 +138,10 @@ def _places(vae: Any, network: nn.Module, bias: nn.Parameter, context: Context |
 @contextmanager
 def _outputs_of(network: nn.Module) -> Iterator[list[Tensor]]:
     """Take note of the outputs of a network in the body."""
-    found: list[Tensor] = []
-    hook = network.register_forward_hook(lambda module, inputs, output: found.append(output))
+    results: list[Tensor] = []
+    hook = network.register_forward_hook(lambda module, inputs, output: results.append(output))
     try:
-        yield found
+        yield results
     finally:
         hook.remove()
 

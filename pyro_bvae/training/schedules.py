@@ -1,7 +1,7 @@
 """Schedules: a value for each moment of training, for β and for the learning rate.
 
-A schedule is any callable ``schedule(epoch, epochs)``: the fractional number of epochs done and the number there will
-be. It has no state, so a resumed run continues it.
+A schedule is any callable ``schedule(epoch, epochs)``: the fractional number of epochs done and the
+number there will be. It has no state, so a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ class Constant:
 class LinearWarmup:
     """From ``start`` to ``value`` in a straight line over the first ``warmup_epochs``, then constant.
 
-    For β this is KL annealing (Bowman et al. 2016). ``fit`` warns of a warm-up that outlives the training.
+    For β this is KL annealing (Bowman et al. 2016). ``fit`` warns of a warm-up that outlives the
+    training.
     """
 
     value: float
@@ -56,8 +57,8 @@ class LinearWarmup:
 class CosineWarmup(LinearWarmup):
     """From ``start`` to ``value`` by a half cosine over the first ``warmup_epochs``, then constant.
 
-    It leaves ``start`` and reaches ``value`` without a jump in slope. ``fit`` warns of a warm-up that outlives the
-    training.
+    It leaves ``start`` and reaches ``value`` without a jump in slope. ``fit`` warns of a warm-up
+    that outlives the training.
 
     Attributes:
         value: The last value.
@@ -74,7 +75,8 @@ class CosineWarmup(LinearWarmup):
 class Cyclical:
     """From 0 to ``value`` in a straight line and then constant, again in each of several cycles (Fu et al. 2019).
 
-    The cycles are of one length and fill the training, which ends at ``value``, however short it is.
+    The cycles are of one length and fill the training, which ends at ``value``, however short it
+    is.
 
     Attributes:
         value: The highest value, and the last.

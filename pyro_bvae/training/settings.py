@@ -73,4 +73,6 @@ class Settings:
             warnings.warn(f"the warm-up of β outlives the training: {seen}; {advice}", stacklevel=3)
         elif getattr(self.beta, "warmup_epochs", 0) >= self.epochs:
             seen = f"no step is taken at β = {target:.4g}"
-            warnings.warn(f"the warm-up of β is as long as the training: {seen}; {advice}", stacklevel=3)
+            warnings.warn(
+                f"the warm-up of β is as long as the training: {seen}; {advice}", stacklevel=3
+            )

@@ -47,17 +47,22 @@ class Watch:
         vae: The module in training.
         device: Where it is trained.
         epoch: Number of the epoch, from 1.
-        ranks: The processes that train together: the numbers are those of all, and so is what is raised.
+        ranks: The processes that train together: the numbers are those of all, and so is what is
+            raised.
     """
 
     def __init__(self, vae: Any, device: torch.device, epoch: int, ranks: Ranks) -> None:
         self.vae, self.epoch, self.ranks = vae, epoch, ranks
-        self.sums = [0.0] * 4 if device.type == "cpu" else torch.zeros(4, dtype=torch.double, device=device)
+        self.sums = (
+            [0.0] * 4 if device.type == "cpu" else torch.zeros(4, dtype=torch.double, device=device)
+        )
         self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
         self.steps = self.count = 0
         self.last: tuple[Tensor, int] | None = None
 
-    def add(self, stats: Tensor, size: int, x: Tensor, context: Context | None, beta: float | Tensor) -> None:
+    def add(
+        self, stats: Tensor, size: int, x: Tensor, context: Context | None, beta: float | Tensor
+    ) -> None:
         """Add loss, distortion, rate and gradient norm of a step, shape ``(4,)``, on so many data of all processes.
 
         Raises:
@@ -72,7 +77,9 @@ class Watch:
         self.last = (stats, size)
         if self.steps % self.look_every == 0 and not self._is_finite():
             where = f"epoch {self.epoch}, step {self.steps} (batch {self.steps - 1})"
-            raise TrainingError(f"{where}: {describe_nonfinite(self.vae, x, context, beta, stats, self.ranks.gather)}")
+            raise TrainingError(
+                f"{where}: {describe_nonfinite(self.vae, x, context, beta, stats, self.ranks.gather)}"
+            )
 
     def recent(self) -> tuple[float, float]:
         """Return distortion and rate per datum of the last batch."""
@@ -83,9 +90,13 @@ class Watch:
     def finish(self) -> list[float]:
         """Return the sums of loss, distortion, rate and gradient norm."""
         if not self._is_finite():
-            raise TrainingError(f"epoch {self.epoch}: the loss or its gradient stopped being finite")
+            raise TrainingError(
+                f"epoch {self.epoch}: the loss or its gradient stopped being finite"
+            )
         return [float(value) for value in self.sums]
 
     def _is_finite(self) -> bool:
         # What is not finite leaves no finite total, and one number is looked at sooner than four.
-        return math.isfinite(self.sums.sum().item() if isinstance(self.sums, Tensor) else sum(self.sums))
+        return math.isfinite(
+            self.sums.sum().item() if isinstance(self.sums, Tensor) else sum(self.sums)
+        )

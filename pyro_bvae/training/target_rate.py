@@ -22,10 +22,11 @@ class TargetRate:
         \log \beta_t = I_t + k_p e_t, \qquad I_{t+1} = I_t + k_i e_t, \qquad
         e_t = \operatorname{clip}(\bar R_t / R^* - 1, -1, 1),
 
-    a proportional and integral control of the moving average :math:`\bar R` of the rates of the batches (Shao et al.
-    2020), of the logarithm of β as of a Lagrange multiplier (Rezende and Viola 2018). β is fixed in a step, so each
-    step is that of the β-objective. In the last part of the training β stays at :math:`e^I`, so that the weights reach
-    the optimum of one β, the last in ``metrics.csv``; ``best.pt`` is an epoch of that part.
+    a proportional and integral control of the moving average :math:`\bar R` of the rates of the
+    batches (Shao et al. 2020), of the logarithm of β as of a Lagrange multiplier (Rezende and Viola
+    2018). β is fixed in a step, so each step is that of the β-objective. In the last part of the
+    training β stays at :math:`e^I`, so that the weights reach the optimum of one β, the last in
+    ``metrics.csv``; ``best.pt`` is an epoch of that part.
 
     Attributes:
         nats: The rate to reach, positive, in nats per datum.
@@ -47,7 +48,9 @@ class TargetRate:
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"'{name}' must be positive and finite, got {value}")
         if not (math.isfinite(self.proportional) and self.proportional >= 0):
-            raise InputError(f"'proportional' must be non-negative and finite, got {self.proportional}")
+            raise InputError(
+                f"'proportional' must be non-negative and finite, got {self.proportional}"
+            )
         if not 0 <= self.hold < 1:
             raise InputError(f"'hold' must lie in [0, 1), got {self.hold}")
 
@@ -71,7 +74,9 @@ class RateController:
     def __init__(self, target: TargetRate, device: torch.device | str = "cpu") -> None:
         self.target = target
         # The integral, the moving average of the rate and the weight of what has gone into it.
-        self._state = torch.tensor([math.log(target.start), 0.0, 0.0], dtype=torch.double, device=device)
+        self._state = torch.tensor(
+            [math.log(target.start), 0.0, 0.0], dtype=torch.double, device=device
+        )
 
     def holds(self, done: float, epochs: int) -> bool:
         """Whether β stays as it is after ``done`` of so many epochs."""
@@ -88,8 +93,12 @@ class RateController:
         """Take notice of the rate of a step, nats per datum, shape ``()``."""
         kept = torch.tensor([1.0, _KEPT, _KEPT], dtype=torch.double, device=self._state.device)
         rate = rate.detach().to(self._state)
-        self._state = self._state * kept + (1 - kept) * torch.stack([rate, rate, torch.ones_like(rate)])
-        integral = (self._state[:1] + self.target.integral * self._error()).clamp(-_FARTHEST, _FARTHEST)
+        self._state = self._state * kept + (1 - kept) * torch.stack(
+            [rate, rate, torch.ones_like(rate)]
+        )
+        integral = (self._state[:1] + self.target.integral * self._error()).clamp(
+            -_FARTHEST, _FARTHEST
+        )
         self._state = torch.cat([integral, self._state[1:]])
 
     def _error(self) -> Tensor:

@@ -12,7 +12,8 @@ from pyro_bvae.training.history import Row
 class TensorBoard:
     """Writes the metrics of each epoch where TensorBoard reads them: ``fit(..., callbacks=[TensorBoard(folder)])``.
 
-    It needs ``pip install pyro-bvae[tensorboard]``. What a resumed run repeats takes the place of what was there.
+    It needs ``pip install pyro-bvae[tensorboard]``. What a resumed run repeats takes the place of
+    what was there.
 
     Args:
         directory: Folder of the event files.
@@ -25,7 +26,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise InputError("TensorBoard is not installed: pip install pyro-bvae[tensorboard]") from error
+            raise InputError(
+                "TensorBoard is not installed: pip install pyro-bvae[tensorboard]"
+            ) from error
         self._make, self.directory = SummaryWriter, Path(directory)
         self._writer: Any = None
 

@@ -23,7 +23,12 @@ from pyro_bvae.core.precision import fast_products
 from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.batches import as_batches, joined, may_be_single, num_steps, shared
-from pyro_bvae.training.checkpoint import checkpoint_path, load_checkpoint, load_weights, save_checkpoint
+from pyro_bvae.training.checkpoint import (
+    checkpoint_path,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 from pyro_bvae.training.checks.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checks.dry_run import takes_one, try_out
 from pyro_bvae.training.distributed import Ranks, check_shareable, current_ranks, own_device
@@ -56,7 +61,8 @@ class Trainer:
         device: Where to train.
         output: Run directory.
         compile: Whether the step is compiled; None where the run is long enough to repay it.
-        together: Whether the processes of torch's process group, where there is one, train this one model.
+        together: Whether the processes of torch's process group, where there is one, train this one
+            model.
     """
 
     def __init__(
@@ -78,12 +84,16 @@ class Trainer:
         self.settings, self.output = settings, output
         self.parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
         if not self.parameters:
-            raise InputError("'vae' has no parameter that requires a gradient, so there is nothing to train")
+            raise InputError(
+                "'vae' has no parameter that requires a gradient, so there is nothing to train"
+            )
         self.device, dtype = self.parameters[0].device, self.parameters[0].dtype
         check = getattr(vae, "check_data", None)
         self.data = as_batches(_as_dataset(data, vae), dtype, self.device, check)
         if not isinstance(validation, Tensor | Dataset | None):
-            raise InputError(f"'validation' must be a tensor or a Dataset, got {type(validation).__name__}")
+            raise InputError(
+                f"'validation' must be a tensor or a Dataset, got {type(validation).__name__}"
+            )
         if isinstance(validation, Dataset) and validation.stochastic_binarization:
             validation = validation.binarized(settings.seed)  # the same pixels after every epoch
         self.loss = Loss(vae, objective)
@@ -93,25 +103,34 @@ class Trainer:
         self.held_out: HeldOut | None = None
         if validation is not None:
             ready = as_batches(_as_dataset(validation, vae), dtype, self.device, check)
-            self.held_out = HeldOut(vae, cast("Dataset", ready), self.loss, settings.batch_size, self.ranks)
+            self.held_out = HeldOut(
+                vae, cast("Dataset", ready), self.loss, settings.batch_size, self.ranks
+            )
         kind: type[Step] = CompiledStep
         if compile is False:
             kind = Step
         elif self.device.type == "cuda" and self.ranks.size == 1:
             kind = GraphedStep
-        self.step = kind(self.loss, self.parameters, settings.gradient_clip, settings.precision, self.ranks)
+        self.step = kind(
+            self.loss, self.parameters, settings.gradient_clip, settings.precision, self.ranks
+        )
         self.optimizer, self.compile = self.step.optimizer, compile
-        self.controller = settings.beta.controller(self.device) if isinstance(settings.beta, TargetRate) else None
+        self.controller = (
+            settings.beta.controller(self.device) if isinstance(settings.beta, TargetRate) else None
+        )
         self.history = History()
         self.best, self.stale = float("inf"), 0
         self.best_weights: dict[str, Tensor] | None = None
 
-    # -- the run ---------------------------------------------------------------------------------------------------
+    # -- the run
+    # ---------------------------------------------------------------------------------------------------
 
     def run(self, progress: bool, callbacks: Sequence[Callable[[Row], None]]) -> History:
         """Train from where the run is to its end."""
         first, epochs = len(self.history.rows), self.settings.epochs
-        num_steps(self.batches, self.settings.batch_size, self.ranks)  # or raise, before a process waits for another
+        num_steps(
+            self.batches, self.settings.batch_size, self.ranks
+        )  # or raise, before a process waits for another
         self.ranks.align(self.vae)
         progress = progress and self.ranks.is_first
         with self._surroundings() as steps, tqdm(
@@ -120,7 +139,9 @@ class Trainer:
             if not first:
                 self._remark(self._before())
             if first < epochs:
-                self._compile(epochs * steps, bar)  # of the whole run: one that is resumed goes on as it was
+                self._compile(
+                    epochs * steps, bar
+                )  # of the whole run: one that is resumed goes on as it was
             for epoch in range(first, epochs):
                 if self._is_over():
                     break
@@ -128,7 +149,9 @@ class Trainer:
                 self._record(row)
                 for callback in callbacks if self.ranks.is_first else ():
                     callback(dict(row))
-        self.history.remarks = [remark for remark in self.history.remarks if remark.when == "before"]
+        self.history.remarks = [
+            remark for remark in self.history.remarks if remark.when == "before"
+        ]
         self._remark(self._after())
         self.ranks.wait()  # so that what the first one writes is there when any of them returns
         self._restore_best()
@@ -136,7 +159,9 @@ class Trainer:
 
     def _compile(self, steps: int, bar: tqdm[Any]) -> None:
         """Compile the step, if that is wanted or the run is long enough, and say how it went."""
-        if not isinstance(self.step, CompiledStep) or not (self.compile or steps >= WORTH_COMPILING):
+        if not isinstance(self.step, CompiledStep) or not (
+            self.compile or steps >= WORTH_COMPILING
+        ):
             return
         bar.set_description("compiling")
         settings = self.settings
@@ -156,13 +181,17 @@ class Trainer:
             data = self.data.binarized(0) if self.data.stochastic_binarization else self.data
             batch = (data.x, data.context)
         else:
-            batch = next(iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0)))
+            batch = next(
+                iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0))
+            )
         return check_before(self.vae, *batch, self.final_beta)
 
     def _after(self) -> list[Remark]:
         """Look over the metrics of the run."""
         latent_dim, before = getattr(self.vae, "latent_dim", None), self.history.remarks
-        return check_during(self.history.rows, self.settings.gradient_clip, latent_dim=latent_dim, before=before)
+        return check_during(
+            self.history.rows, self.settings.gradient_clip, latent_dim=latent_dim, before=before
+        )
 
     def _remark(self, remarks: list[Remark]) -> None:
         """Keep what was seen, and warn of what makes the training useless."""
@@ -181,19 +210,24 @@ class Trainer:
             self.vae.train()
             stack.callback(_set_modes, modes)
             self._try_out()
-            # Shapes and supports have been checked; in the loop the checks cost as much as the model.
+            # Shapes and supports have been checked; in the loop the checks cost as much as the
+            # model.
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(fast_products(self.device))
             yield num_steps(self.batches, self.settings.batch_size, self.ranks)
 
     def _try_out(self) -> None:
         """Run objective and validation once: what is wrong with them should be told before the first epoch."""
-        x, context = next(iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0)))
+        x, context = next(
+            iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0))
+        )
         try_out(self.loss, self.parameters, x[:2], _first(context, 2), self.final_beta)
         if self.held_out is not None:
             self.held_out.try_out()
         size = self.settings.batch_size
-        if may_be_single(self.data, size, self.ranks, self.vae) and not takes_one(self.vae, x, context):
+        if may_be_single(self.data, size, self.ranks, self.vae) and not takes_one(
+            self.vae, x, context
+        ):
             self.batches = joined(self.data, size, len(x), self.ranks)
 
     def _epoch(self, epoch: int, steps: int, bar: tqdm[Any]) -> Row:
@@ -217,14 +251,18 @@ class Trainer:
             bar.update()
             if index % LOOK_EVERY == 0 and not bar.disable:
                 bar.set_description(f"epoch {epoch + 1}/{settings.epochs}", refresh=False)
-                numbers = zip(("distortion", "rate", "beta"), (*watch.recent(), float(beta)), strict=True)
+                numbers = zip(
+                    ("distortion", "rate", "beta"), (*watch.recent(), float(beta)), strict=True
+                )
                 bar.set_postfix({name: f"{number:.4g}" for name, number in numbers}, refresh=False)
         objective, distortion, rate, norm = watch.finish()
         count = watch.count
         row: Row = {"epoch": epoch + 1, "beta": float(beta), "learning_rate": learning_rate}
         row |= {"gradient_norm": norm / steps, "objective": objective / count}
         row |= {"distortion": distortion / count, "rate": rate / count}
-        held_out = {} if self.held_out is None else self.held_out.measure(epoch + 1, self.final_beta)
+        held_out = (
+            {} if self.held_out is None else self.held_out.measure(epoch + 1, self.final_beta)
+        )
         return row | held_out | self._active_units() | {"seconds": time.perf_counter() - started}
 
     def _beta(self, done: float) -> float | Tensor:
@@ -238,7 +276,11 @@ class Trainer:
     def final_beta(self) -> float:
         """The β at which training ends, as far as it is known: what held-out data are measured at."""
         epochs = self.settings.epochs
-        return self.settings.final_beta if self.controller is None else float(self.controller.beta(epochs, epochs))
+        return (
+            self.settings.final_beta
+            if self.controller is None
+            else float(self.controller.beta(epochs, epochs))
+        )
 
     def _active_units(self) -> Row:
         data = self.data if self.held_out is None else self.held_out.data
@@ -246,23 +288,31 @@ class Trainer:
             return {}
         with evaluating(self.vae), seeded(VALIDATION_STREAM), torch.no_grad():
             few = data[:_FEW]
-            active = count_active(self.vae.guide, few.x, *(() if few.context is None else (few.context,)))
+            active = count_active(
+                self.vae.guide, few.x, *(() if few.context is None else (few.context,))
+            )
         return {} if active is None else {"active_units": active}
 
-    # -- what is kept ----------------------------------------------------------------------------------------------
+    # -- what is kept
+    # ----------------------------------------------------------------------------------------------
 
     def _record(self, row: Row) -> None:
         self.history.rows.append(row)
         seen = row["distortion"] + self.final_beta * row["rate"]
-        score = row.get("validation_objective", row["objective"] if self.loss.has_own_objective else seen)
-        # While β is on its way the model of the objective's optimum is still to come: the latest epoch counts.
+        score = row.get(
+            "validation_objective", row["objective"] if self.loss.has_own_objective else seen
+        )
+        # While β is on its way the model of the objective's optimum is still to come: the latest
+        # epoch counts.
         final_beta = self.final_beta
         warming = abs(float(self._beta(row["epoch"])) - final_beta) > 1e-9 * final_beta
         better = warming or score < self.best
         self.best = float("inf") if warming else min(score, self.best)
         self.stale = 0 if better else self.stale + 1
         if better and self.settings.early_stopping is not None:
-            self.best_weights = {name: value.detach().clone() for name, value in self.vae.state_dict().items()}
+            self.best_weights = {
+                name: value.detach().clone() for name, value in self.vae.state_dict().items()
+            }
         if self.output is not None and self.ranks.is_first:
             make_directory(self.output)
             self.history.write(self.output / "metrics.csv")
@@ -285,7 +335,9 @@ class Trainer:
         }
 
     def _is_over(self) -> bool:
-        return self.settings.early_stopping is not None and self.stale >= self.settings.early_stopping
+        return (
+            self.settings.early_stopping is not None and self.stale >= self.settings.early_stopping
+        )
 
     def _restore_best(self) -> None:
         if self.settings.early_stopping is None or self.stale == 0:
@@ -299,7 +351,9 @@ class Trainer:
     def refuse_to_overwrite(self) -> None:
         """Raise if the run directory holds a run already."""
         if self.output is not None and checkpoint_path(self.output, "last").exists():
-            raise InputError(f"{self.output} holds a run already: resume it, or choose another directory")
+            raise InputError(
+                f"{self.output} holds a run already: resume it, or choose another directory"
+            )
 
     def resume(self) -> None:
         """Continue from the last checkpoint of the run directory."""
@@ -317,12 +371,16 @@ class Trainer:
             raise InputError(f"cannot resume {path}: 'objective' was {before}, got {objective}")
         validated = any("validation_objective" in row for row in state["history"])
         if validated != (self.held_out is not None):
-            raise InputError(f"cannot resume {path}: it was trained {'with' if validated else 'without'} 'validation'")
+            raise InputError(
+                f"cannot resume {path}: it was trained {'with' if validated else 'without'} 'validation'"
+            )
         load_weights(self.vae, state, path)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
         except ValueError as error:
-            raise InputError(f"cannot resume {path}: other parameters of the model were trained") from error
+            raise InputError(
+                f"cannot resume {path}: other parameters of the model were trained"
+            ) from error
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         remarks = [Remark(**remark) for remark in state.get("remarks", ())]
@@ -332,7 +390,9 @@ class Trainer:
 
 def _as_dataset(data: Any, vae: nn.Module) -> Any:
     """Return a tensor as a data set, in which NaN is a missing entry if the model takes it as one."""
-    return Dataset(data, missing=getattr(vae, "missing", False)) if isinstance(data, Tensor) else data
+    return (
+        Dataset(data, missing=getattr(vae, "missing", False)) if isinstance(data, Tensor) else data
+    )
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:
@@ -345,4 +405,8 @@ def _name_of(objective: Objective) -> str:
 
 
 def _first(context: Context | None, count: int) -> Context | None:
-    return None if context is None else Context(*(None if part is None else part[:count] for part in context))
+    return (
+        None
+        if context is None
+        else Context(*(None if part is None else part[:count] for part in context))
+    )

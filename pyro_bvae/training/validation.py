@@ -27,15 +27,22 @@ class HeldOut:
         data: The data, on its device.
         loss: The loss that is made small.
         batch_size: Data that the loss takes at a time.
-        ranks: The processes that train together: each measures its share, and all get the same numbers.
+        ranks: The processes that train together: each measures its share, and all get the same
+            numbers.
     """
 
-    def __init__(self, vae: Any, data: Dataset, loss: Loss, batch_size: int, ranks: Ranks | None = None) -> None:
+    def __init__(
+        self, vae: Any, data: Dataset, loss: Loss, batch_size: int, ranks: Ranks | None = None
+    ) -> None:
         self.vae, self.data, self.loss, self.batch_size = vae, data, loss, batch_size
         self.ranks = ranks or Ranks()
         rows = self.ranks.share(len(data))
         self._share = data[rows] if rows.stop > rows.start else None
-        self._seed = VALIDATION_STREAM if self.ranks.size == 1 else stream_seed(VALIDATION_STREAM, self.ranks.rank)
+        self._seed = (
+            VALIDATION_STREAM
+            if self.ranks.size == 1
+            else stream_seed(VALIDATION_STREAM, self.ranks.rank)
+        )
 
     def try_out(self) -> None:
         """Measure two data, to hear what is wrong with them."""
@@ -49,8 +56,8 @@ class HeldOut:
             beta: The β of the objective.
 
         Raises:
-            TrainingError: if a number is not finite. It comes before the weights are written: the checkpoint before
-                them stays the last.
+            TrainingError: if a number is not finite. It comes before the weights are written: the
+                checkpoint before them stays the last.
         """
         cause, row = None, dict.fromkeys(_COLUMNS, 0.0)
         try:
@@ -74,14 +81,20 @@ class HeldOut:
         if self.ranks.size == 1:
             return row
         count = 0 if self._share is None else len(self._share)
-        values = torch.tensor([*row.values()], dtype=torch.double, device=self.data.x.device) * count
+        values = (
+            torch.tensor([*row.values()], dtype=torch.double, device=self.data.x.device) * count
+        )
         return dict(zip(row, (self.ranks.sum(values) / len(self.data)).tolist(), strict=True))
 
     @torch.no_grad()
     def _measure(self, data: Dataset, beta: float) -> Row:
         args = (data.x, *(() if data.context is None else (data.context,)))
         measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=self._seed)
-        own = self._own_objective(data, beta) if self.loss.has_own_objective else measured.objective(beta).value
+        own = (
+            self._own_objective(data, beta)
+            if self.loss.has_own_objective
+            else measured.objective(beta).value
+        )
         values = (own, measured.distortion.value, measured.rate.value, measured.elbo.value)
         return dict(zip(_COLUMNS, values, strict=True))
 

@@ -52,13 +52,15 @@ class CellFormat:
         """Return the cells of an ``AnnData`` that have enough counts, and a mask over all its cells of which they are.
 
         Raises:
-            InputError: if a gene, the layer or a column is not there, a count is none, a batch is new, or no cell is
-                left.
+            InputError: if a gene, the layer or a column is not there, a count is none, a batch is
+                new, or no cell is left.
         """
         where = {name: place for place, name in enumerate(gene_names(adata))}
         missing = [name for name in self.genes if name not in where]
         if missing:
-            raise InputError(f"{len(missing)} of {len(self.genes)} genes are not there, the first is '{missing[0]}'")
+            raise InputError(
+                f"{len(missing)} of {len(self.genes)} genes are not there, the first is '{missing[0]}'"
+            )
         genes = np.array([where[name] for name in self.genes])
         matrix, selected = select(adata, self.layer, self.min_counts, genes=genes)
         return self.cells(adata, matrix, selected), selected.cells
@@ -69,14 +71,23 @@ class CellFormat:
         names = adata.obs_names[rows]
         size_factor = covariates = None
         if self.size_factor:
-            size_factor = observed_size_factor(torch.from_numpy(selected.totals[rows]).float(), names)
+            size_factor = observed_size_factor(
+                torch.from_numpy(selected.totals[rows]).float(), names
+            )
         if self.batch_column is not None:
-            covariates = _one_hot(_text(column(adata, self.batch_column, rows)), self.batches, self.batch_column, names)
+            covariates = _one_hot(
+                _text(column(adata, self.batch_column, rows)),
+                self.batches,
+                self.batch_column,
+                names,
+            )
         labels: Tensor | None = None
         label_names: tuple[str, ...] = ()
         if self.label_column is not None:
             labels, label_names = _labels(column(adata, self.label_column, rows), self.label_column)
-        context = None if size_factor is None and covariates is None else Context(size_factor, covariates)
+        context = (
+            None if size_factor is None and covariates is None else Context(size_factor, covariates)
+        )
         table = CountTable(matrix, rows, selected.genes)
         return LazyDataset(table, context=context, labels=labels, label_names=label_names)
 
@@ -87,9 +98,11 @@ class CellSplits(Splits):
 
     Attributes:
         format: How the cells are seen.
-        train_names: ``obs_names`` of the training cells; likewise ``validation_names`` and ``test_names``.
+        train_names: ``obs_names`` of the training cells; likewise ``validation_names`` and
+            ``test_names``.
         dropped_cells: Number of cells with fewer than ``min_counts`` counts, which are in no part.
-        dropped_genes: Number of genes with counts in fewer than ``min_cells`` cells, which are no feature.
+        dropped_genes: Number of genes with counts in fewer than ``min_cells`` cells, which are no
+            feature.
     """
 
     format: CellFormat
@@ -113,12 +126,13 @@ def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) 
 
     Args:
         path: The file.
-        backed: Leave ``X`` in the file, whose rows are then read batch by batch: for files larger than memory. The
-            file stays open; AnnData still reads layers as a whole.
+        backed: Leave ``X`` in the file, whose rows are then read batch by batch: for files larger
+            than memory. The file stays open; AnnData still reads layers as a whole.
         **options: As of :func:`from_anndata`.
 
     Raises:
-        InputError: if AnnData is not installed, the file cannot be read, or as of :func:`from_anndata`.
+        InputError: if AnnData is not installed, the file cannot be read, or as of
+            :func:`from_anndata`.
     """
     path = Path(path).expanduser()
     try:
@@ -145,29 +159,32 @@ def from_anndata(
     """Return the cells of an ``AnnData`` as training, validation and test parts.
 
     Sparse counts stay sparse, and a backed file stays on disk: the training part is then a
-    :class:`~pyro_bvae.datasets.LazyDataset`, dense only in the batch, and so is a test part of more than
-    :data:`MOST_DENSE` numbers. The size factor is the total of each cell, computed from the counts themselves, so
-    evidence is that of the counts given their total.
+    :class:`~pyro_bvae.datasets.LazyDataset`, dense only in the batch, and so is a test part of more
+    than :data:`MOST_DENSE` numbers. The size factor is the total of each cell, computed from the
+    counts themselves, so evidence is that of the counts given their total.
 
     Args:
         adata: The cells; it is not changed.
         layer: Layer with the raw counts; None for ``X``.
         label_column: Column of ``obs`` with labels, such as cell types.
         batch_column: Column of ``obs`` whose values become one-hot covariates.
-        split_column: Column of ``obs`` that says train, validation or test; ``validation``, ``test`` and ``seed`` are
-            of no use then.
+        split_column: Column of ``obs`` that says train, validation or test; ``validation``,
+            ``test`` and ``seed`` are of no use then.
         min_counts: Leave out cells with fewer counts (of the genes kept).
-        min_cells: Leave out genes with counts in fewer cells (of those kept): 1 for genes that are never seen.
+        min_cells: Leave out genes with counts in fewer cells (of those kept): 1 for genes that are
+            never seen.
         size_factor: Whether the context has the total counts as size factor.
         validation: Fraction or number of cells that validate; 0 for none.
         test: Fraction or number of cells to test on. The cells kept are ordered by
-            ``numpy.random.default_rng(seed).permutation``: the first train, then those that validate, the last test.
+            ``numpy.random.default_rng(seed).permutation``: the first train, then those that
+            validate, the last test.
         seed: Of that order.
         name: Name of the result.
 
     Raises:
-        InputError: if a layer or column is not there, a value is no count, a cell without counts has no size factor,
-            a part is empty, or it has a batch that is not among the training cells.
+        InputError: if a layer or column is not there, a value is no count, a cell without counts
+            has no size factor, a part is empty, or it has a batch that is not among the training
+            cells.
     """
     matrix, selected = select(adata, layer, min_counts, min_cells)
     names = adata.obs_names.to_numpy()
@@ -202,20 +219,25 @@ def column(adata: AnnData, name: str, rows: np.ndarray) -> np.ndarray:
     """Return a column of ``obs`` at some rows: numbers as numbers, everything else as text.
 
     Raises:
-        InputError: if there is no such column, with those there are, or one of the cells has no value in it.
+        InputError: if there is no such column, with those there are, or one of the cells has no
+            value in it.
     """
     if name not in adata.obs.columns:
         raise unknown_name("obs column", name, map(str, adata.obs.columns))
-    found = adata.obs[name].iloc[rows]
-    gaps = found.isna().to_numpy()
+    result = adata.obs[name].iloc[rows]
+    gaps = result.isna().to_numpy()
     if gaps.any():
-        cell = found.index[int(gaps.argmax())]
-        raise InputError(f"obs column '{name}' has no value for {int(gaps.sum())} cells, the first is '{cell}'")
-    values = np.asarray(found)
+        cell = result.index[int(gaps.argmax())]
+        raise InputError(
+            f"obs column '{name}' has no value for {int(gaps.sum())} cells, the first is '{cell}'"
+        )
+    values = np.asarray(result)
     return values if values.dtype.kind in "biuf" else values.astype(str)
 
 
-def _random_parts(rows: np.ndarray, validation: float, test: float, seed: int) -> dict[str, np.ndarray]:
+def _random_parts(
+    rows: np.ndarray, validation: float, test: float, seed: int
+) -> dict[str, np.ndarray]:
     """Return the rows of each part, in the order in which a permutation of the cells kept has them."""
     train, validating, _ = part_sizes(len(rows), validation, test)
     if not isinstance(seed, int) or seed < 0:
@@ -225,8 +247,8 @@ def _random_parts(rows: np.ndarray, validation: float, test: float, seed: int) -
 
 
 def _given_parts(rows: np.ndarray, part_of: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    found = sorted(set(part_of.tolist()))
-    check_parts(found[:10], f"the values in obs column '{name}'")
+    result = sorted(set(part_of.tolist()))
+    check_parts(result[:10], f"the values in obs column '{name}'")
     return {part: rows[part_of == part] for part in PARTS}
 
 

@@ -51,12 +51,16 @@ def check_counts(
     if values.dtype.kind not in "biuf":
         raise InputError(f"'{name}' must hold counts, got type {values.dtype}")
     for wanted, is_bad in _FAULTS:
-        found = is_bad(values)
-        if found.any():
-            where = int(np.argmax(found))
-            row, column = np.unravel_index(where, values.shape) if sparse is None else _place(sparse, where)
+        result = is_bad(values)
+        if result.any():
+            where = int(np.argmax(result))
+            row, column = (
+                np.unravel_index(where, values.shape) if sparse is None else _place(sparse, where)
+            )
             shown = f"got {values.flat[where]:g} at index {(first_row + int(row), int(column))}"
-            names = _named("row", row_names, first_row + int(row)) + _named("column", column_names, int(column))
+            names = _named("row", row_names, first_row + int(row)) + _named(
+                "column", column_names, int(column)
+            )
             raise InputError(f"counts in '{name}' must be {wanted}, {shown}{names}")
 
 

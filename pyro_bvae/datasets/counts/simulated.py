@@ -34,7 +34,8 @@ class CountTruth:
     Attributes:
         weight: W, shape ``(D, L)``.
         bias: b, shape ``(D,)``.
-        dispersion: θ, the inverse overdispersion of each gene, positive, ``(D,)``; infinite for Poisson counts.
+        dispersion: θ, the inverse overdispersion of each gene, positive, ``(D,)``; infinite for
+            Poisson counts.
         zero_inflation: π, the probability of an extra zero of each gene, in [0, 1), ``(D,)``.
         centres: Where the cell types lie among the latents, ``(T, L)``; no rows for z ~ N(0, I).
 
@@ -50,32 +51,44 @@ class CountTruth:
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or not self.weight.is_floating_point():
-            raise InputError(f"'weight' must be floating of shape (D, L), got {tuple(self.weight.shape)}")
+            raise InputError(
+                f"'weight' must be floating of shape (D, L), got {tuple(self.weight.shape)}"
+            )
         genes, latents = self.weight.shape
         for name in ("bias", "dispersion", "zero_inflation"):
             if getattr(self, name).shape != (genes,):
-                raise InputError(f"'{name}' must have shape ({genes},), got {tuple(getattr(self, name).shape)}")
+                raise InputError(
+                    f"'{name}' must have shape ({genes},), got {tuple(getattr(self, name).shape)}"
+                )
         if self.centres.ndim != 2 or self.centres.shape[1] != latents:
-            raise InputError(f"'centres' must have shape (T, {latents}), got {tuple(self.centres.shape)}")
+            raise InputError(
+                f"'centres' must have shape (T, {latents}), got {tuple(self.centres.shape)}"
+            )
         for name in ("weight", "bias", "centres"):
             check_finite(name, getattr(self, name))
         if not bool((self.dispersion > 0).all()):
             raise InputError(f"'dispersion' must be positive, got {self.dispersion.min().item():g}")
         outside = ~((self.zero_inflation >= 0) & (self.zero_inflation < 1))
         if bool(outside.any()):
-            raise InputError(f"'zero_inflation' must lie in [0, 1), got {self.zero_inflation[outside][0].item():g}")
+            raise InputError(
+                f"'zero_inflation' must lie in [0, 1), got {self.zero_inflation[outside][0].item():g}"
+            )
 
     def shares(self, z: Tensor) -> Tensor:
         """Return the share of each gene in the expected counts, softmax(W z + b), ``(*, L)`` to ``(*, D)``."""
         return torch.softmax(z @ self.weight.to(z).T + self.bias.to(z), dim=-1)
 
-    def draw(self, z: np.ndarray, size_factor: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    def draw(
+        self, z: np.ndarray, size_factor: np.ndarray, generator: np.random.Generator
+    ) -> np.ndarray:
         """Return counts ``(N, D)`` for latents ``(N, L)`` and size factors ``(N, 1)``."""
         rate = size_factor * self.shares(torch.from_numpy(z)).numpy()
         overdispersed = np.isfinite(self.dispersion.numpy())
         if overdispersed.any():
             shape = self.dispersion.double().numpy()[overdispersed]
-            rate[:, overdispersed] *= generator.gamma(np.broadcast_to(shape, (len(z), len(shape)))) / shape
+            rate[:, overdispersed] *= (
+                generator.gamma(np.broadcast_to(shape, (len(z), len(shape)))) / shape
+            )
         counts = generator.poisson(rate)
         return counts * (generator.random(counts.shape) >= self.zero_inflation.double().numpy())
 
@@ -91,7 +104,8 @@ def negative_binomial_truth(
 ) -> CountTruth:
     r"""Return the parameters that :func:`negative_binomial_factors` draws from the same seed.
 
-    :math:`W_{dl} \sim N(0, 1/L)`, :math:`b_d \sim N(0, 1)`, and :math:`\log \theta_d \sim N(\log 2, 1/4)`.
+    :math:`W_{dl} \sim N(0, 1/L)`, :math:`b_d \sim N(0, 1)`, and :math:`\log \theta_d \sim N(\log 2,
+    1/4)`.
 
     Args:
         num_features: D, the number of genes.
@@ -116,7 +130,9 @@ def negative_binomial_truth(
     return CountTruth(
         weight=torch.from_numpy(weight).float(),
         bias=torch.from_numpy(bias).float(),
-        dispersion=torch.from_numpy(drawn if dispersion is None else np.full(num_features, float(dispersion))).float(),
+        dispersion=torch.from_numpy(
+            drawn if dispersion is None else np.full(num_features, float(dispersion))
+        ).float(),
         zero_inflation=torch.full((num_features,), float(zero_inflation)),
         centres=torch.from_numpy(centres).float(),
     )
@@ -139,24 +155,25 @@ def negative_binomial_factors(
         z \sim N(0, I), \quad l \sim \operatorname{LogNormal}, \quad
         x_d \sim NB(\mu_d, \theta_d), \quad \mu = l \operatorname{softmax}(W z + b)
 
-    with mean :math:`\mu_d` and variance :math:`\mu_d + \mu_d^2 / \theta_d`, drawn as a Poisson count whose rate is a
-    gamma variable. Infinite θ makes them Poisson, a zero inflation above 0 thins them out: the truth can be any of the
-    three families. With cell types, z lies around the centre of one of them, each as likely.
+    with mean :math:`\mu_d` and variance :math:`\mu_d + \mu_d^2 / \theta_d`, drawn as a Poisson
+    count whose rate is a gamma variable. Infinite θ makes them Poisson, a zero inflation above 0
+    thins them out: the truth can be any of the three families. With cell types, z lies around the
+    centre of one of them, each as likely.
 
     Args:
         num_data: N, of all parts together.
         truth: The parameters; by default :func:`negative_binomial_truth` of ``seed``.
         library_size: Median of the size factors l, the expected counts of a datum.
         library_scale: Standard deviation of log l.
-        observed_size: Give the total counts of each datum as its size factor in place of l: what one has of real
-            data. The model with l is then only nearly the true one.
+        observed_size: Give the total counts of each datum as its size factor in place of l: what
+            one has of real data. The model with l is then only nearly the true one.
         validation: Fraction or number of data; 0 for none.
         test: Fraction or number of data.
         seed: Of parameters, data and split.
 
     Returns:
-        x of shape ``(N, D)``; the context holds the size factor; ``factors`` is z, ``(N, L)``; ``labels`` are cell
-        types where the truth has any.
+        x of shape ``(N, D)``; the context holds the size factor; ``factors`` is z, ``(N, L)``;
+        ``labels`` are cell types where the truth has any.
 
     Raises:
         InputError: if an argument makes no sense, or an observed size factor would be zero.

@@ -34,7 +34,9 @@ def import_anndata() -> ModuleType:
             warnings.filterwarnings("ignore", category=DeprecationWarning)
             import anndata
     except ImportError as error:
-        raise InputError("reading .h5ad files needs AnnData: pip install 'pyro-bvae[anndata]'") from error
+        raise InputError(
+            "reading .h5ad files needs AnnData: pip install 'pyro-bvae[anndata]'"
+        ) from error
     return anndata
 
 
@@ -51,7 +53,9 @@ def open_h5ad(path: Path, *, backed: bool) -> AnnData:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*names are not unique")
             warnings.filterwarnings("ignore", message=".*without encoding metadata")
-            warnings.filterwarnings("ignore", message=".*future.infer_string")  # AnnData, of a setting of pandas 3
+            warnings.filterwarnings(
+                "ignore", message=".*future.infer_string"
+            )  # AnnData, of a setting of pandas 3
             return anndata.read_h5ad(path, backed="r" if backed else None)
     except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -72,10 +76,14 @@ def count_matrix(adata: AnnData, layer: str | None) -> Any:
     Raises:
         InputError: if there is none, or it is in a file by columns.
     """
-    layers = [name for name in adata.layers if name is not None]  # under None newer versions of AnnData have X
+    layers = [
+        name for name in adata.layers if name is not None
+    ]  # under None newer versions of AnnData have X
     if layer is not None and layer not in layers:
         if not layers:
-            raise InputError(f"unknown layer '{layer}': there are no layers; the counts may be in X, layer=None")
+            raise InputError(
+                f"unknown layer '{layer}': there are no layers; the counts may be in X, layer=None"
+            )
         raise unknown_name("layer", layer, layers)
     matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
@@ -86,7 +94,9 @@ def count_matrix(adata: AnnData, layer: str | None) -> Any:
     if getattr(matrix, "format", "csr") == "csr":
         return matrix
     if adata.isbacked and layer is None:
-        raise InputError(f"a file is read by rows if it is dense or csr, got {matrix.format}: do without 'backed'")
+        raise InputError(
+            f"a file is read by rows if it is dense or csr, got {matrix.format}: do without 'backed'"
+        )
     return matrix.tocsr()
 
 
@@ -106,10 +116,10 @@ class CountTable:
 
     def __getitem__(self, rows: np.ndarray) -> np.ndarray:
         """Return rows ``(B, D)``; their numbers must increase."""
-        found = self.matrix[self.cells[rows]]
-        found = found if self.genes is None else found[:, self.genes]
-        found = found.toarray() if hasattr(found, "toarray") else np.asarray(found)
-        return np.rint(found) if found.dtype.kind == "f" else found
+        result = self.matrix[self.cells[rows]]
+        result = result if self.genes is None else result[:, self.genes]
+        result = result.toarray() if hasattr(result, "toarray") else np.asarray(result)
+        return np.rint(result) if result.dtype.kind == "f" else result
 
 
 class Selected(NamedTuple):
@@ -121,12 +131,16 @@ class Selected(NamedTuple):
 
 
 def select(
-    adata: AnnData, layer: str | None, min_counts: float, min_cells: int = 0, genes: np.ndarray | None = None
+    adata: AnnData,
+    layer: str | None,
+    min_counts: float,
+    min_cells: int = 0,
+    genes: np.ndarray | None = None,
 ) -> tuple[Any, Selected]:
     """Return the matrix of counts, checked, and which of its cells and genes have enough of them.
 
-    They are the largest set with at least ``min_counts`` counts of its genes in each of its cells, and with each
-    of its genes in at least ``min_cells`` of its cells.
+    They are the largest set with at least ``min_counts`` counts of its genes in each of its cells,
+    and with each of its genes in at least ``min_cells`` of its cells.
 
     Args:
         adata: The cells.
@@ -151,16 +165,22 @@ def select(
         check = None  # once is enough
         cells = totals >= min_counts
         if not cells.any():
-            raise InputError(f"no cell has 'min_counts' = {min_counts:g} counts, the most is {totals.max():g}")
+            raise InputError(
+                f"no cell has 'min_counts' = {min_counts:g} counts, the most is {totals.max():g}"
+            )
         enough = carriers >= min_cells
         if not enough.any():
-            raise InputError(f"no gene has counts in 'min_cells' = {min_cells} cells, the most is {carriers.max()}")
+            raise InputError(
+                f"no gene has counts in 'min_cells' = {min_cells} cells, the most is {carriers.max()}"
+            )
         kept = kept[enough]
         if not carriers[~enough].any():  # then no cell's total changes with the genes that go
             return matrix, Selected(cells, kept, totals)
 
 
-def _count(matrix: Any, genes: np.ndarray, min_counts: float, check: Check | None) -> tuple[np.ndarray, np.ndarray]:
+def _count(
+    matrix: Any, genes: np.ndarray, min_counts: float, check: Check | None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the total counts of each cell, ``(N,)``, and in how many cells with enough each gene is, ``(D,)``."""
     totals, carriers = [], np.zeros(len(genes), dtype=np.int64)
     for start, block in _blocks(matrix):

@@ -38,10 +38,11 @@ def from_factors(
     """Make a data set of images, or any features, and the factors that made them.
 
     Args:
-        images: ``(N, D)`` features, or images ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with 1, 3 or 4
-            channels; images of type uint8 are divided by 255, unless all of them are zeros and ones.
-        factors: What is known about each, numbers ``(N, F)``, or ``(N,)`` for a single factor. They are kept as they
-            are; :func:`factor_classes` numbers the values of each.
+        images: ``(N, D)`` features, or images ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``
+            with 1, 3 or 4 channels; images of type uint8 are divided by 255, unless all of them are
+            zeros and ones.
+        factors: What is known about each, numbers ``(N, F)``, or ``(N,)`` for a single factor. They
+            are kept as they are; :func:`factor_classes` numbers the values of each.
         factor_names: F names, or none.
         validation: Fraction or number of data that validate, 0 for none.
         test: Likewise, to test on.
@@ -52,12 +53,17 @@ def from_factors(
         x ``(N, D)``, channels first; factors ``(N, F)``, long if they are integers.
 
     Raises:
-        InputError: if the arrays differ in length, hold no numbers, or have a shape that cannot be used.
+        InputError: if the arrays differ in length, hold no numbers, or have a shape that cannot be
+            used.
     """
-    pixels, known = (_numbers(key, array) for key, array in (("images", images), ("factors", factors)))
+    pixels, known = (
+        _numbers(key, array) for key, array in (("images", images), ("factors", factors))
+    )
     known = known.reshape(-1, 1) if known.ndim == 1 else known
     if known.ndim != 2 or 0 in known.shape:
-        raise InputError(f"'factors' must have shape (N, F) or (N,), at least (1, 1), got {known.shape}")
+        raise InputError(
+            f"'factors' must have shape (N, F) or (N,), at least (1, 1), got {known.shape}"
+        )
     if pixels.ndim == 0 or len(pixels) != len(known):
         raise InputError(
             f"'images' and 'factors' must have one row for each datum, got {pixels.shape} and {known.shape}"
@@ -93,8 +99,9 @@ def dsprites(
     The images are read in a stream, and only those that are taken stay in memory: 16 KB each.
 
     Args:
-        path: The file, or any ``.npz`` with ``imgs`` ``(N, H, W)``, ``latents_classes`` and ``latents_values``
-            ``(N, 6)``, of which the first column is the colour, which does not vary and is left out.
+        path: The file, or any ``.npz`` with ``imgs`` ``(N, H, W)``, ``latents_classes`` and
+            ``latents_values`` ``(N, 6)``, of which the first column is the colour, which does not
+            vary and is left out.
         num_data: How many of the images to take, at random without replacement; None for all.
         values: Let ``factors`` be the values of the factors (angles, say) and not their indices.
         validation: Fraction or number of the data taken that validate, 0 for none.
@@ -102,10 +109,12 @@ def dsprites(
         seed: Of what is taken and of the split.
 
     Returns:
-        x, ``(N, H * W)``, zeros and ones; ``factors`` ``(N, 5)``, long unless they are values; labels are the shapes.
+        x, ``(N, H * W)``, zeros and ones; ``factors`` ``(N, 5)``, long unless they are values;
+        labels are the shapes.
 
     Raises:
-        InputError: if the file is not there or cannot be read, or an array is not in it or of another length.
+        InputError: if the file is not there or cannot be read, or an array is not in it or of
+            another length.
     """
     path = Path(path).expanduser()
     key = "latents_values" if values else "latents_classes"
@@ -116,12 +125,16 @@ def dsprites(
             _check_keys(archive)
             shape = _header(archive, "imgs")[0]
             chosen = _choose(shape, num_data, seed)
-            classes, factors = (_table(archive, name, shape)[chosen, 1:] for name in ("latents_classes", key))
+            classes, factors = (
+                _table(archive, name, shape)[chosen, 1:] for name in ("latents_classes", key)
+            )
             images = _images(archive, chosen)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
     except UNREADABLE as error:
-        raise InputError(f"{path}: this is not a readable npz archive of numbers: {error}") from error
+        raise InputError(
+            f"{path}: this is not a readable npz archive of numbers: {error}"
+        ) from error
     data = Dataset(
         x=images.flatten(1),
         labels=torch.from_numpy(classes[:, 0].astype(np.int64)),
@@ -134,17 +147,19 @@ def dsprites(
 
 
 def _numbers(name: str, array: ArrayLike | Tensor) -> np.ndarray:
-    found = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-    if found.dtype.kind not in "biuf":
-        raise InputError(f"'{name}' must be numbers, got type {found.dtype}")
-    return found
+    result = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    if result.dtype.kind not in "biuf":
+        raise InputError(f"'{name}' must be numbers, got type {result.dtype}")
+    return result
 
 
 def _check_keys(archive: zipfile.ZipFile) -> None:
     keys = sorted(name.removesuffix(".npy") for name in archive.namelist())
     if not {"imgs", "latents_classes", "latents_values"} <= set(keys):
         shown = ", ".join(keys) or "none"
-        raise InputError(f"there must be keys 'imgs', 'latents_classes' and 'latents_values', got {shown}")
+        raise InputError(
+            f"there must be keys 'imgs', 'latents_classes' and 'latents_values', got {shown}"
+        )
 
 
 def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
@@ -166,7 +181,9 @@ def _choose(shape: tuple[int, ...], num_data: int | None, seed: int) -> np.ndarr
         return np.arange(shape[0])
     check_count("num_data", num_data)
     if num_data > shape[0]:
-        raise InputError(f"'num_data' must be at most {shape[0]}, the number of images in the file, got {num_data}")
+        raise InputError(
+            f"'num_data' must be at most {shape[0]}, the number of images in the file, got {num_data}"
+        )
     # the epoch sets this apart from the split that follows
     order = torch.randperm(shape[0], generator=stream_generator(seed, 1, SPLIT_STREAM))
     return order[:num_data].sort().values.numpy()
@@ -195,7 +212,9 @@ def _images(archive: zipfile.ZipFile, chosen: np.ndarray) -> Tensor:
         pixels = shape[1] * shape[2]
         for start in range(0, int(chosen[-1]) + 1, _BLOCK):
             count = min(_BLOCK, shape[0] - start)
-            block = np.frombuffer(stream.read(count * pixels), dtype=dtype).reshape(count, *shape[1:])
+            block = np.frombuffer(stream.read(count * pixels), dtype=dtype).reshape(
+                count, *shape[1:]
+            )
             first, last = np.searchsorted(chosen, (start, start + count))
             images[first:last] = torch.from_numpy(block[chosen[first:last] - start])
     return images

@@ -15,7 +15,8 @@ from pyro_bvae.datasets.seeds import SYNTHESIS_STREAM, stream_generator
 Fixed = Mapping[str, int]
 Correlation = Mapping[tuple[str, str], float]
 
-# Points behind the correlation of two factors' levels, at least; and how near to 1 the normals' own may come.
+# Points behind the correlation of two factors' levels, at least; and how near to 1 the normals' own
+# may come.
 _POINTS = 4096
 _MOST = 1 - 1e-6
 
@@ -25,7 +26,8 @@ class FactorSpace:
     """Every combination of F factors, each with a name and a value for each of its levels.
 
     Attributes:
-        levels: The values of each factor's levels, under the factor's name; its order is that of the columns.
+        levels: The values of each factor's levels, under the factor's name; its order is that of
+            the columns.
     """
 
     levels: Mapping[str, tuple[float, ...]]
@@ -58,7 +60,10 @@ class FactorSpace:
             InputError: if an index is no level of its factor.
         """
         self.check(indices)
-        columns = [torch.tensor(values)[i] for values, i in zip(self.levels.values(), indices.long().T, strict=True)]
+        columns = [
+            torch.tensor(values)[i]
+            for values, i in zip(self.levels.values(), indices.long().T, strict=True)
+        ]
         return torch.stack(columns, dim=1)
 
     def distinct(self, num: int, *, fixed: Fixed | None = None, seed: int = 0) -> Tensor:
@@ -73,27 +78,36 @@ class FactorSpace:
             Indices of levels, long, ``(N, F)``.
 
         Raises:
-            InputError: if there are fewer combinations, or a fixed factor is not known or has no such level.
+            InputError: if there are fewer combinations, or a fixed factor is not known or has no
+                such level.
         """
         held = self._held(fixed)
         sizes = self._free_sizes(held)
         total = math.prod(sizes)
         check_count("num", num)
         if num > total:
-            raise InputError(f"'num' must be at most {total}, the number of different combinations, got {num}")
+            raise InputError(
+                f"'num' must be at most {total}, the number of different combinations, got {num}"
+            )
         order = torch.randperm(total, generator=stream_generator(seed, 0, SYNTHESIS_STREAM))[:num]
         return self._hold(torch.stack(torch.unravel_index(order, sizes), dim=1), held)
 
     def sample(
-        self, num: int, *, fixed: Fixed | None = None, correlation: Correlation | None = None, seed: int = 0
+        self,
+        num: int,
+        *,
+        fixed: Fixed | None = None,
+        correlation: Correlation | None = None,
+        seed: int = 0,
     ) -> Tensor:
         r"""Draw combinations independently of each other; within one, factors may be correlated.
 
         A Gaussian copula: normals :math:`g \sim \mathcal{N}(0, C)` become levels
-        :math:`\lfloor n_f \Phi(g_f) \rfloor`, so that each factor stays uniform over its :math:`n_f` levels. The
-        entries of :math:`C` are chosen so that the correlation of the *indices* is the one asked for. Factors that are
-        not named together are independent. The index of a factor that is an angle counts its steps from 0 on: its
-        first and last level are far apart there, though not in what they stand for.
+        :math:`\lfloor n_f \Phi(g_f) \rfloor`, so that each factor stays uniform over its
+        :math:`n_f` levels. The entries of :math:`C` are chosen so that the correlation of the
+        *indices* is the one asked for. Factors that are not named together are independent. The
+        index of a factor that is an angle counts its steps from 0 on: its first and last level are
+        far apart there, though not in what they stand for.
 
         Args:
             num: Number N of combinations; one may be there twice.
@@ -102,21 +116,26 @@ class FactorSpace:
             seed: Of the draws.
 
         Returns:
-            Indices of levels, long, ``(N, F)``. References: Nelsen 2006 (copulas), Träuble et al. 2021 (correlated
-            factors as a trial of disentanglement).
+            Indices of levels, long, ``(N, F)``. References: Nelsen 2006 (copulas), Träuble et al.
+            2021 (correlated factors as a trial of disentanglement).
 
         Raises:
-            InputError: if a factor is not known, a fixed one has no such level or is to be correlated, or a
-                correlation is out of reach of the levels or of the other correlations.
+            InputError: if a factor is not known, a fixed one has no such level or is to be
+                correlated, or a correlation is out of reach of the levels or of the other
+                correlations.
         """
         check_count("num", num)
         held = self._held(fixed)
         mixing = self._mixing(correlation or {}, held)
         generator = stream_generator(seed, 0, SYNTHESIS_STREAM)
-        normals = torch.randn(num, len(self.names), generator=generator, dtype=torch.double) @ mixing.T
+        normals = (
+            torch.randn(num, len(self.names), generator=generator, dtype=torch.double) @ mixing.T
+        )
         sizes = torch.tensor(self.sizes)
         levels = (torch.special.ndtr(normals) * sizes).long()
-        return self._hold(levels.minimum(sizes - 1), held)  # a normal beyond 8 has a distribution function of 1
+        return self._hold(
+            levels.minimum(sizes - 1), held
+        )  # a normal beyond 8 has a distribution function of 1
 
     def check(self, indices: Tensor) -> None:
         """Raise unless every entry is a level of its factor.
@@ -125,7 +144,9 @@ class FactorSpace:
             InputError: with the factor and the first entry that is none.
         """
         if indices.ndim != 2 or indices.shape[1] != len(self.names):
-            raise InputError(f"'factors' must have shape (N, {len(self.names)}), got {tuple(indices.shape)}")
+            raise InputError(
+                f"'factors' must have shape (N, {len(self.names)}), got {tuple(indices.shape)}"
+            )
         bad = (indices < 0) | (indices >= torch.tensor(self.sizes)) | (indices != indices.long())
         if bool(bad.any()):
             row, column = (int(i) for i in bad.nonzero()[0])
@@ -145,7 +166,9 @@ class FactorSpace:
         for name, index in held.items():
             size = self.sizes[self._column(name)]
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < size:
-                raise InputError(f"'fixed' must give '{name}' an index from 0 to {size - 1}, got {index!r}")
+                raise InputError(
+                    f"'fixed' must give '{name}' an index from 0 to {size - 1}, got {index!r}"
+                )
         return held
 
     def _free_sizes(self, held: dict[str, int]) -> list[int]:
@@ -163,7 +186,9 @@ class FactorSpace:
         for pair, value in correlation.items():
             row, column = self._pair(pair, held)
             if normal[row, column] != 0:
-                raise InputError(f"'correlation' must name a pair once, got '{pair[0]}' and '{pair[1]}' twice")
+                raise InputError(
+                    f"'correlation' must name a pair once, got '{pair[0]}' and '{pair[1]}' twice"
+                )
             normal[row, column] = normal[column, row] = self._of_normals(pair, value)
         factor, failed = torch.linalg.cholesky_ex(normal)
         if bool(failed):
@@ -176,11 +201,15 @@ class FactorSpace:
 
     def _pair(self, pair: tuple[str, str], held: dict[str, int]) -> tuple[int, int]:
         if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] == pair[1]:
-            raise InputError(f"'correlation' must have pairs of factors as keys, such as ('x', 'y'), got {pair!r}")
+            raise InputError(
+                f"'correlation' must have pairs of factors as keys, such as ('x', 'y'), got {pair!r}"
+            )
         columns = self._column(pair[0]), self._column(pair[1])
         for name in pair:
             if name in held:
-                raise InputError(f"'correlation' must be of factors that vary, and '{name}' is fixed, at {held[name]}")
+                raise InputError(
+                    f"'correlation' must be of factors that vary, and '{name}' is fixed, at {held[name]}"
+                )
         return columns
 
     def _of_normals(self, pair: tuple[str, str], wanted: float) -> float:
@@ -195,15 +224,20 @@ class FactorSpace:
         low, high = -_MOST, _MOST
         for _ in range(40):
             middle = (low + high) / 2
-            low, high = (middle, high) if level_correlation(middle, first, second) < wanted else (low, middle)
+            low, high = (
+                (middle, high)
+                if level_correlation(middle, first, second) < wanted
+                else (low, middle)
+            )
         return (low + high) / 2
 
 
 def level_correlation(correlation: float, first: int, second: int) -> float:
     r"""Return the correlation of two factors' indices under a Gaussian copula, by quadrature over the first normal.
 
-    With :math:`i = \lfloor n \Phi(g_1) \rfloor` and :math:`t_b = \Phi^{-1}(b / m)`, the second index has mean
-    :math:`\sum_{b=1}^{m-1} \Phi((\rho g_1 - t_b) / \sqrt{1 - \rho^2})` given the first normal.
+    With :math:`i = \lfloor n \Phi(g_1) \rfloor` and :math:`t_b = \Phi^{-1}(b / m)`, the second
+    index has mean :math:`\sum_{b=1}^{m-1} \Phi((\rho g_1 - t_b) / \sqrt{1 - \rho^2})` given the
+    first normal.
 
     Args:
         correlation: Of the two normals, within (-1, 1).
@@ -211,7 +245,8 @@ def level_correlation(correlation: float, first: int, second: int) -> float:
         second: Number m of levels of the second.
 
     Returns:
-        A number within (-1, 1); for many levels :math:`\frac{6}{\pi} \arcsin(\rho / 2)` (Pearson 1907).
+        A number within (-1, 1); for many levels :math:`\frac{6}{\pi} \arcsin(\rho / 2)` (Pearson
+        1907).
     """
     count = first * -(-_POINTS // first)
     uniform = (torch.arange(count, dtype=torch.double) + 0.5) / count

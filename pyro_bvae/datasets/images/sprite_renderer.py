@@ -27,12 +27,14 @@ SPRITE_FACTORS = FactorSpace(
     }
 )
 SHAPES = ("square", "ellipse", "heart")
-# Steps of orientation after which a square, an ellipse and a heart look the same: 90, 180 and 360 degrees.
+# Steps of orientation after which a square, an ellipse and a heart look the same: 90, 180 and 360
+# degrees.
 ORIENTATION_PERIODS = (10, 20, 40)
 SIZES = (32, 64)
 
-# In units of the image's width: the largest sprite just touches a circle of this radius, and centres keep a
-# margin of a little more, so that every sprite with its soft edge lies inside the image.
+# In units of the image's width: the largest sprite just touches a circle of this radius, and
+# centres keep a margin of a little more, so that every sprite with its soft edge lies inside the
+# image.
 _RADIUS = 0.22
 _MARGIN = 0.26
 _BLOCK = 64
@@ -52,9 +54,10 @@ def sprites(
 ) -> Splits:
     """Draw combinations of the five factors and render them.
 
-    Without correlations the combinations are distinct, so that none is in two parts; they may yet look the same, since
-    a square repeats after a quarter of a turn (10 steps of orientation) and an ellipse after half of one (20). With
-    correlations they are drawn independently of each other, by :meth:`FactorSpace.sample`, and one may be there twice.
+    Without correlations the combinations are distinct, so that none is in two parts; they may yet
+    look the same, since a square repeats after a quarter of a turn (10 steps of orientation) and an
+    ellipse after half of one (20). With correlations they are drawn independently of each other, by
+    :meth:`FactorSpace.sample`, and one may be there twice.
 
     Args:
         num_train: Number of training images.
@@ -63,13 +66,16 @@ def sprites(
         size: Width and height, 32 or 64.
         seed: Of the combinations and the looks.
         fixed: Index of each factor that does not vary, such as ``{"shape": 0}``.
-        correlation: Of pairs of factors' indices, such as ``{("x", "y"): 0.8}``; each factor stays uniform.
-        look: Makes images with three channels, such as :func:`sprite_looks.coloured`; None for grey ones.
-        lazy: Render training images anew in each batch, a :class:`LazyDataset`: all there are fit in no memory.
+        correlation: Of pairs of factors' indices, such as ``{("x", "y"): 0.8}``; each factor stays
+            uniform.
+        look: Makes images with three channels, such as :func:`sprite_looks.coloured`; None for grey
+            ones.
+        lazy: Render training images anew in each batch, a :class:`LazyDataset`: all there are fit
+            in no memory.
 
     Returns:
-        x in [0, 1], ``(N, size * size)``, or ``(N, 3 * size * size)`` with a look, channels first; ``factors`` holds
-        the indices of :func:`render_sprites`, long, ``(N, 5)``, whose values are
+        x in [0, 1], ``(N, size * size)``, or ``(N, 3 * size * size)`` with a look, channels first;
+        ``factors`` holds the indices of :func:`render_sprites`, long, ``(N, 5)``, whose values are
         ``SPRITE_FACTORS.values_of(factors)``; labels are the shapes.
 
     Raises:
@@ -86,7 +92,12 @@ def sprites(
     train = _lazy(first) if lazy else _dense(first)
     validation, test = (_dense(table) if len(table.factors) else None for table in held_out)
     assert test is not None
-    return Splits(train=train, validation=validation, test=test, name="sprites" if size == 64 else "sprites-32")
+    return Splits(
+        train=train,
+        validation=validation,
+        test=test,
+        name="sprites" if size == 64 else "sprites-32",
+    )
 
 
 def render_sprites(factors: Tensor, size: int = 64) -> Tensor:
@@ -94,8 +105,9 @@ def render_sprites(factors: Tensor, size: int = 64) -> Tensor:
 
     Args:
         factors: Integers, ``(N, 5)``: shape (square, ellipse, heart), scale (6 levels, 0.5 to 1),
-            orientation (40 steps of a full turn, counter-clockwise; a square looks the same every 10 steps and an
-            ellipse every 20), x and y (32 positions each, of the centroid, from left to right and from top to bottom).
+            orientation (40 steps of a full turn, counter-clockwise; a square looks the same every
+            10 steps and an ellipse every 20), x and y (32 positions each, of the centroid, from
+            left to right and from top to bottom).
         size: Width and height, 32 or 64.
 
     Returns:
@@ -154,7 +166,9 @@ class SpriteTable:
             generator = stream_generator(self.seed, self.start + int(row), LOOK_STREAM)
             seen = self.look(pixels.view(self.size, self.size), generator)
             if tuple(seen.shape) != self.image_shape:
-                raise InputError(f"'look' must give images of shape {self.image_shape}, got {tuple(seen.shape)}")
+                raise InputError(
+                    f"'look' must give images of shape {self.image_shape}, got {tuple(seen.shape)}"
+                )
             image[:] = seen.flatten().numpy()
         return images
 
@@ -192,7 +206,8 @@ def _ellipse(u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
 
 def _heart(u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
     """Return the signed distance to a heart: a square on its tip, a disc on each of its upper sides."""
-    # With half side r, the centroid lies at (c, c) in the square's own axes, and the tip 1.857 r below it.
+    # With half side r, the centroid lies at (c, c) in the square's own axes, and the tip 1.857 r
+    # below it.
     c = (math.pi / 2 + 2 / 3) / (4 + math.pi)
     half = radius / (math.sqrt(2) * (1 + c))
     s = (v + u) / math.sqrt(2) + c * half
@@ -204,7 +219,9 @@ def _heart(u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
 _DISTANCES = (_square, _ellipse, _heart)
 
 
-def _combinations(counts: list[int], fixed: Fixed | None, correlation: Correlation | None, seed: int) -> Tensor:
+def _combinations(
+    counts: list[int], fixed: Fixed | None, correlation: Correlation | None, seed: int
+) -> Tensor:
     """Return the factors of all parts, ``(N, 5)``."""
     num_train, num_validation, num_test = counts
     if num_train < 1 or num_validation < 0 or num_test < 1:

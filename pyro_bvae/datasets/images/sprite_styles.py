@@ -1,7 +1,8 @@
 """What a sprite looks like: a look turns the grey image of a sprite into one with three channels.
 
-Any function ``(grey (H, W), generator) -> (3, H, W)`` is a look, with all its randomness from the generator; each image
-has a generator of its own. These are after the variants of dSprites in Locatello et al. 2019.
+Any function ``(grey (H, W), generator) -> (3, H, W)`` is a look, with all its randomness from the
+generator; each image has a generator of its own. These are after the variants of dSprites in
+Locatello et al. 2019.
 """
 
 from __future__ import annotations
@@ -41,18 +42,24 @@ def on_patches(picture: Tensor) -> Look:
     """Return the look of sprites as negatives of a picture, each of a patch of its own from anywhere in it.
 
     Args:
-        picture: Colours in [0, 1], ``(3, H, W)``, at least as large as the images in height and width.
+        picture: Colours in [0, 1], ``(3, H, W)``, at least as large as the images in height and
+            width.
 
     Raises:
-        InputError: for another shape or other colours, and at the first image that is larger than the picture.
+        InputError: for another shape or other colours, and at the first image that is larger than
+            the picture.
     """
     if picture.ndim != 3 or len(picture) != 3 or not bool(((picture >= 0) & (picture <= 1)).all()):
-        raise InputError(f"'picture' must be colours in [0, 1] of shape (3, H, W), got shape {tuple(picture.shape)}")
+        raise InputError(
+            f"'picture' must be colours in [0, 1] of shape (3, H, W), got shape {tuple(picture.shape)}"
+        )
 
     def look(grey: Tensor, generator: torch.Generator) -> Tensor:
         room = [whole - part + 1 for whole, part in zip(picture.shape[1:], grey.shape, strict=True)]
         if min(room) < 1:
-            raise InputError(f"'picture' must be at least {tuple(grey.shape)}, got {tuple(picture.shape[1:])}")
+            raise InputError(
+                f"'picture' must be at least {tuple(grey.shape)}, got {tuple(picture.shape[1:])}"
+            )
         top, left = (int(torch.randint(places, (), generator=generator)) for places in room)
         height, width = grey.shape
         return negative(grey, picture[:, top : top + height, left : left + width])

@@ -30,7 +30,8 @@ def mnist(root: _Path | None = None, *, validation: float = 5000, download: bool
     """Return MNIST (LeCun et al., 1998): grey values in [0, 1], ``(N, 784)``, with labels.
 
     Args:
-        root: Folder that holds ``MNIST/raw``; by default ``$PYRO_BVAE_DATA`` or ``~/.cache/pyro_bvae``.
+        root: Folder that holds ``MNIST/raw``; by default ``$PYRO_BVAE_DATA`` or
+            ``~/.cache/pyro_bvae``.
         validation: The last so many training images (a number, or a fraction) validate; 0 for none.
         download: Whether to download files that are absent.
 
@@ -40,7 +41,9 @@ def mnist(root: _Path | None = None, *, validation: float = 5000, download: bool
     return _load("MNIST", "mnist", root, validation, download)
 
 
-def fashion_mnist(root: _Path | None = None, *, validation: float = 5000, download: bool = True) -> Splits:
+def fashion_mnist(
+    root: _Path | None = None, *, validation: float = 5000, download: bool = True
+) -> Splits:
     """Return Fashion-MNIST (Xiao et al., 2017), from ``FashionMNIST/raw``; arguments as of :func:`mnist`."""
     return _load("FashionMNIST", "fashion-mnist", root, validation, download)
 
@@ -55,19 +58,30 @@ def data_root(root: _Path | None = None) -> Path:
     return Path(root or os.environ.get(ROOT_VARIABLE) or "~/.cache/pyro_bvae").expanduser()
 
 
-def _load(class_name: str, name: str, root: _Path | None, validation: float, download: bool) -> Splits:
+def _load(
+    class_name: str, name: str, root: _Path | None, validation: float, download: bool
+) -> Splits:
     source = getattr(_torchvision_datasets(), class_name)
     folder = data_root(root)
     _fetch(source, folder, class_name, download)
     train, test = _part(source, folder, train=True), _part(source, folder, train=False)
     count = len(train) - held_out_count("validation", validation, len(train))
-    return Splits(train=train[:count], validation=train[count:] if count < len(train) else None, test=test, name=name)
+    return Splits(
+        train=train[:count],
+        validation=train[count:] if count < len(train) else None,
+        test=test,
+        name=name,
+    )
 
 
 def _torchvision_datasets() -> ModuleType:
     try:
         from torchvision import datasets
-    except (ImportError, RuntimeError, OSError) as error:  # a build for another torch raises RuntimeError
+    except (
+        ImportError,
+        RuntimeError,
+        OSError,
+    ) as error:  # a build for another torch raises RuntimeError
         raise InputError(
             f"torchvision cannot be imported ({_one_line(error)}); install the build that belongs to torch "
             f"{torch.__version__}, from the same package index as torch: pip install --force-reinstall torchvision"
@@ -83,12 +97,17 @@ def _fetch(source: Any, folder: Path, class_name: str, download: bool) -> None:
     reason = "download is off"
     if download:
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            with (
+                contextlib.redirect_stdout(io.StringIO()),
+                contextlib.redirect_stderr(io.StringIO()),
+            ):
                 source(folder, train=True, download=True)
             return
         except (OSError, RuntimeError, ValueError, EOFError) as error:  # URLError is an OSError
             reason = f"the download failed: {_one_line(error)}"
-    raise InputError(f"{class_name} is not in {raw} ({reason}); put these files there: {', '.join(_FILES)}")
+    raise InputError(
+        f"{class_name} is not in {raw} ({reason}); put these files there: {', '.join(_FILES)}"
+    )
 
 
 def _part(source: Any, folder: Path, *, train: bool) -> Dataset:

@@ -16,7 +16,16 @@ from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import PARTS, WHOLE, check_parts, encode_labels
 
 _DATA_KEYS = ("x", "images")
-_KNOWN_KEYS = (*_DATA_KEYS, "labels", "factors", "size_factor", "covariates", "label_names", "factor_names", "mask")
+_KNOWN_KEYS = (
+    *_DATA_KEYS,
+    "labels",
+    "factors",
+    "size_factor",
+    "covariates",
+    "label_names",
+    "factor_names",
+    "mask",
+)
 _CHANNELS = (1, 3, 4)
 # What numpy and zipfile raise for a file that is not what its name says.
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
@@ -38,9 +47,10 @@ def read_npy(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
 def read_npz(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
     """Read an archive with key ``x`` or ``images``, or one of them a part: ``x_train``, ``x_test``, ...
 
-    Optional keys, likewise with or without the part: ``labels``, ``factors``, ``size_factor``, ``covariates``;
-    ``mask``, of the shape of the data, 0 or False where an entry was not observed; and ``label_names``,
-    ``factor_names``. Other keys are not read. ``missing`` is that of :class:`Dataset`.
+    Optional keys, likewise with or without the part: ``labels``, ``factors``, ``size_factor``,
+    ``covariates``; ``mask``, of the shape of the data, 0 or False where an entry was not observed;
+    and ``label_names``, ``factor_names``. Other keys are not read. ``missing`` is that of
+    :class:`Dataset`.
     """
     arrays, keys = _archive(path)
     data_key, endings = _layout(arrays, keys)
@@ -65,16 +75,20 @@ def read_npz(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
     return parts
 
 
-def features_and_shape(arrays: list[np.ndarray], *, divide: bool) -> tuple[list[Tensor], tuple[int, int, int] | None]:
+def features_and_shape(
+    arrays: list[np.ndarray], *, divide: bool
+) -> tuple[list[Tensor], tuple[int, int, int] | None]:
     """Turn the arrays of all parts into flat features and the shape of their images.
 
     Args:
-        arrays: ``(N, D)`` features, or images ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)`` with 1, 3 or
-            4 channels; where both could be meant, channels come last.
-        divide: Whether uint8 is pixels, to be divided by 255 (unless all of them are zeros and ones).
+        arrays: ``(N, D)`` features, or images ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``
+            with 1, 3 or 4 channels; where both could be meant, channels come last.
+        divide: Whether uint8 is pixels, to be divided by 255 (unless all of them are zeros and
+            ones).
 
     Returns:
-        float32 features ``(N, D)`` of each part, in the order C, H, W, and ``(C, H, W)`` or None for ``(N, D)``.
+        float32 features ``(N, D)`` of each part, in the order C, H, W, and ``(C, H, W)`` or None
+        for ``(N, D)``.
     """
     first = arrays[0]
     for array in arrays:
@@ -86,8 +100,12 @@ def features_and_shape(arrays: list[np.ndarray], *, divide: bool) -> tuple[list[
         if first.shape[3] in _CHANNELS:
             arrays = [np.moveaxis(array, 3, 1) for array in arrays]
         shape = (arrays[0].shape[1], arrays[0].shape[2], arrays[0].shape[3])
-    grey_levels = divide and first.dtype == np.uint8 and max(int(array.max()) for array in arrays) > 1
-    with np.errstate(over="ignore"):  # what is too large for float32 is reported as infinite, with its index
+    grey_levels = (
+        divide and first.dtype == np.uint8 and max(int(array.max()) for array in arrays) > 1
+    )
+    with np.errstate(
+        over="ignore"
+    ):  # what is too large for float32 is reported as infinite, with its index
         tables = [array.reshape(len(array), -1).astype(np.float32) for array in arrays]
     return [torch.from_numpy(table).div_(255 if grey_levels else 1) for table in tables], shape
 
@@ -96,11 +114,15 @@ def _check_array(array: np.ndarray, first: np.ndarray) -> None:
     if array.dtype.kind not in "biuf":
         raise InputError(f"the data must be numbers, got type {array.dtype}")
     if array.ndim not in (2, 3, 4):
-        raise InputError(f"the data must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
+        raise InputError(
+            f"the data must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}"
+        )
     if 0 in array.shape:
         raise InputError(f"empty data set: the data have shape {array.shape}")
     if array.ndim == 4 and not {array.shape[1], array.shape[3]} & set(_CHANNELS):
-        raise InputError(f"images must have 1, 3 or 4 channels, first or last, got shape {array.shape}")
+        raise InputError(
+            f"images must have 1, 3 or 4 channels, first or last, got shape {array.shape}"
+        )
     if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
         raise InputError(
             f"the parts must agree in shape and type, got {first.shape} {first.dtype} and {array.shape} {array.dtype}"
@@ -109,13 +131,17 @@ def _check_array(array: np.ndarray, first: np.ndarray) -> None:
 
 def _archive(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return the arrays of known keys, and all the keys there are."""
-    known = {key + ending for key in _KNOWN_KEYS for ending in ("", *(f"_{part}" for part in PARTS))}
+    known = {
+        key + ending for key in _KNOWN_KEYS for ending in ("", *(f"_{part}" for part in PARTS))
+    }
     try:
         # numpy leaves a file open that it cannot read
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {key: archive[key] for key in archive.files if key in known}, archive.files
     except UNREADABLE as error:
-        raise InputError(f"this is not a readable npz archive of numbers and text: {error}") from error
+        raise InputError(
+            f"this is not a readable npz archive of numbers and text: {error}"
+        ) from error
     except (AttributeError, TypeError) as error:  # a single array has no keys and closes nothing
         raise InputError("this is a single array, not an npz archive; name it .npy") from error
 
@@ -125,23 +151,27 @@ def _layout(arrays: dict[str, np.ndarray], keys: list[str]) -> tuple[str, dict[s
     for key in _DATA_KEYS:
         if key in arrays:
             return key, {WHOLE: ""}
-        found = [part for part in PARTS if f"{key}_{part}" in arrays]
-        if found:
-            check_parts(found, f"the endings of the keys '{key}_...'")
-            return key, {part: f"_{part}" for part in found}
+        results = [part for part in PARTS if f"{key}_{part}" in arrays]
+        if results:
+            check_parts(results, f"the endings of the keys '{key}_...'")
+            return key, {part: f"_{part}" for part in results}
     raise InputError(
         f"there must be a key 'x' or 'images', or 'x_train' and 'x_test', got {', '.join(sorted(keys)) or 'none'}"
     )
 
 
-def _labels(arrays: dict[str, np.ndarray], endings: list[str]) -> tuple[list[Tensor] | list[None], tuple[str, ...]]:
+def _labels(
+    arrays: dict[str, np.ndarray], endings: list[str]
+) -> tuple[list[Tensor] | list[None], tuple[str, ...]]:
     """Return the labels of every part, text numbered over all parts together."""
     keys = ["labels" + ending for ending in endings]
     missing = [key for key in keys if key not in arrays]
     if len(missing) == len(keys):
         return [None] * len(keys), ()
     if missing:
-        raise InputError(f"there must be labels for all parts or none, and key '{missing[0]}' is missing")
+        raise InputError(
+            f"there must be labels for all parts or none, and key '{missing[0]}' is missing"
+        )
     for key in keys:
         if arrays[key].ndim != 1:
             raise InputError(f"key '{key}' must have shape (N,), got {arrays[key].shape}")

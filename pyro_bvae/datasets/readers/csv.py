@@ -19,16 +19,23 @@ LABEL_COLUMNS = ("label", "labels")
 _NAMES_SHOWN = 20
 
 
-def read_csv(path: Path, *, split_column: str | None = None, missing: bool = False) -> dict[str, Dataset]:
+def read_csv(
+    path: Path, *, split_column: str | None = None, missing: bool = False
+) -> dict[str, Dataset]:
     """Read a table with a header; a column ``label`` or ``labels`` is labels, all others are features.
 
     ``split_column`` names a column that says train, validation or test; it is no feature then.
-    With ``missing``, an empty field and what pandas reads as one (NaN, NA, ...) are entries that were not observed.
+    With ``missing``, an empty field and what pandas reads as one (NaN, NA, ...) are entries that
+    were not observed.
     """
     columns = _header(path)
     if split_column is not None and split_column not in columns:
-        raise InputError(f"'split_column' must be one of the columns {_shown(columns)}, got '{split_column}'")
-    label_column = next((name for name in LABEL_COLUMNS if name in columns and name != split_column), None)
+        raise InputError(
+            f"'split_column' must be one of the columns {_shown(columns)}, got '{split_column}'"
+        )
+    label_column = next(
+        (name for name in LABEL_COLUMNS if name in columns and name != split_column), None
+    )
     features = [name for name in columns if name not in (label_column, split_column)]
     frame = _frame(path, text_column=split_column)
     if not features or frame.empty:
@@ -42,9 +49,9 @@ def read_csv(path: Path, *, split_column: str | None = None, missing: bool = Fal
     if split_column is None:
         return {WHOLE: whole}
     part_of = frame[split_column].fillna("").str.strip().to_numpy(dtype=str)
-    found = sorted(set(part_of.tolist()))
-    check_parts(found[:10], f"the values in column '{split_column}'")
-    return {part: whole[part_of == part] for part in found}
+    results = sorted(set(part_of.tolist()))
+    check_parts(results[:10], f"the values in column '{split_column}'")
+    return {part: whole[part_of == part] for part in results}
 
 
 def _header(path: Path) -> list[str]:
@@ -74,7 +81,9 @@ def _frame(path: Path, text_column: str | None) -> pd.DataFrame:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields it would drop
-            return pd.read_csv(path, index_col=False, dtype=types, low_memory=False, encoding="utf-8-sig")
+            return pd.read_csv(
+                path, index_col=False, dtype=types, low_memory=False, encoding="utf-8-sig"
+            )
     except (ValueError, OSError, pd.errors.ParserWarning) as error:
         raise InputError(f"this is not a readable csv file: {str(error).strip()}") from error
 
@@ -95,7 +104,9 @@ def _numbers(column: pd.Series, name: str, missing: bool) -> np.ndarray:
     if bad.any():
         row = int(bad.argmax())
         hint = "; missing=True takes it as missing" if np.isnan(values[row]) else ""
-        raise InputError(f"values must be finite, got {values[row]} in row {row + 1}, column '{name}'{hint}")
+        raise InputError(
+            f"values must be finite, got {values[row]} in row {row + 1}, column '{name}'{hint}"
+        )
     return values
 
 

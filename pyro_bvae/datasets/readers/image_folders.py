@@ -21,8 +21,9 @@ _COLOUR_MODES = ("RGB", "RGBA", "P", "PA", "CMYK", "YCbCr")
 def read_image_folder(path: Path) -> dict[str, Dataset]:
     """Read the images of a folder, in the order of their names.
 
-    Sub-folders ``train``, ``test`` and maybe ``validation`` are parts; any other sub-folder of the whole, or
-    of a part, is a class. Images are grey or colour, all of one size; transparency is dropped.
+    Sub-folders ``train``, ``test`` and maybe ``validation`` are parts; any other sub-folder of the
+    whole, or of a part, is a class. Images are grey or colour, all of one size; transparency is
+    dropped.
     """
     folders = [entry.name for entry in _visible(path) if entry.is_dir()]
     parts = {WHOLE: path}
@@ -49,16 +50,16 @@ def read_image_folder(path: Path) -> dict[str, Dataset]:
 
 def _images(folder: Path) -> list[tuple[Path, str]]:
     """Return the images below a folder with the name of the sub-folder they lie in, ``""`` for none."""
-    found = []
+    results = []
     for entry in _visible(folder):
         if entry.is_dir():
             members = (file for file in sorted(entry.rglob("*")) if not file.name.startswith("."))
-            found += [(file, entry.name) for file in members if _is_image(file)]
+            results += [(file, entry.name) for file in members if _is_image(file)]
         elif _is_image(entry):
-            found.append((entry, ""))
-    if not found:
+            results.append((entry, ""))
+    if not results:
         raise InputError(f"empty data set: no image ({', '.join(IMAGE_SUFFIXES)}) in {folder}")
-    return found
+    return results
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -92,7 +93,9 @@ def _pixels(file: Path, root: Path) -> np.ndarray:
     try:
         with Image.open(file) as image:
             if image.mode not in _GREY_MODES + _COLOUR_MODES:
-                raise InputError(f"images must have 8 bits a channel, {file.relative_to(root)} has mode {image.mode}")
+                raise InputError(
+                    f"images must have 8 bits a channel, {file.relative_to(root)} has mode {image.mode}"
+                )
             pixels = np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{file.relative_to(root)} is not a readable image: {error}") from error

@@ -14,7 +14,8 @@ from pyro_bvae.datasets.readers.csv import read_csv
 from pyro_bvae.datasets.readers.image_folders import read_image_folder
 from pyro_bvae.datasets.splits import Splits, split
 
-# A new format is one reader in one file and one line here: a path -> the whole, or train, validation and test.
+# A new format is one reader in one file and one line here: a path -> the whole, or train,
+# validation and test.
 READERS: dict[str, Callable[..., dict[str, Dataset]]] = {
     ".csv": read_csv,
     ".npy": read_npy,
@@ -33,15 +34,17 @@ def from_path(
 ) -> Splits:
     """Read a person's own data.
 
-    ``.npz``: key ``x`` (or ``images``), maybe ``labels``, ``factors``, ``size_factor``, ``covariates``; for parts
-    of one's own ``x_train``, ``x_test``, maybe ``x_validation``, and so on. ``.npy``: the array. ``.csv``: a header,
-    numeric columns, maybe a column ``label``. A folder: images, sub-folders are classes; sub-folders ``train``
-    and ``test``, maybe ``validation``, are parts. Images of type uint8 are divided by 255.
+    ``.npz``: key ``x`` (or ``images``), maybe ``labels``, ``factors``, ``size_factor``,
+    ``covariates``; for parts of one's own ``x_train``, ``x_test``, maybe ``x_validation``, and so
+    on. ``.npy``: the array. ``.csv``: a header, numeric columns, maybe a column ``label``. A
+    folder: images, sub-folders are classes; sub-folders ``train`` and ``test``, maybe
+    ``validation``, are parts. Images of type uint8 are divided by 255.
 
     Args:
         path: The file or folder.
         split_column: Column of a csv file that says train, validation or test of each row.
-        validation: Fraction or number of data that validate, 0 for none, unless the file has parts of its own.
+        validation: Fraction or number of data that validate, 0 for none, unless the file has parts
+            of its own.
         test: Likewise, to test on.
         seed: Of the random split, unless the file has parts of its own.
         missing: Take NaN, and empty fields of a csv file, for entries that were not observed.
@@ -57,7 +60,9 @@ def from_path(
     name = path.resolve().name if path.is_dir() else path.stem
     if WHOLE in parts:
         return split(parts[WHOLE], validation=validation, test=test, seed=seed, name=name)
-    return Splits(train=parts["train"], validation=parts.get("validation"), test=parts["test"], name=name)
+    return Splits(
+        train=parts["train"], validation=parts.get("validation"), test=parts["test"], name=name
+    )
 
 
 def _read(path: Path, split_column: str | None, missing: bool) -> dict[str, Dataset]:
@@ -71,7 +76,9 @@ def _read(path: Path, split_column: str | None, missing: bool) -> dict[str, Data
     if suffix == ".h5ad":
         raise InputError("an .h5ad file is data set 'h5ad', read by pyro_bvae.datasets.h5ad")
     if suffix not in READERS:
-        raise InputError(f"data must be a folder of images or a file {', '.join(READERS)}, got '{suffix}'")
+        raise InputError(
+            f"data must be a folder of images or a file {', '.join(READERS)}, got '{suffix}'"
+        )
     if path.stat().st_size == 0:
         raise InputError("empty data set: the file is empty")
     if split_column is not None:

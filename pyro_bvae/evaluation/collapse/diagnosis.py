@@ -26,7 +26,7 @@ from pyro_bvae.evaluation.collapse.messages import CollapseFinding, findings_of,
 from pyro_bvae.evaluation.collapse.refit import LocalAnswer, local_answer
 from pyro_bvae.evaluation.collapse.spectrum import residuals_of, spectrum
 from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory
-from pyro_bvae.program.program import Program, program
+from pyro_bvae.program.program import Program, open_program
 
 # Data behind what takes a pass of the decoder for each latent, and behind the refit.
 _PASSES, _REFITS = 512, 128
@@ -37,19 +37,19 @@ class Diagnosis:
     r"""What a diagnosis found; it prints itself.
 
     Attributes:
-        cause: The gravest cause, or ``Cause.HEALTHY``: latents without signal beside others that carry all there is
-            are no illness.
+        cause: The gravest cause, or ``Cause.HEALTHY``: latents without signal beside others that
+            carry all there is are no illness.
         beta: The β of training.
         latents: What was found of each latent.
         findings: One for each cause, the gravest first: evidence and remedy.
-        eigenvalues: Of what is left unexplained, :math:`\lambda_i / \sigma^2` in units of the likelihood's variance,
-            largest first; a latent pays where one is above β.
+        eigenvalues: Of what is left unexplained, :math:`\lambda_i / \sigma^2` in units of the
+            likelihood's variance, largest first; a latent pays where one is above β.
         edge: What the largest of them would be for noise alone.
         noise_variance: The likelihood's variance, mean over data and features: :math:`\sigma^2`.
-        worth: What the right latents are worth to ``log p(x|z)`` beside another datum's, in nats, and its standard
-            error.
-        interaction: What features are worth to each other under the same latents, in nats, and its standard error: 0
-            where they are independent given z.
+        worth: What the right latents are worth to ``log p(x|z)`` beside another datum's, in nats,
+            and its standard error.
+        interaction: What features are worth to each other under the same latents, in nats, and its
+            standard error: 0 where they are independent given z.
         notes: What else is to be said.
     """
 
@@ -76,7 +76,9 @@ class Diagnosis:
         else:
             head = f"{number} of {whole} latents carry nothing: {self.cause}"
             head += " (the others carry all there is)" if self.cause is Cause.HEALTHY else ""
-        return "\n".join([head, *map(str, self.findings), *(f"note: {note}" for note in self.notes)])
+        return "\n".join(
+            [head, *map(str, self.findings), *(f"note: {note}" for note in self.notes)]
+        )
 
 
 def diagnose(
@@ -91,26 +93,30 @@ def diagnose(
 ) -> Diagnosis:
     r"""Find the latents that carry nothing, and the cause for each.
 
-    A latent carries something if its posterior mean follows the data and another datum's would be worse. For the
-    others the likelihood's Pearson residuals r at the encoder's answer say what is left to carry, once what is linear
+    A latent carries something if its posterior mean follows the data and another datum's would be
+    worse. For the others the likelihood's Pearson residuals r at the encoder's answer say what is
+    left to carry, once what is linear
     in the latents in use is taken out: a linear VAE opens a latent where
 
     .. math:: \lambda_i / \sigma^2 = \operatorname{eig}_i \operatorname{Cov}(r) > \beta ,
 
-    and so does any VAE near the point of collapse (Lucas et al. 2019). An eigenvalue that permuted features would show
-    as well is *no signal*; one above that and not above β is *collapse by threshold*; one above β should have been
-    used. That it was not is *decoder bypass* where the features explain each other under the same z (Chen et al. 2017),
-    a *lagging encoder* where a local refit uses the latent and gains by it (He et al. 2019), and *bad initialisation
-    or dead units* where the decoder does not react to it, or no gradient can make the encoder follow the data.
+    and so does any VAE near the point of collapse (Lucas et al. 2019). An eigenvalue that permuted
+    features would show as well is *no signal*; one above that and not above β is *collapse by
+    threshold*; one above β should have been used. That it was not is *decoder bypass* where the
+    features explain each other under the same z (Chen et al. 2017), a *lagging encoder* where a
+    local refit uses the latent and gains by it (He et al. 2019), and *bad initialisation or dead
+    units* where the decoder does not react to it, or no gradient can make the encoder follow the
+    data.
 
     Args:
-        vae: A module with Pyro functions ``model(x, context)`` and ``guide(x, context)`` and one latent site, such as
-            :class:`~pyro_bvae.BetaVAE`.
-        data: A tensor ``(N, D)`` or a :class:`~pyro_bvae.datasets.Dataset`: training data by right, since the optimum
-            of training is the one that is looked at.
+        vae: A module with Pyro functions ``model(x, context)`` and ``guide(x, context)`` and one
+            latent site, such as :class:`~pyro_bvae.BetaVAE`.
+        data: A tensor ``(N, D)`` or a :class:`~pyro_bvae.datasets.Dataset`: training data by right,
+            since the optimum of training is the one that is looked at.
         beta: The β that training ended with.
         num_data: How many data to look at, at most, chosen by ``seed``.
-        local_guide: For guides without a local version: see :func:`~pyro_bvae.evaluation.inference_gaps`.
+        local_guide: For guides without a local version: see
+            :func:`~pyro_bvae.evaluation.inference_gaps`.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of all draws; the caller's generators, modes and parameter store are left alone.
 
@@ -118,39 +124,45 @@ def diagnose(
         The causes with evidence and the smallest remedy to try.
 
     Raises:
-        InputError: if the module has no model and guide, the program not one latent site, or an argument or the data
-            cannot be used.
+        InputError: if the module has no model and guide, the program not one latent site, or an
+            argument or the data cannot be used.
     """
     check_beta(beta)
     check_count("num_data", num_data)
     for name in ("model", "guide"):
         if not callable(getattr(vae, name, None)):
-            raise InputError(f"'vae' must have Pyro functions model and guide, got {type(vae).__name__} without {name}")
+            raise InputError(
+                f"'vae' must have Pyro functions model and guide, got {type(vae).__name__} without {name}"
+            )
     args = _arguments(vae, data, num_data, seed)
-    with program(vae.model, vae.guide, args, data_plate=data_plate, seed=seed) as opened:  # type: ignore[arg-type]
-        found, latents, notes = _examine(opened, args, float(beta), seed, local_guide)
-    findings = findings_of(found, latents)
+    with open_program(vae.model, vae.guide, args, data_plate=data_plate, seed=seed) as program:  # type: ignore[arg-type]
+        result, latents, notes = _examine(program, args, float(beta), seed, local_guide)
+    findings = findings_of(result, latents)
     return Diagnosis(
         overall_cause(latents),
-        found.beta,
+        result.beta,
         latents,
         findings,
-        found.spectrum.left.cpu(),
-        found.spectrum.edge,
-        found.noise_variance,
-        found.worth,
-        found.interaction,
-        (*notes, *notes_of(found, latents)),
+        result.spectrum.left.cpu(),
+        result.spectrum.edge,
+        result.noise_variance,
+        result.worth,
+        result.interaction,
+        (*notes, *notes_of(result, latents)),
     )
 
 
 def _examine(
-    opened: Program, args: tuple[Any, ...], beta: float, seed: int, local_guide: LocalGuideFactory | None
+    program: Program,
+    args: tuple[Any, ...],
+    beta: float,
+    seed: int,
+    local_guide: LocalGuideFactory | None,
 ) -> tuple[Evidence, tuple[LatentDiagnosis, ...], tuple[str, ...]]:
     """Measure, and look for the cause of each latent."""
-    few = opened.take(slice(0, _PASSES)) if opened.sliceable else args
+    few = program.take(slice(0, _PASSES)) if program.sliceable else args
     with torch.no_grad():
-        latents, some = Latents(opened, args), Latents(opened, few)
+        latents, some = Latents(program, args), Latents(program, few)
         variances, reactions = latents.means.double().var(0), some.reactions()
         together = _mean_and_error(interaction(some))
         # Features that see each other are drawn one after the other: fewer data will have to do.
@@ -163,21 +175,43 @@ def _examine(
     local: LocalAnswer | None = None
     note: tuple[str, ...] = ()
     if bool((~used & (reactions > UNSEEN)).any()):
-        block = opened.take(slice(0, _REFITS)) if opened.sliceable else args
-        local, note = _refit(opened, block, beta, seed, local_guide)
+        block = program.take(slice(0, _REFITS)) if program.sliceable else args
+        local, note = _refit(program, block, beta, seed, local_guide)
     worth = float(worths[-1]), float(errors[-1])
     rates, noise_variance = latents.rates(), residuals.noise_variance
-    found = Evidence(beta, variances, rates, reactions, worths[:-1], used, worth, together, left, noise_variance, local)
-    return found, latent_causes(found, lambda index, target: encoder_flow(looked, index, target)), note
+    result = Evidence(
+        beta,
+        variances,
+        rates,
+        reactions,
+        worths[:-1],
+        used,
+        worth,
+        together,
+        left,
+        noise_variance,
+        local,
+    )
+    return (
+        result,
+        latent_causes(result, lambda index, target: encoder_flow(looked, index, target)),
+        note,
+    )
 
 
 def _refit(
-    opened: Program, args: tuple[Any, ...], beta: float, seed: int, local_guide: LocalGuideFactory | None
+    program: Program,
+    args: tuple[Any, ...],
+    beta: float,
+    seed: int,
+    local_guide: LocalGuideFactory | None,
 ) -> tuple[LocalAnswer | None, tuple[str, ...]]:
     try:
-        return local_answer(opened, args, beta, seed, local_guide), ()
+        return local_answer(program, args, beta, seed, local_guide), ()
     except InputError as error:
-        return None, (f"no local refit, so a lagging encoder looks like bad initialisation here: {error}",)
+        return None, (
+            f"no local refit, so a lagging encoder looks like bad initialisation here: {error}",
+        )
 
 
 def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
@@ -186,9 +220,13 @@ def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any
         data = Dataset(data, missing=bool(getattr(vae, "missing", False)))
     if not isinstance(data, Dataset):
         hint = "; use its dense()" if callable(getattr(data, "dense", None)) else ""
-        raise InputError(f"'data' must be a tensor (N, D) or a Dataset, got {type(data).__name__}{hint}")
+        raise InputError(
+            f"'data' must be a tensor (N, D) or a Dataset, got {type(data).__name__}{hint}"
+        )
     if len(data) < 3:
-        raise InputError(f"'data' must hold at least 3 data for a variance over them, got {len(data)}")
+        raise InputError(
+            f"'data' must hold at least 3 data for a variance over them, got {len(data)}"
+        )
     if len(data) > num_data:
         generator = torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
         data = data[torch.randperm(len(data), generator=generator)[:num_data].sort().values]

@@ -10,7 +10,7 @@ from torch.distributions import kl_divergence
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import modules_of
-from pyro_bvae.program.densities import Values
+from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.program import Program
 from pyro_bvae.program.sites import Site, mean_of, product_base
 
@@ -24,22 +24,24 @@ class Latents:
     """The one latent site of a program, with its values as rows ``(N, L)`` of latents.
 
     Args:
-        opened: The program.
+        program: The program.
         args: The arguments of all data to look at.
 
     Raises:
         InputError: if the program has more than one latent site.
     """
 
-    def __init__(self, opened: Program, args: tuple[Any, ...]) -> None:
-        if len(opened.latents) != 1:
-            names = ", ".join(f"'{name}'" for name in opened.latents)
-            raise InputError(f"a diagnosis is of one latent site, got {len(opened.latents)}: {names}")
-        self.opened, self.args, (self.name,) = opened, args, opened.latents
+    def __init__(self, program: Program, args: tuple[Any, ...]) -> None:
+        if len(program.latents) != 1:
+            names = ", ".join(f"'{name}'" for name in program.latents)
+            raise InputError(
+                f"a diagnosis is of one latent site, got {len(program.latents)}: {names}"
+            )
+        self.program, self.args, (self.name,) = program, args, program.latents
         with torch.no_grad():
-            value = opened.draw(1, args).values[self.name]
-            guide_trace, model_trace = opened.trace(args)
-        self.dim = opened.plate.dim - opened.guide_sites[self.name]["fn"].event_dim
+            value = program.draw(1, args).values[self.name]
+            guide_trace, model_trace = program.trace(args)
+        self.dim = program.plate.dim - program.guide_sites[self.name]["fn"].event_dim
         self.shape = value.movedim(self.dim, 0).shape
         self.drawn = self.rows(value)
         self.guide_site: Site = guide_trace.nodes[self.name]
@@ -51,17 +53,19 @@ class Latents:
         moved = value.movedim(self.dim, 0)
         return moved.reshape(len(moved), -1)
 
-    def values(self, rows: Tensor) -> Values:
+    def values(self, rows: Tensor) -> LatentValues:
         """Return rows ``(N, L)`` as the values of one particle."""
         return {self.name: rows.reshape(self.shape).movedim(0, self.dim)}
 
-    def single(self, rows: Tensor) -> Values:
+    def single(self, rows: Tensor) -> LatentValues:
         """Return rows ``(N, L)`` as values of a program without a plate of particles."""
         return {self.name: self.values(rows)[self.name][0]}
 
     def log_likelihood(self, rows: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
         """Return ``log p(x | z)`` of each datum, ``(N,)``, of the data looked at or of others in their place."""
-        return self.opened.log_joint(self.values(rows), self.args if args is None else args)[1][0].double()
+        return self.program.log_joint(self.values(rows), self.args if args is None else args)[1][
+            0
+        ].double()
 
     def prior_draws(self) -> Tensor:
         """Return a draw of the prior for each datum, ``(N, L)``."""
@@ -93,7 +97,10 @@ class Latents:
             Each ``(L + 1,)``: the last is of all latents together.
         """
         before, other = self.log_likelihood(rows), rows[torch.randperm(len(rows))]
-        lost = [before - self.log_likelihood(_replaced(rows, place, other)) for place in range(rows.shape[1])]
+        lost = [
+            before - self.log_likelihood(_replaced(rows, place, other))
+            for place in range(rows.shape[1])
+        ]
         together = torch.stack([*lost, before - self.log_likelihood(other)])
         return together.mean(1), together.std(1) / together.shape[1] ** 0.5
 
@@ -112,8 +119,8 @@ def interaction(latents: Latents) -> Tensor:
 
     .. math:: \tfrac12 [\log p(a, b|z) + \log p(a', b'|z) - \log p(a', b|z) - \log p(a, b'|z)]
 
-    is zero for every density that is a product over features, whatever the family, and positive in the mean where the
-    decoder knows of a dependence that the data have.
+    is zero for every density that is a product over features, whatever the family, and positive in
+    the mean where the decoder knows of a dependence that the data have.
     """
     x, *rest = latents.args
     total = torch.zeros(len(x), dtype=torch.double, device=x.device)
@@ -130,7 +137,8 @@ class Flow(NamedTuple):
     """Whether gradients can make the encoder's answer follow the data.
 
     Attributes:
-        ratio: Squared gradient of what follows the data beside that of what is the same for all of them.
+        ratio: Squared gradient of what follows the data beside that of what is the same for all of
+            them.
         blocked: Whether there is none.
     """
 
@@ -141,23 +149,32 @@ class Flow(NamedTuple):
 def encoder_flow(latents: Latents, place: int, target: Tensor) -> Flow:
     """Look whether a step of the encoder's parameters can make a latent follow a target, ``(N,)``.
 
-    With hidden units that are dead, or saturated, for all data there is no such gradient, whatever the decoder wants,
-    while one of the biases, which move all data alike, is left.
+    With hidden units that are dead, or saturated, for all data there is no such gradient, whatever
+    the decoder wants, while one of the biases, which move all data alike, is left.
     """
-    parameters = list(dict.fromkeys(p for module in modules_of(latents.opened.guide) for p in module.parameters()))
+    parameters = list(
+        dict.fromkeys(
+            p for module in modules_of(latents.program.guide) for p in module.parameters()
+        )
+    )
     trained = [parameter.requires_grad for parameter in parameters]
     try:
         for parameter in parameters:
             parameter.requires_grad_(True)
         with torch.enable_grad():
-            trace, _ = latents.opened.trace(latents.args)
+            trace, _ = latents.program.trace(latents.args)
             answer = latents.rows(mean_of(trace.nodes[latents.name]["fn"]))[:, place]
             if not answer.requires_grad:
                 return Flow(float("nan"), False)
             centred = (target - target.mean()).to(answer)
             follow, alike = (
-                torch.autograd.grad(answer @ weights, parameters, retain_graph=True, allow_unused=True)
-                for weights in (centred / centred.norm().clamp(min=1e-30), torch.ones_like(answer) / len(answer) ** 0.5)
+                torch.autograd.grad(
+                    answer @ weights, parameters, retain_graph=True, allow_unused=True
+                )
+                for weights in (
+                    centred / centred.norm().clamp(min=1e-30),
+                    torch.ones_like(answer) / len(answer) ** 0.5,
+                )
             )
     finally:
         for parameter, was_trained in zip(parameters, trained, strict=True):
@@ -165,7 +182,8 @@ def encoder_flow(latents: Latents, place: int, target: Tensor) -> Flow:
     if all(part is None for part in alike):  # the answer hangs on no parameter at all
         return Flow(float("nan"), False)
     squares = [
-        sum(float(part.double().square().sum()) for part in parts if part is not None) for parts in (follow, alike)
+        sum(float(part.double().square().sum()) for part in parts if part is not None)
+        for parts in (follow, alike)
     ]
     ratio = squares[0] / squares[1] if squares[1] else 0.0
     return Flow(ratio, ratio < _NO_GRADIENT)

@@ -31,7 +31,9 @@ class CollapseFinding:
         return f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.evidence}\n    try: {self.remedy}"
 
 
-def findings_of(found: Evidence, latents: tuple[LatentDiagnosis, ...]) -> tuple[CollapseFinding, ...]:
+def findings_of(
+    result: Evidence, latents: tuple[LatentDiagnosis, ...]
+) -> tuple[CollapseFinding, ...]:
     """Return one finding for each cause, the gravest first."""
     words = {
         Cause.LAGGING: _lagging,
@@ -44,18 +46,22 @@ def findings_of(found: Evidence, latents: tuple[LatentDiagnosis, ...]) -> tuple[
     for cause, say in words.items():
         concerned = [latent for latent in latents if latent.cause is cause]
         if concerned:
-            evidence, remedy = say(found, concerned)
-            findings.append(CollapseFinding(cause, tuple(latent.index for latent in concerned), evidence, remedy))
+            evidence, remedy = say(result, concerned)
+            findings.append(
+                CollapseFinding(
+                    cause, tuple(latent.index for latent in concerned), evidence, remedy
+                )
+            )
     return tuple(findings)
 
 
-def notes_of(found: Evidence, latents: tuple[LatentDiagnosis, ...]) -> tuple[str, ...]:
+def notes_of(result: Evidence, latents: tuple[LatentDiagnosis, ...]) -> tuple[str, ...]:
     """Return what else is to be said: directions that would pay, for which there is no latent."""
     collapsed = sum(latent.cause is not Cause.HEALTHY for latent in latents)
-    more = found.pays[collapsed:]
+    more = result.pays[collapsed:]
     if not bool(more.any()):
         return ()
-    left = float(found.spectrum.left[collapsed])
+    left = float(result.spectrum.left[collapsed])
     return (
         f"beyond the latents there are, what is left would pay for more: {int(more.sum())} (λ/σ² up to {left:.3g})",
     )
@@ -82,34 +88,42 @@ def _listed(numbers: list[float]) -> str:
     return ", ".join(f"{number:.3g}" for number in numbers)
 
 
-def _threshold(found: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
-    numbers, edge = _eigenvalues(concerned), found.spectrum.edge
+def _threshold(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+    numbers, edge = _eigenvalues(concerned), result.spectrum.edge
     left = f"what the decoder leaves unexplained has λ/σ² = {_listed(numbers)}, above noise ({edge:.3g})"
-    if numbers[0] > found.beta:
-        evidence = f"{left} but not clearly above β = {found.beta:g}: at most worth little more than its rate"
+    if numbers[0] > result.beta:
+        evidence = f"{left} but not clearly above β = {result.beta:g}: at most worth little more than its rate"
         first = f"train for longer, or lower β: {numbers[0]:.3g} pays clearly at half as much"
     else:
-        evidence = f"{left} but below β = {found.beta:g}: a latent would cost more rate than it is worth"
-        all_open = f", or below {numbers[-1]:.3g} for all {len(numbers)}" if len(numbers) > 1 else ""
+        evidence = (
+            f"{left} but below β = {result.beta:g}: a latent would cost more rate than it is worth"
+        )
+        all_open = (
+            f", or below {numbers[-1]:.3g} for all {len(numbers)}" if len(numbers) > 1 else ""
+        )
         first = f"lower β below {numbers[0]:.3g}, where the next latent opens{all_open}"
-    by_hand = f"where the likelihood's scale is fixed by hand (variance {found.noise_variance:.3g})"
+    by_hand = (
+        f"where the likelihood's scale is fixed by hand (variance {result.noise_variance:.3g})"
+    )
     return evidence, f"{first}; {by_hand}, a smaller or a learned one does the same"
 
 
-def _bypass(found: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
-    spectrum, places = found.spectrum, range(min(len(concerned), len(found.spectrum.values)))
-    whole, explained = (_listed([float(part[i]) for i in places]) for part in (spectrum.values, spectrum.explained))
+def _bypass(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+    spectrum, places = result.spectrum, range(min(len(concerned), len(result.spectrum.values)))
+    whole, explained = (
+        _listed([float(part[i]) for i in places]) for part in (spectrum.values, spectrum.explained)
+    )
     return (
-        f"log p(x|z) is no sum over features: under the same z they are worth {_with_error(found.interaction)} nats to"
-        f" each other, while the right z is worth {_with_error(found.worth)}. Of λ/σ² = {whole} that independent"
+        f"log p(x|z) is no sum over features: under the same z they are worth {_with_error(result.interaction)} nats to"
+        f" each other, while the right z is worth {_with_error(result.worth)}. Of λ/σ² = {whole} that independent"
         f" features would leave to the latents, the decoder explains {explained} by itself",
         "let the decoder see less of the features (a short window, dropout on what it sees), or hold a rate with free"
         " bits or a target rate; a lower β alone gives it no need of z",
     )
 
 
-def _lagging(found: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
-    local = found.local
+def _lagging(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+    local = result.local
     assert local is not None
     return (
         f"refitted for each datum, the guide has a rate of {local.rate:.2f} nats (the encoder {local.encoder_rate:.2f})"
@@ -120,29 +134,31 @@ def _lagging(found: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, st
     )
 
 
-def _dead(found: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _dead(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     blocked = [latent.index for latent in concerned if latent.blocked]
     unseen = [latent.index for latent in concerned if latent.reaction < UNSEEN]
     reasons = []
     if blocked:
-        reasons.append(f"no gradient makes the encoder follow the data in {ranges(tuple(blocked))} (dead units)")
+        reasons.append(
+            f"no gradient makes the encoder follow the data in {ranges(tuple(blocked))} (dead units)"
+        )
     if unseen:
         reasons.append(f"the decoder does not react to {ranges(tuple(unseen))}")
     if len(set(blocked) | set(unseen)) < len(concerned):
         reasons.append("encoder and decoder both start too near zero to leave it")
     return (
-        f"what is left unexplained has λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β = {found.beta:g},"
+        f"what is left unexplained has λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β = {result.beta:g},"
         f" and nothing moves towards it: {'; '.join(reasons)}",
         "initialise them anew (weights of random sign, biases of zero, an activation without a dead side such as SiLU)"
         " and train again with a smaller learning rate or a warm-up of β",
     )
 
 
-def _no_signal(found: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _no_signal(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     top = max(_eigenvalues(concerned))
     return (
-        f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show {found.spectrum.edge:.3g}:"
-        f" there is {'next to ' if top > found.spectrum.edge else ''}nothing to encode",
+        f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show {result.spectrum.edge:.3g}:"
+        f" there is {'next to ' if top > result.spectrum.edge else ''}nothing to encode",
         f"nothing, or as many latents fewer: {len(concerned)}",
     )
 

@@ -12,7 +12,7 @@ from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import REFIT_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.collapse.latents import Latents
 from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory, RefitSettings, refit
-from pyro_bvae.program.densities import Draw
+from pyro_bvae.program.densities import Particles
 from pyro_bvae.program.program import Function, Program
 
 # Far from any optimum, as a lagging encoder is, few steps tell; nothing is certified.
@@ -54,7 +54,11 @@ class LocalAnswer(NamedTuple):
 
 
 def local_answer(
-    opened: Program, args: tuple[Any, ...], beta: float, seed: int, local_guide: LocalGuideFactory | None
+    program: Program,
+    args: tuple[Any, ...],
+    beta: float,
+    seed: int,
+    local_guide: LocalGuideFactory | None,
 ) -> LocalAnswer:
     """Refit the guide of some data under the β-objective, and compare.
 
@@ -63,22 +67,34 @@ def local_answer(
     """
     beta = max(beta, _LEAST_BETA)
 
-    def look(guide: Function) -> Draw:
+    def look(guide: Function) -> Particles:
         with seeded(seed, REFIT_STREAM, 1), torch.no_grad():
-            return opened.draw(_DRAWS, args, guide)
+            return program.draw(_DRAWS, args, guide)
 
-    with frozen(opened.model, opened.guide):
-        guide = refit(opened, args, beta, _SETTINGS, stream_seed(seed, REFIT_STREAM), local_guide).guide
-        before, after = look(opened.guide), look(guide)
-    latents = Latents(opened, args)
+    with frozen(program.model, program.guide):
+        guide = refit(
+            program, args, beta, _SETTINGS, stream_seed(seed, REFIT_STREAM), local_guide
+        ).guide
+        before, after = look(program.guide), look(guide)
+    latents = Latents(program, args)
     objectives, rates = [], []
     for _, (latent, observed, guided) in (before, after):
         objectives.append((observed + beta * (latent - guided)).double().mean(0))
         rates.append(float((guided - latent).mean()))
     gains = objectives[1] - objectives[0]
-    draws = torch.stack([latents.rows(one.unsqueeze(0)) for one in after.values[latents.name]]).double()
+    draws = torch.stack(
+        [latents.rows(one.unsqueeze(0)) for one in after.values[latents.name]]
+    ).double()
     variances = draws.mean(0).var(0) - draws.var(0).mean(0) / len(draws)
     with torch.no_grad(), seeded(seed, REFIT_STREAM, 2):
         worths, errors = latents.worths(draws[0].to(latents.drawn))
     error = float(gains.std() / len(gains) ** 0.5)
-    return LocalAnswer(variances.clamp(min=0), worths[:-1], errors[:-1], float(gains.mean()), error, rates[1], rates[0])
+    return LocalAnswer(
+        variances.clamp(min=0),
+        worths[:-1],
+        errors[:-1],
+        float(gains.mean()),
+        error,
+        rates[1],
+        rates[0],
+    )

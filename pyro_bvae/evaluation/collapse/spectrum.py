@@ -1,8 +1,9 @@
 r"""What the decoder leaves unexplained: eigenvalues of the residuals' covariance in units of the likelihood's noise.
 
-A linear VAE opens a latent where :math:`\lambda_i > \beta \sigma^2` (Lucas et al. 2019; the oracle's
-:func:`~pyro_bvae.oracle.optimum`). With :math:`r = (x - \mathbb{E}[x|z]) / \sqrt{\operatorname{Var}[x|z]}`, Pearson's
-residuals at the encoder's answer, the law reads :math:`\operatorname{eig} \operatorname{Cov}(r) > \beta` for every
+A linear VAE opens a latent where :math:`\lambda_i > \beta \sigma^2` (Lucas et al. 2019; the
+oracle's :func:`~pyro_bvae.oracle.optimum`). With :math:`r = (x - \mathbb{E}[x|z]) /
+\sqrt{\operatorname{Var}[x|z]}`, Pearson's residuals at the encoder's answer, the law reads
+:math:`\operatorname{eig} \operatorname{Cov}(r) > \beta` for every
 likelihood: the squared score of its mean over its Fisher information.
 """
 
@@ -18,10 +19,12 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.collapse.latents import Latents
 from pyro_bvae.program.sites import Sites, samples
 
-# Permutations behind the edge of the noise, and how many of their standard deviations above their mean it lies.
+# Permutations behind the edge of the noise, and how many of their standard deviations above their
+# mean it lies.
 _PERMUTATIONS, _EDGE_ERRORS = 10, 4.0
-# Draws of p(x|z) for each datum where its moments are not known or its features see each other, at most; each may take
-# a pass of the network for each feature, of which there are to be no more than so many.
+# Draws of p(x|z) for each datum where its moments are not known or its features see each other, at
+# most; each may take a pass of the network for each feature, of which there are to be no more than
+# so many.
 _DRAWS, _DRAW_PASSES = 8, 512
 # A feature has more variance than the likelihood says only if so by this many standard errors.
 _VARIANCE_ERRORS = 3.0
@@ -31,8 +34,10 @@ class Residuals(NamedTuple):
     """What is left of the data.
 
     Attributes:
-        pearson: In units of the likelihood's own standard deviation, ``(N, D)``; 0 for entries that are missing.
-        drawn: The same of draws of the likelihood, ``(M, D)``; None where its features are independent given z.
+        pearson: In units of the likelihood's own standard deviation, ``(N, D)``; 0 for entries that
+            are missing.
+        drawn: The same of draws of the likelihood, ``(M, D)``; None where its features are
+            independent given z.
         num_draws: Draws behind each mean that residuals are taken from; None for exact means.
         noise_variance: The likelihood's variance, mean over data and features.
     """
@@ -48,9 +53,10 @@ class Spectrum(NamedTuple):
 
     Attributes:
         values: Of the data's residuals, ``(r,)``.
-        explained: Variance of the likelihood itself along the same directions, ``(r,)``; 1 for independent features.
-        edge: What the largest would be if features had nothing in common and no more variance than the likelihood
-            says.
+        explained: Variance of the likelihood itself along the same directions, ``(r,)``; 1 for
+            independent features.
+        edge: What the largest would be if features had nothing in common and no more variance than
+            the likelihood says.
         scores: Of each datum along the directions, ``(N, r)``.
     """
 
@@ -75,15 +81,19 @@ def residuals_of(latents: Latents, independent: bool) -> Residuals:
     Raises:
         InputError: for a likelihood with neither moments nor draws, or of infinite variance.
     """
-    sites = _observed(latents, latents.opened.model)
+    sites = _observed(latents, latents.program.model)
     x = _rows(latents, sites, lambda site: site["value"])
     moments = _moments(latents, sites) if independent else None
     if moments is None:
         return _from_draws(latents, x, independent)
     mean, variance = moments
     if not bool(torch.isfinite(variance).all()):
-        raise InputError("p(x|z) has an infinite variance, in units of which no residual can be measured")
-    pearson = torch.nan_to_num((x - mean) / variance.clamp(min=torch.finfo(torch.float).tiny).sqrt())
+        raise InputError(
+            "p(x|z) has an infinite variance, in units of which no residual can be measured"
+        )
+    pearson = torch.nan_to_num(
+        (x - mean) / variance.clamp(min=torch.finfo(torch.float).tiny).sqrt()
+    )
     return Residuals(pearson, None, None, float(variance.mean()))
 
 
@@ -97,12 +107,12 @@ def _observed(latents: Latents, model: Any) -> Sites:
 
 def _rows(latents: Latents, sites: Sites, part: Any) -> Tensor:
     """Return a part of all observed sites as rows of features, ``(N, D)``, on the CPU, where eigenvalues are had."""
-    found = []
+    results = []
     for site in sites.values():
         value = part(site).expand(site["fn"].batch_shape + site["fn"].event_shape)
-        moved = value.movedim(latents.opened.plate.dim - site["fn"].event_dim, 0)
-        found.append(moved.reshape(len(moved), -1))
-    return torch.cat(found, 1).double().cpu()
+        moved = value.movedim(latents.program.plate.dim - site["fn"].event_dim, 0)
+        results.append(moved.reshape(len(moved), -1))
+    return torch.cat(results, 1).double().cpu()
 
 
 def _moments(latents: Latents, sites: Sites) -> tuple[Tensor, Tensor] | None:
@@ -116,14 +126,19 @@ def _moments(latents: Latents, sites: Sites) -> tuple[Tensor, Tensor] | None:
 
 def _from_draws(latents: Latents, x: Tensor, independent: bool) -> Residuals:
     """Return residuals in units of the standard deviation of draws, one for each feature."""
-    model = poutine.uncondition(latents.opened.model)
+    model = poutine.uncondition(latents.program.model)
     count = max(2, min(_DRAWS, _DRAW_PASSES // x.shape[1]))
     try:
         draws = torch.stack(
-            [_rows(latents, _observed(latents, model), lambda site: site["value"]) for _ in range(count)]
+            [
+                _rows(latents, _observed(latents, model), lambda site: site["value"])
+                for _ in range(count)
+            ]
         )
     except NotImplementedError as error:
-        raise InputError(f"p(x|z) has neither moments nor draws, so nothing is known of residuals: {error}") from error
+        raise InputError(
+            f"p(x|z) has neither moments nor draws, so nothing is known of residuals: {error}"
+        ) from error
     mean = draws.mean(0)
     within = (draws - mean) * (count / (count - 1)) ** 0.5
     variance = within.square().mean((0, 1))
@@ -139,8 +154,8 @@ def spectrum(residuals: Residuals, carried: Tensor) -> Spectrum:
 
     Args:
         residuals: What is left of the data.
-        carried: Means of the latents that are in use, ``(N, a)``: what is linear in them is not for another latent to
-            carry, and is taken out.
+        carried: Means of the latents that are in use, ``(N, a)``: what is linear in them is not for
+            another latent to carry, and is taken out.
     """
     rows = residuals.pearson
     design = torch.cat([torch.ones_like(rows[:, :1]), carried.to(rows)], 1)
@@ -152,16 +167,20 @@ def spectrum(residuals: Residuals, carried: Tensor) -> Spectrum:
         explained = (residuals.drawn @ right.mT).square().mean(0).clamp(min=1e-12)
     if residuals.num_draws is not None:  # without what the mean of few draws adds along a direction
         values = values * (1 + 1 / residuals.num_draws) - explained / residuals.num_draws
-    # Each latent in use has taken a direction's noise along with its signal: what is left has the rest of them.
+    # Each latent in use has taken a direction's noise along with its signal: what is left has the
+    # rest of them.
     lost = min(carried.shape[1], rows.shape[1] - 1)
-    return Spectrum(values, explained, _edge(rows * (1 - lost / rows.shape[1]) ** -0.5), left * singular)
+    return Spectrum(
+        values, explained, _edge(rows * (1 - lost / rows.shape[1]) ** -0.5), left * singular
+    )
 
 
 def _edge(rows: Tensor) -> float:
     """Return the largest eigenvalue that independent features would show (Horn 1965).
 
-    Each feature is permuted on its own. One that has more variance than the likelihood says, beyond the error of a
-    variance, is brought back to what it says: what is above that is for a latent to explain.
+    Each feature is permuted on its own. One that has more variance than the likelihood says, beyond
+    the error of a variance, is brought back to what it says: what is above that is for a latent to
+    explain.
     """
     squares = rows.square()
     variance = squares.mean(0)
@@ -174,5 +193,5 @@ def _edge(rows: Tensor) -> float:
         shuffled = rows.gather(0, order)
         gram = shuffled.mT @ shuffled if rows.shape[1] <= len(rows) else shuffled @ shuffled.mT
         tops.append(torch.linalg.eigvalsh(gram / len(rows))[-1])
-    found = torch.stack(tops)
-    return float(found.mean() + _EDGE_ERRORS * found.std())
+    results = torch.stack(tops)
+    return float(results.mean() + _EDGE_ERRORS * results.std())

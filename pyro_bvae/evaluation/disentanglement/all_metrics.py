@@ -22,7 +22,8 @@ from pyro_bvae.evaluation.disentanglement.sap_explicitness import explicitness, 
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, generator
 from pyro_bvae.vae import BetaVAE
 
-#: From codes, factors and ``factor_names=``, ``num_bootstrap=`` and ``seed=`` to a score, or to several.
+#: From codes, factors and ``factor_names=``, ``num_bootstrap=`` and ``seed=`` to a score, or to
+#: several.
 Metric = Callable[..., Score | DCI]
 
 #: Every metric whose time is seconds.
@@ -44,8 +45,9 @@ class Disentanglement:
 
     Attributes:
         scores: Each with its interval and parts.
-        nulls: A row for each score and null, ``rotated``, ``untrained`` or ``shuffled``: ``mean`` over the draws of
-            the null, their ``spread`` (standard deviation; NaN for one draw) and their number, ``draws``.
+        nulls: A row for each score and null, ``rotated``, ``untrained`` or ``shuffled``: ``mean``
+            over the draws of the null, their ``spread`` (standard deviation; NaN for one draw) and
+            their number, ``draws``.
         num_data: N, the data behind it.
     """
 
@@ -78,11 +80,17 @@ class Disentanglement:
         nulls: dict[str, dict[str, float]] = {}
         for row in self.nulls.to_dict("records"):
             nulls.setdefault(row["score"], {})[row["null"]] = float(row["mean"])
-        return {score.name: {**score.to_dict(), "nulls": nulls.get(score.name, {})} for score in self.scores}
+        return {
+            score.name: {**score.to_dict(), "nulls": nulls.get(score.name, {})}
+            for score in self.scores
+        }
 
     def __str__(self) -> str:
         words = self.table.map(lambda value: "" if np.isnan(value) else f"{value:.3f}")
-        between = [f"[{low}, {high}]" if low else "" for low, high in zip(words["low"], words["high"], strict=True)]
+        between = [
+            f"[{low}, {high}]" if low else ""
+            for low, high in zip(words["low"], words["high"], strict=True)
+        ]
         shown = words.drop(columns=["low", "high"])
         shown.insert(1, "95% interval", between)
         return f"{shown.to_string()}\nover {self.num_data} data; read a score by how far it is above its nulls"
@@ -100,15 +108,17 @@ def score_codes(
 ) -> Disentanglement:
     r"""Score a representation by every metric, each with its interval and beside its nulls.
 
-    Three nulls say what a number is worth: the same code *rotated* at random, which carries the same but
-    along no axis; the code of an *untrained* encoder; and *shuffled* factors, of which nothing can be known.
+    Three nulls say what a number is worth: the same code *rotated* at random, which carries the
+    same but along no axis; the code of an *untrained* encoder; and *shuffled* factors, of which
+    nothing can be known.
 
     Args:
         codes: The representation, shape ``(N, D)``, D at least 2.
         factors: Classes of the data, shape ``(N, F)``, F at least 2.
-        untrained: Codes ``(N, *)`` of encoders that were not trained, one for each draw; none to leave that null out.
-        metrics: What to score by: :data:`FAST_METRICS` leaves out DCI, whose trees take minutes; a metric with other
-            settings is ``functools.partial(dci, predictor=...)``.
+        untrained: Codes ``(N, *)`` of encoders that were not trained, one for each draw; none to
+            leave that null out.
+        metrics: What to score by: :data:`FAST_METRICS` leaves out DCI, whose trees take minutes; a
+            metric with other settings is ``functools.partial(dci, predictor=...)``.
         factor_names: Name of each factor.
         num_nulls: Draws of rotations and of shuffled factors.
         seed: Seed of all draws.
@@ -125,8 +135,8 @@ def score_codes(
     scores = _scores(metrics, data.codes, data.classes, options)
     rows = []
     for null, draws in _nulls(data, untrained, num_nulls, seed).items():
-        found = [_scores(metrics, *draw, {**options, "num_bootstrap": 0}) for draw in draws]
-        for of_score in zip(*found, strict=True):
+        results = [_scores(metrics, *draw, {**options, "num_bootstrap": 0}) for draw in draws]
+        for of_score in zip(*results, strict=True):
             values = np.array([score.value for score in of_score])
             spread = values.std(ddof=1) if len(values) > 1 else np.nan
             rows.append((of_score[0].name, null, values.mean(), spread, len(values)))
@@ -148,9 +158,10 @@ def disentanglement(
 
     Args:
         vae: The model.
-        data: Data with known factors; they are shuffled first, so that data in the order of their factors do.
-        make_untrained: Builds the untrained model of a seed; None for a copy of the model with its encoder's weights
-            set to torch's initial ones.
+        data: Data with known factors; they are shuffled first, so that data in the order of their
+            factors do.
+        make_untrained: Builds the untrained model of a seed; None for a copy of the model with its
+            encoder's weights set to torch's initial ones.
         metrics: What to score by.
         num_data: Take so many of the data at random; None for all.
         num_nulls: Draws of each null.
@@ -160,7 +171,8 @@ def disentanglement(
         Scores and nulls.
 
     Raises:
-        InputError: if the data have no factors, are fewer than ``num_data``, or for what a metric cannot use.
+        InputError: if the data have no factors, are fewer than ``num_data``, or for what a metric
+            cannot use.
     """
     check_count("num_nulls", num_nulls)
     if data.factors is None:
@@ -172,7 +184,9 @@ def disentanglement(
     chosen = data[generator(seed, NULL_STREAM, 0).permutation(len(data))[:size]]
     assert chosen.factors is not None
     build = make_untrained or (lambda draw: untrained_copy(vae, draw))
-    untrained = [encode(build(stream_seed(seed, NULL_STREAM, 1, draw)), chosen) for draw in range(num_nulls)]
+    untrained = [
+        encode(build(stream_seed(seed, NULL_STREAM, 1, draw)), chosen) for draw in range(num_nulls)
+    ]
     return score_codes(
         encode(vae, chosen),
         chosen.factors,
@@ -184,9 +198,13 @@ def disentanglement(
     )
 
 
-def _scores(metrics: Sequence[Metric], codes: Values, factors: Array, options: dict[str, Any]) -> tuple[Score, ...]:
-    found = [metric(codes, factors, **options) for metric in metrics]
-    return tuple(score for part in found for score in (part.scores if isinstance(part, DCI) else (part,)))
+def _scores(
+    metrics: Sequence[Metric], codes: Values, factors: Array, options: dict[str, Any]
+) -> tuple[Score, ...]:
+    results = [metric(codes, factors, **options) for metric in metrics]
+    return tuple(
+        score for part in results for score in (part.scores if isinstance(part, DCI) else (part,))
+    )
 
 
 def _nulls(

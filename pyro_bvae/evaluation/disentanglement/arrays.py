@@ -46,7 +46,12 @@ class Paired(NamedTuple):
 
 
 def paired(
-    codes: Values, factors: Values, factor_names: Sequence[str] = (), *, least_latents: int = 1, least_factors: int = 1
+    codes: Values,
+    factors: Values,
+    factor_names: Sequence[str] = (),
+    *,
+    least_latents: int = 1,
+    least_factors: int = 1,
 ) -> Paired:
     """Check codes and factors, and number the values of each factor.
 
@@ -62,18 +67,24 @@ def paired(
     """
     rows, known = _matrix("codes", codes), _matrix("factors", factors)
     if len(rows) != len(known):
-        raise InputError(f"'factors' must have a row for each of the {len(rows)} codes, got {len(known)}")
+        raise InputError(
+            f"'factors' must have a row for each of the {len(rows)} codes, got {len(known)}"
+        )
     for name, array, least, kind in (
         ("codes", rows, least_latents, "latents"),
         ("factors", known, least_factors, "factors"),
     ):
         if array.shape[1] < least:
-            raise InputError(f"'{name}' must have at least {least} {kind}, one column each, got {array.shape[1]}")
+            raise InputError(
+                f"'{name}' must have at least {least} {kind}, one column each, got {array.shape[1]}"
+            )
     if len(factor_names) not in (0, known.shape[1]):
-        raise InputError(f"'factor_names' must name {known.shape[1]} factors, got {len(factor_names)}")
+        raise InputError(
+            f"'factor_names' must name {known.shape[1]} factors, got {len(factor_names)}"
+        )
     names = tuple(factor_names) or tuple(f"factor {place}" for place in range(known.shape[1]))
-    found = [_classes(name, column) for name, column in zip(names, known.T, strict=True)]
-    values, classes = tuple(part[0] for part in found), np.stack([part[1] for part in found], 1)
+    results = [_classes(name, column) for name, column in zip(names, known.T, strict=True)]
+    values, classes = tuple(part[0] for part in results), np.stack([part[1] for part in results], 1)
     return Paired(rows, classes, np.array([len(part) for part in values]), names, values)
 
 
@@ -81,7 +92,8 @@ def halves(data: Paired) -> tuple[Paired, Paired]:
     """Return the first half of the data, to train on, and the second, to test on, in the order they are in.
 
     Raises:
-        InputError: if a value of a factor is missing in one of them, as where data are sorted by a factor.
+        InputError: if a value of a factor is missing in one of them, as where data are sorted by a
+            factor.
     """
     middle = len(data.codes) // 2
     parts = data.take(slice(middle)), data.take(slice(middle, None))
@@ -100,7 +112,9 @@ def halves(data: Paired) -> tuple[Paired, Paired]:
 def _matrix(name: str, values: Values) -> Array:
     array = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if array.ndim != 2 or array.dtype.kind not in "biuf" or 0 in array.shape:
-        raise InputError(f"'{name}' must be numbers of shape (N, *), got {array.dtype} of shape {array.shape}")
+        raise InputError(
+            f"'{name}' must be numbers of shape (N, *), got {array.dtype} of shape {array.shape}"
+        )
     array = array if array.dtype.kind == "f" and array.itemsize >= 4 else array.astype(float)
     bad = ~np.isfinite(array)
     if bad.any():
@@ -113,7 +127,9 @@ def _classes(name: str, column: Array) -> tuple[Array, Array]:
     """Return the values of a factor, and the place of each datum's among them."""
     values, classes = np.unique(column, return_inverse=True)
     if len(values) == 1:
-        raise InputError(f"'factors' must vary, but '{name}' is {values[0]:g} for all {len(column)} data; leave it out")
+        raise InputError(
+            f"'factors' must vary, but '{name}' is {values[0]:g} for all {len(column)} data; leave it out"
+        )
     if len(values) > _MOST_VALUES * len(column):
         raise InputError(
             f"'factors' must be classes, but '{name}' takes {len(values)} values in {len(column)} data; cut it into"

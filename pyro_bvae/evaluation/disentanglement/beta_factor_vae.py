@@ -12,7 +12,8 @@ from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, 
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
 from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 
-# From training and test data and a generator to the accuracy and the share of each factor's groups that are recognised.
+# From training and test data and a generator to the accuracy and the share of each factor's groups
+# that are recognised.
 _Accuracy = Callable[[Paired, Paired, np.random.Generator], Array]
 
 
@@ -28,9 +29,11 @@ def beta_vae_score(
 ) -> Score:
     r"""Return how well the factor that pairs of data share can be told from how their codes differ.
 
-    A group is L pairs that share the value of one factor j: from :math:`\frac1L \sum_l |z_{l1} - z_{l2}|` a linear
-    classifier, trained on groups of the first half of the data, tells j for groups of the second. Chance is 1 / F. A
-    rotated code can still score high: what is asked for is a trace of each factor, not a latent of its own.
+    A group is L pairs that share the value of one factor j: from :math:`\frac1L \sum_l |z_{l1} -
+    z_{l2}|` a linear classifier, trained on groups of the first half of the data, tells j for
+    groups of the second. Chance is 1 / F. A
+    rotated code can still score high: what is asked for is a trace of each factor, not a latent of
+    its own.
 
     Args:
         codes: The representation, shape ``(N, D)``; the scale of a latent does not matter.
@@ -42,11 +45,12 @@ def beta_vae_score(
         seed: Seed of all draws.
 
     Returns:
-        The accuracy, and the share of each factor's groups that are told. Reference: Higgins et al. 2017.
+        The accuracy, and the share of each factor's groups that are told. Reference: Higgins et al.
+        2017.
 
     Raises:
-        InputError: if a value of a factor has fewer than two data in a half, or for codes and factors that cannot be
-            used.
+        InputError: if a value of a factor has fewer than two data in a half, or for codes and
+            factors that cannot be used.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
     from threadpoolctl import threadpool_limits
@@ -59,7 +63,15 @@ def beta_vae_score(
             model = LogisticRegression(solver="newton-cholesky").fit(features / scale, targets)
         return _shares(model.predict(shown / scale) == truth, truth, len(train.names))
 
-    return _score("β-VAE score", accuracy, codes, factors, factor_names, (num_groups, group_size, num_bootstrap), seed)
+    return _score(
+        "β-VAE score",
+        accuracy,
+        codes,
+        factors,
+        factor_names,
+        (num_groups, group_size, num_bootstrap),
+        seed,
+    )
 
 
 def factor_vae_score(
@@ -74,10 +86,11 @@ def factor_vae_score(
 ) -> Score:
     r"""Return how well the factor that data share can be told from the one latent that varies least among them.
 
-    A group is L data with the same value of one factor j. Its vote is the latent of smallest variance, relative to
-    the variance over all data. Each latent stands for the factor that most of its votes in the first half of the data
-    are for; the score is the share of votes in the second half that are right. Chance is about 1 / F. Latents with less
-    than 0.01 of the largest variance are idle and have no vote; of a code that is constant, all votes are for one.
+    A group is L data with the same value of one factor j. Its vote is the latent of smallest
+    variance, relative to the variance over all data. Each latent stands for the factor that most of
+    its votes in the first half of the data are for; the score is the share of votes in the second
+    half that are right. Chance is about 1 / F. Latents with less than 0.01 of the largest variance
+    are idle and have no vote; of a code that is constant, all votes are for one.
 
     Args:
         codes: The representation, shape ``(N, D)``.
@@ -89,11 +102,12 @@ def factor_vae_score(
         seed: Seed of all draws.
 
     Returns:
-        The accuracy, and the share of each factor's groups that are told. Reference: Kim and Mnih 2018.
+        The accuracy, and the share of each factor's groups that are told. Reference: Kim and Mnih
+        2018.
 
     Raises:
-        InputError: if a value of a factor has fewer than two data in a half, or for codes and factors that cannot be
-            used.
+        InputError: if a value of a factor has fewer than two data in a half, or for codes and
+            factors that cannot be used.
     """
 
     def accuracy(train: Paired, test: Paired, rng: np.random.Generator) -> Array:
@@ -138,7 +152,9 @@ def _score(
 
 
 def _check_groups(data: Paired) -> None:
-    for name, known, size, values in zip(data.names, data.classes.T, data.sizes, data.values, strict=True):
+    for name, known, size, values in zip(
+        data.names, data.classes.T, data.sizes, data.values, strict=True
+    ):
         counts = np.bincount(known, minlength=size)
         if counts.min() < 2:
             raise InputError(
@@ -147,7 +163,9 @@ def _check_groups(data: Paired) -> None:
             )
 
 
-def _differences(data: Paired, num_groups: int, size: int, rng: np.random.Generator) -> tuple[Array, Array]:
+def _differences(
+    data: Paired, num_groups: int, size: int, rng: np.random.Generator
+) -> tuple[Array, Array]:
     """Return the mean absolute difference of codes in each group of pairs, ``(M, D)``, and the factor they share."""
     targets = np.sort(rng.integers(len(data.names), size=num_groups))
     rows = []

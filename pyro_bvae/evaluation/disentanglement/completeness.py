@@ -20,9 +20,11 @@ class DCI:
     """Disentanglement, completeness and informativeness, and what they are made of.
 
     Attributes:
-        disentanglement: Whether each latent matters to one factor only, with a part for each latent.
+        disentanglement: Whether each latent matters to one factor only, with a part for each
+            latent.
         completeness: Whether each factor is told by one latent only, with a part for each factor.
-        informativeness: Accuracy of the classifiers on the second half of the data, with a part for each factor.
+        informativeness: Accuracy of the classifiers on the second half of the data, with a part for
+            each factor.
         train_accuracy: Their accuracy on the first half, which trained them.
         importances: Of each latent (row) for each factor (column), which add up to 1 over latents.
     """
@@ -53,34 +55,40 @@ def dci(
 ) -> DCI:
     r"""Return disentanglement, completeness and informativeness.
 
-    With :math:`R_{dj}`, how much a classifier of factor j looks at latent d, and H the entropy of its rows or columns
-    made to add up to 1,
+    With :math:`R_{dj}`, how much a classifier of factor j looks at latent d, and H the entropy of
+    its rows or columns made to add up to 1,
 
-    .. math:: \mathrm{D} = \sum_d \frac{\sum_j R_{dj}}{\sum_{dj} R_{dj}} \Big(1 - \frac{H(R_{d \cdot})}{\log F}\Big),
-        \quad \mathrm{C} = \sum_j \frac{\sum_d R_{dj}}{\sum_{dj} R_{dj}} \Big(1 - \frac{H(R_{\cdot j})}{\log D}\Big),
+    .. math:: \mathrm{D} = \sum_d \frac{\sum_j R_{dj}}{\sum_{dj} R_{dj}} \Big(1 - \frac{H(R_{d
+    \cdot})}{\log F}\Big),
+        \quad \mathrm{C} = \sum_j \frac{\sum_d R_{dj}}{\sum_{dj} R_{dj}} \Big(1 - \frac{H(R_{\cdot
+        j})}{\log D}\Big),
 
-    and I the accuracy of the classifiers. All three are 1 for a perfect code. Codes that tell nothing still have
+    and I the accuracy of the classifiers. All three are 1 for a perfect code. Codes that tell
+    nothing still have
     an accuracy: that of guessing.
 
-    Each boosted classifier takes a hundred trees a class: seconds for 2,000 data, minutes for 50,000. A forest takes
-    a tenth of that, but its importances, and so its scores, are others. The errors need fits of their own: both halves
-    of the training data, split at random, are fitted and tested apart, and the squared difference of the two, over 4,
-    is the variance; few pairs of halves tell it to about a third.
+    Each boosted classifier takes a hundred trees a class: seconds for 2,000 data, minutes for
+    50,000. A forest takes a tenth of that, but its importances, and so its scores, are others. The
+    errors need fits of their own: both halves of the training data, split at random, are fitted and
+    tested apart, and the squared difference of the two, over 4, is the variance; few pairs of
+    halves tell it to about a third.
 
     Args:
         codes: The representation, shape ``(N, D)``, D at least 2.
         factors: Classes of the data, shape ``(N, F)``, F at least 2.
-        predictor: A scikit-learn classifier with ``feature_importances_``, copied for each fit; None for gradient
-            boosting at its defaults, as in the field's reference.
+        predictor: A scikit-learn classifier with ``feature_importances_``, copied for each fit;
+            None for gradient boosting at its defaults, as in the field's reference.
         factor_names: Name of each factor.
         num_bootstrap: Fits of half the data for the interval, in pairs; 0 for none.
         seed: Seed of the splits and of the classifiers.
 
     Returns:
-        The three scores with their parts, and the importances. Reference: Eastwood and Williams 2018.
+        The three scores with their parts, and the importances. Reference: Eastwood and Williams
+        2018.
 
     Raises:
-        InputError: if a value of a factor is in one half only, or for codes and factors that cannot be used.
+        InputError: if a value of a factor is in one half only, or for codes and factors that cannot
+            be used.
     """
     from sklearn.ensemble import GradientBoostingClassifier  # slow to import
 
@@ -95,7 +103,9 @@ def dci(
         orders = [rng.permutation(len(part.codes)) for part in parts]
         apart = []
         for side in (0, 1):
-            one, other = (part.take(order[side::2]) for part, order in zip(parts, orders, strict=True))
+            one, other = (
+                part.take(order[side::2]) for part, order in zip(parts, orders, strict=True)
+            )
             importances, _, right = _fit(classifier, one, other, seed)
             apart.append(_values(importances, right))
         differences.append(apart[0] - apart[1])
@@ -108,7 +118,13 @@ def dci(
     labels = (data.latents, data.names, data.names)
     scores = [Score.of(*of, num_data) for of in zip(names, values, spreads, labels, strict=True)]
     first, second, third = scores
-    return DCI(first, second, third, float(trained.mean()), pd.DataFrame(table, data.latents, list(data.names)))
+    return DCI(
+        first,
+        second,
+        third,
+        float(trained.mean()),
+        pd.DataFrame(table, data.latents, list(data.names)),
+    )
 
 
 def _fit(predictor: Any, train: Paired, test: Paired, seed: int) -> tuple[Array, Array, Array]:
@@ -122,7 +138,8 @@ def _fit(predictor: Any, train: Paired, test: Paired, seed: int) -> tuple[Array,
             model.set_params(random_state=stream_seed(seed, FIT_STREAM, j) % 2**32)
         model.fit(train.codes, target)
         accuracies = (
-            np.mean(model.predict(part) == known) for part, known in ((train.codes, target), (test.codes, truth))
+            np.mean(model.predict(part) == known)
+            for part, known in ((train.codes, target), (test.codes, truth))
         )
         columns.append((np.abs(model.feature_importances_), *accuracies))
     importances, trained, accuracy = zip(*columns, strict=True)
@@ -133,7 +150,14 @@ def _values(importances: Array, accuracy: Array) -> Array:
     """Return the three scores, each before its parts, as one vector."""
     weights = importances / (importances.sum() or 1.0)
     rows, columns = _concentration(importances), _concentration(importances.T)
-    scores = (weights.sum(1) @ rows, rows, weights.sum(0) @ columns, columns, accuracy.mean(), accuracy)
+    scores = (
+        weights.sum(1) @ rows,
+        rows,
+        weights.sum(0) @ columns,
+        columns,
+        accuracy.mean(),
+        accuracy,
+    )
     return np.concatenate([np.atleast_1d(score) for score in scores])
 
 

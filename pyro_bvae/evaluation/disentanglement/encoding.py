@@ -27,7 +27,8 @@ def untrained_copy(vae: BetaVAE, seed: int) -> BetaVAE:
     """Return a copy of a model whose encoder was never trained: torch's own initial weights.
 
     Raises:
-        InputError: if a parameter of the encoder belongs to a module that has no ``reset_parameters``.
+        InputError: if a parameter of the encoder belongs to a module that has no
+            ``reset_parameters``.
     """
     copy = deepcopy(vae)
     encoder = copy.encoder

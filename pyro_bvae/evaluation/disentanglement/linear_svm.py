@@ -14,14 +14,16 @@ _TOLERANCE, _MOST_STEPS = 1e-9, 100
 class Machines:
     r"""Machines that tell each class from the others by one feature, as liblinear trains them with balanced classes.
 
-    For each class the minimum of :math:`(w^2 + b^2) / 2 + \sum_n C_n \max(0, 1 - s_n (w x_n + b))^2`, by Newton's
-    method. The data inside the margin are those up to, or from, some place in the sorted feature, so that every sum is
-    a difference of cumulated ones. That makes a step as cheap for a hundred thousand data as for ten.
+    For each class the minimum of :math:`(w^2 + b^2) / 2 + \sum_n C_n \max(0, 1 - s_n (w x_n +
+    b))^2`, by Newton's method. The data inside the margin are those up to, or from, some place in
+    the sorted feature, so that every sum is a difference of cumulated ones. That makes a step as
+    cheap for a hundred thousand data as for ten.
 
     Args:
         feature: Shape ``(N,)``.
         classes: From 0 to K - 1, all there, shape ``(N,)``.
-        strength: C: of a class of n data it is :math:`C N / (K n)`, of the others C; of both where there are two.
+        strength: C: of a class of n data it is :math:`C N / (K n)`, of the others C; of both where
+            there are two.
 
     Reference: Fan et al. 2008.
     """

@@ -26,9 +26,9 @@ def mutual_information(
     r"""Return the mutual information of every latent with every factor, in nats.
 
     Of the counts of a latent's bins and a factor's values:
-    :math:`I(z_d; v_j) = \sum p(b, v) \log \frac{p(b, v)}{p(b) p(v)}`. It is what the scores of the field are defined
-    by, and too large by about :math:`(B - 1)(K_j - 1) / 2N`; :func:`pyro_bvae.evaluation.read_latents` has an estimate
-    without bins.
+    :math:`I(z_d; v_j) = \sum p(b, v) \log \frac{p(b, v)}{p(b) p(v)}`. It is what the scores of the
+    field are defined by, and too large by about :math:`(B - 1)(K_j - 1) / 2N`;
+    :func:`pyro_bvae.evaluation.read_latents` has an estimate without bins.
 
     Args:
         codes: The representation, shape ``(N, D)``.
@@ -59,7 +59,8 @@ def mutual_information_gap(
 
     .. math:: \mathrm{MIG} = \frac1F \sum_j \frac{I(z_{(1)}; v_j) - I(z_{(2)}; v_j)}{H(v_j)}
 
-    It is 1 for a code with one latent for each factor, up to the mutual information that latents and factors have by
+    It is 1 for a code with one latent for each factor, up to the mutual information that latents
+    and factors have by
     chance in few data: 0.994 for the field's perfect code of 4,000.
 
     Args:
@@ -78,14 +79,18 @@ def mutual_information_gap(
     """
     data = paired(codes, factors, factor_names, least_latents=2)
 
-    def statistic(found: _Information) -> Array:
-        second, first = np.sort(found.table, axis=0)[-2:]
+    def statistic(result: _Information) -> Array:
+        second, first = np.sort(result.table, axis=0)[-2:]
         # A factor that did not vary in data drawn again tells no gap.
-        gaps = np.divide(first - second, found.entropies, out=np.zeros_like(first), where=found.entropies > 0)
+        gaps = np.divide(
+            first - second, result.entropies, out=np.zeros_like(first), where=result.entropies > 0
+        )
         return np.array([gaps.mean(), *gaps])
 
     cells = _cells(data, bins)
-    errors = bootstrap_errors(lambda w: statistic(_information(cells, w)), len(data.codes), num_bootstrap, seed)
+    errors = bootstrap_errors(
+        lambda w: statistic(_information(cells, w)), len(data.codes), num_bootstrap, seed
+    )
     return Score.of("MIG", statistic(_information(cells)), errors, data.names, len(data.codes))
 
 
@@ -100,12 +105,13 @@ def modularity(
 ) -> Score:
     r"""Return how far each latent tells of one factor only.
 
-    .. math:: \frac1D \sum_d \Big( 1 - \frac{\sum_{j \ne j_d} I(z_d; v_j)^2}{(F - 1)\, I(z_d; v_{j_d})^2} \Big),
+    .. math:: \frac1D \sum_d \Big( 1 - \frac{\sum_{j \ne j_d} I(z_d; v_j)^2}{(F - 1)\, I(z_d;
+    v_{j_d})^2} \Big),
         \quad j_d = \arg\max_j I(z_d; v_j)
 
-    A latent that is constant counts 0. One of pure noise does not: the ratio is of what it tells by chance, so that
-    a perfect code with two idle latents of seven has 0.89, and noise alone 0.72, in the field's reference as here.
-    Read it beside the null of shuffled factors.
+    A latent that is constant counts 0. One of pure noise does not: the ratio is of what it tells by
+    chance, so that a perfect code with two idle latents of seven has 0.89, and noise alone 0.72, in
+    the field's reference as here. Read it beside the null of shuffled factors.
 
     Args:
         codes: The representation, shape ``(N, D)``.
@@ -123,16 +129,20 @@ def modularity(
     """
     data = paired(codes, factors, factor_names, least_factors=2)
 
-    def statistic(found: _Information) -> Array:
-        squares = found.table**2
+    def statistic(result: _Information) -> Array:
+        squares = result.table**2
         largest = squares.max(1)
         others = (squares.sum(1) - largest) / (squares.shape[1] - 1)
         each = 1 - np.divide(others, largest, out=np.ones_like(others), where=largest > 0)
         return np.array([each.mean(), *each])
 
     cells = _cells(data, bins)
-    errors = bootstrap_errors(lambda w: statistic(_information(cells, w)), len(data.codes), num_bootstrap, seed)
-    return Score.of("modularity", statistic(_information(cells)), errors, data.latents, len(data.codes))
+    errors = bootstrap_errors(
+        lambda w: statistic(_information(cells, w)), len(data.codes), num_bootstrap, seed
+    )
+    return Score.of(
+        "modularity", statistic(_information(cells)), errors, data.latents, len(data.codes)
+    )
 
 
 class _Cells(NamedTuple):
@@ -150,10 +160,13 @@ class _Information(NamedTuple):
 def _cells(data: Paired, bins: int) -> _Cells:
     check_count("bins", bins)
     if len(data.codes) < bins:
-        raise InputError(f"'bins' must be at most the number of data, {len(data.codes)}, got {bins}")
+        raise InputError(
+            f"'bins' must be at most the number of data, {len(data.codes)}, got {bins}"
+        )
     binned = [_binned(column.astype(float), bins) for column in data.codes.T]
     places = [
-        [column * size + classes for size, classes in zip(data.sizes, data.classes.T, strict=True)] for column in binned
+        [column * size + classes for size, classes in zip(data.sizes, data.classes.T, strict=True)]
+        for column in binned
     ]
     return _Cells(places, [(bins, int(size)) for size in data.sizes])
 
@@ -173,7 +186,9 @@ def _information(cells: _Cells, weights: Array | None = None) -> _Information:
     entropies = np.empty(len(cells.shapes))
     for d, row in enumerate(cells.places):
         for j, (places, shape) in enumerate(zip(row, cells.shapes, strict=True)):
-            joint = np.bincount(places, weights, minlength=shape[0] * shape[1]).reshape(shape) / len(places)
+            joint = np.bincount(places, weights, minlength=shape[0] * shape[1]).reshape(
+                shape
+            ) / len(places)
             entropies[j] = -_sum_log(joint.sum(0))
             shared = _sum_log(joint) - _sum_log(joint.sum(1)) + entropies[j]
             table[d, j] = shared if shared > _ROUNDING else 0.0

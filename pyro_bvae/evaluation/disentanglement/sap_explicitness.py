@@ -27,23 +27,26 @@ def sap(
 
     .. math:: \mathrm{SAP} = \frac1F \sum_j \big( A_{(1) j} - A_{(2) j} \big),
 
-    where :math:`A_{dj}` is the accuracy, on the second half of the data, of a linear support vector machine that was
-    trained on latent d in the first, with balanced classes. A linear classifier cannot tell the middle one of several
-    values on a line, and guessing is right now and then: a perfect code reaches 0.38 in the field's reference as here,
-    not 1.
+    where :math:`A_{dj}` is the accuracy, on the second half of the data, of a linear support vector
+    machine that was trained on latent d in the first, with balanced classes. A linear classifier
+    cannot tell the middle one of several values on a line, and guessing is right now and then: a
+    perfect code reaches 0.38 in the field's reference as here, not 1.
 
     Args:
-        codes: The representation, shape ``(N, D)``, D at least 2; scale matters, as in the reference.
+        codes: The representation, shape ``(N, D)``, D at least 2; scale matters, as in the
+            reference.
         factors: Classes of the data, shape ``(N, F)``.
         factor_names: Name of each factor.
-        num_bootstrap: How often the test data are drawn again for the interval, with the classifiers held; 0 for none.
+        num_bootstrap: How often the test data are drawn again for the interval, with the
+            classifiers held; 0 for none.
         seed: Seed of the draws.
 
     Returns:
         The score and that of each factor. Reference: Kumar et al. 2018.
 
     Raises:
-        InputError: if a value of a factor is in one half only, or for codes and factors that cannot be used.
+        InputError: if a value of a factor is in one half only, or for codes and factors that cannot
+            be used.
     """
     data = paired(codes, factors, factor_names, least_latents=2)
     train, test = halves(data)
@@ -74,22 +77,26 @@ def explicitness(
 ) -> Score:
     r"""Return how well a linear classifier of all latents tells each value of a factor from the others.
 
-    The mean over factors of the mean over their values of the area under the ROC curve, on the second half of the data,
-    of a logistic regression trained on the first. It is 0.5 for codes that tell nothing, and not rescaled. A value in
-    the middle of a line is not told by a linear classifier: a perfect code of ordered factors need not reach 1.
+    The mean over factors of the mean over their values of the area under the ROC curve, on the
+    second half of the data, of a logistic regression trained on the first. It is 0.5 for codes that
+    tell nothing, and not rescaled. A value in
+    the middle of a line is not told by a linear classifier: a perfect code of ordered factors need
+    not reach 1.
 
     Args:
         codes: The representation, shape ``(N, D)``; each latent is scaled to unit variance.
         factors: Classes of the data, shape ``(N, F)``.
         factor_names: Name of each factor.
-        num_bootstrap: How often the test data are drawn again for the interval, with the classifiers held; 0 for none.
+        num_bootstrap: How often the test data are drawn again for the interval, with the
+            classifiers held; 0 for none.
         seed: Seed of the draws.
 
     Returns:
         The score and that of each factor. Reference: Ridgeway and Mozer 2018.
 
     Raises:
-        InputError: if a value of a factor is in one half only, or for codes and factors that cannot be used.
+        InputError: if a value of a factor is in one half only, or for codes and factors that cannot
+            be used.
     """
     from sklearn.linear_model import LogisticRegression  # slow to import
     from threadpoolctl import threadpool_limits
@@ -104,8 +111,12 @@ def explicitness(
         for j, size in enumerate(data.sizes):
             shares = np.empty((len(test), size))
             for value in range(size):
-                machine = LogisticRegression(solver="newton-cholesky").fit(train / scale, classes[0][:, j] == value)
-                shares[:, value] = _placements(machine.decision_function(test / scale), classes[1][:, j] == value)
+                machine = LogisticRegression(solver="newton-cholesky").fit(
+                    train / scale, classes[0][:, j] == value
+                )
+                shares[:, value] = _placements(
+                    machine.decision_function(test / scale), classes[1][:, j] == value
+                )
             areas.append(_Areas(shares, classes[1][:, j]))
 
     def statistic(weights: Array) -> Array:
@@ -113,7 +124,9 @@ def explicitness(
         return np.array([each.mean(), *each])
 
     errors = bootstrap_errors(statistic, len(test), num_bootstrap, seed)
-    return Score.of("explicitness", statistic(np.ones(len(test))), errors, data.names, len(data.codes))
+    return Score.of(
+        "explicitness", statistic(np.ones(len(test))), errors, data.names, len(data.codes)
+    )
 
 
 class _Areas:

@@ -24,7 +24,8 @@ class Score:
         name: What is measured.
         value: The score.
         standard_error: Over data that are drawn again; None where no bootstrap was asked for.
-        parts: A row for each factor (or latent) that the score is made of: ``value`` and ``standard_error``.
+        parts: A row for each factor (or latent) that the score is made of: ``value`` and
+            ``standard_error``.
         num_data: N, the data behind it.
     """
 
@@ -35,24 +36,35 @@ class Score:
     num_data: int
 
     @classmethod
-    def of(cls, name: str, values: Array, errors: Array | None, parts: Sequence[str], num_data: int) -> Score:
+    def of(
+        cls, name: str, values: Array, errors: Array | None, parts: Sequence[str], num_data: int
+    ) -> Score:
         """Return the score of ``values``, the score itself and then its parts, with their errors if there are any."""
         columns = {"value": values[1:], "standard_error": np.nan if errors is None else errors[1:]}
         table = pd.DataFrame(columns, index=list(parts))
-        return cls(name, float(values[0]), None if errors is None else float(errors[0]), table, num_data)
+        return cls(
+            name, float(values[0]), None if errors is None else float(errors[0]), table, num_data
+        )
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """The 95% interval, 1.96 standard errors to either side and within [0, 1]; None without a bootstrap."""
         if self.standard_error is None:
             return None
-        return max(0.0, self.value - 1.96 * self.standard_error), min(1.0, self.value + 1.96 * self.standard_error)
+        return max(0.0, self.value - 1.96 * self.standard_error), min(
+            1.0, self.value + 1.96 * self.standard_error
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return value, error, interval and the values of the parts for a JSON file."""
         parts = {str(name): float(value) for name, value in self.parts["value"].items()}
         interval = None if self.interval is None else list(self.interval)
-        return {"value": self.value, "standard_error": self.standard_error, "interval": interval, "parts": parts}
+        return {
+            "value": self.value,
+            "standard_error": self.standard_error,
+            "interval": interval,
+            "parts": parts,
+        }
 
     def __repr__(self) -> str:
         return f"Score({self})"
@@ -68,11 +80,14 @@ def generator(seed: int, *path: int) -> np.random.Generator:
     return np.random.default_rng(stream_seed(seed, *path))
 
 
-def bootstrap_errors(statistic: Callable[[Array], Array], num_data: int, num_bootstrap: int, seed: int) -> Array | None:
+def bootstrap_errors(
+    statistic: Callable[[Array], Array], num_data: int, num_bootstrap: int, seed: int
+) -> Array | None:
     r"""Return the standard deviation of a statistic over data that are drawn again.
 
-    Data drawn with replacement are the same data, each weighted by how often it was drawn. So nothing is copied, and
-    what does not depend on the weights, such as the cells that data fall into, is found once (Efron 1979).
+    Data drawn with replacement are the same data, each weighted by how often it was drawn. So
+    nothing is copied, and what does not depend on the weights, such as the cells that data fall
+    into, is found once (Efron 1979).
 
     Args:
         statistic: From weights ``(N,)``, whole numbers that add up to N, to values ``(P,)``.
@@ -90,7 +105,10 @@ def bootstrap_errors(statistic: Callable[[Array], Array], num_data: int, num_boo
     if not num_bootstrap:
         return None
     rng = generator(seed, BOOTSTRAP_STREAM)
-    draws = (np.bincount(rng.integers(num_data, size=num_data), minlength=num_data) for _ in range(num_bootstrap))
+    draws = (
+        np.bincount(rng.integers(num_data, size=num_data), minlength=num_data)
+        for _ in range(num_bootstrap)
+    )
     spread: Array = np.stack([statistic(weights.astype(float)) for weights in draws]).std(0, ddof=1)
     return spread
 
@@ -102,4 +120,6 @@ def check_bootstrap(num_bootstrap: int) -> None:
         InputError: with the value.
     """
     if not isinstance(num_bootstrap, int) or num_bootstrap < 0 or num_bootstrap == 1:
-        raise InputError(f"'num_bootstrap' must be 0, for no interval, or at least 2, got {num_bootstrap!r}")
+        raise InputError(
+            f"'num_bootstrap' must be 0, for no interval, or at least 2, got {num_bootstrap!r}"
+        )

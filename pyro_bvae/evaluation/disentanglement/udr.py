@@ -44,8 +44,8 @@ class Ranking:
     """Models of a sweep, ranked by how much of their latents other seeds found too.
 
     Attributes:
-        table: A row for each model, best first: ``beta``, ``seed``, ``score``, ``standard_error`` and ``active``, the
-            number of latents that are not idle.
+        table: A row for each model, best first: ``beta``, ``seed``, ``score``, ``standard_error``
+            and ``active``, the number of latents that are not idle.
         scores: The score of each model in the order of the sweep, with a part for each partner.
     """
 
@@ -64,7 +64,10 @@ def rank_correlation(first: Array, second: Array) -> Array:
     ranks = [rankdata(codes, axis=0) for codes in (first, second)]
     centred = [part - part.mean(0) for part in ranks]
     lengths = [np.sqrt((part**2).sum(0)) for part in centred]
-    units = [part / np.where(length > 0, length, 1.0) for part, length in zip(centred, lengths, strict=True)]
+    units = [
+        part / np.where(length > 0, length, 1.0)
+        for part, length in zip(centred, lengths, strict=True)
+    ]
     return np.abs(units[0].T @ units[1])
 
 
@@ -78,15 +81,16 @@ def unsupervised_disentanglement_ranking(
 ) -> Ranking:
     r"""Rank the models of a sweep by whether models of the same β and another seed found the same latents.
 
-    With :math:`R_{ab}` the relation of latent a of one model to b of another, over latents that are not idle (KL above
-    0.01 nats),
+    With :math:`R_{ab}` the relation of latent a of one model to b of another, over latents that are
+    not idle (KL above 0.01 nats),
 
-    .. math:: \mathrm{UDR}_{ij} = \frac{1}{D_i + D_j} \Big( \sum_b \frac{\max_a R_{ab}^2}{\sum_a R_{ab}}
+    .. math:: \mathrm{UDR}_{ij} = \frac{1}{D_i + D_j} \Big( \sum_b \frac{\max_a R_{ab}^2}{\sum_a
+    R_{ab}}
         + \sum_a \frac{\max_b R_{ab}^2}{\sum_b R_{ab}} \Big),
 
-    and the score of a model the median over its partners j. It is 1 where all found the same up to order and sign, and
-    0 for a model whose latents are all idle. The interval is over partners that are drawn again: with fewer than
-    about five it says little, and with one there is none.
+    and the score of a model the median over its partners j. It is 1 where all found the same up to
+    order and sign, and 0 for a model whose latents are all idle. The interval is over partners that
+    are drawn again: with fewer than about five it says little, and with one there is none.
 
     Args:
         runs: A sweep with two seeds or more for each β.
@@ -105,7 +109,9 @@ def unsupervised_disentanglement_ranking(
     models = list(runs)
     shown = getattr(runs, "validation", None) if data is None else data
     if not isinstance(shown, Dataset):
-        raise InputError(f"'data' must be a Dataset to encode, since the sweep has none, got {type(shown).__name__}")
+        raise InputError(
+            f"'data' must be a Dataset to encode, since the sweep has none, got {type(shown).__name__}"
+        )
     codes = [_active_codes(model.vae, shown, seed) for model in models]
     rng, scores = generator(seed, BOOTSTRAP_STREAM), []
     for i, model in enumerate(models):
@@ -124,10 +130,14 @@ def unsupervised_disentanglement_ranking(
         "beta": [model.beta for model in models],
         "seed": [model.seed for model in models],
         "score": [score.value for score in scores],
-        "standard_error": [np.nan if score.standard_error is None else score.standard_error for score in scores],
+        "standard_error": [
+            np.nan if score.standard_error is None else score.standard_error for score in scores
+        ],
         "active": [part.shape[1] for part in codes],
     }
-    return Ranking(pd.DataFrame(table).sort_values("score", ascending=False, ignore_index=True), tuple(scores))
+    return Ranking(
+        pd.DataFrame(table).sort_values("score", ascending=False, ignore_index=True), tuple(scores)
+    )
 
 
 def _active_codes(vae: BetaVAE, data: Dataset, seed: int) -> Array:
@@ -147,5 +157,7 @@ def _agreement(first: Array, second: Array, relation: Callable[[Array, Array], A
     total = 0.0
     for axis in (0, 1):
         sums = table.sum(axis)
-        total += float(np.divide(table.max(axis) ** 2, sums, out=np.zeros_like(sums), where=sums > 0).sum())
+        total += float(
+            np.divide(table.max(axis) ** 2, sums, out=np.zeros_like(sums), where=sums > 0).sum()
+        )
     return total / count

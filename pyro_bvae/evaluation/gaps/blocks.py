@@ -76,75 +76,91 @@ class Request:
     families: tuple[Family, ...]
 
 
-def _refits(opened: Program, args: tuple[Any, ...], request: Request, seed: int, say: Callable[[str], Any]) -> _Refits:
-    beta, settings, local_guide = request.training_beta, request.settings, request.local_guide
-    under_beta = refit(opened, args, beta, settings, seed, local_guide, say=say)
-    best = under_beta
-    if beta != 1:
-        candidates = (under_beta.guide,) if local_guide is None else ()
-        best = refit(opened, args, 1.0, settings, seed, local_guide, candidates, say)
-    found: list[Refit] = []
-    for family in request.families:
-        start = found[-1].guide if found else best.guide
-        make = functools.partial(_joint, opened, family, start)
-        found.append(refit(opened, args, 1.0, settings, seed, make, say=say))
-    return _Refits(best, under_beta, tuple(found))
-
-
-def _joint(opened: Program, family: Family, start: Function, *args: Any) -> JointLocalGuide:
-    return JointLocalGuide(opened, args, family, start)
-
-
-def gap_block(
-    opened: Program,
+def _refits(
+    program: Program,
     args: tuple[Any, ...],
     request: Request,
     seed: int,
-    say: Callable[[str], Any] = str,
+    on_progress: Callable[[str], Any],
+) -> _Refits:
+    beta, settings, local_guide = request.training_beta, request.settings, request.local_guide
+    under_beta = refit(program, args, beta, settings, seed, local_guide, on_progress=on_progress)
+    best = under_beta
+    if beta != 1:
+        candidates = (under_beta.guide,) if local_guide is None else ()
+        best = refit(program, args, 1.0, settings, seed, local_guide, candidates, on_progress)
+    results: list[Refit] = []
+    for family in request.families:
+        start = results[-1].guide if results else best.guide
+        make = functools.partial(_joint, program, family, start)
+        results.append(refit(program, args, 1.0, settings, seed, make, on_progress=on_progress))
+    return _Refits(best, under_beta, tuple(results))
+
+
+def _joint(program: Program, family: Family, start: Function, *args: Any) -> JointLocalGuide:
+    return JointLocalGuide(program, args, family, start)
+
+
+def gap_block(
+    program: Program,
+    args: tuple[Any, ...],
+    request: Request,
+    seed: int,
+    on_progress: Callable[[str], Any] = str,
 ) -> GapBlock:
     """Measure evidence, bound and gaps of one block of data.
 
-    The guides share their noise, so that differences of their bounds have small errors. The evidence is weighed with
-    the draws of guide and refits and heavy-tailed ones around each mode that was found, as one sample of their mixture.
-    The error of a gap is that of the mean of its paired, linearised samples: ``w_k / mean(w)`` for the evidence and
-    ``log w_k`` for a bound.
+    The guides share their noise, so that differences of their bounds have small errors. The
+    evidence is weighed with the draws of guide and refits and heavy-tailed ones around each mode
+    that was found, as one sample of their mixture. The error of a gap is that of the mean of its
+    paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
     """
-    refits = _refits(opened, args, request, seed, say)
-    say("weighing")
-    modes = _modes(opened, args, request, refits, seed)
-    mixed, has_tails = _mixed(opened, args, request, refits, modes)
+    refits = _refits(program, args, request, seed, on_progress)
+    on_progress("weighing")
+    modes = _modes(program, args, request, refits, seed)
+    mixed, has_tails = _mixed(program, args, request, refits, modes)
     mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if len(mixed) > 1 else ()
 
     def weigh(guide: Function) -> Weights:
         with seeded(seed, 2), torch.no_grad():
-            return sample_weights(opened, args, request.num_samples, guide, mixture if guide in mixed else ())
+            return sample_weights(
+                program, args, request.num_samples, guide, mixture if guide in mixed else ()
+            )
 
-    weights = {guide: weigh(guide) for guide in (opened.guide, *mixed, *(part.guide for part in refits.all))}
-    own = weights[opened.guide]
+    weights = {
+        guide: weigh(guide)
+        for guide in (program.guide, *mixed, *(part.guide for part in refits.all))
+    }
+    own = weights[program.guide]
     pooled = torch.cat([weights[guide].mixed for guide in mixed])
-    evidence, linearised = _pooled_evidence(pooled, request.num_samples, has_tails, opened.rounding)
+    evidence, linearised = _pooled_evidence(
+        pooled, request.num_samples, has_tails, program.rounding
+    )
     beta = request.training_beta
     star = _at_least(weights[refits.best.guide], own, 1.0)
     star_beta = star if beta == 1 else _at_least(weights[refits.under_beta.guide], own, beta)
     bounds = [own.log_weights.double(), star.log_weights.double(), star_beta.log_weights.double()]
-    richer = [_at_least(weights[part.guide], star, 1.0).log_weights.double() for part in refits.families]
-    samples = [linearised - bounds[0], linearised - bounds[1], bounds[1] - bounds[2], bounds[2] - bounds[0]]
-    samples += [linearised - part for part in richer]
-    values, errors = (torch.stack(list(map(of, samples))) for of in (lambda part: part.mean(0), error_of_mean))
-    values[[0, 1, *range(4, len(samples))]] += evidence.value - linearised.mean(0)
+    richer = [
+        _at_least(weights[part.guide], star, 1.0).log_weights.double() for part in refits.families
+    ]
+    values, errors = _gap_values(linearised, bounds, richer, evidence.value)
     elbo_errors = torch.stack([error_of_mean(part) for part in (bounds[1], *richer)])
-    certified = torch.stack([part.certified for part in refits.all]).all(0).to(evidence.reliable.device)
+    certified = (
+        torch.stack([part.certified for part in refits.all]).all(0).to(evidence.reliable.device)
+    )
     best = [has_reliable_mean(part).to(certified.device) & certified for part in richer]
     gap_reliable, star_reliable = _reliability(evidence.reliable, bounds, certified, beta)
     return GapBlock(
         evidence,
-        bound_block(opened, args, own),
+        bound_block(program, args, own),
         values,
         torch.hypot(errors, _refit_noise(refits)),
         _biases(evidence, refits),
         torch.stack([*gap_reliable, *(evidence.reliable & part for part in best)]),
         torch.stack([part.mean(0) for part in (bounds[1], *richer)]),
-        torch.hypot(elbo_errors, torch.stack([part.noise for part in (refits.best, *refits.families)])),
+        torch.hypot(
+            elbo_errors, torch.stack([part.noise for part in (refits.best, *refits.families)])
+        ),
         torch.stack([star_reliable, *best]),
         certified.cpu(),
         max(part.steps for part in refits.all),
@@ -155,11 +171,25 @@ def gap_block(
     )
 
 
-def _modes(opened: Program, args: tuple[Any, ...], request: Request, refits: _Refits, seed: int) -> Modes | None:
+def _gap_values(
+    linearised: Tensor, bounds: list[Tensor], richer: list[Tensor], evidence: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gaps and their Monte Carlo errors from paired samples, each ``(4 + families, B)``."""
+    own, star, star_beta = bounds
+    samples = [linearised - own, linearised - star, star - star_beta, star_beta - own]
+    samples += [linearised - part for part in richer]
+    values = torch.stack([part.mean(0) for part in samples])
+    values[[0, 1, *range(4, len(samples))]] += evidence - linearised.mean(0)
+    return values, torch.stack([error_of_mean(part) for part in samples])
+
+
+def _modes(
+    program: Program, args: tuple[Any, ...], request: Request, refits: _Refits, seed: int
+) -> Modes | None:
     """Return the modes that the refit found, or else those of a search of their own, if one was asked for."""
     if refits.best.modes is not None or not request.settings.num_starts:
         return refits.best.modes
-    return find_modes(opened, args, 1.0, request.settings.num_starts, stream_seed(seed, 4))
+    return find_modes(program, args, 1.0, request.settings.num_starts, stream_seed(seed, 4))
 
 
 def _pooled_evidence(
@@ -172,7 +202,9 @@ def _pooled_evidence(
     return evidence._replace(error=error), linearised
 
 
-def _reliability(evidence: Tensor, bounds: list[Tensor], certified: Tensor, beta: float) -> tuple[list[Tensor], Tensor]:
+def _reliability(
+    evidence: Tensor, bounds: list[Tensor], certified: Tensor, beta: float
+) -> tuple[list[Tensor], Tensor]:
     """Return of which data the four gaps can be trusted, and the bound of the best guide, each ``(B,)``."""
     own, star, star_beta = (has_reliable_mean(part).to(certified.device) for part in bounds)
     star, star_beta = star & certified, star_beta & certified
@@ -181,23 +213,23 @@ def _reliability(evidence: Tensor, bounds: list[Tensor], certified: Tensor, beta
 
 
 def _mixed(
-    opened: Program, args: tuple[Any, ...], request: Request, refits: _Refits, modes: Modes | None
+    program: Program, args: tuple[Any, ...], request: Request, refits: _Refits, modes: Modes | None
 ) -> tuple[tuple[Function, ...], bool]:
     """Return the guides behind the evidence, and whether some of them have tails.
 
-    They are the guide, its refits, the refit with tails and a heavy-tailed guide in each mode; the guide with tails
-    alone where they cannot be mixed.
+    They are the guide, its refits, the refit with tails and a heavy-tailed guide in each mode; the
+    guide with tails alone where they cannot be mixed.
     """
-    own_family = request.local_guide is None or says_its_density(opened, args, refits.best.guide)
-    if not (opened.proposes_latents_alone and own_family):
-        guide, has_tails = robust_guide(opened, TAIL_SHARE, opened.guide, args)
+    own_family = request.local_guide is None or says_its_density(program, args, refits.best.guide)
+    if not (program.proposes_latents_alone and own_family):
+        guide, has_tails = robust_guide(program, TAIL_SHARE, program.guide, args)
         return (guide,), has_tails
-    fitted = (opened.guide, refits.best.guide, *(part.guide for part in refits.families))
-    tailed, has_tails = robust_guide(opened, TAIL_SHARE, refits.best.guide, args)
+    fitted = (program.guide, refits.best.guide, *(part.guide for part in refits.families))
+    tailed, has_tails = robust_guide(program, TAIL_SHARE, refits.best.guide, args)
     wider = (tailed,) if has_tails else ()
     if modes is None:
         return (*fitted, *wider), has_tails
-    return (*fitted, *wider, *mode_guides(opened, args, modes)), True
+    return (*fitted, *wider, *mode_guides(program, args, modes)), True
 
 
 def _refit_noise(refits: _Refits) -> Tensor:
@@ -217,14 +249,21 @@ def _biases(evidence: EvidenceBlock, refits: _Refits) -> Tensor:
     zero = torch.zeros_like(best)
     shared = refits.best is refits.under_beta
     families = (bias + part.remaining for part in refits.families)
-    return torch.stack([bias, bias + best, zero if shared else best, best if shared else zero, *families])
+    return torch.stack(
+        [bias, bias + best, zero if shared else best, best if shared else zero, *families]
+    )
 
 
 def _at_least(refitted: Weights, start: Weights, beta: float) -> Weights:
     """Return the weights of a refit, or of where it started for the data where that is surely better.
 
-    The refit judged itself on few samples; these are many, and no refit ends below its start by more than their noise.
+    The refit judged itself on few samples; these are many, and no refit ends below its start by
+    more than their noise.
     """
-    objectives = (part.observed + beta * (part.log_weights - part.observed) for part in (start, refitted))
+    objectives = (
+        part.observed + beta * (part.log_weights - part.observed) for part in (start, refitted)
+    )
     fell = is_better(*(objective.double() for objective in objectives))
-    return Weights(*(torch.where(fell, before, after) for before, after in zip(start, refitted, strict=True)))
+    return Weights(
+        *(torch.where(fell, before, after) for before, after in zip(start, refitted, strict=True))
+    )

@@ -20,7 +20,7 @@ from pyro_bvae.evaluation.marginal.bounds import join_bound
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar, stream_blocks
 from pyro_bvae.evaluation.refit.local_guides import family_of
 from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory, RefitSettings
-from pyro_bvae.program.program import Function, program
+from pyro_bvae.program.program import Function, open_program
 
 
 def inference_gaps(
@@ -42,30 +42,37 @@ def inference_gaps(
 
     .. math::
         \log p(x) - \text{ELBO}(q_\phi) = [\log p(x) - \text{ELBO}(q^*)]
-            + [\text{ELBO}(q^*) - \text{ELBO}(q^*_\beta)] + [\text{ELBO}(q^*_\beta) - \text{ELBO}(q_\phi)]
+            + [\text{ELBO}(q^*) - \text{ELBO}(q^*_\beta)] + [\text{ELBO}(q^*_\beta) -
+            \text{ELBO}(q_\phi)]
 
-    with :math:`q^*` the best member of the guide's family for each datum under the ELBO and :math:`q^*_\beta` the best
-    under the objective the model was trained with, both found by local refits (after Cremer et al. 2018, who have no
-    β gap). The evidence is importance weighted from the mixture of guide and refits, a lower bound in expectation that
-    lies where the best of them puts it. The modes of each posterior are searched for from the encoder's answer, the
-    prior and other data's codes; where there are several, the evidence is weighed with draws from each. A datum's refit
-    starts at the best of them, never ends below the encoder's answer, and is certified: neither another gradient step
-    nor a Newton step of its mean, which knows nothing of the start, would gain 0.01 nats.
+    with :math:`q^*` the best member of the guide's family for each datum under the ELBO and
+    :math:`q^*_\beta` the best under the objective the model was trained with, both found by local
+    refits (after Cremer et al. 2018, who have no β gap). The evidence is importance weighted from
+    the mixture of guide and refits, a lower bound in expectation that lies where the best of them
+    puts it. The modes of each posterior are searched for from the encoder's answer, the prior and
+    other data's codes; where there are several, the evidence is weighed with draws from each. A
+    datum's refit starts at the best of them, never ends below the encoder's answer, and is
+    certified: neither another gradient step nor a Newton step of its mean, which knows nothing of
+    the start, would gain 0.01 nats.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
         guide: Its guide.
-        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are
+            passed whole.
         training_beta: The β that the guide was trained with, positive.
         num_samples: Particles for each datum behind the evidence and each bound.
-        families: Richer families to fit to each datum too, in this order: ``"full-rank"``, a normal over all latents
-            of a datum, and ``"flow"``, which bends it; what each would leave of the approximation gap.
-        train: Arguments with training data: the gaps are measured on them too, and the difference of the amortization
-            gaps is what the encoder does not generalise.
+        families: Richer families to fit to each datum too, in this order: ``"full-rank"``, a normal
+            over all latents of a datum, and ``"flow"``, which bends it; what each would leave of
+            the approximation gap.
+        train: Arguments with training data: the gaps are measured on them too, and the difference
+            of the amortization gaps is what the encoder does not generalise.
         evidence: The evidence of the same data from elsewhere, such as
-            :func:`~pyro_bvae.evaluation.annealed_evidence`, where importance sampling cannot be trusted.
-        local_guide: For guides whose sites have no local version or depend on each other: called with the arguments
-            of a block of data, returns a guide module with free parameters for them.
+            :func:`~pyro_bvae.evaluation.annealed_evidence`, where importance sampling cannot be
+            trusted.
+        local_guide: For guides whose sites have no local version or depend on each other: called
+            with the arguments of a block of data, returns a guide module with free parameters for
+            them.
         settings: How the local refits run.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of all draws; the caller's generators are left alone.
@@ -75,26 +82,43 @@ def inference_gaps(
         All gaps with their errors, the evidence, the bound, and a verdict in words.
 
     Raises:
-        InputError: if the guide has no local version and no ``local_guide`` was given, if a guide site has no
-            reparametrised draw, or if β is not positive: at β = 0 the best guide is a point, whose bound is minus
-            infinity.
+        InputError: if the guide has no local version and no ``local_guide`` was given, if a guide
+            site has no reparametrised draw, or if β is not positive: at β = 0 the best guide is a
+            point, whose bound is minus infinity.
     """
     check_num_samples(num_samples)
     check_beta(training_beta)
     if training_beta == 0:
         raise InputError("'training_beta' must be positive for the gaps to be finite, got 0")
     if train is not None and not isinstance(train, tuple):
-        raise InputError(f"'train' must be a tuple of arguments, such as (x,), got a {type(train).__name__}")
+        raise InputError(
+            f"'train' must be a tuple of arguments, such as (x,), got a {type(train).__name__}"
+        )
     chosen = tuple(family_of(name) for name in families)
     request = Request(num_samples, training_beta, settings or RefitSettings(), local_guide, chosen)
     options: dict[str, Any] = {"data_plate": data_plate, "progress": progress}
-    measured = _measure(model, guide, args, request, tuple(families), seed=seed, title="inference gaps", **options)
+    measured = _measure(
+        model, guide, args, request, tuple(families), seed=seed, title="inference gaps", **options
+    )
     if evidence is not None:
         measured = _against(measured, evidence)
     if train is None:
         return measured
-    seen = _measure(model, guide, train, request, (), seed=stream_seed(seed, 1), title="gaps on train", **options)
-    return replace(measured, train=seen, generalization=_generalization(measured.amortization, seen.amortization))
+    seen = _measure(
+        model,
+        guide,
+        train,
+        request,
+        (),
+        seed=stream_seed(seed, 1),
+        title="gaps on train",
+        **options,
+    )
+    return replace(
+        measured,
+        train=seen,
+        generalization=_generalization(measured.amortization, seen.amortization),
+    )
 
 
 def _measure(
@@ -112,20 +136,26 @@ def _measure(
     request = request if names else replace(request, families=())
     num_samples = request.num_samples
     with (
-        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
         frozen(model, guide),
-        data_bar(opened, progress, title) as bar,
+        data_bar(program, progress, title) as bar,
     ):
         blocks = [
-            gap_block(opened, block, request, stream_seed(seed, index, REFIT_STREAM), bar.set_postfix_str)
-            for index, block in enumerate(stream_blocks(opened, num_samples, bar))
+            gap_block(
+                program, block, request, stream_seed(seed, index, REFIT_STREAM), bar.set_postfix_str
+            )
+            for index, block in enumerate(stream_blocks(program, num_samples, bar))
         ]
 
     def estimates(*names: str) -> list[Estimate]:
         """Return an estimate for each row of values, errors, biases (if any) and reliability of all blocks."""
-        *numbers, reliable = (torch.cat([getattr(block, name).cpu() for block in blocks], dim=1) for name in names)
+        *numbers, reliable = (
+            torch.cat([getattr(block, name).cpu() for block in blocks], dim=1) for name in names
+        )
         rows = zip(reliable, *numbers, strict=True)
-        return [Estimate.over_data(*row, num_samples=num_samples, reliable=sure) for sure, *row in rows]
+        return [
+            Estimate.over_data(*row, num_samples=num_samples, reliable=sure) for sure, *row in rows
+        ]
 
     variational, approximation, beta, amortization, *richer = estimates(
         "gaps", "gap_errors", "gap_biases", "gap_reliable"
@@ -138,7 +168,9 @@ def _measure(
         beta,
         amortization,
         evidence=join_evidence(
-            [block.evidence for block in blocks], num_samples, sum(block.evidence_cost for block in blocks)
+            [block.evidence for block in blocks],
+            num_samples,
+            sum(block.evidence_cost for block in blocks),
         ),
         bound=join_bound([block.bound for block in blocks], num_samples),
         training_beta=request.training_beta,
@@ -167,7 +199,9 @@ def _against(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
             num_samples=elbo.num_samples,
             reliable=both_reliable(evidence, elbo),
         )
-        return replace(gap, monte_carlo_error=math.hypot(evidence.monte_carlo_error, elbo.monte_carlo_error))
+        return replace(
+            gap, monte_carlo_error=math.hypot(evidence.monte_carlo_error, elbo.monte_carlo_error)
+        )
 
     return replace(
         gaps,
@@ -183,7 +217,11 @@ def _generalization(test: Estimate, train: Estimate) -> Estimate:
     """Return the difference of a gap between other data: its errors are independent."""
     return replace(
         Estimate.over_data(
-            test.per_datum - train.value, None, test.biases, num_samples=test.num_samples, reliable=test.reliable
+            test.per_datum - train.value,
+            None,
+            test.biases,
+            num_samples=test.num_samples,
+            reliable=test.reliable,
         ),
         standard_error=math.hypot(test.standard_error, train.standard_error),
         monte_carlo_error=math.hypot(test.monte_carlo_error, train.monte_carlo_error),

@@ -30,25 +30,29 @@ def verdict(gaps: InferenceGaps) -> str:
         ]
     elif not _counts(whole):
         sure = whole.trusted and gaps.evidence.trusted
-        found = (
+        results = (
             "the guide is as good as it needs to be"
             if sure
             else "too small to tell what to fix, and the evidence cannot be trusted: take more samples, or give an"
             " annealed evidence"
         )
-        sentences = [f"the gap is {whole.value:.2f} nats: {found}."]
+        sentences = [f"the gap is {whole.value:.2f} nats: {results}."]
     else:
         parts = {name: getattr(gaps, name) for name in ("amortization", "approximation", "beta")}
         largest = max(parts, key=lambda name: parts[name].value)
         part = parts[largest].value
         name = _NAMES.get(largest, largest)
-        remedy = {"amortization": _amortization, "approximation": _approximation, "beta": _beta}[largest](gaps)
+        remedy = {"amortization": _amortization, "approximation": _approximation, "beta": _beta}[
+            largest
+        ](gaps)
         sentences = [
             f"{name} is {_share(part, whole.value)} of the gap ({part:.2f} of {whole.value:.2f} nats): {remedy}."
         ]
         near = [other for other in parts if other != largest and parts[other].value >= _NEAR * part]
         if near:
-            others = " and ".join(f"{_NAMES.get(other, other)} ({parts[other].value:.2f})" for other in near)
+            others = " and ".join(
+                f"{_NAMES.get(other, other)} ({parts[other].value:.2f})" for other in near
+            )
             sentences.append(f"Nearly as large: {others}.")
     if gaps.amortization.value < -max(_REFIT, 2 * gaps.amortization.monte_carlo_error):
         sentences.append(
@@ -86,7 +90,9 @@ def _approximation(gaps: InferenceGaps) -> str:
     whole = gaps.approximation.value
     best = min(left.values())
     if whole - best < _WORTHWHILE * whole:
-        return f"but the richest family tried would close only {max(whole - best, 0):.2f} nats of it"
+        return (
+            f"but the richest family tried would close only {max(whole - best, 0):.2f} nats of it"
+        )
     # The first in order, from simple to rich, that gets most of what there is to get.
     name = next(name for name in left if whole - left[name] >= 0.8 * (whole - best))
     return f"a {name} guide would close {whole - left[name]:.2f} nats of it"
@@ -101,18 +107,18 @@ def _beta(gaps: InferenceGaps) -> str:
 
 def _limits(gaps: InferenceGaps) -> list[str]:
     """Return what keeps the numbers from being the whole truth."""
-    found = []
+    results = []
     if gaps.evidence.untrusted:
-        found.append(
+        results.append(
             f"The evidence is untrusted for {gaps.evidence.untrusted} of {len(gaps.certified)} data: their gap may be"
             " larger."
         )
     if uncertified := int((~gaps.certified).sum()):
-        found.append(
+        results.append(
             f"The refits of {uncertified} of {len(gaps.certified)} data are not certified: approximation is at most"
             " what is said, amortization at least."
         )
-    return [*found, *_modes(gaps)]
+    return [*results, *_modes(gaps)]
 
 
 def _modes(gaps: InferenceGaps) -> list[str]:
@@ -120,8 +126,12 @@ def _modes(gaps: InferenceGaps) -> list[str]:
     if gaps.modes is None:
         return []
     several = int((gaps.modes > 1).sum())
-    found = f"The posteriors of {several} of {len(gaps.modes)} data have several modes." if several else ""
-    return [part for part in (found, f"Looked for modes from {gaps.looked}.") if part]
+    results = (
+        f"The posteriors of {several} of {len(gaps.modes)} data have several modes."
+        if several
+        else ""
+    )
+    return [part for part in (results, f"Looked for modes from {gaps.looked}.") if part]
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,21 +141,26 @@ class InferenceGaps:
     Attributes:
         variational: ``log p(x) - ELBO(q_phi)``, the KL between guide and posterior.
         approximation: ``log p(x) - ELBO(q*)``: the family is too small.
-        beta: ``ELBO(q*) - ELBO(q*_beta)``: the guide was fitted to another objective; exactly 0 at β = 1.
-        amortization: ``ELBO(q*_beta) - ELBO(q_phi)``: one encoder for all data; may be negative at β ≠ 1.
+        beta: ``ELBO(q*) - ELBO(q*_beta)``: the guide was fitted to another objective; exactly 0 at
+            β = 1.
+        amortization: ``ELBO(q*_beta) - ELBO(q_phi)``: one encoder for all data; may be negative at
+            β ≠ 1.
         evidence: The evidence that the gaps are measured from.
         bound: The bound of the guide with its distortion and rate.
         training_beta: The β of the objective that the guide was fitted to.
-        certified: Which data's local refits are certified to have converged, ``(N,)``; where they are not,
-            ``approximation`` is too large by what they missed.
+        certified: Which data's local refits are certified to have converged, ``(N,)``; where they
+            are not, ``approximation`` is too large by what they missed.
         steps: Steps of the longest refit.
-        families: ``log p(x) - ELBO(q*)`` of richer families, by name: what would be left of ``approximation``.
-        elbos: The bound of the best member of each family: of the guide's, as ``"guide"``, and of the richer ones.
+        families: ``log p(x) - ELBO(q*)`` of richer families, by name: what would be left of
+            ``approximation``.
+        elbos: The bound of the best member of each family: of the guide's, as ``"guide"``, and of
+            the richer ones.
         train: The gaps on training data, where they were asked for.
-        generalization: The part of ``amortization`` that the encoder does not have on its training data.
+        generalization: The part of ``amortization`` that the encoder does not have on its training
+            data.
         cost: Decoder evaluations behind all of it, refits included.
-        modes: The modes that were found of each datum's posterior, ``(N,)``, each with at least 1% of the mass of its
-            largest; None where none were searched for.
+        modes: The modes that were found of each datum's posterior, ``(N,)``, each with at least 1%
+            of the mass of its largest; None where none were searched for.
         looked: Where the search for them started, in words.
     """
 
@@ -182,12 +197,13 @@ class InferenceGaps:
         return verdict(self)
 
     def __str__(self) -> str:
-        parts = {name: getattr(self, name) for name in ("variational", "approximation", "beta", "amortization")}
+        parts = {
+            name: getattr(self, name)
+            for name in ("variational", "approximation", "beta", "amortization")
+        }
         parts |= {f"  {name}": gap for name, gap in self.families.items()}
         if self.generalization is not None:
             parts["generalization"] = self.generalization
         lines = [f"{name:<16}{part}" for name, part in parts.items()]
-        refits = (
-            f"local refits: {int(self.certified.sum())} of {len(self.certified)} certified, {self.steps} steps at most"
-        )
+        refits = f"local refits: {int(self.certified.sum())} of {len(self.certified)} certified, {self.steps} steps at most"
         return "\n".join([*lines, refits, self.verdict])

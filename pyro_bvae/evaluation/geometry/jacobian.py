@@ -1,8 +1,10 @@
 r"""The geometry that a decoder gives its latents: Jacobians, their singular values and angles, the pull-back metric.
 
-A decoder maps latents to features, :math:`z \mapsto f(z)`, and a step in the latents is as long as what it changes
-there: :math:`|dx|^2 = dz^\top G(z) \, dz` with :math:`G = J^\top J` and :math:`J = \partial f / \partial z`. What f is,
-a *view* of :math:`p(x|z)` says: its :func:`means`, or coordinates in which Fisher and Rao's metric is the straight one.
+A decoder maps latents to features, :math:`z \mapsto f(z)`, and a step in the latents is as long as
+what it changes
+there: :math:`|dx|^2 = dz^\top G(z) \, dz` with :math:`G = J^\top J` and :math:`J = \partial f /
+\partial z`. What f is, a *view* of :math:`p(x|z)` says: its :func:`means`, or coordinates in which
+Fisher and Rao's metric is the straight one.
 """
 
 from __future__ import annotations
@@ -58,11 +60,12 @@ def means(distribution: Any) -> Tensor:
 def fisher_rao(distribution: Any) -> Tensor:
     r"""Return coordinates in which the Fisher-Rao metric of the likelihood is the Euclidean one.
 
-    Changes are measured by how well they can be told apart: :math:`J^\top F J`, with the Fisher information F of the
-    features' means, :math:`1 / \pi (1 - \pi)` of a Bernoulli one and :math:`1 / \lambda` of a Poisson one. A change
-    near 0 or 1 counts for more than the same in the middle. The coordinates are :math:`2 \arcsin \sqrt\pi` (less
-    :math:`\pi / 2`) and :math:`2 \sqrt\lambda`. A normal likelihood of fixed scale needs none: its metric is that of
-    the means over :math:`\sigma^2`. Reference: Arvanitidis et al. 2022.
+    Changes are measured by how well they can be told apart: :math:`J^\top F J`, with the Fisher
+    information F of the features' means, :math:`1 / \pi (1 - \pi)` of a Bernoulli one and :math:`1
+    / \lambda` of a Poisson one. A change near 0 or 1 counts for more than the same in the middle.
+    The coordinates are :math:`2 \arcsin \sqrt\pi` (less :math:`\pi / 2`) and :math:`2
+    \sqrt\lambda`. A normal likelihood of fixed scale needs none: its metric is that of the means
+    over :math:`\sigma^2`. Reference: Arvanitidis et al. 2022.
 
     Args:
         distribution: :math:`p(x|z)`, of independent Bernoulli or Poisson features.
@@ -72,7 +75,8 @@ def fisher_rao(distribution: Any) -> Tensor:
     """
     base = unwrapped(distribution)
     if isinstance(base, torch.distributions.Bernoulli):
-        # The same as the arcsine, with a gradient that stays finite where the mean rounds to 0 or 1.
+        # The same as the arcsine, with a gradient that stays finite where the mean rounds to 0 or
+        # 1.
         return 2 * torch.atan(torch.tanh(base.logits / 4))
     if isinstance(base, torch.distributions.Poisson | PoissonCounts):
         return 2 * base.mean.sqrt()
@@ -112,12 +116,16 @@ class DecoderGeometry:
     r"""The local geometry of a decoder at N latents; it prints itself.
 
     Attributes:
-        singular_values: Of the Jacobian, largest first, ``(N, L)``: features' units for each unit of the latents.
+        singular_values: Of the Jacobian, largest first, ``(N, L)``: features' units for each unit
+            of the latents.
         metric: The pull-back metric :math:`G = J^\top J`, ``(N, L, L)``.
         active: The latents whose angles are scored, ``(L,)``.
-        orthogonality: One minus the mean :math:`|\cos|` of the angles between columns of J, pairs weighted by the
-            product of their lengths: 1 where the columns are orthogonal. None for fewer than two active latents.
-        alignment: How far the singular directions lie along single latents: their largest squared coordinate, mean
+        orthogonality: One minus the mean :math:`|\cos|` of the angles between columns of J, pairs
+            weighted by the
+            product of their lengths: 1 where the columns are orthogonal. None for fewer than two
+            active latents.
+        alignment: How far the singular directions lie along single latents: their largest squared
+            coordinate, mean
             weighted by squared singular values: 1 where each belongs to one latent. None likewise.
     """
 
@@ -141,29 +149,35 @@ class DecoderGeometry:
 
     def __str__(self) -> str:
         spectrum = ", ".join(f"{value:.3g}" for value in self.singular_values.median(0).values)
-        lines = [f"{int(self.active.sum())} of {len(self.active)} latents are active; singular values (median over"]
+        lines = [
+            f"{int(self.active.sum())} of {len(self.active)} latents are active; singular values (median over"
+        ]
         lines[0] += f" {len(self.metric)} data): {spectrum}"
         if self.orthogonality is None:
             return "\n".join([*lines, "no angles to score: fewer than two latents are active"])
-        return "\n".join([*lines, f"orthogonality {self.orthogonality}", f"alignment {self.alignment}"])
+        return "\n".join(
+            [*lines, f"orthogonality {self.orthogonality}", f"alignment {self.alignment}"]
+        )
 
 
-def decoder_jacobian(vae: Any, z: Tensor, context: Context | None = None, *, view: View = means) -> Tensor:
+def decoder_jacobian(
+    vae: Any, z: Tensor, context: Context | None = None, *, view: View = means
+) -> Tensor:
     r"""Return the Jacobians :math:`\partial f_d / \partial z_l` at given latents, shape ``(N, D, L)``.
 
-    They are taken forward, one pass for each latent, with all data at once: a decoder in eval mode treats each datum by
-    itself.
+    They are taken forward, one pass for each latent, with all data at once: a decoder in eval mode
+    treats each datum by itself.
 
     Args:
-        vae: A model with a ``decoder``, or a decoder: ``decoder(z)``, or ``decoder(z, context)``, returns
-            :math:`p(x|z)`. It is run in eval mode, and its mode restored.
+        vae: A model with a ``decoder``, or a decoder: ``decoder(z)``, or ``decoder(z, context)``,
+            returns :math:`p(x|z)`. It is run in eval mode, and its mode restored.
         z: Latents, ``(N, L)``.
         context: Their context, if the decoder takes one.
         view: What of :math:`p(x|z)` is looked at.
 
     Raises:
-        InputError: if the latents do not fit the decoder or are not finite, if it returns no distribution that the view
-            can look at, and if it cannot be differentiated.
+        InputError: if the latents do not fit the decoder or are not finite, if it returns no
+            distribution that the view can look at, and if it cannot be differentiated.
     """
     check_latents(vae, z)
     with looking(vae), torch.no_grad():
@@ -182,27 +196,29 @@ def decoder_geometry(
 ) -> DecoderGeometry:
     r"""Measure the local geometry of a decoder: singular values, metric, and whether the latents' axes are its own.
 
-    With :math:`J = U \Sigma V^\top`, the columns of J are orthogonal where V permutes the axes (or singular values are
-    equal). A guide with a diagonal covariance asks for this (Rolinek, Zietlow and Martius 2019), and so is β said to
-    do. Any decoder scores something, the more so with few active latents or one long column; hence the null: the same
-    decoder with its active latents rotated at random, all data by the same rotation.
+    With :math:`J = U \Sigma V^\top`, the columns of J are orthogonal where V permutes the axes (or
+    singular values are equal). A guide with a diagonal covariance asks for this (Rolinek, Zietlow
+    and Martius 2019), and so is β said to do. Any decoder scores something, the more so with few
+    active latents or one long column; hence the null: the same decoder with its active latents
+    rotated at random, all data by the same rotation.
 
     Args:
         vae: A model with a ``decoder``, or a decoder; see :func:`decoder_jacobian`.
         z: Latents, ``(N, L)``: posterior means of data, ``vae.encode(x)``, or draws of the prior.
         context: Their context, if the decoder takes one.
         view: What of :math:`p(x|z)` is looked at: :func:`means`, or :func:`fisher_rao`.
-        active: The latents whose angles are scored, ``(L,)``, bool; by default those with a variance above 0.01 over
-            the data (all for a single datum).
+        active: The latents whose angles are scored, ``(L,)``, bool; by default those with a
+            variance above 0.01 over the data (all for a single datum).
         num_rotations: Number M of random rotations.
         seed: Of the rotations.
 
     Returns:
-        The geometry at each datum, float64. The data are gone through in blocks: no more than one block's Jacobians
-        are held.
+        The geometry at each datum, float64. The data are gone through in blocks: no more than one
+        block's Jacobians are held.
 
     Raises:
-        InputError: as :func:`decoder_jacobian`, and for ``active`` or ``num_rotations`` that cannot be used.
+        InputError: as :func:`decoder_jacobian`, and for ``active`` or ``num_rotations`` that cannot
+            be used.
     """
     check_latents(vae, z)
     check_count("num_rotations", num_rotations)
@@ -217,14 +233,23 @@ def decoder_geometry(
             metrics.append((jacobian.mT @ jacobian).cpu())
             singular_values.append(_singular_values(jacobian).cpu())
     metric = torch.cat(metrics)
-    tests = _rotation_tests(metric[:, chosen][:, :, chosen], num_rotations, seed) if int(chosen.sum()) > 1 else None
+    tests = (
+        _rotation_tests(metric[:, chosen][:, :, chosen], num_rotations, seed)
+        if int(chosen.sum()) > 1
+        else None
+    )
     return DecoderGeometry(torch.cat(singular_values), metric, chosen, *(tests or (None, None)))
 
 
 @contextmanager
 def looking(vae: Any) -> Iterator[None]:
     """Run the body with a decoder as it is looked at: in eval mode, at full precision, without validation."""
-    with evaluating(vae), full_precision(), pyro.validation_enabled(False), warnings.catch_warnings():
+    with (
+        evaluating(vae),
+        full_precision(),
+        pyro.validation_enabled(False),
+        warnings.catch_warnings(),
+    ):
         # PyTorch's forward mode scripts a few of its own functions when it is first used.
         warnings.filterwarnings("ignore", message="`torch.jit.script")
         yield
@@ -237,10 +262,14 @@ def check_latents(vae: Any, z: Tensor) -> None:
         InputError: naming what is wrong.
     """
     if not callable(_decoder(vae)):
-        raise InputError(f"'vae' must be a model with a decoder, or a decoder, got {type(vae).__name__}")
+        raise InputError(
+            f"'vae' must be a model with a decoder, or a decoder, got {type(vae).__name__}"
+        )
     if not isinstance(z, Tensor) or z.dim() != 2 or not z.is_floating_point() or not z.numel():
         got = f"{z.dtype} of shape {tuple(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
-        raise InputError(f"'z' must be a floating-point tensor (N, L) with at least one row, got {got}")
+        raise InputError(
+            f"'z' must be a floating-point tensor (N, L) with at least one row, got {got}"
+        )
     width = getattr(_decoder(vae), "latent_dim", None)
     if isinstance(width, int) and z.shape[1] != width:
         raise InputError(f"'z' must have {width} latents as the decoder has, got {z.shape[1]}")
@@ -251,13 +280,16 @@ def view_of(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
     """Return what a view shows at latents ``(N, L)``, as rows ``(N, D)``.
 
     Raises:
-        InputError: if the decoder does not take the latents, or returns something else than N distributions.
+        InputError: if the decoder does not take the latents, or returns something else than N
+            distributions.
     """
     decoder = _decoder(vae)
     try:
         distribution = decoder(z) if context is None else decoder(z, context)
     except (RuntimeError, TypeError) as error:
-        raise InputError(f"the decoder cannot be run on 'z' of shape {tuple(z.shape)}: {error}") from error
+        raise InputError(
+            f"the decoder cannot be run on 'z' of shape {tuple(z.shape)}: {error}"
+        ) from error
     values = view(distribution)
     if values.dim() < 2 or len(values) != len(z):
         raise InputError(
@@ -269,7 +301,11 @@ def view_of(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
 
 def rows_of(context: Context | None, rows: slice) -> Context | None:
     """Return some rows of a context."""
-    return None if context is None else Context(*(None if part is None else part[rows] for part in context))
+    return (
+        None
+        if context is None
+        else Context(*(None if part is None else part[rows] for part in context))
+    )
 
 
 def _decoder(vae: Any) -> Any:
@@ -278,7 +314,11 @@ def _decoder(vae: Any) -> Any:
 
 def _active(z: Tensor, active: Tensor | None) -> Tensor:
     if active is None:
-        return (z.var(0) > ACTIVE_VARIANCE).cpu() if len(z) > 1 else torch.ones(z.shape[1], dtype=torch.bool)
+        return (
+            (z.var(0) > ACTIVE_VARIANCE).cpu()
+            if len(z) > 1
+            else torch.ones(z.shape[1], dtype=torch.bool)
+        )
     if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != z.shape[1:]:
         raise InputError(f"'active' must be a bool tensor ({z.shape[1]},), got {active!r}")
     return active.cpu()
@@ -290,7 +330,9 @@ def _jacobian(vae: Any, z: Tensor, context: Context | None, view: View) -> Tenso
     axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).expand(-1, *z.shape)
 
     def push(tangent: Tensor) -> Tensor:
-        pushed: Tensor = jvp(lambda latents: view_of(vae, latents, context, view), (z,), (tangent,))[1]
+        pushed: Tensor = jvp(
+            lambda latents: view_of(vae, latents, context, view), (z,), (tangent,)
+        )[1]
         return pushed
 
     try:
@@ -309,15 +351,17 @@ def _jacobian(vae: Any, z: Tensor, context: Context | None, view: View) -> Tenso
 
 def _singular_values(jacobian: Tensor) -> Tensor:
     """Return L singular values a datum, zeros among them where there are fewer features than latents."""
-    found = torch.linalg.svdvals(jacobian)
-    return torch.nn.functional.pad(found, (0, jacobian.shape[-1] - found.shape[-1]))
+    result = torch.linalg.svdvals(jacobian)
+    return torch.nn.functional.pad(result, (0, jacobian.shape[-1] - result.shape[-1]))
 
 
 def _lengths(metric: Tensor) -> Tensor:
     return metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
 
 
-def _rotation_tests(metric: Tensor, num_rotations: int, seed: int) -> tuple[RotationTest, RotationTest]:
+def _rotation_tests(
+    metric: Tensor, num_rotations: int, seed: int
+) -> tuple[RotationTest, RotationTest]:
     """Score axes and rotated axes, by the metric of the active latents ``(N, A, A)``."""
     energies, directions = torch.linalg.eigh(metric)
     own = _orthogonality(metric), _alignment(energies, directions)
@@ -326,9 +370,14 @@ def _rotation_tests(metric: Tensor, num_rotations: int, seed: int) -> tuple[Rota
         normal = torch.randn(num_rotations, width, width, dtype=torch.double)
     # Uniform but for the columns' signs and handedness, to which both scores are blind.
     rotations = torch.linalg.qr(normal).Q
-    turned = [(_orthogonality(r.mT @ metric @ r), _alignment(energies, r.mT @ directions)) for r in rotations]
+    turned = [
+        (_orthogonality(r.mT @ metric @ r), _alignment(energies, r.mT @ directions))
+        for r in rotations
+    ]
     nulls = (torch.stack([scores.mean() for scores in part]) for part in zip(*turned, strict=True))
-    first, second = (RotationTest(Estimate.over_data(s), null) for s, null in zip(own, nulls, strict=True))
+    first, second = (
+        RotationTest(Estimate.over_data(s), null) for s, null in zip(own, nulls, strict=True)
+    )
     return first, second
 
 
@@ -337,7 +386,9 @@ def _orthogonality(metric: Tensor) -> Tensor:
     lengths = _lengths(metric)
     total = lengths.sum(-1).square() - lengths.square().sum(-1)
     products = metric.abs().sum((-2, -1)) - lengths.square().sum(-1)
-    return 1 - torch.where(total > 0, products / total.clamp_min(math.ulp(0.0)), torch.zeros_like(total))
+    return 1 - torch.where(
+        total > 0, products / total.clamp_min(math.ulp(0.0)), torch.zeros_like(total)
+    )
 
 
 def _alignment(energies: Tensor, directions: Tensor) -> Tensor:

@@ -25,11 +25,13 @@ from pyro_bvae.program.sites import Site, product_base, unwrapped
 _ON_CPU, _ON_CUDA = (256, 2048), (4096, 16_384)
 # Numbers in a tile where each latent has a density of its own.
 _NUMBERS = 2_000_000
-# Below this an exponential is nothing beside 1, and the processor's arithmetic on what is left of it is slow.
+# Below this an exponential is nothing beside 1, and the processor's arithmetic on what is left of
+# it is slow.
 _NEGLIGIBLE = -80.0
 # Nats that a product in float32 may be off by at most.
 _TOLERANCE = 1e-3
-# Nodes of a table within the narrowest posterior's scale: cubic interpolation is then good to about 1e-5 nats.
+# Nodes of a table within the narrowest posterior's scale: cubic interpolation is then good to about
+# 1e-5 nats.
 _NODES = 10
 
 
@@ -44,7 +46,9 @@ class Aggregate(NamedTuple):
     """Log densities of the aggregated posterior at M points."""
 
     joint: Tensor  # (M,)
-    marginals: Tensor | None  # (M, L), or None where a posterior's dimensions have no density of their own
+    marginals: (
+        Tensor | None
+    )  # (M, L), or None where a posterior's dimensions have no density of their own
 
 
 def is_diagonal(distribution: Any) -> bool:
@@ -60,7 +64,11 @@ def normal_marginals(distribution: Any, data_dim: int) -> Normals | None:
         data_dim: The dimension of the data in its values, counted from the right.
     """
     base = unwrapped(distribution)
-    correlated = (torch.distributions.MultivariateNormal, torch.distributions.LowRankMultivariateNormal, LowRankNormal)
+    correlated = (
+        torch.distributions.MultivariateNormal,
+        torch.distributions.LowRankMultivariateNormal,
+        LowRankNormal,
+    )
     if not isinstance(base, (torch.distributions.Normal, *correlated)):
         return None
     shape = base.batch_shape + base.event_shape
@@ -73,9 +81,11 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
 
     .. math:: \log \frac1N \sum_m \prod_d \mathcal{N}(z_d; \mu_{md}, \sigma_{md}^2)
 
-    The exponents are one matrix product, of :math:`(z^2, z, 1)` and :math:`(-\tfrac12 \sigma^{-2}, \mu \sigma^{-2},
-    \cdot)`. The terms of a square cancel, and what is left is good to 1e-3 nats: in float32 where means are some dozens
-    of scales from their centre, in float64 elsewhere, down to scales of 1e-5 times the spread of the means.
+    The exponents are one matrix product, of :math:`(z^2, z, 1)` and :math:`(-\tfrac12 \sigma^{-2},
+    \mu \sigma^{-2},
+    \cdot)`. The terms of a square cancel, and what is left is good to 1e-3 nats: in float32 where
+    means are some dozens of scales from their centre, in float64 elsewhere, down to scales of 1e-5
+    times the spread of the means.
     """
     centre = normals.loc.mean(0)
     points, loc = points.double() - centre, normals.loc - centre
@@ -83,20 +93,30 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
     constant = -0.5 * (loc.square() * precision).sum(1) - normals.scale.log().sum(1)
     constant -= 0.5 * loc.shape[1] * math.log(2 * math.pi) + math.log(len(loc))
     # The largest terms of a draw, four scales from the mean, times their rounding.
-    error = float((loc.abs() / normals.scale + 4).square().sum(1).max()) * torch.finfo(torch.float32).eps
+    error = (
+        float((loc.abs() / normals.scale + 4).square().sum(1).max())
+        * torch.finfo(torch.float32).eps
+    )
     dtype = torch.float32 if error < _TOLERANCE else torch.float64
-    weights = torch.cat([-0.5 * precision, loc * precision, constant.unsqueeze(1)], 1).to(dtype).T.contiguous()
+    weights = (
+        torch.cat([-0.5 * precision, loc * precision, constant.unsqueeze(1)], 1)
+        .to(dtype)
+        .T.contiguous()
+    )
     rows, columns = _ON_CUDA if points.is_cuda else _ON_CPU
     tiles = weights.split(columns, 1)
     exponents = weights.new_empty(min(rows, len(points)) * min(columns, len(loc)))
     sums = []
     with full_precision(), fast_products(points.device):
-        for some in tqdm(points.split(rows), disable=not progress, desc="aggregated posterior", unit="tiles"):
+        for some in tqdm(
+            points.split(rows), disable=not progress, desc="aggregated posterior", unit="tiles"
+        ):
             factors = torch.cat([some.square(), some, torch.ones_like(some[:, :1])], 1).to(dtype)
             parts = []
             for tile in tiles:
                 tile_exponents = exponents[: len(some) * tile.shape[1]].view(len(some), -1)
-                # Exponentials are taken in float32: of what is near the largest it leaves nothing out.
+                # Exponentials are taken in float32: of what is near the largest it leaves nothing
+                # out.
                 parts.append(_log_sum(torch.mm(factors, tile, out=tile_exponents).float()))
             sums.append(torch.stack(parts).logsumexp(0))
     return torch.cat(sums)
@@ -112,12 +132,15 @@ def _log_sum(exponents: Tensor) -> Tensor:
 def log_marginals(points: Tensor, normals: Normals) -> Tensor:
     r"""Return :math:`\log q(z_d)` of an even mixture of normals in each dimension, ``(M, L)``, float64.
 
-    A dimension is computed at evenly spaced nodes, ten within its narrowest scale, and interpolated by cubics; at the
-    points themselves where they are fewer than the nodes.
+    A dimension is computed at evenly spaced nodes, ten within its narrowest scale, and interpolated
+    by cubics; at the points themselves where they are fewer than the nodes.
     """
     columns = []
     for place in range(points.shape[1]):
-        column, one = points[:, place].double(), Normals(*(part[:, place : place + 1] for part in normals))
+        column, one = (
+            points[:, place].double(),
+            Normals(*(part[:, place : place + 1] for part in normals)),
+        )
         step = float(one.scale.min()) / _NODES
         low, high = float(column.min()) - 2 * step, float(column.max()) + 2 * step
         count = (high - low) / step + 2
@@ -142,16 +165,16 @@ def _interpolate(values: Tensor, at: Tensor) -> Tensor:
     )
 
 
-def guide_site(opened: Program, block: tuple[Any, ...]) -> Site:
+def guide_site(program: Program, block: tuple[Any, ...]) -> Site:
     """Return the latent's site in the guide of a block of data."""
-    return poutine.trace(opened.guide).get_trace(*block).nodes[opened.latents[0]]
+    return poutine.trace(program.guide).get_trace(*block).nodes[program.latents[0]]
 
 
-def aggregate_of(opened: Program, rows: Tensor, progress: bool = False) -> Aggregate:
+def aggregate_of(program: Program, rows: Tensor, progress: bool = False) -> Aggregate:
     """Return the log densities of any guide's aggregate, by scoring all points under each block of data.
 
     Args:
-        opened: A program whose guide has one site, the latent.
+        program: A program whose guide has one site, the latent.
         rows: Points, ``(M, *)``: values of the latent without the dimension of the data.
         progress: Show a progress bar.
 
@@ -160,16 +183,21 @@ def aggregate_of(opened: Program, rows: Tensor, progress: bool = False) -> Aggre
     """
     joint: Tensor | None = None
     marginals: Tensor | None = None
-    with tqdm(total=opened.num_data, disable=not progress, desc="aggregated posterior", unit="data") as bar:
-        for block in stream_blocks(opened, 1, bar):
-            base = product_base(guide_site(opened, block)["fn"])
-            size, width = opened.count(block), max(1, rows[0].numel())
-            some = [_score(opened, block, base, part) for part in rows.split(max(1, _NUMBERS // (size * width)))]
+    with tqdm(
+        total=program.num_data, disable=not progress, desc="aggregated posterior", unit="data"
+    ) as bar:
+        for block in stream_blocks(program, 1, bar):
+            base = product_base(guide_site(program, block)["fn"])
+            size, width = program.count(block), max(1, rows[0].numel())
+            some = [
+                _score(program, block, base, part)
+                for part in rows.split(max(1, _NUMBERS // (size * width)))
+            ]
             joint = _add(joint, torch.cat([part.joint for part in some]))
             singles = [part.marginals for part in some if part.marginals is not None]
             marginals = _add(marginals, torch.cat(singles)) if singles else None
     assert joint is not None
-    log_count = math.log(opened.num_data)
+    log_count = math.log(program.num_data)
     return Aggregate(joint - log_count, None if marginals is None else marginals - log_count)
 
 
@@ -177,13 +205,15 @@ def _add(total: Tensor | None, more: Tensor) -> Tensor:
     return more if total is None else torch.logaddexp(total, more)
 
 
-def _score(opened: Program, block: tuple[Any, ...], base: Any | None, points: Tensor) -> Aggregate:
+def _score(program: Program, block: tuple[Any, ...], base: Any | None, points: Tensor) -> Aggregate:
     """Return the log of the sum of a block's posterior densities at some points."""
-    (name,), size = opened.latents, opened.count(block)
-    dim = opened.dim_of(name, opened.plate.dim)
+    (name,), size = program.latents, program.count(block)
+    dim = program.dim_of(name, program.plate.dim)
     values = points.unsqueeze(dim)
     values = values.expand(*values.shape[:dim], size, *values.shape[values.dim() + dim + 1 :])
     if base is None:
-        return Aggregate(opened.log_guide({name: values}, block, opened.guide).double().logsumexp(1), None)
+        return Aggregate(
+            program.log_guide({name: values}, block, program.guide).double().logsumexp(1), None
+        )
     terms = base.log_prob(values).double().movedim(dim, 1).reshape(len(points), size, -1)
     return Aggregate(terms.sum(2).logsumexp(1), terms.logsumexp(1))

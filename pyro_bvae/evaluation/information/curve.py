@@ -16,7 +16,8 @@ from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.bounds import bound
 
-# Standard errors by which a neighbour may be on the wrong side before a curve is called not monotone, or not convex.
+# Standard errors by which a neighbour may be on the wrong side before a curve is called not
+# monotone, or not convex.
 _ERRORS = 3.0
 
 
@@ -81,8 +82,9 @@ class RateDistortion:
     def slopes(self) -> list[Slope]:
         r"""The slopes between neighbours.
 
-        At an optimum of the β-objective :math:`D + \beta R` the curve has the slope :math:`dR/dD = -1/\beta` (Alemi et
-        al. 2018), and a chord of a convex one has a slope between those at its ends. β = 0 has none.
+        At an optimum of the β-objective :math:`D + \beta R` the curve has the slope :math:`dR/dD =
+        -1/\beta` (Alemi et al. 2018), and a chord of a convex one has a slope between those at its
+        ends. β = 0 has none.
         """
         return [_slope(left, right) for left, right in pairwise(self.points) if left.beta > 0]
 
@@ -91,7 +93,10 @@ class RateDistortion:
         """The β of the point farthest below the chord of the curve, both axes scaled to 1 (Satopää et al. 2011)."""
         rates = torch.tensor([point.rate.value for point in self.points])
         distortions = torch.tensor([point.distortion.value for point in self.points])
-        spans = (rates.max() - rates.min()).clamp(min=1e-12), (distortions.max() - distortions.min()).clamp(min=1e-12)
+        spans = (
+            (rates.max() - rates.min()).clamp(min=1e-12),
+            (distortions.max() - distortions.min()).clamp(min=1e-12),
+        )
         height = (rates - rates.min()) / spans[0] + (distortions - distortions.min()) / spans[1]
         return self.points[int(height.argmin())].beta
 
@@ -107,10 +112,14 @@ class RateDistortion:
     def convex(self) -> bool:
         """Whether the slopes rise with β, to three of their standard errors."""
         slopes = [slope for slope in self.slopes if math.isfinite(slope.value)]
-        return all(b.value - a.value > -_ERRORS * math.hypot(a.error, b.error) for a, b in pairwise(slopes))
+        return all(
+            b.value - a.value > -_ERRORS * math.hypot(a.error, b.error) for a, b in pairwise(slopes)
+        )
 
     def __str__(self) -> str:
-        lines = [f"{'β':>10}{'rate':>10}{'± error':>10}{'distortion':>12}{'± error':>10}{'bits/dim':>10}{'slope':>11}"]
+        lines = [
+            f"{'β':>10}{'rate':>10}{'± error':>10}{'distortion':>12}{'± error':>10}{'bits/dim':>10}{'slope':>11}"
+        ]
         slopes = {slope.betas[0]: slope for slope in self.slopes}
         for point, (rate, distortion) in zip(self.points, self.bits_per_dimension, strict=True):
             line = f"{point.beta:>10g}{point.rate.value:>10.3f}{point.rate.standard_error:>10.3f}"
@@ -123,14 +132,21 @@ class RateDistortion:
 
 
 def rate_distortion(
-    sweep: Any, data: Tensor | Dataset | None = None, *, num_samples: int = 100, seed: int = 0, progress: bool = False
+    sweep: Any,
+    data: Tensor | Dataset | None = None,
+    *,
+    num_samples: int = 100,
+    seed: int = 0,
+    progress: bool = False,
 ) -> RateDistortion:
     r"""Measure rate and distortion of each model of a sweep on held-out data.
 
-    .. math:: R = \mathbb{E}_x KL(q(z|x) \,\|\, p(z)), \qquad D = -\mathbb{E}_x \mathbb{E}_q \log p(x|z)
+    .. math:: R = \mathbb{E}_x KL(q(z|x) \,\|\, p(z)), \qquad D = -\mathbb{E}_x \mathbb{E}_q \log
+    p(x|z)
 
     Args:
-        sweep: A sweep, or what else has ``runs``, or an iterable of them: each with ``beta`` and ``vae``, or a pair.
+        sweep: A sweep, or what else has ``runs``, or an iterable of them: each with ``beta`` and
+            ``vae``, or a pair.
         data: Held-out data ``(N, D)``; those of the sweep by default.
         num_samples: Particles for each datum; the rate needs none where the KL is a closed form.
         seed: Seed of the draws, the same for every model: differences between β have little noise.
@@ -148,11 +164,15 @@ def rate_distortion(
         raise InputError("'data' must be given: the sweep has no held-out data of its own")
     data = Dataset(data) if isinstance(data, Tensor) else data
     args = (data.x,) if data.context is None else (data.x, data.context)
-    found: dict[float, list[tuple[Estimate, Estimate]]] = {}
+    results: dict[float, list[tuple[Estimate, Estimate]]] = {}
     for beta, vae in sorted(runs, key=lambda run: run[0]):
-        measured = bound(vae.model, vae.guide, *args, num_samples=num_samples, seed=seed, progress=progress)
-        found.setdefault(beta, []).append((measured.rate, measured.distortion))
-    return RateDistortion(tuple(_point(beta, parts) for beta, parts in found.items()), data.x.shape[1])
+        measured = bound(
+            vae.model, vae.guide, *args, num_samples=num_samples, seed=seed, progress=progress
+        )
+        results.setdefault(beta, []).append((measured.rate, measured.distortion))
+    return RateDistortion(
+        tuple(_point(beta, parts) for beta, parts in results.items()), data.x.shape[1]
+    )
 
 
 def _runs(sweep: Any) -> Iterable[Any]:
@@ -196,4 +216,7 @@ def _slope(left: CurvePoint, right: CurvePoint) -> Slope:
 
 def _rises(one: Estimate, other: Estimate) -> bool:
     difference = other.per_datum - one.per_datum
-    return float(difference.mean()) > -_ERRORS * float(difference.std() / math.sqrt(len(difference))) - 1e-9
+    return (
+        float(difference.mean())
+        > -_ERRORS * float(difference.std() / math.sqrt(len(difference))) - 1e-9
+    )

@@ -1,7 +1,8 @@
 r"""The mean KL taken apart: what the latents say of the data, and how far all of them together are from the prior.
 
 .. math::
-    \frac1N \sum_n KL(q(z|x_n) \| p(z)) = I_q(x; z) + KL(q(z) \| p(z)), \qquad q(z) = \frac1N \sum_n q(z|x_n)
+    \frac1N \sum_n KL(q(z|x_n) \| p(z)) = I_q(x; z) + KL(q(z) \| p(z)), \qquad q(z) = \frac1N \sum_n
+    q(z|x_n)
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.information.aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
+from pyro_bvae.evaluation.information.aggregate import (
+    Aggregate,
+    aggregate_of,
+    log_marginals,
+    log_mixture,
+)
 from pyro_bvae.evaluation.information.latent_draws import (
     LatentDraws,
     check_densities,
@@ -24,14 +30,15 @@ from pyro_bvae.evaluation.information.latent_draws import (
 )
 from pyro_bvae.evaluation.marginal.averages import error_of_mean
 from pyro_bvae.evaluation.marginal.importance import check_num_samples
-from pyro_bvae.program.program import Function, Program, program
+from pyro_bvae.program.program import Function, Program, open_program
 
 # Draws of all data together, at least: of fewer the spread does not tell the error.
 _LEAST_DRAWS = 4000
 # Nats within which a term that does not vary is the same for all draws.
 _ROUNDING = 1e-9
 
-#: Nats below log N from which on mutual information is near its limit: a draw then is that of fewer than e data.
+#: Nats below log N from which on mutual information is near its limit: a draw then is that of fewer
+#: than e data.
 NEAR_LIMIT = 1.0
 
 
@@ -41,7 +48,8 @@ class KLDecomposition:
 
     Attributes:
         rate: The mean KL, ``mutual_information + marginal_kl``.
-        mutual_information: I_q(x; z) over the empirical distribution of the data: between 0 and log N.
+        mutual_information: I_q(x; z) over the empirical distribution of the data: between 0 and log
+            N.
         marginal_kl: KL(q(z) || p(z)), ``total_correlation + dimension_wise_kl``.
         total_correlation: KL(q(z) || prod_d q(z_d)); None where the parts cannot be had.
         dimension_wise_kl: sum_d KL(q(z_d) || p(z_d)); None likewise.
@@ -77,14 +85,23 @@ class KLDecomposition:
         """Return values and errors for a JSON file."""
         parts = {name: getattr(self, name) for name in _PARTS}
         described = {name: None if part is None else part.to_dict() for name, part in parts.items()}
-        return {**described, "log_num_data": self.limit, "reason": self.reason, "warning": self.warning}
+        return {
+            **described,
+            "log_num_data": self.limit,
+            "reason": self.reason,
+            "warning": self.warning,
+        }
 
     def __str__(self) -> str:
         lines = []
         for name, title in _PARTS.items():
             part = getattr(self, name)
-            lines.append(f"{title:<34}{'not available: ' + str(self.reason) if part is None else part}")
-        lines.append(f"over the empirical aggregate of {len(self.rate.per_datum)} data (log N = {self.limit:.3f})")
+            lines.append(
+                f"{title:<34}{'not available: ' + str(self.reason) if part is None else part}"
+            )
+        lines.append(
+            f"over the empirical aggregate of {len(self.rate.per_datum)} data (log N = {self.limit:.3f})"
+        )
         return "\n".join([*lines, *([] if self.warning is None else [f"warning: {self.warning}"])])
 
 
@@ -111,68 +128,83 @@ def decompose_kl(
     .. math::
         \overline{KL} = \underbrace{\mathbb{E} \log \frac{q(z|x)}{q(z)}}_{I_q(x; z)}
             + \underbrace{\mathbb{E} \log \frac{q(z)}{p(z)}}_{KL(q(z) \| p(z))}, \qquad
-        KL(q(z) \| p(z)) = \underbrace{\mathbb{E} \log \frac{q(z)}{\prod_d q(z_d)}}_{\text{total correlation}}
+        KL(q(z) \| p(z)) = \underbrace{\mathbb{E} \log \frac{q(z)}{\prod_d q(z_d)}}_{\text{total
+        correlation}}
             + \underbrace{\sum_d \mathbb{E} \log \frac{q(z_d)}{p(z_d)}}_{\text{dimension-wise KL}}
 
-    with means over data and draws of the guide, and :math:`q(z) = \frac1N \sum_m q(z | x_m)` over all N data given,
-    none left out and none weighted: the terms are those of the empirical distribution, and the only error is that of
-    the draws. Where Pyro knows the mean KL in closed form, it is the rate, and what the draws make of it tells the
-    parts how far off they are (a control variate). The second split is for priors that are products of independent
+    with means over data and draws of the guide, and :math:`q(z) = \frac1N \sum_m q(z | x_m)` over
+    all N data given,
+    none left out and none weighted: the terms are those of the empirical distribution, and the only
+    error is that of the draws. Where Pyro knows the mean KL in closed form, it is the rate, and
+    what the draws make of it tells the parts how far off they are (a control variate). The second
+    split is for priors that are products of independent
     dimensions and guides whose single dimensions have a density: products and correlated normals.
 
-    The standard error over the data holds to first order, the aggregated posterior's dependence on them included. Every
-    draw meets every posterior: time grows with ``num_samples`` times N squared, memory with N beside a block. Diagonal
-    normal guides take one matrix product for it, others their densities.
+    The standard error over the data holds to first order, the aggregated posterior's dependence on
+    them included. Every
+    draw meets every posterior: time grows with ``num_samples`` times N squared, memory with N
+    beside a block. Diagonal normal guides take one matrix product for it, others their densities.
 
     Args:
         model: A Pyro model with one latent site under a plate over the data.
         guide: Its guide.
-        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
-        num_samples: Draws for each datum; with one there are no Monte Carlo errors. With more, few data get as many as
-            make 4,000 draws together: their terms are skewed, and the spread of a few draws is no error.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are
+            passed whole.
+        num_samples: Draws for each datum; with one there are no Monte Carlo errors. With more, few
+            data get as many as make 4,000 draws together: their terms are skewed, and the spread of
+            a few draws is no error.
         data_plate: Name of the data plate, where the latent has more than one.
         seed: Seed of the draws; the caller's generators are left alone.
         progress: Show progress bars.
 
     Returns:
-        The terms in nats with their errors, and a warning where mutual information is near log N. References: Hoffman
-        and Johnson 2016, Chen et al. 2018.
+        The terms in nats with their errors, and a warning where mutual information is near log N.
+        References: Hoffman and Johnson 2016, Chen et al. 2018.
 
     Raises:
-        InputError: if there is more than one latent, if the guide's density cannot be evaluated at another datum's
-            draws, if the prior is another one for each datum, or if the data or ``num_samples`` cannot be used.
+        InputError: if there is more than one latent, if the guide's density cannot be evaluated at
+            another datum's draws, if the prior is another one for each datum, or if the data or
+            ``num_samples`` cannot be used.
     """
     check_num_samples(num_samples)
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        check_one_latent(opened)
-        check_densities(opened)
-        reason = why_not_product(opened)
+    with (
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        torch.no_grad(),
+    ):
+        check_one_latent(program)
+        check_densities(program)
+        reason = why_not_product(program)
         if num_samples > 1:
-            num_samples = max(num_samples, -(-_LEAST_DRAWS // opened.num_data))
-        draws = draw_latents(opened, num_samples, progress)
-        aggregate = _aggregate(opened, draws, reason is None, progress)
+            num_samples = max(num_samples, -(-_LEAST_DRAWS // program.num_data))
+        draws = draw_latents(program, num_samples, progress)
+        aggregate = _aggregate(program, draws, reason is None, progress)
     return _decompose(draws, aggregate, reason)
 
 
-def _aggregate(opened: Program, draws: LatentDraws, split: bool, progress: bool) -> Aggregate:
+def _aggregate(program: Program, draws: LatentDraws, split: bool, progress: bool) -> Aggregate:
     """Return the log densities of the aggregated posterior at all draws, ``(K N,)``."""
     rows = draws.values.flatten(0, 1)
     points = rows.reshape(len(rows), -1)
     if draws.normals is not None and draws.diagonal:
-        found = Aggregate(log_mixture(points, draws.normals, progress), None)
+        result = Aggregate(log_mixture(points, draws.normals, progress), None)
     else:
-        found = aggregate_of(opened, rows, progress)
+        result = aggregate_of(program, rows, progress)
     if not split:
-        return found._replace(marginals=None)
+        return result._replace(marginals=None)
     if points.shape[1] == 1:
-        return found._replace(marginals=found.joint.unsqueeze(1))
-    return found if draws.normals is None else found._replace(marginals=log_marginals(points, draws.normals))
+        return result._replace(marginals=result.joint.unsqueeze(1))
+    return (
+        result
+        if draws.normals is None
+        else result._replace(marginals=log_marginals(points, draws.normals))
+    )
 
 
 def _decompose(draws: LatentDraws, aggregate: Aggregate, reason: str | None) -> KLDecomposition:
     log_ratio = draws.log_guide - draws.log_prior
     joint = aggregate.joint.reshape(log_ratio.shape)
-    # What the draws make of the KL beyond what it is: its mean is 0, and terms that move with it are freed of it.
+    # What the draws make of the KL beyond what it is: its mean is 0, and terms that move with it
+    # are freed of it.
     surplus = torch.zeros_like(log_ratio) if draws.rate is None else log_ratio - draws.rate
     rate, information = log_ratio - surplus, _freed(draws.log_guide - joint, surplus)
     parts: tuple[Estimate | None, Estimate | None] = (None, None)
@@ -180,7 +212,11 @@ def _decompose(draws: LatentDraws, aggregate: Aggregate, reason: str | None) -> 
         correlation = _freed(joint - aggregate.marginals.sum(1).reshape(joint.shape), surplus)
         parts = _estimate(correlation, True), _estimate(rate - information - correlation, True)
     return KLDecomposition(
-        _estimate(rate), _estimate(information, True), _estimate(rate - information, True), *parts, reason=reason
+        _estimate(rate),
+        _estimate(information, True),
+        _estimate(rate - information, True),
+        *parts,
+        reason=reason,
     )
 
 
@@ -194,8 +230,9 @@ def _freed(term: Tensor, surplus: Tensor) -> Tensor:
 
 def _estimate(term: Tensor, skewed: bool = False) -> Estimate:
     """Return the estimate of a term, which may hinge on draws that are too rare to be among them."""
-    found = Estimate.over_data(term.mean(0), error_of_mean(term), num_samples=len(term))
+    result = Estimate.over_data(term.mean(0), error_of_mean(term), num_samples=len(term))
     if not skewed or float(term.amax() - term.amin()) < _ROUNDING:
-        return found
-    # An event of probability 1 / M is in none of M draws more often than not, and is worth about a nat.
-    return replace(found, monte_carlo_error=math.hypot(found.monte_carlo_error, 1 / term.numel()))
+        return result
+    # An event of probability 1 / M is in none of M draws more often than not, and is worth about a
+    # nat.
+    return replace(result, monte_carlo_error=math.hypot(result.monte_carlo_error, 1 / term.numel()))

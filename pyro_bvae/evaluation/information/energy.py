@@ -14,7 +14,8 @@ class EnergyTest(NamedTuple):
     """The energy distance of two sets of rows, and how often chance alone makes one as large.
 
     Attributes:
-        distance: The squared energy distance, in units of the pooled standard deviations; 0 for equal sets.
+        distance: The squared energy distance, in units of the pooled standard deviations; 0 for
+            equal sets.
         p_value: Of the permutation test, at least 1 / (permutations + 1).
         num_rows: Rows of both sets together.
     """
@@ -36,14 +37,16 @@ class DimensionTests(NamedTuple):
     p_values: Tensor
 
 
-def energy_test(x: Tensor, y: Tensor, *, num_permutations: int = 499, generator: torch.Generator) -> EnergyTest:
+def energy_test(
+    x: Tensor, y: Tensor, *, num_permutations: int = 499, generator: torch.Generator
+) -> EnergyTest:
     r"""Test by the energy distance whether rows are of one distribution, by permuting which set they belong to.
 
     .. math:: 2 \, \mathbb{E} \|x - y\| - \mathbb{E} \|x - x'\| - \mathbb{E} \|y - y'\|
 
-    It is 0 for one distribution and positive for two. Each dimension is divided by the standard deviation of both sets
-    together, which permutations leave alone, so that the p-value is exact at any size. Memory grows with the square of
-    the number of rows. Reference: Székely and Rizzo 2013.
+    It is 0 for one distribution and positive for two. Each dimension is divided by the standard
+    deviation of both sets together, which permutations leave alone, so that the p-value is exact at
+    any size. Memory grows with the square of the number of rows. Reference: Székely and Rizzo 2013.
 
     Args:
         x: Shape ``(N, L)``.
@@ -52,13 +55,15 @@ def energy_test(x: Tensor, y: Tensor, *, num_permutations: int = 499, generator:
         generator: Of the permutations.
 
     Raises:
-        InputError: if the rows differ in width, if a set has fewer than two, or if ``num_permutations`` is no count.
+        InputError: if the rows differ in width, if a set has fewer than two, or if
+            ``num_permutations`` is no count.
     """
     check_count("num_permutations", num_permutations)
     _check(x, y)
     rows = torch.cat([x, y]).double()
     rows = rows / rows.std(0).clamp(min=torch.finfo(rows.dtype).tiny)
-    # With 1 / N at rows of the one set and -1 / M at those of the other the distance is a quadratic form.
+    # With 1 / N at rows of the one set and -1 / M at those of the other the distance is a quadratic
+    # form.
     signs = torch.cat([rows.new_full((len(x),), 1 / len(x)), rows.new_full((len(y),), -1 / len(y))])
     orders = [
         torch.arange(len(rows)),
@@ -68,7 +73,9 @@ def energy_test(x: Tensor, y: Tensor, *, num_permutations: int = 499, generator:
     distances = -((weights @ torch.cdist(rows, rows)) * weights).sum(1)
     # Permutations that are the same set twice over differ by rounding alone.
     as_large = int((distances[1:] >= distances[0] - 1e-12).sum())
-    return EnergyTest(max(float(distances[0]), 0.0), (1 + as_large) / (1 + num_permutations), len(rows))
+    return EnergyTest(
+        max(float(distances[0]), 0.0), (1 + as_large) / (1 + num_permutations), len(rows)
+    )
 
 
 def dimension_tests(x: Tensor, y: Tensor) -> DimensionTests:
@@ -81,9 +88,9 @@ def dimension_tests(x: Tensor, y: Tensor) -> DimensionTests:
 
     _check(x, y)
     columns = zip(x.double().cpu().T.numpy(), y.double().cpu().T.numpy(), strict=True)
-    found = [ks_2samp(one, other, method="asymp") for one, other in columns]
+    results = [ks_2samp(one, other, method="asymp") for one, other in columns]
     distances, p_values = (
-        torch.tensor([float(getattr(test, name)) for test in found], dtype=torch.double)
+        torch.tensor([float(getattr(test, name)) for test in results], dtype=torch.double)
         for name in ("statistic", "pvalue")
     )
     return DimensionTests(distances, holm(p_values))
@@ -103,6 +110,10 @@ def holm(p_values: Tensor) -> Tensor:
 
 def _check(x: Tensor, y: Tensor) -> None:
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1]:
-        raise InputError(f"'x' and 'y' must be rows (N, L) of one width, got {tuple(x.shape)} and {tuple(y.shape)}")
+        raise InputError(
+            f"'x' and 'y' must be rows (N, L) of one width, got {tuple(x.shape)} and {tuple(y.shape)}"
+        )
     if min(len(x), len(y)) < 2:
-        raise InputError(f"a two-sample test takes at least 2 rows of each, got {len(x)} and {len(y)}")
+        raise InputError(
+            f"a two-sample test takes at least 2 rows of each, got {len(x)} and {len(y)}"
+        )

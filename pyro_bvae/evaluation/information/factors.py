@@ -16,13 +16,14 @@ from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
 from pyro_bvae.evaluation.information.latent_draws import check_one_latent
 from pyro_bvae.evaluation.marginal.bounds import measure_dimensions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar
-from pyro_bvae.program.program import Function, program
+from pyro_bvae.program.program import Function, open_program
 
 Array = NDArray[Any]
 Values = ArrayLike | Tensor
 # A factor of whole numbers that takes no more values than this is a choice between them.
 _MOST_CHOICES = 20
-# Neighbours of each datum that the estimate of mutual information looks at, as is scikit-learn's default.
+# Neighbours of each datum that the estimate of mutual information looks at, as is scikit-learn's
+# default.
 _NEIGHBORS = 3
 # A column whose standard deviation is below this is constant.
 _CONSTANT = 1e-12
@@ -33,12 +34,14 @@ class LatentReading:
     """What the latents of a representation carry.
 
     Attributes:
-        latents: A row for each latent, ``z0`` and so on: ``kl`` (mean over the data, nats; NaN where there is none),
-            ``standard_error``, ``mean_variance`` (of the posterior mean, over the data) and ``active`` (it is above
-            0.01).
-        correlation: Of each active latent's posterior mean with each factor, and with each class (1 within it, 0
-            elsewhere); NaN for what is constant. Active latents come in the order of their KL, or of their variance.
-        mutual_information: Of each active latent's posterior mean with each factor, and with the label, in nats.
+        latents: A row for each latent, ``z0`` and so on: ``kl`` (mean over the data, nats; NaN
+            where there is none), ``standard_error``, ``mean_variance`` (of the posterior mean, over
+            the data) and ``active`` (it is above 0.01).
+        correlation: Of each active latent's posterior mean with each factor, and with each class (1
+            within it, 0 elsewhere); NaN for what is constant. Active latents come in the order of
+            their KL, or of their variance.
+        mutual_information: Of each active latent's posterior mean with each factor, and with the
+            label, in nats.
         reason: Why there is no KL of a single latent, or None.
     """
 
@@ -50,14 +53,26 @@ class LatentReading:
     @property
     def table(self) -> pd.DataFrame:
         """All in one: a row for each latent, the active ones first, with NaN for what the others say of factors."""
-        parts = {"latent": self.latents, "correlation": self.correlation, "mutual information": self.mutual_information}
-        inactive = self.latents[~self.latents["active"]].sort_values("mean_variance", ascending=False)
+        parts = {
+            "latent": self.latents,
+            "correlation": self.correlation,
+            "mutual information": self.mutual_information,
+        }
+        inactive = self.latents[~self.latents["active"]].sort_values(
+            "mean_variance", ascending=False
+        )
         return pd.concat(parts, axis=1).loc[[*self.correlation.index, *inactive.index]]
 
     def __str__(self) -> str:
         head = f"{int(self.latents['active'].sum())} of {len(self.latents)} latents are active"
         note = [] if self.reason is None else [f"no KL of a single latent: {self.reason}"]
-        return "\n".join([head, *note, self.table.to_string(float_format=lambda value: f"{value:.3f}", na_rep="")])
+        return "\n".join(
+            [
+                head,
+                *note,
+                self.table.to_string(float_format=lambda value: f"{value:.3f}", na_rep=""),
+            ]
+        )
 
 
 def read_latents(
@@ -75,10 +90,11 @@ def read_latents(
 ) -> LatentReading:
     r"""Find the active latents, and what they say of labels and factors.
 
-    The KL of each latent tells which are used; the correlation and the mutual information of their posterior means
-    with what is known about the data tell for what. Mutual information is scikit-learn's estimate from nearest
-    neighbours, in nats, whose error is some hundredths at a thousand data; it sees what is not linear. Factors of at
-    most 20 whole numbers are taken as choices between them, others as continuous.
+    The KL of each latent tells which are used; the correlation and the mutual information of their
+    posterior means with what is known about the data tell for what. Mutual information is
+    scikit-learn's estimate from nearest neighbours, in nats, whose error is some hundredths at a
+    thousand data; it sees what is not linear. Factors of at most 20 whole numbers are taken as
+    choices between them, others as continuous.
 
     Args:
         model: A Pyro model with one latent site under a plate over the data.
@@ -94,31 +110,44 @@ def read_latents(
         progress: Show a progress bar.
 
     Returns:
-        Tables of latents, correlations and mutual information. References: Burda et al. 2016 (active units), Kraskov
-        et al. 2004 and Ross 2014 (mutual information).
+        Tables of latents, correlations and mutual information. References: Burda et al. 2016
+        (active units), Kraskov et al. 2004 and Ross 2014 (mutual information).
 
     Raises:
-        InputError: if there is more than one latent site, if labels or factors are not one for each datum, are not
-            finite or not named as many, if no two data share a label, or if the data cannot be used.
+        InputError: if there is more than one latent site, if labels or factors are not one for each
+            datum, are not finite or not named as many, if no two data share a label, or if the data
+            cannot be used.
     """
     check_num_samples(num_samples)
     with (
-        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
-        data_bar(opened, progress, "kl per dimension") as bar,
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        data_bar(program, progress, "kl per dimension") as bar,
     ):
-        check_one_latent(opened)
-        known = _known(opened.num_data, labels, factors, label_names, factor_names)
-        found = measure_dimensions(opened, num_samples, bar)
-    assert found is not None  # there is one latent
-    kl, means = found[0], found[1].flatten(1).numpy()
+        check_one_latent(program)
+        known = _known(program.num_data, labels, factors, label_names, factor_names)
+        result = measure_dimensions(program, num_samples, bar)
+    assert result is not None  # there is one latent
+    kl, means = result[0], result[1].flatten(1).numpy()
     active = kl.active.flatten().numpy()
-    variances, order = kl.mean_variances.flatten().numpy(), kl.mean_variances if kl.values is None else kl.values
+    variances, order = (
+        kl.mean_variances.flatten().numpy(),
+        kl.mean_variances if kl.values is None else kl.values,
+    )
     missing = np.full(len(active), np.nan)
-    nats, errors = (missing if part is None else part.flatten().numpy() for part in (kl.values, kl.standard_errors))
+    nats, errors = (
+        missing if part is None else part.flatten().numpy()
+        for part in (kl.values, kl.standard_errors)
+    )
     names = [f"z{place}" for place in range(len(active))]
     columns = {"kl": nats, "standard_error": errors, "mean_variance": variances, "active": active}
-    chosen = [place for place in order.flatten().argsort(descending=True, stable=True).tolist() if active[place]]
-    information = _mutual_information(means[:, chosen], known, stream_seed(seed, PREDICTIVE_STREAM) % 2**32)
+    chosen = [
+        place
+        for place in order.flatten().argsort(descending=True, stable=True).tolist()
+        if active[place]
+    ]
+    information = _mutual_information(
+        means[:, chosen], known, stream_seed(seed, PREDICTIVE_STREAM) % 2**32
+    )
     rows = [names[place] for place in chosen]
     return LatentReading(
         pd.DataFrame(columns, index=names),
@@ -152,18 +181,27 @@ def _known(
             raise InputError(f"'factors' must have shape (N, F), got {columns.shape}")
         names = list(factor_names) or [f"factor {place}" for place in range(columns.shape[1])]
         if len(names) != columns.shape[1]:
-            raise InputError(f"'factor_names' must be {columns.shape[1]} names, one for each factor, got {len(names)}")
+            raise InputError(
+                f"'factor_names' must be {columns.shape[1]} names, one for each factor, got {len(names)}"
+            )
         known = _Known(columns, names, list(columns.T), list(names))
     if labels is not None:
         classes = _rows("labels", labels, num_data)
         if classes.ndim != 1 or (classes % 1 != 0).any() or (classes < 0).any():
-            raise InputError("'labels' must be whole numbers from 0 of shape (N,), which these are not")
+            raise InputError(
+                "'labels' must be whole numbers from 0 of shape (N,), which these are not"
+            )
         present = np.unique(classes).astype(int)
         if len(label_names) and present[-1] >= len(label_names):
-            raise InputError(f"'label_names' must name label {present[-1]} too, got {len(label_names)} names")
+            raise InputError(
+                f"'label_names' must name label {present[-1]} too, got {len(label_names)} names"
+            )
         known = _Known(
             np.concatenate([classes[:, None] == present, known.indicators], 1).astype(float),
-            [*(label_names[i] if len(label_names) else f"label {i}" for i in present), *known.indicator_names],
+            [
+                *(label_names[i] if len(label_names) else f"label {i}" for i in present),
+                *known.indicator_names,
+            ],
             [classes.astype(int), *known.targets],
             ["label", *known.target_names],
         )
@@ -175,7 +213,9 @@ def _rows(name: str, values: Values, num_data: int) -> Array:
     rows = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if rows.ndim == 0 or len(rows) != num_data:
         size = len(rows) if rows.ndim else "a single number"
-        raise InputError(f"'{name}' must have one entry for each of the {num_data} data, got {size}")
+        raise InputError(
+            f"'{name}' must have one entry for each of the {num_data} data, got {size}"
+        )
     if rows.dtype.kind not in "biuf" or not np.isfinite(rows.astype(float)).all():
         raise InputError(f"'{name}' must be finite numbers, which these are not")
     return rows.astype(float)
@@ -186,7 +226,12 @@ def _correlation(means: Array, columns: Array) -> Array:
     centred = [part - part.mean(0) for part in (means, columns)]
     lengths = [np.sqrt((part**2).sum(0)) for part in centred]
     units = [
-        np.divide(part, length, out=np.full_like(part, np.nan), where=length > _CONSTANT * np.sqrt(len(part)))
+        np.divide(
+            part,
+            length,
+            out=np.full_like(part, np.nan),
+            where=length > _CONSTANT * np.sqrt(len(part)),
+        )
         for part, length in zip(centred, lengths, strict=True)
     ]
     return units[0].T @ units[1]
@@ -194,7 +239,10 @@ def _correlation(means: Array, columns: Array) -> Array:
 
 def _mutual_information(means: Array, known: _Known, seed: int) -> Array:
     """Return the mutual information of every latent with every target, ``(L, T)``, in nats."""
-    from sklearn.feature_selection import mutual_info_classif, mutual_info_regression  # slow to import
+    from sklearn.feature_selection import (
+        mutual_info_classif,
+        mutual_info_regression,
+    )  # slow to import
 
     if not known.targets or not means.shape[1]:
         return np.zeros((means.shape[1], len(known.targets)))

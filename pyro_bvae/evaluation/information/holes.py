@@ -15,12 +15,22 @@ from torch.utils._pytree import tree_leaves
 
 from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.seeds import CHOICE_STREAM, PREDICTIVE_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.information.aggregate import Aggregate, aggregate_of, log_marginals, log_mixture
+from pyro_bvae.evaluation.information.aggregate import (
+    Aggregate,
+    aggregate_of,
+    log_marginals,
+    log_mixture,
+)
 from pyro_bvae.evaluation.information.energy import EnergyTest, dimension_tests, energy_test
-from pyro_bvae.evaluation.information.latent_draws import LatentDraws, check_densities, check_one_latent, draw_latents
+from pyro_bvae.evaluation.information.latent_draws import (
+    LatentDraws,
+    check_densities,
+    check_one_latent,
+    draw_latents,
+)
 from pyro_bvae.evaluation.marginal.bounds import latent_distributions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples
-from pyro_bvae.program.program import Function, Program, program
+from pyro_bvae.program.program import Function, Program, open_program
 
 # Rows of either kind that the energy test looks at: its time grows with their square.
 _MOST_TESTED = 1000
@@ -33,7 +43,8 @@ class Mass(NamedTuple):
 
     Attributes:
         value: The share.
-        standard_error: Of other draws of the prior and other held-out data; the aggregated posterior is taken as given.
+        standard_error: Of other draws of the prior and other held-out data; the aggregated
+            posterior is taken as given.
     """
 
     value: float
@@ -48,13 +59,16 @@ class Coverage:
     """How well the aggregated posterior covers the prior; :func:`coverage` defines it.
 
     Attributes:
-        hole_mass: The share of the prior's mass in holes. It is ``share`` if the two are one distribution.
-        threshold: The log density of the aggregated posterior, in nats, below which a point lies in a hole.
+        hole_mass: The share of the prior's mass in holes. It is ``share`` if the two are one
+            distribution.
+        threshold: The log density of the aggregated posterior, in nats, below which a point lies in
+            a hole.
         share: The share of encoded held-out data below it.
         energy: The energy distance between prior and aggregated posterior, and its p-value.
-        dimensions: The same of each latent by itself, a row for each, ``z0`` and so on: ``hole_mass`` and
-            ``standard_error`` (NaN for a guide whose single dimensions have no density), ``distance`` of
-            Kolmogorov and Smirnov, and its ``p_value``, corrected for the number of latents.
+        dimensions: The same of each latent by itself, a row for each, ``z0`` and so on:
+            ``hole_mass`` and ``standard_error`` (NaN for a guide whose single dimensions have no
+            density), ``distance`` of Kolmogorov and Smirnov, and its ``p_value``, corrected for the
+            number of latents.
         points: Draws of the prior, ``(M, *)``.
         log_density: The log density of the aggregated posterior there, ``(M,)``, in nats, float64.
         held_out: The log density at the encoded held-out data, ``(H,)``.
@@ -135,17 +149,21 @@ def coverage(
         q(z) = \frac1N \sum_n q(z | x_n), \qquad
         \mathbb{P}_{x, \, z \sim q(z|x)} [\log q(z) < t] = \text{share}
 
-    with the threshold t from held-out data x, one draw for each: data that the aggregate does not hold, so that
-    posteriors too narrow to reach beyond their own datum count for what they are. Whether prior and aggregated
-    posterior are one distribution is tested by the energy distance of draws of the prior and of encoded held-out data,
-    and for each latent by the test of Kolmogorov and Smirnov.
+    with the threshold t from held-out data x, one draw for each: data that the aggregate does not
+    hold, so that posteriors too narrow to reach beyond their own datum count for what they are.
+    Whether prior and aggregated posterior are one distribution is tested by the energy distance of
+    draws of the prior and of encoded held-out data, and for each latent by the test of Kolmogorov
+    and Smirnov.
 
-    Every draw meets every posterior: time grows with N times the number of draws, memory with N beside a block.
+    Every draw meets every posterior: time grows with N times the number of draws, memory with N
+    beside a block.
 
     Args:
-        model: A Pyro model with one latent site under a plate over the data, and the same prior for all data.
+        model: A Pyro model with one latent site under a plate over the data, and the same prior for
+            all data.
         guide: Its guide.
-        *args: The arguments of both, over whose data the aggregated posterior is taken: those of the training.
+        *args: The arguments of both, over whose data the aggregated posterior is taken: those of
+            the training.
         held_out: The same for other data: a tensor in place of ``x``, or a tuple of all arguments.
         num_samples: Draws of the prior.
         share: Share of the held-out data that may lie in holes, between 0 and 1.
@@ -155,13 +173,15 @@ def coverage(
         progress: Show progress bars.
 
     Returns:
-        The hole mass with its error, the tests, and the draws of the prior with their log densities. References:
-        Hoffman and Johnson 2016, Rosca et al. 2018 (the mismatch), Székely and Rizzo 2013 (the test).
+        The hole mass with its error, the tests, and the draws of the prior with their log
+        densities. References: Hoffman and Johnson 2016, Rosca et al. 2018 (the mismatch), Székely
+        and Rizzo 2013 (the test).
 
     Raises:
-        InputError: if there is more than one latent or it is discrete, if the guide's density cannot be evaluated at
-            another datum's draws, if the prior is another one for each datum, if the held-out data are too few for
-            the share, are of another width or those of ``args``, or if an argument cannot be used.
+        InputError: if there is more than one latent or it is discrete, if the guide's density
+            cannot be evaluated at another datum's draws, if the prior is another one for each
+            datum, if the held-out data are too few for the share, are of another width or those of
+            ``args``, or if an argument cannot be used.
     """
     check_num_samples(num_samples)
     check_count("num_permutations", num_permutations)
@@ -170,16 +190,18 @@ def coverage(
     kept = held_out if isinstance(held_out, tuple) else (held_out,)
     _check_held_out(args, kept)
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed}
-    with program(model, guide, kept, **options) as opened, torch.no_grad():
-        check_one_latent(opened)
-        _check_enough(opened.num_data, share)
-        encoded = draw_latents(opened, 1, progress).values[0]
-    with program(model, guide, args, **options) as opened, torch.no_grad():
-        check_one_latent(opened)
-        check_densities(opened)
-        points = _prior_draws(opened, num_samples, seed)
-        found = _log_densities(opened, draw_latents(opened, 1, False), torch.cat([points, encoded]), progress)
-        return _summarise(points, encoded, found, share, num_permutations, seed, opened.num_data)
+    with open_program(model, guide, kept, **options) as program, torch.no_grad():
+        check_one_latent(program)
+        _check_enough(program.num_data, share)
+        encoded = draw_latents(program, 1, progress).values[0]
+    with open_program(model, guide, args, **options) as program, torch.no_grad():
+        check_one_latent(program)
+        check_densities(program)
+        points = _prior_draws(program, num_samples, seed)
+        result = _log_densities(
+            program, draw_latents(program, 1, False), torch.cat([points, encoded]), progress
+        )
+        return _summarise(points, encoded, result, share, num_permutations, seed, program.num_data)
 
 
 def log_aggregate(
@@ -210,23 +232,31 @@ def log_aggregate(
         Shape ``(M,)``, in nats, float64. Reference: Hoffman and Johnson 2016.
 
     Raises:
-        InputError: if the points have not the latent's shape or are not finite, or as of :func:`coverage`.
+        InputError: if the points have not the latent's shape or are not finite, or as of
+            :func:`coverage`.
     """
-    with program(model, guide, args, data_plate=data_plate, seed=seed) as opened, torch.no_grad():
-        check_one_latent(opened)
-        check_densities(opened)
-        draws = draw_latents(opened, 1, False)
+    with (
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        torch.no_grad(),
+    ):
+        check_one_latent(program)
+        check_densities(program)
+        draws = draw_latents(program, 1, False)
         wanted = tuple(draws.values.shape[2:])
         if tuple(points.shape[1:]) != wanted or points.dim() < 1 or not len(points):
             shown = ", ".join(["M", *map(str, wanted)])
-            raise InputError(f"'points' must have shape ({shown}), as the latent has, got {tuple(points.shape)}")
+            raise InputError(
+                f"'points' must have shape ({shown}), as the latent has, got {tuple(points.shape)}"
+            )
         check_finite("points", points)
-        return _joint(opened, draws, points.to(draws.values), progress).joint
+        return _joint(program, draws, points.to(draws.values), progress).joint
 
 
 def _check_held_out(args: tuple[Any, ...], kept: tuple[Any, ...]) -> None:
     """Raise unless the held-out arguments are made as the others are, of other data."""
-    given, other = ([leaf for leaf in tree_leaves(part) if isinstance(leaf, Tensor)] for part in (args, kept))
+    given, other = (
+        [leaf for leaf in tree_leaves(part) if isinstance(leaf, Tensor)] for part in (args, kept)
+    )
     if len(args) != len(kept) or len(given) != len(other):
         raise InputError(
             f"'held_out' must be made as the {len(args)} arguments with {len(given)} tensors are, got {len(kept)} with"
@@ -239,7 +269,9 @@ def _check_held_out(args: tuple[Any, ...], kept: tuple[Any, ...]) -> None:
                 f" {tuple(another.shape)}"
             )
     if given and torch.equal(given[0], other[0]):
-        raise InputError("'held_out' must be other data than those whose posteriors are aggregated, got the same")
+        raise InputError(
+            "'held_out' must be other data than those whose posteriors are aggregated, got the same"
+        )
 
 
 def _check_enough(num_held_out: int, share: float) -> None:
@@ -251,39 +283,48 @@ def _check_enough(num_held_out: int, share: float) -> None:
         )
 
 
-def _prior_draws(opened: Program, num_samples: int, seed: int) -> Tensor:
+def _prior_draws(program: Program, num_samples: int, seed: int) -> Tensor:
     """Draw from the prior, which is the same for all data: ``(M, *)``."""
-    sites = latent_distributions(opened, opened.probe)
+    sites = latent_distributions(program, program.probe)
     assert sites is not None  # there is one latent
-    dim, times = opened.dim_of(opened.latents[0], opened.plate.dim), -(-num_samples // opened.count(opened.probe))
+    dim, times = (
+        program.dim_of(program.latents[0], program.plate.dim),
+        -(-num_samples // program.count(program.probe)),
+    )
     with seeded(seed, PREDICTIVE_STREAM):
         values = sites[1]["fn"].sample(torch.Size([times]))
     rows: Tensor = values.movedim(dim, 1).flatten(0, 1)
     return rows[:num_samples]
 
 
-def _joint(opened: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
+def _joint(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
     if draws.normals is not None and draws.diagonal:
         return Aggregate(log_mixture(rows.reshape(len(rows), -1), draws.normals, progress), None)
-    return aggregate_of(opened, rows, progress)
+    return aggregate_of(program, rows, progress)
 
 
-def _log_densities(opened: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
+def _log_densities(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
     """Return the log densities at some rows, with those of single dimensions where they can be had."""
-    found = _joint(opened, draws, rows, progress)
+    result = _joint(program, draws, rows, progress)
     if draws.normals is None:
-        return found
-    return found._replace(marginals=log_marginals(rows.reshape(len(rows), -1), draws.normals))
+        return result
+    return result._replace(marginals=log_marginals(rows.reshape(len(rows), -1), draws.normals))
 
 
 def _summarise(
-    points: Tensor, encoded: Tensor, found: Aggregate, share: float, num_permutations: int, seed: int, num_data: int
+    points: Tensor,
+    encoded: Tensor,
+    result: Aggregate,
+    share: float,
+    num_permutations: int,
+    seed: int,
+    num_data: int,
 ) -> Coverage:
     generator = torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
-    count, joint = len(points), found.joint.cpu()
+    count, joint = len(points), result.joint.cpu()
     rows, others = points.reshape(count, -1), encoded.reshape(len(encoded), -1)
     tests = dimension_tests(rows, others)
-    marginals = None if found.marginals is None else found.marginals.cpu()
+    marginals = None if result.marginals is None else result.marginals.cpu()
     masses = (
         [Mass(math.nan, math.nan)] * rows.shape[1]
         if marginals is None
@@ -297,7 +338,10 @@ def _summarise(
     }
     threshold, mass = _mass(joint[:count], joint[count:], share, generator)
     # Held-out data may come in an order that tells them apart, such as that of their labels.
-    some = [part[torch.randperm(len(part), generator=generator)[:_MOST_TESTED]] for part in (rows.cpu(), others.cpu())]
+    some = [
+        part[torch.randperm(len(part), generator=generator)[:_MOST_TESTED]]
+        for part in (rows.cpu(), others.cpu())
+    ]
     return Coverage(
         mass,
         threshold,
@@ -311,13 +355,19 @@ def _summarise(
     )
 
 
-def _mass(prior: Tensor, held_out: Tensor, share: float, generator: torch.Generator) -> tuple[float, Mass]:
+def _mass(
+    prior: Tensor, held_out: Tensor, share: float, generator: torch.Generator
+) -> tuple[float, Mass]:
     """Return the threshold and the share of the prior below it, with the errors of both."""
     count, ordered = len(prior), prior.sort().values
     size = len(held_out)
-    again = held_out[torch.randint(size, (_RESAMPLES, size), generator=generator)].quantile(share, 1)
+    again = held_out[torch.randint(size, (_RESAMPLES, size), generator=generator)].quantile(
+        share, 1
+    )
     threshold = held_out.quantile(share)
     below = int(torch.searchsorted(ordered, threshold))
     of_threshold = float((torch.searchsorted(ordered, again) / count).std())
     expected = (below + 1) / (count + 2)  # so that no draw in a hole is no certainty
-    return float(threshold), Mass(below / count, math.hypot(math.sqrt(expected * (1 - expected) / count), of_threshold))
+    return float(threshold), Mass(
+        below / count, math.hypot(math.sqrt(expected * (1 - expected) / count), of_threshold)
+    )

@@ -36,48 +36,54 @@ class LatentDraws(NamedTuple):
     diagonal: bool
 
 
-def check_one_latent(opened: Program) -> None:
+def check_one_latent(program: Program) -> None:
     """Raise unless the guide draws one latent of the model, by itself and with a density.
 
     Raises:
         InputError: saying which sites there are.
     """
-    names = ", ".join(f"'{name}'" for name in opened.latents)
-    if len(opened.latents) != 1:
-        raise InputError(f"the KL is decomposed for one latent site, got {len(opened.latents)}: {names}")
-    if tuple(opened.guide_sites) != opened.latents:
+    names = ", ".join(f"'{name}'" for name in program.latents)
+    if len(program.latents) != 1:
+        raise InputError(
+            f"the KL is decomposed for one latent site, got {len(program.latents)}: {names}"
+        )
+    if tuple(program.guide_sites) != program.latents:
         raise InputError(
             f"the guide must draw {names} itself, with a density at any value, got the sites"
-            f" {', '.join(repr(name) for name in opened.guide_sites)}"
+            f" {', '.join(repr(name) for name in program.guide_sites)}"
         )
-    site = opened.guide_sites[opened.latents[0]]
+    site = program.guide_sites[program.latents[0]]
     if is_delta(site["fn"]):
-        raise InputError(f"guide site {names} is a point (Delta), which has no density at another datum's draws")
+        raise InputError(
+            f"guide site {names} is a point (Delta), which has no density at another datum's draws"
+        )
 
 
-def check_densities(opened: Program) -> None:
+def check_densities(program: Program) -> None:
     """Raise unless the guide can score another datum's draws, and the prior is the same for all data.
 
     Raises:
         InputError: with the family that cannot.
     """
-    (name,) = opened.latents
-    values, _ = _propose(opened, opened.probe, 1)
-    dim = opened.dim_of(name, opened.plate.dim)
+    (name,) = program.latents
+    values, _ = _propose(program, program.probe, 1)
+    dim = program.dim_of(name, program.plate.dim)
     others = values.roll(1, dim)
-    sites = latent_distributions(opened, opened.probe)
+    sites = latent_distributions(program, program.probe)
     assert sites is not None
     family = type(sites[0]["fn"]).__name__
     try:
-        scored = opened.log_guide({name: others}, opened.probe, opened.guide)
+        scored = program.log_guide({name: others}, program.probe, program.guide)
     except (NotImplementedError, LookupError) as error:
         raise InputError(
             f"the density of guide site '{name}' ({family}) cannot be evaluated at another datum's draws:"
             f" {str(error)[:200] or type(error).__name__}; a guide that can score any value is needed"
         ) from error
     if bool(torch.isnan(scored).any()):
-        raise InputError(f"the density of guide site '{name}' ({family}) is NaN at another datum's draws")
-    own, foreign = (_by_datum(opened, sites[1]["fn"].log_prob(each)) for each in (values, others))
+        raise InputError(
+            f"the density of guide site '{name}' ({family}) is NaN at another datum's draws"
+        )
+    own, foreign = (_by_datum(program, sites[1]["fn"].log_prob(each)) for each in (values, others))
     if not torch.allclose(own, foreign.roll(-1, 1), rtol=1e-4, atol=1e-3):
         raise InputError(
             f"the prior of '{name}' is another one for each datum, so that there is no one p(z) to compare the"
@@ -85,11 +91,16 @@ def check_densities(opened: Program) -> None:
         )
 
 
-def draw_latents(opened: Program, num_samples: int, progress: bool) -> LatentDraws:
+def draw_latents(program: Program, num_samples: int, progress: bool) -> LatentDraws:
     """Draw from the guide for all data, block by block."""
-    with data_bar(opened, progress, "draws") as bar:
-        blocks = [_draw_block(opened, block, num_samples) for block in stream_blocks(opened, num_samples, bar)]
-    values, log_guide, log_prior = (torch.cat(parts, 1) for parts in list(zip(*blocks, strict=True))[:3])
+    with data_bar(program, progress, "draws") as bar:
+        blocks = [
+            _draw_block(program, block, num_samples)
+            for block in stream_blocks(program, num_samples, bar)
+        ]
+    values, log_guide, log_prior = (
+        torch.cat(parts, 1) for parts in list(zip(*blocks, strict=True))[:3]
+    )
     rates = [block.rate for block in blocks if block.rate is not None]
     normals = [block.normals for block in blocks if block.normals is not None]
     return LatentDraws(
@@ -97,17 +108,19 @@ def draw_latents(opened: Program, num_samples: int, progress: bool) -> LatentDra
         log_guide,
         log_prior,
         torch.cat(rates) if len(rates) == len(blocks) else None,
-        Normals(*(torch.cat(parts) for parts in zip(*normals, strict=True))) if len(normals) == len(blocks) else None,
+        Normals(*(torch.cat(parts) for parts in zip(*normals, strict=True)))
+        if len(normals) == len(blocks)
+        else None,
         all(block.diagonal for block in blocks),
     )
 
 
-def why_not_product(opened: Program) -> str | None:
+def why_not_product(program: Program) -> str | None:
     """Return why the second part of the KL does not split into dimensions, or None if it does."""
-    sites = latent_distributions(opened, opened.probe)
+    sites = latent_distributions(program, program.probe)
     assert sites is not None
     guide, prior = (site["fn"] for site in sites)
-    dim = opened.dim_of(opened.latents[0], opened.plate.dim)
+    dim = program.dim_of(program.latents[0], program.plate.dim)
     if product_base(prior) is None:
         return f"the prior ({type(prior).__name__}) is no product of independent dimensions"
     if product_base(guide) is None and normal_marginals(guide, dim) is None:
@@ -115,41 +128,45 @@ def why_not_product(opened: Program) -> str | None:
     return None
 
 
-def _draw_block(opened: Program, block: tuple[Any, ...], num_samples: int) -> LatentDraws:
-    values, log_guide = _propose(opened, block, num_samples)
-    sites = latent_distributions(opened, block)
+def _draw_block(program: Program, block: tuple[Any, ...], num_samples: int) -> LatentDraws:
+    values, log_guide = _propose(program, block, num_samples)
+    sites = latent_distributions(program, block)
     assert sites is not None
     guide, prior = (site["fn"] for site in sites)
-    dim = opened.dim_of(opened.latents[0], opened.plate.dim)
+    dim = program.dim_of(program.latents[0], program.plate.dim)
     normals, diagonal = normal_marginals(guide, dim), is_diagonal(guide)
     rows = values.movedim(dim, 1)
     if normals is not None and diagonal:
         # As the aggregate scores them: of scales far below their mean float32 leaves few digits.
         flat = rows.flatten(2) if rows.dim() > 2 else rows.unsqueeze(2)
         log_guide = torch.distributions.Normal(*normals).log_prob(flat.double()).sum(2)
-    log_prior = _by_datum(opened, prior.log_prob(values)).double()
-    return LatentDraws(rows, log_guide.double(), log_prior, _closed_form(opened, guide, prior), normals, diagonal)
+    log_prior = _by_datum(program, prior.log_prob(values)).double()
+    return LatentDraws(
+        rows, log_guide.double(), log_prior, _closed_form(program, guide, prior), normals, diagonal
+    )
 
 
-def _propose(opened: Program, block: tuple[Any, ...], num_samples: int) -> tuple[Tensor, Tensor]:
+def _propose(program: Program, block: tuple[Any, ...], num_samples: int) -> tuple[Tensor, Tensor]:
     """Return draws in the shape of the latent, particles first, and their log density ``(K, N)``."""
-    (name,) = opened.latents
-    if opened.vectorized:
-        values, log_guide = opened.propose(num_samples, block, opened.guide)
+    (name,) = program.latents
+    if program.vectorized:
+        values, log_guide = program.propose(num_samples, block, program.guide)
         return values[name], log_guide
-    singles = [opened.propose(None, block, opened.guide) for _ in range(num_samples)]
-    return torch.stack([values[name] for values, _ in singles]), torch.cat([density for _, density in singles])
+    singles = [program.propose(None, block, program.guide) for _ in range(num_samples)]
+    return torch.stack([values[name] for values, _ in singles]), torch.cat(
+        [density for _, density in singles]
+    )
 
 
-def _by_datum(opened: Program, terms: Tensor) -> Tensor:
+def _by_datum(program: Program, terms: Tensor) -> Tensor:
     """Sum over all dimensions but the first, of particles, and that of the data: ``(K, N)``."""
-    moved = terms.movedim(opened.plate.dim, 1)
+    moved = terms.movedim(program.plate.dim, 1)
     return moved.flatten(2).sum(2) if moved.dim() > 2 else moved
 
 
-def _closed_form(opened: Program, guide: Any, prior: Any) -> Tensor | None:
+def _closed_form(program: Program, guide: Any, prior: Any) -> Tensor | None:
     try:
         kl = kl_divergence(guide, prior)
     except NotImplementedError:
         return None
-    return _by_datum(opened, kl.unsqueeze(0))[0].double()
+    return _by_datum(program, kl.unsqueeze(0))[0].double()

@@ -6,10 +6,22 @@ from pyro_bvae.evaluation.inversion.methods import BatchedHMCMethod, Draws, NUTS
 from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, MeanSignal, Signal
 from pyro_bvae.evaluation.inversion.noise import CountThinning, NormalNoise
 from pyro_bvae.evaluation.inversion.occupancy import FoundModes
-from pyro_bvae.evaluation.inversion.operators import Blur, Downsample, LinearOperator, Mask, RandomProjection
+from pyro_bvae.evaluation.inversion.operators import (
+    Blur,
+    Downsample,
+    LinearOperator,
+    Mask,
+    RandomProjection,
+)
 from pyro_bvae.evaluation.inversion.result import Inversion
 from pyro_bvae.evaluation.inversion.solve import invert
-from pyro_bvae.evaluation.inversion.starts import AggregateStart, EncoderStart, PriorStart, Start, start_chains
+from pyro_bvae.evaluation.inversion.starts import (
+    AggregateStart,
+    EncoderStart,
+    PriorStart,
+    Start,
+    start_chains,
+)
 from pyro_bvae.evaluation.inversion.variational import VariationalMethod
 
 __all__ = [

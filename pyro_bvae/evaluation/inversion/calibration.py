@@ -1,7 +1,8 @@
 r"""Simulation-based calibration of an inversion (Talts, Betancourt, Simpson, Vehtari and Gelman 2018).
 
-Latents, x and y are drawn from the model, and each y is inverted. The truth is then one more draw from the posterior:
-its rank among L draws is uniform on 0, ..., L for any posterior, whatever its shape, and for no other answer.
+Latents, x and y are drawn from the model, and each y is inverted. The truth is then one more draw
+from the posterior: its rank among L draws is uniform on 0, ..., L for any posterior, whatever its
+shape, and for no other answer.
 """
 
 from __future__ import annotations
@@ -51,9 +52,15 @@ class Calibration:
 
     def _p_value(self, ranks: Tensor) -> float:
         places = self.num_ranked + 1
-        divisors = [bins for bins in range(2, 21) if places % bins == 0 and len(ranks) >= _LEAST_EXPECTED * bins]
+        divisors = [
+            bins
+            for bins in range(2, 21)
+            if places % bins == 0 and len(ranks) >= _LEAST_EXPECTED * bins
+        ]
         if not divisors:
-            raise InputError(f"{len(ranks)} problems are too few to test ranks among {self.num_ranked} draws")
+            raise InputError(
+                f"{len(ranks)} problems are too few to test ranks among {self.num_ranked} draws"
+            )
         bins = max(divisors)
         counts = torch.bincount(ranks * bins // places, minlength=bins).double()
         expected = len(ranks) / bins
@@ -68,14 +75,21 @@ class Calibration:
         places = self.num_ranked + 1
         outside = round(places * (1 - level) / 2)
         if not 0 < level < 1 or abs(outside - places * (1 - level) / 2) > 1e-6:
-            raise InputError(f"'level' must leave whole ranks out at both ends of {places}, got {level}")
-        inside = {name: (ranks >= outside) & (ranks < places - outside) for name, ranks in self.ranks.items()}
+            raise InputError(
+                f"'level' must leave whole ranks out at both ends of {places}, got {level}"
+            )
+        inside = {
+            name: (ranks >= outside) & (ranks < places - outside)
+            for name, ranks in self.ranks.items()
+        }
         return {name: Estimate.over_data(held.double()) for name, held in inside.items()}
 
     def __str__(self) -> str:
         lines = [f"{name}: p {self.p_values[name]:.3f}, 90% intervals cover {held.value:.1%}"
                  for name, held in self.coverage().items()]  # fmt: skip
-        return "\n".join([*lines, f"corrected for {len(self.ranks)} quantities: p {self.p_value:.3f}"])
+        return "\n".join(
+            [*lines, f"corrected for {len(self.ranks)} quantities: p {self.p_value:.3f}"]
+        )
 
 
 def calibrate(
@@ -93,7 +107,8 @@ def calibrate(
 ) -> Calibration:
     """Simulate problems from the model, invert each, and rank the truth among the draws.
 
-    The ranked quantities are each latent, the mean and the first feature of x, and an inferred noise scale.
+    The ranked quantities are each latent, the mean and the first feature of x, and an inferred
+    noise scale.
 
     Args:
         vae: A model with a ``prior`` and a ``decoder``.
@@ -104,8 +119,8 @@ def calibrate(
         method: By default :class:`BatchedHMCMethod`, which takes all problems at once.
         context: The context of the problems, one row for each.
         num_problems: N.
-        num_ranked: L, draws spread evenly over those of the method, which are to be nearly independent; 19, 99 and
-            199 have exact 90% intervals.
+        num_ranked: L, draws spread evenly over those of the method, which are to be nearly
+            independent; 19, 99 and 199 have exact 90% intervals.
         seed: Of problems and chains.
 
     Raises:
@@ -121,13 +136,21 @@ def calibrate(
         problem.check(truth.y, context)
         num_chains = getattr(method, "num_chains", 1)
         begin = start_chains(
-            vae, problem, truth.y, context, [PriorStart()], num_chains, stream_seed(seed, PROPOSAL_STREAM)
+            vae,
+            problem,
+            truth.y,
+            context,
+            [PriorStart()],
+            num_chains,
+            stream_seed(seed, PROPOSAL_STREAM),
         )
-        found = method(problem, truth.y, context, begin, seed)
-        drawn = {name: value.flatten(0, 1) for name, value in found.sites.items()}
+        results = method(problem, truth.y, context, begin, seed)
+        drawn = {name: value.flatten(0, 1) for name, value in results.sites.items()}
         total = len(drawn["z"])
         if total < num_ranked:
-            raise InputError(f"'num_ranked' must be at most the {total} draws of the method, got {num_ranked}")
+            raise InputError(
+                f"'num_ranked' must be at most the {total} draws of the method, got {num_ranked}"
+            )
         kept = torch.linspace(0, total - 1, num_ranked).round().long()
         drawn = {name: value[kept] for name, value in drawn.items()}
         with seeded(seed, PREDICTIVE_STREAM):
@@ -137,9 +160,9 @@ def calibrate(
 
 
 def _quantities(sites: dict[str, Tensor], x: Tensor) -> dict[str, Tensor]:
-    found = {f"z[{index}]": part for index, part in enumerate(sites["z"].unbind(-1))}
-    found |= {name: value for name, value in sites.items() if name != "z"}
-    return found | {"mean of x": x.mean(-1), "x[0]": x[..., 0]}
+    results = {f"z[{index}]": part for index, part in enumerate(sites["z"].unbind(-1))}
+    results |= {name: value for name, value in sites.items() if name != "z"}
+    return results | {"mean of x": x.mean(-1), "x[0]": x[..., 0]}
 
 
 def _ranks(truth: dict[str, Tensor], drawn: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 r"""Modes of posteriors: many points climb at once, and those that arrive at one place are one mode.
 
-All is done in unconstrained coordinates u, and measured in nats, or in units of a mode's own curvature.
+All is done in unconstrained coordinates u, and measured in nats, or in units of a mode's own
+curvature.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from pyro_bvae.evaluation.marginal.hmc import Path
 
-# A climb ends where a Newton step would gain less than this many nats; a mode is known where it would gain fewer.
+# A climb ends where a Newton step would gain less than this many nats; a mode is known where it
+# would gain fewer.
 _LEAST_GAIN, _MOST_GAIN = 1e-3, 0.05
 _MOST_STEPS = 100
 # Points nearer than this, in standard deviations of a mode, have arrived at the same one.
 _SAME = 1.0
-# Modes have at least this dip between them, in nats, at one of so many points of the line that joins them.
+# Modes have at least this dip between them, in nats, at one of so many points of the line that
+# joins them.
 _LEAST_DIP, _ON_A_LINE = 0.25, 9
 _MOST_MODES = 8
 
@@ -29,7 +32,8 @@ class Modes(NamedTuple):
     Attributes:
         points: Where the modes are, ``(M, N, d)``.
         factors: Cholesky factors of the inverse curvatures, ``(M, N, d, d)``.
-        log_masses: Laplace's approximation of each one's mass, ``(M, N)``; minus infinity where there is no such mode.
+        log_masses: Laplace's approximation of each one's mass, ``(M, N)``; minus infinity where
+            there is no such mode.
         heights: Their log densities, ``(M, N)``.
     """
 
@@ -68,7 +72,9 @@ def _value_and_gradient(path: Path, vectors: Tensor) -> tuple[Tensor, Tensor]:
         latent, observed = path(vectors)
         value = latent + observed
         (gradient,) = torch.autograd.grad(value.sum(), vectors)
-    return torch.nan_to_num(value.detach(), nan=-math.inf), torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
+    return torch.nan_to_num(value.detach(), nan=-math.inf), torch.nan_to_num(
+        gradient, 0.0, 0.0, 0.0
+    )
 
 
 def _climb(path: Path, vectors: Tensor, scale: Tensor) -> tuple[Climbs, Tensor]:
@@ -99,7 +105,11 @@ def _climb(path: Path, vectors: Tensor, scale: Tensor) -> tuple[Climbs, Tensor]:
 def _learned(inverse: Tensor, moved: Tensor, change: Tensor) -> Tensor:
     """Return the inverse curvatures ``(S, N, d, d)`` after what a step has shown, where it shows a positive one."""
     product = (moved * change).sum(-1)
-    fit = torch.isfinite(product) & (product > 1e-10 * moved.norm(dim=-1) * change.norm(dim=-1)) & (product > 0)
+    fit = (
+        torch.isfinite(product)
+        & (product > 1e-10 * moved.norm(dim=-1) * change.norm(dim=-1))
+        & (product > 0)
+    )
     rho = torch.where(fit, 1 / product.where(fit, torch.ones_like(product)), 0.0)[..., None, None]
     eye = torch.eye(moved.shape[-1], dtype=moved.dtype, device=moved.device)
     left = eye - rho * moved.unsqueeze(-1) * change.unsqueeze(-2)
@@ -109,25 +119,33 @@ def _learned(inverse: Tensor, moved: Tensor, change: Tensor) -> Tensor:
 def _gather(path: Path, points: Tensor, values: Tensor, scale: Tensor) -> Modes:
     """Take the highest end of each problem as a mode, with all ends about it, until none is left."""
     left, size = values.clone(), points.shape[-1]
-    found: list[Tensor] = []
+    results: list[Tensor] = []
     factors: list[Tensor] = []
     masses: list[Tensor] = []
     heights: list[Tensor] = []
     for _ in range(_MOST_MODES):
-        if found and not bool(torch.isfinite(left).any()):
+        if results and not bool(torch.isfinite(left).any()):
             break
         height, place = left.max(0)
         point = points.gather(0, place[None, :, None].expand(1, -1, size))[0]
         factor = _inverse_root(path, point, scale)
-        distance = torch.linalg.solve_triangular(factor, (points - point).unsqueeze(-1), upper=False).squeeze(-1)
+        distance = torch.linalg.solve_triangular(
+            factor, (points - point).unsqueeze(-1), upper=False
+        ).squeeze(-1)
         left = left.masked_fill(distance.norm(dim=-1) < _SAME, -math.inf)
         # The end itself goes too, whatever rounding says of its distance to itself.
         left = left.scatter(0, place.unsqueeze(0), -math.inf)
-        found.append(point)
+        results.append(point)
         heights.append(height)
         factors.append(factor)
-        masses.append(height + size / 2 * math.log(2 * math.pi) + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1))
-    modes = Modes(torch.stack(found), torch.stack(factors), torch.stack(masses), torch.stack(heights))
+        masses.append(
+            height
+            + size / 2 * math.log(2 * math.pi)
+            + factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        )
+    modes = Modes(
+        torch.stack(results), torch.stack(factors), torch.stack(masses), torch.stack(heights)
+    )
     order = modes.log_masses.argsort(0, descending=True)
     modes = Modes(
         modes.points.gather(0, order[..., None].expand_as(modes.points)),
@@ -141,7 +159,9 @@ def _gather(path: Path, points: Tensor, values: Tensor, scale: Tensor) -> Modes:
 def _told_apart(path: Path, modes: Modes) -> Modes:
     """Leave out modes that hardly a dip parts from a heavier one: ripples of a decoder are no modes of their own."""
     log_masses = modes.log_masses.clone()
-    along = torch.linspace(0, 1, _ON_A_LINE + 2, dtype=log_masses.dtype, device=log_masses.device)[1:-1, None, None]
+    along = torch.linspace(0, 1, _ON_A_LINE + 2, dtype=log_masses.dtype, device=log_masses.device)[
+        1:-1, None, None
+    ]
     for index in range(1, len(log_masses)):
         for heavier in range(index):
             line = modes.points[heavier] + along * (modes.points[index] - modes.points[heavier])
@@ -160,9 +180,13 @@ def _inverse_root(path: Path, points: Tensor, scale: Tensor) -> Tensor:
     curvature = curvature * scale.unsqueeze(-1) * scale.unsqueeze(-2)
     values, axes = torch.linalg.eigh((curvature + curvature.mT) / 2)
     covariance = (axes / values.clamp(min=0.01).unsqueeze(-2)) @ axes.mT
-    jitter = torch.finfo(values.dtype).eps * torch.eye(len(values[0]), dtype=values.dtype, device=values.device)
+    jitter = torch.finfo(values.dtype).eps * torch.eye(
+        len(values[0]), dtype=values.dtype, device=values.device
+    )
     factor, failed = torch.linalg.cholesky_ex(covariance + jitter)
-    factor = torch.where((failed == 0)[..., None, None], factor, torch.eye(len(values[0])).to(factor))
+    factor = torch.where(
+        (failed == 0)[..., None, None], factor, torch.eye(len(values[0])).to(factor)
+    )
     return scale.unsqueeze(-1) * factor
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Chains whose r-hat is above have not mixed (1.01 is what Vehtari et al. 2021 ask of a publication).
+# Chains whose r-hat is above have not mixed (1.01 is what Vehtari et al. 2021 ask of a
+# publication).
 MOST_R_HAT = 1.05
 # Below so many effective draws in all, chains that seem to have mixed have had no time to differ.
 LEAST_EFFECTIVE = 50.0
@@ -25,7 +26,11 @@ def effective_draws(draws: Tensor) -> Tensor:
 
 
 def _each(name: str, draws: Tensor) -> Tensor:
-    flat = draws.detach().cpu().double().flatten(2) if draws.dim() > 2 else draws.detach().cpu().double().unsqueeze(2)
+    flat = (
+        draws.detach().cpu().double().flatten(2)
+        if draws.dim() > 2
+        else draws.detach().cpu().double().unsqueeze(2)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a chain that stands still divides by zero, and gives NaN
         values = [_arviz(name, column.numpy()) for column in flat.unbind(2)]

@@ -18,7 +18,8 @@ class AggregateHoles:
     Attributes:
         vae: The model, with the encoder that made the aggregated posterior.
         data: Data that it was trained on, ``(N, D)``.
-        threshold: t in nats: the ``threshold`` of a :class:`~pyro_bvae.evaluation.Coverage` of the same data.
+        threshold: t in nats: the ``threshold`` of a :class:`~pyro_bvae.evaluation.Coverage` of the
+            same data.
         context: Their context.
     """
 

@@ -42,9 +42,12 @@ class Draws:
     Attributes:
         sites: Draws of each site by name, ``(C, K, N, ...)``.
         divergences: How many transitions diverged in each problem, ``(N,)``.
-        pareto_k: Tail shape of the importance weights of a fit, ``(N,)``; None for chains. Infinite where draws of the
-            prior find mass that the fit does not reach: its own weights have no tail that could say so.
-        effective: Effective draws behind those that importance weights have picked, ``(N,)``; None for all others.
+        pareto_k: Tail shape of the importance weights of a fit, ``(N,)``; None for chains. Infinite
+            where draws of the
+            prior find mass that the fit does not reach: its own weights have no tail that could say
+            so.
+        effective: Effective draws behind those that importance weights have picked, ``(N,)``; None
+            for all others.
     """
 
     sites: dict[str, Tensor]
@@ -79,22 +82,35 @@ class NUTSMethod:
             raise InputError(f"'num_draws' must be at least {_LEAST_DRAWS}, got {self.num_draws}")
         check_share("target_acceptance", self.target_acceptance)
 
-    def __call__(self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int) -> Draws:
+    def __call__(
+        self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int
+    ) -> Draws:
         """Draw from the posterior, one problem after another."""
         with prepared(problem):
-            found = [
+            results = [
                 [self._chain(problem, y, context, starts[chain], row, stream_seed(seed, row, chain, SAMPLE_STREAM))
                  for chain in range(self.num_chains)]
                 for row in range(len(y))
             ]  # fmt: skip
         sites = {
-            name: torch.stack([torch.cat([chain[0][name] for chain in rows], 1) for rows in zip(*found, strict=True)])
-            for name in found[0][0][0]
+            name: torch.stack(
+                [
+                    torch.cat([chain[0][name] for chain in rows], 1)
+                    for rows in zip(*results, strict=True)
+                ]
+            )
+            for name in results[0][0][0]
         }
-        return Draws(sites, torch.tensor([sum(diverged for _, diverged in row) for row in found]))
+        return Draws(sites, torch.tensor([sum(diverged for _, diverged in row) for row in results]))
 
     def _chain(
-        self, problem: InverseProblem, y: Tensor, context: Context | None, start: Tensor, row: int, seed: int
+        self,
+        problem: InverseProblem,
+        y: Tensor,
+        context: Context | None,
+        start: Tensor,
+        row: int,
+        seed: int,
     ) -> tuple[dict[str, Tensor], int]:
         rows = slice(row, row + 1)
         kernel = NUTS(
@@ -115,7 +131,8 @@ class NUTSMethod:
 class BatchedHMCMethod:
     """Hamiltonian Monte Carlo with trajectories of one length, all chains of all problems at once.
 
-    A draw costs more steps than one of NUTS, and a step of thousands of chains about as much time as one of a single
+    A draw costs more steps than one of NUTS, and a step of thousands of chains about as much time
+    as one of a single
     chain: the method for many problems. Scales are shared by the chains of a problem.
 
     Attributes:
@@ -136,11 +153,16 @@ class BatchedHMCMethod:
         check_counts(self, "num_chains", "num_draws", "num_warmup", "leapfrog_steps")
         check_share("target_acceptance", self.target_acceptance)
 
-    def __call__(self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int) -> Draws:
+    def __call__(
+        self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int
+    ) -> Draws:
         """Draw from the posteriors of all problems."""
-        with opened_for(problem, y, context, seed) as (opened, coordinates), seeded(seed, ANNEALING_STREAM):
-            vectors = start_vectors(opened, coordinates, starts)
-            path = path_of(opened, coordinates)
+        with (
+            opened_for(problem, y, context, seed) as (program, coordinates),
+            seeded(seed, ANNEALING_STREAM),
+        ):
+            vectors = start_vectors(program, coordinates, starts)
+            path = path_of(program, coordinates)
             state, step = self._warm_up(path, evaluate_path(path, vectors))
             kept, diverged = [], torch.zeros(len(y), dtype=torch.long)
             for _ in range(self.num_draws):
@@ -166,7 +188,10 @@ class BatchedHMCMethod:
             elif index == self.num_warmup // 2 and len(window) > 1:
                 # About each chain's own mean: the distance between modes is no scale of either.
                 deviation = torch.stack(window).var(0).mean(0).sqrt().clamp(min=1e-6)
-                log_step, scale = log_step.add(scale.log().mean(1) - deviation.log().mean(1)), deviation
+                log_step, scale = (
+                    log_step.add(scale.log().mean(1) - deviation.log().mean(1)),
+                    deviation,
+                )
         return state, log_step.exp().unsqueeze(-1) * scale
 
     def _move(self, path: Path, state: State, step: Tensor) -> tuple[State, Tensor]:
@@ -194,9 +219,9 @@ def opened_for(
     problem: InverseProblem, y: Tensor, context: Context | None, seed: int
 ) -> Iterator[tuple[Program, Coordinates]]:
     """Open a problem for a method that moves by gradients."""
-    with prepared(problem), opened_problem(problem, y, context, seed) as (opened, coordinates):
-        check_differentiable(opened)
-        yield opened, coordinates
+    with prepared(problem), opened_problem(problem, y, context, seed) as (program, coordinates):
+        check_differentiable(program)
+        yield program, coordinates
 
 
 def check_counts(settings: Any, *names: str) -> None:

@@ -1,7 +1,8 @@
 r"""Importance weights of posteriors under mixtures with a small share of the prior: nothing likely is out of reach.
 
-The proposal is :math:`q(u) = (1 - a) \sum_m w_m q_m(u) + a\, p(u)`, with normal or Student-t components at the modes
-and their own shares w. Weights are those of the whole mixture, whichever part a draw came from (Owen and Zhou 2000).
+The proposal is :math:`q(u) = (1 - a) \sum_m w_m q_m(u) + a\, p(u)`, with normal or Student-t
+components at the modes and their own shares w. Weights are those of the whole mixture, whichever
+part a draw came from (Owen and Zhou 2000).
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class Mixture:
 
     def log_components(self, vectors: Tensor) -> Tensor:
         """Return the log density of each component, ``(J, N, d)`` to ``(M, J, N)``."""
-        density: Tensor = self._family(self.loc.unsqueeze(1), self.factors.unsqueeze(1)).log_prob(vectors)
+        density: Tensor = self._family(self.loc.unsqueeze(1), self.factors.unsqueeze(1)).log_prob(
+            vectors
+        )
         return density
 
     def log_prob(self, vectors: Tensor) -> Tensor:
@@ -53,9 +56,13 @@ class Mixture:
 
     def sample(self, num_draws: int) -> Tensor:
         """Draw, ``(J, N, d)``."""
-        chosen = torch.distributions.Categorical(logits=self.log_shares.T).sample((num_draws,))  # (J, N)
+        chosen = torch.distributions.Categorical(logits=self.log_shares.T).sample(
+            (num_draws,)
+        )  # (J, N)
         columns = torch.arange(self.loc.shape[1], device=self.loc.device)
-        drawn: Tensor = self._family(self.loc[chosen, columns], self.factors[chosen, columns]).sample()
+        drawn: Tensor = self._family(
+            self.loc[chosen, columns], self.factors[chosen, columns]
+        ).sample()
         return drawn
 
     def _family(self, loc: Tensor, factors: Tensor) -> torch.distributions.Distribution:
@@ -66,17 +73,17 @@ class Mixture:
             return family
         return torch.distributions.MultivariateNormal(loc, scale_tril=factors, validate_args=False)
 
-    def adapted(self, found: Weighted) -> Mixture:
+    def adapted(self, result: Weighted) -> Mixture:
         """Return heavy-tailed components with the shares, centres and covariances that weighted draws show."""
-        labels = self.labels(found.vectors)
-        weights = found.log_weights.softmax(0).to(found.vectors)
+        labels = self.labels(result.vectors)
+        weights = result.log_weights.softmax(0).to(result.vectors)
         loc, factors, shares = [], [], []
         for index in range(len(self.loc)):
             mine = weights * (labels == index)
             share = mine.sum(0)
             within = (mine / share.clamp(min=1e-30)).unsqueeze(-1)
-            centre = (within * found.vectors).sum(0)
-            off = found.vectors - centre
+            centre = (within * result.vectors).sum(0)
+            off = result.vectors - centre
             covariance = torch.einsum("jn,jna,jnb->nab", within.squeeze(-1), off, off)
             factor, failed = torch.linalg.cholesky_ex(covariance)
             enough = 1 / within.square().sum((0, -1)) > 10 * off.shape[-1]
@@ -104,7 +111,9 @@ class Weighted(NamedTuple):
     def masses(self, mixture: Mixture) -> Tensor:
         """Return the posterior mass that belongs to each component, ``(M, N)``."""
         labels, weights = mixture.labels(self.vectors), self.log_weights.softmax(0)
-        return torch.stack([(weights * (labels == index)).sum(0) for index in range(len(mixture.loc))])
+        return torch.stack(
+            [(weights * (labels == index)).sum(0) for index in range(len(mixture.loc))]
+        )
 
     @property
     def effective(self) -> Tensor:
@@ -134,6 +143,8 @@ def num_prior_draws(num_draws: int) -> int:
 def resampled(weights: Tensor, num_draws: int) -> Tensor:
     """Return places that are drawn by weights ``(J,)``, evenly spread and in random order, ``(K,)``."""
     ends = weights.double().cumsum(0)
-    wanted = (torch.arange(num_draws, dtype=torch.double) + torch.rand((), dtype=torch.double)) / num_draws
+    wanted = (
+        torch.arange(num_draws, dtype=torch.double) + torch.rand((), dtype=torch.double)
+    ) / num_draws
     places = torch.searchsorted(ends, wanted * ends[-1]).clamp(max=len(weights) - 1)
     return places[torch.randperm(num_draws)]

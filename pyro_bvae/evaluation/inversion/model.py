@@ -1,9 +1,9 @@
 r"""An inverse problem as a Pyro model: :math:`z \sim p(z)`, x from the decoder, :math:`y \sim \text{noise}(A(x))`.
 
-What x is, is a part of its own. With :class:`DrawnSignal` it is a draw, :math:`x \sim p(x \mid z)`, with the
-likelihood's noise: integrated out of y, and drawn given z and y. With :class:`MeanSignal` it is the decoder's mean, and
-y differs from A(x) by the observation's noise alone: for a likelihood that is a device of training more than a model of
-the data.
+What x is, is a part of its own. With :class:`DrawnSignal` it is a draw, :math:`x \sim p(x \mid z)`,
+with the likelihood's noise: integrated out of y, and drawn given z and y. With :class:`MeanSignal`
+it is the decoder's mean, and y differs from A(x) by the observation's noise alone: for a likelihood
+that is a device of training more than a model of the data.
 """
 
 from __future__ import annotations
@@ -44,14 +44,16 @@ class Signal(Protocol):
 class DrawnSignal:
     r"""x is a draw, :math:`x \sim p(x \mid z)`: it is integrated out of y, exactly, and drawn given z and y, exactly.
 
-    There are closed forms for a normal likelihood with a linear operator and :class:`NormalNoise`, and for counts with
-    a :class:`Mask` and :class:`CountThinning`.
+    There are closed forms for a normal likelihood with a linear operator and :class:`NormalNoise`,
+    and for counts with a :class:`Mask` and :class:`CountThinning`.
     """
 
     def observe(self, likelihood: Any, operator: Any, noise: Any) -> Any:
         """Return :math:`p(y | z)`; raises where there is no closed form."""
         if not hasattr(noise, "marginal"):
-            raise InputError(f"'noise' must have a 'marginal' for x to be a draw, got {type(noise).__name__}")
+            raise InputError(
+                f"'noise' must have a 'marginal' for x to be a draw, got {type(noise).__name__}"
+            )
         return noise.marginal(likelihood, operator)
 
     def restore(self, likelihood: Any, operator: Any, noise: Any, y: Tensor) -> Tensor:
@@ -94,15 +96,16 @@ class Simulated(NamedTuple):
 class InverseProblem:
     """The Pyro program of an inversion, for any number N of observations at once.
 
-    ``model(y)`` and ``start(y)`` are a (model, guide) pair as all others of this package: the guide draws from the
-    prior.
+    ``model(y)`` and ``start(y)`` are a (model, guide) pair as all others of this package: the guide
+    draws from the prior.
 
     Args:
         prior: ``prior()`` returns p(z).
         decoder: ``decoder(z)``, or ``decoder(z, context)``, returns p(x|z).
         operator: From x to what is seen of it.
         noise: From that to a distribution of y.
-        signal: What x is; by default :class:`DrawnSignal` where there is a closed form, else :class:`MeanSignal`.
+        signal: What x is; by default :class:`DrawnSignal` where there is a closed form, else
+            :class:`MeanSignal`.
 
     Raises:
         InputError: for discrete latents.
@@ -142,7 +145,12 @@ class InverseProblem:
         Raises:
             InputError: saying which does not fit.
         """
-        with torch.no_grad(), seeded(0, PROBE_STREAM), poutine.block(), pyro.plate("data", len(y), dim=-1):
+        with (
+            torch.no_grad(),
+            seeded(0, PROBE_STREAM),
+            poutine.block(),
+            pyro.plate("data", len(y), dim=-1),
+        ):
             likelihood = self._likelihood(self.prior().sample(torch.Size([len(y)])), context)
             try:
                 seen = self.operator(likelihood.mean)
@@ -168,7 +176,12 @@ class InverseProblem:
 
     def settle(self, num_problems: int, context: Context | None = None) -> None:
         """Settle what x is where that was left open, before there is a y; raises if the parts do not fit."""
-        with torch.no_grad(), seeded(0, PROBE_STREAM), poutine.block(), pyro.plate("data", num_problems, dim=-1):
+        with (
+            torch.no_grad(),
+            seeded(0, PROBE_STREAM),
+            poutine.block(),
+            pyro.plate("data", num_problems, dim=-1),
+        ):
             self._choose(self._likelihood(self.prior().sample(torch.Size([num_problems])), context))
 
     def _choose(self, likelihood: Any) -> None:
@@ -185,7 +198,9 @@ class InverseProblem:
         self.chooses = False
 
     @torch.no_grad()
-    def restore(self, sites: dict[str, Tensor], y: Tensor, context: Context | None = None) -> Tensor:
+    def restore(
+        self, sites: dict[str, Tensor], y: Tensor, context: Context | None = None
+    ) -> Tensor:
         """Return x given draws of all sites, ``(K, N, ...)`` each, and y; shape ``(K, N, D)``."""
         width = max(1, self._likelihood(sites["z"][:1], context).event_shape[0])
         size = max(1, _NUMBERS // (len(y) * width * max(1, y.shape[1] if self._correlates else 1)))
@@ -202,14 +217,22 @@ class InverseProblem:
         return isinstance(self.signal, DrawnSignal) and not getattr(self.operator, "disjoint", True)
 
     @torch.no_grad()
-    def simulate(self, num_problems: int, context: Context | None = None, seed: int = 0) -> Simulated:
+    def simulate(
+        self, num_problems: int, context: Context | None = None, seed: int = 0
+    ) -> Simulated:
         """Draw latents, x and y from the model, each step as it is stated: x is not integrated out."""
-        with seeded(seed, SIMULATION_STREAM), poutine.trace() as tracer, pyro.plate("data", num_problems, dim=-1):
+        with (
+            seeded(seed, SIMULATION_STREAM),
+            poutine.trace() as tracer,
+            pyro.plate("data", num_problems, dim=-1),
+        ):
             likelihood = self._likelihood(pyro.sample("z", self.prior()), context)
             x = self.signal.simulate(likelihood)
             y = self.noise(self.operator(x)).sample()
         nodes: dict[str, Any] = tracer.trace.nodes
-        return Simulated({name: nodes[name]["value"] for name in ("z", NOISE_SITE) if name in nodes}, x, y)
+        return Simulated(
+            {name: nodes[name]["value"] for name in ("z", NOISE_SITE) if name in nodes}, x, y
+        )
 
     def _likelihood(self, z: Tensor, context: Context | None) -> Any:
         return self.decoder(z) if context is None else self.decoder(z, context)

@@ -1,9 +1,9 @@
 r"""Noise of an observation: from :math:`A(x)` to a distribution of y.
 
-Any callable ``noise(signal)`` that returns a distribution with event shape ``(M,)`` is a noise, and may draw parameters
-of its own by ``pyro.sample``. Two methods more let it meet a decoder's whole :math:`p(x|z)` and not only its mean:
-``marginal(likelihood, operator)``, the distribution of y with x integrated out, and ``restore(likelihood, operator,
-y)``, a draw of x given z and y.
+Any callable ``noise(signal)`` that returns a distribution with event shape ``(M,)`` is a noise, and
+may draw parameters of its own by ``pyro.sample``. Two methods more let it meet a decoder's whole
+:math:`p(x|z)` and not only its mean: ``marginal(likelihood, operator)``, the distribution of y with
+x integrated out, and ``restore(likelihood, operator, y)``, a draw of x given z and y.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ NOISE_SITE = "noise_scale"
 class NormalNoise:
     r"""Independent normal noise, :math:`y \sim \mathcal{N}(A(x), s^2 I)`.
 
-    With a normal likelihood, :math:`x \sim \mathcal{N}(\mu(z), S(z))`, and a linear operator both steps are closed
-    forms,
+    With a normal likelihood, :math:`x \sim \mathcal{N}(\mu(z), S(z))`, and a linear operator both
+    steps are closed forms,
 
     .. math:: y \mid z \sim \mathcal{N}(A \mu, A S A^\top + s^2 I),
 
-    and draws of x given z and y are exact: a draw of x and y, moved by :math:`S A^\top (A S A^\top + s^2 I)^{-1}` times
-    what y is off (Matheron's rule; Wilson et al. 2020).
+    and draws of x given z and y are exact: a draw of x and y, moved by :math:`S A^\top (A S A^\top
+    + s^2 I)^{-1}` times what y is off (Matheron's rule; Wilson et al. 2020).
 
     Args:
         scale: s, positive; None has it inferred, as site ``noise_scale``.
@@ -84,7 +84,9 @@ class NormalNoise:
         if linear.disjoint:
             weights = off / (normal.variance @ matrix.mT.square() + scale.square())
         else:
-            weights = torch.cholesky_solve(off.unsqueeze(-1), _factor(normal.variance, linear, scale)).squeeze(-1)
+            weights = torch.cholesky_solve(
+                off.unsqueeze(-1), _factor(normal.variance, linear, scale)
+            ).squeeze(-1)
         return x + normal.variance * (weights @ matrix)
 
     def _scale(self, like: Tensor) -> Tensor:
@@ -98,9 +100,10 @@ class NormalNoise:
 class CountThinning:
     r"""Each count is kept with probability p: a shallower sequencing, :math:`y_m \sim \mathrm{Binomial}(x_m, p)`.
 
-    Poisson, negative binomial and zero-inflated negative binomial counts of mean :math:`\mu`, thinned, are such counts
-    of mean :math:`p \mu`, with the same dispersion and the same losses; what was not kept is drawn exactly too. The
-    operator has to pick features as they are (:class:`Mask`), since thinning takes whole counts.
+    Poisson, negative binomial and zero-inflated negative binomial counts of mean :math:`\mu`,
+    thinned, are such counts of mean :math:`p \mu`, with the same dispersion and the same losses;
+    what was not kept is drawn exactly too. The operator has to pick features as they are
+    (:class:`Mask`), since thinning takes whole counts.
 
     Args:
         probability: p, above 0 and at most 1.
@@ -117,14 +120,17 @@ class CountThinning:
     def __call__(self, signal: Tensor) -> dist.Distribution:
         """Return the distribution of what is kept of counts; raises for what are no counts."""
         if bool(((signal != signal.round()) | (signal < 0)).any()):
-            raise InputError("CountThinning takes whole counts of x, not means; leave 'signal' at DrawnSignal()")
+            raise InputError(
+                "CountThinning takes whole counts of x, not means; leave 'signal' at DrawnSignal()"
+            )
         return dist.Binomial(signal, signal.new_tensor(self.probability)).to_event(1)
 
     def marginal(self, likelihood: Any, operator: Any) -> dist.Distribution:
         """Return the distribution of y with x integrated out.
 
         Raises:
-            InputError: for a likelihood that is not of counts, or an operator that does more than pick features.
+            InputError: for a likelihood that is not of counts, or an operator that does more than
+                pick features.
         """
         counts, linear = _counts(likelihood), _picking(operator)
         log_mean = linear(counts.log_mean) + math.log(self.probability)
@@ -144,12 +150,16 @@ class CountThinning:
         if isinstance(counts, NegativeBinomialCounts):
             theta = linear(counts.dispersion.expand(counts.batch_shape))
             # The rate behind a count is gamma distributed, and y has told something of it.
-            rate = torch.distributions.Gamma(theta + y, theta / rate + p, validate_args=False).sample()
+            rate = torch.distributions.Gamma(
+                theta + y, theta / rate + p, validate_args=False
+            ).sample()
         unseen = torch.poisson((1 - p) * rate)
         if isinstance(counts, ZeroInflatedNegativeBinomialCounts):
             gate = linear(counts.gate_logits.expand(counts.batch_shape))
             mean = linear(counts.log_mean).exp()
-            log_odds = gate + theta * torch.log1p(p * mean / theta)  # of lost against kept, where y is 0
+            log_odds = gate + theta * torch.log1p(
+                p * mean / theta
+            )  # of lost against kept, where y is 0
             lost = (y == 0) & (torch.rand_like(unseen) < torch.sigmoid(log_odds))
             unseen = unseen.masked_fill(lost, 0)
         x[..., linear.index] = y + unseen
@@ -167,20 +177,26 @@ def _factor(variance: Tensor, linear: LinearOperator, scale: Tensor) -> Tensor:
 
 def _linear(operator: Any) -> LinearOperator:
     if not isinstance(operator, LinearOperator):
-        raise InputError(f"x is integrated out for a LinearOperator, got {type(operator).__name__}; take MeanSignal()")
+        raise InputError(
+            f"x is integrated out for a LinearOperator, got {type(operator).__name__}; take MeanSignal()"
+        )
     return operator
 
 
 def _picking(operator: Any) -> LinearOperator:
     if not isinstance(operator, LinearOperator) or operator.index is None:
-        raise InputError(f"CountThinning needs an operator that picks features, a Mask, got {type(operator).__name__}")
+        raise InputError(
+            f"CountThinning needs an operator that picks features, a Mask, got {type(operator).__name__}"
+        )
     return operator
 
 
 def _normal(likelihood: Any) -> Any:
     base = unwrapped(likelihood)
     if not isinstance(base, torch.distributions.Normal):
-        raise InputError(f"x is integrated out for a normal likelihood, got {type(base).__name__}; take MeanSignal()")
+        raise InputError(
+            f"x is integrated out for a normal likelihood, got {type(base).__name__}; take MeanSignal()"
+        )
     return base
 
 

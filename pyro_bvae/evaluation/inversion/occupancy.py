@@ -1,6 +1,7 @@
 """Shares of the draws in each mode against its share of the posterior, and draws put right where these differ.
 
-Chains that stay in their own modes have shares that say where they started. Within each mode they are sound all the
+Chains that stay in their own modes have shares that say where they started. Within each mode they
+are sound all the
 same: mixed by the modes' masses they are draws from the posterior.
 """
 
@@ -12,7 +13,12 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, seeded
-from pyro_bvae.evaluation.inversion.diagnostics import LEAST_EFFECTIVE, MOST_R_HAT, effective_draws, r_hat
+from pyro_bvae.evaluation.inversion.diagnostics import (
+    LEAST_EFFECTIVE,
+    MOST_R_HAT,
+    effective_draws,
+    r_hat,
+)
 from pyro_bvae.evaluation.inversion.methods import Draws
 from pyro_bvae.evaluation.inversion.mixture import resampled
 from pyro_bvae.evaluation.inversion.scout import Scouted
@@ -29,8 +35,8 @@ class FoundModes:
 
     Attributes:
         z: The latents at each mode, ``(M, L)``.
-        masses: The share of the posterior in each, by importance weights, ``(M,)``; by Laplace's approximation where
-            these could not be had.
+        masses: The share of the posterior in each, by importance weights, ``(M,)``; by Laplace's
+            approximation where these could not be had.
         shares: The share of the draws in each, ``(M,)``.
         looked: From where it was looked, in words.
         joined: Whether the draws of chains that kept to their modes were mixed by the masses.
@@ -64,41 +70,47 @@ class Occupied:
     modes: FoundModes | None
 
 
-def occupy(found: Draws, vectors: Tensor | None, scouted: Scouted | None, num_seated: int, seed: int) -> Occupied:
+def occupy(
+    results: Draws, vectors: Tensor | None, scouted: Scouted | None, num_seated: int, seed: int
+) -> Occupied:
     """Compare the draws of one problem with its modes, and mix those of chains that kept to their own.
 
     Args:
-        found: The draws, of one problem.
+        results: The draws, of one problem.
         vectors: The same in unconstrained coordinates, ``(C, K, d)``.
         scouted: The modes, of one problem; None where nobody looked.
         num_seated: How many modes, the heaviest first, had a chain that started there.
         seed: Of what is drawn again.
     """
-    fit = found.pareto_k is not None
-    followed = torch.cat([value.flatten(2) for value in found.sites.values()], 2)
+    fit = results.pareto_k is not None
+    followed = torch.cat([value.flatten(2) for value in results.sites.values()], 2)
     spread = torch.nan if fit else float(r_hat(followed).max())
     effective = float(effective_draws(followed).min())
-    if found.effective is not None:
-        effective = min(effective, float(found.effective[0]))
+    if results.effective is not None:
+        effective = min(effective, float(results.effective[0]))
     if scouted is None or vectors is None:
-        return Occupied(found, spread, effective, None)
+        return Occupied(results, spread, effective, None)
     keep = _kept(scouted)
     masses = scouted.masses[keep, 0]
     labels = _labels(scouted, vectors, keep)
-    visits = torch.stack([(labels == index).double().mean(1) for index in range(len(keep))])  # (M, C)
+    visits = torch.stack(
+        [(labels == index).double().mean(1) for index in range(len(keep))]
+    )  # (M, C)
     modes = FoundModes(scouted.z[keep, 0], masses, visits.mean(1), scouted.looked, False, None)
     if len(keep) == 1:
-        return Occupied(found, spread, effective, modes)
+        return Occupied(results, spread, effective, modes)
     right = _agree(visits, masses, scouted, num_seated, fit, effective)
     if right and (fit or (spread <= MOST_R_HAT and effective >= LEAST_EFFECTIVE)):
-        return Occupied(found, spread, effective, modes)
+        return Occupied(results, spread, effective, modes)
     if not fit and float(scouted.effective[0]) > 0:
-        joined = _join(found, followed, labels, visits, masses, seed)
+        joined = _join(results, followed, labels, visits, masses, seed)
         if joined is not None:
             draws, spread, effective = joined
             modes = replace(modes, shares=masses, joined=True)
             return Occupied(draws, spread, min(effective, float(scouted.effective[0])), modes)
-    return Occupied(found, spread, effective, modes if right else replace(modes, missed=_words(modes)))
+    return Occupied(
+        results, spread, effective, modes if right else replace(modes, missed=_words(modes))
+    )
 
 
 def _kept(scouted: Scouted) -> Tensor:
@@ -118,20 +130,26 @@ def _labels(scouted: Scouted, vectors: Tensor, keep: Tensor) -> Tensor:
     return mixture.labels(vectors.flatten(0, 1).unsqueeze(1))[:, 0].reshape(vectors.shape[:2])
 
 
-def _agree(visits: Tensor, masses: Tensor, scouted: Scouted, num_seated: int, fit: bool, effective: float) -> bool:
+def _agree(
+    visits: Tensor, masses: Tensor, scouted: Scouted, num_seated: int, fit: bool, effective: float
+) -> bool:
     """Whether the draws lie in the modes as the mass does, within errors of both."""
     shares, chains = visits.mean(1), visits.shape[1]
     known = float(scouted.effective[0])
-    if known == 0:  # of masses nothing is known for sure: chains that left a mode for good say that it is small
+    if (
+        known == 0
+    ):  # of masses nothing is known for sure: chains that left a mode for good say that it is small
         return bool((shares[num_seated:] > 0).all())
     independent = max(effective, 1.0) if fit or chains == 1 else torch.inf
     drawn = visits.var(1) / chains if chains > 1 else torch.zeros_like(shares)
     error = (drawn + masses * (1 - masses) * (1 / known + 1 / independent)).sqrt()
-    return bool(((shares - masses).abs() <= _TOLERANCE + 3 * error).all()) and bool((shares > 0).all())
+    return bool(((shares - masses).abs() <= _TOLERANCE + 3 * error).all()) and bool(
+        (shares > 0).all()
+    )
 
 
 def _join(
-    found: Draws, followed: Tensor, labels: Tensor, visits: Tensor, masses: Tensor, seed: int
+    results: Draws, followed: Tensor, labels: Tensor, visits: Tensor, masses: Tensor, seed: int
 ) -> tuple[Draws, float, float] | None:
     """Mix the draws in each mode by its mass; None where those within a mode have not mixed themselves."""
     worst, per_draw = 0.0, 0.0
@@ -147,13 +165,16 @@ def _join(
             return None
         worst, per_draw = max(worst, spread), per_draw + mass**2 / effective
     drawn = torch.stack([(labels == index).double().mean() for index in range(len(masses))])
-    weights = (masses.double() / masses.sum() / drawn.clamp(min=1e-12)).cpu()[labels.flatten().cpu()]
+    weights = (masses.double() / masses.sum() / drawn.clamp(min=1e-12)).cpu()[
+        labels.flatten().cpu()
+    ]
     with seeded(seed, PROPOSAL_STREAM, 1):
         places = resampled(weights, labels.numel())
     sites = {
-        name: value.flatten(0, 1)[places.to(value.device)].reshape(value.shape) for name, value in found.sites.items()
+        name: value.flatten(0, 1)[places.to(value.device)].reshape(value.shape)
+        for name, value in results.sites.items()
     }
-    return replace(found, sites=sites), worst, 1 / per_draw
+    return replace(results, sites=sites), worst, 1 / per_draw
 
 
 def _words(modes: FoundModes) -> str:

@@ -26,8 +26,10 @@ class LinearOperator:
 
     Attributes:
         matrix: A, float64.
-        index: Which feature each measurement is, ``(M,)``, where A picks features as they are; else None.
-        disjoint: Whether no feature enters two measurements, so that those of independent features are independent.
+        index: Which feature each measurement is, ``(M,)``, where A picks features as they are; else
+            None.
+        disjoint: Whether no feature enters two measurements, so that those of independent features
+            are independent.
 
     Shape:
         ``(*, D)`` to ``(*, M)``.
@@ -44,13 +46,19 @@ class LinearOperator:
         self.matrix = matrix.detach().double()
         used = self.matrix != 0
         self.disjoint = bool((used.sum(0) <= 1).all())
-        picks = self.disjoint and bool((used.sum(1) == 1).all()) and bool((self.matrix[used] == 1).all())
+        picks = (
+            self.disjoint
+            and bool((used.sum(1) == 1).all())
+            and bool((self.matrix[used] == 1).all())
+        )
         self.index = used.int().argmax(1) if picks else None
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return :math:`A x`."""
         if x.shape[-1] != self.matrix.shape[1]:
-            raise InputError(f"the operator takes {self.matrix.shape[1]} features, got {x.shape[-1]}")
+            raise InputError(
+                f"the operator takes {self.matrix.shape[1]} features, got {x.shape[-1]}"
+            )
         return x @ self.matrix.to(x).mT
 
     def back(self, y: Tensor) -> Tensor:
@@ -70,10 +78,14 @@ class Mask(LinearOperator):
 
     def __init__(self, observed: Tensor) -> None:
         if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
-            raise InputError(f"'observed' must be a bool tensor (D,), got {getattr(observed, 'dtype', type(observed))}")
+            raise InputError(
+                f"'observed' must be a bool tensor (D,), got {getattr(observed, 'dtype', type(observed))}"
+            )
         flat = observed.flatten()
         if not bool(flat.any()):
-            raise InputError("'observed' must be True somewhere: an image that is masked altogether says nothing of x")
+            raise InputError(
+                "'observed' must be True somewhere: an image that is masked altogether says nothing of x"
+            )
         super().__init__(torch.eye(len(flat), dtype=torch.double, device=flat.device)[flat])
 
 
@@ -110,7 +122,9 @@ class Downsample(LinearOperator):
     def __init__(self, image_shape: Sequence[int], factor: int) -> None:
         check_count("factor", factor)
         if any(size % factor for size in image_shape[1:]):
-            raise InputError(f"'factor' must divide height and width of {tuple(image_shape)}, got {factor}")
+            raise InputError(
+                f"'factor' must divide height and width of {tuple(image_shape)}, got {factor}"
+            )
         super().__init__(_separable(image_shape, lambda size: _means(size, factor)))
 
 
@@ -139,7 +153,9 @@ class RandomProjection(LinearOperator):
 def _separable(image_shape: Sequence[int], along: Callable[[int], Tensor]) -> Tensor:
     """Return the matrix that acts along rows and columns of each channel by the matrix for a size."""
     if len(image_shape) != 3:
-        raise InputError(f"'image_shape' must be (channels, height, width), got {tuple(image_shape)}")
+        raise InputError(
+            f"'image_shape' must be (channels, height, width), got {tuple(image_shape)}"
+        )
     for size in image_shape:
         check_count("image_shape", size)
     channels, height, width = image_shape

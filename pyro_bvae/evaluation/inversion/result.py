@@ -34,11 +34,12 @@ class Inversion:
         effective_draws: The smallest effective sample size of latents and scale.
         divergences: Transitions of all chains that diverged.
         pareto_k: Tail shape of the importance weights of a fit; None for chains.
-        in_holes: Which draws lie in holes of the aggregated posterior, ``(C, K)``; None where nobody asked.
+        in_holes: Which draws lie in holes of the aggregated posterior, ``(C, K)``; None where
+            nobody asked.
         method: Name of the method.
         signal: Name of what x is.
-        modes: The modes that were looked for before the draws, and how much of the mass and of the draws lies in each;
-            None where the model cannot be run for many particles at once.
+        modes: The modes that were looked for before the draws, and how much of the mass and of the
+            draws lies in each; None where the model cannot be run for many particles at once.
     """
 
     z: Tensor
@@ -117,11 +118,15 @@ class Inversion:
 
     def __str__(self) -> str:
         chains, draws, latents = self.z.shape
-        lines = [f"{self.method}: {chains} x {draws} draws of {latents} latents; x is {self.signal}"]
+        lines = [
+            f"{self.method}: {chains} x {draws} draws of {latents} latents; x is {self.signal}"
+        ]
         if self.problem is not None:
             return "\n".join([*lines, f"no summary: {self.problem}", *self._warnings()])
         if self.pareto_k is None:
-            lines.append(f"r-hat {self.r_hat:.3f}, {self.effective_draws:.0f} effective draws at least")
+            lines.append(
+                f"r-hat {self.r_hat:.3f}, {self.effective_draws:.0f} effective draws at least"
+            )
         else:
             lines.append(f"Pareto k {self.pareto_k:.2f}: importance weights bear the fit out")
         if self.noise_scale is not None:
@@ -134,17 +139,22 @@ class Inversion:
     def _warnings(self) -> list[str]:
         lines = [] if self.modes is None else [str(self.modes)]
         if self.divergences:
-            lines.append(f"{self.divergences} transitions diverged: parts of the posterior may not have been reached")
+            lines.append(
+                f"{self.divergences} transitions diverged: parts of the posterior may not have been reached"
+            )
         if (share := self.hole_share) is not None:
             word = "beware: " if share > _MOST_IN_HOLES else ""
-            lines.append(f"{word}{share:.1%} of the draws lie in holes, where the decoder was never trained")
+            lines.append(
+                f"{word}{share:.1%} of the draws lie in holes, where the decoder was never trained"
+            )
         return lines
 
     def to_arviz(self) -> Any:
         """Return the draws as ArviZ's object, InferenceData on ArviZ 0.x and a DataTree on 1.x.
 
-        Groups: ``posterior`` (``z``, ``x``, ``noise_scale``), ``sample_stats`` (``in_hole``), ``observed_data``
-        (``y``). Attributes: r-hat, effective sample size, divergences, Pareto k. NUTS reports divergences as a number.
+        Groups: ``posterior`` (``z``, ``x``, ``noise_scale``), ``sample_stats`` (``in_hole``),
+        ``observed_data`` (``y``). Attributes: r-hat, effective sample size, divergences, Pareto k.
+        NUTS reports divergences as a number.
         """
         drawn = ("chain", "draw")
         groups: dict[str, _Arrays] = {
@@ -160,6 +170,10 @@ class Inversion:
         if self.in_holes is not None:
             groups["sample_stats"]["in_hole"] = (drawn, _array(self.in_holes))
         about = {"method": self.method, "signal": self.signal, "divergences": self.divergences}
-        numbers = {"r_hat": self.r_hat, "effective_draws": self.effective_draws, "pareto_k": self.pareto_k}
+        numbers = {
+            "r_hat": self.r_hat,
+            "effective_draws": self.effective_draws,
+            "pareto_k": self.pareto_k,
+        }
         known = {name: value for name, value in numbers.items() if value is not None}
         return _wrap(groups, {**_library(), **about, **known})

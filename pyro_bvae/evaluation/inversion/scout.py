@@ -1,7 +1,8 @@
 r"""A look round before the draws: which modes the posterior has, how much of it each holds, and where that was looked.
 
-Draws of the prior and of each start climb the log joint density. Where they end in several places, importance weights
-under a mixture over those places, with a share of the prior, say how much mass each has.
+Draws of the prior and of each start climb the log joint density. Where they end in several places,
+importance weights under a mixture over those places, with a share of the prior, say how much mass
+each has.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ from pyro_bvae.core.seeds import CHOICE_STREAM, PROPOSAL_STREAM, seeded, stream_
 from pyro_bvae.evaluation.inversion.climb import Modes, find_modes
 from pyro_bvae.evaluation.inversion.mixture import Mixture, num_prior_draws, weigh
 from pyro_bvae.evaluation.inversion.model import InverseProblem
-from pyro_bvae.evaluation.inversion.starts import AggregateStart, EncoderStart, PriorStart, Start, start_chains
+from pyro_bvae.evaluation.inversion.starts import (
+    AggregateStart,
+    EncoderStart,
+    PriorStart,
+    Start,
+    start_chains,
+)
 from pyro_bvae.evaluation.marginal.hmc import Path
 from pyro_bvae.evaluation.marginal.psis import pareto_k
 from pyro_bvae.program.coordinates import Coordinates
-from pyro_bvae.program.program import Program, program
+from pyro_bvae.program.program import Program, open_program
 
 # Climbs from the prior, and from each other start.
 _FROM_PRIOR, _FROM_EACH = 128, 16
@@ -35,9 +42,14 @@ _LEAST_LAPLACE = 1e-4
 # Importance weights with a heavier tail say nothing of the masses (Vehtari et al. 2024).
 _MOST_PARETO_K, _LEAST_EFFECTIVE = 0.7, 100.0
 _NUM_DRAWS, _ROUNDS = 4000, 2
-# A chain that starts more nats than this below the mode is far from all that is likely, and may never leave.
+# A chain that starts more nats than this below the mode is far from all that is likely, and may
+# never leave.
 _FAR = 20.0
-_NAMES = {PriorStart: "the prior", EncoderStart: "the encoder's answer", AggregateStart: "the aggregated posterior"}
+_NAMES = {
+    PriorStart: "the prior",
+    EncoderStart: "the encoder's answer",
+    AggregateStart: "the aggregated posterior",
+}
 
 
 @dataclass(frozen=True)
@@ -48,8 +60,10 @@ class Scouted:
         mixture: A component for each mode, in unconstrained coordinates.
         z: The latents at the modes, ``(M, N, L)``.
         masses: The share of the posterior that belongs to each mode, ``(M, N)``.
-        effective: Effective draws behind the shares, ``(N,)``; 0 where they are Laplace's approximations.
-        begin: Where chains would start, ``(C, N, L)``; those far below the mode, where their climbs have ended.
+        effective: Effective draws behind the shares, ``(N,)``; 0 where they are Laplace's
+            approximations.
+        begin: Where chains would start, ``(C, N, L)``; those far below the mode, where their climbs
+            have ended.
         looked: From where it was looked, in words.
     """
 
@@ -86,32 +100,32 @@ def opened_problem(
 ) -> Iterator[tuple[Program, Coordinates]]:
     """Open a problem as the log densities of many particles, and its coordinates."""
     args = (y,) if context is None else (y, context)
-    with program(problem.model, problem.start, args, seed=seed) as opened:
-        yield opened, Coordinates(opened, args)
+    with open_program(problem.model, problem.start, args, seed=seed) as program:
+        yield program, Coordinates(program, args)
 
 
-def path_of(opened: Program, coordinates: Coordinates) -> Path:
+def path_of(program: Program, coordinates: Coordinates) -> Path:
     """Return the log joint density of vectors ``(C, N, d)``: of the prior with its Jacobian, and of y."""
 
     def path(vectors: Tensor) -> tuple[Tensor, Tensor]:
         values, log_jacobian = coordinates.unflatten(vectors)
-        latent, observed = opened.log_joint(values, opened.args)
+        latent, observed = program.log_joint(values, program.args)
         return latent + log_jacobian, observed
 
     return path
 
 
 @torch.no_grad()
-def start_vectors(opened: Program, coordinates: Coordinates, starts: Tensor) -> Tensor:
+def start_vectors(program: Program, coordinates: Coordinates, starts: Tensor) -> Tensor:
     """Return where the chains start, ``(C, N, d)``: z where it is told, the rest from the prior."""
-    values = opened.draw(len(starts), opened.args).values
+    values = program.draw(len(starts), program.args).values
     return coordinates.flatten({**values, "z": starts})
 
 
 @torch.no_grad()
-def prior_vectors(opened: Program, coordinates: Coordinates, num_draws: int) -> Tensor:
+def prior_vectors(program: Program, coordinates: Coordinates, num_draws: int) -> Tensor:
     """Return draws of the prior, ``(P, N, d)``."""
-    return coordinates.flatten(opened.draw(num_draws, opened.args).values)
+    return coordinates.flatten(program.draw(num_draws, program.args).values)
 
 
 def scout(
@@ -138,34 +152,46 @@ def scout(
     told = begin
     if others:
         number = _FROM_EACH * len(others)
-        more = start_chains(vae, problem, y, context, others, number, stream_seed(seed, CHOICE_STREAM))
+        more = start_chains(
+            vae, problem, y, context, others, number, stream_seed(seed, CHOICE_STREAM)
+        )
         told = torch.cat([begin, more])
     with warnings.catch_warnings():
-        # A problem that runs one particle at a time is said to be slow by the methods that run it so.
+        # A problem that runs one particle at a time is said to be slow by the methods that run it
+        # so.
         warnings.simplefilter("ignore", UserWarning)
         try:
-            with opened_problem(problem, y, context, seed) as (opened, coordinates):
-                if not opened.vectorized:
+            with opened_problem(problem, y, context, seed) as (program, coordinates):
+                if not program.vectorized:
                     return None
                 with seeded(seed, PROPOSAL_STREAM, CHOICE_STREAM):
-                    return _look(opened, coordinates, told, len(begin), _words(others))
+                    return _look(program, coordinates, told, len(begin), _words(others))
         except InputError:
             return None
 
 
-def _look(opened: Program, coordinates: Coordinates, told: Tensor, num_chains: int, looked: str) -> Scouted:
-    path = path_of(opened, coordinates)
-    starts = prior_vectors(opened, coordinates, _FROM_PRIOR)
+def _look(
+    program: Program, coordinates: Coordinates, told: Tensor, num_chains: int, looked: str
+) -> Scouted:
+    path = path_of(program, coordinates)
+    starts = prior_vectors(program, coordinates, _FROM_PRIOR)
     scale = starts.std(0).clamp(min=1e-6)
-    modes, climbs = find_modes(path, torch.cat([start_vectors(opened, coordinates, told), starts]), scale)
-    mixture, masses, effective = _masses(path, modes, opened, coordinates)
-    z, ends = (coordinates.unflatten(part)[0]["z"].detach() for part in (modes.points, climbs.ends[:num_chains]))
+    modes, climbs = find_modes(
+        path, torch.cat([start_vectors(program, coordinates, told), starts]), scale
+    )
+    mixture, masses, effective = _masses(path, modes, program, coordinates)
+    z, ends = (
+        coordinates.unflatten(part)[0]["z"].detach()
+        for part in (modes.points, climbs.ends[:num_chains])
+    )
     low = climbs.first[:num_chains] < modes.heights[0] - _FAR - scale.shape[-1]
     begin = torch.where(low.unsqueeze(-1), ends, told[:num_chains])
     return Scouted(mixture, z, masses, effective, begin, looked)
 
 
-def _masses(path: Path, modes: Modes, opened: Program, coordinates: Coordinates) -> tuple[Mixture, Tensor, Tensor]:
+def _masses(
+    path: Path, modes: Modes, program: Program, coordinates: Coordinates
+) -> tuple[Mixture, Tensor, Tensor]:
     """Return a mixture over the modes, their shares of the mass, and the effective draws behind these."""
     laplace = modes.log_masses.softmax(0)
     laplace = torch.where(laplace > _LEAST_LAPLACE, laplace, 0)
@@ -174,13 +200,15 @@ def _masses(path: Path, modes: Modes, opened: Program, coordinates: Coordinates)
     mixture = Mixture(modes.points, modes.factors, (floored / floored.sum(0)).log(), heavy=True)
     if not bool(((laplace > 0).sum(0) > 1).any()):
         return mixture, laplace, torch.zeros_like(laplace[0])
-    prior = prior_vectors(opened, coordinates, num_prior_draws(_NUM_DRAWS))
+    prior = prior_vectors(program, coordinates, num_prior_draws(_NUM_DRAWS))
     for _ in range(_ROUNDS):
         mixture = mixture.adapted(weigh(path, mixture, prior[: len(prior) // 4], _NUM_DRAWS // 4))
-    found = weigh(path, mixture, prior, _NUM_DRAWS)
-    known = (pareto_k(found.log_weights).to(laplace) <= _MOST_PARETO_K) & (found.effective >= _LEAST_EFFECTIVE)
-    masses = torch.where(known, found.masses(mixture).to(laplace), laplace)
-    return mixture, masses, torch.where(known, found.effective, 0.0).to(laplace)
+    result = weigh(path, mixture, prior, _NUM_DRAWS)
+    known = (pareto_k(result.log_weights).to(laplace) <= _MOST_PARETO_K) & (
+        result.effective >= _LEAST_EFFECTIVE
+    )
+    masses = torch.where(known, result.masses(mixture).to(laplace), laplace)
+    return mixture, masses, torch.where(known, result.effective, 0.0).to(laplace)
 
 
 def _words(others: Sequence[Start]) -> str:

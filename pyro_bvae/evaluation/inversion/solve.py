@@ -40,30 +40,38 @@ def invert(
 
     .. math:: p(z, x \mid y) \propto p(z) \, p(x \mid z) \, p(y \mid A(x))
 
-    The decoder stays as it is. What x is, is said by ``signal``: a draw of the decoder's distribution, or its mean.
+    The decoder stays as it is. What x is, is said by ``signal``: a draw of the decoder's
+    distribution, or its mean.
 
     Args:
         vae: A model with a ``prior``, a ``decoder`` and, for starts, an encoder.
         y: What was seen of one datum, ``(M,)``.
-        operator: A, from ``(*, D)`` to ``(*, M)``: a :class:`LinearOperator` such as :class:`Mask`, or any callable.
+        operator: A, from ``(*, D)`` to ``(*, M)``: a :class:`LinearOperator` such as :class:`Mask`,
+            or any callable.
         noise: From A(x) to a distribution of y: :class:`NormalNoise`, of known or inferred scale,
             :class:`CountThinning`, or any callable; a positive number s is ``NormalNoise(s)``.
-        prior: p(z) in the place of the model's own, such as one that was fitted to its aggregated posterior.
-        signal: What x is; by default :class:`DrawnSignal` where there is a closed form, else :class:`MeanSignal`.
-        method: :class:`NUTSMethod` by default, or :class:`BatchedHMCMethod`, or :class:`VariationalMethod`.
-        starts: Where the chains start, in turn; by default at the prior, at the encoder's answer where there is one,
-            and at the aggregated posterior of ``data``.
-        data: Data that the model was trained on, ``(N, D)``, for starts at their aggregated posterior.
-        holes: From latents ``(K, L)`` to whether each lies in a hole of the aggregated posterior, bool, ``(K,)``.
+        prior: p(z) in the place of the model's own, such as one that was fitted to its aggregated
+            posterior.
+        signal: What x is; by default :class:`DrawnSignal` where there is a closed form, else
+            :class:`MeanSignal`.
+        method: :class:`NUTSMethod` by default, or :class:`BatchedHMCMethod`, or
+            :class:`VariationalMethod`.
+        starts: Where the chains start, in turn; by default at the prior, at the encoder's answer
+            where there is one, and at the aggregated posterior of ``data``.
+        data: Data that the model was trained on, ``(N, D)``, for starts at their aggregated
+            posterior.
+        holes: From latents ``(K, L)`` to whether each lies in a hole of the aggregated posterior,
+            bool, ``(K,)``.
         context: The context of the one datum, if the decoder takes one.
         seed: Seed of everything random; the caller's generators are left alone.
 
     Returns:
-        The draws with their diagnostics. Reference: Bora, Jalal, Price and Dimakis 2017; Holden, Pereyra and Zygalakis
-        2022.
+        The draws with their diagnostics. Reference: Bora, Jalal, Price and Dimakis 2017; Holden,
+        Pereyra and Zygalakis 2022.
 
     Raises:
-        InputError: if the parts do not fit each other or y, the latents are discrete, or an argument cannot be used.
+        InputError: if the parts do not fit each other or y, the latents are discrete, or an
+            argument cannot be used.
     """
     method = method or NUTSMethod()
     noise = _noise(noise)
@@ -73,26 +81,32 @@ def invert(
         problem.check(rows, context)
         chosen = default_starts(vae, problem, rows, data) if starts is None else starts
         num_chains = getattr(method, "num_chains", 1)
-        begin = start_chains(vae, problem, rows, context, chosen, num_chains, stream_seed(seed, PROPOSAL_STREAM))
+        begin = start_chains(
+            vae, problem, rows, context, chosen, num_chains, stream_seed(seed, PROPOSAL_STREAM)
+        )
         scouted = scout(vae, problem, rows, context, chosen, begin, seed)
         fits = getattr(method, "fits_modes", False)
         seated = scouted is not None and (starts is None or (fits and bool(scouted.counts[0] > 1)))
         if scouted is not None and seated:
             begin = scouted.seats(fits)
-        found = method(problem, rows, context, begin, seed)
-        vectors = None if scouted is None else _vectors(problem, rows, context, found, seed)
-        occupied = occupy(found, vectors, scouted, len(begin) if seated else 0, seed)
+        results = method(problem, rows, context, begin, seed)
+        vectors = None if scouted is None else _vectors(problem, rows, context, results, seed)
+        occupied = occupy(results, vectors, scouted, len(begin) if seated else 0, seed)
         flat = {name: value.flatten(0, 1) for name, value in occupied.draws.sites.items()}
         with seeded(seed, PREDICTIVE_STREAM):
             x = problem.restore(flat, rows, context)
     return _result(occupied, x, y, problem, type(method).__name__, holes)
 
 
-def _vectors(problem: InverseProblem, y: Tensor, context: Context | None, found: Draws, seed: int) -> Tensor:
+def _vectors(
+    problem: InverseProblem, y: Tensor, context: Context | None, results: Draws, seed: int
+) -> Tensor:
     """Return the draws of one problem in unconstrained coordinates, ``(C, K, d)``."""
-    shape = found.sites["z"].shape[:2]
+    shape = results.sites["z"].shape[:2]
     with torch.no_grad(), opened_problem(problem, y, context, seed) as (_, coordinates):
-        flat = coordinates.flatten({name: value.flatten(0, 1) for name, value in found.sites.items()})
+        flat = coordinates.flatten(
+            {name: value.flatten(0, 1) for name, value in results.sites.items()}
+        )
     return flat[:, 0].unflatten(0, shape)
 
 
@@ -104,27 +118,31 @@ def _result(
     method: str,
     holes: Callable[[Tensor], Tensor] | None,
 ) -> Inversion:
-    found = occupied.draws
-    z = found.sites["z"].squeeze(2)
+    results = occupied.draws
+    z = results.sites["z"].squeeze(2)
     return Inversion(
         z=z,
         x=x.reshape(*z.shape[:2], -1),
         y=y,
-        noise_scale=found.sites[NOISE_SITE].squeeze(2) if NOISE_SITE in found.sites else None,
+        noise_scale=results.sites[NOISE_SITE].squeeze(2) if NOISE_SITE in results.sites else None,
         r_hat=occupied.r_hat,
         effective_draws=occupied.effective,
-        divergences=int(found.divergences.sum()),
-        pareto_k=float(found.pareto_k[0]) if found.pareto_k is not None else None,
+        divergences=int(results.divergences.sum()),
+        pareto_k=float(results.pareto_k[0]) if results.pareto_k is not None else None,
         in_holes=None if holes is None else holes(z.flatten(0, 1)).reshape(z.shape[:2]),
         method=method,
-        signal="a draw of p(x|z)" if isinstance(problem.signal, DrawnSignal) else "the decoder's mean",
+        signal="a draw of p(x|z)"
+        if isinstance(problem.signal, DrawnSignal)
+        else "the decoder's mean",
         modes=occupied.modes,
     )
 
 
 def _noise(noise: Any) -> Callable[[Tensor], Any]:
     """Return the noise, of known scale where it is a number; raise for anything else that cannot be called."""
-    if (isinstance(noise, Real) and not isinstance(noise, bool)) or (isinstance(noise, Tensor) and noise.numel() == 1):
+    if (isinstance(noise, Real) and not isinstance(noise, bool)) or (
+        isinstance(noise, Tensor) and noise.numel() == 1
+    ):
         return NormalNoise(float(noise))
     if not callable(noise):
         raise InputError(
@@ -136,7 +154,9 @@ def _noise(noise: Any) -> Callable[[Tensor], Any]:
 def _rows(y: Tensor, vae: Any) -> Tensor:
     """Return y as one row, in the model's type; raise unless it is one finite vector."""
     if not callable(getattr(vae, "decoder", None)) or not callable(getattr(vae, "prior", None)):
-        raise InputError(f"'vae' must be a model with a prior and a decoder, got {type(vae).__name__}")
+        raise InputError(
+            f"'vae' must be a model with a prior and a decoder, got {type(vae).__name__}"
+        )
     if not isinstance(y, Tensor) or y.dim() != 1 or not y.numel():
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise InputError(f"'y' must be what was seen of one datum, a tensor (M,), got {got}")

@@ -20,7 +20,9 @@ from pyro_bvae.evaluation.inversion.operators import LinearOperator
 class Start(Protocol):
     """Where a chain starts."""
 
-    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+    def __call__(
+        self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int
+    ) -> Tensor:
         """Return latents, ``(N, L)``."""
         ...
 
@@ -29,7 +31,9 @@ class Start(Protocol):
 class PriorStart:
     """A draw from the problem's prior."""
 
-    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+    def __call__(
+        self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int
+    ) -> Tensor:
         """Return draws, ``(N, L)``."""
         with torch.no_grad(), seeded(seed, SAMPLE_STREAM), evaluating(problem.prior):
             drawn: Tensor = problem.prior().sample(torch.Size([len(y)]))
@@ -48,7 +52,9 @@ class AggregateStart:
     data: Tensor
     context: Context | None = None
 
-    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+    def __call__(
+        self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int
+    ) -> Tensor:
         """Return draws, ``(N, L)``."""
         with seeded(seed, CHOICE_STREAM):
             rows = torch.randint(len(self.data), (len(y),))
@@ -62,14 +68,18 @@ class AggregateStart:
 class EncoderStart:
     """A draw of what the encoder says of y, taken back to an x: y itself where it is whole, else the smallest x."""
 
-    def __call__(self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int) -> Tensor:
+    def __call__(
+        self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int
+    ) -> Tensor:
         """Return draws, ``(N, L)``; raises for a callable operator whose y is no whole x."""
         if isinstance(problem.operator, LinearOperator):
             x = problem.operator.back(y)
         elif y.shape[-1] == getattr(vae, "num_features", None):
             x = y
         else:
-            raise InputError("EncoderStart() needs a linear operator, or a y with all features; take PriorStart()")
+            raise InputError(
+                "EncoderStart() needs a linear operator, or a y with all features; take PriorStart()"
+            )
         with seeded(seed, SAMPLE_STREAM):
             return _encoded(vae, x, context)
 
@@ -79,10 +89,14 @@ def _encoded(vae: Any, x: Tensor, context: Context | None) -> Tensor:
     return drawn
 
 
-def default_starts(vae: Any, problem: InverseProblem, y: Tensor, data: Tensor | None) -> tuple[Start, ...]:
+def default_starts(
+    vae: Any, problem: InverseProblem, y: Tensor, data: Tensor | None
+) -> tuple[Start, ...]:
     """Return the starts that there are: prior, encoder, aggregated posterior."""
     starts: list[Start] = [PriorStart()]
-    whole = isinstance(problem.operator, LinearOperator) or y.shape[-1] == getattr(vae, "num_features", None)
+    whole = isinstance(problem.operator, LinearOperator) or y.shape[-1] == getattr(
+        vae, "num_features", None
+    )
     if whole and callable(getattr(vae, "posterior", None)):
         starts.append(EncoderStart())
     if data is not None:
@@ -106,13 +120,15 @@ def start_chains(
     """
     if not starts:
         raise InputError("'starts' must hold at least one start, got none; PriorStart() is one")
-    found = []
+    results = []
     for chain in range(num_chains):
         start = starts[chain % len(starts)]
         z = start(vae, problem, y, context, stream_seed(seed, chain))
         shape = (len(y), *problem.prior().event_shape)
         if tuple(z.shape) != shape or not bool(torch.isfinite(z).all()):
             name = type(start).__name__
-            raise InputError(f"a start must give finite latents of shape {shape}, got {tuple(z.shape)} from {name}")
-        found.append(z.detach())
-    return torch.stack(found)
+            raise InputError(
+                f"a start must give finite latents of shape {shape}, got {tuple(z.shape)} from {name}"
+            )
+        results.append(z.detach())
+    return torch.stack(results)

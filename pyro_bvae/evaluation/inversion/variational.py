@@ -13,7 +13,13 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import REFIT_STREAM, seeded
 from pyro_bvae.evaluation.inversion.methods import Draws, check_counts, opened_for
-from pyro_bvae.evaluation.inversion.mixture import Mixture, Weighted, num_prior_draws, resampled, weigh
+from pyro_bvae.evaluation.inversion.mixture import (
+    Mixture,
+    Weighted,
+    num_prior_draws,
+    resampled,
+    weigh,
+)
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import path_of, prior_vectors, start_vectors
 from pyro_bvae.evaluation.marginal.hmc import Path
@@ -21,9 +27,11 @@ from pyro_bvae.evaluation.marginal.psis import pareto_k
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.program import Program
 
-# Weights with a heavier tail, or mass where a fit has next to none, make draws of the fit none of the posterior.
+# Weights with a heavier tail, or mass where a fit has next to none, make draws of the fit none of
+# the posterior.
 _MOST_PARETO_K, _MOST_OUTSIDE, _OUTSIDE = 0.7, 0.02, 20.0
-# A fit that is effective in a smaller share of its draws tells too little to be mended by its weights.
+# A fit that is effective in a smaller share of its draws tells too little to be mended by its
+# weights.
 _LEAST_SHARE, _LEAST_EFFECTIVE = 0.1, 100.0
 _DRAWS_EACH, _ROUNDS = 4, 3
 
@@ -32,10 +40,12 @@ _DRAWS_EACH, _ROUNDS = 4, 3
 class VariationalMethod:
     """Normals fitted to the posterior in unconstrained coordinates, one at each start, all latents correlated: fast.
 
-    Draws come from the mixture of the fits, with the shares that importance weights give them. The Pareto k of their
-    weights says whether it can be trusted: below 0.7 (Yao et al. 2018; Vehtari et al. 2024). A small share of the prior
-    says whether there is mass where the fits have none. Where either fails, draws are picked by the weights of
-    Student-t components that have been moved to where the mass is, and k is theirs.
+    Draws come from the mixture of the fits, with the shares that importance weights give them. The
+    Pareto k of their
+    weights says whether it can be trusted: below 0.7 (Yao et al. 2018; Vehtari et al. 2024). A
+    small share of the prior says whether there is mass where the fits have none. Where either
+    fails, draws are picked by the weights of Student-t components that have been moved to where the
+    mass is, and k is theirs.
 
     Attributes:
         num_draws: K.
@@ -59,51 +69,69 @@ class VariationalMethod:
         if not self.learning_rate > 0:
             raise InputError(f"'learning_rate' must be positive, got {self.learning_rate}")
 
-    def __call__(self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int) -> Draws:
+    def __call__(
+        self, problem: InverseProblem, y: Tensor, context: Context | None, starts: Tensor, seed: int
+    ) -> Draws:
         """Fit all problems at once, and draw from the fits."""
-        with opened_for(problem, y, context, seed) as (opened, coordinates), seeded(seed, REFIT_STREAM):
-            path = path_of(opened, coordinates)
-            fits = self._fit(path, start_vectors(opened, coordinates, starts))
+        with (
+            opened_for(problem, y, context, seed) as (program, coordinates),
+            seeded(seed, REFIT_STREAM),
+        ):
+            path = path_of(program, coordinates)
+            fits = self._fit(path, start_vectors(program, coordinates, starts))
             with torch.no_grad():
-                vectors, k, effective = self._draw(path, fits, opened, coordinates)
+                vectors, k, effective = self._draw(path, fits, program, coordinates)
                 values, _ = coordinates.unflatten(vectors)
         sites = {name: value.unsqueeze(0) for name, value in values.items()}
         return Draws(sites, torch.zeros(len(y), dtype=torch.long), k, effective)
 
     def _draw(
-        self, path: Path, fits: Mixture, opened: Program, coordinates: Coordinates
+        self, path: Path, fits: Mixture, program: Program, coordinates: Coordinates
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return draws ``(K, N, d)``, Pareto k and effective draws, ``(N,)`` each."""
-        prior = prior_vectors(opened, coordinates, num_prior_draws(self.num_draws))
+        prior = prior_vectors(program, coordinates, num_prior_draws(self.num_draws))
         if len(fits.loc) > 1:
             told = weigh(path, fits, prior, _DRAWS_EACH * self.num_draws)
-            fits = replace(fits, log_shares=told.masses(fits).to(fits.loc).clamp(min=1e-3).log().log_softmax(0))
-        found = weigh(path, fits, prior, self.num_draws)
+            fits = replace(
+                fits, log_shares=told.masses(fits).to(fits.loc).clamp(min=1e-3).log().log_softmax(0)
+            )
+        result = weigh(path, fits, prior, self.num_draws)
         vectors = fits.sample(self.num_draws)
         log_ratios = sum(path(vectors)) - fits.log_prob(vectors)
         k = pareto_k(log_ratios)
-        outside = self._outside(found, fits)
+        outside = self._outside(result, fits)
         sound = (k <= _MOST_PARETO_K) & (outside <= _MOST_OUTSIDE)
         effective = torch.full_like(k, float(self.num_draws))
         if bool(sound.all()):
             return vectors, k, effective
         return self._mended(
-            path, fits, found, prior, (vectors, torch.where(sound | (k > _MOST_PARETO_K), k, torch.inf), effective)
+            path,
+            fits,
+            result,
+            prior,
+            (vectors, torch.where(sound | (k > _MOST_PARETO_K), k, torch.inf), effective),
         )
 
-    def _outside(self, found: Weighted, fits: Mixture) -> Tensor:
+    def _outside(self, result: Weighted, fits: Mixture) -> Tensor:
         """Return the posterior's mass where the fits have less than a twentieth of it, ``(N,)``."""
-        log_evidence = found.log_weights.logsumexp(0) - torch.tensor(float(len(found.vectors))).log()
-        ratio = found.log_joint - fits.log_prob(found.vectors).double() - log_evidence
-        return (found.log_weights.softmax(0) * (ratio.exp() > _OUTSIDE)).sum(0).cpu()
+        log_evidence = (
+            result.log_weights.logsumexp(0) - torch.tensor(float(len(result.vectors))).log()
+        )
+        ratio = result.log_joint - fits.log_prob(result.vectors).double() - log_evidence
+        return (result.log_weights.softmax(0) * (ratio.exp() > _OUTSIDE)).sum(0).cpu()
 
     def _mended(
-        self, path: Path, fits: Mixture, found: Weighted, prior: Tensor, plain: tuple[Tensor, Tensor, Tensor]
+        self,
+        path: Path,
+        fits: Mixture,
+        result: Weighted,
+        prior: Tensor,
+        plain: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return draws that importance weights pick for the problems whose fits are not sound, if those are."""
         vectors, k, effective = plain
-        tells = found.effective.cpu() >= _LEAST_SHARE * len(found.vectors)
-        mixture, wider = fits, found
+        tells = result.effective.cpu() >= _LEAST_SHARE * len(result.vectors)
+        mixture, wider = fits, result
         for _ in range(_ROUNDS):
             mixture = mixture.adapted(wider)
             wider = weigh(path, mixture, prior, _DRAWS_EACH * self.num_draws)
@@ -114,12 +142,19 @@ class VariationalMethod:
             places = resampled(wider.log_weights[:, row].softmax(0).cpu(), self.num_draws)
             vectors[:, row] = wider.vectors[places.to(vectors.device), row]
         k = torch.where(better, tail, k)
-        return vectors, k, torch.where(better, wider.effective.cpu().clamp(max=float(self.num_draws)), effective)
+        return (
+            vectors,
+            k,
+            torch.where(better, wider.effective.cpu().clamp(max=float(self.num_draws)), effective),
+        )
 
     def _fit(self, path: Path, start: Tensor) -> Mixture:
         """Return the normals that maximise the bound of each problem from each start ``(M, N, d)``."""
         size = start.shape[-1]
-        loc, lower = start.clone().requires_grad_(), start.new_zeros(*start.shape, size).requires_grad_()
+        loc, lower = (
+            start.clone().requires_grad_(),
+            start.new_zeros(*start.shape, size).requires_grad_(),
+        )
         log_scale = _first_scale(start).log().requires_grad_()
         parameters = [loc, lower, log_scale]
         optimizer = torch.optim.Adam(parameters, lr=self.learning_rate)
@@ -146,6 +181,8 @@ def _first_scale(start: Tensor) -> Tensor:
     return (nearest / 6).clamp(min=1e-3, max=math.exp(-1)).expand_as(start).clone()
 
 
-def _normal(loc: Tensor, lower: Tensor, log_scale: Tensor) -> torch.distributions.MultivariateNormal:
+def _normal(
+    loc: Tensor, lower: Tensor, log_scale: Tensor
+) -> torch.distributions.MultivariateNormal:
     factor = lower.tril(-1) + torch.diag_embed(log_scale.exp())
     return torch.distributions.MultivariateNormal(loc, scale_tril=factor, validate_args=False)

@@ -1,10 +1,11 @@
 r"""Annealed importance sampling, and its reverse: a stochastic lower and a stochastic upper bound of the evidence.
 
 Chains move by Hamiltonian Monte Carlo along :math:`\log f_t = a + t\, b`, from the prior,
-:math:`f_t \propto p(z)\, p(x|z)^t`, or from the guide, :math:`f_t \propto q(z|x)^{1-t} p(x, z)^t`, to the posterior.
-The weight of a chain, :math:`\log w = \sum_i (t_i - t_{i-1})\, b(u_{i-1})`, has the mean :math:`p(x)` however poorly
-the chains mix (Neal 2001; for decoders Wu et al. 2017). The same moves in reverse order, from an exact draw of the
-posterior, give weights of mean :math:`1 / p(x)`, and so an upper bound (Grosse et al. 2015).
+:math:`f_t \propto p(z)\, p(x|z)^t`, or from the guide, :math:`f_t \propto q(z|x)^{1-t} p(x, z)^t`,
+to the posterior. The weight of a chain, :math:`\log w = \sum_i (t_i - t_{i-1})\, b(u_{i-1})`, has
+the mean :math:`p(x)` however poorly the chains mix (Neal 2001; for decoders Wu et al. 2017). The
+same moves in reverse order, from an exact draw of the posterior, give weights of mean :math:`1 /
+p(x)`, and so an upper bound (Grosse et al. 2015).
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ from pyro_bvae.evaluation.marginal.averages import Average, effective_sample_siz
 from pyro_bvae.evaluation.marginal.hmc import evaluate_path, move
 from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings, find_plan
 from pyro_bvae.program.coordinates import Coordinates
-from pyro_bvae.program.densities import Values
+from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.differentiability import check_differentiable
-from pyro_bvae.program.program import Function, Program, program
+from pyro_bvae.program.program import Function, Program, open_program
 from pyro_bvae.program.simulation import simulate
 
 Start = Literal["prior", "guide"]
@@ -47,15 +48,15 @@ class Sandwich(NamedTuple):
     Attributes:
         lower: From chains that start at the prior or the guide.
         upper: From chains that start at the true latents.
-        gap: ``upper - lower`` in nats: the evidence of these data is known that well, and annealing with the same
-            settings is off by no more, in the mean, on data like them.
+        gap: ``upper - lower`` in nats: the evidence of these data is known that well, and annealing
+            with the same settings is off by no more, in the mean, on data like them.
         simulated: The data, by observed site.
     """
 
     lower: Estimate
     upper: Estimate
     gap: Estimate
-    simulated: Values
+    simulated: LatentValues
 
 
 def annealed_evidence(
@@ -70,17 +71,20 @@ def annealed_evidence(
 ) -> Estimate:
     r"""Estimate the evidence of each datum by annealed importance sampling.
 
-    A lower bound in expectation, far tighter than importance sampling where the guide is poor. Temperatures and step
-    sizes come from a pilot run of chains of its own and are frozen. Evaluations of the pilot run count in the cost.
+    A lower bound in expectation, far tighter than importance sampling where the guide is poor.
+    Temperatures and step sizes come from a pilot run of chains of its own and are frozen.
+    Evaluations of the pilot run count in the cost.
 
-    Errors are those of the largest spread that so few chains leave possible: a fifth above the usual ones of 32 chains.
-    A datum is trusted where that spread is small. Fewer than 11 chains, or than 25 temperatures, are never trusted.
-    Chains that all miss a mode agree; that one is missing shows neither here nor in any weights.
+    Errors are those of the largest spread that so few chains leave possible: a fifth above the
+    usual ones of 32 chains. A datum is trusted where that spread is small. Fewer than 11 chains, or
+    than 25 temperatures, are never trusted. Chains that all miss a mode agree; that one is missing
+    shows neither here nor in any weights.
 
     Args:
         model: A Pyro model whose latents share a plate over the data, differentiable in them.
         guide: Its guide.
-        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are
+            passed whole.
         start: Where the chains start: ``"prior"`` or ``"guide"``.
         settings: How to run.
         data_plate: Name of the data plate, where the latents share more than one.
@@ -88,7 +92,8 @@ def annealed_evidence(
         progress: Show a progress bar.
 
     Returns:
-        The mean evidence in nats; effective sample sizes and Pareto k are those of the chains' weights.
+        The mean evidence in nats; effective sample sizes and Pareto k are those of the chains'
+        weights.
         References: Neal 2001; Wu, Burda, Salakhutdinov and Grosse 2017.
 
     Raises:
@@ -98,13 +103,15 @@ def annealed_evidence(
     _check_start(start)
     blocks = []
     with (
-        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
         frozen(model, guide),
-        _bar(opened, progress, settings, 1) as bar,
+        _bar(program, progress, settings, 1) as bar,
     ):
-        _check_program(opened, start)
-        for index, block in enumerate(opened.blocks(max(1, _ROWS // settings.num_chains))):
-            run = _Run(opened, block, start, settings, stream_seed(seed, index, ANNEALING_STREAM), bar)
+        _check_program(program, start)
+        for index, block in enumerate(program.blocks(max(1, _ROWS // settings.num_chains))):
+            run = _Run(
+                program, block, start, settings, stream_seed(seed, index, ANNEALING_STREAM), bar
+            )
             blocks.append(run.forward())
     return _join(blocks, settings)
 
@@ -121,16 +128,18 @@ def bidirectional_evidence(
 ) -> Sandwich:
     r"""Bound the evidence of simulated data from both sides: the certificate of an annealing run.
 
-    The model draws latents and data in the place of the observed ones, so the latents are an exact draw of the
-    posterior of those data. Annealing forward from the start and backward from the latents then gives a stochastic
-    lower and a stochastic upper bound. All chains of a datum share that one draw: the errors of ``upper`` and ``gap``
-    are taken from the spread over data, where it is the larger, and a datum whose bounds lie further apart than their
-    errors and biases allow is not trusted.
+    The model draws latents and data in the place of the observed ones, so the latents are an exact
+    draw of the posterior of those data. Annealing forward from the start and backward from the
+    latents then gives a stochastic lower and a stochastic upper bound. All chains of a datum share
+    that one draw: the errors of ``upper`` and ``gap`` are taken from the spread over data, where it
+    is the larger, and a datum whose bounds lie further apart than their errors and biases allow is
+    not trusted.
 
     Args:
         model: A Pyro model whose latents share a plate over the data, differentiable in them.
         guide: Its guide.
-        *args: The arguments of both. Observed values among them are replaced by simulated ones of the same number.
+        *args: The arguments of both. Observed values among them are replaced by simulated ones of
+            the same number.
         start: Where the chains start: ``"prior"`` or ``"guide"``.
         settings: How to run.
         data_plate: Name of the data plate, where the latents share more than one.
@@ -141,28 +150,38 @@ def bidirectional_evidence(
         Both bounds, their gap and the data. Reference: Grosse, Ghahramani and Adams 2015.
 
     Raises:
-        InputError: as :func:`annealed_evidence`; also for chains from a guide that does not see the data among its
-            arguments.
+        InputError: as :func:`annealed_evidence`; also for chains from a guide that does not see the
+            data among its arguments.
     """
     settings = settings or AnnealingSettings()
     _check_start(start)
     lower, upper, blocks = [], [], []
     with (
-        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
         frozen(model, guide),
-        _bar(opened, progress, settings, 2) as bar,
+        _bar(program, progress, settings, 2) as bar,
     ):
-        _check_program(opened, start)
-        for index, block in enumerate(opened.blocks(max(1, _ROWS // settings.num_chains))):
-            drawn = simulate(opened, block, stream_seed(seed, index, SIMULATION_STREAM), start == "guide")
-            run = _Run(drawn.opened, drawn.args, start, settings, stream_seed(seed, index, ANNEALING_STREAM), bar)
+        _check_program(program, start)
+        for index, block in enumerate(program.blocks(max(1, _ROWS // settings.num_chains))):
+            drawn = simulate(
+                program, block, stream_seed(seed, index, SIMULATION_STREAM), start == "guide"
+            )
+            run = _Run(
+                drawn.program,
+                drawn.args,
+                start,
+                settings,
+                stream_seed(seed, index, ANNEALING_STREAM),
+                bar,
+            )
             lower.append(run.forward())
             upper.append(run.backward(drawn.latents))
             blocks.append(drawn)
     below, above = _join(lower, settings), _join(upper, settings)
     above, gap = _hold_together(below, above)
     simulated = {
-        name: torch.cat([part.observed[name] for part in blocks], dim) for name, dim in blocks[0].data_dims.items()
+        name: torch.cat([part.observed[name] for part in blocks], dim)
+        for name, dim in blocks[0].data_dims.items()
     }
     return Sandwich(below, above, gap, simulated)
 
@@ -170,8 +189,9 @@ def bidirectional_evidence(
 def _hold_together(below: Estimate, above: Estimate) -> tuple[Estimate, Estimate]:
     """Return the upper bound with the error and trust that the lower one leaves it, and the gap of the two.
 
-    The evidence cancels in the gap, whose spread over data is all noise; the biases of its two sides add up. A datum
-    whose bounds lie further apart than they claim has chains that never parted from the draw they share.
+    The evidence cancels in the gap, whose spread over data is all noise; the biases of its two
+    sides add up. A datum whose bounds lie further apart than they claim has chains that never
+    parted from the draw they share.
     """
     apart = above.per_datum - below.per_datum
     errors = torch.hypot(_known(below.errors), _known(above.errors))
@@ -182,7 +202,12 @@ def _hold_together(below: Estimate, above: Estimate) -> tuple[Estimate, Estimate
     # Of few data the spread is small by chance; of one there is none, and the gap has no error.
     error = float(np.maximum(claimed.standard_error, claimed.monte_carlo_error))
     gap = Estimate.over_data(apart, num_samples=below.num_samples, cost=below.cost + above.cost)
-    gap = replace(gap, monte_carlo_error=error, biases=biases, reliable=torch.as_tensor(below.reliable) & reliable)
+    gap = replace(
+        gap,
+        monte_carlo_error=error,
+        biases=biases,
+        reliable=torch.as_tensor(below.reliable) & reliable,
+    )
     error = float(np.fmax(above.monte_carlo_error, error))
     return replace(above, monte_carlo_error=error, reliable=reliable), gap
 
@@ -206,16 +231,22 @@ class _Run:
 
     def __init__(
         self,
-        opened: Program,
+        program: Program,
         args: tuple[Any, ...],
         start: Start,
         settings: AnnealingSettings,
         seed: int,
         bar: tqdm[Any],
     ) -> None:
-        self.opened, self.args, self.settings, self.seed, self.bar = opened, args, settings, seed, bar
+        self.program, self.args, self.settings, self.seed, self.bar = (
+            program,
+            args,
+            settings,
+            seed,
+            bar,
+        )
         self.start = start
-        self.coordinates = Coordinates(opened, args)
+        self.coordinates = Coordinates(program, args)
         bar.set_postfix_str("pilot run")
         with seeded(seed, 0):
             self.plan = find_plan(self.path, self._draw_start(settings.pilot_chains), settings)
@@ -224,16 +255,16 @@ class _Run:
     def path(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """Return the two parts of the path's log density at vectors ``(C, B, d)``."""
         values, log_jacobian = self.coordinates.unflatten(vectors)
-        latent, observed = self.opened.log_joint(values, self.args)
+        latent, observed = self.program.log_joint(values, self.args)
         if self.start == "prior":
             return latent + log_jacobian, observed
-        guide = self.opened.log_guide(values, self.args, self.opened.guide)
+        guide = self.program.log_guide(values, self.args, self.program.guide)
         return guide + log_jacobian, latent + observed - guide
 
     def _draw_start(self, count: int) -> Tensor:
-        function = self.opened.model if self.start == "prior" else self.opened.guide
+        function = self.program.model if self.start == "prior" else self.program.guide
         with torch.no_grad():
-            return self.coordinates.flatten(self.opened.draw(count, self.args, function).values)
+            return self.coordinates.flatten(self.program.draw(count, self.args, function).values)
 
     def forward(self) -> _Measured:
         """Anneal from the start to the posterior: a lower bound."""
@@ -246,25 +277,35 @@ class _Run:
                 log_weights += self._increment(index, state.ratio)
                 if index + 1 < len(plan.steps):  # no weight depends on where the last move would go
                     temperature = plan.temperatures[index + 1]
-                    state, acceptance = move(self.path, state, temperature, step, settings.leapfrog_steps)
+                    state, acceptance = move(
+                        self.path, state, temperature, step, settings.leapfrog_steps
+                    )
                     accepted += acceptance.mean(0)
                 self.bar.update(state.vectors.shape[1])
         moves = len(plan.steps) - 1
-        return self._measure(log_weights, accepted / moves if moves else accepted + 1, 1.0, plan.cost)
+        return self._measure(
+            log_weights, accepted / moves if moves else accepted + 1, 1.0, plan.cost
+        )
 
-    def backward(self, latents: Values) -> _Measured:
+    def backward(self, latents: LatentValues) -> _Measured:
         """Anneal from exact draws of the posterior, one for each datum, back to the start: an upper bound."""
         plan, settings = self.plan, self.settings
-        exact = self.coordinates.flatten({name: value.unsqueeze(0) for name, value in latents.items()})
+        exact = self.coordinates.flatten(
+            {name: value.unsqueeze(0) for name, value in latents.items()}
+        )
         with seeded(self.seed, 2):
             state = evaluate_path(self.path, exact.expand(settings.num_chains, -1, -1))
             log_weights = torch.zeros_like(state.ratio, dtype=torch.double)
             accepted = torch.zeros_like(log_weights[0])
             for _ in range(_DECORRELATE):
-                state, _ = move(self.path, state, plan.temperatures[-1], plan.steps[-1], settings.leapfrog_steps)
+                state, _ = move(
+                    self.path, state, plan.temperatures[-1], plan.steps[-1], settings.leapfrog_steps
+                )
             for index in reversed(range(len(plan.steps))):
                 temperature = plan.temperatures[index + 1]
-                state, acceptance = move(self.path, state, temperature, plan.steps[index], settings.leapfrog_steps)
+                state, acceptance = move(
+                    self.path, state, temperature, plan.steps[index], settings.leapfrog_steps
+                )
                 accepted += acceptance.mean(0)
                 log_weights -= self._increment(index, state.ratio)
                 self.bar.update(state.vectors.shape[1])
@@ -276,16 +317,22 @@ class _Run:
         # Where the temperature stands still, a density of zero is not raised to any power.
         return torch.where(width > 0, width * ratio.double(), 0.0)
 
-    def _measure(self, log_weights: Tensor, acceptance: Tensor, sign: float, beside: int) -> _Measured:
+    def _measure(
+        self, log_weights: Tensor, acceptance: Tensor, sign: float, beside: int
+    ) -> _Measured:
         lost = torch.isnan(log_weights).any(0)
         if bool(lost.any()):
-            raise InputError(f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN")
+            raise InputError(
+                f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN"
+            )
         average = chains.average(log_weights)
         reliable = chains.trusted(log_weights, len(self.plan.steps), acceptance, average.pareto_k)
-        bias = torch.where(reliable, average.bias, torch.maximum(average.bias, chains.shortfall(log_weights)))
+        bias = torch.where(
+            reliable, average.bias, torch.maximum(average.bias, chains.shortfall(log_weights))
+        )
         rows = log_weights.numel() * len(self.plan.steps) * (self.settings.leapfrog_steps + 1)
         # The log weight of a chain is a sum of as many increments as there are steps, each rounded.
-        rounding = self.opened.rounding * len(self.plan.steps) ** 0.5 * average.value.abs()
+        rounding = self.program.rounding * len(self.plan.steps) ** 0.5 * average.value.abs()
         return _Measured(
             average._replace(
                 value=sign * average.value,
@@ -301,10 +348,12 @@ class _Run:
 def _join(blocks: list[_Measured], settings: AnnealingSettings) -> Estimate:
     """Put the bounds of all blocks together."""
     value, error, bias, k = (
-        torch.cat([part.cpu() for part in parts]) for parts in zip(*(block.average for block in blocks), strict=True)
+        torch.cat([part.cpu() for part in parts])
+        for parts in zip(*(block.average for block in blocks), strict=True)
     )
     ess, reliable = (
-        torch.cat([getattr(block, name).cpu() for block in blocks]) for name in ("effective_sample_size", "reliable")
+        torch.cat([getattr(block, name).cpu() for block in blocks])
+        for name in ("effective_sample_size", "reliable")
     )
     return Estimate.over_data(
         value,
@@ -318,19 +367,21 @@ def _join(blocks: list[_Measured], settings: AnnealingSettings) -> Estimate:
     )
 
 
-def _bar(opened: Program, progress: bool, settings: AnnealingSettings, directions: int) -> tqdm[Any]:
-    total = opened.num_data * settings.num_temperatures * directions
+def _bar(
+    program: Program, progress: bool, settings: AnnealingSettings, directions: int
+) -> tqdm[Any]:
+    total = program.num_data * settings.num_temperatures * directions
     return tqdm(total=total, desc="annealing", disable=not progress, unit="temperatures")
 
 
-def _check_program(opened: Program, start: Start) -> None:
+def _check_program(program: Program, start: Start) -> None:
     """Raise unless chains can start where they are to and be moved from there."""
-    if start == "guide" and not opened.proposes_latents_alone:
+    if start == "guide" and not program.proposes_latents_alone:
         raise InputError(
             "chains can start at a guide only where it draws the model's latents with a density of their own; its sites"
-            f" are {sorted(opened.guide_sites)} for the latents {sorted(opened.latents)}: start from the prior"
+            f" are {sorted(program.guide_sites)} for the latents {sorted(program.latents)}: start from the prior"
         )
-    check_differentiable(opened)
+    check_differentiable(program)
 
 
 def _check_start(start: str) -> None:

@@ -1,7 +1,8 @@
 r"""From the log weights of a datum to its log evidence: plain, Pareto smoothed, or corrected by the jackknife.
 
-:math:`\log \frac1K \sum_k w_k` is low by about :math:`\operatorname{Var}(w) / (2 K)` for weights of mean 1. An average
-says what it makes of the weights and what bias it leaves; each takes log weights ``(K, N)``.
+:math:`\log \frac1K \sum_k w_k` is low by about :math:`\operatorname{Var}(w) / (2 K)` for weights of
+mean 1. An average says what it makes of the weights and what bias it leaves; each takes log weights
+``(K, N)``.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from torch import Tensor
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.marginal.psis import smooth
 
-# Weights whose pairs the second jackknife goes through one by one; the sums over the rest are series.
+# Weights whose pairs the second jackknife goes through one by one; the sums over the rest are
+# series.
 _LARGEST, _TERMS = 64, 10
 
 
@@ -66,14 +68,20 @@ def plain(log_weights: Tensor) -> Average:
     r"""Return :math:`\log \frac1K \sum_k w_k`, a lower bound in expectation (Burda, Grosse, Salakhutdinov 2016)."""
     # The delta method: log(mean w) moves by mean(w) / E[w] - 1.
     error = error_of_mean(normalized_weights(log_weights))
-    return Average(log_mean_exp(log_weights), error, _first_bias(error), smooth(log_weights)[1].to(error.device))
+    return Average(
+        log_mean_exp(log_weights),
+        error,
+        _first_bias(error),
+        smooth(log_weights)[1].to(error.device),
+    )
 
 
 def pareto_smoothed(log_weights: Tensor) -> Average:
     """Return the plain average of the Pareto-smoothed weights, whose error is smaller where the tail is heavy.
 
-    Smoothing cuts the weights at their largest raw value, which makes them a little too small; what it moved the
-    average by is counted as a bias. Reference: Vehtari, Simpson, Gelman, Yao and Gabry 2024.
+    Smoothing cuts the weights at their largest raw value, which makes them a little too small; what
+    it moved the average by is counted as a bias. Reference: Vehtari, Simpson, Gelman, Yao and Gabry
+    2024.
     """
     smoothed, k = smooth(log_weights)
     smoothed = smoothed.to(log_weights.device)
@@ -90,8 +98,8 @@ def jackknife(order: int = 1) -> Averaging:
         J_1 &= K L_K - (K - 1) L_{K-1} \\
         J_2 &= \tfrac12 K^2 L_K - (K - 1)^2 L_{K-1} + \tfrac12 (K - 2)^2 L_{K-2}
 
-    where :math:`L_{K-j}` is the mean of the log average weight over all subsets that leave j weights out. The result is
-    no lower bound. Reference: Nowozin 2018.
+    where :math:`L_{K-j}` is the mean of the log average weight over all subsets that leave j
+    weights out. The result is no lower bound. Reference: Nowozin 2018.
 
     Args:
         order: 1 or 2.
@@ -105,16 +113,22 @@ def jackknife(order: int = 1) -> Averaging:
     def average(log_weights: Tensor) -> Average:
         num_samples = log_weights.shape[0]
         if num_samples <= order:
-            raise InputError(f"the jackknife of order {order} needs more than {order} samples, got {num_samples}")
+            raise InputError(
+                f"the jackknife of order {order} needs more than {order} samples, got {num_samples}"
+            )
         before = plain(log_weights)
         # Everything relative to the full mean, so that the large factors meet no large numbers.
         shares = normalized_weights(log_weights) / num_samples
-        one_out = math.log(num_samples / (num_samples - 1)) + torch.log1p(-_below_one(shares)).mean(0)
+        one_out = math.log(num_samples / (num_samples - 1)) + torch.log1p(-_below_one(shares)).mean(
+            0
+        )
         if order == 1:
             correction = -(num_samples - 1) * one_out
         else:
             two_out = math.log(num_samples / (num_samples - 2)) + _mean_log_two_out(shares)
-            correction = -((num_samples - 1) ** 2) * one_out + 0.5 * (num_samples - 2) ** 2 * two_out
+            correction = (
+                -((num_samples - 1) ** 2) * one_out + 0.5 * (num_samples - 2) ** 2 * two_out
+            )
         return before._replace(value=before.value + correction, bias=torch.zeros_like(before.bias))
 
     return average
@@ -132,8 +146,9 @@ def _below_one(shares: Tensor) -> Tensor:
 def _mean_log_two_out(shares: Tensor) -> Tensor:
     r"""Return the mean of :math:`\log(1 - p_i - p_j)` over all pairs, ``(K, N)`` to ``(N,)``.
 
-    Pairs with one of the 64 largest shares are summed as they are. All others have :math:`p_i + p_j < 2 / 65`, where
-    ten terms of the series of the logarithm, sums of products of power sums, are exact to rounding.
+    Pairs with one of the 64 largest shares are summed as they are. All others have :math:`p_i + p_j
+    < 2 / 65`, where ten terms of the series of the logarithm, sums of products of power sums, are
+    exact to rounding.
     """
     num_samples = shares.shape[0]
     ordered = shares.sort(0, descending=True).values
@@ -142,8 +157,14 @@ def _mean_log_two_out(shares: Tensor) -> Tensor:
     for index in range(len(largest)):
         total += torch.log1p(-_below_one(largest[index] + ordered[index + 1 :])).sum(0)
     if len(rest) > 1:
-        powers = [torch.full_like(total, len(rest)), *(rest.pow(m).sum(0) for m in range(1, _TERMS + 1))]
+        powers = [
+            torch.full_like(total, len(rest)),
+            *(rest.pow(m).sum(0) for m in range(1, _TERMS + 1)),
+        ]
         for m in range(1, _TERMS + 1):
-            pairs = sum(math.comb(m, r) * powers[r] * powers[m - r] for r in range(m + 1)) - 2**m * powers[m]
+            pairs = (
+                sum(math.comb(m, r) * powers[r] * powers[m - r] for r in range(m + 1))
+                - 2**m * powers[m]
+            )
             total -= pairs / (2 * m)
     return total / (num_samples * (num_samples - 1) / 2)

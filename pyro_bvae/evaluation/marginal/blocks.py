@@ -27,12 +27,18 @@ class EvidenceBlock(NamedTuple):
 
     @classmethod
     def from_log_weights(
-        cls, log_weights: Tensor, average: Averaging = plain, has_tails: bool = False, rounding: float = 0.0
+        cls,
+        log_weights: Tensor,
+        average: Averaging = plain,
+        has_tails: bool = False,
+        rounding: float = 0.0,
     ) -> EvidenceBlock:
         """Summarise log weights of shape ``(K, B)``, few data at a time: an average takes many times their memory.
 
-        A datum that is not reliable may lie as far above its estimate as that lies above most of its log weights,
-        which is counted as a bias: for log-normal weights the rest of the gap is at most about as large.
+        A datum that is not reliable may lie as far above its estimate as that lies above most of
+        its log weights,
+        which is counted as a bias: for log-normal weights the rest of the gap is at most about as
+        large.
 
         Args:
             log_weights: Log weights.
@@ -45,7 +51,9 @@ class EvidenceBlock(NamedTuple):
         return cls(*(torch.cat(entries) for entries in zip(*parts, strict=True)))
 
 
-def _evidence_of(log_weights: Tensor, average: Averaging, has_tails: bool, rounding: float) -> EvidenceBlock:
+def _evidence_of(
+    log_weights: Tensor, average: Averaging, has_tails: bool, rounding: float
+) -> EvidenceBlock:
     value, error, bias, k = average(log_weights)
     ess = effective_sample_size(log_weights)
     reliable = has_reliable_weights(log_weights, k, ess, has_tails)

@@ -13,12 +13,19 @@ from tqdm import tqdm
 
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.marginal.averages import error_of_mean
-from pyro_bvae.evaluation.marginal.importance import Weights, check_num_samples, data_bar, map_weights, stream_blocks
+from pyro_bvae.evaluation.marginal.importance import (
+    Weights,
+    check_num_samples,
+    data_bar,
+    map_weights,
+    stream_blocks,
+)
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
-from pyro_bvae.program.program import Function, Program, program
+from pyro_bvae.program.program import Function, Program, open_program
 from pyro_bvae.program.sites import Site, mean_of, product_base, site_of
 
-#: A latent is active when the variance of its posterior mean over the data is above this (Burda et al. 2016).
+#: A latent is active when the variance of its posterior mean over the data is above this (Burda et
+#: al. 2016).
 ACTIVE_VARIANCE = 0.01
 
 
@@ -42,11 +49,13 @@ class KLPerDimension(NamedTuple):
     """The KL between guide and prior of each latent dimension, and which of them are active.
 
     Attributes:
-        values: Mean over the data in nats, shape ``(L,)``; None where guide or prior is no product of dimensions.
+        values: Mean over the data in nats, shape ``(L,)``; None where guide or prior is no product
+            of dimensions.
         standard_errors: Over the data, shape ``(L,)``; None likewise.
         mean_variances: Variance over the data of the posterior mean, shape ``(L,)``.
         exact: Whether ``values`` are closed forms.
-        monte_carlo_errors: Given the data, shape ``(L,)``: 0 for closed forms, None where there are no values.
+        monte_carlo_errors: Given the data, shape ``(L,)``: 0 for closed forms, None where there are
+            no values.
         reason: Why there are no values, or None.
     """
 
@@ -75,19 +84,21 @@ class BoundBlock(NamedTuple):
     rate_reliable: Tensor
 
 
-def bound_block(opened: Program, args: tuple[Any, ...], weights: Weights) -> BoundBlock:
+def bound_block(program: Program, args: tuple[Any, ...], weights: Weights) -> BoundBlock:
     """Take the bound of a block apart from its weights, with the rate in closed form where there is one.
 
-    The distortion is then ``-elbo - rate``: the draws' own ``log p(x|z)`` with the log weights as control variate,
-    which usually has the smaller variance, and the three add up exactly.
+    The distortion is then ``-elbo - rate``: the draws' own ``log p(x|z)`` with the log weights as
+    control variate, which usually has the smaller variance, and the three add up exactly.
     """
     log_weights = weights.log_weights.double()
-    kl = closed_form_rate(opened, args)
-    error = torch.hypot(error_of_mean(log_weights), opened.rounding * log_weights.mean(0).abs())
+    kl = closed_form_rate(program, args)
+    error = torch.hypot(error_of_mean(log_weights), program.rounding * log_weights.mean(0).abs())
     reliable = has_reliable_mean(log_weights)
     if kl is not None:
         sure = torch.ones_like(reliable)
-        return BoundBlock(log_weights.mean(0), error, kl.double(), error, torch.zeros_like(error), reliable, sure)
+        return BoundBlock(
+            log_weights.mean(0), error, kl.double(), error, torch.zeros_like(error), reliable, sure
+        )
     log_ratio = weights.observed.double() - log_weights  # log q(z|x) - log p(z)
     return BoundBlock(
         log_weights.mean(0),
@@ -117,21 +128,23 @@ def join_bound(blocks: list[BoundBlock], num_samples: int) -> Bound:
     )
 
 
-def latent_distributions(opened: Program, args: tuple[Any, ...]) -> tuple[Site, Site] | None:
+def latent_distributions(program: Program, args: tuple[Any, ...]) -> tuple[Site, Site] | None:
     """Return guide and model site of the latent, or None where there is more than one or an auxiliary site.
 
     Only then do the two distributions depend on the data alone, and not on other draws.
     """
-    if tuple(opened.guide_sites) != opened.latents or len(opened.latents) != 1:
+    if tuple(program.guide_sites) != program.latents or len(program.latents) != 1:
         return None
-    (name,) = opened.latents
-    guide_trace = poutine.trace(opened.guide).get_trace(*args)
-    return guide_trace.nodes[name], site_of(poutine.replay(opened.model, trace=guide_trace), name, *args)
+    (name,) = program.latents
+    guide_trace = poutine.trace(program.guide).get_trace(*args)
+    return guide_trace.nodes[name], site_of(
+        poutine.replay(program.model, trace=guide_trace), name, *args
+    )
 
 
-def closed_form_rate(opened: Program, args: tuple[Any, ...]) -> Tensor | None:
+def closed_form_rate(program: Program, args: tuple[Any, ...]) -> Tensor | None:
     """Return the KL between guide and prior of each datum in a block, ``(B,)``, or None without a closed form."""
-    sites = latent_distributions(opened, args)
+    sites = latent_distributions(program, args)
     if sites is None:
         return None
     guide_site, model_site = sites
@@ -139,7 +152,7 @@ def closed_form_rate(opened: Program, args: tuple[Any, ...]) -> Tensor | None:
         kl = kl_divergence(guide_site["fn"], model_site["fn"])
     except NotImplementedError:
         return None
-    return opened.per_datum(guide_site, kl)[0]
+    return program.per_datum(guide_site, kl)[0]
 
 
 def bound(
@@ -156,12 +169,14 @@ def bound(
     .. math::
         D = -\mathbb{E}_q \log p(x|z), \qquad R = KL(q(z|x) \| p(z)), \qquad \text{ELBO} = -(D + R)
 
-    D holds all constants of the density. R is a closed form where Pyro knows one, and a Monte Carlo mean elsewhere.
+    D holds all constants of the density. R is a closed form where Pyro knows one, and a Monte Carlo
+    mean elsewhere.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
         guide: Its guide.
-        *args: The arguments of both. Tensors of first size N are sliced with the data, others are passed whole.
+        *args: The arguments of both. Tensors of first size N are sliced with the data, others are
+            passed whole.
         num_samples: Particles for each datum.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of the draws; the caller's generators are left alone.
@@ -171,7 +186,8 @@ def bound(
         ELBO, distortion and rate in nats, and the objective at any β. Reference: Alemi et al. 2018.
 
     Raises:
-        InputError: if the program has no per-datum weights, or its data or ``num_samples`` cannot be used.
+        InputError: if the program has no per-datum weights, or its data or ``num_samples`` cannot
+            be used.
     """
     blocks = map_weights(
         model, guide, args, bound_block,
@@ -220,7 +236,9 @@ class _Moments:
         rows = rows.double().cpu()
         mean, count = rows.mean(0), rows.shape[0]
         shift, total = mean - self.mean, self.count + count
-        self.squares = self.squares + (rows - mean).square().sum(0) + shift**2 * self.count * count / total
+        self.squares = (
+            self.squares + (rows - mean).square().sum(0) + shift**2 * self.count * count / total
+        )
         self.mean = self.mean + shift * count / total
         self.count = total
 
@@ -240,10 +258,11 @@ def kl_per_dimension(
 ) -> KLPerDimension | None:
     r"""Return the mean KL of each latent dimension and the variance of each posterior mean over the data.
 
-    For products of independent dimensions, :math:`KL(q(z|x) \| p(z)) = \sum_d KL_d`: an inactive dimension has a KL
-    near zero and a posterior mean that does not move. Where the KL of a dimension has no closed form (a normal guide
-    and a Student-t prior, say) it is the mean of ``log q - log p`` of draws. Where guide or prior is no product of
-    dimensions (a mixture, a flow, a full covariance) there is no KL of a dimension, and the reason is given instead.
+    For products of independent dimensions, :math:`KL(q(z|x) \| p(z)) = \sum_d KL_d`: an inactive
+    dimension has a KL near zero and a posterior mean that does not move. Where the KL of a
+    dimension has no closed form (a normal guide and a Student-t prior, say) it is the mean of ``log
+    q - log p`` of draws. Where guide or prior is no product of dimensions (a mixture, a flow, a
+    full covariance) there is no KL of a dimension, and the reason is given instead.
 
     Args:
         model: A Pyro model with one latent site under a plate over the data.
@@ -255,18 +274,20 @@ def kl_per_dimension(
         progress: Show a progress bar.
 
     Returns:
-        None where the program has several latent sites or auxiliary ones, so that its dimensions depend on draws.
+        None where the program has several latent sites or auxiliary ones, so that its dimensions
+        depend on draws.
 
     Raises:
-        InputError: if the program has no per-datum weights, or its data or ``num_samples`` cannot be used.
+        InputError: if the program has no per-datum weights, or its data or ``num_samples`` cannot
+            be used.
     """
     check_num_samples(num_samples)
     with (
-        program(model, guide, args, data_plate=data_plate, seed=seed) as opened,
-        data_bar(opened, progress, "kl per dimension") as bar,
+        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        data_bar(program, progress, "kl per dimension") as bar,
     ):
-        found = measure_dimensions(opened, num_samples, bar)
-    return None if found is None else found[0]
+        result = measure_dimensions(program, num_samples, bar)
+    return None if result is None else result[0]
 
 
 def _rows(values: Tensor, data_dim: int) -> Tensor:
@@ -276,22 +297,24 @@ def _rows(values: Tensor, data_dim: int) -> Tensor:
 
 
 @torch.no_grad()
-def measure_dimensions(opened: Program, num_samples: int, bar: tqdm[Any]) -> tuple[KLPerDimension, Tensor] | None:
+def measure_dimensions(
+    program: Program, num_samples: int, bar: tqdm[Any]
+) -> tuple[KLPerDimension, Tensor] | None:
     """Return what :func:`kl_per_dimension` does, and the posterior mean of each datum, ``(N, *latent)`` in float64."""
     kls, errors, means = _Moments(), _Moments(), _Moments()
     rows: list[Tensor] = []
     exact, reason = True, None
-    for block in stream_blocks(opened, 1, bar):
-        sites = latent_distributions(opened, block)
+    for block in stream_blocks(program, 1, bar):
+        sites = latent_distributions(program, block)
         if sites is None:
             return None
-        data_dim = opened.plate.dim - sites[0]["fn"].event_dim
+        data_dim = program.plate.dim - sites[0]["fn"].event_dim
         reason = _why_not(*sites)
         if reason is None:
-            found = _kl_of_dimensions(*sites, num_samples)
-            exact = found.exact
-            kls.add(_rows(found.kl, data_dim))
-            errors.add(_rows(found.error.square(), data_dim))
+            result = _kl_of_dimensions(*sites, num_samples)
+            exact = result.exact
+            kls.add(_rows(result.kl, data_dim))
+            errors.add(_rows(result.error.square(), data_dim))
         rows.append(_rows(mean_of(sites[0]["fn"]), data_dim).double().cpu())
         means.add(rows[-1])
     if reason is not None:

@@ -1,9 +1,10 @@
 r"""From the log weights of a few independent chains to an evidence, its error, and whether both can be trusted.
 
-The log weight of a chain is a sum over temperatures. Where the path is followed closely it is a sum of many small
-pieces, so about normal, with the variance :math:`s^2` and the mean :math:`\log p(x) - s^2 / 2` (Jarzynski 1997; Grosse
-et al. 2013). The largest of a few weights says little of their tail; the spread of their logs says more, as a normal
-spread is known to within a chi-square. So each claim is one about the largest variance that the chains leave possible.
+The log weight of a chain is a sum over temperatures. Where the path is followed closely it is a sum
+of many small pieces, so about normal, with the variance :math:`s^2` and the mean :math:`\log p(x) -
+s^2 / 2` (Jarzynski 1997; Grosse et al. 2013). The largest of a few weights says little of their
+tail; the spread of their logs says more, as a normal spread is known to within a chi-square. So
+each claim is one about the largest variance that the chains leave possible.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from torch import Tensor
 from pyro_bvae.evaluation.estimate import pareto_k_limit
 from pyro_bvae.evaluation.marginal.averages import Average, effective_sample_size, plain
 
-# Effective share of the weights below which chains disagree too much; log weights of variance log 4 have a quarter.
+# Effective share of the weights below which chains disagree too much; log weights of variance log 4
+# have a quarter.
 _LEAST_SHARE, _LEAST_ACCEPTANCE = 0.25, 0.2
-# Levels of the two upper limits of a variance: of the one that errors are taken from, and the one that trust is.
+# Levels of the two upper limits of a variance: of the one that errors are taken from, and the one
+# that trust is.
 _ERROR_LEVEL, _TRUST_LEVEL = 0.1, 0.05
 # So many weights show their own tail.
 _MANY = 100
@@ -36,14 +39,19 @@ def upper_variance(values: Tensor) -> Tensor:
 
 def upper_limit(num_chains: int, level: float) -> float:
     """Return the upper confidence limit of a normal variance, as a multiple of its estimate from so many draws."""
-    return float((num_chains - 1) / stats.chi2.ppf(level, num_chains - 1)) if num_chains > 1 else float("inf")
+    return (
+        float((num_chains - 1) / stats.chi2.ppf(level, num_chains - 1))
+        if num_chains > 1
+        else float("inf")
+    )
 
 
 def average(log_weights: Tensor) -> Average:
     r"""Return the plain average of chains' weights, whose error and bias are those of the largest likely variance.
 
-    The error is the usual one times the root of the 90% upper limit of a variance: 1.6 for 8 chains, 1.2 for 32. So a
-    spread that is small by chance, by which chains are also called trusted, makes no small error.
+    The error is the usual one times the root of the 90% upper limit of a variance: 1.6 for 8
+    chains, 1.2 for 32. So a spread that is small by chance, by which chains are also called
+    trusted, makes no small error.
 
     Args:
         log_weights: Shape ``(C, N)``.
@@ -56,22 +64,27 @@ def average(log_weights: Tensor) -> Average:
 def shortfall(log_weights: Tensor) -> Tensor:
     """Return how far the evidence may lie above chains that are not trusted, ``(C, N)`` to ``(N,)``.
 
-    The mean of normal log weights lies half of their variance below it, which is taken at its 95% upper limit.
+    The mean of normal log weights lies half of their variance below it, which is taken at its 95%
+    upper limit.
     """
     if len(log_weights) < 2:
         return torch.zeros_like(log_weights[0])
     return 0.5 * upper_variance(log_weights) * upper_limit(len(log_weights), _TRUST_LEVEL)
 
 
-def trusted(log_weights: Tensor, num_temperatures: int, acceptance: Tensor, pareto_k: Tensor) -> Tensor:
+def trusted(
+    log_weights: Tensor, num_temperatures: int, acceptance: Tensor, pareto_k: Tensor
+) -> Tensor:
     r"""Return which data's chains can be trusted, ``(N,)``.
 
     With the 95% upper limit :math:`\bar s^2` of the variance of the log weights, all of:
 
-    - The effective share of normal log weights of that variance, :math:`\exp(-\bar s^2)`, is at least a quarter.
+    - The effective share of normal log weights of that variance, :math:`\exp(-\bar s^2)`, is at
+    least a quarter.
     - So is the share of the weights themselves.
     - At least a fifth of the moves is accepted.
-    - There are at least 11 chains of at least 25 temperatures: fewer chains show no spread, and log weights of fewer
+    - There are at least 11 chains of at least 25 temperatures: fewer chains show no spread, and log
+    weights of fewer
       temperatures are no sum that is near normal.
 
     Of 100 chains or more the Pareto k is estimated, and stands for the limits on :math:`\bar s`.

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from pyro_bvae.compilation.compiled_function import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.core.module_modes import modules_of
-from pyro_bvae.program.densities import Values
+from pyro_bvae.program.densities import LatentValues
 
 if TYPE_CHECKING:
     from pyro_bvae.program.program import Program
 
-#: Rows (particles times data) of a pass, and numbers in its widest site, on a CPU: no Python holds it up, so that it
-#: may be so small that what it makes stays in the cache.
+#: Rows (particles times data) of a pass, and numbers in its widest site, on a CPU: no Python holds
+#: it up, so that it may be so small that what it makes stays in the cache.
 COMPILED_PASS = (4096, 3_300_000)
 #: Passes from which a compiled density repays the seconds of the compiler.
 WORTH_COMPILING = 4000
@@ -27,24 +27,24 @@ WORTH_COMPILING = 4000
 class CompiledJoint:
     """``log p(z)`` and ``log p(x | z)`` of a program, in place of :meth:`Program.log_joint`.
 
-    The first pass decides on the shape that is compiled, by what it says both ways; others are run as they are, and so
-    is every pass of a program that cannot be compiled.
+    The first pass decides on the shape that is compiled, by what it says both ways; others are run
+    as they are, and so is every pass of a program that cannot be compiled.
 
     Args:
-        opened: The program.
+        program: The program.
         wanted: Whether it is a surprise if the program cannot be compiled.
         bar: The progress bar beside which is said how it went.
     """
 
-    def __init__(self, opened: Program, wanted: bool, bar: tqdm[Any]) -> None:
-        self.opened, self.wanted, self.bar = opened, wanted, bar
-        self._modules = Swapped(*modules_of(opened.model))
+    def __init__(self, program: Program, wanted: bool, bar: tqdm[Any]) -> None:
+        self.program, self.wanted, self.bar = program, wanted, bar
+        self._modules = Swapped(*modules_of(program.model))
         self._run: Any = None
         self._signature: tuple[Any, ...] | None = None
         #: What became of the compilation, in words; empty before the first pass.
         self.said = ""
 
-    def __call__(self, values: Values, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    def __call__(self, values: LatentValues, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """Return ``log p(z)`` and ``log p(x | z)`` at given values of the latents, each of shape ``(K, N)``."""
         leaves, layout = tree_flatten((values, args))
         signature = (layout, *(_shape_of(leaf) for leaf in leaves))
@@ -52,7 +52,7 @@ class CompiledJoint:
             self._prepare(leaves, layout)
             self._signature = None if self._run is None else signature
         if signature != self._signature:
-            return self.opened.log_joint(values, args)
+            return self.program.log_joint(values, args)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
         latent, observed = self._run([*self._modules.tensors(), *tensors])
         return latent, observed
@@ -64,12 +64,12 @@ class CompiledJoint:
             given = iter(tensors[len(own) :])
             filled = [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
             with self._modules.given(tensors):
-                return self.opened.log_joint(*tree_unflatten(filled, layout))
+                return self.program.log_joint(*tree_unflatten(filled, layout))
 
         example = [*own, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
         try:
             self._run, seconds = compiled(joint, example)
-            plain = self.opened.log_joint(*tree_unflatten(leaves, layout))
+            plain = self.program.log_joint(*tree_unflatten(leaves, layout))
             for one, other in zip(self._run(example), plain, strict=True):
                 if not torch.allclose(one, other, rtol=1e-4, atol=1e-3, equal_nan=True):
                     raise CannotCompile(
@@ -84,12 +84,16 @@ class CompiledJoint:
             self.bar.write(self.said)
 
 
-def compiled_joint(opened: Program, num_samples: int, compile: bool | None, bar: tqdm[Any]) -> CompiledJoint | None:
+def compiled_joint(
+    program: Program, num_samples: int, compile: bool | None, bar: tqdm[Any]
+) -> CompiledJoint | None:
     """Return a compiled density of a program if that is wanted, or repaid by the number of samples, or None."""
-    passes = num_samples * opened.num_data / min(COMPILED_PASS[0], COMPILED_PASS[1] / opened.width)
-    if not opened.vectorized or not (passes >= WORTH_COMPILING if compile is None else compile):
+    passes = (
+        num_samples * program.num_data / min(COMPILED_PASS[0], COMPILED_PASS[1] / program.width)
+    )
+    if not program.vectorized or not (passes >= WORTH_COMPILING if compile is None else compile):
         return None
-    return CompiledJoint(opened, compile is True, bar)
+    return CompiledJoint(program, compile is True, bar)
 
 
 def _shape_of(leaf: Any) -> Any:

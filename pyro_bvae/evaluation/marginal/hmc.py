@@ -1,7 +1,7 @@
 r"""Hamiltonian Monte Carlo moves of many chains at once, along a path of densities.
 
-The path is :math:`\log f_t(u) = a(u) + t\, b(u)`, with t from 0 to 1. Every datum has a step size and a temperature of
-its own, every chain accepts or rejects for itself.
+The path is :math:`\log f_t(u) = a(u) + t\, b(u)`, with t from 0 to 1. Every datum has a step size
+and a temperature of its own, every chain accepts or rejects for itself.
 """
 
 from __future__ import annotations
@@ -45,7 +45,9 @@ def _with_gradient(path: Path, vectors: Tensor, temperature: Tensor) -> tuple[St
     return State(*(part.detach() for part in state)), torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
 
 
-def move(path: Path, state: State, temperature: Tensor, step: Tensor, num_steps: int) -> tuple[State, Tensor]:
+def move(
+    path: Path, state: State, temperature: Tensor, step: Tensor, num_steps: int
+) -> tuple[State, Tensor]:
     r"""Move all chains by one trajectory that leaves :math:`f_t` invariant and is its own reverse.
 
     Args:
@@ -53,7 +55,8 @@ def move(path: Path, state: State, temperature: Tensor, step: Tensor, num_steps:
         state: Where the chains are.
         temperature: t of each datum, ``(B,)``.
         step: Step size of each coordinate, ``(B, d)``: step size times scale.
-        num_steps: Leapfrog steps, each one evaluation of the path with its gradient, and one more to begin with.
+        num_steps: Leapfrog steps, each one evaluation of the path with its gradient, and one more
+            to begin with.
 
     Returns:
         The new state, and the probability of acceptance of each chain, ``(C, B)``.

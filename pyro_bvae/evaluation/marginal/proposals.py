@@ -1,8 +1,9 @@
 r"""Where importance samples come from: the guide, a local refit, or something with heavier tails around either.
 
-A proposal is a mixture of components. Each draws its share of the samples, and every draw is weighed by the density of
-the whole mixture, :math:`w = p(x, z) / \sum_i \alpha_i q_i(z)`: the balance heuristic of Veach and Guibas (1995), whose
-weights are at most :math:`1 / \alpha_i` times those of component i alone.
+A proposal is a mixture of components. Each draws its share of the samples, and every draw is
+weighed by the density of the whole mixture, :math:`w = p(x, z) / \sum_i \alpha_i q_i(z)`: the
+balance heuristic of Veach and Guibas (1995), whose weights are at most :math:`1 / \alpha_i` times
+those of component i alone.
 """
 
 from __future__ import annotations
@@ -14,8 +15,18 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.marginal.tails import HeavierTails, StudentTails, robust_guide, scores_prior_draws
-from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory, RefitSettings, refit, says_its_density
+from pyro_bvae.evaluation.marginal.tails import (
+    HeavierTails,
+    StudentTails,
+    robust_guide,
+    scores_prior_draws,
+)
+from pyro_bvae.evaluation.refit.optimisation import (
+    LocalGuideFactory,
+    RefitSettings,
+    refit,
+    says_its_density,
+)
 from pyro_bvae.program.program import Function, Program
 
 #: Part of a guide's draws that its tails make, by default.
@@ -28,9 +39,11 @@ class Component(NamedTuple):
     Attributes:
         function: Draws the latents, as a guide does.
         share: Its part of the samples.
-        is_prior: Whether it is the model itself, whose density of the latents is known with that of the data.
+        is_prior: Whether it is the model itself, whose density of the latents is known with that of
+            the data.
         cost: Decoder evaluations that it took to find it.
-        has_tails: Whether it reaches further than the guide in every latent, so that weights show their tail.
+        has_tails: Whether it reaches further than the guide in every latent, so that weights show
+            their tail.
     """
 
     function: Function
@@ -43,7 +56,9 @@ class Component(NamedTuple):
 class Proposal(Protocol):
     """What gives the components of a proposal for one block of data."""
 
-    def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
+    def components(
+        self, program: Program, args: tuple[Any, ...], seed: int
+    ) -> tuple[Component, ...]:
         """Return the components, whose shares add up to 1."""
 
 
@@ -51,10 +66,11 @@ class Proposal(Protocol):
 class RobustProposal:
     """The guide with wider tails around it and a share of prior draws: the default.
 
-    Weights show how heavy their tail is only where draws reach it. Draws of a guide that is too narrow do not: their
-    weights look even, whatever is missing. Here a part of them comes from stretched versions of the guide, a Student-t
-    and the prior, and all are weighed by the density of the whole. Guide sites of a family without a wider version
-    stay as they are; the prior takes part where the guide can score its draws at little cost.
+    Weights show how heavy their tail is only where draws reach it. Draws of a guide that is too
+    narrow do not: their weights look even, whatever is missing. Here a part of them comes from
+    stretched versions of the guide, a Student-t and the prior, and all are weighed by the density
+    of the whole. Guide sites of a family without a wider version stay as they are; the prior takes
+    part where the guide can score its draws at little cost.
 
     Attributes:
         tail_share: Part of the guide's draws that its tails make.
@@ -67,52 +83,65 @@ class RobustProposal:
     def __post_init__(self) -> None:
         for name in ("tail_share", "prior_share"):
             if not 0 <= getattr(self, name) < 1:
-                raise InputError(f"'{name}' must be at least 0 and below 1, got {getattr(self, name)}")
+                raise InputError(
+                    f"'{name}' must be at least 0 and below 1, got {getattr(self, name)}"
+                )
 
-    def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
+    def components(
+        self, program: Program, args: tuple[Any, ...], seed: int
+    ) -> tuple[Component, ...]:
         """Return the guide with tails, and the prior."""
-        guide, has_tails = robust_guide(opened, self.tail_share, opened.guide, opened.probe)
-        prior_share = self.prior_share if scores_prior_draws(opened, guide) else 0.0
+        guide, has_tails = robust_guide(program, self.tail_share, program.guide, program.probe)
+        prior_share = self.prior_share if scores_prior_draws(program, guide) else 0.0
         own = Component(guide, 1 - prior_share, has_tails=has_tails)
-        return (own, Component(opened.model, prior_share, is_prior=True)) if prior_share else (own,)
+        return (
+            (own, Component(program.model, prior_share, is_prior=True)) if prior_share else (own,)
+        )
 
 
 @dataclass(frozen=True)
 class GuideProposal:
     """The guide alone."""
 
-    def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
+    def components(
+        self, program: Program, args: tuple[Any, ...], seed: int
+    ) -> tuple[Component, ...]:
         """Return the guide."""
-        return (Component(opened.guide, 1.0),)
+        return (Component(program.guide, 1.0),)
 
 
 @dataclass(frozen=True)
 class RefitProposal:
     """The guide and its local refit under the ELBO for each datum, in equal parts; the refit has wider tails around it.
 
-    Only the proposal is fitted to the data that it measures, and the weights account for it: the estimate stays a
-    lower bound of the model's evidence. It lies where the better of the two puts it.
+    Only the proposal is fitted to the data that it measures, and the weights account for it: the
+    estimate stays a lower bound of the model's evidence. It lies where the better of the two puts
+    it.
 
     Attributes:
         settings: How the refits run.
-        local_guide: For guides without a local version: called with the arguments of a block of data, returns a guide
-            module with free parameters for them.
+        local_guide: For guides without a local version: called with the arguments of a block of
+            data, returns a guide module with free parameters for them.
     """
 
     settings: RefitSettings = field(default_factory=RefitSettings)
     local_guide: LocalGuideFactory | None = None
 
-    def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
+    def components(
+        self, program: Program, args: tuple[Any, ...], seed: int
+    ) -> tuple[Component, ...]:
         """Return guide and refit."""
         with torch.enable_grad():
-            fitted = refit(opened, args, 1.0, self.settings, seed, self.local_guide)
-        if self.local_guide is not None and not says_its_density(opened, args, fitted.guide):
+            fitted = refit(program, args, 1.0, self.settings, seed, self.local_guide)
+        if self.local_guide is not None and not says_its_density(program, args, fitted.guide):
             raise InputError(
-                f"'local_guide' must draw the latents {sorted(opened.latents)} themselves and nothing beside them, or"
+                f"'local_guide' must draw the latents {sorted(program.latents)} themselves and nothing beside them, or"
                 " say what its 'log_density(values)' is: its draws are mixed with those of the guide"
             )
-        refitted, has_tails = robust_guide(opened, TAIL_SHARE, fitted.guide, args)
-        return Component(opened.guide, 0.5), Component(refitted, 0.5, cost=fitted.cost, has_tails=has_tails)
+        refitted, has_tails = robust_guide(program, TAIL_SHARE, fitted.guide, args)
+        return Component(program.guide, 0.5), Component(
+            refitted, 0.5, cost=fitted.cost, has_tails=has_tails
+        )
 
 
 @dataclass(frozen=True)
@@ -134,9 +163,11 @@ class HeavyTailedProposal:
         if not (self.degrees > 0 and math.isfinite(self.degrees)):
             raise InputError(f"'degrees' must be positive and finite, got {self.degrees}")
 
-    def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
+    def components(
+        self, program: Program, args: tuple[Any, ...], seed: int
+    ) -> tuple[Component, ...]:
         """Return the surrounded components and their heavier versions."""
-        inner = self.around.components(opened, args, seed)
+        inner = self.around.components(program, args, seed)
         surrounded = sum(part.share for part in inner if not part.is_prior)
         if not surrounded:
             raise InputError("'around' must be more than the prior to have heavier tails around it")
@@ -169,11 +200,13 @@ class DefensiveProposal:
     def __post_init__(self) -> None:
         check_share(self.share)
 
-    def components(self, opened: Program, args: tuple[Any, ...], seed: int) -> tuple[Component, ...]:
+    def components(
+        self, program: Program, args: tuple[Any, ...], seed: int
+    ) -> tuple[Component, ...]:
         """Return the defended components and the prior."""
-        inner = self.around.components(opened, args, seed)
+        inner = self.around.components(program, args, seed)
         kept = [part._replace(share=(1 - self.share) * part.share) for part in inner]
-        return _whole([*kept, Component(opened.model, self.share, is_prior=True)])
+        return _whole([*kept, Component(program.model, self.share, is_prior=True)])
 
 
 def check_share(share: float) -> None:

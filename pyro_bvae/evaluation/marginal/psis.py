@@ -35,9 +35,11 @@ def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         log_weights: Shape ``(K, N)``.
 
     Returns:
-        The smoothed log weights, ``(K, N)``, float64, on the scale of the given ones, and the tail shape k, ``(N,)``.
-        k is 0 where the log weights are constant to rounding, which is a perfect guide; infinite, never trusted, where
-        K is below 25 or a weight is infinite or NaN: such weights stay as they are. Weights of zero are no tail.
+        The smoothed log weights, ``(K, N)``, float64, on the scale of the given ones, and the tail
+        shape k, ``(N,)``. k is 0 where the log weights are constant to rounding, which is a perfect
+        guide; infinite, never trusted, where
+        K is below 25 or a weight is infinite or NaN: such weights stay as they are. Weights of zero
+        are no tail.
     """
     rounding = 16 * torch.finfo(log_weights.dtype).eps
     weights = log_weights.detach().double().cpu()
@@ -54,7 +56,9 @@ def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
         rows = weights[:, usable].T
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a heavy tail is what the returned k says
-            ours, shape = (torch.from_numpy(np.array(part, dtype=float)) for part in _arviz_psis(rows.numpy()))
+            ours, shape = (
+                torch.from_numpy(np.array(part, dtype=float)) for part in _arviz_psis(rows.numpy())
+            )
         # ArviZ normalises; the smallest weight, which is never smoothed, says by how much.
         least = rows.argmin(-1, keepdim=True)
         smoothed[:, usable] = (ours + (rows.gather(-1, least) - ours.gather(-1, least))).T
@@ -75,28 +79,33 @@ def tail_size(num_samples: int) -> int:
 def error_of_k(k: Tensor, num_samples: int) -> Tensor:
     r"""Return the standard error of a fitted Pareto k, about :math:`(1 + k) / \sqrt{M}` for a tail of M weights.
 
-    It is the error of the maximum of the likelihood for k above -1/2 (Smith 1987); lighter tails are taken as -1/2.
+    It is the error of the maximum of the likelihood for k above -1/2 (Smith 1987); lighter tails
+    are taken as -1/2.
     """
     return (1 + k.clamp(min=-0.5)) / math.sqrt(tail_size(num_samples))
 
 
-# Effective draws that a trusted average has at least, or half of all draws where those are few; and how many of draws
-# with tails leave no doubt of a k below its limit.
+# Effective draws that a trusted average has at least, or half of all draws where those are few; and
+# how many of draws with tails leave no doubt of a k below its limit.
 _LEAST_EFFECTIVE, _MANY_EFFECTIVE = 100, 1000
 # Errors of a fitted k by which it must lie below its limit.
 _ERRORS_OF_K = 2.0
-# Log weights whose largest lies above their mean weight by less, in nats, are even: the fit of their tail says nothing.
-# With tails around the guide a larger weight would have been drawn; draws of the guide alone have to agree better.
+# Log weights whose largest lies above their mean weight by less, in nats, are even: the fit of
+# their tail says nothing. With tails around the guide a larger weight would have been drawn; draws
+# of the guide alone have to agree better.
 _EVEN, _EVEN_ALONE = 1.0, 0.1
 
 
-def has_reliable_weights(log_weights: Tensor, k: Tensor, effective: Tensor, has_tails: bool) -> Tensor:
+def has_reliable_weights(
+    log_weights: Tensor, k: Tensor, effective: Tensor, has_tails: bool
+) -> Tensor:
     r"""Say which data's average weight and its error can be trusted, ``(K, N)`` to ``(N,)``.
 
-    Pareto k is an estimate, and it is lowest where the tail was not drawn. So it must lie below its limit by two of its
-    errors, or by itself where 1,000 draws are effective; and the effective sample must be 100, or half of the draws.
-    Draws of a guide alone cannot show the weights beyond it: without wider tails around it k must lie below 0, where
-    weights are bounded.
+    Pareto k is an estimate, and it is lowest where the tail was not drawn. So it must lie below its
+    limit by two of its errors, or by itself where 1,000 draws are effective; and the effective
+    sample must be 100, or half of the draws.
+    Draws of a guide alone cannot show the weights beyond it: without wider tails around it k must
+    lie below 0, where weights are bounded.
 
     Args:
         log_weights: Log weights.
@@ -120,21 +129,25 @@ def has_reliable_weights(log_weights: Tensor, k: Tensor, effective: Tensor, has_
 
 # A mean of numbers with a heavier tail than this has no error: their variance is infinite.
 _VARIANCE_LIMIT = 0.5
-# A datum of which a single sample makes more than this part of the variance has too few samples for an error.
+# A datum of which a single sample makes more than this part of the variance has too few samples for
+# an error.
 _LARGEST_PART = 0.5
 
 
 def has_reliable_mean(samples: Tensor) -> Tensor:
     r"""Say of which data the mean of some numbers and its standard error can be trusted, ``(K, N)`` to ``(N,)``.
 
-    The heavier of the two tails of all deviations from the data's means, fitted as one, must have a finite variance by
-    two errors of its shape, and no single sample may make half of the variance of a datum.
+    The heavier of the two tails of all deviations from the data's means, fitted as one, must have a
+    finite variance by two errors of its shape, and no single sample may make half of the variance
+    of a datum.
     """
     deviations = samples.detach().double().cpu()
     deviations = deviations - deviations.mean(0)
     squares = deviations.square()
     finite = torch.isfinite(deviations).all(0)
-    even = squares.amax(0) <= torch.where(squares.sum(0) > 0, _LARGEST_PART * squares.sum(0), torch.inf)
+    even = squares.amax(0) <= torch.where(
+        squares.sum(0) > 0, _LARGEST_PART * squares.sum(0), torch.inf
+    )
     pooled = deviations[:, finite].flatten()
     if len(pooled) < _LEAST_SAMPLES or not bool((pooled != 0).any()):
         return finite & even

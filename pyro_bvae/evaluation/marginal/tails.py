@@ -66,8 +66,8 @@ class HeavierTails(Messenger):  # type: ignore[misc]
 
     Args:
         tails: What becomes of a normal.
-        skip_unknown: Leave sites of families without a wider version as they are, and name them in ``unknown``,
-            instead of raising.
+        skip_unknown: Leave sites of families without a wider version as they are, and name them in
+            ``unknown``, instead of raising.
     """
 
     def __init__(self, tails: Tails, skip_unknown: bool = False) -> None:
@@ -76,7 +76,9 @@ class HeavierTails(Messenger):  # type: ignore[misc]
         self.unknown: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or (self.skip_unknown and (msg["is_observed"] or is_delta(msg["fn"]))):
+        if site_is_subsample(msg) or (
+            self.skip_unknown and (msg["is_observed"] or is_delta(msg["fn"]))
+        ):
             return
         try:
             msg["fn"] = heavier(msg["fn"], self.tails)
@@ -98,7 +100,9 @@ def heavier(distribution: Any, tails: Tails) -> Any:
 
 def _unknown(distribution: Any) -> NoReturn:
     family = type(distribution).__name__
-    raise InputError(f"no heavier version of the family {family} is known; DefensiveProposal takes any family")
+    raise InputError(
+        f"no heavier version of the family {family} is known; DefensiveProposal takes any family"
+    )
 
 
 @heavier.register(torch.distributions.Normal)
@@ -117,7 +121,9 @@ def _(distribution: AutoregressiveNormal, tails: Tails) -> Any:
 @heavier.register
 def _(distribution: NormalMixture, tails: Tails) -> Any:
     parts = tails(dist.Normal(distribution.locs, distribution.scales).to_event(1))
-    return dist.MixtureSameFamily(dist.Categorical(logits=distribution.logits), parts).expand(distribution.batch_shape)
+    return dist.MixtureSameFamily(dist.Categorical(logits=distribution.logits), parts).expand(
+        distribution.batch_shape
+    )
 
 
 @heavier.register
@@ -126,7 +132,8 @@ def _(distribution: torch.distributions.Independent, tails: Tails) -> Any:
     if isinstance(base, torch.distributions.Normal):
         return tails(distribution)
     if isinstance(base, torch.distributions.TransformedDistribution) and not base.event_shape:
-        # The dimensions of one event share their tails, so that a draw strays in all of them or in none.
+        # The dimensions of one event share their tails, so that a draw strays in all of them or in
+        # none.
         _check_bijective(base)
         transforms = [IndependentTransform(transform, count) for transform in base.transforms]
         inner = heavier(dist.Independent(base.base_dist, count), tails)
@@ -137,7 +144,9 @@ def _(distribution: torch.distributions.Independent, tails: Tails) -> Any:
 @heavier.register
 def _(distribution: torch.distributions.TransformedDistribution, tails: Tails) -> Any:
     _check_bijective(distribution)
-    return dist.TransformedDistribution(heavier(distribution.base_dist, tails), distribution.transforms)
+    return dist.TransformedDistribution(
+        heavier(distribution.base_dist, tails), distribution.transforms
+    )
 
 
 def _check_bijective(distribution: torch.distributions.TransformedDistribution) -> None:
@@ -161,14 +170,16 @@ def _(distribution: TailedNormal, tails: Tails) -> Any:
     return heavier(distribution.normal, tails)
 
 
-def robust_guide(opened: Program, share: float, guide: Function, args: tuple[Any, ...]) -> tuple[Function, bool]:
+def robust_guide(
+    program: Program, share: float, guide: Function, args: tuple[Any, ...]
+) -> tuple[Function, bool]:
     """Return a guide with tails, and whether every one of its sites with noise has them.
 
-    The share is divided among the independent events of a datum: the draws of a datum that stray nowhere stay about
-    ``1 - share`` of all, however many sites it has.
+    The share is divided among the independent events of a datum: the draws of a datum that stray
+    nowhere stay about ``1 - share`` of all, however many sites it has.
 
     Args:
-        opened: The program.
+        program: The program.
         share: Part of the draws that the tails make.
         guide: The program's guide, or one of some of its data.
         args: Arguments that the guide takes.
@@ -177,25 +188,36 @@ def robust_guide(opened: Program, share: float, guide: Function, args: tuple[Any
         return guide, False
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         drawn = samples(poutine.trace(guide).get_trace(*args))
-        noisy = [site["fn"] for site in drawn.values() if not (site["is_observed"] or is_delta(site["fn"]))]
-        events = sum(max(1, fn.batch_shape.numel() // opened.count(args)) for fn in noisy)
+        noisy = [
+            site["fn"]
+            for site in drawn.values()
+            if not (site["is_observed"] or is_delta(site["fn"]))
+        ]
+        events = sum(max(1, fn.batch_shape.numel() // program.count(args)) for fn in noisy)
         handler = HeavierTails(MixedTails(share / max(1, events)), skip_unknown=True)
         wider = handler(guide)
         try:
             wider(*args)
-        except (RuntimeError, ValueError, NotImplementedError, AttributeError):  # it asks its distributions for more
+        except (
+            RuntimeError,
+            ValueError,
+            NotImplementedError,
+            AttributeError,
+        ):  # it asks its distributions for more
             return guide, False
     return wider, bool(noisy) and not handler.unknown
 
 
-def scores_prior_draws(opened: Program, guide: Function) -> bool:
+def scores_prior_draws(program: Program, guide: Function) -> bool:
     """Whether the guide's density at draws of the prior can be had, at about the cost of its own draws'."""
-    if not opened.proposes_latents_alone or any(_is_sequential(site["fn"]) for site in opened.guide_sites.values()):
+    if not program.proposes_latents_alone or any(
+        _is_sequential(site["fn"]) for site in program.guide_sites.values()
+    ):
         return False
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         try:
-            drawn = opened.draw_prior(1, opened.probe)
-            scored = opened.log_guide(drawn.values, opened.probe, guide)
+            drawn = program.draw_prior(1, program.probe)
+            scored = program.log_guide(drawn.values, program.probe, guide)
         except (NotImplementedError, LookupError, RuntimeError, ValueError):
             return False
     return not bool(torch.isnan(scored).any())
@@ -205,4 +227,6 @@ def _is_sequential(distribution: Any) -> bool:
     """Whether a distribution is a flow, which inverts its map dimension by dimension or not at all."""
     base = unwrapped(distribution)
     transforms = getattr(base, "transforms", ())
-    return isinstance(base, AutoregressiveNormal) or any(isinstance(each, torch.nn.Module) for each in transforms)
+    return isinstance(base, AutoregressiveNormal) or any(
+        isinstance(each, torch.nn.Module) for each in transforms
+    )

@@ -1,8 +1,9 @@
 r"""The plan of an annealing run: temperatures and step sizes, found by a short pilot run and then frozen.
 
-What adapts to the chains it moves is no valid annealing, so a few chains of their own walk the path first. They take
-steps of equal thermodynamic length, :math:`dt \propto 1 / \operatorname{std}_{f_t}(b)`, which puts temperatures where
-the density changes most (Gelman and Meng 1998), and tune a step size for each datum along the way.
+What adapts to the chains it moves is no valid annealing, so a few chains of their own walk the path
+first. They take steps of equal thermodynamic length, :math:`dt \propto 1 /
+\operatorname{std}_{f_t}(b)`, which puts temperatures where the density changes most (Gelman and
+Meng 1998), and tune a step size for each datum along the way.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ class AnnealingSettings:
     """How annealed importance sampling runs.
 
     Attributes:
-        num_temperatures: Steps from the start (prior or guide) to the posterior. Few of them leave log weights that
-            spread too much to be trusted; twice as many have about half the variance.
-        num_chains: Chains of each datum; ten or fewer say too little of their own spread to be trusted.
+        num_temperatures: Steps from the start (prior or guide) to the posterior. Few of them leave
+            log weights that spread too much to be trusted; twice as many have about half the
+            variance.
+        num_chains: Chains of each datum; ten or fewer say too little of their own spread to be
+            trusted.
         leapfrog_steps: Leapfrog steps of each move, one move for each temperature.
         acceptance: Share of moves to be accepted, to which the pilot run adapts the step sizes.
         pilot_chains: Chains of the pilot run.
@@ -41,12 +44,20 @@ class AnnealingSettings:
     pilot_temperatures: int = 400
 
     def __post_init__(self) -> None:
-        for name in ("num_temperatures", "num_chains", "leapfrog_steps", "pilot_chains", "pilot_temperatures"):
+        for name in (
+            "num_temperatures",
+            "num_chains",
+            "leapfrog_steps",
+            "pilot_chains",
+            "pilot_temperatures",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"'{name}' must be a positive integer, got {value!r}")
         if self.pilot_chains < 2:
-            raise InputError(f"'pilot_chains' must be at least 2 to have a spread, got {self.pilot_chains}")
+            raise InputError(
+                f"'pilot_chains' must be at least 2 to have a spread, got {self.pilot_chains}"
+            )
         if not 0 < self.acceptance < 1:
             raise InputError(f"'acceptance' must lie between 0 and 1, got {self.acceptance}")
         if not self.pilot_length > 0:
@@ -69,8 +80,8 @@ class Plan(NamedTuple):
 
 # Moves at each temperature of the pilot, and how fast its step sizes follow the acceptance.
 _PILOT_MOVES, _GAIN = 2, 0.15
-# Every move's step size is multiplied by a factor drawn between these: trajectories of one length can come back to
-# where they started, over and over.
+# Every move's step size is multiplied by a factor drawn between these: trajectories of one length
+# can come back to where they started, over and over.
 _JITTER = (0.5, 1.5)
 # Neighbours on the path whose scales and step sizes are averaged.
 _WINDOW = 5
@@ -101,23 +112,35 @@ def find_plan(path: Path, start: Tensor, settings: AnnealingSettings) -> Plan:
         log_steps.append(log_step)
         variances.append(0.7 * variances[-1] + 0.3 * _variance(state.vectors))
     scales = _averaged(torch.stack(variances)).sqrt()  # (P, d)
-    positions = torch.linspace(0, 1, settings.num_temperatures + 1, dtype=start.dtype, device=start.device)
+    positions = torch.linspace(
+        0, 1, settings.num_temperatures + 1, dtype=start.dtype, device=start.device
+    )
     positions = positions.unsqueeze(-1) * arrived  # (T + 1, B), in steps of the pilot
     steps = _jitter(_interpolate(_averaged(torch.stack(log_steps)), positions[1:]).exp())
     whole = positions[1:].round().long().clamp(max=len(scales) - 1)
     planned = _interpolate(torch.stack(temperatures), positions)
     planned[0], planned[-1] = 0.0, 1.0
-    cost = num_chains * num_data * (len(temperatures) - 1) * _PILOT_MOVES * (settings.leapfrog_steps + 1)
+    cost = (
+        num_chains
+        * num_data
+        * (len(temperatures) - 1)
+        * _PILOT_MOVES
+        * (settings.leapfrog_steps + 1)
+    )
     return Plan(planned, steps.unsqueeze(-1) * scales[whole], cost)
 
 
 def _jitter(steps: Tensor) -> Tensor:
     """Return step sizes ``(T, B)`` times one factor a row, drawn without a look at the chains."""
     low, high = _JITTER
-    return steps * (low + (high - low) * torch.rand(len(steps), 1, dtype=steps.dtype, device=steps.device))
+    return steps * (
+        low + (high - low) * torch.rand(len(steps), 1, dtype=steps.dtype, device=steps.device)
+    )
 
 
-def _next_temperature(temperature: Tensor, ratio: Tensor, settings: AnnealingSettings, done: int) -> Tensor:
+def _next_temperature(
+    temperature: Tensor, ratio: Tensor, settings: AnnealingSettings, done: int
+) -> Tensor:
     spread = torch.nan_to_num(ratio.std(0), nan=torch.inf).clamp(min=1e-12)
     # With its steps nearly used up the pilot hurries to the end, and the plan is coarser there.
     hurry = (1 - temperature) / max(settings.pilot_temperatures - done, 1)
@@ -132,7 +155,9 @@ def _variance(vectors: Tensor) -> Tensor:
 def _averaged(rows: Tensor) -> Tensor:
     """Return a moving average along the path, shape as given."""
     kernel = min(_WINDOW, len(rows))
-    padded = torch.cat([rows[:1].expand(kernel // 2, -1), rows, rows[-1:].expand((kernel - 1) // 2, -1)])
+    padded = torch.cat(
+        [rows[:1].expand(kernel // 2, -1), rows, rows[-1:].expand((kernel - 1) // 2, -1)]
+    )
     return padded.unfold(0, kernel, 1).mean(-1)
 
 

@@ -12,7 +12,12 @@ from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.evaluation.program_audit.faults import check_context, check_noise, check_supports
 from pyro_bvae.evaluation.program_audit.parameters import check_gradients, check_store
-from pyro_bvae.evaluation.program_audit.scales import check_ignored, check_observed, check_permanent, check_sides
+from pyro_bvae.evaluation.program_audit.scales import (
+    check_ignored,
+    check_observed,
+    check_permanent,
+    check_sides,
+)
 from pyro_bvae.evaluation.program_audit.sites import (
     check_events,
     check_failures,
@@ -52,22 +57,25 @@ class Audit:
         if not self.findings:
             return "nothing found"
         warnings = len(self.findings) - len(self.errors)
-        return "\n".join([f"{len(self.errors)} errors, {warnings} warnings", *map(str, self.findings)])
+        return "\n".join(
+            [f"{len(self.errors)} errors, {warnings} warnings", *map(str, self.findings)]
+        )
 
 
 def audit(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Audit:
     r"""Look any Pyro model and guide over for mistakes that change numbers and raise nothing.
 
-    Both functions are run a few times on the arguments, without β and, where a function takes an argument named
-    ``beta``, with it; one backward pass of the ELBO follows. In
+    Both functions are run a few times on the arguments, without β and, where a function takes an
+    argument named ``beta``, with it; one backward pass of the ELBO follows. In
 
     .. math:: \mathbb{E}_q [\log p(x \mid z)] + \beta \, \mathbb{E}_q [\log p(z) - \log q(z \mid x)]
 
-    β has to stand before both densities of the latents and before nothing else; every batch dimension has to be a
-    plate's; sizes of plates, names, shapes and supports have to agree; the guide's noise has to be that of its latents,
-    none of them a point; every parameter has to be its own, and reached by a gradient. The user's parameter store,
-    random state, training modes, gradients and modules are left as they were. After the checks of Pyro itself (Bingham
-    et al. 2019), which stop at the first mistake they see and know of no β.
+    β has to stand before both densities of the latents and before nothing else; every batch
+    dimension has to be a plate's; sizes of plates, names, shapes and supports have to agree; the
+    guide's noise has to be that of its latents, none of them a point; every parameter has to be its
+    own, and reached by a gradient. The user's parameter store, random state, training modes,
+    gradients and modules are left as they were. After the checks of Pyro itself (Bingham et al.
+    2019), which stop at the first mistake they see and know of no β.
 
     Args:
         model: Pyro model.
@@ -84,26 +92,37 @@ def audit(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kw
         first = look(model, guide, args, *plain)
         told = [first] if given is None else [first, look(model, guide, args, *given)]
         probed = [] if probe is None else [look(model, guide, args, *probe)]
-        found = [*check_context((args, plain)), *_on_sites(first, [*told[1:], *probed])]
-        found += [*check_noise(first, guide, args, plain.guide, found), *check_supports(first, found)]
-        found += check_ignored(first, probed)
-        found += check_store(first, stored)
-        found += check_subsamples(first, look(model, guide, args, *plain, stream=1))
-        found += check_permanent(first, found)
+        results = [*check_context((args, plain)), *_on_sites(first, [*told[1:], *probed])]
+        results += [
+            *check_noise(first, guide, args, plain.guide, results),
+            *check_supports(first, results),
+        ]
+        results += check_ignored(first, probed)
+        results += check_store(first, stored)
+        results += check_subsamples(first, look(model, guide, args, *plain, stream=1))
+        results += check_permanent(first, results)
         unexplained = list(_unexplained(told))
         if not first.failures:
             try:
-                found += check_gradients(model, guide, args, plain)
+                results += check_gradients(model, guide, args, plain)
             except (ValueError, RuntimeError, KeyError) as error:
                 unexplained.append(_stopped("objective", error))
-        if not any(finding.severity == "error" for finding in found):
-            found += unexplained
-    once = {(finding.code, finding.sites): finding for finding in reversed(found)}
+        if not any(finding.severity == "error" for finding in results):
+            results += unexplained
+    once = {(finding.code, finding.sites): finding for finding in reversed(results)}
     return Audit(tuple(sorted(reversed(once.values()), key=lambda finding: finding.severity)))
 
 
 def _on_sites(first: View, weighted: list[View]) -> Iterator[Finding]:
-    for check in (check_failures, check_latents, check_plates, check_orphans, check_shapes, check_events, check_values):
+    for check in (
+        check_failures,
+        check_latents,
+        check_plates,
+        check_orphans,
+        check_shapes,
+        check_events,
+        check_values,
+    ):
         yield from check(first)
     for view in (first, *weighted):
         yield from check_sides(view)
@@ -118,4 +137,9 @@ def _unexplained(views: list[View]) -> Iterator[Finding]:
 
 def _stopped(program: str, error: Exception) -> Finding:
     reason = " ".join(str(error).split("Trace Shapes")[0].split())[:300]
-    return Finding("does-not-run", "error", (program,), f"the {program} stops with {type(error).__name__}: {reason}")
+    return Finding(
+        "does-not-run",
+        "error",
+        (program,),
+        f"the {program} stops with {type(error).__name__}: {reason}",
+    )

@@ -27,22 +27,30 @@ def check_context(args: tuple[Any, ...]) -> Iterator[Finding]:
 
 
 def check_noise(
-    view: View, guide: Function, args: tuple[Any, ...], kwargs: dict[str, Any], found: list[Finding]
+    view: View,
+    guide: Function,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    results: list[Finding],
 ) -> Iterator[Finding]:
     """Find the faults that a measurement refuses; a shape that has been found already is not told twice."""
     if "guide" in view.failures:
         return
     yield from _told(observed_draws(view.guide, view.model))
     yield from _told(plain_points(view.guide, view.model))
-    if view.failures or any(finding.code == "latent-shape" for finding in found):
+    if view.failures or any(finding.code == "latent-shape" for finding in results):
         return
-    known = {site for finding in found for site in finding.sites}
-    yield from (fault for fault in _told(broadcasts(view.guide, view.model)) if not known & set(fault.sites))
+    known = {site for finding in results for site in finding.sites}
+    yield from (
+        fault for fault in _told(broadcasts(view.guide, view.model)) if not known & set(fault.sites)
+    )
     nodes: Sites = dict(view.guide.nodes)
     held = {
         name: node["value"]
         for name, node in nodes.items()
-        if node["type"] == "sample" and site_is_subsample(node) and len(node["value"]) != node["fn"].size
+        if node["type"] == "sample"
+        and site_is_subsample(node)
+        and len(node["value"]) != node["fn"].size
     }
 
     def run(function: Function) -> Any:
@@ -59,25 +67,38 @@ def _shared_plate(view: View) -> Any | None:
     """Return a plate that all sites of the guide's auxiliary noise are under, with the latents that follow from it."""
     sites = drawn_by(view.guide)
     made = [s for name, s in sites.items() if is_delta(s["fn"]) or name not in view.latents]
-    stacks = [{(f.name, f.dim, f.size): f for f in site["cond_indep_stack"] if f.vectorized} for site in made]
-    return next((frame for key, frame in stacks[0].items() if all(key in s for s in stacks)), None) if stacks else None
+    stacks = [
+        {(f.name, f.dim, f.size): f for f in site["cond_indep_stack"] if f.vectorized}
+        for site in made
+    ]
+    return (
+        next((frame for key, frame in stacks[0].items() if all(key in s for s in stacks)), None)
+        if stacks
+        else None
+    )
 
 
 @torch.no_grad()
-def check_supports(view: View, found: list[Finding]) -> Iterator[Finding]:
+def check_supports(view: View, results: list[Finding]) -> Iterator[Finding]:
     """Find guides that reach outside the support of a prior, or over a part of it alone."""
-    known = {site for finding in found for site in finding.sites if finding.code == "outside-support"}
+    known = {
+        site for finding in results for site in finding.sites if finding.code == "outside-support"
+    }
     for name, (prior, site) in view.pairs.items():
         if is_delta(site["fn"]) or name in known:
             continue
         wide, whole = is_unbounded(site["fn"]), is_unbounded(prior["fn"])
         if wide and not whole:
-            found_words = (
-                f"latent '{name}' has any value in the guide, and the support {support_of(prior['fn'])} in the"
+            found_words = f"latent '{name}' has any value in the guide, and the support {support_of(prior['fn'])} in the"
+            do = (
+                "model: the ELBO is minus infinity; give the guide a distribution with that support"
             )
-            do = "model: the ELBO is minus infinity; give the guide a distribution with that support"
             yield Finding("wider-support", "error", (name,), f"{found_words} {do}.")
         elif whole and not wide:
-            words = f"latent '{name}' may be any number in the model, and in the guide its support is"
+            words = (
+                f"latent '{name}' may be any number in the model, and in the guide its support is"
+            )
             do = "an evidence misses all mass outside; give the guide a distribution with the prior's support"
-            yield Finding("narrower-support", "warning", (name,), f"{words} {support_of(site['fn'])}: {do}.")
+            yield Finding(
+                "narrower-support", "warning", (name,), f"{words} {support_of(site['fn'])}: {do}."
+            )

@@ -20,7 +20,11 @@ def own_scale(site: Site) -> Tensor:
 
 def subsample_factor(site: Site) -> float:
     """Return the factor by which subsampled plates scale a site, the product of full size over size."""
-    frames = [frame for frame in site["cond_indep_stack"] if frame.full_size not in (None, -1) and frame.size > 0]
+    frames = [
+        frame
+        for frame in site["cond_indep_stack"]
+        if frame.full_size not in (None, -1) and frame.size > 0
+    ]
     return math.prod(frame.full_size / frame.size for frame in frames)
 
 
@@ -55,13 +59,23 @@ def check_sides(view: View) -> Iterator[Finding]:
     for name, (model, guide) in view.pairs.items():
         ours, theirs = own_scale(model), own_scale(guide)
         if not _same(ours, theirs):
-            found = f"latent '{name}' is scaled by {_words(ours)} in the model and by {_words(theirs)} in the guide"
+            results = f"latent '{name}' is scaled by {_words(ours)} in the model and by {_words(theirs)} in the guide"
             do = "the objective is then no β-ELBO: put the same poutine.scale(scale=beta) around the site in both"
             one_sided = _is_one(ours) or _is_one(theirs)
-            yield Finding("beta-one-side" if one_sided else "beta-unequal", "error", (name,), f"{found}; {do}.")
+            yield Finding(
+                "beta-one-side" if one_sided else "beta-unequal",
+                "error",
+                (name,),
+                f"{results}; {do}.",
+            )
         if not _same(mask_of(model), mask_of(guide)):
-            found = f"latent '{name}' is masked otherwise in the model than in the guide"
-            yield Finding("mask-one-side", "error", (name,), f"{found}; put the same poutine.mask around it in both.")
+            results = f"latent '{name}' is masked otherwise in the model than in the guide"
+            yield Finding(
+                "mask-one-side",
+                "error",
+                (name,),
+                f"{results}; put the same poutine.mask around it in both.",
+            )
 
 
 def check_observed(plain: View, weighted: list[View]) -> Iterator[Finding]:
@@ -70,16 +84,27 @@ def check_observed(plain: View, weighted: list[View]) -> Iterator[Finding]:
         latent_scales = [own_scale(site) for pair in view.pairs.values() for site in pair]
         for name, site in view.observed.items():
             scale = own_scale(site)
-            if _is_one(scale) or _undoes_plate(site) or not any(_same(scale, latent) for latent in latent_scales):
+            if (
+                _is_one(scale)
+                or _undoes_plate(site)
+                or not any(_same(scale, latent) for latent in latent_scales)
+            ):
                 continue
             moved = view is not plain and not _same(scale, _plain_scale(plain, name))
-            yield Finding("observed-scaled", "error" if moved else "warning", (name,), _observed_words(name, scale))
+            yield Finding(
+                "observed-scaled",
+                "error" if moved else "warning",
+                (name,),
+                _observed_words(name, scale),
+            )
 
 
 def _undoes_plate(site: Site) -> bool:
     """Whether a site is scaled by hand with the factor of its subsampled plate, or with the inverse of that."""
     factor, scale = subsample_factor(site), own_scale(site)
-    return factor != 1 and (_same(scale, torch.tensor(factor)) or _same(scale, torch.tensor(1 / factor)))
+    return factor != 1 and (
+        _same(scale, torch.tensor(factor)) or _same(scale, torch.tensor(1 / factor))
+    )
 
 
 def _plain_scale(plain: View, name: str) -> Tensor:
@@ -94,10 +119,10 @@ def _observed_words(name: str, scale: Tensor) -> str:
     )
 
 
-def check_permanent(plain: View, found: list[Finding]) -> Iterator[Finding]:
+def check_permanent(plain: View, results: list[Finding]) -> Iterator[Finding]:
     """Find scales that stay when no β is passed, and so enter what is made of the trace's log densities."""
     codes = {"beta-one-side", "beta-unequal", "observed-scaled"}
-    known = {site for finding in found for site in finding.sites if finding.code in codes}
+    known = {site for finding in results for site in finding.sites if finding.code in codes}
     for name, site in {**samples(plain.guide), **samples(plain.model)}.items():
         scale = own_scale(site)
         if name in known or _is_one(scale):
@@ -124,9 +149,9 @@ def check_ignored(plain: View, weighted: list[View]) -> Iterator[Finding]:
         return
     names = tuple(plain.latents)
     if all(_fingerprint(view) == _fingerprint(plain) for view in weighted):
-        found = "'beta' is an argument and changes no scale, no mask and no density"
+        results = "'beta' is an argument and changes no scale, no mask and no density"
         do = "put poutine.scale(scale=beta) around the latents in model and guide"
-        yield Finding("beta-ignored", "warning", names, f"{found}; {do}.")
+        yield Finding("beta-ignored", "warning", names, f"{results}; {do}.")
 
 
 def _fingerprint(view: View) -> list[Any]:

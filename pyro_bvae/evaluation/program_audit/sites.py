@@ -15,31 +15,38 @@ from pyro_bvae.evaluation.program_audit.traces import Finding, View
 from pyro_bvae.program.sites import Site, samples
 from pyro_bvae.program.supports import inside, is_angle
 
-_MISMATCH = re.compile(r"Shape mismatch inside plate\('(.+?)'\) at site (.+?) dim (-\d+), (\d+) vs (\d+)")
+_MISMATCH = re.compile(
+    r"Shape mismatch inside plate\('(.+?)'\) at site (.+?) dim (-\d+), (\d+) vs (\d+)"
+)
 
 
 def check_latents(view: View) -> Iterator[Finding]:
     """Find latents that only one of model and guide has."""
     guide, latents, observed = samples(view.guide), view.latents, view.observed
     for name, site in latents.items() if "guide" not in view.failures else ():
-        enumerated = getattr(site["fn"], "has_enumerate_support", False)  # may be summed out, in no need of a guide
+        enumerated = getattr(
+            site["fn"], "has_enumerate_support", False
+        )  # may be summed out, in no need of a guide
         stored: Any = view.guide.nodes.get(name, {})
         pointed = stored.get("infer", {}).get("_deterministic")  # a point: said elsewhere
         if name not in guide and not enumerated and not pointed:
             words = f"latent '{name}' of the model has no site in the guide, so it is drawn from its prior"
             yield Finding(
-                "latent-not-in-guide", "error", (name,), f"{words}; give the guide a pyro.sample('{name}', ...)."
+                "latent-not-in-guide",
+                "error",
+                (name,),
+                f"{words}; give the guide a pyro.sample('{name}', ...).",
             )
     for name, site in guide.items():
         if site["infer"].get("is_auxiliary"):
             continue
         if site["is_observed"]:
             words = f"site '{name}' is observed in the guide, and no weight accounts for it"
-            yield Finding("observed-in-guide", "error", (name,), f"{words}; observe it in the model only.")
-        elif name not in latents and name not in observed and "model" not in view.failures:
-            words = (
-                f"latent '{name}' of the guide is no site of the model: its log q is subtracted and nothing is added"
+            yield Finding(
+                "observed-in-guide", "error", (name,), f"{words}; observe it in the model only."
             )
+        elif name not in latents and name not in observed and "model" not in view.failures:
+            words = f"latent '{name}' of the guide is no site of the model: its log q is subtracted and nothing is added"
             do = "name it as the model does, or mark it infer={'is_auxiliary': True} where latents are a map of it"
             yield Finding("latent-not-in-model", "error", (name,), f"{words}; {do}.")
 
@@ -50,9 +57,9 @@ def check_shapes(view: View) -> Iterator[Finding]:
         ours, theirs = ((s["fn"].batch_shape, s["fn"].event_shape) for s in (model, guide))
         if ours[1] == theirs[1] and _without_ones(ours[0]) == _without_ones(theirs[0]):
             continue
-        found = f"latent '{name}' has batch and event shape {_pair(ours)} in the model and {_pair(theirs)} in the guide"
+        result = f"latent '{name}' has batch and event shape {_pair(ours)} in the model and {_pair(theirs)} in the guide"
         do = "give both the same sizes, plates and .to_event(...)"
-        yield Finding("latent-shape", "error", (name,), f"{found}; {do}.")
+        yield Finding("latent-shape", "error", (name,), f"{result}; {do}.")
 
 
 def _without_ones(shape: torch.Size) -> tuple[int, ...]:
@@ -73,11 +80,9 @@ def check_events(view: View) -> Iterator[Finding]:
         shape = site["fn"].batch_shape
         loose = [dim for dim in range(-len(shape), 0) if shape[dim] != 1 and dim not in under]
         if loose:
-            found = (
-                f"site '{name}' of the {program} has batch shape {tuple(shape)}, of which dim {loose} is under no plate"
-            )
+            result = f"site '{name}' of the {program} has batch shape {tuple(shape)}, of which dim {loose} is under no plate"
             do = "add .to_event(...) where it is one event's features, a pyro.plate where it is independent data"
-            yield Finding("missing-to-event", "error", (name,), f"{found}; {do}.")
+            yield Finding("missing-to-event", "error", (name,), f"{result}; {do}.")
 
 
 def check_failures(view: View) -> Iterator[Finding]:
@@ -89,17 +94,20 @@ def check_failures(view: View) -> Iterator[Finding]:
         plate, site, dim, size, got = match[1], match[2], match[3], int(match[4]), int(match[5])
         trace = view.model if program == "model" else view.guide
         full = getattr(trace.nodes.get(plate, {}).get("fn"), "size", size)
-        found = f"site '{site}' of the {program} has size {got} at dim {dim} of plate '{plate}', whose size is {size}"
+        result = f"site '{site}' of the {program} has size {got} at dim {dim} of plate '{plate}', whose size is {size}"
         if full != size:
-            do = (
-                f"the plate takes {size} of {full}: index the data by it, 'with pyro.plate(...) as index: ... x[index]'"
-            )
-            yield Finding("subsample-not-used", "error", (site, plate), f"{found}; {do}.")
+            do = f"the plate takes {size} of {full}: index the data by it, 'with pyro.plate(...) as index: ... x[index]'"
+            yield Finding("subsample-not-used", "error", (site, plate), f"{result}; {do}.")
         elif got == view.num_data or size not in view.sizes:
-            yield Finding("plate-size", "error", (site, plate), f"{found}; give the plate the number of data, {got}.")
+            yield Finding(
+                "plate-size",
+                "error",
+                (site, plate),
+                f"{result}; give the plate the number of data, {got}.",
+            )
         else:
             do = "add .to_event(1) where that dimension is one event's features"
-            yield Finding("missing-to-event", "error", (site,), f"{found}; {do}.")
+            yield Finding("missing-to-event", "error", (site,), f"{result}; {do}.")
 
 
 def check_plates(view: View) -> Iterator[Finding]:
@@ -107,14 +115,24 @@ def check_plates(view: View) -> Iterator[Finding]:
     for name, (model, guide) in view.pairs.items():
         ours, theirs = ({f.name: f for f in site["cond_indep_stack"]} for site in (model, guide))
         for plate in ours.keys() & theirs.keys():
-            sizes = [(f.size, f.full_size if f.full_size is not None else f.size) for f in (ours[plate], theirs[plate])]
+            sizes = [
+                (f.size, f.full_size if f.full_size is not None else f.size)
+                for f in (ours[plate], theirs[plate])
+            ]
             if sizes[0] != sizes[1]:
-                found = f"plate '{plate}' takes {_of(sizes[0])} in the model and {_of(sizes[1])} in the guide"
-                yield Finding("plate-unequal", "error", (name, plate), f"{found}; give both the same sizes.")
+                result = f"plate '{plate}' takes {_of(sizes[0])} in the model and {_of(sizes[1])} in the guide"
+                yield Finding(
+                    "plate-unequal", "error", (name, plate), f"{result}; give both the same sizes."
+                )
         if ours.keys() != theirs.keys():
-            found = f"latent '{name}' is under plates {sorted(ours)} in the model and {sorted(theirs)} in the guide"
+            result = f"latent '{name}' is under plates {sorted(ours)} in the model and {sorted(theirs)} in the guide"
             do = "give the plates the same names: a subsample is shared by name"
-            yield Finding("plate-names", "error", (name, *sorted(ours.keys() ^ theirs.keys())), f"{found}; {do}.")
+            yield Finding(
+                "plate-names",
+                "error",
+                (name, *sorted(ours.keys() ^ theirs.keys())),
+                f"{result}; {do}.",
+            )
     yield from _strange_sizes(view)
 
 
@@ -124,14 +142,20 @@ def _of(sizes: tuple[int, int]) -> str:
 
 def _strange_sizes(view: View) -> Iterator[Finding]:
     for name, site in view.observed.items():
-        frames = [frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.size > 0]
+        frames = [
+            frame for frame in site["cond_indep_stack"] if frame.vectorized and frame.size > 0
+        ]
         if not frames or view.num_data is None:
             continue
-        sizes = {size for frame in frames for size in (frame.size, frame.full_size) if size is not None}
+        sizes = {
+            size for frame in frames for size in (frame.size, frame.full_size) if size is not None
+        }
         if not sizes & view.sizes:
-            found = f"observed site '{name}' is under plates of sizes {sorted(sizes)}, and the data are {view.num_data}"
+            result = f"observed site '{name}' is under plates of sizes {sorted(sizes)}, and the data are {view.num_data}"
             do = "a plate over part of the data is pyro.plate(name, size=N, subsample_size=B), which scales by N / B"
-            yield Finding("plate-size", "warning", (name, *(f.name for f in frames)), f"{found}; {do}.")
+            yield Finding(
+                "plate-size", "warning", (name, *(f.name for f in frames)), f"{result}; {do}."
+            )
 
 
 def check_subsamples(view: View, again: View) -> Iterator[Finding]:
@@ -142,13 +166,13 @@ def check_subsamples(view: View, again: View) -> Iterator[Finding]:
             whole = frame.full_size is None or frame.full_size == frame.size
             if other is None or whole or frame.full_size not in view.sizes or not frame.vectorized:
                 continue
-            drawn: list[Any] = [trace.nodes[frame.name]["value"] for trace in (view.model, again.model)]
+            drawn: list[Any] = [
+                trace.nodes[frame.name]["value"] for trace in (view.model, again.model)
+            ]
             if not torch.equal(drawn[0], drawn[1]) and torch.equal(site["value"], other["value"]):
-                found = (
-                    f"plate '{frame.name}' draws {frame.size} of {frame.full_size}, and site '{name}' shows the same"
-                )
+                result = f"plate '{frame.name}' draws {frame.size} of {frame.full_size}, and site '{name}' shows the same"
                 do = "data at every draw: index them by the plate, 'with pyro.plate(...) as index: ... x[index]'"
-                yield Finding("subsample-not-used", "error", (name, frame.name), f"{found} {do}.")
+                yield Finding("subsample-not-used", "error", (name, frame.name), f"{result} {do}.")
 
 
 def check_values(view: View) -> Iterator[Finding]:
@@ -162,10 +186,13 @@ def check_values(view: View) -> Iterator[Finding]:
         except (ValueError, RuntimeError, IndexError) as error:
             yield _unscored(name, site, where, error)
             continue
-        if density.dim() > len(site["fn"].batch_shape) or density.numel() > site["fn"].batch_shape.numel():
-            found = f"the value of {where} has shape {tuple(site['value'].shape)}, its distribution {_shape(site)}"
+        if (
+            density.dim() > len(site["fn"].batch_shape)
+            or density.numel() > site["fn"].batch_shape.numel()
+        ):
+            result = f"the value of {where} has shape {tuple(site['value'].shape)}, its distribution {_shape(site)}"
             do = f"the log density broadcasts to {tuple(density.shape)}: give both one shape"
-            yield Finding("value-shape", "error", (name,), f"{found}; {do}.")
+            yield Finding("value-shape", "error", (name,), f"{result}; {do}.")
         yield from _without_density(name, site, where, density)
 
 
@@ -176,16 +203,26 @@ def _shape(site: Site) -> tuple[int, ...]:
 def _unscored(name: str, site: Site, where: str, error: Exception) -> Finding:
     value, shape = tuple(site["value"].shape), _shape(site)
     event_dim = site["fn"].event_dim
-    if len(value) == len(shape) and value[len(value) - event_dim :] == shape[len(shape) - event_dim :]:
+    if (
+        len(value) == len(shape)
+        and value[len(value) - event_dim :] == shape[len(shape) - event_dim :]
+    ):
         plates = tuple(f.name for f in site["cond_indep_stack"] if f.vectorized)
         if any(f.full_size not in (None, f.size) for f in site["cond_indep_stack"]):
-            found = f"the value of {where} has shape {value}, its subsampled plate and its distribution {shape}"
-            return Finding("subsample-not-used", "error", (name, *plates), f"{found}; index the data by the plate.")
-        found = f"the value of {where} has shape {value}, its plates and its distribution {shape}"
-        return Finding("plate-size", "error", (name, *plates), f"{found}; give the plate the number of data.")
+            result = f"the value of {where} has shape {value}, its subsampled plate and its distribution {shape}"
+            return Finding(
+                "subsample-not-used",
+                "error",
+                (name, *plates),
+                f"{result}; index the data by the plate.",
+            )
+        result = f"the value of {where} has shape {value}, its plates and its distribution {shape}"
+        return Finding(
+            "plate-size", "error", (name, *plates), f"{result}; give the plate the number of data."
+        )
     reason = " ".join(str(error).split())[:120]
-    found = f"the value of {where} has shape {value}, its distribution {shape}, and there is no density: {reason}"
-    return Finding("value-shape", "error", (name,), f"{found}; give both one shape.")
+    result = f"the value of {where} has shape {value}, its distribution {shape}, and there is no density: {reason}"
+    return Finding("value-shape", "error", (name,), f"{result}; give both one shape.")
 
 
 def _without_density(name: str, site: Site, where: str, density: Tensor) -> Iterator[Finding]:
@@ -194,34 +231,49 @@ def _without_density(name: str, site: Site, where: str, density: Tensor) -> Iter
         outside = ~(within.cpu() | ~mask)
         if bool(outside.any()):
             values = site["value"].float()
-            found = f"{where} has values outside its support, {site['fn'].support}: {int(outside.sum())} rows"
+            result = f"{where} has values outside its support, {site['fn'].support}: {int(outside.sum())} rows"
             span = f"values from {float(values.min()):g} to {float(values.max()):g}"
             do = "rescale the data or take a distribution with their support"
-            yield Finding("outside-support", "error", (name,), f"{found}, {span}; {do}.")
+            yield Finding("outside-support", "error", (name,), f"{result}, {span}; {do}.")
             return
     if not bool((torch.isfinite(density).cpu() | ~mask).all()):
-        found = f"{where} has a log density that is NaN or infinite"
-        do = "look at its parameters: a scale of 0, a logarithm of 0, NaN in the data without a mask"
-        yield Finding("not-finite", "error", (name,), f"{found}; {do}.")
+        result = f"{where} has a log density that is NaN or infinite"
+        do = (
+            "look at its parameters: a scale of 0, a logarithm of 0, NaN in the data without a mask"
+        )
+        yield Finding("not-finite", "error", (name,), f"{result}; {do}.")
 
 
 def _within(site: Site) -> Tensor | None:
     """Return which values of a site lie in its support, or None where all do; an observed angle may take any turn."""
     try:
-        return None if site["is_observed"] and is_angle(site["fn"]) else inside(site["fn"], site["value"])
-    except (NotImplementedError, AttributeError, RuntimeError, ValueError):  # a support that cannot be asked
+        return (
+            None
+            if site["is_observed"] and is_angle(site["fn"])
+            else inside(site["fn"], site["value"])
+        )
+    except (
+        NotImplementedError,
+        AttributeError,
+        RuntimeError,
+        ValueError,
+    ):  # a support that cannot be asked
         return None
 
 
 def check_orphans(view: View) -> Iterator[Finding]:
     """Find subsampled plates that only the guide draws: the model's subsample is then another one."""
     ours, theirs = (
-        {name: node for name, node in trace.nodes.items() if node["type"] == "sample" and site_is_subsample(node)}
+        {
+            name: node
+            for name, node in trace.nodes.items()
+            if node["type"] == "sample" and site_is_subsample(node)
+        }
         for trace in (view.model, view.guide)
     )
     for name in (theirs.keys() - ours.keys()) if "model" not in view.failures else ():
         plate: Any = theirs[name]
         if len(plate["value"]) != plate["fn"].size:
-            found = f"plate '{name}' of the guide is subsampled and is no plate of the model"
+            result = f"plate '{name}' of the guide is subsampled and is no plate of the model"
             do = "give both the same plate, so that they see the same data"
-            yield Finding("plate-names", "error", (name,), f"{found}; {do}.")
+            yield Finding("plate-names", "error", (name,), f"{result}; {do}.")

@@ -29,7 +29,8 @@ class Finding(NamedTuple):
 
     Attributes:
         code: The kind of mistake, in a word or two with hyphens.
-        severity: ``'error'`` where the numbers are wrong or there are none, ``'warning'`` where they may be.
+        severity: ``'error'`` where the numbers are wrong or there are none, ``'warning'`` where
+            they may be.
         sites: Names of the sites, plates or parameters that it concerns.
         message: What was found, and what to do.
     """
@@ -84,7 +85,9 @@ class View(NamedTuple):
                 yield program, name, site
 
 
-def _run(function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, Exception | None]:
+def _run(
+    function: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[poutine.Trace, Exception | None]:
     tracer = poutine.trace(function)
     try:
         return tracer.get_trace(*args, **kwargs), None
@@ -121,10 +124,16 @@ def look(
         model_trace, error = _run(poutine.replay(model, trace=guide_trace), args, model_kwargs)
         if error is not None:
             failures["model"] = error
-            alone, other = _run(model, args, model_kwargs)  # the guide's latents may be what does not fit
+            alone, other = _run(
+                model, args, model_kwargs
+            )  # the guide's latents may be what does not fit
             if other is None:
                 model_trace = alone
-    leaves = [leaf for leaf in tree_leaves((args, model_kwargs)) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+    leaves = [
+        leaf
+        for leaf in tree_leaves((args, model_kwargs))
+        if isinstance(leaf, Tensor) and leaf.dim() > 0
+    ]
     sizes = frozenset(size for leaf in leaves for size in leaf.shape)
     return View(model_trace, guide_trace, failures, leaves[0].shape[0] if leaves else None, sizes)
 
@@ -141,7 +150,8 @@ class Betas(NamedTuple):
 
     Attributes:
         args: Positional arguments before β.
-        plain: Without β; a function whose β has no default is given 1, or what the user gave if that is no number.
+        plain: Without β; a function whose β has no default is given 1, or what the user gave if
+            that is no number.
         given: With the β that the user gave; None without one.
         probe: With a β of our own; None where no function takes a β that is a number.
     """
@@ -156,7 +166,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.dim() == 0)
 
 
-def find_betas(model: Function, guide: Function, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Betas:
+def find_betas(
+    model: Function, guide: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Betas:
     """Return the arguments at each β to try, for the functions that take one by the name ``beta``."""
     parameters = [_parameters(function) for function in (model, guide)]
     named = [p for p in parameters if "beta" in p]
@@ -171,7 +183,10 @@ def find_betas(model: Function, guide: Function, args: tuple[Any, ...], kwargs: 
     plain = Settings(*({**rest, **_required(p, neutral)} for p in parameters))
     given = [Settings(*({**rest, **_accepted(p, value)} for p in parameters)) for value in values]
     defaults = [p["beta"].default for p in named]
-    numbers = all(_is_number(neutral if default is inspect.Parameter.empty else default) for default in defaults)
+    numbers = all(
+        _is_number(neutral if default is inspect.Parameter.empty else default)
+        for default in defaults
+    )
     probe = Settings(*({**rest, **_accepted(p, _PROBE)} for p in parameters)) if numbers else None
     return Betas(args[:place], plain, given[0] if given else None, probe)
 
@@ -184,21 +199,33 @@ def _parameters(function: Function) -> dict[str, inspect.Parameter]:
 
 
 def _required(parameters: dict[str, inspect.Parameter], value: Any) -> dict[str, Any]:
-    return {"beta": value} if "beta" in parameters and parameters["beta"].default is inspect.Parameter.empty else {}
+    return (
+        {"beta": value}
+        if "beta" in parameters and parameters["beta"].default is inspect.Parameter.empty
+        else {}
+    )
 
 
 def _accepted(parameters: dict[str, inspect.Parameter], value: Any) -> dict[str, Any]:
-    anything = any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values())
+    anything = any(
+        parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
     return {"beta": value} if "beta" in parameters or anything else {}
 
 
 @contextmanager
 def restored(*functions: Function) -> Iterator[None]:
     """Give the modules behind ``functions`` back what they hold: a guide may build itself when it is first called."""
-    modules = {part for function in functions for module in modules_of(function) for part in module.modules()}
+    modules = {
+        part
+        for function in functions
+        for module in modules_of(function)
+        for part in module.modules()
+    }
     held = {
         module: {
-            key: value.copy() if isinstance(value, (dict, list, set)) else value for key, value in vars(module).items()
+            key: value.copy() if isinstance(value, (dict, list, set)) else value
+            for key, value in vars(module).items()
         }
         for module in modules
     }

@@ -13,29 +13,30 @@ from pyro_bvae.core.seeds import seeded
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.program.program import Function, Program
 
-# Gradients that are averaged for the step of a certificate, and the lengths that are tried: near an optimum, in units
-# of the guide's scales, the second derivatives are of order β.
+# Gradients that are averaged for the step of a certificate, and the lengths that are tried: near an
+# optimum, in units of the guide's scales, the second derivatives are of order β.
 _GRADIENTS, _LENGTHS = 64, (0.5, 0.1)
 
 
 def objective_samples(
-    opened: Program, args: tuple[Any, ...], guide: Function, beta: float, num_particles: int
+    program: Program, args: tuple[Any, ...], guide: Function, beta: float, num_particles: int
 ) -> Tensor:
     """Return draws of the β-objective of each datum, shape ``(K, B)``."""
-    _, densities = opened.draw(num_particles, args, guide)
+    _, densities = program.draw(num_particles, args, guide)
     return densities.observed + beta * (densities.latent - densities.guide)
 
 
 def gradients_of(
-    opened: Program, args: tuple[Any, ...], guide: nn.Module, beta: float, num_particles: int
+    program: Program, args: tuple[Any, ...], guide: nn.Module, beta: float, num_particles: int
 ) -> list[Tensor]:
     """Return the gradient of the β-objective, summed over the data, in the guide's own parameters.
 
     Raises:
-        InputError: for a guide site without a reparametrised draw, through which no gradient passes.
+        InputError: for a guide site without a reparametrised draw, through which no gradient
+            passes.
     """
     with torch.enable_grad():
-        total = objective_samples(opened, args, guide, beta, num_particles).mean(0).sum()
+        total = objective_samples(program, args, guide, beta, num_particles).mean(0).sum()
         # Only the guide's own gradients: nothing is left behind on the model.
         gradients = torch.autograd.grad(total, list(guide.parameters()))
     return [torch.nan_to_num(gradient) for gradient in gradients]
@@ -60,7 +61,7 @@ class _Certificate(NamedTuple):
 
 
 def certify(
-    opened: Program,
+    program: Program,
     args: tuple[Any, ...],
     guide: nn.Module,
     beta: float,
@@ -70,17 +71,23 @@ def certify(
 ) -> _Certificate:
     """Try another gradient step, and measure its gain.
 
-    The gradient is a mean over many particles and the gain is measured on others, so that the optimiser's own noise,
-    step size and plateaus have no part in it.
+    The gradient is a mean over many particles and the gain is measured on others, so that the
+    optimiser's own noise, step size and plateaus have no part in it.
     """
 
     def look(at: Function) -> Tensor:
         with seeded(seed, 1), torch.no_grad():
-            each = (objective_samples(opened, args, at, beta, settings.check_particles) for _ in range(looks))
+            each = (
+                objective_samples(program, args, at, beta, settings.check_particles)
+                for _ in range(looks)
+            )
             return torch.cat(list(each)).double()
 
     with seeded(seed, 0):
-        draws = [gradients_of(opened, args, guide, beta, settings.num_particles) for _ in range(_GRADIENTS)]
+        draws = [
+            gradients_of(program, args, guide, beta, settings.num_particles)
+            for _ in range(_GRADIENTS)
+        ]
     gradients = [torch.stack(parts).mean(0) for parts in zip(*draws, strict=True)]
     before, stepped, differences = look(guide), [], []
     for length in _LENGTHS:
@@ -93,5 +100,7 @@ def certify(
     together = torch.stack(differences)  # (lengths, K, B)
     gain, best = torch.nan_to_num(together.mean(1), nan=-math.inf).max(0)
     errors = together.std(1) / math.sqrt(together.shape[1])
-    particles = _GRADIENTS * settings.num_particles + (1 + len(_LENGTHS)) * looks * settings.check_particles
+    particles = (
+        _GRADIENTS * settings.num_particles + (1 + len(_LENGTHS)) * looks * settings.check_particles
+    )
     return _Certificate(gain, errors.gather(0, best[None])[0], best, stepped, particles)

@@ -1,8 +1,9 @@
 r"""Curvature of a posterior's log density, from its gradients at draws: units that know nothing of where one started.
 
-In unconstrained coordinates, f is the logarithm of :math:`p(x|z)^{1/\beta}\, p(z)`: the objective at β is β times the
-mean of f less :math:`\log q`. Its second derivative in the mean of q is the mean of f's, by the identities of Bonnet
-and Price, and a linear function fitted to the gradients of f has that for its slope.
+In unconstrained coordinates, f is the logarithm of :math:`p(x|z)^{1/\beta}\, p(z)`: the objective
+at β is β times the mean of f less :math:`\log q`. Its second derivative in the mean of q is the
+mean of f's, by the identities of Bonnet and Price, and a linear function fitted to the gradients of
+f has that for its slope.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from pyro_bvae.program.program import Function, Program
 
 #: More coordinates than these are taken as uncorrelated; rows that are evaluated at a time.
 MOST_CORRELATED, ROWS = 64, 16_384
-# Draws behind the gain of a step, at least and for each coordinate, and the least curvature, in units of the guide's.
+# Draws behind the gain of a step, at least and for each coordinate, and the least curvature, in
+# units of the guide's.
 _GAIN_DRAWS, _PER_COORDINATE, _LEAST_CURVATURE = 256, 4, 0.01
 # Draws behind the mean of a guide that does not say it, and numbers that are held at a time.
 _MEAN_DRAWS, _MEAN_NUMBERS = 8192, 2**24
@@ -30,23 +32,24 @@ class Target:
     """The log density f at vectors of a block of data, counted in evaluations.
 
     Args:
-        opened: The program.
+        program: The program.
         args: The arguments of the block.
         beta: Weight of the KL in the objective.
 
     Raises:
-        InputError: for a latent whose support has no bijection from the real numbers, or depends on other latents.
+        InputError: for a latent whose support has no bijection from the real numbers, or depends on
+            other latents.
     """
 
-    def __init__(self, opened: Program, args: tuple[Any, ...], beta: float) -> None:
-        self.opened, self.args, self.beta = opened, args, beta
-        self.coordinates = Coordinates(opened, args)
-        self.num_data = opened.count(args)
+    def __init__(self, program: Program, args: tuple[Any, ...], beta: float) -> None:
+        self.program, self.args, self.beta = program, args, beta
+        self.coordinates = Coordinates(program, args)
+        self.num_data = program.count(args)
         self.cost = 0
 
     def _some(self, vectors: Tensor) -> Tensor:
         values, log_jacobian = self.coordinates.unflatten(vectors)
-        latent, observed = self.opened.log_joint(values, self.args)
+        latent, observed = self.program.log_joint(values, self.args)
         return observed / self.beta + latent + log_jacobian
 
     def _parts(self, vectors: Tensor) -> tuple[Tensor, ...]:
@@ -81,7 +84,11 @@ def push(factors: Tensor, noise: Tensor) -> Tensor:
 
 def pull(factors: Tensor, gradient: Tensor) -> Tensor:
     """Return the transpose of a factor times a gradient ``(*, S, B, d)``."""
-    return factors * gradient if factors.dim() == 3 else torch.einsum("sbij,...sbi->...sbj", factors, gradient)
+    return (
+        factors * gradient
+        if factors.dim() == 3
+        else torch.einsum("sbij,...sbi->...sbj", factors, gradient)
+    )
 
 
 def log_det(factors: Tensor) -> Tensor:
@@ -92,7 +99,8 @@ def log_det(factors: Tensor) -> Tensor:
 def noises(size: int, least: int) -> Tensor:
     """Return antithetic noises ``(K, d)`` of mean 0 and covariance I exactly, K at least ``least``.
 
-    Up to 64 coordinates they lie on randomly turned axes, at a normal's radii: means of cubic functions are exact.
+    Up to 64 coordinates they lie on randomly turned axes, at a normal's radii: means of cubic
+    functions are exact.
     """
     if size > MOST_CORRELATED:
         half = torch.randint(2, (max(least // 2, MOST_CORRELATED // 2), size)).double() * 2 - 1
@@ -114,7 +122,9 @@ class Linear(NamedTuple):
     slope: Tensor  # (S, B, d, d), or its diagonal
 
 
-def linearize(target: Target, locs: Tensor, factors: Tensor, noise: Tensor, dtype: torch.dtype) -> Linear:
+def linearize(
+    target: Target, locs: Tensor, factors: Tensor, noise: Tensor, dtype: torch.dtype
+) -> Linear:
     """Fit a linear function to the gradient of f over normals, ``(S, B)``, from its values at noises ``(K, d)``."""
     shape = (len(noise), *locs.shape)
     vectors = locs + push(factors, noise[:, None, None].to(locs).expand(shape))
@@ -137,22 +147,22 @@ class Gain(NamedTuple):
     draws: int
 
 
-def newton_gain(opened: Program, args: tuple[Any, ...], guide: Function, beta: float) -> Gain:
+def newton_gain(program: Program, args: tuple[Any, ...], guide: Function, beta: float) -> Gain:
     r"""Return what the objective of each datum, divided by β, would gain by moving the guide's mean.
 
     .. math:: \tfrac12\, g^\top \Lambda^{-1} g, \qquad g = \mathbb{E}_q[\nabla f],
         \quad \Lambda = -\mathbb{E}_q[\nabla^2 f],
 
-    both of a linear function fitted to the gradients at draws, and without what the noise of g adds. It is the same in
-    any units.
+    both of a linear function fitted to the gradients at draws, and without what the noise of g
+    adds. It is the same in any units.
 
     Raises:
         InputError: as :class:`Target`.
     """
-    target = Target(opened, args, beta)
+    target = Target(program, args, beta)
     count = max(_GAIN_DRAWS, _PER_COORDINATE * min(target.coordinates.size, MOST_CORRELATED))
     with torch.no_grad():
-        drawn = target.coordinates.flatten(opened.draw(count, args, guide).values)
+        drawn = target.coordinates.flatten(program.draw(count, args, guide).values)
         mean = _mean(target, guide)
     _, uphill = target.gradient(drawn)
     vectors = drawn.double()
@@ -178,16 +188,18 @@ def newton_gain(opened: Program, args: tuple[Any, ...], guide: Function, beta: f
 
 def _mean(target: Target, guide: Function) -> Tensor:
     """Return the mean of a guide's vectors, ``(B, d)``, float64: of many draws, which decode nothing."""
-    opened, places = target.opened, target.coordinates.places.values()
+    program, places = target.program, target.coordinates.places.values()
     exact = getattr(guide, "normal_parameters", lambda: None)()
     if exact is not None and all(place.is_identity for place in places):
-        return target.coordinates.flatten({name: part[0].unsqueeze(0) for name, part in exact.items()})[0].double()
+        return target.coordinates.flatten(
+            {name: part[0].unsqueeze(0) for name, part in exact.items()}
+        )[0].double()
     count = max(1, min(_MEAN_DRAWS, _MEAN_NUMBERS // (target.num_data * target.coordinates.size)))
-    if opened.vectorized:
-        values = opened.propose(count, target.args, guide)[0]
+    if program.vectorized:
+        values = program.propose(count, target.args, guide)[0]
     else:
-        draws = [opened.propose(None, target.args, guide)[0] for _ in range(count)]
-        values = {name: torch.stack([draw[name] for draw in draws]) for name in opened.latents}
+        draws = [program.propose(None, target.args, guide)[0] for _ in range(count)]
+        values = {name: torch.stack([draw[name] for draw in draws]) for name in program.latents}
     return target.coordinates.flatten(values).double().mean(0)
 
 

@@ -15,19 +15,22 @@ from torch import Tensor, nn
 from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.posteriors import LocalFlowPosterior, LocalFullRankPosterior, local_posterior
 from pyro_bvae.program.coordinates import Coordinates
-from pyro_bvae.program.densities import Values
+from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.program import Function, Program
 from pyro_bvae.program.sites import Site, Sites
 
-# From means (B, d) and Cholesky factors (B, d, d) to a family with free parameters that starts there.
+# From means (B, d) and Cholesky factors (B, d, d) to a family with free parameters that starts
+# there.
 Family = Callable[[Tensor, Tensor], nn.Module]
 
 #: Families of a joint refit of all latents, by name; each contains the one before it.
 FAMILIES: dict[str, Family] = {"full-rank": LocalFullRankPosterior, "flow": LocalFlowPosterior}
 
-# Draws behind the moments of a guide that is not normal, and draws times data that are held at a time.
+# Draws behind the moments of a guide that is not normal, and draws times data that are held at a
+# time.
 _MOMENT_DRAWS, _MOST_ROWS = 1000, 8192
-# Draws behind the scales of a family without closed ones, and the least factor by which a scale is moved.
+# Draws behind the scales of a family without closed ones, and the least factor by which a scale is
+# moved.
 _SCALE_DRAWS, _LEAST_SCALE = 256, 1e-30
 
 
@@ -61,14 +64,18 @@ class LocalGuide(nn.Module):
     """The guide of a program for one block of data, with free parameters of each site's own family.
 
     Args:
-        sites: The guide's sample sites for that block, each independent of the others given the data.
+        sites: The guide's sample sites for that block, each independent of the others given the
+            data.
     """
 
     def __init__(self, sites: dict[str, Site]) -> None:
         super().__init__()
         self.names = tuple(sites)
         self.locals = nn.ModuleList(_local(name, site) for name, site in sites.items())
-        self.plates = [[frame for frame in site["cond_indep_stack"] if frame.vectorized] for site in sites.values()]
+        self.plates = [
+            [frame for frame in site["cond_indep_stack"] if frame.vectorized]
+            for site in sites.values()
+        ]
 
     def forward(self, *args: Any) -> None:
         """Sample every site under the plates that it had in the program's guide."""
@@ -94,7 +101,7 @@ class LocalGuide(nn.Module):
             if callable(restart := getattr(local, "restart", None)):
                 restart()
 
-    def placed(self, values: Values, conditional: Values) -> LocalGuide:
+    def placed(self, values: LatentValues, conditional: LatentValues) -> LocalGuide:
         """Return a copy whose sites have the means and scales of given draws, ``(K, ...)`` each.
 
         Args:
@@ -110,13 +117,13 @@ class LocalGuide(nn.Module):
 
     def normal_parameters(self) -> dict[str, tuple[Tensor, Tensor]] | None:
         """Return location and scale of each site, or None where one is not normal."""
-        found = {}
+        results = {}
         for name, local in zip(self.names, self.locals, strict=True):
             base = stripped(local())
             if not isinstance(base, torch.distributions.Normal):
                 return None
-            found[name] = (base.loc, base.scale)
-        return found
+            results[name] = (base.loc, base.scale)
+        return results
 
 
 def stripped(distribution: Any) -> Any:
@@ -144,7 +151,9 @@ def _move(local: Any, values: Tensor) -> tuple[Tensor, Tensor]:
         exact = isinstance(stripped(own), torch.distributions.Normal)
         loc, scale = (own.mean, own.stddev) if exact else (draws.mean(0), draws.std(0))
         drawn = values.to(loc)
-        factor = (drawn.std(0, correction=0) / scale.reshape(drawn.shape[1:])).clamp(min=_LEAST_SCALE)
+        factor = (drawn.std(0, correction=0) / scale.reshape(drawn.shape[1:])).clamp(
+            min=_LEAST_SCALE
+        )
         shift = drawn.mean(0) - factor * loc.reshape(drawn.shape[1:])
     return shift.reshape(loc.shape), factor.reshape(loc.shape)
 
@@ -153,42 +162,56 @@ def copy_rows(chosen: Tensor, module: nn.Module, source: nn.Module, batch_dim: i
     """Copy parameters and starts of some data, ``chosen`` of shape ``(B,)``, which lie at ``batch_dim`` of each."""
 
     def own(one: nn.Module) -> list[Tensor]:
-        starts = [part for name, part in one.named_buffers() if name.rpartition(".")[2].startswith("start_")]
+        starts = [
+            part
+            for name, part in one.named_buffers()
+            if name.rpartition(".")[2].startswith("start_")
+        ]
         return [*one.parameters(), *starts]
 
     with torch.no_grad():
         for mine, theirs in zip(own(module), own(source), strict=True):
-            mine.copy_(torch.where(chosen.reshape(-1, *[1] * (mine.dim() - batch_dim - 1)), theirs, mine))
+            mine.copy_(
+                torch.where(chosen.reshape(-1, *[1] * (mine.dim() - batch_dim - 1)), theirs, mine)
+            )
 
 
 def _local(name: str, site: Site) -> nn.Module:
     base, event_dim = stripped(site["fn"]), site["fn"].event_dim
     if local_posterior.dispatch(type(base)) is local_posterior.dispatch(object):
-        raise InputError(f"guide site '{name}' of family {type(base).__name__} needs 'local_guide' for a local refit")
+        raise InputError(
+            f"guide site '{name}' of family {type(base).__name__} needs 'local_guide' for a local refit"
+        )
     try:
         return local_posterior(base, event_dim)
     except InputError as error:
         raise InputError(f"guide site '{name}' of family {type(base).__name__}: {error}") from error
 
 
-def local_guide_of(opened: Program, args: tuple[Any, ...]) -> LocalGuide:
+def local_guide_of(program: Program, args: tuple[Any, ...]) -> LocalGuide:
     """Return the local version of a program's guide for a block of data, started at the guide's answer.
 
     Raises:
-        InputError: if the guide has auxiliary sites, a family without a local version, or sites that depend on the
+        InputError: if the guide has auxiliary sites, a family without a local version, or sites
+            that depend on the
             draws of others: then the best member of its family is not found by freeing each site.
     """
-    extra = set(opened.guide_sites) - set(opened.latents)
+    extra = set(program.guide_sites) - set(program.latents)
     if extra:
-        raise InputError(f"the guide has auxiliary sites {sorted(extra)}; pass 'local_guide' for its local refit")
+        raise InputError(
+            f"the guide has auxiliary sites {sorted(extra)}; pass 'local_guide' for its local refit"
+        )
     with torch.no_grad():
         first, second = (
-            LocalGuide({name: opened.trace(args)[0].nodes[name] for name in opened.guide_sites}) for _ in range(2)
+            LocalGuide({name: program.trace(args)[0].nodes[name] for name in program.guide_sites})
+            for _ in range(2)
         )
     for (name, a), b in zip(first.named_buffers(), second.buffers(), strict=True):
         if not torch.allclose(a, b, rtol=1e-3):
             site = first.names[int(name.split(".")[1])]
-            raise InputError(f"guide site '{site}' depends on other draws; pass 'local_guide' for its local refit")
+            raise InputError(
+                f"guide site '{site}' depends on other draws; pass 'local_guide' for its local refit"
+            )
     return first
 
 
@@ -210,7 +233,9 @@ class _Joint(dist.TorchDistribution):
     support = dist.constraints.real_vector
     has_rsample = True
 
-    def __init__(self, attached: Any, detached: Any, coordinates: Coordinates, batch_shape: torch.Size) -> None:
+    def __init__(
+        self, attached: Any, detached: Any, coordinates: Coordinates, batch_shape: torch.Size
+    ) -> None:
         self.attached, self.detached, self.coordinates = attached, detached, coordinates
         super().__init__(batch_shape, attached.event_shape, validate_args=False)
 
@@ -235,28 +260,35 @@ class JointLocalGuide(nn.Module):
     The site of the vector is an auxiliary one; the latents follow from it.
 
     Args:
-        opened: The program.
+        program: The program.
         args: The arguments of the block.
         family: What makes the family from means and Cholesky factors.
-        start: The guide at whose mean and covariance it starts: exactly where its sites are normal. Or those of the
-            vectors, the latter as a factor.
+        start: The guide at whose mean and covariance it starts: exactly where its sites are normal.
+            Or those of the vectors, the latter as a factor.
     """
 
     def __init__(
-        self, opened: Program, args: tuple[Any, ...], family: Family, start: Function | tuple[Tensor, Tensor]
+        self,
+        program: Program,
+        args: tuple[Any, ...],
+        family: Family,
+        start: Function | tuple[Tensor, Tensor],
     ) -> None:
         super().__init__()
-        self.coordinates = Coordinates(opened, args)
-        moments = start if isinstance(start, tuple) else _moments(opened, args, start, self.coordinates)
+        self.coordinates = Coordinates(program, args)
+        moments = (
+            start if isinstance(start, tuple) else _moments(program, args, start, self.coordinates)
+        )
         self.posterior = family(*moments)
-        sites: Sites = dict(opened.trace(args)[1].nodes)
-        self.plate_dim, self.num_data = opened.plate.dim, opened.count(args)
+        sites: Sites = dict(program.trace(args)[1].nodes)
+        self.plate_dim, self.num_data = program.plate.dim, program.count(args)
         self.plates = {
-            name: [frame for frame in sites[name]["cond_indep_stack"] if frame.vectorized] for name in opened.latents
+            name: [frame for frame in sites[name]["cond_indep_stack"] if frame.vectorized]
+            for name in program.latents
         }
-        self.event_dims = {name: sites[name]["fn"].event_dim for name in opened.latents}
-        self.name = "_".join(("joint", *opened.latents))
-        self.frame = opened.plate
+        self.event_dims = {name: sites[name]["fn"].event_dim for name in program.latents}
+        self.name = "_".join(("joint", *program.latents))
+        self.frame = program.plate
 
     def distribution(self) -> _Joint:
         """Return the distribution of the vectors, whose log density passes gradients through the draw only."""
@@ -271,7 +303,9 @@ class JointLocalGuide(nn.Module):
         with plates[self.frame.name]:
             vectors = pyro.sample(self.name, self.distribution(), infer={"is_auxiliary": True})
         with_particles = vectors.dim() - 1 > -self.plate_dim
-        values, _ = self.coordinates.unflatten(vectors.reshape(-1, self.num_data, vectors.shape[-1]))
+        values, _ = self.coordinates.unflatten(
+            vectors.reshape(-1, self.num_data, vectors.shape[-1])
+        )
         for name, value in values.items():
             with ExitStack() as stack:
                 for frame in self.plates[name]:
@@ -281,7 +315,7 @@ class JointLocalGuide(nn.Module):
                 drawn = value if with_particles else value[0]
                 pyro.sample(name, dist.Delta(drawn, event_dim=self.event_dims[name]))
 
-    def log_density(self, values: Values) -> Tensor:
+    def log_density(self, values: LatentValues) -> Tensor:
         """Return the log density of given latents, shape ``(K, B)``."""
         vectors = self.coordinates.flatten({name: values[name] for name in self.plates})
         _, log_jacobian = self.coordinates.unflatten(vectors)
@@ -298,7 +332,7 @@ class JointLocalGuide(nn.Module):
 
 
 def _moments(
-    opened: Program, args: tuple[Any, ...], start: Function, coordinates: Coordinates
+    program: Program, args: tuple[Any, ...], start: Function, coordinates: Coordinates
 ) -> tuple[Tensor, Tensor]:
     """Return mean and Cholesky factor of a guide's vectors, ``(B, d)`` and ``(B, d, d)``."""
     with torch.no_grad():
@@ -306,17 +340,23 @@ def _moments(
             parts = ({name: part[i].unsqueeze(0) for name, part in exact.items()} for i in range(2))
             loc, scale = (coordinates.flatten(part)[0] for part in parts)
             return loc, torch.diag_embed(scale)
-        if isinstance(start, JointLocalGuide) and isinstance(start.posterior, LocalFullRankPosterior):
+        if isinstance(start, JointLocalGuide) and isinstance(
+            start.posterior, LocalFullRankPosterior
+        ):
             member = start.posterior()
             return member.mean, member.scale_tril
         # A few draws at a time: each decodes the data of the block.
-        size = max(1, _MOST_ROWS // opened.count(args))
+        size = max(1, _MOST_ROWS // program.count(args))
         sizes = [min(size, _MOMENT_DRAWS - done) for done in range(0, _MOMENT_DRAWS, size)]
-        drawn = torch.cat([coordinates.flatten(opened.draw(count, args, start).values) for count in sizes])
+        drawn = torch.cat(
+            [coordinates.flatten(program.draw(count, args, start).values) for count in sizes]
+        )
     vectors = drawn.double()
     loc = vectors.mean(0)
     deviations = (vectors - loc).movedim(0, 1)
     covariance = deviations.mT @ deviations / (len(vectors) - 1)
     ridge = 1e-6 * torch.diagonal(covariance, dim1=-2, dim2=-1).mean(-1)[:, None, None]
-    tril = torch.linalg.cholesky(covariance + ridge * torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device))
+    tril = torch.linalg.cholesky(
+        covariance + ridge * torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device)
+    )
     return loc.to(drawn.dtype), tril.to(drawn.dtype)

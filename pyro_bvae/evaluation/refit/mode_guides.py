@@ -15,7 +15,8 @@ from pyro_bvae.evaluation.refit.local_guides import JointLocalGuide
 from pyro_bvae.evaluation.refit.modes import Modes
 from pyro_bvae.program.program import Program
 
-# Degrees of freedom of the draws around a mode: heavier tails than a posterior's under a normal prior.
+# Degrees of freedom of the draws around a mode: heavier tails than a posterior's under a normal
+# prior.
 _DEGREES = 5.0
 # Modes of a datum that are drawn from, at most.
 _MOST_MODES = 4
@@ -60,19 +61,23 @@ class _StudentTPosterior(nn.Module):
         return _StudentT(*self.parts)
 
 
-def mode_guides(opened: Program, args: tuple[Any, ...], modes: Modes) -> tuple[JointLocalGuide, ...]:
+def mode_guides(
+    program: Program, args: tuple[Any, ...], modes: Modes
+) -> tuple[JointLocalGuide, ...]:
     """Return guides of which the first draws each datum's latents from its first mode, and so on.
 
     A datum with fewer modes than another of the block is drawn from its first again.
     """
     guides = []
-    dtype = next(iter(opened.draw(1, args, opened.guide).values.values())).dtype
+    dtype = next(iter(program.draw(1, args, program.guide).values.values())).dtype
     places = modes.distinct.cumsum(0)
     for rank in range(1, min(int(modes.counts.max()), _MOST_MODES) + 1):
-        chosen = ((places == rank) & modes.distinct).to(torch.uint8).argmax(0)  # the first where there is none
+        chosen = (
+            ((places == rank) & modes.distinct).to(torch.uint8).argmax(0)
+        )  # the first where there is none
         rows = torch.arange(len(chosen), device=chosen.device)
         loc, factor = modes.locs[chosen, rows], modes.factors[chosen, rows]
         factor = torch.diag_embed(factor) if factor.dim() == 2 else factor
         family = functools.partial(_StudentTPosterior, dtype=dtype)
-        guides.append(JointLocalGuide(opened, args, family, (loc, factor)))
+        guides.append(JointLocalGuide(program, args, family, (loc, factor)))
     return tuple(guides)

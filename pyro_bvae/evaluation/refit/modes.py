@@ -1,9 +1,10 @@
 r"""The modes of each datum's posterior, as normals in unconstrained coordinates, searched for from many places.
 
-The density is that of the objective at β, :math:`p(x|z)^{1/\beta}\, p(z)`, whose logarithm is f. From each place a
-point first climbs f; a normal around it then takes damped Newton steps of natural gradients (Khan and Rue 2023): with
-averages over the normal, its precision goes to :math:`-\mathbb{E}[\nabla^2 f]` and its mean moves by
-:math:`\Sigma\, \mathbb{E}[\nabla f]`, both from gradients alone (Price 1958). No step knows a unit of the guide.
+The density is that of the objective at β, :math:`p(x|z)^{1/\beta}\, p(z)`, whose logarithm is f.
+From each place a point first climbs f; a normal around it then takes damped Newton steps of natural
+gradients (Khan and Rue 2023): with averages over the normal, its precision goes to
+:math:`-\mathbb{E}[\nabla^2 f]` and its mean moves by :math:`\Sigma\, \mathbb{E}[\nabla f]`, both
+from gradients alone (Price 1958). No step knows a unit of the guide.
 """
 
 from __future__ import annotations
@@ -32,19 +33,21 @@ from pyro_bvae.program.program import Program
 
 # Draws of prior and guide behind their places and scales, and other data's codes that are tried.
 _DRAWS, _CODES = 128, 16
-# Steps of the points that climb, and their first, least and largest size, in units of the prior's scale.
+# Steps of the points that climb, and their first, least and largest size, in units of the prior's
+# scale.
 _CLIMBS, _STEP_SIZES = 30, (0.02, 1e-6, 0.3)
-# Scale of a normal around a point that has climbed, in the same units; the gradients of f behind a mean, at least, and
-# the draws behind the last one.
+# Scale of a normal around a point that has climbed, in the same units; the gradients of f behind a
+# mean, at least, and the draws behind the last one.
 _POINT, _LEAST, _LAST = 0.02, 16, 64
 # The part of a normal's scale that its averages are over.
 _HALF = 0.5
 # Evaluations of each normal. By a step it grows at most by the inverse root of the second number.
 _STEPS, _LEAST_PRECISION = 10, 1e-3
-# Modes are apart by so many of their scales, with a dip of so many nats along every path that was tried, and the
-# smaller has at least this share of the mass of the largest.
+# Modes are apart by so many of their scales, with a dip of so many nats along every path that was
+# tried, and the smaller has at least this share of the mass of the largest.
 _APART, _DIP, _SHARE = 2.5, 0.3, 0.01
-# Points on the path between two modes, and the steps by which it climbs sideways to where the dip is least.
+# Points on the path between two modes, and the steps by which it climbs sideways to where the dip
+# is least.
 _PATH, _PATH_STEPS = 7, 20
 
 
@@ -54,9 +57,12 @@ class Modes(NamedTuple):
     Attributes:
         coordinates: The coordinates of the block.
         locs: Their means, ``(S, B, d)``, float64.
-        factors: Their covariances' factors, ``(S, B, d, d)``; in many dimensions standard deviations, ``(S, B, d)``.
-        values: The bound of f's log integral that each gives, ``(S, B)``, minus infinity where a search was lost.
-        distinct: Which are modes of their own with a share of the mass, ``(S, B)``; the first always.
+        factors: Their covariances' factors, ``(S, B, d, d)``; in many dimensions standard
+            deviations, ``(S, B, d)``.
+        values: The bound of f's log integral that each gives, ``(S, B)``, minus infinity where a
+            search was lost.
+        distinct: Which are modes of their own with a share of the mass, ``(S, B)``; the first
+            always.
         num_codes: How many other data's codes were tried.
         cost: Evaluations of the decoder for each datum.
     """
@@ -89,11 +95,13 @@ class Modes(NamedTuple):
         return self.factors.square().sum(-1).sqrt()
 
 
-def find_modes(opened: Program, args: tuple[Any, ...], beta: float, num_starts: int, seed: int) -> Modes | None:
+def find_modes(
+    program: Program, args: tuple[Any, ...], beta: float, num_starts: int, seed: int
+) -> Modes | None:
     """Search each datum's posterior for its modes, from the guide, the prior and other data's codes.
 
     Args:
-        opened: The program.
+        program: The program.
         args: The arguments of the block.
         beta: Weight of the KL in the objective.
         num_starts: Places beside the guide's answer, at least 1.
@@ -103,19 +111,21 @@ def find_modes(opened: Program, args: tuple[Any, ...], beta: float, num_starts: 
         What was found; None where the latents have no coordinates.
     """
     try:
-        target = Target(opened, args, beta)
+        target = Target(program, args, beta)
     except InputError:
         return None
     with seeded(seed, 0):
-        guide, prior = (_draws(target, function) for function in (opened.guide, opened.model))
+        guide, prior = (_draws(target, function) for function in (program.guide, program.model))
         dtype = guide.dtype
         guide, prior = guide.double(), prior.double()
         unit = _spread(prior)
         points, num_codes = _places(target, guide.mean(0), prior, num_starts, dtype)
         points = _climb(target, points, unit, dtype)
-        found = _settle(target, torch.cat([guide.mean(0)[None], points]), guide.std(0), unit, dtype)
-    order = found.values.argsort(0, descending=True)
-    locs, factors, values = (_taken(part, order) for part in found)
+        results = _settle(
+            target, torch.cat([guide.mean(0)[None], points]), guide.std(0), unit, dtype
+        )
+    order = results.values.argsort(0, descending=True)
+    locs, factors, values = (_taken(part, order) for part in results)
     distinct = _distinct(target, locs, factors, values, dtype)
     cost = target.cost + 4 * _DRAWS
     return Modes(target.coordinates, locs, factors, values, distinct, num_codes, cost)
@@ -126,7 +136,9 @@ def _draws(target: Target, function: Any) -> Tensor:
     with torch.no_grad():
         return torch.cat(
             [
-                target.coordinates.flatten(target.opened.draw(min(size, _DRAWS - done), target.args, function).values)
+                target.coordinates.flatten(
+                    target.program.draw(min(size, _DRAWS - done), target.args, function).values
+                )
                 for done in range(0, _DRAWS, size)
             ]
         )
@@ -140,33 +152,44 @@ def _spread(draws: Tensor) -> Tensor:
 
 def _taken(part: Tensor, order: Tensor) -> Tensor:
     """Return ``(K, B, ...)`` in the order of each datum, ``(S, B)``."""
-    return part.gather(0, order.reshape(*order.shape, *[1] * (part.dim() - 2)).expand(*order.shape, *part.shape[2:]))
+    return part.gather(
+        0,
+        order.reshape(*order.shape, *[1] * (part.dim() - 2)).expand(*order.shape, *part.shape[2:]),
+    )
 
 
-def _places(target: Target, code: Tensor, prior: Tensor, num_starts: int, dtype: torch.dtype) -> tuple[Tensor, int]:
+def _places(
+    target: Target, code: Tensor, prior: Tensor, num_starts: int, dtype: torch.dtype
+) -> tuple[Tensor, int]:
     """Return where points start to climb, ``(S, B, d)``, and the number of other data's codes that were tried.
 
-    Of draws of the prior, other data's codes and the guide's answer mirrored in the prior, those farthest from any that
+    Of draws of the prior, other data's codes and the guide's answer mirrored in the prior, those
+    farthest from any that
     is likelier: the peaks of a density among its points (Rodriguez and Laio 2014).
     """
     mirrored = 2 * prior.median(0).values - code
     num_codes = min(_CODES, len(code) - 1)
     shifts = (1 + torch.randperm(len(code) - 1)[:num_codes]).tolist() if num_codes else []
-    pool = torch.cat([torch.stack([code, mirrored, *(code.roll(shift, 0) for shift in shifts)]), prior])
+    pool = torch.cat(
+        [torch.stack([code, mirrored, *(code.roll(shift, 0) for shift in shifts)]), prior]
+    )
     likely = target(pool.to(dtype))
     order = likely.argsort(dim=0, descending=True, stable=True)
     pool = _taken(pool, order)
     scaled = (pool / _spread(prior)).movedim(1, 0)
     likelier = torch.ones(len(pool), len(pool), dtype=torch.bool, device=pool.device).tril(-1)
     lengths = torch.where(likelier, torch.cdist(scaled, scaled), math.inf).amin(-1)
-    lengths = torch.where((order == 0).T, -1.0, lengths)  # the guide's answer is a start in any case
+    lengths = torch.where(
+        (order == 0).T, -1.0, lengths
+    )  # the guide's answer is a start in any case
     return _taken(pool, lengths.T.argsort(0, descending=True)[:num_starts]), num_codes
 
 
 def _climb(target: Target, points: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
     """Move points uphill in units of the prior's scale, by the signs of the gradient (Riedmiller and Braun 1993).
 
-    A step grows while its sign stays and shrinks where it turns: no long first step leaves a small mode.
+    A step grows while its sign stays and shrinks where it turns: no long first step leaves a small
+    mode.
     """
     moved = torch.zeros_like(points)
     first, least, most = _STEP_SIZES
@@ -185,55 +208,72 @@ class _Normals(NamedTuple):
     values: Tensor
 
 
-def _step(normals: _Normals, found: Linear, rate: Tensor) -> tuple[Tensor, Tensor]:
+def _step(normals: _Normals, results: Linear, rate: Tensor) -> tuple[Tensor, Tensor]:
     """Return means and factors after a damped step."""
     rate = rate.unsqueeze(-1)
     if normals.factors.dim() == 3:
-        precision = 1 - rate + rate * (-found.slope).abs().clamp(min=_LEAST_PRECISION)
-        moved = found.intercept / precision
+        precision = 1 - rate + rate * (-results.slope).abs().clamp(min=_LEAST_PRECISION)
+        moved = results.intercept / precision
         factors = normals.factors * precision.rsqrt()
     else:
-        curvatures, axes = torch.linalg.eigh(-found.slope)
+        curvatures, axes = torch.linalg.eigh(-results.slope)
         precision = 1 - rate + rate * curvatures.abs().clamp(min=_LEAST_PRECISION)
-        moved = torch.einsum("sbij,sbj,sbkj,sbk->sbi", axes, 1 / precision, axes, found.intercept)
+        moved = torch.einsum("sbij,sbj,sbkj,sbk->sbi", axes, 1 / precision, axes, results.intercept)
         factors = normals.factors @ (axes * precision.rsqrt().unsqueeze(-2))
     return normals.locs + rate * push(normals.factors, moved), factors
 
 
-def _settle(target: Target, points: Tensor, code_scale: Tensor, unit: Tensor, dtype: torch.dtype) -> _Normals:
+def _settle(
+    target: Target, points: Tensor, code_scale: Tensor, unit: Tensor, dtype: torch.dtype
+) -> _Normals:
     """Fit normals from points by damped steps; none is taken that lowers the bound.
 
-    Averages are over half of each scale, which no neighbouring mode reaches, so the bound is of that scale too.
+    Averages are over half of each scale, which no neighbouring mode reaches, so the bound is of
+    that scale too.
     """
     size = points.shape[-1]
     scales = (_POINT * unit).expand_as(points).clone()
     scales[0] = code_scale.clamp(min=1e-30)
     factors = scales if size > MOST_CORRELATED else torch.diag_embed(scales)
     best = _Normals(points, factors, points.new_full(points.shape[:2], -math.inf))
-    trial, rate, found = best, points.new_ones(points.shape[:2]), None
+    trial, rate, results = best, points.new_ones(points.shape[:2]), None
     noise = noises(size, _LEAST)
     for _ in range(_STEPS):
         half = linearize(target, trial.locs, _HALF * trial.factors, noise, dtype)
         here = Linear(half.values, half.intercept / _HALF, half.slope / _HALF**2)
         value = here.values + _HALF**2 * log_det(trial.factors)
         better = value >= best.values
-        best = _Normals(*(_where(better, *pair) for pair in zip((*trial[:2], value), best, strict=True)))
-        found = here if found is None else Linear(*(_where(better, *pair) for pair in zip(here, found, strict=True)))
+        best = _Normals(
+            *(_where(better, *pair) for pair in zip((*trial[:2], value), best, strict=True))
+        )
+        results = (
+            here
+            if results is None
+            else Linear(*(_where(better, *pair) for pair in zip(here, results, strict=True)))
+        )
         rate = torch.where(better, (2 * rate).clamp(max=1.0), rate / 4)
-        trial = best._replace(**dict(zip(("locs", "factors"), _step(best, found, rate), strict=True)))
+        trial = best._replace(
+            **dict(zip(("locs", "factors"), _step(best, results, rate), strict=True))
+        )
     # By draws that no step has seen: a normal that reaches over a valley may have missed it.
-    draws = torch.randn(_LAST // 2, 1, 1, size, dtype=torch.double).to(points).expand(-1, *points.shape)
+    draws = (
+        torch.randn(_LAST // 2, 1, 1, size, dtype=torch.double).to(points).expand(-1, *points.shape)
+    )
     last = best.locs + push(best.factors, torch.cat([draws, -draws]))
     values = target(last.flatten(0, 1).to(dtype)).unflatten(0, (_LAST, -1)).mean(0)
     constant = size / 2 * math.log(2 * math.pi * math.e)
-    return best._replace(values=torch.nan_to_num(values + log_det(best.factors) + constant, nan=-math.inf))
+    return best._replace(
+        values=torch.nan_to_num(values + log_det(best.factors) + constant, nan=-math.inf)
+    )
 
 
 def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
     return torch.where(chosen.reshape(*chosen.shape, *[1] * (one.dim() - chosen.dim())), one, other)
 
 
-def _distinct(target: Target, locs: Tensor, factors: Tensor, values: Tensor, dtype: torch.dtype) -> Tensor:
+def _distinct(
+    target: Target, locs: Tensor, factors: Tensor, values: Tensor, dtype: torch.dtype
+) -> Tensor:
     """Return which normals are modes apart from all before them that are, with a share of the mass, ``(S, B)``."""
     heavy = values >= values[0] + math.log(_SHARE)
     distinct = heavy.clone()
@@ -246,18 +286,27 @@ def _distinct(target: Target, locs: Tensor, factors: Tensor, values: Tensor, dty
     else:
         covariance = (factors[first] @ factors[first].mT + factors[second] @ factors[second].mT) / 2
         between = (locs[second] - locs[first]).unsqueeze(-1)
-        lengths = (between * torch.linalg.solve(covariance, between)).sum((-2, -1)).clamp(min=0).sqrt()
+        lengths = (
+            (between * torch.linalg.solve(covariance, between)).sum((-2, -1)).clamp(min=0).sqrt()
+        )
     apart = heavy[first] & heavy[second] & (lengths > _APART)
     if bool((tried := apart.any(1)).any()):
         one, other = first[tried], second[tried]
-        apart[tried] &= _dips(target, locs[one], factors[one], locs[other], factors[other], dtype) > _DIP
+        apart[tried] &= (
+            _dips(target, locs[one], factors[one], locs[other], factors[other], dtype) > _DIP
+        )
     for row, earlier, later in zip(apart, first.tolist(), second.tolist(), strict=True):
         distinct[later] &= ~distinct[earlier] | row
     return distinct
 
 
 def _dips(
-    target: Target, start: Tensor, start_factors: Tensor, end: Tensor, end_factors: Tensor, dtype: torch.dtype
+    target: Target,
+    start: Tensor,
+    start_factors: Tensor,
+    end: Tensor,
+    end_factors: Tensor,
+    dtype: torch.dtype,
 ) -> Tensor:
     """Return how far f falls on the way between means, ``(P, B)``, below the lower of them.
 
@@ -266,7 +315,9 @@ def _dips(
     size = len(start)
     fractions = torch.linspace(0, 1, _PATH + 2, dtype=torch.double)[1:-1].to(start)
     points = start + fractions[:, None, None, None] * (end - start)
-    factors = _where(log_det(start_factors) < log_det(end_factors), start_factors, end_factors)  # the narrower
+    factors = _where(
+        log_det(start_factors) < log_det(end_factors), start_factors, end_factors
+    )  # the narrower
     inverse = 1 / factors if factors.dim() == 3 else torch.linalg.inv(factors)
     along = push(inverse, end - start)
     along = along / along.norm(dim=-1, keepdim=True).clamp(min=1e-30)
@@ -274,7 +325,8 @@ def _dips(
     trial, uphill, rate = points, torch.zeros_like(points), torch.ones_like(best)
     for _ in range(_PATH_STEPS):
         values, gradients = (
-            part.unflatten(0, (_PATH, size)) for part in target.gradient(trial.flatten(0, 1).to(dtype))
+            part.unflatten(0, (_PATH, size))
+            for part in target.gradient(trial.flatten(0, 1).to(dtype))
         )
         better = values >= best
         best, points = _where(better, values, best), _where(better, trial, points)

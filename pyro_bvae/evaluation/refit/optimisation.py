@@ -4,9 +4,10 @@ The β-objective of a datum,
 
 .. math:: \mathbb{E}_q[\log p(x|z)] + \beta \, \mathbb{E}_q[\log p(z) - \log q(z)],
 
-is maximised over free parameters for each datum, for many data at once, from the best of the encoder's own answer and
-the modes that were found from elsewhere (:mod:`~pyro_bvae.evaluation.refit.modes`). Parameters count in units of the
-present scales, which follow the curvature, and not in those of the start. A datum keeps the encoder's answer where the
+is maximised over free parameters for each datum, for many data at once, from the best of the
+encoder's own answer and the modes that were found from elsewhere
+(:mod:`~pyro_bvae.evaluation.refit.modes`). Parameters count in units of the present scales, which
+follow the curvature, and not in those of the start. A datum keeps the encoder's answer where the
 refit was worse; a guide of the caller's own (``local_guide``) is taken as it ends.
 """
 
@@ -62,9 +63,15 @@ class _Descent:
     """Adam on the free parameters of one guide, in rounds with a look at the objective after each."""
 
     def __init__(
-        self, opened: Program, args: tuple[Any, ...], guide: nn.Module, beta: float, settings: RefitSettings, seed: int
+        self,
+        program: Program,
+        args: tuple[Any, ...],
+        guide: nn.Module,
+        beta: float,
+        settings: RefitSettings,
+        seed: int,
     ) -> None:
-        self.opened, self.args, self.guide, self.beta = opened, args, guide, beta
+        self.program, self.args, self.guide, self.beta = program, args, guide, beta
         self.settings, self.seed = settings, seed
         self.rounds = 0
         self.bounds: list[Tensor] = []  # the ELBO of each datum after each round, of the same noise
@@ -72,12 +79,12 @@ class _Descent:
     def look(self, at: Function) -> Tensor:
         """Return draws of the objective, ``(K, B)``, of the same noise at every look: differences are the guides'."""
         with seeded(self.seed, 1), torch.no_grad():
-            _, densities = self.opened.draw(self.settings.check_particles, self.args, at)
+            _, densities = self.program.draw(self.settings.check_particles, self.args, at)
         if at is self.guide:
             self.bounds.append(densities.log_weights.double().mean(0))
         return (densities.observed + self.beta * (densities.latent - densities.guide)).double()
 
-    def run(self, say: Callable[[str], Any]) -> None:
+    def run(self, on_progress: Callable[[str], Any]) -> None:
         """Go down in smaller and smaller steps until the data no longer gain in the mean."""
         settings = self.settings
         value, plateaus = self.look(self.guide), 0
@@ -88,14 +95,16 @@ class _Descent:
                 plateaus += int(not float((improved - value).mean()) >= settings.tolerance)
                 value = improved
                 self.rounds += 1
-                say(f"refit at β = {self.beta:g}, round {self.rounds}")
+                on_progress(f"refit at β = {self.beta:g}, round {self.rounds}")
 
     def _round(self, learning_rate: float) -> None:
         if isinstance(self.guide, (LocalGuide, JointLocalGuide)):
             self.guide.restart()
         adam = torch.optim.Adam(self.guide.parameters(), lr=learning_rate)
         for _ in range(self.settings.steps_per_round):
-            gradients = gradients_of(self.opened, self.args, self.guide, self.beta, self.settings.num_particles)
+            gradients = gradients_of(
+                self.program, self.args, self.guide, self.beta, self.settings.num_particles
+            )
             for parameter, gradient in zip(self.guide.parameters(), gradients, strict=True):
                 parameter.grad = -gradient
             adam.step()
@@ -104,7 +113,8 @@ class _Descent:
     def noise(self) -> Tensor:
         """How much the ELBO of each datum still wavers with the optimiser's noise, ``(B,)``.
 
-        At β ≠ 1 the refit is no optimum of the ELBO, which then moves with the parameters to first order.
+        At β ≠ 1 the refit is no optimum of the ELBO, which then moves with the parameters to first
+        order.
         """
         last = torch.stack(self.bounds[-_LAST_ROUNDS:])
         return torch.nan_to_num(last.std(0) if len(last) > 1 else torch.zeros_like(last[0]))
@@ -117,83 +127,94 @@ class _Descent:
     @property
     def particles(self) -> int:
         """Evaluations of the decoder for each datum."""
-        return self.steps * self.settings.num_particles + (self.rounds + 1) * self.settings.check_particles
+        return (
+            self.steps * self.settings.num_particles
+            + (self.rounds + 1) * self.settings.check_particles
+        )
 
 
 def refit(
-    opened: Program,
+    program: Program,
     args: tuple[Any, ...],
     beta: float,
     settings: RefitSettings,
     seed: int,
     local_guide: LocalGuideFactory | None = None,
     candidates: tuple[Function, ...] = (),
-    say: Callable[[str], Any] = str,
+    on_progress: Callable[[str], Any] = str,
 ) -> Refit:
     """Fit free parameters for each datum of a block under the β-objective.
 
-    After the descent comes the certificate: what another gradient step, with far less noise, would gain. Data that gain
-    take it, and are certified again.
+    After the descent comes the certificate: what another gradient step, with far less noise, would
+    gain. Data that gain take it, and are certified again.
 
     Args:
-        opened: The program.
+        program: The program.
         args: The arguments of the block.
         beta: Weight of the KL in the objective.
         settings: How to run.
         seed: Seed of the block's noise.
-        local_guide: Called with ``args``, returns a guide module to fit instead of the program's own family.
-        candidates: Other local guides of the same kind and data; a datum takes over the one of highest objective.
-        say: Told where the refit stands, after every round.
+        local_guide: Called with ``args``, returns a guide module to fit instead of the program's
+            own family.
+        candidates: Other local guides of the same kind and data; a datum takes over the one of
+            highest objective.
+        on_progress: Called with where the refit stands, after every round.
     """
 
     def make() -> Any:
-        return local_guide(*args) if local_guide is not None else local_guide_of(opened, args)
+        return local_guide(*args) if local_guide is not None else local_guide_of(program, args)
 
     guide = make()
-    check_reparametrised(opened, args, guide)
-    check_differentiable(opened)
-    descent = _Descent(opened, args, guide, beta, settings, seed)
+    check_reparametrised(program, args, guide)
+    check_differentiable(program)
+    descent = _Descent(program, args, guide, beta, settings, seed)
     start = descent.look(guide)
     modes = None
     if isinstance(guide, LocalGuide) and settings.num_starts:
-        say(f"modes at β = {beta:g}")
-        modes = find_modes(opened, args, beta, settings.num_starts, stream_seed(seed, 4))
+        on_progress(f"modes at β = {beta:g}")
+        modes = find_modes(program, args, beta, settings.num_starts, stream_seed(seed, 4))
     placed: tuple[Any, ...] = () if modes is None else _at_modes(guide, modes)
     for other in placed:
-        guide.keep(is_better(descent.look(other), descent.look(guide)), other, opened.plate.dim)
-    descent.run(say)
+        guide.keep(is_better(descent.look(other), descent.look(guide)), other, program.plate.dim)
+    descent.run(on_progress)
     noise = descent.noise
     keeps = callable(getattr(guide, "keep", None))
     if keeps:
-        guide.keep(is_better(start, descent.look(guide)), make(), opened.plate.dim)
+        guide.keep(is_better(start, descent.look(guide)), make(), program.plate.dim)
         for other in (*placed, *candidates):
-            guide.keep(is_better(descent.look(other), descent.look(guide)), other, opened.plate.dim)
-    cost = opened.count(args) * (descent.particles + 2 * len(placed) * settings.check_particles)
-    cost += 0 if modes is None else opened.count(args) * modes.cost
-    certified, remaining, particles = _certified(opened, args, guide, beta, settings, seed, say)
-    cost += opened.count(args) * particles
+            guide.keep(
+                is_better(descent.look(other), descent.look(guide)), other, program.plate.dim
+            )
+    cost = program.count(args) * (descent.particles + 2 * len(placed) * settings.check_particles)
+    cost += 0 if modes is None else program.count(args) * modes.cost
+    certified, remaining, particles = _certified(
+        program, args, guide, beta, settings, seed, on_progress
+    )
+    cost += program.count(args) * particles
     return Refit(guide, certified.cpu(), descent.steps, cost, noise, remaining, modes)
 
 
 def _at_modes(guide: LocalGuide, modes: Modes) -> tuple[LocalGuide, ...]:
     """Return local guides at the modes of most mass, of their scales."""
-    found = []
+    results = []
     noise = noises(modes.locs.shape[-1], 16).to(modes.locs).unsqueeze(1)
     marginal, conditional = (modes.scales(conditional=given) for given in (False, True))
     for rank in range(min(_PLACED, len(modes.locs))):
         around = (modes.locs[rank] + scale[rank] * noise for scale in (marginal, conditional))
-        found.append(guide.placed(*(modes.coordinates.unflatten(vectors)[0] for vectors in around)))
-    return tuple(found)
+        results.append(
+            guide.placed(*(modes.coordinates.unflatten(vectors)[0] for vectors in around))
+        )
+    return tuple(results)
 
 
 def _certified(
-    opened: Program,
+    program: Program,
     args: tuple[Any, ...],
     guide: Any,
     beta: float,
     settings: RefitSettings,
     seed: int,
-    say: Callable[[str], Any],
+    on_progress: Callable[[str], Any],
 ) -> tuple[Tensor, Tensor, int]:
     """Return which data are certified, what they have left to gain, and the evaluations for each datum."""
     keeps, particles = callable(getattr(guide, "keep", None)), 0
@@ -201,17 +222,27 @@ def _certified(
     if own:
         guide.restart()
     for attempt in range(_POLISHES + 1):
-        say(f"refit at β = {beta:g}, certificate")
-        found = certify(opened, args, guide, beta, settings, stream_seed(seed, 3, attempt), looks=_LOOKS * 2**attempt)
-        particles += found.particles
-        certified = found.gain + 2 * found.error <= settings.certified_gain * beta
+        on_progress(f"refit at β = {beta:g}, certificate")
+        results = certify(
+            program,
+            args,
+            guide,
+            beta,
+            settings,
+            stream_seed(seed, 3, attempt),
+            looks=_LOOKS * 2**attempt,
+        )
+        particles += results.particles
+        certified = results.gain + 2 * results.error <= settings.certified_gain * beta
         if bool(certified.all()) or attempt == _POLISHES or not keeps:
             break
-        for place, stepped in enumerate(found.stepped):
-            guide.keep((found.best == place) & (found.gain > found.error), stepped, opened.plate.dim)
-    remaining = found.gain.clamp(min=0)
+        for place, stepped in enumerate(results.stepped):
+            guide.keep(
+                (results.best == place) & (results.gain > results.error), stepped, program.plate.dim
+            )
+    remaining = results.gain.clamp(min=0)
     try:
-        left = newton_gain(opened, args, guide, beta) if own else None
+        left = newton_gain(program, args, guide, beta) if own else None
     except InputError:  # latents without coordinates
         left = None
     if left is not None:
@@ -225,11 +256,12 @@ def _certified(
 _PLACED = 2
 # Rounds behind the optimiser's noise.
 _LAST_ROUNDS = 4
-# How often the data that a certificate's own step improves take that step, and looks behind the first certificate.
+# How often the data that a certificate's own step improves take that step, and looks behind the
+# first certificate.
 _POLISHES, _LOOKS = 3, 4
 
 
-def check_reparametrised(opened: Program, args: tuple[Any, ...], guide: Function) -> None:
+def check_reparametrised(program: Program, args: tuple[Any, ...], guide: Function) -> None:
     """Raise if a guide draws a site without a reparametrised gradient."""
     with torch.no_grad():
         trace = poutine.trace(guide).get_trace(*args)
@@ -241,13 +273,15 @@ def check_reparametrised(opened: Program, args: tuple[Any, ...], guide: Function
             )
 
 
-def says_its_density(opened: Program, args: tuple[Any, ...], guide: Function) -> bool:
+def says_its_density(program: Program, args: tuple[Any, ...], guide: Function) -> bool:
     """Whether the density of a guide at another's draws can be had, as :meth:`Program.log_guide` takes it."""
     if callable(getattr(guide, "log_density", None)):
         return True
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         drawn = samples(poutine.trace(guide).get_trace(*args))
-    return set(drawn) == set(opened.latents) and not any(is_delta(site["fn"]) for site in drawn.values())
+    return set(drawn) == set(program.latents) and not any(
+        is_delta(site["fn"]) for site in drawn.values()
+    )
 
 
 # A guide that is worse by so many nats in the mean is so, whatever the noise.
@@ -257,8 +291,9 @@ _LOST = 10.0
 def is_better(one: Tensor, other: Tensor) -> Tensor:
     """Whether the mean of paired samples is higher for each datum by more than two of its errors, or the other is lost.
 
-    Without the margin, the noise of the samples would bring back guides that are worse. It ends where a guide is lost:
-    a few draws that are off by any number of nats make the error as large as the mean.
+    Without the margin, the noise of the samples would bring back guides that are worse. It ends
+    where a guide is lost: a few draws that are off by any number of nats make the error as large as
+    the mean.
     """
     difference = one - other
     error = difference.std(0) / math.sqrt(len(difference))

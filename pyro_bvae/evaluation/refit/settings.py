@@ -13,17 +13,19 @@ class RefitSettings:
 
     Attributes:
         num_particles: Particles behind each gradient.
-        steps_per_round: Steps between two looks at the objective; the step size is lowered after each round.
+        steps_per_round: Steps between two looks at the objective; the step size is lowered after
+            each round.
         max_rounds: Rounds after which a refit ends without having converged.
         learning_rate: Step size of Adam in the first round, in units of the guide's scales.
         tolerance: A round that improves the mean objective by less, in nats, is a plateau.
         decay: Factor on the step size after a plateau.
         num_plateaus: A refit has converged after so many plateaus, each at a smaller step size.
         check_particles: Particles behind each look, the same ones every time.
-        certified_gain: A datum's refit is certified when another gradient step is sure, by two errors, to gain less:
-            this many nats of KL, β times that of the objective.
-        num_starts: Places beside the encoder's answer from which the posterior's modes are searched for: the answer
-            mirrored in the prior, another datum's, draws of the prior; 0 for the encoder's answer alone.
+        certified_gain: A datum's refit is certified when another gradient step is sure, by two
+            errors, to gain less: this many nats of KL, β times that of the objective.
+        num_starts: Places beside the encoder's answer from which the posterior's modes are searched
+            for: the answer mirrored in the prior, another datum's, draws of the prior; 0 for the
+            encoder's answer alone.
     """
 
     num_particles: int = 16
@@ -38,7 +40,13 @@ class RefitSettings:
     num_starts: int = 6
 
     def __post_init__(self) -> None:
-        least = {"num_particles": 1, "steps_per_round": 1, "max_rounds": 1, "num_plateaus": 1, "check_particles": 2}
+        least = {
+            "num_particles": 1,
+            "steps_per_round": 1,
+            "max_rounds": 1,
+            "num_plateaus": 1,
+            "check_particles": 2,
+        }
         least["num_starts"] = 0
         for name, smallest in least.items():
             value = getattr(self, name)

@@ -30,7 +30,11 @@ def as_rows(name: str, values: Values) -> Tensor:
     Raises:
         InputError: for anything but rows of finite numbers.
     """
-    given = values.detach().cpu() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values, dtype=float))
+    given = (
+        values.detach().cpu()
+        if isinstance(values, Tensor)
+        else torch.as_tensor(np.asarray(values, dtype=float))
+    )
     if given.dim() < 2 or not given.numel():
         raise InputError(f"'{name}' must have shape (N, D), got {tuple(given.shape)}")
     rows = given.flatten(1).double()
@@ -50,7 +54,9 @@ def fitted_network(x: Tensor, targets: Any, hidden: int, seed: int, steps: int =
 
     batch = min(_BATCH, len(x))
     passes = math.ceil(steps * batch / len(x))
-    network = MLPClassifier((hidden,), batch_size=batch, learning_rate_init=3e-3, max_iter=passes, random_state=seed)
+    network = MLPClassifier(
+        (hidden,), batch_size=batch, learning_rate_init=3e-3, max_iter=passes, random_state=seed
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the number of steps is meant
         network.fit(x.float().numpy(), targets)
@@ -75,9 +81,13 @@ class PrincipalFeatures:
         rows = as_rows("x", x)
         self.mean = rows.mean(0)
         centred = rows - self.mean
-        variances, directions = (part.flip(-1) for part in torch.linalg.eigh(centred.T @ centred / len(rows)))
+        variances, directions = (
+            part.flip(-1) for part in torch.linalg.eigh(centred.T @ centred / len(rows))
+        )
         if float(variances[0]) <= _NEGLIGIBLE * float(rows.square().mean()):
-            raise InputError(f"'x' must vary to have principal components, but its {len(rows)} rows are the same")
+            raise InputError(
+                f"'x' must vary to have principal components, but its {len(rows)} rows are the same"
+            )
         kept = min(num_components, int((variances > _NEGLIGIBLE * variances[0]).sum()))
         self.directions = directions[:, :kept] / variances[:kept].sqrt()
 
@@ -89,8 +99,9 @@ class PrincipalFeatures:
 class LabelClassifier:
     """A classifier of the data's labels: its last hidden layer is a space of features, its probabilities score samples.
 
-    It is scikit-learn's perceptron of one hidden layer. What it says of data it was not fitted to is kept, to hold
-    what it says of samples against. Being sure of something that is like no datum is a fault that classifiers have.
+    It is scikit-learn's perceptron of one hidden layer. What it says of data it was not fitted to
+    is kept, to hold what it says of samples against. Being sure of something that is like no datum
+    is a fault that classifiers have.
 
     Args:
         x: The data, ``(N, D)``.
@@ -106,27 +117,34 @@ class LabelClassifier:
         held_out: Its probabilities there, ``(H, C)``.
 
     Raises:
-        InputError: if the labels are not one for each datum, or all the same, or if the data cannot be used.
+        InputError: if the labels are not one for each datum, or all the same, or if the data cannot
+            be used.
     """
 
-    def __init__(self, x: Values, labels: Values, *, hidden: int = 128, held_out: float = 0.2, seed: int = 0) -> None:
+    def __init__(
+        self, x: Values, labels: Values, *, hidden: int = 128, held_out: float = 0.2, seed: int = 0
+    ) -> None:
         check_count("hidden", hidden)
         if not 0 < held_out < 1:
             raise InputError(f"'held_out' must lie between 0 and 1, got {held_out}")
         rows = as_rows("x", x)
         truth = _classes(labels, len(rows))
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(sklearn_seed(seed, 0)))
+        order = torch.randperm(
+            len(rows), generator=torch.Generator().manual_seed(sklearn_seed(seed, 0))
+        )
         kept_out, fitted = order.tensor_split([max(1, round(held_out * len(rows)))])
-        found, counts = truth[fitted].unique(return_counts=True)
-        if len(found) < 2:
+        results, counts = truth[fitted].unique(return_counts=True)
+        if len(results) < 2:
             raise InputError(
                 f"'labels' must hold at least two classes to tell apart, got only {truth.unique().tolist()}"
             )
         self.mean, self.scale = rows[fitted].mean(0), rows[fitted].std().clamp(min=1e-12)
-        self._network = fitted_network(self._scaled(rows[fitted]), truth[fitted].numpy(), hidden, sklearn_seed(seed, 1))
-        self.classes, self.shares = found, counts.double() / counts.sum()
+        self._network = fitted_network(
+            self._scaled(rows[fitted]), truth[fitted].numpy(), hidden, sklearn_seed(seed, 1)
+        )
+        self.classes, self.shares = results, counts.double() / counts.sum()
         self.held_out = self.probabilities(rows[kept_out])
-        self.accuracy = float((found[self.held_out.argmax(1)] == truth[kept_out]).double().mean())
+        self.accuracy = float((results[self.held_out.argmax(1)] == truth[kept_out]).double().mean())
 
     def _scaled(self, x: Tensor) -> Tensor:
         return (x.double() - self.mean) / self.scale
@@ -134,21 +152,30 @@ class LabelClassifier:
     def __call__(self, x: Tensor) -> Tensor:
         """Return the last hidden layer at rows, ``(N, D)`` to ``(N, F)``."""
         weight, bias = (
-            torch.from_numpy(part[0]).double() for part in (self._network.coefs_, self._network.intercepts_)
+            torch.from_numpy(part[0]).double()
+            for part in (self._network.coefs_, self._network.intercepts_)
         )
         return torch.relu(self._scaled(x) @ weight + bias)
 
     def probabilities(self, x: Tensor) -> Tensor:
         """Return the probability of each class at rows, ``(N, D)`` to ``(N, C)``."""
-        return torch.from_numpy(self._network.predict_proba(self._scaled(x).float().numpy())).double()
+        return torch.from_numpy(
+            self._network.predict_proba(self._scaled(x).float().numpy())
+        ).double()
 
 
 def _classes(labels: Values, num_data: int) -> Tensor:
     """Return labels as integers, one for each datum."""
-    given = labels.detach().cpu() if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    given = (
+        labels.detach().cpu() if isinstance(labels, Tensor) else torch.as_tensor(np.asarray(labels))
+    )
     if given.dim() != 1 or len(given) != num_data:
-        raise InputError(f"'labels' must be one for each of the {num_data} data, got shape {tuple(given.shape)}")
+        raise InputError(
+            f"'labels' must be one for each of the {num_data} data, got shape {tuple(given.shape)}"
+        )
     check_finite("labels", given)
     if not bool((given == given.long()).all()):
-        raise InputError(f"'labels' must be whole numbers, got {float(given[given != given.long()][0])}")
+        raise InputError(
+            f"'labels' must be whole numbers, got {float(given[given != given.long()][0])}"
+        )
     return given.long()

@@ -10,7 +10,7 @@ from torch import Tensor
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
 from pyro_bvae.program.predictive import draw_groups
-from pyro_bvae.program.program import Function, program
+from pyro_bvae.program.program import Function, open_program
 
 
 class Statistic(NamedTuple):
@@ -56,7 +56,9 @@ class CountChecks(NamedTuple):
 
 
 @torch.no_grad()
-def count_checks(model: Function, guide: Function, *args: object, num_copies: int = 20, seed: int = 0) -> CountChecks:
+def count_checks(
+    model: Function, guide: Function, *args: object, num_copies: int = 20, seed: int = 0
+) -> CountChecks:
     """Compare counts with copies of them that the model draws (Gelman et al. 1996).
 
     Args:
@@ -71,13 +73,18 @@ def count_checks(model: Function, guide: Function, *args: object, num_copies: in
     """
     if num_copies < 2:
         raise InputError(f"'num_copies' must be at least 2, got {num_copies}")
-    with program(model, guide, args) as opened, seeded(seed, PREDICTIVE_STREAM):
-        groups = draw_groups(opened, num_copies, num_copies, seed)
+    with open_program(model, guide, args) as program, seeded(seed, PREDICTIVE_STREAM):
+        groups = draw_groups(program, num_copies, num_copies, seed)
     observed = groups["observed_data"]
     if len(observed) != 1 or "posterior_predictive" not in groups:
-        raise InputError(f"the model must observe one site that it can draw, got {sorted(observed)}")
+        raise InputError(
+            f"the model must observe one site that it can draw, got {sorted(observed)}"
+        )
     ((name, variable),) = observed.items()
-    values, copies = variable.values[0].double(), groups["posterior_predictive"][name].values.double()
+    values, copies = (
+        variable.values[0].double(),
+        groups["posterior_predictive"][name].values.double(),
+    )
     if values.dim() != 2:
         raise InputError(f"site '{name}' must have shape (N, D), got {tuple(values.shape)}")
     return CountChecks(

@@ -60,11 +60,14 @@ class LabelQuality:
 
     Attributes:
         confident: Share of the samples of whose class it is sure.
-        entropy: Mean entropy of its answer to one sample, in nats: low if samples are of one class each.
-        class_entropy: Entropy of the classes over all samples, in nats: high if there are samples of every class.
-        inception_score: exp(class entropy - entropy), from 1 to the number of classes (Salimans et al. 2016).
-        imbalance: Total variation distance of the classes' shares among samples and data, from 0 to 1; its value for
-            real data is that of as many draws of the data's shares.
+        entropy: Mean entropy of its answer to one sample, in nats: low if samples are of one class
+            each.
+        class_entropy: Entropy of the classes over all samples, in nats: high if there are samples
+            of every class.
+        inception_score: exp(class entropy - entropy), from 1 to the number of classes (Salimans et
+            al. 2016).
+        imbalance: Total variation distance of the classes' shares among samples and data, from 0 to
+            1; its value for real data is that of as many draws of the data's shares.
         classes: The labels, ``(C,)``.
         shares: Share of the samples that it takes for each class, ``(C,)``.
         real_shares: Share of each class in the data, ``(C,)``.
@@ -89,10 +92,12 @@ class SampleQuality:
     Attributes:
         precision: Share of the samples that lie among the data.
         recall: Share of the data that lie among the samples.
-        density: How deep among the data the samples lie, relative to the data themselves; may pass 1.
+        density: How deep among the data the samples lie, relative to the data themselves; may pass
+            1.
         coverage: Share of the data that have a sample near.
         frechet: Squared Fréchet distance, finite-sample bias included; so has that of real data.
-        frechet_unbiased: The same without that bias, to first order; it may fall below 0 by its error.
+        frechet_unbiased: The same without that bias, to first order; it may fall below 0 by its
+            error.
         accuracy: Share of held-out rows that a classifier tells to be data or samples.
         p_value: Of that accuracy, if there were nothing to tell.
         labels: What a classifier of labels says, if there is one.
@@ -118,16 +123,30 @@ class SampleQuality:
     def scores(self) -> dict[str, SampleScore]:
         """All scores by name, those of labels included."""
         parts = [vars(self), {} if self.labels is None else vars(self.labels)]
-        return {name: part for fields in parts for name, part in fields.items() if isinstance(part, SampleScore)}
+        return {
+            name: part
+            for fields in parts
+            for name, part in fields.items()
+            if isinstance(part, SampleScore)
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Return the numbers for a JSON file."""
-        return {**{name: score.to_dict() for name, score in self.scores.items()}, "p_value": self.p_value}
+        return {
+            **{name: score.to_dict() for name, score in self.scores.items()},
+            "p_value": self.p_value,
+        }
 
     def __str__(self) -> str:
         lines = [f"{name.replace('_', ' '):<18}{score}" for name, score in self.scores.items()]
         head = f"{self.num_samples} samples against {self.num_real} data, balls of {self.neighbours} neighbours"
-        return "\n".join([head, *lines, f"{'p-value':<18}{self.p_value:.2g} that a classifier tells them by chance"])
+        return "\n".join(
+            [
+                head,
+                *lines,
+                f"{'p-value':<18}{self.p_value:.2g} that a classifier tells them by chance",
+            ]
+        )
 
 
 def sample_quality(
@@ -145,66 +164,81 @@ def sample_quality(
 ) -> SampleQuality:
     r"""Score samples against data: precision, recall, density, coverage, Fréchet distance and classifiers, no download.
 
-    Neighbours and moments are those of the features; only the two-sample test looks at the rows themselves, so that a
-    choice of features that were fitted to the data does not bias its p-value. Give data that no model was trained on:
-    a model that has them by heart would score well on them. The mean of a decoder is no draw from it: what is scored
-    is what is given.
+    Neighbours and moments are those of the features; only the two-sample test looks at the rows
+    themselves, so that a choice of features that were fitted to the data does not bias its p-value.
+    Give data that no model was trained on: a model that has them by heart would score well on them.
+    The mean of a decoder is no draw from it: what is scored is what is given.
 
-    Errors are the spread of each score over random halves of data and samples, which is that of sets of full size (the
-    delete-half jackknife, Shao and Wu 1989), and somewhat too large where samples are as good as data; resampling with
-    replacement would make neighbours of copies. One half of the data against the other tells what real data get. The
-    Fréchet distance of halves has twice the bias of the whole, by which the bias is known; p-value and error of the
-    accuracy are those of the classifier as fitted.
+    Errors are the spread of each score over random halves of data and samples, which is that of
+    sets of full size (the delete-half jackknife, Shao and Wu 1989), and somewhat too large where
+    samples are as good as data; resampling with replacement would make neighbours of copies. One
+    half of the data against the other tells what real data get. The Fréchet distance of halves has
+    twice the bias of the whole, by which the bias is known; p-value and error of the accuracy are
+    those of the classifier as fitted.
 
     Args:
         real: The data, ``(N, D)`` or ``(N, ...)``.
-        samples: The samples, ``(M, D)`` likewise; as many as data is best, since recall depends on their number.
-        labels: Class of each datum, ``(N,)``: a :class:`LabelClassifier` is fitted to them, and scores the samples.
-        features: From rows ``(B, D)`` to features ``(B, F)``, of a block at a time; None for the data's 32 leading
-            principal components, whitened. A :class:`LabelClassifier` is such a map: its last hidden layer.
+        samples: The samples, ``(M, D)`` likewise; as many as data is best, since recall depends on
+            their number.
+        labels: Class of each datum, ``(N,)``: a :class:`LabelClassifier` is fitted to them, and
+            scores the samples.
+        features: From rows ``(B, D)`` to features ``(B, F)``, of a block at a time; None for the
+            data's 32 leading principal components, whitened. A :class:`LabelClassifier` is such a
+            map: its last hidden layer.
         classifier: In place of ``labels``, one that is fitted already, for many sets of samples.
-        critic: The two-sample test's classifier, of scikit-learn's kind; None for a perceptron of one hidden layer.
+        critic: The two-sample test's classifier, of scikit-learn's kind; None for a perceptron of
+            one hidden layer.
         neighbours: Neighbours that a ball holds.
         num_splits: Random halves behind the errors.
         confidence: Probability of a class from which on the classifier is sure of it.
         seed: Seed of all randomness.
 
     Returns:
-        The scores. References: Kynkäänniemi et al. 2019, Naeem et al. 2020, Heusel et al. 2017, Chong and Forsyth 2020
-        (the bias), Lopez-Paz and Oquab 2017, Salimans et al. 2016.
+        The scores. References: Kynkäänniemi et al. 2019, Naeem et al. 2020, Heusel et al. 2017,
+        Chong and Forsyth 2020 (the bias), Lopez-Paz and Oquab 2017, Salimans et al. 2016.
 
     Raises:
-        InputError: if data or samples are not finite rows of one width, too few for halves of them to have the
-            neighbours, or if labels, features or a number cannot be used.
+        InputError: if data or samples are not finite rows of one width, too few for halves of them
+            to have the neighbours, or if labels, features or a number cannot be used.
     """
     rows = as_rows("real", real), as_rows("samples", samples)
     _check(*rows, neighbours, num_splits, confidence)
     if labels is not None and classifier is not None:
-        raise InputError("'labels' and 'classifier' were both given; a classifier that is fitted needs no labels")
+        raise InputError(
+            "'labels' and 'classifier' were both given; a classifier that is fitted needs no labels"
+        )
     if labels is not None:
         classifier = LabelClassifier(rows[0], labels, seed=seed)
     mapped = PrincipalFeatures(rows[0]) if features is None else features
-    x, y = (_features(name, mapped, part) for name, part in zip(("real", "samples"), rows, strict=True))
+    x, y = (
+        _features(name, mapped, part) for name, part in zip(("real", "samples"), rows, strict=True)
+    )
     test = two_sample_test(*rows, critic=critic, seed=seed)
     return SampleQuality(
         **_against_halves(x, y, neighbours, num_splits, seed),
         accuracy=SampleScore(test.accuracy, test.standard_error, 0.5),
         p_value=test.p_value,
-        labels=None if classifier is None else _label_quality(classifier, rows[1], num_splits, confidence, seed),
+        labels=None
+        if classifier is None
+        else _label_quality(classifier, rows[1], num_splits, confidence, seed),
         num_real=len(x),
         num_samples=len(y),
         neighbours=neighbours,
     )
 
 
-def _check(real: Tensor, samples: Tensor, neighbours: int, num_splits: int, confidence: float) -> None:
+def _check(
+    real: Tensor, samples: Tensor, neighbours: int, num_splits: int, confidence: float
+) -> None:
     check_count("neighbours", neighbours)
     if num_splits < 2:
         raise InputError(f"'num_splits' must be at least 2 to have a spread, got {num_splits}")
     if not 0 < confidence < 1:
         raise InputError(f"'confidence' must lie between 0 and 1, got {confidence}")
     if real.shape[1] != samples.shape[1]:
-        raise InputError(f"'samples' must be of the {real.shape[1]} features of 'real', got {samples.shape[1]}")
+        raise InputError(
+            f"'samples' must be of the {real.shape[1]} features of 'real', got {samples.shape[1]}"
+        )
     least = max(2 * (neighbours + 1), 4)
     for name, rows in (("real", real), ("samples", samples)):
         if len(rows) < least:
@@ -216,13 +250,19 @@ def _check(real: Tensor, samples: Tensor, neighbours: int, num_splits: int, conf
 
 def _features(name: str, features: Features, rows: Tensor) -> Tensor:
     """Return the features of rows, a block at a time."""
-    found = torch.cat([torch.as_tensor(features(block)).detach().cpu() for block in rows.split(_BLOCK)])
-    if len(found) != len(rows):
-        raise InputError(f"'features' must return one row for each of the {len(rows)} of '{name}', got {len(found)}")
-    return as_rows(f"features of {name}", found)
+    results = torch.cat(
+        [torch.as_tensor(features(block)).detach().cpu() for block in rows.split(_BLOCK)]
+    )
+    if len(results) != len(rows):
+        raise InputError(
+            f"'features' must return one row for each of the {len(rows)} of '{name}', got {len(results)}"
+        )
+    return as_rows(f"features of {name}", results)
 
 
-def _against_halves(x: Tensor, y: Tensor, neighbours: int, num_splits: int, seed: int) -> dict[str, SampleScore]:
+def _against_halves(
+    x: Tensor, y: Tensor, neighbours: int, num_splits: int, seed: int
+) -> dict[str, SampleScore]:
     """Return the scores in a space of features, with what random halves say of them."""
     whole = _scores(x, y, neighbours)
     generator = torch.Generator().manual_seed(sklearn_seed(seed, 4))
@@ -232,12 +272,18 @@ def _against_halves(x: Tensor, y: Tensor, neighbours: int, num_splits: int, seed
         halves.append(_scores(first, _half(y, generator)[0], neighbours))
         among_real.append(_scores(first, second, neighbours))
     real = {name: _mean(among_real, name) for name in whole}
-    # What is known exactly of real data, and the bias at these sizes from that of two halves, 4 / N.
+    # What is known exactly of real data, and the bias at these sizes from that of two halves, 4 /
+    # N.
     real |= {"density": 1.0, "coverage": expected_coverage(len(x), len(y), neighbours)}
     real["frechet"] *= (1 + len(x) / len(y)) / 4
-    found = {name: SampleScore(value, _spread(halves, name), real[name]) for name, value in whole.items()}
+    results = {
+        name: SampleScore(value, _spread(halves, name), real[name]) for name, value in whole.items()
+    }
     unbiased = 2 * whole["frechet"] - _mean(halves, "frechet")
-    return {**found, "frechet_unbiased": SampleScore(unbiased, found["frechet"].standard_error, 0.0)}
+    return {
+        **results,
+        "frechet_unbiased": SampleScore(unbiased, results["frechet"].standard_error, 0.0),
+    }
 
 
 def _scores(x: Tensor, y: Tensor, neighbours: int) -> Numbers:
@@ -250,12 +296,12 @@ def _half(rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     return rows[order[:size]], rows[order[size : 2 * size]]
 
 
-def _mean(found: list[Numbers], name: str) -> float:
-    return sum(numbers[name] for numbers in found) / len(found)
+def _mean(results: list[Numbers], name: str) -> float:
+    return sum(numbers[name] for numbers in results) / len(results)
 
 
-def _spread(found: list[Numbers], name: str) -> float:
-    return float(torch.tensor([numbers[name] for numbers in found], dtype=torch.double).std())
+def _spread(results: list[Numbers], name: str) -> float:
+    return float(torch.tensor([numbers[name] for numbers in results], dtype=torch.double).std())
 
 
 def _label_quality(
@@ -270,11 +316,12 @@ def _label_quality(
     # Half the sum of the mean absolute deviations of as many draws.
     chance = float((2 * shares * (1 - shares) / (math.pi * len(samples))).sqrt().sum()) / 2
     real = {**score(classifier.held_out), "imbalance": chance}
-    found = {
-        name: SampleScore(value, _spread(halves, name), real[name]) for name, value in score(probabilities).items()
+    results = {
+        name: SampleScore(value, _spread(halves, name), real[name])
+        for name, value in score(probabilities).items()
     }
     return LabelQuality(
-        **found,
+        **results,
         classes=classifier.classes,
         shares=_shares(probabilities),
         real_shares=shares,
@@ -296,4 +343,6 @@ def _label_scores(probabilities: Tensor, shares: Tensor, confidence: float) -> N
 
 def _shares(probabilities: Tensor) -> Tensor:
     """Return the share of rows whose most probable class is each."""
-    return torch.bincount(probabilities.argmax(1), minlength=probabilities.shape[1]).double() / len(probabilities)
+    return torch.bincount(probabilities.argmax(1), minlength=probabilities.shape[1]).double() / len(
+        probabilities
+    )

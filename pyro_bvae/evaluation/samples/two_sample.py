@@ -14,7 +14,8 @@ from pyro_bvae.evaluation.samples.features import PrincipalFeatures, fitted_netw
 
 # Rows that are held against all others at a time.
 _BLOCK = 512
-# Squared distances that differ by less than this share of the largest squared length are the same but for rounding.
+# Squared distances that differ by less than this share of the largest squared length are the same
+# but for rounding.
 _TIE = 1e-12
 # Width of the critic's hidden layer, and the steps of its fit.
 _HIDDEN, _STEPS = 64, 500
@@ -26,7 +27,8 @@ class NeighbourScores(NamedTuple):
     Attributes:
         precision: Share of the samples that lie in a ball of the data.
         recall: Share of the data that lie in a ball of the samples.
-        density: In how many balls of the data a sample lies, relative to the k that a datum of theirs would.
+        density: In how many balls of the data a sample lies, relative to the k that a datum of
+            theirs would.
         coverage: Share of the data's balls that hold a sample.
     """
 
@@ -39,10 +41,12 @@ class NeighbourScores(NamedTuple):
 def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> NeighbourScores:
     r"""Score samples by balls around the data, and data by balls around the samples.
 
-    The ball :math:`B_k` of a point reaches to its k-th nearest neighbour in its own set. Where points share a distance,
-    as those of counts and binary data do, density and coverage are means over the orders in which chance would put
-    them, so that what is expected of samples drawn as the data are, 1 and :func:`expected_coverage`, holds for ties
-    too: a sample at the rim of a ball counts as :math:`(k - l) / (e + 1)` of one where l data lie inside and e on it.
+    The ball :math:`B_k` of a point reaches to its k-th nearest neighbour in its own set. Where
+    points share a distance, as those of counts and binary data do, density and coverage are means
+    over the orders in which chance would put them, so that what is expected of samples drawn as the
+    data are, 1 and :func:`expected_coverage`, holds for ties
+    too: a sample at the rim of a ball counts as :math:`(k - l) / (e + 1)` of one where l data lie
+    inside and e on it.
 
     .. math::
         \text{precision} = \frac1M \sum_j \mathbf{1}\Big[y_j \in \bigcup_i B_k(x_i)\Big], \quad
@@ -50,8 +54,8 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
         \text{density} = \frac{1}{k M} \sum_{ij} \mathbf{1}[y_j \in B_k(x_i)], \quad
         \text{coverage} = \frac1N \sum_i \mathbf{1}\Big[\exists j: y_j \in B_k(x_i)\Big]
 
-    Time grows with the number of pairs, memory with a block of rows. References: Kynkäänniemi et al. 2019 (precision
-    and recall), Naeem et al. 2020 (density and coverage).
+    Time grows with the number of pairs, memory with a block of rows. References: Kynkäänniemi et
+    al. 2019 (precision and recall), Naeem et al. 2020 (density and coverage).
 
     Args:
         real: Features of the data, ``(N, F)``.
@@ -59,14 +63,19 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
         neighbours: k.
 
     Raises:
-        InputError: if there are no more data or samples than neighbours, or their features differ in number.
+        InputError: if there are no more data or samples than neighbours, or their features differ
+            in number.
     """
     check_count("neighbours", neighbours)
     for name, rows in (("real", real), ("samples", samples)):
         if len(rows) <= neighbours:
-            raise InputError(f"'{name}' must have more rows than the {neighbours} neighbours, got {len(rows)}")
+            raise InputError(
+                f"'{name}' must have more rows than the {neighbours} neighbours, got {len(rows)}"
+            )
     if real.shape[1] != samples.shape[1]:
-        raise InputError(f"'real' and 'samples' must have as many features, got {real.shape[1]} and {samples.shape[1]}")
+        raise InputError(
+            f"'real' and 'samples' must have as many features, got {real.shape[1]} and {samples.shape[1]}"
+        )
     scale = max(float(rows.square().sum(1).max()) for rows in (real, samples))
     of_real, of_samples = (_balls(rows, neighbours, _TIE * scale) for rows in (real, samples))
     recalled = torch.zeros(len(real), dtype=torch.bool)
@@ -80,7 +89,9 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
         rim += (within & ~deep).sum(0)
         recalled |= (distances <= of_samples.outer[start : start + len(distances), None]).any(0)
     shares = precise / len(samples), float(recalled.double().mean())
-    density = float((inside + rim * of_real.places / (of_real.rim + 1)).sum()) / (neighbours * len(samples))
+    density = float((inside + rim * of_real.places / (of_real.rim + 1)).sum()) / (
+        neighbours * len(samples)
+    )
     covered = torch.where(inside > 0, 1.0, 1 - _all_data(of_real, rim, neighbours))
     return NeighbourScores(*shares, density, float(covered.mean()))
 
@@ -108,8 +119,8 @@ def expected_coverage(num_real: int, num_samples: int, neighbours: int) -> float
 
     .. math:: 1 - \frac{(N - 1) \cdots (N - k)}{(M + N - 1) \cdots (M + N - k)}
 
-    for N data and M samples: a ball is empty if its datum's k nearest of all others are data (Naeem et al. 2020). The
-    mean density of such samples is 1.
+    for N data and M samples: a ball is empty if its datum's k nearest of all others are data (Naeem
+    et al. 2020). The mean density of such samples is 1.
     """
     factors = ((num_real - i) / (num_samples + num_real - i) for i in range(1, neighbours + 1))
     return 1 - math.prod(factors)
@@ -122,8 +133,8 @@ def frechet_distance(x: Tensor, y: Tensor) -> float:
         \|\mu_x - \mu_y\|^2 + \operatorname{tr}\big(\Sigma_x + \Sigma_y
             - 2 (\Sigma_x^{1/2} \Sigma_y \Sigma_x^{1/2})^{1/2}\big)
 
-    It is too large by about a constant times :math:`1/N + 1/M`. Reference: Heusel et al. 2017, there of a network's
-    features of photographs.
+    It is too large by about a constant times :math:`1/N + 1/M`. Reference: Heusel et al. 2017,
+    there of a network's features of photographs.
 
     Args:
         x: Shape ``(N, F)``.
@@ -156,15 +167,16 @@ class TwoSampleTest(NamedTuple):
 def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) -> TwoSampleTest:
     r"""Test whether two sets of rows are draws of one distribution, by a classifier that tries to tell them apart.
 
-    It is fitted to one half of each and scored on the other, on as many of the one as of the other; what it sees are
-    whitened principal components of the half that it is fitted to. If there is nothing to tell, the number of right
-    answers is at most as spread as that of n tosses of a coin, and the p-value is that number's. Reference: Lopez-Paz
-    and Oquab 2017.
+    It is fitted to one half of each and scored on the other, on as many of the one as of the other;
+    what it sees are whitened principal components of the half that it is fitted to. If there is
+    nothing to tell, the number of right answers is at most as spread as that of n tosses of a coin,
+    and the p-value is that number's. Reference: Lopez-Paz and Oquab 2017.
 
     Args:
         x: Shape ``(N, D)``.
         y: Shape ``(M, D)``.
-        critic: An unfitted classifier of scikit-learn's kind; None for a perceptron of one hidden layer.
+        critic: An unfitted classifier of scikit-learn's kind; None for a perceptron of one hidden
+            layer.
         seed: Seed of the halves and of the perceptron.
 
     Raises:
@@ -174,12 +186,18 @@ def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) 
 
     size = min(len(x), len(y))
     if size < 4:
-        raise InputError(f"a two-sample test takes at least 4 rows of each, got {len(x)} and {len(y)}")
+        raise InputError(
+            f"a two-sample test takes at least 4 rows of each, got {len(x)} and {len(y)}"
+        )
     generator = torch.Generator().manual_seed(sklearn_seed(seed, 2))
     parts = [rows[torch.randperm(len(rows), generator=generator)[:size]] for rows in (x, y)]
     half = size // 2
-    fitted, held_out = (torch.cat([rows[piece] for rows in parts]) for piece in (slice(half), slice(half, None)))
-    targets, truth = (torch.arange(2).repeat_interleave(count).numpy() for count in (half, size - half))
+    fitted, held_out = (
+        torch.cat([rows[piece] for rows in parts]) for piece in (slice(half), slice(half, None))
+    )
+    targets, truth = (
+        torch.arange(2).repeat_interleave(count).numpy() for count in (half, size - half)
+    )
     features = PrincipalFeatures(fitted)
     seen, unseen = (features(rows).float() for rows in (fitted, held_out))
     if critic is None:
@@ -194,15 +212,15 @@ def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) 
 
 def _balls(rows: Tensor, neighbours: int, tie: float) -> _Balls:
     """Return the ball of each row, which reaches to its k-th nearest other row; nearer than ``tie`` is a tie."""
-    found = []
+    results = []
     for start, distances in _blocks(rows, rows):
         place = torch.arange(len(distances))
         distances[place, start + place] = math.inf  # a row is no neighbour of its own
         reach = distances.topk(neighbours, dim=1, largest=False).values[:, -1:]
         inside = (distances < reach - tie).sum(1)
         rim = (distances <= reach + tie).sum(1) - inside
-        found.append(((reach - tie)[:, 0], (reach + tie)[:, 0], neighbours - inside, rim))
-    return _Balls(*(torch.cat(parts) for parts in zip(*found, strict=True)))
+        results.append(((reach - tie)[:, 0], (reach + tie)[:, 0], neighbours - inside, rim))
+    return _Balls(*(torch.cat(parts) for parts in zip(*results, strict=True)))
 
 
 def _blocks(rows: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor]]:

@@ -1,7 +1,7 @@
 r"""The training checklist as code: what is seen before, during and after training, and what to try.
 
-Every remark has the number behind it. What makes a training useless is grave, and ``fit`` warns of it; all of it is in
-``History.remarks``, in the checkpoint and on the page of the run.
+Every remark has the number behind it. What makes a training useless is grave, and ``fit`` warns of
+it; all of it is in ``History.remarks``, in the checkpoint and on the page of the run.
 """
 
 from __future__ import annotations
@@ -21,18 +21,19 @@ from pyro_bvae.distributions import GreyBernoulli
 from pyro_bvae.program.sites import unwrapped
 from pyro_bvae.training.initialization import last_bias
 
-# Data that are looked at before training, and draws from the prior whose decoding says where the decoder starts.
+# Data that are looked at before training, and draws from the prior whose decoding says where the
+# decoder starts.
 _LOOKED_AT, _DRAWS = 4096, 64
-# Standard deviations of the data by which a decoder may start off their mean, and the share of them that another
-# start has to take away to be worth it.
+# Standard deviations of the data by which a decoder may start off their mean, and the share of them
+# that another start has to take away to be worth it.
 _OFF, _GAIN = 0.5, 0.3
-# Size of a feature, its mean or its standard deviation, from which networks and scales that start near 1 are far from
-# it; and from which a training is of no use.
+# Size of a feature, its mean or its standard deviation, from which networks and scales that start
+# near 1 are far from it; and from which a training is of no use.
 _WIDE, _FAR_TOO_WIDE = 10.0, 1000.0
 # Remedy for features that are not scaled: by it a remark is known to be of them.
 _STANDARDISE = "standardise each column, (x - mean) / sd with the training data's mean and sd"
-# Nats of all latents, and of each on average, below which a rate is none, and the share of the objective by which it
-# may rise above its best.
+# Nats of all latents, and of each on average, below which a rate is none, and the share of the
+# objective by which it may rise above its best.
 _NO_RATE, _NO_RATE_EACH, _RISE = 0.2, 0.02, 0.01
 # Share of the rate from which a variational gap is large.
 _FAR = 0.25
@@ -60,13 +61,16 @@ class Remark(NamedTuple):
 
 
 @torch.no_grad()
-def check_before(vae: Any, x: Tensor, context: Context | None = None, beta: float = 1.0) -> list[Remark]:
+def check_before(
+    vae: Any, x: Tensor, context: Context | None = None, beta: float = 1.0
+) -> list[Remark]:
     r"""Look over data, parts and β before training.
 
-    Constant features, features that are not scaled, values that another likelihood is meant for, a code as wide as the
-    data, a decoder that starts far from the data's mean, β = 0; and, for a normal likelihood of fixed σ, a β above
-    which nothing is encoded: where :math:`\beta \sigma^2` is above the largest eigenvalue of the data's covariance,
-    the optimum of a linear decoder has rate 0 (Lucas et al. 2019).
+    Constant features, features that are not scaled, values that another likelihood is meant for, a
+    code as wide as the data, a decoder that starts far from the data's mean, β = 0; and, for a
+    normal likelihood of fixed σ, a β above
+    which nothing is encoded: where :math:`\beta \sigma^2` is above the largest eigenvalue of the
+    data's covariance, the optimum of a linear decoder has rate 0 (Lucas et al. 2019).
 
     Args:
         vae: A module with a ``prior`` and a ``decoder``; of any other only the data are looked at.
@@ -75,24 +79,44 @@ def check_before(vae: Any, x: Tensor, context: Context | None = None, beta: floa
         beta: The β at the end of training.
     """
     x = x[:_LOOKED_AT]
-    context = None if context is None else Context(*(None if part is None else part[:_LOOKED_AT] for part in context))
+    context = (
+        None
+        if context is None
+        else Context(*(None if part is None else part[:_LOOKED_AT] for part in context))
+    )
     remarks = list(_of_features(x)) if len(x) > 1 else []
     if beta == 0:
         seen = "β is 0, so the code is not held to the prior"
-        remarks.append(Remark("before", seen, "this is an autoencoder; its samples from the prior mean nothing"))
+        remarks.append(
+            Remark(
+                "before", seen, "this is an autoencoder; its samples from the prior mean nothing"
+            )
+        )
     if not (hasattr(vae, "prior") and hasattr(vae, "decoder")):
         return remarks
     latent_dim = getattr(vae, "latent_dim", None)
     if isinstance(latent_dim, int) and latent_dim >= x.shape[1]:
         seen = f"the code has {latent_dim} latents for {x.shape[1]} features"
-        remarks.append(Remark("before", seen, "fewer do; those that are not needed carry nothing, and cost time"))
+        remarks.append(
+            Remark(
+                "before", seen, "fewer do; those that are not needed carry nothing, and cost time"
+            )
+        )
     with evaluating(vae), seeded(0, PROBE_STREAM):
-        given = () if context is None else (Context(*(None if part is None else part[:_DRAWS] for part in context)),)
+        given = (
+            ()
+            if context is None
+            else (Context(*(None if part is None else part[:_DRAWS] for part in context)),)
+        )
         decoded = vae.decoder(vae.prior().expand([min(_DRAWS, len(x))]).sample(), *given)
     remarks += _of_likelihood(x, decoded)
     unscaled = list(_of_scales(x, decoded))
-    remarks += unscaled or _of_start(vae, x, context, decoded)  # a scale that is off is the cause of both
-    if not any(True for _ in getattr(getattr(vae.decoder, "likelihood", None), "parameters", tuple)()):
+    remarks += unscaled or _of_start(
+        vae, x, context, decoded
+    )  # a scale that is off is the cause of both
+    if not any(
+        True for _ in getattr(getattr(vae.decoder, "likelihood", None), "parameters", tuple)()
+    ):
         remarks += _of_threshold(x, decoded, beta)
     return remarks
 
@@ -125,7 +149,9 @@ def _of_scales(x: Tensor, decoded: Any) -> Iterator[Remark]:
     mean, spread = _moments(x)
     size = torch.maximum(mean.abs(), spread)
     wide = ((size > _WIDE) & (spread > 0)).nonzero().flatten().tolist()
-    if not wide or not bool(torch.isfinite(size[wide]).all()):  # what is too large to be squared stops the training
+    if not wide or not bool(
+        torch.isfinite(size[wide]).all()
+    ):  # what is too large to be squared stops the training
         return
     largest = max(wide, key=lambda column: float(size[column]))
     seen = f"{len(wide)} of {x.shape[1]} features are not scaled ({_columns(wide)}): column {largest} has mean"
@@ -141,7 +167,11 @@ def _of_likelihood(x: Tensor, decoded: Any) -> Iterator[Remark]:
     if isinstance(base, GreyBernoulli) and not bits:
         share = float(((values > 0) & (values < 1)).float().mean())
         seen = f"{100 * share:.0f}% of the values are greys, of which a Bernoulli has a cross-entropy and no density"
-        yield Remark("before", seen, "binarise them, or take ContinuousBernoulliLikelihood, to compare evidence")
+        yield Remark(
+            "before",
+            seen,
+            "binarise them, or take ContinuousBernoulliLikelihood, to compare evidence",
+        )
     if base.support is not constraints.real:
         return
     if bits:
@@ -160,7 +190,9 @@ def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Ite
     except (NotImplementedError, RuntimeError):
         return
     mean, spread = _moments(x)
-    varies = spread > 0  # a feature that is constant or was never observed is no number of standard deviations off
+    varies = (
+        spread > 0
+    )  # a feature that is constant or was never observed is no number of standard deviations off
     unit = spread[varies].square().mean().sqrt()
     off = float((start - mean)[varies].square().mean().sqrt() / unit) if bool(varies.any()) else 0.0
     if not off > _OFF:
@@ -172,12 +204,22 @@ def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Ite
         yield Remark("before", seen, advice)
         return
     # The bias moves what it gives by itself, and not what latents add to it.
-    given = () if context is None else (Context(*(None if part is None else part[:_DRAWS] for part in context)),)
+    given = (
+        ()
+        if context is None
+        else (Context(*(None if part is None else part[:_DRAWS] for part in context)),)
+    )
     count = min(_DRAWS, len(x)) if given else 1
-    alone = likelihood(last.bias[last.places].expand(count, -1), *given).mean.reshape(-1, x.shape[1]).mean(0)
+    alone = (
+        likelihood(last.bias[last.places].expand(count, -1), *given)
+        .mean.reshape(-1, x.shape[1])
+        .mean(0)
+    )
     left = (_shared(mean, last.places) - mean).square() + (start - alone).square()
     if float(left[varies].mean().sqrt() / unit) < (1 - _GAIN) * off:
-        advice = "--start-at-mean, or training.start_at_mean(vae, x), sets the bias of its last layer"
+        advice = (
+            "--start-at-mean, or training.start_at_mean(vae, x), sets the bias of its last layer"
+        )
         yield Remark("before", seen, advice)
 
 
@@ -205,7 +247,9 @@ def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
     largest = float(torch.linalg.eigvalsh(covariance)[-1])
     if 0 < largest < beta * noise:
         seen = f"β σ² is {beta * noise:.3g}, above the largest eigenvalue {largest:.3g} of the data's covariance"
-        advice = f"every latent will collapse; take β below {largest / noise:.3g}, or a smaller scale"
+        advice = (
+            f"every latent will collapse; take β below {largest / noise:.3g}, or a smaller scale"
+        )
         yield Remark("before", seen, advice, grave=True)
 
 
@@ -218,7 +262,8 @@ def check_during(
 ) -> list[Remark]:
     """Look over the metrics of a training: a rate near zero or exploding, an objective that turned, units that died.
 
-    A rate that rises is healthy while the held-out bound rises with it, and no remark is made of it.
+    A rate that rises is healthy while the held-out bound rises with it, and no remark is made of
+    it.
 
     Args:
         rows: The metrics, one dictionary an epoch, as ``History.rows``.
@@ -228,9 +273,13 @@ def check_during(
     """
     if not rows:
         return []
-    slow = _STANDARDISE if any(_STANDARDISE in remark.advice for remark in before) else "lower the learning rate"
-    found = [*_of_rate(rows, latent_dim), *_of_explosion(rows), *_of_turns(rows, slow)]
-    return [*found, *_of_units_lost(rows), *_of_gradients(rows, clip, slow)]
+    slow = (
+        _STANDARDISE
+        if any(_STANDARDISE in remark.advice for remark in before)
+        else "lower the learning rate"
+    )
+    results = [*_of_rate(rows, latent_dim), *_of_explosion(rows), *_of_turns(rows, slow)]
+    return [*results, *_of_units_lost(rows), *_of_gradients(rows, clip, slow)]
 
 
 def check_after(evaluation: Mapping[str, Any]) -> list[Remark]:
@@ -250,14 +299,24 @@ def _of_units(evaluation: Mapping[str, Any]) -> Iterator[Remark]:
         yield Remark("after", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
     elif idle:
         seen = f"{idle} of {len(active)} latents are not active on the test data"
-        yield Remark("after", seen, "nothing is lost with fewer; pyro_bvae.diagnose(vae, data) names the cause")
+        yield Remark(
+            "after",
+            seen,
+            "nothing is lost with fewer; pyro_bvae.diagnose(vae, data) names the cause",
+        )
 
 
 def _of_gap(evaluation: Mapping[str, Any]) -> Iterator[Remark]:
-    gap, rate = (((evaluation.get(name) or {}).get("value")) for name in ("variational_gap", "rate"))
+    gap, rate = (
+        ((evaluation.get(name) or {}).get("value")) for name in ("variational_gap", "rate")
+    )
     if gap is not None and rate and gap > _FAR * rate:
         seen = f"the ELBO is {gap:.3g} nats below the evidence, {100 * gap / rate:.0f}% of the rate of {rate:.3g} nats"
-        yield Remark("after", seen, "the verdict says which part of the gap is largest, and what makes it smaller")
+        yield Remark(
+            "after",
+            seen,
+            "the verdict says which part of the gap is largest, and what makes it smaller",
+        )
 
 
 def _of_rate(rows: Sequence[dict[str, float]], latent_dim: int | None) -> Iterator[Remark]:
@@ -266,7 +325,9 @@ def _of_rate(rows: Sequence[dict[str, float]], latent_dim: int | None) -> Iterat
     least = max(_NO_RATE, min(1.0, _NO_RATE_EACH * (latent_dim or 0)))
     none_active = last.get("active_units") == 0 and last["rate"] < 1
     if len(rows) >= _SOON and last["beta"] > 0 and (last["rate"] < least or none_active):
-        of = "the latents" if latent_dim is None else f"{latent_dim} latent{'s' * (latent_dim != 1)}"
+        of = (
+            "the latents" if latent_dim is None else f"{latent_dim} latent{'s' * (latent_dim != 1)}"
+        )
         seen = f"the rate is {last['rate']:.2g} nats at the end: {of} carry next to nothing (posterior collapse)"
         yield Remark("during", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
 
@@ -281,7 +342,9 @@ def _of_explosion(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
     if last["rate"] > 1.5 * half["rate"] and fall > _RISE * abs(half["validation_elbo"]):
         grew = f"the rate grew from {half['rate']:.3g} to {last['rate']:.3g} nats"
         seen = f"{grew}, and the held-out ELBO fell by {fall:.3g}"
-        yield Remark("during", seen, "raise β, or stop earlier: the code is of the training data alone")
+        yield Remark(
+            "during", seen, "raise β, or stop earlier: the code is of the training data alone"
+        )
 
 
 def _of_units_lost(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
@@ -292,21 +355,27 @@ def _of_units_lost(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
     most = max(same, key=lambda row: row["active_units"])
     lost = most["active_units"] - same[-1]["active_units"]
     if lost > 0:
-        seen = (
-            f"{lost:g} of {most['active_units']:g} units that were active at epoch {most['epoch']:g} are not any more"
+        seen = f"{lost:g} of {most['active_units']:g} units that were active at epoch {most['epoch']:g} are not any more"
+        yield Remark(
+            "during", seen, "pyro_bvae.diagnose(vae, data) says whether there was signal for them"
         )
-        yield Remark("during", seen, "pyro_bvae.diagnose(vae, data) says whether there was signal for them")
 
 
 def _of_turns(rows: Sequence[dict[str, float]], slow: str) -> Iterator[Remark]:
     """Say where an objective is well above its best, among the epochs at the final β."""
     same = [row for row in rows if row["beta"] == rows[-1]["beta"]]
-    for column, what in (("validation_objective", "held-out objective"), ("objective", "training objective")):
+    for column, what in (
+        ("validation_objective", "held-out objective"),
+        ("objective", "training objective"),
+    ):
         if column not in rows[-1] or len(same) < _SOON:
             continue
         best = min(same, key=lambda row: row[column])
         rise = same[-1][column] - best[column]
-        if rise > _RISE * max(1.0, abs(best[column])) and len(same) - same.index(best) > len(same) / 5:
+        if (
+            rise > _RISE * max(1.0, abs(best[column]))
+            and len(same) - same.index(best) > len(same) / 5
+        ):
             rate = same[-1]["rate"] - best["rate"]
             seen = f"the {what} rose by {rise:.3g} nats since epoch {best['epoch']:g}, the rate by {rate:.3g}"
             advice = "early_stopping ends there, a smaller network or more data go further"
@@ -316,7 +385,9 @@ def _of_turns(rows: Sequence[dict[str, float]], slow: str) -> Iterator[Remark]:
             return
 
 
-def _of_gradients(rows: Sequence[dict[str, float]], clip: float | None, slow: str) -> Iterator[Remark]:
+def _of_gradients(
+    rows: Sequence[dict[str, float]], clip: float | None, slow: str
+) -> Iterator[Remark]:
     clipped = sum(row["gradient_norm"] >= clip for row in rows) if clip is not None else 0
     if clipped > len(rows) / 2:
         seen = f"the mean gradient norm was above its limit {clip:g} in {clipped} of {len(rows)} epochs"

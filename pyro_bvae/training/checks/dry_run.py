@@ -22,7 +22,9 @@ _REMEDY = (
 )
 
 
-def try_out(loss: Loss, trained: Sequence[Tensor], x: Tensor, context: Context | None, beta: float) -> None:
+def try_out(
+    loss: Loss, trained: Sequence[Tensor], x: Tensor, context: Context | None, beta: float
+) -> None:
     """Run an objective once under Pyro's checks, and see that whatever it has a gradient for is trained.
 
     Args:
@@ -33,12 +35,17 @@ def try_out(loss: Loss, trained: Sequence[Tensor], x: Tensor, context: Context |
         beta: Weight of the KL.
 
     Raises:
-        InputError: for a parameter that is not finite, for a ``pyro.param`` outside the module, and for any other
-            tensor that requires a gradient and would not be trained, such as weights that a plain function closes over.
+        InputError: for a parameter that is not finite, for a ``pyro.param`` outside the module, and
+            for any other tensor that requires a gradient and would not be trained, such as weights
+            that a plain function closes over.
     """
     for name, parameter in loss.vae.named_parameters():
         check_finite(f"vae.{name}", parameter.detach())
-    given = None if context is None else Context(*(None if part is None else part.detach() for part in context))
+    given = (
+        None
+        if context is None
+        else Context(*(None if part is None else part.detach() for part in context))
+    )
     # In eval mode, so that no batch-norm statistic moves.
     with (
         evaluating(loss.vae),
@@ -59,7 +66,9 @@ def try_out(loss: Loss, trained: Sequence[Tensor], x: Tensor, context: Context |
     check_owned(terms.loss, trained, loss.objective, vae=loss.vae)
 
 
-def check_owned(value: Tensor, trained: Sequence[Tensor], other: object = None, **holder: nn.Module) -> None:
+def check_owned(
+    value: Tensor, trained: Sequence[Tensor], other: object = None, **holder: nn.Module
+) -> None:
     """Raise unless all that a value has a gradient for is known: what nobody owns is silently never trained.
 
     Args:
@@ -73,7 +82,9 @@ def check_owned(value: Tensor, trained: Sequence[Tensor], other: object = None, 
     """
     ((name, module),) = holder.items()
     if not value.requires_grad:
-        raise InputError(f"'{name}' has no parameter that the objective has a gradient for, so none would be trained")
+        raise InputError(
+            f"'{name}' has no parameter that the objective has a gradient for, so none would be trained"
+        )
     known = {id(tensor) for tensor in trained}
     loose = [leaf for leaf in leaves(value) if id(leaf) not in known]
     if loose:
@@ -82,7 +93,9 @@ def check_owned(value: Tensor, trained: Sequence[Tensor], other: object = None, 
     if not loose:
         return
     names = names_in(**holder)
-    named = listed(sorted(names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)}") for leaf in loose))
+    named = listed(
+        sorted(names.get(id(leaf), f"a tensor of shape {tuple(leaf.shape)}") for leaf in loose)
+    )
     if {id(leaf) for leaf in loose} <= {id(parameter) for parameter in module.parameters()}:
         raise InputError(
             f"'{name}' makes parameters when it is first run: run it once before it is trained; got {named}"
@@ -113,8 +126,14 @@ def takes_one(vae: Any, x: Tensor, context: Context | None) -> bool:
 
 @torch.no_grad()
 def _runs(vae: Any, x: Tensor, context: Context | None, count: int) -> bool:
-    rows = torch.zeros(count, dtype=torch.long, device=x.device)  # of one datum, since there may be one alone
-    few = None if context is None else Context(*(None if part is None else part[rows] for part in context))
+    rows = torch.zeros(
+        count, dtype=torch.long, device=x.device
+    )  # of one datum, since there may be one alone
+    few = (
+        None
+        if context is None
+        else Context(*(None if part is None else part[rows] for part in context))
+    )
     try:
         TraceTerms().terms(vae.model, vae.guide, x[rows], few)
     except (ValueError, RuntimeError):

@@ -12,14 +12,18 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 
-_ADVICE = "lower the learning rate, clip gradients, or look at the data; the last checkpoint is good"
+_ADVICE = (
+    "lower the learning rate, clip gradients, or look at the data; the last checkpoint is good"
+)
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message names what stopped being finite. The last checkpoint stays good."""
 
 
-def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float | Tensor) -> str | None:
+def find_nonfinite(
+    vae: Any, x: Tensor, context: Context | None, beta: float | Tensor
+) -> str | None:
     """Return which parameter or site is not finite on a batch, or None if all are.
 
     Args:
@@ -33,7 +37,9 @@ def find_nonfinite(vae: Any, x: Tensor, context: Context | None, beta: float | T
             return f"parameter '{name}' is not finite"
     with torch.no_grad(), pyro.validation_enabled(False):
         guide_trace = poutine.trace(vae.guide).get_trace(x, context, beta)
-        model_trace = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(x, context, beta)
+        model_trace = poutine.trace(poutine.replay(vae.model, trace=guide_trace)).get_trace(
+            x, context, beta
+        )
         for program, trace in (("guide", guide_trace), ("model", model_trace)):
             sites: dict[str, Any] = dict(trace.nodes)
             for name, site in sites.items():
@@ -53,7 +59,7 @@ def describe_nonfinite(
     context: Context | None,
     beta: float | Tensor,
     stats: Tensor | None = None,
-    gather: Callable[[str | None], list[str | None]] = lambda found: [found],
+    gather: Callable[[str | None], list[str | None]] = lambda result: [result],
 ) -> str:
     """Return what stopped being finite and what to do, where something did.
 
@@ -63,18 +69,23 @@ def describe_nonfinite(
         context: Its context.
         beta: The β of the step.
         stats: Loss, distortion, rate and gradient norm of the step.
-        gather: Collects what the processes that train together have found, each on its own share of the batch.
+        gather: Collects what the processes that train together have found, each on its own share of
+            the batch.
     """
     each = gather(find_nonfinite(vae, x, context, beta) if x.shape[0] else None)
-    found = next((text for text in each if text is not None), None)
-    if found is None and stats is not None and not bool(torch.isfinite(stats[3])):
-        found = f"the gradient{_of_parameters(vae)} is not finite"
-    return f"{found or 'the loss is not finite'}; {_ADVICE}"
+    result = next((text for text in each if text is not None), None)
+    if result is None and stats is not None and not bool(torch.isfinite(stats[3])):
+        result = f"the gradient{_of_parameters(vae)} is not finite"
+    return f"{result or 'the loss is not finite'}; {_ADVICE}"
 
 
 def _of_parameters(vae: Any) -> str:
     """Return whose gradient is not finite, in words; nothing where it is all of them, which says nothing."""
-    gradients = {name: parameter.grad for name, parameter in vae.named_parameters() if parameter.grad is not None}
+    gradients = {
+        name: parameter.grad
+        for name, parameter in vae.named_parameters()
+        if parameter.grad is not None
+    }
     bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
     if not bad or len(bad) == len(gradients) > 1:
         return ""

@@ -27,12 +27,14 @@ class ConditionedBeta(TraceTerms):
         + \beta_n \, KL(q(z \mid x_n, \beta_n) \,\|\, p(z)) \Bigr), \qquad
         \log \beta_n \sim \mathcal{U}(\log \beta_{\min}, \log \beta_{\max}),
 
-    in nats: one model for a whole rate-distortion curve (Dosovitskiy and Djolonga 2020, Bae et al. 2022). The N draws
-    of a batch are stratified, one in each N-th of the range, so that the sum varies little with them.
+    in nats: one model for a whole rate-distortion curve (Dosovitskiy and Djolonga 2020, Bae et al.
+    2022). The N draws of a batch are stratified, one in each N-th of the range, so that the sum
+    varies little with them.
 
-    The last covariate of the data is log β, which this objective overwrites: :func:`with_beta` puts it there, and
-    :func:`at_beta` is the trained model at one β. The β of ``fit`` multiplies those drawn: leave it at 1. What ``fit``
-    logs of held-out data beside the objective is measured at the β that they carry.
+    The last covariate of the data is log β, which this objective overwrites: :func:`with_beta` puts
+    it there, and :func:`at_beta` is the trained model at one β. The β of ``fit`` multiplies those
+    drawn: leave it at 1. What ``fit`` logs of held-out data beside the objective is measured at the
+    β that they carry.
 
     Args:
         low: The least β, positive.
@@ -70,13 +72,17 @@ class ConditionedBeta(TraceTerms):
     ) -> Terms:
         """Return the terms of one batch: distortion and rate are means over the β drawn."""
         if context is None or context.covariates is None:
-            raise InputError("the data must carry log β as their last covariate, got none: see training.with_beta")
+            raise InputError(
+                "the data must carry log β as their last covariate, got none: see training.with_beta"
+            )
         drawn = self.draw(x)
         covariates = torch.cat([context.covariates[:, :-1], drawn.log().unsqueeze(1)], dim=1)
         return super().terms(model, guide, x, context._replace(covariates=covariates), beta * drawn)
 
     @torch.no_grad()
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         """Return the loss of one batch as a number, without gradients: what ``SVI.evaluate_loss`` calls."""
         loss = self.terms(model, guide, *args, **kwargs).loss
         warn_if_nan(loss, "loss")
@@ -100,7 +106,8 @@ def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
 def at_beta(vae: BetaVAE, beta: float) -> BetaVAE:
     """Return a β-conditioned model at one β: an ordinary model with the same parameters, not a copy of them.
 
-    It takes data without log β, so that whatever measures or draws from a :class:`~pyro_bvae.BetaVAE` takes it.
+    It takes data without log β, so that whatever measures or draws from a
+    :class:`~pyro_bvae.BetaVAE` takes it.
 
     Args:
         vae: A model whose encoder and decoder have log β as their last covariate.
@@ -120,7 +127,9 @@ class _AtBeta(nn.Module):
         super().__init__()
         check_number("beta", beta, positive=True)
         self.part, self.beta = part, beta
-        self.latent_dim, self.num_features = (getattr(part, name, None) for name in ("latent_dim", "num_features"))
+        self.latent_dim, self.num_features = (
+            getattr(part, name, None) for name in ("latent_dim", "num_features")
+        )
 
     def forward(self, value: Tensor, context: Context | None = None) -> Any:
         return self.part(value, _told(value, self.beta, context))

@@ -15,27 +15,30 @@ class ControlledCapacity(KLObjective):
 
     .. math::
         - \sum_n \mathbb{E}_{q(z \mid x_n)} \log p(x_n \mid z)
-        + \gamma N \, \Bigl| \frac1N \sum_n KL(q(z \mid x_n) \,\|\, p(z)) - C \Bigr|, \qquad C = \beta \cdot capacity,
+        + \gamma N \, \Bigl| \frac1N \sum_n KL(q(z \mid x_n) \,\|\, p(z)) - C \Bigr|, \qquad C =
+        \beta \cdot capacity,
 
     in nats, over the N data of a batch (those of the whole plate, where it is subsampled).
 
-    The β of the program is here no weight of the KL but the share of the capacity that is open: 1, or a program without
-    β, is all of it. So progress comes from outside in each step, and the objective has no state that a checkpoint could
-    miss. The rise of the reference, from 0 over the first 20 epochs, is::
+    The β of the program is here no weight of the KL but the share of the capacity that is open: 1,
+    or a program without β, is all of it. So progress comes from outside in each step, and the
+    objective has no state that a checkpoint could miss. The rise of the reference, from 0 over the
+    first 20 epochs, is::
 
         fit(vae, data, beta=LinearWarmup(1.0, 20), objective=ControlledCapacity(25.0))
 
-    and with stock SVI ``svi.step(x, beta=min(1.0, step / 100_000))``. The share is read from the scale of the latent
-    site, so no other scale may be around it; it is one number for all data. It is no β of measurements after
+    and with stock SVI ``svi.step(x, beta=min(1.0, step / 100_000))``. The share is read from the
+    scale of the latent site, so no other scale may be around it; it is one number for all data. It
+    is no β of measurements after
     training either: there, the objective is that of no one β.
 
-    The KL is a closed form where Pyro knows one; else it is the mean of ``log q - log p`` of the draws, whose distance
-    from C is a little too large on average. It is an objective and no bound.
+    The KL is a closed form where Pyro knows one; else it is the mean of ``log q - log p`` of the
+    draws, whose distance from C is a little too large on average. It is an objective and no bound.
 
     Args:
         capacity: The mean KL in nats at β = 1, at least 0.
-        gamma: Weight γ of the distance from it, positive. The gradient grows with it: ``fit`` clips at 200 a datum
-            unless it is told otherwise.
+        gamma: Weight γ of the distance from it, positive. The gradient grows with it: ``fit`` clips
+            at 200 a datum unless it is told otherwise.
         num_particles: Draws for each datum, at least 1.
         data_plate: Name of the data plate, where the latent has more than one.
 
@@ -45,7 +48,12 @@ class ControlledCapacity(KLObjective):
     """
 
     def __init__(
-        self, capacity: float, gamma: float = 1000.0, num_particles: int = 1, *, data_plate: str | None = None
+        self,
+        capacity: float,
+        gamma: float = 1000.0,
+        num_particles: int = 1,
+        *,
+        data_plate: str | None = None,
     ) -> None:
         check_number("capacity", capacity)
         check_number("gamma", gamma, positive=True)

@@ -17,14 +17,14 @@ class FreeBits(KLObjective):
         + \beta N \sum_d \max \Bigl( \lambda, \; \frac1N \sum_n KL_{nd} \Bigr), \qquad
         KL_{nd} = KL(q(z_d \mid x_n) \,\|\, p(z_d)),
 
-    in nats, over the N data of a batch (those of the whole plate, where it is subsampled): the KL of a latent pulls at
-    nothing while its mean over the batch is below λ. Batches must not be small, since the mean is theirs. A β for each
-    datum weighs it in both sums, as a mask does.
+    in nats, over the N data of a batch (those of the whole plate, where it is subsampled): the KL
+    of a latent pulls at nothing while its mean over the batch is below λ. Batches must not be
+    small, since the mean is theirs. A β for each datum weighs it in both sums, as a mask does.
 
-    Guide and prior have to be products of independent dimensions. The KL of a dimension is a closed form where Pyro
-    knows one; else it is the mean of ``log q - log p`` of the draws, whose maximum with λ is a little too large on
-    average. λ = 0 is the β-bound of ``TraceMeanField_ELBO``, in expectation that of ``Trace_ELBO``. Any other λ is an
-    objective and no bound.
+    Guide and prior have to be products of independent dimensions. The KL of a dimension is a closed
+    form where Pyro knows one; else it is the mean of ``log q - log p`` of the draws, whose maximum
+    with λ is a little too large on average. λ = 0 is the β-bound of ``TraceMeanField_ELBO``, in
+    expectation that of ``Trace_ELBO``. Any other λ is an objective and no bound.
 
     Args:
         nats_per_latent: λ, at least 0.
@@ -32,11 +32,13 @@ class FreeBits(KLObjective):
         data_plate: Name of the data plate, where the latent has more than one.
 
     Raises:
-        InputError: if an argument cannot be used; at a step, if guide or prior is no product of dimensions, and as
-            :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
+        InputError: if an argument cannot be used; at a step, if guide or prior is no product of
+            dimensions, and as :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
     """
 
-    def __init__(self, nats_per_latent: float, num_particles: int = 1, *, data_plate: str | None = None) -> None:
+    def __init__(
+        self, nats_per_latent: float, num_particles: int = 1, *, data_plate: str | None = None
+    ) -> None:
         check_number("nats_per_latent", nats_per_latent)
         super().__init__(num_particles, data_plate=data_plate)
         self.nats_per_latent = float(nats_per_latent)
@@ -47,7 +49,8 @@ class FreeBits(KLObjective):
     def divergence(self, latent: Latent) -> Tensor:
         """Return the KL of each dimension, batch shape and event shape of the latent: ``(N, L)``."""
         guide, prior = (
-            product_base("FreeBits needs a KL", *pair) for pair in (("guide", latent.guide), ("prior", latent.model))
+            product_base("FreeBits needs a KL", *pair)
+            for pair in (("guide", latent.guide), ("prior", latent.model))
         )
         try:
             kl: Tensor = kl_divergence(guide, prior)
@@ -62,7 +65,8 @@ class FreeBits(KLObjective):
         weights = latent.weights.reshape(*latent.weights.shape, *[1] * event_dim)
         data_dim = latent.plate.dim - event_dim
         costs = (weights * kl).sum(data_dim)
-        # No KL is negative, but an estimate of one may be, and a floor of 0 under it would be a bias.
+        # No KL is negative, but an estimate of one may be, and a floor of 0 under it would be a
+        # bias.
         if self.nats_per_latent > 0:
             costs = torch.maximum(costs, self.nats_per_latent * weights.sum(data_dim))
         return costs.sum()

@@ -3,8 +3,9 @@ r"""The importance weighted bound as a training objective, with a weight for eac
 .. math::
     \mathcal{L}_K = \sum_n \log \frac1K \sum_{k=1}^K w_{nk}, \qquad z_{nk} \sim q(z \mid x_n)
 
-is a lower bound of the evidence that tightens with K (Burda, Grosse and Salakhutdinov 2016). Weights pooled over a
-batch would be those of another, looser bound, and the scale of a mini-batch inside of them those of none.
+is a lower bound of the evidence that tightens with K (Burda, Grosse and Salakhutdinov 2016).
+Weights pooled over a batch would be those of another, looser bound, and the scale of a mini-batch
+inside of them those of none.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ class IWELBO(StepsByTerms, ELBO):
     .. math::
         \log w_{nk} = \log p(x_n \mid z_{nk}) + \beta \, (\log p(z_{nk}) - \log q(z_{nk} \mid x_n)),
 
-    summed over all dimensions of all sites but particles and data, in nats. At β = 1 it is the bound of Burda, Grosse
-    and Salakhutdinov (2016); at another β, which scales the latents of model and guide as in
-    :class:`~pyro_bvae.BetaVAE`, it is an objective and no bound, and β = 0 is its limit. At K = 1 it is the loss of
-    ``Trace_ELBO``. Masks stay in the weights, and so does every scale but one: that of a subsampled data plate
-    multiplies the loss, outside of the logarithm.
+    summed over all dimensions of all sites but particles and data, in nats. At β = 1 it is the
+    bound of Burda, Grosse and Salakhutdinov (2016); at another β, which scales the latents of model
+    and guide as in :class:`~pyro_bvae.BetaVAE`, it is an objective and no bound, and β = 0 is its
+    limit. At K = 1 it is the loss of ``Trace_ELBO``. Masks stay in the weights, and so does every
+    scale but one: that of a subsampled data plate multiplies the loss, outside of the logarithm.
 
     Doubly reparametrised, the gradient of the guide's parameters :math:`\phi` is
 
@@ -48,15 +49,17 @@ class IWELBO(StepsByTerms, ELBO):
         \frac{\partial \log w_{nk}}{\partial z_{nk}} \frac{\partial z_{nk}}{\partial \phi}, \qquad
         \tilde w_{nk} = \frac{w_{nk}}{\sum_j w_{nj}},
 
-    which at β = 1 is :math:`\sum_k \tilde w_{nk}^2 \, \partial_z \log w_{nk} \, \partial_\phi z_{nk}` (Tucker, Lawson,
-    Gu and Maddison 2019). It has the expectation of the plain gradient, and less variance where there are many
-    particles or the guide is good. At K = 1 it is the path gradient of Roeder, Wu and Duvenaud (2017). The model's
-    parameters keep the plain gradient, :math:`\sum_k \tilde w_{nk} \, \partial_\theta \log w_{nk}`; a parameter that
-    model and guide share gets the sum of its two parts, whose expectation is that of the plain gradient as well.
+    which at β = 1 is :math:`\sum_k \tilde w_{nk}^2 \, \partial_z \log w_{nk} \, \partial_\phi
+    z_{nk}` (Tucker, Lawson, Gu and Maddison 2019). It has the expectation of the plain gradient,
+    and less variance where there are many particles or the guide is good. At K = 1 it is the path
+    gradient of Roeder, Wu and Duvenaud (2017). The model's parameters keep the plain gradient,
+    :math:`\sum_k \tilde w_{nk} \, \partial_\theta \log w_{nk}`; a parameter that model and guide
+    share gets the sum of its two parts, whose expectation is that of the plain gradient as well.
 
-    A doubly reparametrised guide has to evaluate its density at given values, so a flow needs an inverse. A guide of
-    several sites is run three times a step: it must be a function of its draws (no dropout) and have the same scale
-    (β) at all of them.
+    A doubly reparametrised guide has to evaluate its density at given values, so a flow needs an
+    inverse. A guide of
+    several sites is run three times a step: it must be a function of its draws (no dropout) and
+    have the same scale (β) at all of them.
 
     Like Pyro's objectives with particles in a plate, an instance serves one program.
 
@@ -64,15 +67,18 @@ class IWELBO(StepsByTerms, ELBO):
         num_particles: K, at least 1.
         doubly_reparametrized: Whether the guide's gradient is the doubly reparametrised one.
         data_plate: Name of the data plate, where the latents share more than one.
-        vectorize_particles: Draw all particles at once, by a plate around the program. A program that weighs otherwise
-            inside of that plate is found out at the first step and run one particle at a time, with a warning.
-        max_plate_nesting: Number of dimensions that the program's plates take; found out where it is not given.
+        vectorize_particles: Draw all particles at once, by a plate around the program. A program
+            that weighs otherwise inside of that plate is found out at the first step and run one
+            particle at a time, with a warning.
+        max_plate_nesting: Number of dimensions that the program's plates take; found out where it
+            is not given.
         retain_graph: Whether ``loss_and_grads`` keeps the graph.
 
     Raises:
-        InputError: if an argument cannot be used; at a step, if the program has no weights for each datum: a guide
-            site without reparametrised draws, a latent that the guide misses, a site outside the data plate, a
-            subsampled plate inside of it, different scales at the sites of a doubly reparametrised guide.
+        InputError: if an argument cannot be used; at a step, if the program has no weights for each
+            datum: a guide site without reparametrised draws, a latent that the guide misses, a site
+            outside the data plate, a subsampled plate inside of it, different scales at the sites
+            of a doubly reparametrised guide.
     """
 
     def __init__(
@@ -115,7 +121,9 @@ class IWELBO(StepsByTerms, ELBO):
             runs = [self._run(pair)]
             runs += [self._run(pair, runs[0].subsample()) for _ in range(1, self.num_particles)]
         log_weights = torch.cat([run.log_weights for run in runs])
-        for run, weights in zip(runs, log_weights.detach().softmax(0).chunk(len(runs)), strict=True):
+        for run, weights in zip(
+            runs, log_weights.detach().softmax(0).chunk(len(runs)), strict=True
+        ):
             run.set_weights(weights)
         bound = (log_weights.logsumexp(0) - math.log(self.num_particles)).sum()
         with torch.no_grad():
@@ -130,7 +138,9 @@ class IWELBO(StepsByTerms, ELBO):
         warn_if_nan(loss, "loss")
         return float(loss)
 
-    def _get_trace(self, model: Function, guide: Function, args: Any, kwargs: Any) -> tuple[poutine.Trace, ...]:
+    def _get_trace(
+        self, model: Function, guide: Function, args: Any, kwargs: Any
+    ) -> tuple[poutine.Trace, ...]:
         run = self._run(Pair(model, guide, args, kwargs))
         return run.model_trace, run.guide_trace
 
@@ -145,15 +155,26 @@ class IWELBO(StepsByTerms, ELBO):
     @torch.no_grad()
     def _vectorizes(self, pair: Pair) -> bool:
         """Find the dimension of the particles, and whether two drawn together weigh what each weighs alone."""
-        with evaluating(pair.model, pair.guide), poutine.block(), seeded(0, PROBE_STREAM), full_precision():
+        with (
+            evaluating(pair.model, pair.guide),
+            poutine.block(),
+            seeded(0, PROBE_STREAM),
+            full_precision(),
+        ):
             alone = self._run(pair)  # says what is wrong with the program itself
             if self.max_plate_nesting == math.inf:
                 self.max_plate_nesting = alone.plate_nesting + 1
             try:
-                together = Run(self._with_particles(pair), -int(self.max_plate_nesting), self.data_plate)
-                again = [Run(pair, None, self.data_plate, start=together.particle(k)) for k in range(2)]
+                together = Run(
+                    self._with_particles(pair), -int(self.max_plate_nesting), self.data_plate
+                )
+                again = [
+                    Run(pair, None, self.data_plate, start=together.particle(k)) for k in range(2)
+                ]
                 same = torch.cat([run.log_weights for run in again])
-                if torch.allclose(together.log_weights[:2], same, rtol=1e-4, atol=1e-3, equal_nan=True):
+                if torch.allclose(
+                    together.log_weights[:2], same, rtol=1e-4, atol=1e-3, equal_nan=True
+                ):
                     return True
             except (RuntimeError, ValueError, IndexError):
                 pass

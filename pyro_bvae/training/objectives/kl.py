@@ -49,16 +49,18 @@ class Latent(NamedTuple):
 class KLObjective(StepsByTerms, Trace_ELBO):
     """An objective of the distortion and of the KL between guide and prior, for programs with one latent site.
 
-    A subclass says what the divergence of a batch is and what is made of it. The draws serve the distortion, and the
-    divergence only where it has no closed form. The rate of its :class:`~pyro_bvae.training.Terms` is that KL at β = 1.
+    A subclass says what the divergence of a batch is and what is made of it. The draws serve the
+    distortion, and the divergence only where it has no closed form. The rate of its
+    :class:`~pyro_bvae.training.Terms` is that KL at β = 1.
 
     Args:
         num_particles: Draws for each datum, at least 1.
         data_plate: Name of the data plate, where the latent has more than one.
 
     Raises:
-        InputError: if an argument cannot be used; at a step, if guide and model do not have one latent site alone and
-            the same, if its draws are not reparametrised, or if its scale (β) differs between the two.
+        InputError: if an argument cannot be used; at a step, if guide and model do not have one
+            latent site alone and the same, if its draws are not reparametrised, or if its scale (β)
+            differs between the two.
     """
 
     def __init__(self, num_particles: int = 1, *, data_plate: str | None = None) -> None:
@@ -74,12 +76,18 @@ class KLObjective(StepsByTerms, Trace_ELBO):
     def penalty(self, latent: Latent, kl: Tensor) -> Tensor:
         """Return what the loss holds besides the distortion, from the particles' mean divergence; a scalar."""
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Terms:
         """Return the terms of one batch, averaged over the particles."""
         distortions, kls = [], []
         for model_trace, guide_trace in self._get_traces(model, guide, args, kwargs):
             latent = find_latent(model_trace, guide_trace, self.data_plate, (args, kwargs))
-            observed = [site["log_prob_sum"] for site in samples(model_trace).values() if site["is_observed"]]
+            observed = [
+                site["log_prob_sum"]
+                for site in samples(model_trace).values()
+                if site["is_observed"]
+            ]
             kls.append(self.divergence(latent))
             distortions.append(-sum(observed, kls[-1].new_zeros(())))
         kl, distortion = torch.stack(kls).mean(0), torch.stack(distortions).mean()
@@ -87,7 +95,9 @@ class KLObjective(StepsByTerms, Trace_ELBO):
         return Terms(loss, distortion.detach(), latent.subsampling * kl.detach().sum())
 
     @torch.no_grad()
-    def loss(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         """Return the loss of one batch as a number, without gradients: what ``SVI.evaluate_loss`` calls."""
         loss = self.terms(model, guide, *args, **kwargs).loss
         warn_if_nan(loss, "loss")
@@ -95,7 +105,10 @@ class KLObjective(StepsByTerms, Trace_ELBO):
 
 
 def find_latent(
-    model_trace: poutine.Trace, guide_trace: poutine.Trace, data_plate: str | None, arguments: tuple[Any, ...]
+    model_trace: poutine.Trace,
+    guide_trace: poutine.Trace,
+    data_plate: str | None,
+    arguments: tuple[Any, ...],
 ) -> Latent:
     """Return the latent site of two traces: only of a single one does the KL depend on the data alone.
 
@@ -116,7 +129,11 @@ def find_latent(
             f" {', '.join(sites) or 'none'} in the guide and {', '.join(latents) or 'none'} in the model"
         )
     (name,) = latents
-    latent = Latent(sites[name], model_trace.nodes[name], find_plate(latents, model_trace, data_plate, arguments))
+    latent = Latent(
+        sites[name],
+        model_trace.nodes[name],
+        find_plate(latents, model_trace, data_plate, arguments),
+    )
     family = type(latent.guide["fn"]).__name__
     if not latent.guide["fn"].has_rsample:
         raise InputError(
@@ -124,8 +141,12 @@ def find_latent(
             " whose has_rsample is True, such as Normal"
         )
     # Tensors are looked at with Pyro's validation only: to look is to wait for the device.
-    if is_validation_enabled() and not torch.allclose(*torch.broadcast_tensors(*map(_weights, latent[:2]))):
-        raise InputError(f"site '{name}' must have one scale (β) and mask in guide and model, got two")
+    if is_validation_enabled() and not torch.allclose(
+        *torch.broadcast_tensors(*map(_weights, latent[:2]))
+    ):
+        raise InputError(
+            f"site '{name}' must have one scale (β) and mask in guide and model, got two"
+        )
     return latent
 
 
@@ -159,9 +180,13 @@ def check_number(name: str, value: float, *, positive: bool = False) -> None:
     """
     good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < 0 or (positive and value == 0):
-        raise InputError(f"'{name}' must be {'positive' if positive else 'non-negative'} and finite, got {value!r}")
+        raise InputError(
+            f"'{name}' must be {'positive' if positive else 'non-negative'} and finite, got {value!r}"
+        )
 
 
 def _weights(site: Site) -> Tensor:
-    weights: Tensor = scale_and_mask(torch.ones_like(site["unscaled_log_prob"]), site["scale"], site["mask"])
+    weights: Tensor = scale_and_mask(
+        torch.ones_like(site["unscaled_log_prob"]), site["scale"], site["mask"]
+    )
     return weights

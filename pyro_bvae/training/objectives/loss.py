@@ -18,10 +18,12 @@ from pyro_bvae.training.objectives.terms import Objective, Terms, TraceTerms
 class Loss(nn.Module):
     """The objective of a module with ``model`` and ``guide``, as a module that owns their parameters.
 
-    Pyro's own ``Trace_ELBO()(vae.model, vae.guide)`` is handed bound methods and registers no parameter at all.
+    Pyro's own ``Trace_ELBO()(vae.model, vae.guide)`` is handed bound methods and registers no
+    parameter at all.
 
     Args:
-        vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context, beta)``.
+        vae: A module with Pyro functions ``model(x, context, beta)`` and ``guide(x, context,
+            beta)``.
         objective: Turns a pair and its arguments into :class:`~pyro_bvae.training.Terms`.
     """
 
@@ -48,8 +50,9 @@ class Loss(nn.Module):
             x: The batch, shape ``(B, D)``.
             context: Its context.
             beta: Weight of the KL.
-            noise: Standard normal noise for latent sites by name, instead of the global generator's: shape
-                ``(B, L)`` for a site of that shape. The loss is then a function of its arguments and parameters.
+            noise: Standard normal noise for latent sites by name, instead of the global
+                generator's: shape ``(B, L)`` for a site of that shape. The loss is then a function
+                of its arguments and parameters.
 
         Raises:
             InputError: if noise is given for a site that does not draw, or of another shape.
@@ -57,7 +60,9 @@ class Loss(nn.Module):
         with GivenNoise(noise or {}) as given:
             terms = self.objective.terms(self.vae.model, self.vae.guide, x, context, beta)
         if unused := set(given.noise) - given.used:
-            raise InputError(f"'noise' must be for sites that draw, got it for {', '.join(sorted(unused))}")
+            raise InputError(
+                f"'noise' must be for sites that draw, got it for {', '.join(sorted(unused))}"
+            )
         return terms
 
 
@@ -75,7 +80,9 @@ class GivenNoise(Messenger):  # type: ignore[misc]
             return
         noise, shape = self.noise[name], msg["fn"].shape()
         if noise.shape != shape:
-            raise InputError(f"'noise' of site '{name}' must have shape {tuple(shape)}, got {tuple(noise.shape)}")
+            raise InputError(
+                f"'noise' of site '{name}' must have shape {tuple(shape)}, got {tuple(noise.shape)}"
+            )
         msg["value"] = reparametrize(msg["fn"], noise)
         self.used.add(name)
 
@@ -85,7 +92,8 @@ def reparametrize(distribution: Any, noise: Tensor) -> Tensor:
     """Return the draw of a distribution that standard normal noise stands for.
 
     Raises:
-        InputError: for a family whose draws are no function of standard normal noise of their shape.
+        InputError: for a family whose draws are no function of standard normal noise of their
+            shape.
     """
     raise InputError(f"{type(distribution).__name__} draws are not built from given normal noise")
 
@@ -97,7 +105,9 @@ def _(distribution: torch.distributions.Normal, noise: Tensor) -> Tensor:
 
 @reparametrize.register
 def _(distribution: torch.distributions.MultivariateNormal, noise: Tensor) -> Tensor:
-    return distribution.loc + (distribution._unbroadcasted_scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
+    return distribution.loc + (
+        distribution._unbroadcasted_scale_tril @ noise.unsqueeze(-1)
+    ).squeeze(-1)
 
 
 @reparametrize.register

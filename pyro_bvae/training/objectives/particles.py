@@ -35,21 +35,25 @@ class Pair(NamedTuple):
 
     def run_model(self, guide_trace: poutine.Trace) -> poutine.Trace:
         """Run the model at the guide's values."""
-        return poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(*self.args, **self.kwargs)
+        return poutine.trace(poutine.replay(self.model, trace=guide_trace)).get_trace(
+            *self.args, **self.kwargs
+        )
 
 
 class Run:
     r"""One run of a pair, of one particle or of all of them.
 
-    ``log_weights``, shape ``(K, N)``, hold every site's log density with its scale and mask, summed over all dimensions
-    but particles and data. The scale of a subsampled data plate is no part of them: it is ``plate_scale``.
+    ``log_weights``, shape ``(K, N)``, hold every site's log density with its scale and mask, summed
+    over all dimensions but particles and data. The scale of a subsampled data plate is no part of
+    them: it is ``plate_scale``.
 
     Args:
         pair: What is run.
         particle_dim: The dimension of the particles' plate, if the pair has one.
         data_plate: Name of the data plate, where the latents share more than one.
-        doubly: Whether the guide's score is taken out of the gradient of the log weights, and that of its draws is
-            multiplied by :math:`1 - \beta (1 - \tilde w)`; needs :meth:`set_weights` before the gradient is taken.
+        doubly: Whether the guide's score is taken out of the gradient of the log weights, and that
+            of its draws is multiplied by :math:`1 - \beta (1 - \tilde w)`; needs
+            :meth:`set_weights` before the gradient is taken.
         start: A trace at whose draws or subsample the guide starts.
 
     Raises:
@@ -86,7 +90,12 @@ class Run:
     @property
     def plate_nesting(self) -> int:
         """Number of dimensions that the plates take."""
-        return max(-frame.dim for site in self._sites() for frame in site["cond_indep_stack"] if frame.vectorized)
+        return max(
+            -frame.dim
+            for site in self._sites()
+            for frame in site["cond_indep_stack"]
+            if frame.vectorized
+        )
 
     def _without_score(self, pair: Pair, drawn: poutine.Trace) -> Tensor:
         """Return zeros ``(K, N)`` that take the guide's score from a gradient; the draws' factors stand in for it."""
@@ -101,8 +110,11 @@ class Run:
 
     def _slowed(self, drawn: poutine.Trace) -> dict[str, Tensor]:
         """Return the draws, with gradients that are multiplied by factors which are known once the weights are."""
-        values = {name: site["value"].view_as(site["value"]) for name, site in _noisy(drawn).items()}
-        # The hooks know the factors alone: with a trace in reach, they would keep alive the graph that holds them.
+        values = {
+            name: site["value"].view_as(site["value"]) for name, site in _noisy(drawn).items()
+        }
+        # The hooks know the factors alone: with a trace in reach, they would keep alive the graph
+        # that holds them.
         factors = self.factors
         for name, value in values.items():
             if value.requires_grad:
@@ -115,9 +127,13 @@ class Run:
             spread = weights[0].reshape(-1, *[1] * (-self.plate.dim - 1))
         else:
             between, inner = self.plate.dim - self.particle_dim - 1, -self.plate.dim - 1
-            spread = weights.reshape(weights.shape[0], *[1] * between, weights.shape[1], *[1] * inner)
+            spread = weights.reshape(
+                weights.shape[0], *[1] * between, weights.shape[1], *[1] * inner
+            )
         for name, site in _noisy(self.guide_trace).items():
-            beta = scale_and_mask(weights.new_ones(()), site["scale"] / self.plate_scale, site["mask"])
+            beta = scale_and_mask(
+                weights.new_ones(()), site["scale"] / self.plate_scale, site["mask"]
+            )
             factor = 1 - beta * (1 - spread)
             self.factors[name] = factor.reshape(*factor.shape, *[1] * site["fn"].event_dim)
 
@@ -135,13 +151,19 @@ class Run:
 
     def distortion(self) -> Tensor:
         """Return minus the log likelihood of the observed sites, summed over particles and data."""
-        observed = [s["log_prob_sum"] for s in samples(self.model_trace).values() if s["is_observed"]]
+        observed = [
+            s["log_prob_sum"] for s in samples(self.model_trace).values() if s["is_observed"]
+        ]
         return -torch.stack(observed).sum()
 
     def rate(self) -> Tensor:
         """Return the log density of the guide over that of the latents at β = 1, summed over particles and data."""
         guide = [log_density(site) for site in samples(self.guide_trace).values()]
-        latent = [log_density(site) for site in samples(self.model_trace).values() if not site["is_observed"]]
+        latent = [
+            log_density(site)
+            for site in samples(self.model_trace).values()
+            if not site["is_observed"]
+        ]
         return torch.stack(guide).sum() - torch.stack(latent).sum()
 
     def particle(self, k: int) -> poutine.Trace:
@@ -194,7 +216,9 @@ def _find_plate(
                 " sites whose has_rsample is True, such as Normal; Trace_ELBO accepts the others"
             )
     guide_sites, model_sites = _bare(guide_trace, particle_dim), _bare(model_trace, particle_dim)
-    plate = find_plate(find_latents(model_sites, guide_sites), model_sites, data_plate, (pair.args, pair.kwargs))
+    plate = find_plate(
+        find_latents(model_sites, guide_sites), model_sites, data_plate, (pair.args, pair.kwargs)
+    )
     check_sites(plate, guide_sites, model_sites)
     for trace in (guide_sites, model_sites):
         for name, site in samples(trace).items():
@@ -208,14 +232,21 @@ def _bare(trace: poutine.Trace, particle_dim: int | None) -> poutine.Trace:
     """Return a trace without the particles' plate, and without masks: on a latent they are β = 0, which is legal."""
     bare = trace.copy()
     for name, site in samples(trace).items():
-        frames = tuple(frame for frame in site["cond_indep_stack"] if frame.dim is None or frame.dim != particle_dim)
+        frames = tuple(
+            frame
+            for frame in site["cond_indep_stack"]
+            if frame.dim is None or frame.dim != particle_dim
+        )
         bare.nodes[name] = {**site, "mask": None, "cond_indep_stack": frames}
     return bare
 
 
 def _check_subsampling(name: str, site: Site, plate: Any) -> None:
     for frame in site["cond_indep_stack"]:
-        if frame.name == plate.name and (frame.size, frame.full_size) != (plate.size, plate.full_size):
+        if frame.name == plate.name and (frame.size, frame.full_size) != (
+            plate.size,
+            plate.full_size,
+        ):
             raise InputError(
                 f"plate '{plate.name}' must have one size and subsample in model and guide, got {frame.size} of"
                 f" {frame.full_size} at site '{name}' and {plate.size} of {plate.full_size} elsewhere"
@@ -233,7 +264,9 @@ def _check_scales(sites: Mapping[str, Site]) -> None:
     for name in others:
         scales = [torch.as_tensor(sites[site]["scale"]) for site in (first, name)]
         # Tensors are looked at with Pyro's validation only: to look is to wait for the device.
-        looked_at = is_validation_enabled() or not any(isinstance(sites[s]["scale"], Tensor) for s in (first, name))
+        looked_at = is_validation_enabled() or not any(
+            isinstance(sites[s]["scale"], Tensor) for s in (first, name)
+        )
         if looked_at and not torch.allclose(*torch.broadcast_tensors(*scales)):
             raise InputError(
                 "'doubly_reparametrized' needs the same scale (β) at all sites of the guide, got others at"

@@ -31,7 +31,9 @@ class Terms(NamedTuple):
 class Objective(Protocol):
     """What training takes as an objective: anything that says the terms of a batch."""
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Terms:
         """Return the terms of one batch."""
         ...
 
@@ -52,7 +54,9 @@ class StepsByTerms:
         """Return the loss of one batch, a tensor with its gradient."""
         return self.terms(model, guide, *args, **kwargs).loss
 
-    def loss_and_grads(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
         """Return the loss of one batch as a number, and accumulate its gradients: what SVI calls."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward(retain_graph=self.retain_graph)  # type: ignore[no-untyped-call]
@@ -63,21 +67,36 @@ class StepsByTerms:
 class TraceTerms(StepsByTerms, Trace_ELBO):
     """Pyro's ``Trace_ELBO``, its loss and its gradients, without a synchronisation with the device in each step.
 
-    ``Trace_ELBO`` turns its loss into a Python number several times a step; here it stays a tensor, and comes with
-    distortion and rate apart.
+    ``Trace_ELBO`` turns its loss into a Python number several times a step; here it stays a tensor,
+    and comes with distortion and rate apart.
     """
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Terms:
         """Return the terms of one batch, averaged over the particles."""
-        particles = [self._terms(*traces) for traces in self._get_traces(model, guide, args, kwargs)]
-        return Terms(*(torch.stack(values).sum() / self.num_particles for values in zip(*particles, strict=True)))
+        particles = [
+            self._terms(*traces) for traces in self._get_traces(model, guide, args, kwargs)
+        ]
+        return Terms(
+            *(
+                torch.stack(values).sum() / self.num_particles
+                for values in zip(*particles, strict=True)
+            )
+        )
 
     def _terms(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Terms:
         loss: Any
-        model_sites: list[Any] = [site for site in model_trace.nodes.values() if site["type"] == "sample"]
-        guide_sites: list[Any] = [site for site in guide_trace.nodes.values() if site["type"] == "sample"]
+        model_sites: list[Any] = [
+            site for site in model_trace.nodes.values() if site["type"] == "sample"
+        ]
+        guide_sites: list[Any] = [
+            site for site in guide_trace.nodes.values() if site["type"] == "sample"
+        ]
         if all(is_identically_zero(site["score_parts"].score_function) for site in guide_sites):
-            loss = sum(site["log_prob_sum"] for site in guide_sites) - sum(site["log_prob_sum"] for site in model_sites)
+            loss = sum(site["log_prob_sum"] for site in guide_sites) - sum(
+                site["log_prob_sum"] for site in model_sites
+            )
         else:
             value, surrogate = self._differentiable_loss_particle(model_trace, guide_trace)
             loss = value + (surrogate - surrogate.detach())

@@ -36,17 +36,20 @@ class Stacked(NamedTuple):
 class StackedNetwork(nn.Module):
     """Networks of one architecture as one: each maps its own rows, all in the same operations.
 
-    Only what goes from tensors to tensors is vectorised so; whatever a network draws is refused when it is called.
+    Only what goes from tensors to tensors is vectorised so; whatever a network draws is refused
+    when it is called.
 
     Args:
         networks: R networks.
         stacked: Takes note of the parameters.
 
     Shape:
-        ``(R, *, D)`` to ``(R, *, F)``, or ``(R N, D)`` to ``(R N, F)``, rows of the first replica first.
+        ``(R, *, D)`` to ``(R, *, F)``, or ``(R N, D)`` to ``(R N, F)``, rows of the first replica
+        first.
 
     Raises:
-        CannotStack: if they differ in more than their weights, or have buffers, which each call may change.
+        CannotStack: if they differ in more than their weights, or have buffers, which each call may
+            change.
     """
 
     def __init__(self, networks: Sequence[nn.Module], stacked: list[Stacked]) -> None:
@@ -59,10 +62,13 @@ class StackedNetwork(nn.Module):
             raise CannotStack("their networks differ in more than their weights") from error
         self.count, self.names = len(networks), tuple(weights)
         self.weights = nn.ParameterList(
-            nn.Parameter(weight.detach(), requires_grad=weight.requires_grad) for weight in weights.values()
+            nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+            for weight in weights.values()
         )
         for name, whole in zip(self.names, self.weights, strict=True):
-            stacked.append(Stacked(whole, tuple(network.get_parameter(name) for network in networks)))
+            stacked.append(
+                Stacked(whole, tuple(network.get_parameter(name) for network in networks))
+            )
         # What runs the weights, in a list so that its own are none of this module's.
         self._template = [copy.deepcopy(networks[0]).to("meta")]
 
@@ -70,7 +76,9 @@ class StackedNetwork(nn.Module):
         """Map each replica's rows by its own network."""
         weights = dict(zip(self.names, self.weights, strict=True))
         rows = x.dim() == 2
-        outputs: Tensor = torch.vmap(self._one)(weights, x.unflatten(0, (self.count, -1)) if rows else x)
+        outputs: Tensor = torch.vmap(self._one)(
+            weights, x.unflatten(0, (self.count, -1)) if rows else x
+        )
         return outputs.flatten(0, 1) if rows else outputs
 
     def _one(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
@@ -82,17 +90,19 @@ class StackedNetwork(nn.Module):
 class Replicas(nn.Module):
     r"""R β-VAEs of the same parts as one Pyro program, each with its own weights, data and β.
 
-    .. math:: z_{rn} \sim p_r(z), \quad x_{rn} \sim p_r(x \mid z_{rn}), \qquad z_{rn} \sim q_r(z \mid x_{rn})
+    .. math:: z_{rn} \sim p_r(z), \quad x_{rn} \sim p_r(x \mid z_{rn}), \qquad z_{rn} \sim q_r(z
+    \mid x_{rn})
 
-    in the plates ``replicas`` and ``data``. It is itself a :class:`~pyro_bvae.BetaVAE` whose networks are stacked
-    (:class:`StackedNetwork`) and whose other parameters, of shape ``(R, 1, ...)``, broadcast over the data: stock SVI
-    trains it, with β a tensor ``(R, 1)``.
+    in the plates ``replicas`` and ``data``. It is itself a :class:`~pyro_bvae.BetaVAE` whose
+    networks are stacked (:class:`StackedNetwork`) and whose other parameters, of shape ``(R, 1,
+    ...)``, broadcast over the data: stock SVI trains it, with β a tensor ``(R, 1)``.
 
     Args:
         vaes: The models, which are left as they are.
 
     Raises:
-        CannotStack: if their parts cannot be stacked. That the result is right is for :meth:`rehearse` to see.
+        CannotStack: if their parts cannot be stacked. That the result is right is for
+            :meth:`rehearse` to see.
     """
 
     def __init__(self, vaes: Sequence[BetaVAE]) -> None:
@@ -100,19 +110,25 @@ class Replicas(nn.Module):
         for vae in vaes:
             if type(vae) is not BetaVAE:
                 raise CannotStack(f"a {type(vae).__name__} is no BetaVAE")
-            if len(list(vae.parameters())) < len(list(vae.named_parameters(remove_duplicate=False))):
+            if len(list(vae.parameters())) < len(
+                list(vae.named_parameters(remove_duplicate=False))
+            ):
                 raise CannotStack("their parts share parameters")
         self.count = len(vaes)
         self.stacked: list[Stacked] = []
         self.vae = copy.deepcopy(vaes[0])
         _stack(self.vae, vaes, self.stacked)
 
-    def model(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Tensor:
+    def model(
+        self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0
+    ) -> Tensor:
         """The generative models; x ``(R, N, D)``, β ``(R, 1)``."""
         with pyro.plate("replicas", self.count, dim=-2):
             return self.vae.model(x, context, beta)
 
-    def guide(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Tensor:
+    def guide(
+        self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0
+    ) -> Tensor:
         """The guides; arguments as of :meth:`model`."""
         with pyro.plate("replicas", self.count, dim=-2):
             return self.vae.guide(x, context, beta)
@@ -137,8 +153,12 @@ def _stack(target: nn.Module, modules: Sequence[nn.Module], stacked: list[Stacke
     for name, _ in list(target.named_parameters(recurse=False)):
         parts = tuple(module.get_parameter(name) for module in modules)
         if len({(part.shape, part.requires_grad) for part in parts}) > 1:
-            raise CannotStack(f"their parameters '{name}' differ in shape, or in whether they are trained")
-        whole = nn.Parameter(torch.stack([part.detach() for part in parts]).unsqueeze(1), parts[0].requires_grad)
+            raise CannotStack(
+                f"their parameters '{name}' differ in shape, or in whether they are trained"
+            )
+        whole = nn.Parameter(
+            torch.stack([part.detach() for part in parts]).unsqueeze(1), parts[0].requires_grad
+        )
         setattr(target, name, whole)
         stacked.append(Stacked(whole, parts))
     for name, buffer in target.named_buffers(recurse=False):
@@ -155,15 +175,21 @@ def _stack(target: nn.Module, modules: Sequence[nn.Module], stacked: list[Stacke
 class ReplicaTerms(TraceTerms):
     """The terms of a program over a ``replicas`` plate, each an entry for a replica, shape ``(R,)``."""
 
-    def terms(self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Terms:
+    def terms(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Terms:
         """Return the terms of one batch."""
         ((model_trace, guide_trace),) = self._get_traces(model, guide, args, kwargs)
         sites: list[tuple[int, Any]] = [(-1, site) for site in model_trace.nodes.values()]
         sites += [(1, site) for site in guide_trace.nodes.values()]
         # A plate is a site too, which has no density.
         sites = [(sign, site) for sign, site in sites if site["type"] == "sample"]
-        latent = [(sign, site["unscaled_log_prob"]) for sign, site in sites if not site["is_observed"]]
-        observed = [(sign, site["unscaled_log_prob"]) for sign, site in sites if site["is_observed"]]
+        latent = [
+            (sign, site["unscaled_log_prob"]) for sign, site in sites if not site["is_observed"]
+        ]
+        observed = [
+            (sign, site["unscaled_log_prob"]) for sign, site in sites if site["is_observed"]
+        ]
         loss = _sum([(sign, site["log_prob"]) for sign, site in sites])
         with torch.no_grad():
             return Terms(loss, _sum(observed), _sum(latent))

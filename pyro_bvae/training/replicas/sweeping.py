@@ -24,7 +24,8 @@ from pyro_bvae.training.settings import Settings
 from pyro_bvae.training.target_rate import TargetRate
 from pyro_bvae.vae import BetaVAE
 
-# Weights of a model from which so many replicas are no faster stacked than apart (measured on one core and on two).
+# Weights of a model from which so many replicas are no faster stacked than apart (measured on one
+# core and on two).
 _LARGE = {1: 0, 2: 2**15, 3: 2**18}
 
 
@@ -75,9 +76,20 @@ class Sweep(Sequence[Replica]):
         return self.runs[index]
 
     def __str__(self) -> str:
-        shown = ("objective", "distortion", "rate", "validation_objective", "validation_elbo", "active_units")
-        columns = [name for name in shown if self.runs and all(name in run.history for run in self.runs)]
-        lines = [f"{'beta':>8}{'seed':>6}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)]
+        shown = (
+            "objective",
+            "distortion",
+            "rate",
+            "validation_objective",
+            "validation_elbo",
+            "active_units",
+        )
+        columns = [
+            name for name in shown if self.runs and all(name in run.history for run in self.runs)
+        ]
+        lines = [
+            f"{'beta':>8}{'seed':>6}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)
+        ]
         for run in self.runs:
             last = run.history.rows[-1]
             numbers = "".join(f"{last[name]:>{len(name) + 3}.2f}" for name in columns)
@@ -105,43 +117,49 @@ def sweep(
 ) -> Sweep:
     r"""Train a model for each β and seed, side by side: R replicas as one Pyro program, and one step for all of them.
 
-    .. math:: \mathcal{L} = \sum_r \sum_n \Big( \mathbb{E}_{q_r(z \mid x_{rn})} [-\log p_r(x_{rn} \mid z)]
+    .. math:: \mathcal{L} = \sum_r \sum_n \Big( \mathbb{E}_{q_r(z \mid x_{rn})} [-\log p_r(x_{rn}
+    \mid z)]
         + \beta_r \, KL(q_r(z \mid x_{rn}) \,\|\, p_r(z)) \Big)
 
-    Each replica has the noise, the order of data, the limit on its gradient and the schedule of β that
-    ``fit(make_vae(seed), data, beta=schedule(beta), seed=seed, ...)`` would give it, and so ends, but for rounding, as
-    the model which that would train. Networks are stacked, as ``torch.func`` stacks ensembles, and the program is held
-    to the models' own losses and gradients on a few data before it is trained. What cannot be stacked, such as batch
-    norm or a flow as a guide, is trained one after the other as ``fit`` does it, with a warning that says why; so
-    are two or three large models on a CPU, without one, since they would gain nothing.
+    Each replica has the noise, the order of data, the limit on its gradient and the schedule of β
+    that ``fit(make_vae(seed), data, beta=schedule(beta), seed=seed, ...)`` would give it, and so
+    ends, but for rounding, as the model which that would train. Networks are stacked, as
+    ``torch.func`` stacks ensembles, and the program is held to the models' own losses and gradients
+    on a few data before it is trained. What cannot be stacked, such as batch norm or a flow as a
+    guide, is trained one after the other as ``fit`` does it, with a warning that says why; so are
+    two or three large models on a CPU, without one, since they would gain nothing.
 
-    Under ``torchrun`` each process trains its share, every ``WORLD_SIZE``-th replica, and returns that.
+    Under ``torchrun`` each process trains its share, every ``WORLD_SIZE``-th replica, and returns
+    that.
 
     Args:
-        make_vae: Builds the untrained model of a seed, a new one at each call. It is called with torch's generators
-            seeded by the seed, so that it need not do so itself.
+        make_vae: Builds the untrained model of a seed, a new one at each call. It is called with
+            torch's generators seeded by the seed, so that it need not do so itself.
         data: Training data, as ``fit`` takes them, or a function from a seed to them.
         betas: The β of the replicas.
         seeds: Their seeds: of weights, order of data and noise. Each β is trained with each.
-        schedule: From a β to what ``fit`` takes for it, such as ``lambda beta: LinearWarmup(beta, 10)``.
+        schedule: From a β to what ``fit`` takes for it, such as ``lambda beta: LinearWarmup(beta,
+            10)``.
         epochs: Passes over the data.
         validation: Held-out data, or a function from a seed to them.
         batch_size: Data in a step, of each replica.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
-        gradient_clip: Upper limit on the norm of each replica's gradient per datum; None for no limit.
+        gradient_clip: Upper limit on the norm of each replica's gradient per datum; None for no
+            limit.
         early_stopping: As of ``fit``; replicas are then trained one after the other.
         precision: As of ``fit``.
         device: Where to train; ``cuda`` is the device of the process under ``torchrun``.
-        output: Directory of a run directory ``beta<β>-seed<seed>`` for each replica, which ``fit`` could resume; None
-            to write nothing.
+        output: Directory of a run directory ``beta<β>-seed<seed>`` for each replica, which ``fit``
+            could resume; None to write nothing.
         progress: Show a progress bar.
 
     Returns:
-        The trained models. The ``seconds`` of their histories are shares of what the replicas took together.
+        The trained models. The ``seconds`` of their histories are shares of what the replicas took
+        together.
 
     Raises:
-        InputError: if there is no β, or one is negative or there twice, and likewise for seeds; for what ``fit`` would
-            not take; and if a run directory holds a run.
+        InputError: if there is no β, or one is negative or there twice, and likewise for seeds; for
+            what ``fit`` would not take; and if a run directory holds a run.
         TrainingError: if a loss or gradient stops being finite, naming the replica.
     """
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
@@ -151,8 +169,19 @@ def sweep(
     for beta, seed in assigned(betas, seeds):
         target = as_schedule(schedule(beta))
         if isinstance(target, TargetRate):
-            raise InputError(f"'schedule' must give the β of a sweep, got one that is to be found: {target}")
-        settings = Settings(target, rate, epochs, batch_size, gradient_clip, early_stopping, seed, precision=precision)
+            raise InputError(
+                f"'schedule' must give the β of a sweep, got one that is to be found: {target}"
+            )
+        settings = Settings(
+            target,
+            rate,
+            epochs,
+            batch_size,
+            gradient_clip,
+            early_stopping,
+            seed,
+            precision=precision,
+        )
         with seeded(seed, WEIGHTS_STREAM):
             vae = make_vae(seed)
         if not isinstance(vae, nn.Module):
@@ -165,7 +194,10 @@ def sweep(
         next(iter(replicas.values())).settings.warn_of_unfinished_warmup()
         _check_new(list(replicas.values()))
         _train(list(replicas.values()), progress and place()[0] == 0)
-    runs = (Replica(*key, replica.vae, replica.history, replica.output) for key, replica in replicas.items())
+    runs = (
+        Replica(*key, replica.vae, replica.history, replica.output)
+        for key, replica in replicas.items()
+    )
     return Sweep(tuple(runs), None if callable(validation) else validation)
 
 
@@ -235,7 +267,9 @@ def _check_new(replicas: list[ReplicaTrainer]) -> None:
         replica.refuse_to_overwrite()
 
 
-def _data_for(seed: int, data: Any, validation: Any, same: ReplicaTrainer | None) -> tuple[Any, Any]:
+def _data_for(
+    seed: int, data: Any, validation: Any, same: ReplicaTrainer | None
+) -> tuple[Any, Any]:
     """Return the data of a seed; where a replica of it has them ready on the device, those."""
     if same is not None and isinstance(same.data, Dataset):
         return same.data, None if same.held_out is None else same.held_out.data

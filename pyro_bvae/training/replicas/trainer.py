@@ -32,9 +32,24 @@ class ReplicaTrainer(Trainer):
     """
 
     def __init__(
-        self, vae: Any, data: Any, settings: Settings, validation: Any, device: str | None, output: Path | None
+        self,
+        vae: Any,
+        data: Any,
+        settings: Settings,
+        validation: Any,
+        device: str | None,
+        output: Path | None,
     ) -> None:
-        super().__init__(vae, data, settings, validation, objective=None, device=device, output=output, together=False)
+        super().__init__(
+            vae,
+            data,
+            settings,
+            validation,
+            objective=None,
+            device=device,
+            output=output,
+            together=False,
+        )
 
     def __str__(self) -> str:
         return f"β = {self.final_beta:g}, seed {self.settings.seed}"
@@ -57,7 +72,11 @@ class ReplicaTrainer(Trainer):
             share: Seconds of the steps that are this replica's.
         """
         with private_store(self.vae.model), pyro.validation_enabled(False):
-            row |= {} if self.held_out is None else self.held_out.measure(int(row["epoch"]), self.final_beta)
+            row |= (
+                {}
+                if self.held_out is None
+                else self.held_out.measure(int(row["epoch"]), self.final_beta)
+            )
             row |= self._active_units()
         self._record(row | {"seconds": share + time.perf_counter() - begun})
 

@@ -16,11 +16,13 @@ from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.objectives.loss import Loss
 from pyro_bvae.training.steps.step import Step
 
-#: Steps from which a run repays being compiled: the compiler takes as long as some ten thousand steps of a small
-#: network save. The number decides alone, and no clock, so that the same run is always run the same way.
+#: Steps from which a run repays being compiled: the compiler takes as long as some ten thousand
+#: steps of a small network save. The number decides alone, and no clock, so that the same run is
+#: always run the same way.
 WORTH_COMPILING = 10_000
 
-# How far the compiled loss and gradients may be from the plain ones, in norm, before they are not trusted.
+# How far the compiled loss and gradients may be from the plain ones, in norm, before they are not
+# trusted.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
 _TOLERANCE_BF16 = 0.05
 
@@ -28,17 +30,19 @@ _TOLERANCE_BF16 = 0.05
 class CompiledStep(Step):
     r"""A step whose loss and gradients are compiled for batches of one shape; other batches take the plain way.
 
-    The operations of forward and backward are recorded while the program runs under Pyro's handlers, with parameters,
-    buffers, data and β as inputs, so that schedules work, and compiled by Inductor; random numbers are drawn from the
-    global generator in the order of the plain step. Before the first compiled step both ways are run on one batch with
-    one seed, and the plain one is kept if they disagree.
+    The operations of forward and backward are recorded while the program runs under Pyro's
+    handlers, with parameters, buffers, data and β as inputs, so that schedules work, and compiled
+    by Inductor; random numbers are drawn from the global generator in the order of the plain step.
+    Before the first compiled step both ways are run on one batch with one seed, and the plain one
+    is kept if they disagree.
 
     Args:
         loss: The objective of the module in training.
         parameters: What is trained.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         precision: What the networks of the parts are run in.
-        ranks: The processes that train together. Each compiles for the shape of its share; messages are not compiled.
+        ranks: The processes that train together. Each compiles for the shape of its share; messages
+            are not compiled.
     """
 
     def __init__(
@@ -88,7 +92,12 @@ class CompiledStep(Step):
     def _inputs(self, x: Tensor, context: Context | None, beta: float | Tensor) -> list[Tensor]:
         """Return all that the compiled function depends on."""
         given = [part for part in context or () if part is not None]
-        return [*self._module.tensors(), x, *given, torch.as_tensor(beta, dtype=x.dtype, device=x.device)]
+        return [
+            *self._module.tensors(),
+            x,
+            *given,
+            torch.as_tensor(beta, dtype=x.dtype, device=x.device),
+        ]
 
     def _function(self, tensors: Tensors, context: Context | None) -> Tensors:
         """Return stats and gradients as a function of :meth:`_inputs`; only the layout of ``context`` is used."""
@@ -96,12 +105,17 @@ class CompiledStep(Step):
         for number in self._trained:
             own[number] = own[number].detach().requires_grad_()
         parts = iter(given)
-        rebuilt = None if context is None else Context(*(None if part is None else next(parts) for part in context))
+        rebuilt = (
+            None
+            if context is None
+            else Context(*(None if part is None else next(parts) for part in context))
+        )
         with networks_in(self.precision), torch.enable_grad(), self._module.given(own):
             terms = self.loss(x, rebuilt, beta)
             trained = [own[number] for number in self._trained]
             gradients = torch.autograd.grad(terms.loss, trained, materialize_grads=True)
-        # Row by row: the compiler makes one loop of it, where torch's own norm would be a call for each tensor.
+        # Row by row: the compiler makes one loop of it, where torch's own norm would be a call for
+        # each tensor.
         squares = [gradient.square().sum(-1).sum() for gradient in gradients]
         norm = torch.stack(squares).sum().sqrt() / x.shape[0]
         return [torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm]), *gradients]
@@ -109,19 +123,27 @@ class CompiledStep(Step):
     def _compare(self, x: Tensor, context: Context | None, beta: float) -> None:
         """Raise unless the compiled gradients of a batch are the plain ones, with buffers and generator as before."""
         buffers = {name: buffer.clone() for name, buffer in self.loss.named_buffers()}
-        found: list[list[Tensor]] = []
+        results: list[list[Tensor]] = []
         for way in (super().gradients, self.gradients):
             with seeded(0):
                 stats = way(x, context, beta)
-            found.append([stats, *(_or_zero(parameter) for parameter in self.parameters)])
+            results.append([stats, *(_or_zero(parameter) for parameter in self.parameters)])
             for name, buffer in self.loss.named_buffers():
                 buffer.copy_(buffers[name])
-        tolerance = _TOLERANCE_BF16 if self.precision == "bf16" else _TOLERANCE.get(x.dtype, _TOLERANCE_BF16)
-        whole = x.shape[0] * float(found[0][0][3])  # beside whose rounding a gradient of nearly 0 is not looked at
-        for plain, fast in zip(*found, strict=True):
+        tolerance = (
+            _TOLERANCE_BF16
+            if self.precision == "bf16"
+            else _TOLERANCE.get(x.dtype, _TOLERANCE_BF16)
+        )
+        whole = x.shape[0] * float(
+            results[0][0][3]
+        )  # beside whose rounding a gradient of nearly 0 is not looked at
+        for plain, fast in zip(*results, strict=True):
             apart = float((plain - fast).detach().norm())
             if not apart <= tolerance * max(float(plain.norm()), 1e-3 * whole):
-                raise CannotCompile(f"compiled and plain gradients differ by {apart:.2g} of {float(plain.norm()):.2g}")
+                raise CannotCompile(
+                    f"compiled and plain gradients differ by {apart:.2g} of {float(plain.norm()):.2g}"
+                )
 
 
 def _or_zero(parameter: nn.Parameter) -> Tensor:

@@ -12,8 +12,9 @@ from pyro_bvae.training.steps.compiled import CompiledStep, signature
 class GraphedStep(CompiledStep):
     """A compiled step of which nothing is left to the host but to copy a batch, β and the learning rate in.
 
-    The first step of the compiled shape is launched kernel by kernel, for Adam to make its state; the second is
-    captured, and it and all later ones are replayed. Random numbers go on from the device's generator.
+    The first step of the compiled shape is launched kernel by kernel, for Adam to make its state;
+    the second is captured, and it and all later ones are replayed. Random numbers go on from the
+    device's generator.
 
     Args:
         loss: The objective of the module in training.
@@ -32,7 +33,9 @@ class GraphedStep(CompiledStep):
         self._stats = torch.zeros(4)
         return torch.optim.Adam(self.parameters, lr=self._rate, fused=True, capturable=True)
 
-    def __call__(self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float) -> Tensor:
+    def __call__(
+        self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float
+    ) -> Tensor:
         """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
         for group in self.optimizer.param_groups:  # those of a checkpoint are tensors of their own
             group["lr"] = self._rate
@@ -41,7 +44,11 @@ class GraphedStep(CompiledStep):
         if not (compiled and self._warm):
             self._warm = self._warm or compiled
             return self.take(x, context, beta)
-        given = (x, *(part for part in context or () if part is not None), torch.as_tensor(beta, dtype=x.dtype))
+        given = (
+            x,
+            *(part for part in context or () if part is not None),
+            torch.as_tensor(beta, dtype=x.dtype),
+        )
         if self._graph is None:
             self._capture(given, context)
         for inside, outside in zip(self._inside, given, strict=True):
@@ -56,7 +63,11 @@ class GraphedStep(CompiledStep):
         self._inside = tuple(tensor.to(self._rate.device, copy=True) for tensor in given)
         x, *others, beta = self._inside
         parts = iter(others)
-        layout = None if context is None else Context(*(None if part is None else next(parts) for part in context))
+        layout = (
+            None
+            if context is None
+            else Context(*(None if part is None else next(parts) for part in context))
+        )
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._stats = self.take(x, layout, beta)

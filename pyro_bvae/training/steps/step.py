@@ -41,7 +41,9 @@ class Step:
         self._counts = torch.zeros(0)
         self.optimizer = self._make_optimizer()
 
-    def __call__(self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float) -> Tensor:
+    def __call__(
+        self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float
+    ) -> Tensor:
         """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -53,7 +55,9 @@ class Step:
         if stats.is_cuda:
             self._clip(stats[3])
             step_if_finite(self.optimizer, stats)
-        elif all(map(math.isfinite, numbers := stats.tolist())):  # one look, for all that is asked of them
+        elif all(
+            map(math.isfinite, numbers := stats.tolist())
+        ):  # one look, for all that is asked of them
             if self.gradient_clip is not None and numbers[3] > self.gradient_clip:
                 self._clip(stats[3])
             self._update()
@@ -67,7 +71,9 @@ class Step:
             self.optimizer.step()  # which makes the state of what has none
             return
         each = [state[parameter] for parameter in self.parameters]
-        if each[0]["step"]._base is not self._counts:  # counts are views of one tensor, to be raised at once
+        if (
+            each[0]["step"]._base is not self._counts
+        ):  # counts are views of one tensor, to be raised at once
             self._counts = torch.stack([one["step"] for one in each])
             for place, one in enumerate(each):
                 one["step"] = self._counts[place]
@@ -94,7 +100,9 @@ class Step:
         fused = self.parameters[0].device.type in ("cpu", "cuda")
         return torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
 
-    def joint_gradients(self, x: Tensor, context: Context | None, beta: float | Tensor) -> tuple[Tensor, int]:
+    def joint_gradients(
+        self, x: Tensor, context: Context | None, beta: float | Tensor
+    ) -> tuple[Tensor, int]:
         """Leave the gradients of the batch of all processes at the parameters; return what is :meth:`gradients`' of it.
 
         Args:
@@ -103,7 +111,8 @@ class Step:
             beta: The β of the step.
 
         Returns:
-            Loss, distortion, rate and gradient norm per datum, shape ``(4,)``, and the number of data of all processes.
+            Loss, distortion, rate and gradient norm per datum, shape ``(4,)``, and the number of
+            data of all processes.
         """
         size = x.shape[0]
         if self.ranks.size == 1:
@@ -113,9 +122,13 @@ class Step:
         else:  # a program has nothing to say of no data, but the others wait for this process
             self.optimizer.zero_grad(set_to_none=True)
             stats = x.new_zeros(4)
-        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters]
+        gradients = [
+            torch.zeros_like(each) if each.grad is None else each.grad for each in self.parameters
+        ]
         numbers = torch.cat([stats[:3], stats.new_tensor([size])])
-        whole = self.ranks.sum(torch.cat([numbers, *(gradient.flatten() for gradient in gradients)]))
+        whole = self.ranks.sum(
+            torch.cat([numbers, *(gradient.flatten() for gradient in gradients)])
+        )
         parts = whole[4:].split([gradient.numel() for gradient in gradients])
         for parameter, part in zip(self.parameters, parts, strict=True):
             parameter.grad = part.view_as(parameter).to(parameter.dtype)
