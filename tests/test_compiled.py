@@ -1,6 +1,11 @@
-"""The compiled step is the same program: losses, gradients and runs are those of stock Pyro, for all parts."""
+"""The compiled step is the same program.
 
+Losses, gradients and runs are those of stock Pyro, for all parts.
+"""
+
+import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +19,7 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Decoder, evidence, fit
 from pyro_bvae.compilation import compiled_function as compiling
 from pyro_bvae.compilation.compiled_function import Swapped, capture, compiled
+from pyro_bvae.core.capturing import is_capturing
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products
 from pyro_bvae.datasets import Dataset
@@ -71,7 +77,8 @@ def gradients_of(vae: nn.Module) -> list[Tensor]:
 
 
 def check_against_pyro(parts: dict[str, str], dtype: torch.dtype) -> None:
-    """Loss and gradients at two β of one compiled step against ``Trace_ELBO``'s, each tensor in norm."""
+    """Loss and gradients at two β of one compiled step against ``Trace_ELBO``'s, each tensor in
+    norm."""
     vae, data = member(parts)
     vae, data = vae.to(dtype), data.to(dtype=dtype)
     with private_store(vae.model), pyro.validation_enabled(False):
@@ -116,7 +123,7 @@ def test_every_member_is_compiled_somewhere() -> None:
 
 
 # -- whole runs
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def small_vae() -> BetaVAE:
@@ -156,7 +163,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     [{}, {"objective": FreeBits(0.1)}, {"learning_rate": lambda done, _: 0.01 / (1 + done)}],
 )
 def test_a_compiled_run_is_the_plain_run(options: dict[str, Any]) -> None:
-    """With a β schedule, clipping that bites, a schedule of the learning rate and an uneven last batch."""
+    """With a β schedule, clipping that bites, a schedule of the learning rate and an uneven last
+    batch."""
     plain, history = weights_after(False, **options)
     fast, compiled_history = weights_after(True, **options)
     assert compiled_history.step.startswith("compiled the step in ") and history.step == ""
@@ -282,7 +290,7 @@ def test_only_a_run_that_repays_it_is_compiled(
 
 
 # -- the pieces
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_swapped_modules_get_their_tensors_back_where_two_names_lead_to_one() -> None:
@@ -317,7 +325,10 @@ def test_compiled_functions_draw_the_generators_numbers() -> None:
 
 
 def test_what_was_compiled_holds_on_to_its_large_constants(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are known by identity: one that was freed could have its place taken, and its function, by another."""
+    """They are known by identity.
+
+    One that was freed could have its place taken, and its function, by another.
+    """
 
     def folded(graph: Any, example: Any) -> Any:
         """Stand in for a compiler that keeps what it made of a constant, and not the constant."""
@@ -335,6 +346,20 @@ def test_what_was_compiled_holds_on_to_its_large_constants(monkeypatch: pytest.M
         weak = weakref.ref(constant)
         del constant
         assert weak() is not None
+
+
+def test_a_thread_that_runs_while_another_captures_does_not() -> None:
+    seen: list[bool] = []
+
+    def look(tensors: Sequence[Tensor]) -> Sequence[Tensor]:
+        seen.append(is_capturing())
+        thread = threading.Thread(target=lambda: seen.append(is_capturing()))
+        thread.start()
+        thread.join()
+        return tensors
+
+    capture(look, [torch.zeros(1)])
+    assert seen == [True, False] and not is_capturing()
 
 
 def test_fast_products_leave_the_callers_precision_and_float32s_digits() -> None:

@@ -1,4 +1,7 @@
-"""Weights that a program uses and a model does not own: refused before the first step, and named by an audit."""
+"""Weights that a program uses and a model does not own.
+
+Refused before the first step, and named by an audit.
+"""
 
 import copy
 import functools
@@ -202,7 +205,7 @@ def test_they_are_refused_in_a_sweep_and_in_a_run_that_goes_on(tmp_path: Path) -
     )
     vae = BetaVAE(NormalPrior(L), own_decoder(), nn.Sequential(Module().net, Normal()))
     vae.prior.__class__ = LeafPrior
-    with pytest.raises(InputError, match=r"vae\.prior\.leaf_prior|a tensor of shape \(2,\)"):
+    with pytest.raises(InputError, match=r"vae\.prior\.\S*leaf_prior|a tensor of shape \(2,\)"):
         fit(vae, data(), output=tmp_path, resume=True, **{**QUICK, "epochs": 3})
 
 
@@ -285,7 +288,8 @@ def test_a_module_that_encoder_and_decoder_share_is_trained_once() -> None:
 
 
 def given(seed: int = 0) -> BetaVAE:
-    """A model with a function as its encoder, whose network is the model's own, as the error advises."""
+    """A model with a function as its encoder, whose network is the model's own, as the error
+    advises."""
     torch.manual_seed(seed)
     net = network()
     vae = BetaVAE(NormalPrior(L), own_decoder(), lambda x: normal(net(x)))

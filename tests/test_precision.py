@@ -1,5 +1,7 @@
 """Networks in bfloat16 train a model as good as float32's, and nothing else is in bfloat16."""
 
+import threading
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -54,10 +56,16 @@ def test_only_networks_are_in_bfloat16() -> None:
     x = datasets.digits().train.x[:10]
     with networks_in("bf16"):
         terms = Loss(vae)(x)
-    assert seen == [(torch.float32, torch.bfloat16)]
+        thread = threading.Thread(target=vae.decoder, args=(torch.zeros(1, 6),))
+        thread.start()
+        thread.join()
+    assert seen == [
+        (torch.float32, torch.bfloat16),
+        (torch.float32, torch.float32),
+    ]  # another thread's stay in full
     assert {term.dtype for term in terms} == {torch.float32}
     Loss(vae)(x)
-    assert seen[1] == (torch.float32, torch.float32)
+    assert seen[2] == (torch.float32, torch.float32)
 
 
 def test_a_precision_that_is_not_there_is_refused() -> None:

@@ -24,7 +24,6 @@ from pyro_bvae.core.seeds import seeded
 Tensors = Sequence[Tensor]
 Function = Callable[[Tensors], Tensors]
 
-_capturing = False
 # What this process has compiled, by operations, shapes and constants; with its graph, so that a
 # large constant, which is known by its identity, lives as long and no other can take its place.
 _known: dict[object, tuple[Function, torch.fx.GraphModule]] = {}
@@ -42,24 +41,14 @@ class CannotCompile(Exception):
         super().__init__(line[:200])
 
 
-def is_capturing() -> bool:
-    """Whether the operations that run are being recorded: what is then done piece by piece for a cache is in vain."""
-    return _capturing
-
-
 @contextmanager
 def _recording() -> Iterator[None]:
-    global _capturing  # noqa: PLW0603
-    _capturing = True
     # An empty store: what a program registers while it is recorded are stand-ins, which nobody
     # should see again.
     store = pyro.get_param_store().scope()
-    try:
-        with store, pyro.validation_enabled(False), seeded(0), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        _capturing = False
+    with store, pyro.validation_enabled(False), seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
@@ -101,11 +90,12 @@ def compiled(function: Function, example: Tensors) -> tuple[Function, float]:
     started = time.perf_counter()
     graph = capture(function, [tensor.detach().clone() for tensor in example])
     key = _identity(graph, example)
-    if key not in _known:
+    known = _known.get(key)  # once: another thread may clear the table
+    if known is None:
         if len(_known) >= _MOST_KNOWN:
             _known.clear()
-        _known[key] = _compile(graph, example), graph
-    return _known[key][0], time.perf_counter() - started
+        known = _known[key] = _compile(graph, example), graph
+    return known[0], time.perf_counter() - started
 
 
 def _compile(graph: torch.fx.GraphModule, example: Tensors) -> Function:

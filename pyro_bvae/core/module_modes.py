@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
+import sys
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_pre_hook
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from pyro_bvae.core.errors import InputError
 
 
 def owner(function: Callable[..., Any]) -> nn.Module | None:
@@ -52,30 +58,54 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
 
 @contextmanager
 def evaluating(*functions: Callable[..., Any]) -> Iterator[None]:
-    """Run the body with every module in eval mode, and restore each one's mode afterwards.
+    """Run the body with the modules that functions can reach in eval mode, and restore each one's mode afterwards.
 
-    The modules behind ``functions`` are switched at once, and any other that the body calls just
-    before it runs: a function may reach modules through lists, helpers and handlers that cannot be
-    seen from outside.
+    They are found through attributes, containers, closures, defaults, helpers and handlers, as in
+    :func:`names_in`. Other modules, such as those that another thread trains, are left alone.
     """
-    switched: list[nn.Module] = []
-
-    def switch(module: nn.Module, *_: Any) -> None:
-        if module.training:
-            module.training = False
-            switched.append(module)
-
-    for function in functions:
-        for module in modules_of(function):
-            for part in module.modules():
-                switch(part)
-    hook = register_module_forward_pre_hook(switch)
+    reached = [value for _, value in _reachable({"": functions}) if isinstance(value, nn.Module)]
+    switched = {part for module in reached for part in module.modules() if part.training}
     try:
+        for module in switched:
+            module.training = False
         yield
     finally:
-        hook.remove()
         for module in switched:
             module.training = True
+
+
+# Functions by which a module draws, or moves its statistics, in train mode, each with an argument
+# ``training``.
+_MODAL = (
+    functional.dropout,
+    functional.dropout1d,
+    functional.dropout2d,
+    functional.dropout3d,
+    functional.alpha_dropout,
+    functional.feature_alpha_dropout,
+    functional.batch_norm,
+)
+
+
+class EvalModeCheck(TorchFunctionMode):
+    """Refuses dropout and batch norm in train mode in the body, and in this thread: of modules out of reach.
+
+    Raises:
+        InputError: at such an operation.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at one operation, and do it."""
+        if func in _MODAL:
+            given = inspect.signature(func).bind(*args, **(kwargs or {}))
+            given.apply_defaults()
+            # Without running statistics batch norm takes those of the batch in either mode.
+            if given.arguments["training"] and given.arguments.get("running_mean", 0) is not None:
+                raise InputError(
+                    f"the program runs {func.__name__} in train mode, in a module that cannot be reached from model and"
+                    " guide: call .eval() on that module before, or make it an attribute of the module that uses it"
+                )
+        return func(*args, **(kwargs or {}))
 
 
 @contextmanager
@@ -113,10 +143,6 @@ def leaves(value: Tensor) -> list[Tensor]:
     return list(results.values())
 
 
-# Attributes from object to object after which a search for a tensor's name gives up.
-_DEPTH = 8
-
-
 def names_in(**holders: Any) -> dict[int, str]:
     """Return where tensors are found in objects, by identity: names of parameters, attributes and variables.
 
@@ -126,34 +152,45 @@ def names_in(**holders: Any) -> dict[int, str]:
     Args:
         **holders: The objects, each under the name that begins the names in it.
     """
-    results: dict[int, str] = {}
+    names: dict[int, str] = {}
+    for name, value in _reachable(holders):
+        if isinstance(value, Tensor):
+            names.setdefault(id(value), name)
+        elif isinstance(value, nn.Module):
+            for parameter_name, parameter in value.named_parameters():
+                names.setdefault(id(parameter), f"{name}.{parameter_name}")
+    return names
+
+
+# Attributes from object to object after which a search gives up.
+_DEPTH = 8
+# Packages whose functions and classes refer to no module or tensor of a user's.
+_PACKAGES = {"torch", "pyro", "pyro_bvae", "numpy", "scipy", "pandas", "sklearn", "matplotlib"}
+_LIBRARIES = sys.stdlib_module_names | _PACKAGES
+_PLAIN = (str, bytes, int, float, complex, type(None), logging.Logger)
+_OWN = frozenset(vars(nn.Module()))  # attributes that every module has
+
+
+def _reachable(holders: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield objects and all that can be reached from them, each once and with a name, the nearest first."""
     seen: dict[int, Any] = {}  # with the objects, so that no identity is used twice
-    for name, holder in holders.items():
-        _note_names(name, holder, results, seen, _DEPTH)
-    return results
-
-
-def _note_names(
-    name: str, value: Any, results: dict[int, str], seen: dict[int, Any], depth: int
-) -> None:
-    if isinstance(value, Tensor):
-        results.setdefault(id(value), name)
-        return
-    if depth == 0 or id(value) in seen:
-        return
-    seen[id(value)] = value
-    if isinstance(value, nn.Module):
-        for parameter_name, parameter in value.named_parameters():
-            results.setdefault(id(parameter), f"{name}.{parameter_name}")
-    for inner, part in _inside(value):
-        _note_names(f"{name}.{inner}", part, results, seen, depth - 1)
+    level = list(holders.items())
+    for _ in range(_DEPTH + 1):
+        below: list[tuple[str, Any]] = []
+        for name, value in level:
+            if isinstance(value, _PLAIN) or id(value) in seen:
+                continue
+            seen[id(value)] = value
+            yield name, value
+            below += ((f"{name}.{inner}", part) for inner, part in _inside(value))
+        level = below
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object holds, with names."""
+    """Yield what an object holds, or a function refers to, with names."""
     if isinstance(value, dict):
         yield from ((str(key), part) for key, part in value.items())
-    elif isinstance(value, list | tuple | set | frozenset):
+    elif isinstance(value, list | tuple | set | frozenset | deque):
         yield from ((str(index), part) for index, part in enumerate(value))
     elif isinstance(value, functools.partial):
         yield from (("func", value.func), ("args", value.args), ("keywords", value.keywords))
@@ -162,13 +199,46 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
             (value.__name__, value.__func__),
             (type(value.__self__).__name__, value.__self__),
         )
+    elif isinstance(value, property):
+        yield "fget", value.fget
     elif inspect.isfunction(value):
+        yield from _referred(value)
+    elif isinstance(value, type):
+        if not _is_library(value.__module__):
+            yield from vars(value).items()
+    elif hasattr(value, "__dict__") and not isinstance(value, Tensor | ModuleType):
+        if isinstance(value, nn.Module):
+            yield from value.named_children()
+        yield from ((key, part) for key, part in vars(value).items() if key not in _OWN)
+        kinds = (kind for kind in type(value).__mro__ if not _is_library(kind.__module__))
+        yield from ((kind.__name__, kind) for kind in kinds)
+
+
+def _referred(function: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the closure, the globals and the defaults of a function, and the function that it wraps."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # a variable that has no value yet
-            variables = inspect.getclosurevars(inspect.unwrap(value))
-            yield from (*variables.nonlocals.items(), *variables.globals.items())
-        yield from (("defaults", value.__defaults__), ("keywords", value.__kwdefaults__))
-    elif isinstance(value, nn.Module):
-        yield from value.named_children()
-        yield from ((key, part) for key, part in vars(value).items() if not key.startswith("_"))
-    elif hasattr(value, "__dict__") and not isinstance(value, type | ModuleType):
-        yield from vars(value).items()
+            yield name, cell.cell_contents
+    if not _is_library(function.__module__):
+        names = dict.fromkeys(_names_of(function.__code__))
+        for name in [name for name in names if name in function.__globals__]:
+            value = function.__globals__[name]
+            yield name, value
+            if isinstance(value, ModuleType) and not _is_library(value.__name__):
+                yield from (
+                    (f"{name}.{key}", part) for key, part in vars(value).items() if key in names
+                )
+    yield from (("defaults", function.__defaults__), ("keywords", function.__kwdefaults__))
+    yield from vars(function).items()
+
+
+def _names_of(code: CodeType) -> Iterator[str]:
+    """Yield the names of globals and attributes in a function, and in the functions within it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_of(constant)
+
+
+def _is_library(name: str | None) -> bool:
+    return (name or "").partition(".")[0] in _LIBRARIES

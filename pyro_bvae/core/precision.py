@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 #: What the networks of the parts can be run in while training.
 PRECISIONS = ("float32", "bf16")
 
-_half = False
+_half: ContextVar[bool] = ContextVar("_half", default=False)
 
 
 @contextmanager
@@ -30,23 +31,22 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def networks_in(precision: str) -> Iterator[None]:
-    """Run the networks of the package's parts in bfloat16 in the body, if ``precision`` is ``bf16``.
+    """Run the networks of the package's parts in bfloat16 in the body, if ``precision`` is ``bf16``, in this thread.
 
     Only networks: what they give is brought back to their input's type, so that distributions,
     draws and densities, whose sums over features and data bfloat16 would spoil, are computed as
     always.
     """
-    global _half  # noqa: PLW0603
-    before, _half = _half, precision == "bf16"
+    token = _half.set(precision == "bf16")
     try:
         yield
     finally:
-        _half = before
+        _half.reset(token)
 
 
 def run_network(network: nn.Module, inputs: Tensor) -> Tensor:
     """Apply a network of a part, in the precision that :func:`networks_in` asks for."""
-    if not _half:
+    if not _half.get():
         outputs: Tensor = network(inputs)
         return outputs
     with torch.autocast(inputs.device.type, torch.bfloat16):

@@ -11,8 +11,6 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.quasirandom import SobolEngine
 
-from pyro_bvae.distributions.remembered import Remembered
-
 # Noises behind a mean, in antithetic pairs, and how many are pushed at a time.
 _MEAN_NOISES, _AT_A_TIME = 256, 16
 
@@ -38,9 +36,9 @@ class AutoregressiveNormal(dist.TorchDistribution):
         g^t_d \Big),
 
     where :math:`g^t_d` and :math:`m^t_d` are functions of :math:`u^{t-1}_{<d}` and of a summary of
-    the data. A draw is one pass, and so is its density, as long as it is the last draw. Any other
-    value takes one pass for each dimension and step. The affine map comes last, so that the steps
-    see standard noise, whatever the scale of the latents.
+    the data. A draw is one pass, with or without its density. The density at a given value takes
+    one pass for each dimension and step. The affine map comes last, so that the steps see standard
+    noise, whatever the scale of the latents.
 
     Args:
         loc: :math:`\mu`, shape ``(*, D)``.
@@ -54,7 +52,6 @@ class AutoregressiveNormal(dist.TorchDistribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_vector
     has_rsample = True
-    _last: Remembered | None = None
 
     def __init__(
         self,
@@ -87,25 +84,27 @@ class AutoregressiveNormal(dist.TorchDistribution):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with a gradient."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        noise = self.noise.sample(shape[: len(shape) - len(self.noise.event_shape)])
-        return self.at(noise.to(self.loc))
+        return self.push(self._draw_noise(sample_shape))[0]
 
-    def at(self, noise: Tensor) -> Tensor:
-        """Return the draw that a noise stands for, ``(*, N, D)``, and remember it for its density."""
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+        """Draw with a gradient, and return draws ``(*, D)`` and their log density ``(*)``, by their noise."""
+        noise = self._draw_noise(sample_shape)
         value, log_det = self.push(noise)
-        self._last, self._log_det = Remembered(value, noise), log_det
-        return value
+        return value, self._log_noise(noise) - log_det
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log density of ``(*, D)``, shape ``(*)``."""
-        noise = None if self._last is None else self._last.noise_of(value)
-        if noise is None:
-            noise, log_det = self.pull(value)
-        else:
-            log_det = self._log_det
-        density = self.noise.log_prob(noise)
-        return (density if self.noise.event_shape else density.sum(-1)) - log_det
+        noise, log_det = self.pull(value)
+        return self._log_noise(noise) - log_det
+
+    def _draw_noise(self, sample_shape: Any) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        noise: Tensor = self.noise.sample(shape[: len(shape) - len(self.noise.event_shape)])
+        return noise.to(self.loc)
+
+    def _log_noise(self, noise: Tensor) -> Tensor:
+        density: Tensor = self.noise.log_prob(noise)
+        return density if self.noise.event_shape else density.sum(-1)
 
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return the value of a noise, ``(*, N, D)``, and the log determinant of the map, ``(*, N)``."""

@@ -14,46 +14,35 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.kl import register_kl
 
-from pyro_bvae.distributions.remembered import Remembered
-
 
 def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
     """Multiply ``(N, I, J)`` by ``(*, N, J)``, one matrix product a datum for all its particles, ``(*, N, I)``."""
     return torch.einsum("...ij,...j->...i", matrix, vector)
 
 
-def log_standard_normal(noise: Tensor) -> Tensor:
-    """Return the log density of standard normal noise over the last dimension, ``(*, D)`` to ``(*)``."""
-    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))
-
-
 class FullRankNormal(dist.MultivariateNormal):
-    r"""Pyro's normal of a Cholesky factor, :math:`z = \mu + C \epsilon`, with faster draws, scored by their noise.
-
-    Draws take one matrix product a datum for all its particles. The density of the last draw is
-    that of its noise: it stays finite however badly conditioned C is, where a triangular solve in
-    float32 overflows. The gradient of that density in the draw itself is asked for with
-    ``z.detach().requires_grad_()`` or ``z.view_as(z)``.
-    """
-
-    _last: Remembered | None = None
+    r"""Pyro's normal of a Cholesky factor, with one matrix product a datum for all draws :math:`\mu + C \epsilon`."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with a gradient."""
-        shape = self._extended_shape(torch.Size(sample_shape))
-        noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        value = self.loc + matrix_vector(self._unbroadcasted_scale_tril, noise)
-        self._last = Remembered(value, noise)
-        return value
+        return self._push(self._draw_noise(sample_shape))
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of ``(*, D)``, shape ``(*)``."""
-        noise = None if self._last is None else self._last.noise_of(value)
-        return (
-            super().log_prob(value)
-            if noise is None
-            else log_standard_normal(noise) - self.log_volume
-        )
+    def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
+        """Draw with a gradient, and return draws ``(*, D)`` and their log density ``(*)``, by their noise.
+
+        That density stays finite however badly conditioned C is, where a triangular solve in
+        float32 overflows.
+        """
+        noise = self._draw_noise(sample_shape)
+        log_noise = -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))
+        return self._push(noise), log_noise - self.log_volume
+
+    def _draw_noise(self, sample_shape: Any) -> Tensor:
+        shape = self._extended_shape(torch.Size(sample_shape))
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+    def _push(self, noise: Tensor) -> Tensor:
+        return self.loc + matrix_vector(self._unbroadcasted_scale_tril, noise)
 
     @property
     def log_volume(self) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_bvae.compilation.compiled_function import is_capturing
+from pyro_bvae.core.capturing import is_capturing
 from pyro_bvae.distributions.wide import wide
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)
@@ -35,9 +35,7 @@ def _in_blocks(function: Callable[..., Any], *tensors: Tensor) -> Any:
     """Return a function of tensors that broadcast, or several, a block of their first dimension after the other."""
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     rows = max(1, _COUNTS * shape[0] // max(1, shape.numel())) if shape else 1
-    whole = (
-        is_capturing() or torch.compiler.is_compiling() or any(tensor.is_cuda for tensor in tensors)
-    )
+    whole = is_capturing() or any(tensor.is_cuda for tensor in tensors)
     if whole or not shape or rows >= shape[0]:
         return function(*tensors)
     split = [len(tensor.shape) == len(shape) and len(tensor) > 1 for tensor in tensors]

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.compilation.compiled_function import is_capturing
+from pyro_bvae.core.capturing import is_capturing
 from pyro_bvae.core.errors import check_count
 
 _HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
@@ -66,12 +66,7 @@ class Linear(nn.Linear):
             return False
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return False
-        if (
-            torch.is_autocast_enabled("cpu")
-            or is_capturing()
-            or torch.compiler.is_compiling()
-            or x.numel() == 0
-        ):
+        if torch.is_autocast_enabled("cpu") or x.numel() == 0:
             return False
         return not any(
             torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors

@@ -77,9 +77,9 @@ class FlowPosterior(AmortizedPosterior):
     al. 2016). The steps go through the latents forwards and backwards in turn, and start near the
     identity, so that the guide starts near the diagonal normal.
 
-    Draws and their own densities take one pass; the density at any other value takes one for each
-    step and latent. The mean is a fixed quasi-Monte Carlo one. With one latent a step is affine,
-    and the guide is the normal.
+    A draw and its density together take one pass, in training and in evidence; the density at a
+    given value, as plain ``SVI`` asks for it, takes one for each step and latent. The mean is a
+    fixed quasi-Monte Carlo one. With one latent a step is affine, and the guide is the normal.
 
     Args:
         network: Maps ``(*, D)`` to ``(*, 2 L + H)``. Covariates, if any, are appended to its input.

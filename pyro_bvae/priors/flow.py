@@ -23,6 +23,24 @@ _LOG_SCALE_BOUND = 2.0
 _START = 0.01
 
 
+class UncachedTransformedDistribution(dist.TransformedDistribution):
+    """A transformed distribution whose density of a value does not depend on its earlier draws.
+
+    Pyro's transforms keep their last input and output, and give back the input of an output that
+    they know: the gradient in that output is lost, and a graph is kept alive. Each use of the
+    transforms is that of new copies here, which share the parameters.
+    """
+
+    @property
+    def transforms(self) -> list[Any]:
+        """The transforms, first to last, without anything in their caches."""
+        return [copy.copy(transform) for transform in self._transforms]
+
+    @transforms.setter
+    def transforms(self, transforms: list[Any]) -> None:
+        self._transforms = transforms
+
+
 class FlowPrior(nn.Module):
     r"""A normalizing flow: noise through an elementwise spline, then through affine couplings.
 
@@ -79,13 +97,11 @@ class FlowPrior(nn.Module):
 
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""
-        # Pyro's transforms keep what they last computed, with its graph: copies do, which share the
-        # parameters.
-        transforms: list[Any] = [copy.copy(self.spline)]
+        transforms: list[Any] = [self.spline]
         reverse = torch.arange(self.latent_dim, device=self.loc.device).flip(0)
         for coupling in self.couplings:
-            transforms += [copy.copy(coupling), pyro_transforms.Permute(reverse)]
-        return dist.TransformedDistribution(DiagonalNormal.of(self.loc, self.scale), transforms)
+            transforms += [coupling, pyro_transforms.Permute(reverse)]
+        return UncachedTransformedDistribution(DiagonalNormal.of(self.loc, self.scale), transforms)
 
 
 def _identity_spline(latent_dim: int, num_bins: int, bound: float) -> nn.Module:

@@ -15,9 +15,18 @@ from pyro_bvae.core.errors import InputError, check_count
 
 
 class ZukoDistribution(ZukoToPyro):  # type: ignore[misc]
-    """A flow of Zuko as Pyro takes distributions: with the adapter of ``pyro.contrib.zuko``, and what it leaves out."""
+    """A flow of Zuko as Pyro takes distributions: the adapter of ``pyro.contrib.zuko``, less its cache of draws."""
 
     support = constraints.real_vector
+
+    def __call__(self, sample_shape: Any = ()) -> Tensor:
+        """Draw, with a gradient where the flow can."""
+        return self.rsample(sample_shape) if self.has_rsample else self.sample(sample_shape)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Return the log density of ``(*, L)``, shape ``(*)``."""
+        log_prob: Tensor = self.dist.log_prob(value)
+        return log_prob
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with a gradient, where the flow can."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,18 @@ class Particles(NamedTuple):
 
     values: LatentValues
     densities: LogDensities
+
+
+def count_particles(values: LatentValues) -> int:
+    """Return the number K of particles in the values of a draw."""
+    return len(next(iter(values.values())))
+
+
+def particles(values: LatentValues) -> Iterator[LatentValues]:
+    """Yield the values of each of K particles."""
+    return (
+        {name: value[k] for name, value in values.items()} for k in range(count_particles(values))
+    )
 
 
 def is_close(one: LogDensities, other: LogDensities) -> bool:

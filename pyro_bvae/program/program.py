@@ -20,13 +20,22 @@ from pyro.distributions.util import scale_and_mask
 from torch import Tensor
 
 from pyro_bvae.core.context import check_contexts
-from pyro_bvae.core.module_modes import evaluating, owner
+from pyro_bvae.core.module_modes import EvalModeCheck, evaluating, owner
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products, full_precision
 from pyro_bvae.core.seeds import PROBE_STREAM, PROGRAM_STREAM, seeded
+from pyro_bvae.distributions.scored_draws import ScoredDraws
 from pyro_bvae.program.arguments import check_in_parts, take, tensors
 from pyro_bvae.program.checks import check_faults, check_rows, outside_priors, score, varying_sites
-from pyro_bvae.program.densities import LatentValues, LogDensities, Particles, is_close, stack
+from pyro_bvae.program.densities import (
+    LatentValues,
+    LogDensities,
+    Particles,
+    count_particles,
+    is_close,
+    particles,
+    stack,
+)
 from pyro_bvae.program.sites import (
     Site,
     Sites,
@@ -177,13 +186,10 @@ class Program:
         if callable(own := getattr(guide, "log_density", None)):
             return own(values)
         if self.vectorized:
-            num_particles = next(iter(values.values())).shape[0]
-            return self._log_guide(values, args, self._with_particles(guide, num_particles))
-        singles = (
-            {name: value[k] for name, value in values.items()}
-            for k in range(len(next(iter(values.values()))))
-        )
-        return torch.cat([self._log_guide(single, args, guide) for single in singles])
+            return self._log_guide(
+                values, args, self._with_particles(guide, count_particles(values))
+            )
+        return torch.cat([self._log_guide(single, args, guide) for single in particles(values)])
 
     def _log_guide(self, values: LatentValues, args: tuple[Any, ...], guide: Function) -> Tensor:
         trace = poutine.trace(poutine.condition(guide, data=values)).get_trace(*args)
@@ -192,13 +198,10 @@ class Program:
     def log_joint(self, values: LatentValues, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """Return ``log p(z)`` and ``log p(x | z)`` at given values of the latents, each of shape ``(K, N)``."""
         if self.vectorized:
-            num_particles = next(iter(values.values())).shape[0]
-            return self._log_joint(values, args, self._with_particles(self.model, num_particles))
-        singles = (
-            {name: value[k] for name, value in values.items()}
-            for k in range(len(next(iter(values.values()))))
-        )
-        parts = [self._log_joint(single, args, self.model) for single in singles]
+            return self._log_joint(
+                values, args, self._with_particles(self.model, count_particles(values))
+            )
+        parts = [self._log_joint(single, args, self.model) for single in particles(values)]
         return torch.cat([latent for latent, _ in parts]), torch.cat(
             [observed for _, observed in parts]
         )
@@ -227,7 +230,8 @@ class Program:
         self, num_particles: int | None, args: tuple[Any, ...], guide: Function
     ) -> tuple[LatentValues, Tensor]:
         """Draw particles from a guide, vectorised, with their log density under it; the model is not run."""
-        trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
+        with ScoredDraws():
+            trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
         drawn = {name: site for name, site in samples(trace).items() if not site["is_observed"]}
         densities = torch.stack([self.log_density(site) for site in drawn.values()]).sum(0)
         return {name: site["value"] for name, site in drawn.items()}, densities
@@ -273,6 +277,8 @@ class Program:
 
     def log_density(self, site: Site) -> Tensor:
         """Return the log density of a site at its value, shape ``(K, N)``."""
+        if "unscaled_log_prob" in site:
+            return self.per_datum(site, site["unscaled_log_prob"])
         value = site["value"]
         if (
             site["is_observed"]
@@ -308,7 +314,7 @@ class Program:
 
     @torch.no_grad()
     def _trace_once(self, args: tuple[Any, ...]) -> tuple[poutine.Trace, poutine.Trace]:
-        with seeded(0, PROBE_STREAM), pyro.validation_enabled():
+        with seeded(0, PROBE_STREAM), pyro.validation_enabled(), EvalModeCheck():
             guide_trace = poutine.trace(self.guide).get_trace(*args)
             replayed = poutine.replay(self.model, trace=replayable(guide_trace))
             try:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.distributions.scored_draws import ScoredDraws
 from pyro_bvae.training.objectives.terms import Objective, Terms, TraceTerms
 
 
@@ -57,7 +58,7 @@ class Loss(nn.Module):
         Raises:
             InputError: if noise is given for a site that does not draw, or of another shape.
         """
-        with GivenNoise(noise or {}) as given:
+        with ScoredDraws(), GivenNoise(noise or {}) as given:
             terms = self.objective.terms(self.vae.model, self.vae.guide, x, context, beta)
         if unused := set(given.noise) - given.used:
             raise InputError(
