@@ -13,6 +13,8 @@ as multiples of their matrix products, and how cost grows with data, samples, fe
 
 ``memory``: peak memory of one call in a fresh process.
 
+``--ablation``: the time that each trick saves, alone, in alternated turns: ``ablation.csv`` and nothing else.
+
     python analysis/speed.py --data-root FOLDER_THAT_HOLDS_MNIST
     python analysis/speed.py --device cuda
 
@@ -27,7 +29,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import measuring, memory, training
+from benchmarks import ablation, measuring, memory, training
 from benchmarks.common import Setting, environment
 from benchmarks.contenders import MODELS, train
 from benchmarks.evidence import benchmark_evidence
@@ -60,6 +62,7 @@ def main() -> None:
     parser.add_argument("--num-data", type=int, default=128, help="images of the evidence")
     parser.add_argument("--repeats", type=int, default=5, help="turns of each contender")
     parser.add_argument("--steps", type=int, default=200, help="training steps of a turn")
+    parser.add_argument("--ablation", action="store_true", help="what each trick saves, alone")
     parser.add_argument("--only", choices=tuple(BENCHMARKS), nargs="+", default=tuple(BENCHMARKS))
     parser.add_argument(
         "--models", choices=tuple(MODELS), nargs="+", default=(), help="of the training; all"
@@ -90,6 +93,9 @@ def main() -> None:
         return
     output.mkdir(parents=True, exist_ok=True)
     (output / "environment.txt").write_text(environment(), encoding="utf-8")
+    if given.ablation:
+        ablation.benchmark_ablation(setting)
+        return
     for name in given.only:
         BENCHMARKS[name](setting)
     words = reading(output, training.GOALS if given.device == "cpu" else training.CUDA_GOALS)

@@ -48,7 +48,7 @@ class Task(NamedTuple):
 
 
 # -- models
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def convolutional() -> BetaVAE:
@@ -88,11 +88,14 @@ def counts(setting: Setting, count: int) -> Tensor:
 
 
 # -- contenders
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def ours(task: Task, *, compiled: bool) -> None:
-    """Train by the package's ``fit``: data order, schedules, clipping, watching and progress bar included."""
+    """Train by the package's ``fit``.
+
+    Data order, schedules, clipping, watching and progress bar included.
+    """
     vae = task.make().to(task.x.device)
     warnings.filterwarnings(
         "error", message="the step is not compiled"
@@ -277,7 +280,7 @@ def numpyro_epochs(task: Task) -> None:
 
 
 # -- floors
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def products(task: Task) -> None:
@@ -331,7 +334,7 @@ def fused_adam(task: Task) -> None:
 
 
 # -- all of them
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 COMPILED, PLAIN = "pyro_bvae, compiled", "pyro_bvae, plain"
 HAND, STOCK, STOCK_ON_OURS = "hand-written PyTorch", "stock Pyro SVI", "stock Pyro SVI, our program"
@@ -383,7 +386,8 @@ def contenders_for(model: str, device: str) -> dict[str, Train]:
     for name, package in ELSEWHERE.items():
         if name in everyone and importlib.util.find_spec(package) is None:
             print(
-                f"{package} cannot be imported here, so its row is left out: pip install pyro-bvae[bench]"
+                f"{package} cannot be imported here, so its row is left out: pip install "
+                f"pyro-bvae[bench]"
             )
             del everyone[name]
     return everyone
@@ -395,4 +399,9 @@ def train(name: str, setting: Setting, turn: Callable[[], None]) -> None:
     make, data = MODELS[model]
     x = data(setting, BATCH * setting.steps)
     torch.manual_seed(0)
-    contenders_for(model, setting.device)[contender](Task(make, x, turn))
+    task = Task(make, x, turn)
+    if contender.startswith("without "):
+        from benchmarks.ablation import without  # which times the contenders of this file
+
+        without(contender.removeprefix("without "))(task)
+    contenders_for(model, setting.device)[contender](task)
