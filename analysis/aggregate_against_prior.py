@@ -159,7 +159,10 @@ def truth(x: Tensor) -> float:
 
 
 def untrained(seed: int, width: int, guide: str) -> BetaVAE:
-    """Return the untrained model of a capacity: two hidden layers of a width in each network, or none for 0."""
+    """Return the untrained model of a capacity.
+
+    Two hidden layers of a width in each network, or none for 0.
+    """
     torch.manual_seed(seed)
     hidden = (width, width) if width else ()
     encoders: dict[str, tuple[type[nn.Module], int, dict[str, Any]]] = {
@@ -217,7 +220,10 @@ def trained(epochs: int) -> list[Row]:
 
 
 def over_seeds(rows: list[Row], guide: str, rung: str, beta: float) -> tuple[float, float]:
-    """Return the mean KL of a capacity and its error: of the data and, where there are several, of the seeds."""
+    """Return the mean KL of a capacity and its error.
+
+    Of the data and, where there are several, of the seeds.
+    """
     some = [
         row
         for row in rows
@@ -239,8 +245,10 @@ def reading(closed: list[Row], rows: list[Row]) -> list[str]:
     )
     ends = [row for row in closed if row["decoder"] == "held" and row["beta"] in ("0.1", "10")]
     lines = [
-        f"Closed form: measured within {off:.1f} standard errors at all {len(closed)} points. Decoder held at the"
-        f" truth: {ends[0]['closed_form']} nats at β = 0.1, 0 at β = 1, {ends[1]['closed_form']} at β = 10. Decoder"
+        f"Closed form: measured within {off:.1f} standard errors at all {len(closed)} points. "
+        f"Decoder held at the"
+        f" truth: {ends[0]['closed_form']} nats at β = 0.1, 0 at β = 1, {ends[1]['closed_form']} "
+        f"at β = 10. Decoder"
         " trained as well: 0 at every β."
     ]
     for beta in BETAS:
@@ -273,15 +281,21 @@ def reading(closed: list[Row], rows: list[Row]) -> list[str]:
         for beta in BETAS
     }
     lines += [
-        f"The bound falls short of the data's own density by {short[1.0]:.3f} nats at least at β = 1 (for other β:"
-        f" {', '.join(f'{short[beta]:.3f} at {beta:g}' for beta in BETAS if beta != 1)}), and the marginal KL is"
+        f"The bound falls short of the data's own density by {short[1.0]:.3f} nats at least at β = "
+        f"1 (for other β:"
+        f" {', '.join(f'{short[beta]:.3f} at {beta:g}' for beta in BETAS if beta != 1)}), and the "
+        f"marginal KL is"
         f" {'never more than that, as it must be' if room <= 0 else 'at times more than that, which cannot be'}.",
-        f"At β = 1 capacity {'brings' if falls else 'does not bring'} q(z) to less than half its distance under every"
+        f"At β = 1 capacity {'brings' if falls else 'does not bring'} q(z) to less than half its "
+        f"distance under every"
         f" guide, and the best is {best[1.0][0]:.3f} ± {best[1.0][1]:.3f} nats off:"
-        f" q(z) = p(z) is {'borne out' if reached else 'approached and not reached'} (within {NEAR} nats).",
-        f"That it is special to β = 1 is {'not borne out' if others else 'borne out'} for a decoder that is trained as"
+        f" q(z) = p(z) is {'borne out' if reached else 'approached and not reached'} (within "
+        f"{NEAR} nats).",
+        f"That it is special to β = 1 is {'not borne out' if others else 'borne out'} for a "
+        f"decoder that is trained as"
         f" well: {', '.join(f'{best[beta][0]:.3f} ± {best[beta][1]:.3f} at β = {beta:g}' for beta in BETAS)}. A map of"
-        " the latents that networks can undo takes q(z) to p(z) at no cost in what it tells of x, so that every β > 0"
+        " the latents that networks can undo takes q(z) to p(z) at no cost in what it tells of x, "
+        "so that every β > 0"
         " asks for it; only a decoder that is held makes β = 1 the one.",
     ]
     return lines

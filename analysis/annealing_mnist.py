@@ -106,7 +106,10 @@ def figure_of(rows: list[dict[str, object]], gap: dict[str, float]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.45 * max(best - float(str(row["nats"])) for row in rows))
     axes.set_xlabel("nats below the highest lower bound of log p(x), mean over 16 test images")
-    certificate = f"two-sided bounds on simulated images: {gap['gap']:.1f} ± {gap['gap_error']:.1f} nats apart"
+    certificate = (
+        f"two-sided bounds on simulated images: {gap['gap']:.1f} ± "
+        f"{gap['gap_error']:.1f} nats apart"
+    )
     axes.set_title("Continuous MNIST: how short each estimate falls", loc="left", fontweight="bold")
     axes.text(
         0.99, 0.03, certificate, transform=axes.transAxes, ha="right", fontsize=9, color="#444444"

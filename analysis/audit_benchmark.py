@@ -121,7 +121,7 @@ def spoilt(code: str, x: Tensor | None = None, **mistake: Any) -> Case:
 
 
 # -- mistakes
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def beta_in_the_model_only() -> Case:
@@ -614,7 +614,7 @@ def model_that_stops() -> Case:
 
 
 # -- sound programs
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def subsampled(
@@ -781,7 +781,10 @@ def sound_draws() -> dict[str, Callable[[], Case]]:
 
 
 def reverse_model() -> Case:
-    """The model draws the guide's intermediate from the latent: a latent itself (Ranganath et al. 2016)."""
+    """The model draws the guide's intermediate from the latent: a latent itself (Ranganath et al.
+
+    2016).
+    """
     case = random_intermediate()._replace(code=None)
 
     def model(x: Tensor) -> None:
@@ -1067,7 +1070,8 @@ def main() -> None:
     result = sum(row["right"] == "yes" for row in table[: len(MISTAKES)])
     alarms = sum(row["right"] == "no" for row in table[len(MISTAKES) :])
     print(
-        f"{result} of {len(MISTAKES)} mistakes found, {alarms} false alarms in {len(SOUND)} sound programs"
+        f"{result} of {len(MISTAKES)} mistakes found, {alarms} false alarms in {len(SOUND)} sound "
+        f"programs"
     )
 
 

@@ -197,7 +197,8 @@ def table(points: dict[str, dict[float, Point]], times: dict[str, float]) -> lis
 def reading(rows: list[Row], setting: Setting) -> list[str]:
     """Say what the table shows."""
     lines = [
-        f"{setting.name}, {setting.epochs} epochs for a separate model and {setting.told_epochs} for one told β,"
+        f"{setting.name}, {setting.epochs} epochs for a separate model and {setting.told_epochs} "
+        f"for one told β,"
         f" {len(setting.seeds)} seed(s), D + βR in nats."
     ]
     for name in CONDITIONED:
@@ -211,8 +212,10 @@ def reading(rows: list[Row], setting: Setting) -> list[str]:
         far = [row["beta"] for row in mine if float(row["above_separate"]) > LIMIT]
         ratio = float(mine[0]["time_ratio"])
         lines.append(
-            f"{name}: at worst {worst['above_separate']} ± {worst['above_separate_error']} nats above the separate"
-            f" model (β = {worst['beta']}), below it at β = {', '.join(better) or 'none'}; {ratio:g} times one run."
+            f"{name}: at worst {worst['above_separate']} ± {worst['above_separate_error']} nats "
+            f"above the separate"
+            f" model (β = {worst['beta']}), below it at β = {', '.join(better) or 'none'}; "
+            f"{ratio:g} times one run."
         )
         near = "within 1 nat at every β" if not far else f"not within 1 nat at β = {', '.join(far)}"
         cost = "at no more than" if ratio <= TIME_LIMIT else "at more than"

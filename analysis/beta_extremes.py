@@ -98,15 +98,19 @@ def reading(rows: list[Row], histories: dict[float, History]) -> list[str]:
     """Say what the table shows."""
     low, one, high = (next(row for row in rows if float(row["beta"]) == beta) for beta in SHOWN)
     lines = [
-        f"β = 0: rate {low['rate']} nats (β = 1: {one['rate']}), distortion {low['distortion']} ({one['distortion']}),"
+        f"β = 0: rate {low['rate']} nats (β = 1: {one['rate']}), distortion {low['distortion']} "
+        f"({one['distortion']}),"
         f" codes {low['codes_against_prior']} nats off the prior ({one['codes_against_prior']}).",
-        f"β = 1000: rate {high['rate']} nats, {high['active_units']} active units; the doctor: {high['doctor']}.",
+        f"β = 1000: rate {high['rate']} nats, {high['active_units']} active units; the doctor: "
+        f"{high['doctor']}.",
     ]
     for beta in (1.0, 0.0):
         history = histories[beta]
         lines.append(
-            f"β = {beta:g}: from epoch {history['epoch'][len(history['epoch']) // 4]:g} on the rate rises by"
-            f" {change(history['rate']):.2f} nats and the held-out ELBO by {change(history['validation_elbo']):.2f}:"
+            f"β = {beta:g}: from epoch {history['epoch'][len(history['epoch']) // 4]:g} on the "
+            f"rate rises by"
+            f" {change(history['rate']):.2f} nats and the held-out ELBO by "
+            f"{change(history['validation_elbo']):.2f}:"
             f" {'healthy' if change(history['validation_elbo']) > 0 else 'not healthy'}."
         )
     return lines

@@ -44,7 +44,10 @@ Row = dict[str, str]
 
 
 class Case(NamedTuple):
-    """A model with a planted cause: the data and the β that it was trained with, and how it was planted."""
+    """A model with a planted cause.
+
+    The data and the β that it was trained with, and how it was planted.
+    """
 
     vae: BetaVAE
     x: Tensor
@@ -106,7 +109,10 @@ def build(
 
 
 def train(vae: BetaVAE, x: Tensor, beta: float, epochs: int = 60) -> BetaVAE:
-    """Train for a second or two; what training itself has to say of collapse is not the question here."""
+    """Train for a second or two.
+
+    What training itself has to say of collapse is not the question here.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         fit(vae, x, beta=beta, epochs=epochs, learning_rate=1e-2, progress=False)
@@ -136,7 +142,7 @@ class Preceding(nn.Module):
 
 
 # -- causes
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def threshold(rng: np.random.Generator) -> Case:
@@ -268,7 +274,10 @@ def no_signal(rng: np.random.Generator) -> Case:
 
 
 def healthy(rng: np.random.Generator) -> Case:
-    """A trained model, half of the time with more latents than signal; some decoders see a few features before."""
+    """A trained model, half of the time with more latents than signal.
+
+    Some decoders see a few features before.
+    """
     signals, windowed = int(rng.integers(2, 5)), rng.uniform() < 0.25
     results = problem(rng, signals, kind=1 if windowed else None)
     beta, surplus = float(rng.uniform(0.7, 1.3)), int(rng.integers(0, 2) * rng.integers(1, 4))

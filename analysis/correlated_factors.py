@@ -80,7 +80,10 @@ def position(test: Dataset) -> Tensor:
 
 
 def off_the_factors(z: Tensor, place: Tensor) -> float:
-    """Return how many degrees the latents' axes are off x or y, whichever is nearer: 0, and 45 for x + y or x - y."""
+    """Return how many degrees the latents' axes are off x or y, whichever is nearer.
+
+    0, and 45 for x + y or x - y.
+    """
     standard = (place.double() - place.double().mean(0)) / place.double().std(0, correction=0)
     active = z[:, z.var(0) > 0.01]
     active = (active - active.mean(0)) / active.std(0, correction=0)
@@ -210,35 +213,40 @@ def reading(rows: list[Row]) -> list[str]:
             for correlation, value in zip(CORRELATIONS, results, strict=True)
         )
         lines.append(
-            f"Axes at β = {beta:g}, degrees off x and y (45 is x + y, x - y) at each correlation: {listed}."
+            f"Axes at β = {beta:g}, degrees off x and y (45 is x + y, x - y) at each correlation: "
+            f"{listed}."
         )
     for correlation in (least, most):
         change = told(
             difference(rows, "total_correlation", (correlation, low), (correlation, high))
         )
         lines.append(
-            f"Total correlation, in nats, from β = {low:g} to {high:g} at correlation {correlation:g}: {change}."
+            f"Total correlation, in nats, from β = {low:g} to {high:g} at correlation "
+            f"{correlation:g}: {change}."
         )
     for beta in BETAS:
         own, elsewhere = (
             told(difference(rows, name, (least, beta), (most, beta))) for name in GAPS
         )
         lines.append(
-            f"Mutual information gap of x and y at β = {beta:g} from correlation {least:g} to {most:g}: {own} on data"
+            f"Mutual information gap of x and y at β = {beta:g} from correlation {least:g} to "
+            f"{most:g}: {own} on data"
             f" like those of training, {elsewhere} where x and y are independent."
         )
     before, after = (
         over_seeds(rows, correlation, high, "gap_perfect_code")[0] for correlation in (least, most)
     )
     lines.append(
-        f"The gap of x and y themselves, on data like those of training, goes from {before:.2f} to {after:.2f}."
+        f"The gap of x and y themselves, on data like those of training, goes from {before:.2f} to "
+        f"{after:.2f}."
     )
     for beta in BETAS:
         along, across = (
             over_seeds(rows, most, beta, f"information_{name}") for name in ("x+y", "x-y")
         )
         lines.append(
-            f"At correlation {most:g} and β = {beta:g} the best latent tells {along[0]:.2f} ± {along[1]:.2f} nats of"
+            f"At correlation {most:g} and β = {beta:g} the best latent tells {along[0]:.2f} ± "
+            f"{along[1]:.2f} nats of"
             f" x + y, and {across[0]:.2f} ± {across[1]:.2f} of x - y."
         )
     return [*lines, verdict(rows)]
@@ -251,10 +259,14 @@ def verdict(rows: list[Row]) -> str:
     back = difference(rows, "off_the_factors", (most, low), (most, high))
     less = difference(rows, "total_correlation", (most, low), (most, high))
     return (
-        f"Verdict: that correlated factors are not isolated is {'' if turned[0] > 3 * turned[1] else 'not '}borne out:"
-        f" from correlation {least:g} to {most:g} the angle off x and y, in degrees, {told(turned)} at β = {high:g}."
-        f" From β = {low:g} to {high:g}, at correlation {most:g}: total correlation, in nats, {told(less)};"
-        f" angle, {told(back)}. β makes codes {'' if less[0] < -3 * less[1] else 'not '}more independent, and"
+        f"Verdict: that correlated factors are not isolated is "
+        f"{'' if turned[0] > 3 * turned[1] else 'not '}borne out:"
+        f" from correlation {least:g} to {most:g} the angle off x and y, in degrees, "
+        f"{told(turned)} at β = {high:g}."
+        f" From β = {low:g} to {high:g}, at correlation {most:g}: total correlation, in nats, "
+        f"{told(less)};"
+        f" angle, {told(back)}. β makes codes {'' if less[0] < -3 * less[1] else 'not '}more "
+        f"independent, and"
         f" {'leads back' if back[0] < -3 * back[1] else 'does not lead back'} to the factors."
     )
 
@@ -323,11 +335,13 @@ def draw(rows: list[Row], shown: dict[float, tuple[Dataset, list[Tensor]]]) -> F
         draw_plane(axes, test, lines)
         axes.set_title(f"correlation {correlation:g}", loc="left", fontsize=10)
     bottom.suptitle(
-        f"Where the sprite goes as one latent changes (β = {BETAS[-1]:g}, seed {SEEDS[0]}); grey: where the data are",
+        f"Where the sprite goes as one latent changes (β = {BETAS[-1]:g}, seed {SEEDS[0]}); grey: "
+        f"where the data are",
         fontsize=10,
     )
     figure.suptitle(
-        "Correlated factors: do latents take the factors' axes, or those along which the data are uncorrelated?",
+        "Correlated factors: do latents take the factors' axes, or those along which the data are "
+        "uncorrelated?",
         fontweight="bold",
     )
     return figure

@@ -115,7 +115,7 @@ def train(
 
 
 # -- real cells
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def read(folder: Path, name: str) -> tuple[Dataset, Dataset]:
@@ -226,7 +226,7 @@ def compare(rows: list[Row], values: dict[str, Tensor], truth: str) -> None:
 
 
 # -- speed
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def scvi_epoch(data: Dataset, family: str, epochs: int) -> float:
@@ -287,7 +287,7 @@ def speed(folder: Path, repeats: int = 3, epochs: int = 10) -> list[Row]:
 
 
 # -- all of it
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def figure_of(rows: list[Row]) -> Figure:
@@ -316,7 +316,8 @@ def figure_of(rows: list[Row]) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("nats of evidence lost a cell")
     figure.suptitle(
-        "Which likelihood do the counts ask for? Lower is better (lines: two paired standard errors)",
+        "Which likelihood do the counts ask for? Lower is better (lines: two paired standard "
+        "errors)",
         fontweight="bold",
     )
     return figure

@@ -248,7 +248,10 @@ def verdict(results: list[Found], name: str) -> str:
         if above < -T_TWO * above_error
         else "not told from"
     )
-    return f"{name} {above:+.3f} ± {above_error:.3f} beside rotated axes ({word} the null); {'; '.join(trends)}"
+    return (
+        f"{name} {above:+.3f} ± {above_error:.3f} beside rotated axes ({word} the null); "
+        f"{'; '.join(trends)}"
+    )
 
 
 def reading(results: list[Found]) -> list[str]:
@@ -273,14 +276,18 @@ def reading(results: list[Found]) -> list[str]:
             parts.append(f"{100 * mean:.1f} ± {100 * error:.1f}% at β = {beta:g}")
         done = sum(path.converged for _, path in paths)
         lines.append(
-            f"{study.name.capitalize()}: geodesics are shorter than straight lines by {', '.join(parts)}"
+            f"{study.name.capitalize()}: geodesics are shorter than straight lines by "
+            f"{', '.join(parts)}"
             f" ({done} of {len(paths)} converged; errors over {len(SEEDS) * NUM_PAIRS} paths)."
         )
     return lines
 
 
 def draw_scores(axes: Axes, results: list[Found], name: str) -> None:
-    """Draw a score against β for both guides: each seed a dot, the mean a line, rotated axes dashed."""
+    """Draw a score against β for both guides.
+
+    Each seed a dot, the mean a line, rotated axes dashed.
+    """
     for guide, (_, colour) in GUIDES.items():
         own = [one for one in results if one.guide == guide]
         for rotated in (False, True):
@@ -337,7 +344,10 @@ def draw_spectrum(axes: Axes, results: list[Found]) -> None:
 
 
 def draw_paths(figure: Figure, results: list[Found]) -> None:
-    """Draw, for each data set, the pair whose geodesic saves the most: what is shown along it and the straight line."""
+    """Draw, for each data set, the pair whose geodesic saves the most.
+
+    What is shown along it and the straight line.
+    """
     num, studied = 11, list(dict.fromkeys(one.study for one in results))
     blocks = figure.subfigures(1, len(studied), squeeze=False)[0]
     for block, study in zip(blocks, studied, strict=True):

@@ -112,7 +112,10 @@ class Setting:
         ]
 
     def data(self, kind: str, *, train: bool) -> Dataset:
-        """Return the data of a kind of model; the weakly supervised one's hold three factors, most of them NaN."""
+        """Return the data of a kind of model.
+
+        The weakly supervised one's hold three factors, most of them NaN.
+        """
         data = self.splits.train if train else self.splits.test
         assert isinstance(data, Dataset)
         return with_factors(data, NUM_LABELLED if train else 0) if kind == WEAK else data
@@ -154,7 +157,10 @@ def assembled(
 
 
 def with_factors(data: Dataset, num_labelled: int) -> Dataset:
-    """Return data with the tied factors, of mean 0 and variance 1, as last features: NaN but for the first images."""
+    """Return data with the tied factors, of mean 0 and variance 1, as last features.
+
+    NaN but for the first images.
+    """
     assert data.factors is not None
     columns = [SPRITE_FACTORS.names.index(name) for name in TIED]
     sizes = torch.tensor([SPRITE_FACTORS.sizes[column] for column in columns])
@@ -265,7 +271,10 @@ class Found:
 
 
 def obtain(setting: Setting, kind: str, beta: float, seed: int, scratch: Path) -> Found:
-    """Return a model with its measurements: those of the scratch folder, or trained and measured now."""
+    """Return a model with its measurements.
+
+    Those of the scratch folder, or trained and measured now.
+    """
     make, name = setting.make(kind), f"{kind.replace(' ', '-')}-beta{beta:g}-seed{seed}"
     weights, numbers = scratch / f"{name}.pt", scratch / f"{name}.json"
     if weights.exists():
@@ -416,8 +425,10 @@ def reading(setting: Setting, results: list[Found]) -> list[str]:
     steps = setting.epochs * math.ceil(setting.num_train / 32)
     betas = ", ".join(f"{beta:g}" for beta in BETAS)
     lines = [
-        f"Setting: {setting.num_train:,} sprites of {setting.size} pixels, {steps:,} steps of 32 (the field trains for"
-        f" about 300,000 of 64), {len(setting.seeds)} seeds; scores over {setting.num_test:,} other sprites.",
+        f"Setting: {setting.num_train:,} sprites of {setting.size} pixels, {steps:,} steps of 32 "
+        f"(the field trains for"
+        f" about 300,000 of 64), {len(setting.seeds)} seeds; scores over {setting.num_test:,} "
+        f"other sprites.",
         f"The bound, convolutional, β = {betas}: "
         + "; ".join(
             f"{name} " + ", ".join(f"{v:.1f}" for v in spreads[name].means) for name in EXTRAS
@@ -435,8 +446,10 @@ def reading(setting: Setting, results: list[Found]) -> list[str]:
             else f"; above all nulls: {above_nulls(own, name)} of {len(own)} models"
         )
         lines.append(
-            f"{name}: {listed_means}. β explains {100 * spread.share:.0f}% of its variance over models (p ="
-            f" {spread.p_value:.2g}); seeds ± {spread.seed:.3f}{data}; β = {BETAS[0]:g} to {BETAS[-1]:g}:"
+            f"{name}: {listed_means}. β explains {100 * spread.share:.0f}% of its variance over "
+            f"models (p ="
+            f" {spread.p_value:.2g}); seeds ± {spread.seed:.3f}{data}; β = {BETAS[0]:g} to "
+            f"{BETAS[-1]:g}:"
             f" {spread.change:+.2f} ± {spread.change_error:.2f}{nulls}."
         )
     lines += [compared(results, CONVOLUTIONAL, PERCEPTRON), compared(results, CONVOLUTIONAL, WEAK)]
@@ -469,7 +482,10 @@ def compared(results: list[Found], first: str, second: str) -> str:
         [of(results, kind)[0].measured["weights"] for kind in (first, second)],
     )
     sizes = f"{weights[1]:,} weights against {weights[0]:,}"
-    return f"{second.capitalize()} less {first} ({num} pairs of the same β and seed; {sizes}): {'; '.join(parts)}."
+    return (
+        f"{second.capitalize()} less {first} ({num} pairs of the same β and seed; {sizes}): "
+        f"{'; '.join(parts)}."
+    )
 
 
 def labels_reading(results: list[Found]) -> str:
@@ -490,7 +506,10 @@ def labels_reading(results: list[Found]) -> str:
             f"{factor}{'' if factor in TIED else ' (not labelled)'} {before:.2f} to {after:.2f}"
         )
     betas = " and ".join(f"{beta:g}" for beta in WEAK_BETAS)
-    return f"{NUM_LABELLED} labelled images, β = {betas}: the mutual information gap goes, of {'; '.join(parts)}."
+    return (
+        f"{NUM_LABELLED} labelled images, β = {betas}: the mutual information gap goes, of "
+        f"{'; '.join(parts)}."
+    )
 
 
 def ties_reading(setting: Setting, results: list[Found]) -> str:
@@ -503,7 +522,8 @@ def ties_reading(setting: Setting, results: list[Found]) -> str:
         used += kl.values[: len(TIED)] > LEAST_KL
     counts = ", ".join(f"{name} {int(count)}" for name, count in zip(TIED, used, strict=True))
     return (
-        f"A tied latent need not be used for the image, as the readout counts on few data: of {len(models)} weakly"
+        f"A tied latent need not be used for the image, as the readout counts on few data: of "
+        f"{len(models)} weakly"
         f" supervised models it has a KL above {LEAST_KL:g} nats for {counts}."
     )
 
@@ -522,7 +542,8 @@ def udr_reading(own: list[Found], names: list[str]) -> str:
     told = [f"{name} {rank:+.2f}" for name, rank in ranks.items() if abs(rank) > limit]
     pick, top = best(own, "UDR"), best(own)
     return (
-        f"UDR's rank correlation with the scores over {len(own)} models is told from 0 for: {listed(told)}. It picks"
+        f"UDR's rank correlation with the scores over {len(own)} models is told from 0 for: "
+        f"{listed(told)}. It picks"
         f" β = {pick.beta:g}, seed {pick.seed} (MIG {pick.score('MIG'):.2f}); the highest MIG is"
         f" {top.score('MIG'):.2f}, at β = {top.beta:g}, seed {top.seed}."
     )
@@ -548,15 +569,22 @@ def verdict(results: list[Found]) -> str:
     own = of(results, CONVOLUTIONAL)
     real = [name for name in names if name != "UDR" and 2 * above_nulls(own, name) > len(own)]
     return (
-        f"Verdict: β explains more than half of the variance of {len(moved)} of {len(names)} scores ({listed(moved)});"
-        f" of the others seeds are the larger part ({listed(rest)}). From β = {BETAS[0]:g} to {BETAS[-1]:g} (intervals"
-        f" not adjusted for {len(names)} scores), higher: {listed(up)}; lower: {listed(down)}. With another seed a"
-        f" score moves by {seeds_beside_data(results):.0f} times its error over data (median). Scores that most models"
+        f"Verdict: β explains more than half of the variance of {len(moved)} of {len(names)} "
+        f"scores ({listed(moved)});"
+        f" of the others seeds are the larger part ({listed(rest)}). From β = {BETAS[0]:g} to "
+        f"{BETAS[-1]:g} (intervals"
+        f" not adjusted for {len(names)} scores), higher: {listed(up)}; lower: {listed(down)}. "
+        f"With another seed a"
+        f" score moves by {seeds_beside_data(results):.0f} times its error over data (median). "
+        f"Scores that most models"
         f" have above all their nulls: {listed(real)}. That convolutions are the better network is"
-        f" {'' if bound_behind[2] == 'lower' else 'not '}borne out for the bound ({-bound_behind[0]:.0f} nats, for the"
-        f" same steps, not the same time); scores higher than the perceptron's: {listed(ahead)}; lower:"
+        f" {'' if bound_behind[2] == 'lower' else 'not '}borne out for the bound "
+        f"({-bound_behind[0]:.0f} nats, for the"
+        f" same steps, not the same time); scores higher than the perceptron's: {listed(ahead)}; "
+        f"lower:"
         f" {listed(behind)}."
-        f" {NUM_LABELLED} labels raise: {listed(weak)}; the bound is {free[2]} ({free[0]:+.1f} ± {free[1]:.1f} nats)."
+        f" {NUM_LABELLED} labels raise: {listed(weak)}; the bound is {free[2]} ({free[0]:+.1f} ± "
+        f"{free[1]:.1f} nats)."
     )
 
 
@@ -617,7 +645,10 @@ def spread_rows(results: list[Found]) -> list[dict[str, str]]:
 
 
 def draw_score(axes: Axes, results: list[Found], name: str, spread: Spread) -> None:
-    """Draw a score against β: each model with its interval, the mean over seeds, and the range of each null."""
+    """Draw a score against β.
+
+    Each model with its interval, the mean over seeds, and the range of each null.
+    """
     unsupervised = [one for one in results if one.kind != WEAK]
     for null, colour in NULLS.items() if unsupervised[0].nulls(name) else ():
         known = [
@@ -669,7 +700,8 @@ def draw(results: list[Found]) -> Figure:
     moved = sum(spreads[name].moved for name in own)
     figure.suptitle(
         f"β moves {moved} of {len(own)} scores more than the seed does; the seed moves a score by"
-        f" {seeds_beside_data(results):.0f} times its error over data\n(each mark a model with its 95% interval; lines:"
+        f" {seeds_beside_data(results):.0f} times its error over data\n(each mark a model with its "
+        f"95% interval; lines:"
         " means over seeds; titles: shares of the variance over convolutional models)",
         fontweight="bold",
     )

@@ -97,7 +97,10 @@ def digits(quick: bool) -> Study:
 
 
 def mnist(root: str, quick: bool) -> Study:
-    """Return the study of MNIST: some images to train on, and some of the test images to score against."""
+    """Return the study of MNIST.
+
+    Some images to train on, and some of the test images to score against.
+    """
     splits = datasets.mnist(Path(root), validation=0, download=False)
     study = Study("MNIST", splits.train[:12_000], splits.test[:2_000], 20, (400,), 15, (0, 1))
     return replace(study, train=study.train[:6_000], epochs=5) if quick else study
@@ -197,7 +200,10 @@ def run(study: Study) -> tuple[list[Row], dict[str, float], dict[float, Tensor]]
 
 
 def over_seeds(rows: list[Row], name: str) -> dict[float, Measured]:
-    """Return mean and error of a column for each β: the spread of seeds, and the mean error over samples and data."""
+    """Return mean and error of a column for each β.
+
+    The spread of seeds, and the mean error over samples and data.
+    """
     results = {}
     for beta in BETAS:
         some = [row for row in rows if row["beta"] == f"{beta:g}"]
@@ -211,7 +217,10 @@ def over_seeds(rows: list[Row], name: str) -> dict[float, Measured]:
 
 
 def ahead(better: Measured, worse: Measured, sign: float) -> float:
-    """Return by how many standard errors one number is ahead of another; ``sign`` is 1 where more is better."""
+    """Return by how many standard errors one number is ahead of another.
+
+    ``sign`` is 1 where more is better.
+    """
     return sign * (better.value - worse.value) / max(math.hypot(better.error, worse.error), 1e-12)
 
 
@@ -273,13 +282,15 @@ def table_rows(rows: list[Row], space: str) -> list[str]:
         ),
         say(
             [1.0],
-            "β = 1: reconstruction good (better than above); generation good (better than below, worse than above)",
+            "β = 1: reconstruction good (better than above); generation good (better than below, "
+            "worse than above)",
             lambda beta: less(rebuilt, [beta], above),
             lambda beta: less(generation, [beta], low) and less(generation, above, [beta]),
         ),
         say(
             above,
-            "β > 1: reconstruction blurry (worse than at 1); generation very good (better than at 1)",
+            "β > 1: reconstruction blurry (worse than at 1); generation very good (better than at "
+            "1)",
             lambda beta: less(rebuilt, [1.0], [beta]),
             lambda beta: less(generation, [beta], [1.0]),
         ),
@@ -310,23 +321,33 @@ def reading(study: Study, rows: list[Row], real: dict[str, float]) -> list[str]:
         )
 
     return [
-        f"{study.name}: {len(study.train.x)} training images, {len(study.seeds)} seeds, {len(study.test.x)} held-out"
-        f" images against as many samples; the classifier finds {real['classifier_found']:.1%} of held-out labels.",
-        f"Reconstructs best: {best(column('distortion'), -1)[1]}. Best bound at β = 1: {best(column('elbo'), 1)[1]}.",
-        f"Generates best: {best(column('classifier_frechet'), -1)[1]} by the Fréchet distance of the classifier's"
+        f"{study.name}: {len(study.train.x)} training images, {len(study.seeds)} seeds, "
+        f"{len(study.test.x)} held-out"
+        f" images against as many samples; the classifier finds {real['classifier_found']:.1%} of "
+        f"held-out labels.",
+        f"Reconstructs best: {best(column('distortion'), -1)[1]}. Best bound at β = 1: "
+        f"{best(column('elbo'), 1)[1]}.",
+        f"Generates best: {best(column('classifier_frechet'), -1)[1]} by the Fréchet distance of "
+        f"the classifier's"
         f" features, {best(column('pixels_frechet'), -1)[1]} by that of pixels;"
-        f" {best(precision, 1)[1]} by precision, {best(recall, 1)[1]} by recall, {best(coverage, 1)[1]} by coverage.",
+        f" {best(precision, 1)[1]} by precision, {best(recall, 1)[1]} by recall, "
+        f"{best(coverage, 1)[1]} by coverage.",
         f"Where precision is highest, β = {most:g}, recall is {recall[most].value:.2f} of the"
         f" {real['classifier_recall']:.2f} of images: precision alone"
         f" {'also rewards samples that are all alike' if recall[most].value < 0.1 else 'misleads little here'}.",
-        f"At β = {', '.join(f'{beta:g}' for beta in ends)}: precision {at_ends(precision)} (real images"
-        f" {real['classifier_precision']:.2f}); recall {at_ends(recall)} ({real['classifier_recall']:.2f}); coverage"
+        f"At β = {', '.join(f'{beta:g}' for beta in ends)}: precision {at_ends(precision)} (real "
+        f"images"
+        f" {real['classifier_precision']:.2f}); recall {at_ends(recall)} "
+        f"({real['classifier_recall']:.2f}); coverage"
         f" {at_ends(coverage)} ({real['classifier_coverage']:.2f}); sure of its class"
-        f" {at_ends(column('classifier_confident'))} ({real['classifier_confident']:.2f}); marginal KL"
+        f" {at_ends(column('classifier_confident'))} ({real['classifier_confident']:.2f}); "
+        f"marginal KL"
         f" {at_ends(column('marginal_kl'))} nats; sharpness of samples relative to images"
-        f" {at_ends(column('sample_sharpness'))}, of reconstructions {at_ends(column('sharpness'))}.",
+        f" {at_ends(column('sample_sharpness'))}, of reconstructions "
+        f"{at_ends(column('sharpness'))}.",
         f"A classifier tells samples from images with accuracy {at_ends(accuracy, 3)}, at the least"
-        f" {min(results.value for results in accuracy.values()):.3f}, where 0.5 would be no telling.",
+        f" {min(results.value for results in accuracy.values()):.3f}, where 0.5 would be no "
+        f"telling.",
         "The guidelines, row by row (each number in the order of β):",
         *table_rows(rows, "classifier"),
         "The same by pixels: "
@@ -441,7 +462,8 @@ def main(study: Study) -> None:
         best(over_seeds(rows, name), -1)[0] for name in ("classifier_frechet", "distortion")
     )
     figure.suptitle(
-        f"{study.name}: samples from the prior are best at β = {generates:g}, reconstructions at β = {rebuilds:g}",
+        f"{study.name}: samples from the prior are best at β = {generates:g}, reconstructions at β "
+        f"= {rebuilds:g}",
         fontweight="bold",
     )
     figure.savefig(RESULTS / f"{study.name.lower()}.png", dpi=130)

@@ -122,7 +122,8 @@ def figure_of(rows: list[dict[str, object]]) -> Figure:
     axes.invert_yaxis()
     axes.set_xlim(right=2.1 * max(float(str(row["difference"])) for row in rows))
     axes.set_xlabel(
-        "gain in log p(x) of held-out images, nats an image (higher is better)\n± one standard error, paired"
+        "gain in log p(x) of held-out images, nats an image (higher is better)\n± one standard "
+        "error, paired"
     )
     axes.set_title(
         f"Binarised MNIST, {PARTICLES} particles: gain over training on Trace_ELBO",

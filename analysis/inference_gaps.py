@@ -112,7 +112,10 @@ def figure_of(rows: list[dict[str, str]]) -> Figure:
     bars: list[tuple[str, dict[str, float], str]]
     bars = [("Cremer et al. 2018", {name: PUBLISHED[name] for name in parts}, "")]
     for row in rows:
-        name = f"β = {float(row['training_beta']):g}, {row['encoder']} encoder, {row['decoder']} decoder"
+        name = (
+            f"β = {float(row['training_beta']):g}, {row['encoder']} encoder, {row['decoder']} "
+            f"decoder"
+        )
         error = f" ± {float(row['variational_error']):.2f}"
         bars.append((name, {part: float(row[part]) for part in parts}, error))
     for place, (_, values, error) in enumerate(bars):

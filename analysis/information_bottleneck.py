@@ -160,7 +160,10 @@ def principal_components(splits: datasets.Splits) -> Between:
 
 
 def over_seeds(rows: list[Row], name: str) -> list[tuple[float, float]]:
-    """Return mean and error of a column for each β: the spread of seeds, and where there is one that over the data."""
+    """Return mean and error of a column for each β.
+
+    The spread of seeds, and where there is one that over the data.
+    """
     results = []
     for beta in BETAS:
         some = [row for row in rows if float(row["beta"]) == beta]
@@ -188,29 +191,42 @@ def reading(rows: list[Row], components: Between, num_held_out: int) -> list[str
     purest = max(range(len(BETAS)), key=lambda index: labels[index][0] / rates[index][0])
     ahead = (most - first) / math.hypot(first_error, most_error)
     return [
-        f"The rate {'falls with every β' if falls else 'does not fall with every β'}, from {rates[0][0]:.2f} to"
-        f" {rates[-1][0]:.2f} nats; the empirical I(x; z) over {num_held_out} held-out data, at most"
-        f" {math.log(num_held_out):.2f}, from {informations[0][0]:.2f} to {informations[-1][0]:.2f}.",
-        f"I(z; y) is at least {first:.3f} ± {first_error:.3f} of {entropy:.3f} nats at β = {BETAS[0]:g},"
-        f" {most:.3f} ± {most_error:.3f} at its best, β = {BETAS[best]:g}, and {labels[-1][0]:.3f} ±"
-        f" {labels[-1][1]:.3f} at β = {BETAS[-1]:g}; {LATENTS} principal components: {components.low:.3f} ±"
+        f"The rate {'falls with every β' if falls else 'does not fall with every β'}, from "
+        f"{rates[0][0]:.2f} to"
+        f" {rates[-1][0]:.2f} nats; the empirical I(x; z) over {num_held_out} held-out data, at "
+        f"most"
+        f" {math.log(num_held_out):.2f}, from {informations[0][0]:.2f} to "
+        f"{informations[-1][0]:.2f}.",
+        f"I(z; y) is at least {first:.3f} ± {first_error:.3f} of {entropy:.3f} nats at β = "
+        f"{BETAS[0]:g},"
+        f" {most:.3f} ± {most_error:.3f} at its best, β = {BETAS[best]:g}, and {labels[-1][0]:.3f} "
+        f"±"
+        f" {labels[-1][1]:.3f} at β = {BETAS[-1]:g}; {LATENTS} principal components: "
+        f"{components.low:.3f} ±"
         f" {components.error:.3f}.",
-        f"From β = {BETAS[0]:g} to {BETAS[kept]:g} the rate falls by {1 - rates[kept][0] / rates[0][0]:.0%} and the"
+        f"From β = {BETAS[0]:g} to {BETAS[kept]:g} the rate falls by "
+        f"{1 - rates[kept][0] / rates[0][0]:.0%} and the"
         f" labels keep {labels[kept][0] / most:.0%} of the best: what the bottleneck drops first is"
         f" {'not' if rates[kept][0] < 0.5 * rates[0][0] else 'also'} what tells the digits apart.",
-        f"I(z; x̂) is at least {again[0][0]:.2f} nats at β = {BETAS[0]:g} (the bound ends at {math.log(POOL):.2f}),"
-        f" {again[BETAS.index(1.0)][0]:.2f} at β = 1, {again[-1][0]:.2f} at β = {BETAS[-1]:g}. It is of z as drawn, the"
-        f" guide's noise and all: at β = 4 {again[BETAS.index(4.0)][0]:.2f} nats, where z holds at most"
-        f" {rates[BETAS.index(4.0)][0]:.2f} of x. The decoder passes on more than the encoder took in;"
+        f"I(z; x̂) is at least {again[0][0]:.2f} nats at β = {BETAS[0]:g} (the bound ends at "
+        f"{math.log(POOL):.2f}),"
+        f" {again[BETAS.index(1.0)][0]:.2f} at β = 1, {again[-1][0]:.2f} at β = {BETAS[-1]:g}. It "
+        f"is of z as drawn, the"
+        f" guide's noise and all: at β = 4 {again[BETAS.index(4.0)][0]:.2f} nats, where z holds at "
+        f"most"
+        f" {rates[BETAS.index(4.0)][0]:.2f} of x. The decoder passes on more than the encoder took "
+        f"in;"
         f" the most is at β = {BETAS[best_again]:g}.",
         f"That a tighter bottleneck leaves more of what matters in what it leaves is"
-        f" {'' if purest else 'not '}borne out: the labels are at least {first / rates[0][0]:.0%} of the rate at"
+        f" {'' if purest else 'not '}borne out: the labels are at least {first / rates[0][0]:.0%} "
+        f"of the rate at"
         f" β = {BETAS[0]:g},"
         f" {labels[BETAS.index(1.0)][0] / rates[BETAS.index(1.0)][0]:.0%} at β = 1 and"
         f" {labels[purest][0] / rates[purest][0]:.0%} at β = {BETAS[purest]:g}.",
         f"That it helps a classifier, I(z; y) larger at some tighter β than at β = {BETAS[0]:g}, is"
         f" {'borne out' if ahead > 3 else 'not borne out'}: the best is"
-        f" {f'{ahead:.1f} standard errors ahead' if best else 'the loosest'}. The bounds of one classifier are"
+        f" {f'{ahead:.1f} standard errors ahead' if best else 'the loosest'}. The bounds of one "
+        f"classifier are"
         " compared, not the informations themselves; one below 0 says nothing.",
     ]
 

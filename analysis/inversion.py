@@ -76,7 +76,10 @@ def bumps(angles: Tensor) -> Tensor:
 
 
 def ring_model(seed: int) -> tuple[BetaVAE, Tensor, Tensor]:
-    """Return the model, its training data and held-out data: a decoder that is taught on the ring alone."""
+    """Return the model, its training data and held-out data.
+
+    A decoder that is taught on the ring alone.
+    """
     torch.manual_seed(seed)
     angles = 2 * math.pi * torch.rand(NUM_DATA + NUM_HELD_OUT)
     x = bumps(angles) + NOISE * torch.randn(len(angles), PIXELS)
@@ -96,7 +99,10 @@ def ring_model(seed: int) -> tuple[BetaVAE, Tensor, Tensor]:
 
 
 def peril(num_problems: int, seed: int) -> tuple[list[dict[str, str]], dict[str, Any]]:
-    """Solve the problems under both priors; return a row for each prior, and what the figure shows."""
+    """Solve the problems under both priors.
+
+    Return a row for each prior, and what the figure shows.
+    """
     vae, train, held_out = ring_model(seed)
     results = coverage(vae.model, vae.guide, train, held_out=held_out, num_permutations=99)
     holes = AggregateHoles(vae, train, results.threshold)
@@ -268,9 +274,12 @@ def reading(rows: list[dict[str, str]]) -> list[str]:
             else "overconfident"
         )
         lines.append(
-            f"seed {row['seed']}, {row['prior']}: {float(row['posterior_in_holes']):.0%} of the posterior draws lie in"
-            f" holes; the brightest hidden pixel is put at {row['median_answer']} (truth {row['truth']}), and the 90%"
-            f" interval of width {row['median_width']} holds it in {held:.0%} ± {error:.0%} of the problems: {word}."
+            f"seed {row['seed']}, {row['prior']}: {float(row['posterior_in_holes']):.0%} of the "
+            f"posterior draws lie in"
+            f" holes; the brightest hidden pixel is put at {row['median_answer']} (truth "
+            f"{row['truth']}), and the 90%"
+            f" interval of width {row['median_width']} holds it in {held:.0%} ± {error:.0%} of the "
+            f"problems: {word}."
         )
     naive, repaired = (
         [row for row in rows if (row["prior"] == "standard normal") is own] for own in (True, False)
@@ -285,7 +294,8 @@ def reading(rows: list[dict[str, str]]) -> list[str]:
     )
     return [
         *lines,
-        f"That the naive prior is surer than it has a right to be, and the corrected one is not: {verdict}. The naive"
+        f"That the naive prior is surer than it has a right to be, and the corrected one is not: "
+        f"{verdict}. The naive"
         f" intervals are {wider:.1f} times as wide as the corrected ones, and miss all the same.",
     ]
 
@@ -316,7 +326,8 @@ def calibration(num_problems: int) -> list[str]:
         low = min(float(held.value) for held in results.coverage().values())
         high = max(float(held.value) for held in results.coverage().values())
         lines.append(
-            f"{name}: corrected p {results.p_value:.3f}; 90% intervals cover {low:.1%} to {high:.1%}"
+            f"{name}: corrected p {results.p_value:.3f}; 90% intervals cover {low:.1%} to "
+            f"{high:.1%}"
         )
         print(lines[-1], flush=True)
     return lines

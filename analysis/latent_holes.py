@@ -96,7 +96,10 @@ def tasks(data_root: str | None) -> list[Task]:
 
 
 def some(data: datasets.Dataset, count: int) -> datasets.Dataset:
-    """Return data at random: the first half of MNIST's test images are of other writers than the second."""
+    """Return data at random.
+
+    The first half of MNIST's test images are of other writers than the second.
+    """
     return data[torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]]
 
 
@@ -229,12 +232,14 @@ def reading(rows: list[Row]) -> list[str]:
         for prior in PRIORS[1:]:
             after = [of(rows, task, beta, prior) for beta in BETAS]
             gains = [
-                f"{row['elbo_gain']} ± {row['elbo_gain_error']} ({row['evidence_gain']} ± {row['evidence_gain_error']})"
+                f"{row['elbo_gain']} ± {row['elbo_gain_error']} ({row['evidence_gain']} ± "
+                f"{row['evidence_gain_error']})"
                 for row in after
             ]
             lines.append(
                 f"    with the {prior}: {', '.join(share(row) for row in after)}; p-values"
-                f" {', '.join(row['p_value'] for row in after)}; bound (evidence) gains {', '.join(gains)} nats."
+                f" {', '.join(row['p_value'] for row in after)}; bound (evidence) gains "
+                f"{', '.join(gains)} nats."
             )
             counts = {
                 name: better(rows, name, sign, task, prior)
@@ -259,7 +264,8 @@ def reading(rows: list[Row]) -> list[str]:
         if row["prior"] != "standard"
     )
     lines.append(
-        f"Repair: {repaired} of {len(holes)} fitted priors have no more mass in holes than the 1% of data (within two"
+        f"Repair: {repaired} of {len(holes)} fitted priors have no more mass in holes than the 1% "
+        f"of data (within two"
         f" errors), and {won} gain bound on held-out images (by more than two)."
     )
     return lines

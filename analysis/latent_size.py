@@ -87,13 +87,19 @@ class Size(NamedTuple):
 
 
 def weight() -> Tensor:
-    """Return the planted weight: 5 factors of falling strength in 20 features, no two along one axis."""
+    """Return the planted weight.
+
+    5 factors of falling strength in 20 features, no two along one axis.
+    """
     directions = torch.linalg.qr(datasets.linear_gaussian_weight(20, FACTORS)).Q
     return directions * torch.tensor([3.0, 2.4, 1.8, 1.4, 1.0])
 
 
 def best_linear(x: Tensor, size: int) -> LinearGaussian:
-    """Return the best linear model of a size: the leading axes of the covariance, less the noise."""
+    """Return the best linear model of a size.
+
+    The leading axes of the covariance, less the noise.
+    """
     x = x.double()
     values, axes = torch.linalg.eigh(torch.cov(x.T, correction=0))
     leading, strengths = axes[:, -size:], (values[-size:] - NOISE**2).clamp(min=0).sqrt()
@@ -242,14 +248,20 @@ def read_linear(rows: list[Row]) -> list[str]:
         numbers(surplus, f"{n}") for n in ("active_units", "exact_active", "carrying_units")
     )
     return [
-        f"Linear, {FACTORS} factors: the rule chooses {chosen} latents, {'the' if chosen == FACTORS else 'not the'}"
-        f" truth, and {choose(rows, 0.0)} without the {SLACK} nats of slack; the trained evidence is at most"
+        f"Linear, {FACTORS} factors: the rule chooses {chosen} latents, "
+        f"{'the' if chosen == FACTORS else 'not the'}"
+        f" truth, and {choose(rows, 0.0)} without the {SLACK} nats of slack; the trained evidence "
+        f"is at most"
         f" {off:.2f} nats below the closed form.",
-        f"Linear, 6 to {widest['latents']} latents: {min(active):.1f} to {max(active):.1f} units are active, where the"
-        f" closed form has {min(exact_active):g} to {max(exact_active):g}: the usual threshold counts axes of sampling"
-        f" noise too. Those that carry {CARRIES} nats are {min(carrying):.1f} to {max(carrying):.1f},"
+        f"Linear, 6 to {widest['latents']} latents: {min(active):.1f} to {max(active):.1f} units "
+        f"are active, where the"
+        f" closed form has {min(exact_active):g} to {max(exact_active):g}: the usual threshold "
+        f"counts axes of sampling"
+        f" noise too. Those that carry {CARRIES} nats are {min(carrying):.1f} to "
+        f"{max(carrying):.1f},"
         f" {'the truth' if max(abs(each - FACTORS) for each in carrying) < 0.5 else 'not always the truth'}.",
-        f"Linear, {widest['latents']} latents: {widest['behind_the_best']} ± {widest['behind_error']} nats behind the"
+        f"Linear, {widest['latents']} latents: {widest['behind_the_best']} ± "
+        f"{widest['behind_error']} nats behind the"
         " best.",
     ]
 
@@ -259,15 +271,21 @@ def read_digits(rows: list[Row]) -> list[str]:
     chosen, widest, first = choose(rows), rows[-1], rows[0]
     best = next(row for row in rows if float(row["behind_the_best"]) == 0)
     return [
-        f"Digits: the rule chooses {chosen} latents, and {choose(rows, 0.0)} without slack; the best is"
+        f"Digits: the rule chooses {chosen} latents, and {choose(rows, 0.0)} without slack; the "
+        f"best is"
         f" {best['latents']} (evidence {best['evidence']} ±"
-        f" {best['evidence_seed_error']} over seeds), with {best['active_units']} active; one latent is"
-        f" {first['behind_the_best']} ± {first['behind_error']} nats behind, {widest['latents']} are"
-        f" {widest['behind_the_best']} ± {widest['behind_error']}, with {widest['active_units']} active"
+        f" {best['evidence_seed_error']} over seeds), with {best['active_units']} active; one "
+        f"latent is"
+        f" {first['behind_the_best']} ± {first['behind_error']} nats behind, {widest['latents']} "
+        f"are"
+        f" {widest['behind_the_best']} ± {widest['behind_error']}, with {widest['active_units']} "
+        f"active"
         f" and {widest['carrying_units']} that carry {CARRIES} nats.",
         f"Digits: the variational gap goes from {first['variational_gap']} nats at one latent to"
-        f" {widest['variational_gap']} at {widest['latents']}: approximation {first['approximation_gap']} to"
-        f" {widest['approximation_gap']}, amortization {first['amortization_gap']} to {widest['amortization_gap']}.",
+        f" {widest['variational_gap']} at {widest['latents']}: approximation "
+        f"{first['approximation_gap']} to"
+        f" {widest['approximation_gap']}, amortization {first['amortization_gap']} to "
+        f"{widest['amortization_gap']}.",
     ]
 
 
@@ -278,9 +296,12 @@ def reading(rows: dict[str, list[Row]]) -> list[str]:
     return [
         *read_linear(rows["linear"]),
         *read_digits(rows["digits"]),
-        f"What to choose: rather too many than too few. The fewest latents cost {too_few:.1f} nats or more, the most at"
-        f" most {too_many:.1f}; then take the smallest size whose held-out evidence is as good as the best.",
-        f"The answer belongs to the likelihood's scale ({NOISE} and {DIGITS_SCALE} here) and to β: a latent is worth"
+        f"What to choose: rather too many than too few. The fewest latents cost {too_few:.1f} nats "
+        f"or more, the most at"
+        f" most {too_many:.1f}; then take the smallest size whose held-out evidence is as good as "
+        f"the best.",
+        f"The answer belongs to the likelihood's scale ({NOISE} and {DIGITS_SCALE} here) and to β: "
+        f"a latent is worth"
         " its nats only where it explains more variance than β times the noise.",
     ]
 

@@ -131,7 +131,10 @@ def annealing(latents: int, seed: int) -> Rows:
 
 
 def gaps(latents: int, seed: int) -> Rows:
-    """Yield the gaps at each β; at 100 latents from an annealed evidence, as importance sampling fails there."""
+    """Yield the gaps at each β.
+
+    At 100 latents from an annealed evidence, as importance sampling fails there.
+    """
     if seed >= GAP_SEEDS:
         return
     linear, _, x = model_of(latents, seed)
@@ -182,7 +185,10 @@ def row_of(latents: int, seed: int, name: str, exact: float, estimate: Estimate)
 
 
 def run(parts: list[str], sizes: list[int], seeds: int) -> None:
-    """Measure what is not in the tables yet; one file a part and size, so that several can run at once."""
+    """Measure what is not in the tables yet.
+
+    One file a part and size, so that several can run at once.
+    """
     RESULTS.mkdir(parents=True, exist_ok=True)
     for part in parts:
         for latents in sizes:
@@ -292,7 +298,8 @@ def figure_of(lines: list[Row]) -> Figure:
     ]
     figure.legend(bars, labels, loc="outside lower center", ncols=3, frameon=False)
     figure.suptitle(
-        "How often is an estimate right when it says it can be trusted? (number: share of the trusted)",
+        "How often is an estimate right when it says it can be trusted? (number: share of the "
+        "trusted)",
         x=0.01,
         ha="left",
         fontweight="bold",

@@ -74,7 +74,10 @@ QUICK = Size(num_train=3000, epochs=4, num_images=64, num_samples=200)
 
 @dataclass(frozen=True)
 class Remedy:
-    """What is done against the collapse: a likelihood, widths and arguments of ``fit``, given the epochs."""
+    """What is done against the collapse.
+
+    A likelihood, widths and arguments of ``fit``, given the epochs.
+    """
 
     likelihood: Any = lambda: AutoregressiveBernoulliLikelihood(PIXELS, MASKED)
     hidden: tuple[int, ...] = (200, 200, 200, 200)
@@ -181,7 +184,8 @@ def verdict(rows: list[dict[str, str]]) -> str:
 
     def listed(what: str) -> str:
         named = [
-            f"{row['remedy']} (rate {row['rate']}, evidence {float(row['gain']):+.2f} ± {row['gain_error']})"
+            f"{row['remedy']} (rate {row['rate']}, evidence {float(row['gain']):+.2f} ± "
+            f"{row['gain_error']})"
             for row in rows
             if outcome(row, plain) == what
         ]
@@ -189,8 +193,10 @@ def verdict(rows: list[dict[str, str]]) -> str:
 
     return (
         f"Plain training ends at a rate of {plain['rate']} nats of a bound of {plain['elbo']}, with"
-        f" {plain['active_units']} of {LATENTS} units active. The rate rose and the evidence is not lower: "
-        f"{listed('helped')}. The rate rose and the evidence is lower: {listed('cost')}. The rate did not rise by"
+        f" {plain['active_units']} of {LATENTS} units active. The rate rose and the evidence is "
+        f"not lower: "
+        f"{listed('helped')}. The rate rose and the evidence is lower: {listed('cost')}. The rate "
+        f"did not rise by"
         f" {RISE:g} nat: {listed('nothing')}."
     )
 
@@ -219,7 +225,8 @@ def figure_of(rows: list[dict[str, str]]) -> Figure:
     left.invert_yaxis()
     left.set_xlabel("rate: nats an image that the latents carry")
     right.set_xlabel(
-        "evidence gained over plain training, nats an image\n(two standard errors over images; ◀ off the axis)"
+        "evidence gained over plain training, nats an image\n(two standard errors over images; ◀ "
+        "off the axis)"
     )
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
@@ -228,7 +235,8 @@ def figure_of(rows: list[dict[str, str]]) -> Figure:
     ]
     figure.legend(handles=handles, frameon=False, loc="outside lower center", ncols=3)
     figure.suptitle(
-        f"An autoregressive decoder leaves its latents unused (rate {float(rows[0]['rate']):.1f} nats):"
+        f"An autoregressive decoder leaves its latents unused (rate {float(rows[0]['rate']):.1f} "
+        f"nats):"
         " what brings them back, and at what price?",
         fontweight="bold",
     )

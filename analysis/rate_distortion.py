@@ -185,7 +185,8 @@ def mnist_rows(curve: RateDistortion) -> list[Row]:
                 "slope_error": "" if slope is None else f"{slope.error:.4f}",
                 "law": "" if slope is None else f"{slope.law:.4f}",
                 "knee": f"{point.beta == curve.knee}",
-                "curve": f"{'' if curve.monotone else 'not '}monotone, {'' if curve.convex else 'not '}convex",
+                "curve": f"{'' if curve.monotone else 'not '}monotone, "
+                f"{'' if curve.convex else 'not '}convex",
             }
         )
     return rows

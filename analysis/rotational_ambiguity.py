@@ -72,7 +72,10 @@ class RotatedFull(Rotated):
 
 
 class RotatedDiagonal(Rotated):
-    r"""The best diagonal guide of a rotated normal: means R μ, variances :math:`1 / (R \Sigma^{-1} R^\top)_{dd}`."""
+    r"""The best diagonal guide of a rotated normal.
+
+    Means R μ, variances :math:`1 / (R \Sigma^{-1} R^\top)_{dd}`.
+    """
 
     def forward(self, x: Tensor) -> torch.distributions.Distribution:
         """Return the rotated guide."""
@@ -121,7 +124,10 @@ def first_layer(vae: BetaVAE) -> Tensor:
 
 
 def rotated(vae: BetaVAE, rotate: type[Rotated], rotation: Tensor) -> BetaVAE:
-    """Return the model with latents R z in the place of z: the decoder's first layer undoes the rotation."""
+    """Return the model with latents R z in the place of z.
+
+    The decoder's first layer undoes the rotation.
+    """
     vae = copy.deepcopy(vae)
     weight = first_layer(vae)
     with torch.no_grad():
@@ -281,8 +287,10 @@ def exact_loss(angle: float) -> float:
 def reading(rows: list[Row], exact: list[Row]) -> list[str]:
     """Say what the tables show."""
     lines = [
-        f"Digits, full covariance, 20 random rotations of ten latents: the objective ({exact[0]['objective']} nats)"
-        f" moves by at most {exact[0]['largest_change']} nats in float32 and {exact[1]['largest_change']} in float64."
+        f"Digits, full covariance, 20 random rotations of ten latents: the objective "
+        f"({exact[0]['objective']} nats)"
+        f" moves by at most {exact[0]['largest_change']} nats in float32 and "
+        f"{exact[1]['largest_change']} in float64."
     ]
     for variant in VARIANTS:
         objective, evidence_ = (
@@ -293,25 +301,34 @@ def reading(rows: list[Row], exact: list[Row]) -> list[str]:
         correlations = [float(row["correlation_with_factors"]) for row in own]
         seeds = settled(rows, variant)
         lines.append(
-            f"{variant.name.capitalize()}: trained to {min(seeds):.0f} to {max(seeds):.0f} degrees off the factors;"
-            f" rotated by 45 degrees the objective loses {objective[0]:.3f} ± {objective[1]:.3f} nats and the evidence"
-            f" {evidence_[0]:.3f} ± {evidence_[1]:.3f}, so the tie is {verdict(objective, evidence_)}; over the"
-            f" rotations the information gap goes from {min(gaps):.2f} to {max(gaps):.2f} and the correlation with"
+            f"{variant.name.capitalize()}: trained to {min(seeds):.0f} to {max(seeds):.0f} degrees "
+            f"off the factors;"
+            f" rotated by 45 degrees the objective loses {objective[0]:.3f} ± {objective[1]:.3f} "
+            f"nats and the evidence"
+            f" {evidence_[0]:.3f} ± {evidence_[1]:.3f}, so the tie is "
+            f"{verdict(objective, evidence_)}; over the"
+            f" rotations the information gap goes from {min(gaps):.2f} to {max(gaps):.2f} and the "
+            f"correlation with"
             f" factors from {min(correlations):.2f} to {max(correlations):.2f}."
         )
     measured, error = over_seeds(rows, AXES, 45.0, "objective")
     off = sum(settled(rows, AXES)) / len(settled(rows, AXES))
     return [
         *lines,
-        f"The diagonal guide settles {off:.1f} degrees off the factors on average; its own axes, the principal ones,"
-        f" lie at 45. Rotated from there by 45 degrees it loses {exact_loss(45.0):.3f} nats by the closed form,"
+        f"The diagonal guide settles {off:.1f} degrees off the factors on average; its own axes, "
+        f"the principal ones,"
+        f" lie at 45. Rotated from there by 45 degrees it loses {exact_loss(45.0):.3f} nats by the "
+        f"closed form,"
         f" {measured:.3f} ± {error:.3f} by measurement. It breaks the tie,"
         f" {'but not in favour of the factors' if off > 22.5 else 'here in favour of the factors'}.",
     ]
 
 
 def verdict(objective: tuple[float, float], evidence_: tuple[float, float]) -> str:
-    """Say who breaks the tie, if anybody does: a loss of more than three errors, and of a hundredth of a nat."""
+    """Say who breaks the tie, if anybody does.
+
+    A loss of more than three errors, and of a hundredth of a nat.
+    """
     if evidence_[0] > max(3 * evidence_[1], 0.01):
         return "broken by the prior"
     return (

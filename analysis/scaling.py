@@ -44,7 +44,10 @@ SIZES, TARGET, BATCH = (2, 8, 64, 1024), 0.9, 16
 
 
 class Machine(NamedTuple):
-    """What a process reaches, and what is between two of them: assumptions, to be replaced by one's own."""
+    """What a process reaches, and what is between two of them.
+
+    Assumptions, to be replaced by one's own.
+    """
 
     name: str
     flops: float
@@ -147,7 +150,8 @@ def main() -> None:
         for machine in machines:
             limit = f"12 F / W = {12 * machine.flops / machine.bandwidth:,.0f}"
             print(
-                f"\n{machine.name} ({limit}): data a process for {TARGET:.0%}, on {', '.join(map(str, SIZES))}"
+                f"\n{machine.name} ({limit}): data a process for {TARGET:.0%}, on "
+                f"{', '.join(map(str, SIZES))}"
             )
             for model in costs:
                 batches = [least_batch(model, machine, size) for size in SIZES]

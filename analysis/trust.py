@@ -34,7 +34,10 @@ Measured = Callable[[], list[Row]]
 
 
 def guide_cells(quick: bool, repetitions: int) -> Iterator[tuple[Any, Measured]]:
-    """Yield settings of importance sampling; those of fifty latents, the dearest, have fewer repetitions."""
+    """Yield settings of importance sampling.
+
+    Those of fifty latents, the dearest, have fewer repetitions.
+    """
     for cell in guides.cells(quick):
         count = repetitions if cell.latents <= 10 else max(1, 3 * repetitions // 10)
         yield cell, partial(guides.rows, cell, count)

@@ -25,7 +25,10 @@ from pyro_bvae.training import LinearWarmup
 
 
 def make_vae(likelihood: nn.Module, num_genes: int) -> BetaVAE:
-    """Return a model of counts: the encoder sees their logarithms, the mean is library size x softmax(decoder)."""
+    """Return a model of counts.
+
+    The encoder sees their logarithms, the mean is library size x softmax(decoder).
+    """
     torch.manual_seed(0)
     return BetaVAE(
         prior=NormalPrior(3),
@@ -68,7 +71,8 @@ def main(epochs: int, num_samples: int, path: str | None) -> None:
         frequent = splits.train.x.mean(0) >= 1
         errors = (likelihood.dispersion.dispersion.detach() / truth.dispersion - 1).abs()[frequent]
         print(
-            f"median error of the dispersions: {errors.median():.0%} over {int(frequent.sum())} genes"
+            f"median error of the dispersions: {errors.median():.0%} over {int(frequent.sum())} "
+            f"genes"
         )
     gaps = inference_gaps(
         vae.model, vae.guide, test.x[:50], test[:50].context, num_samples=num_samples

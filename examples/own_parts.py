@@ -1,4 +1,7 @@
-"""A prior, a likelihood and an encoder of one's own: any callable that returns a distribution is a part."""
+"""A prior, a likelihood and an encoder of one's own.
+
+Any callable that returns a distribution is a part.
+"""
 
 import argparse
 

@@ -47,7 +47,8 @@ def main(epochs: int) -> None:
         )
         fit(vae, splits.train, beta=1.0, epochs=epochs, progress=False)
         print(
-            f"{type(prior).__name__:<14} evidence {evidence(vae.model, vae.guide, splits.test.x, num_samples=500)}"
+            f"{type(prior).__name__:<14} evidence "
+            f"{evidence(vae.model, vae.guide, splits.test.x, num_samples=500)}"
         )
 
 

@@ -1,4 +1,7 @@
-"""What every test starts from: an empty parameter store, the same random state, Pyro's validation on."""
+"""What every test starts from.
+
+An empty parameter store, the same random state, Pyro's validation on.
+"""
 
 from collections.abc import Iterator
 

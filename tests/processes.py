@@ -52,7 +52,8 @@ OPTIONS: dict[str, Any] = {"batch_size": 8, "learning_rate": Constant(1e-2), "pr
 
 
 def noise_of(x: Tensor, particles: int = 1) -> Tensor:
-    """Return noise that a datum always has, whichever process sees it, shape ``(particles, B, L)``."""
+    """Return noise that a datum always has, whichever process sees it, shape ``(particles, B,
+    L)``."""
     waves = torch.arange(1.0, 1 + x.shape[1] * LATENTS * particles, dtype=x.dtype).view(
         particles, x.shape[1], LATENTS
     )
@@ -177,7 +178,8 @@ def wrapped(ranks: Ranks) -> Any:
 
 
 def loaded(ranks: Ranks) -> Any:
-    """Return which data a loader with a DistributedSampler has shown to this process in two epochs."""
+    """Return which data a loader with a DistributedSampler has shown to this process in two
+    epochs."""
     table = TensorDataset(torch.arange(20.0, dtype=torch.double).unsqueeze(1).expand(20, FEATURES))
     seen: list[float] = []
 

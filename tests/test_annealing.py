@@ -49,7 +49,7 @@ def linear() -> LinearGaussian:
 
 
 # -- the moves
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 PRECISION = torch.tensor([[2.0, 0.9, 0.0], [0.9, 1.0, -0.3], [0.0, -0.3, 0.6]], dtype=torch.double)
 PULL = torch.tensor([1.0, -2.0, 0.5], dtype=torch.double)
@@ -126,7 +126,8 @@ def test_a_move_leaves_its_density_alone_and_is_its_own_reverse(name: str) -> No
 
 
 def test_the_plan_takes_steps_of_equal_length() -> None:
-    """From a normal to one a thousand times narrower equal lengths are equal steps in the log of the precision."""
+    """From a normal to one a thousand times narrower equal lengths are equal steps in the log of
+    the precision."""
 
     def narrowing(u: Tensor) -> tuple[Tensor, Tensor]:
         return -0.5 * u.square().sum(-1), -0.5 * 1000 * u.square().sum(-1)
@@ -261,7 +262,10 @@ def counted_pair(
 def test_weights_of_three_temperatures_have_the_right_means(
     make: Callable[..., Any], start: Any
 ) -> None:
-    """Forward p(x), in reverse 1 / p(x), however poor the annealing: the laws that all of it rests on."""
+    """Forward p(x), in reverse 1 / p(x), however poor the annealing.
+
+    The laws that all of it rests on.
+    """
     # Little noise of the data would leave three temperatures with weights that have no variance.
     linear = LinearGaussian(torch.tensor([[0.7, 0.3], [0.2, 0.6], [0.3, 0.2]]), 0.8)
     pair, exact_of, args = make(linear)
@@ -306,7 +310,8 @@ def test_the_sandwich_holds_the_truth(linear: LinearGaussian, start: Any) -> Non
 
 
 def test_annealing_needs_no_good_guide(linear: LinearGaussian) -> None:
-    """One whose weights cannot be trusted is where importance sampling fails, and a start like any other."""
+    """One whose weights cannot be trusted is where importance sampling fails, and a start like any
+    other."""
     x, vae = linear.sample(8), linear.amortized_vae(mean_factor=0.2, scale_factor=0.4)
     estimate = annealed_evidence(vae.model, vae.guide, x, settings=QUICK)
 
@@ -327,7 +332,10 @@ def test_annealing_needs_no_good_guide(linear: LinearGaussian) -> None:
 def test_both_directions_follow_one_plan(
     linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The reverse makes the moves of the forward run in reverse order, of the same step sizes: none follows a chain."""
+    """The reverse makes the moves of the forward run in reverse order, of the same step sizes.
+
+    None follows a chain.
+    """
     plans, moves = [], []
 
     def planned(*args: Any) -> Any:
@@ -513,7 +521,10 @@ def test_chains_one_at_a_time() -> None:
 
 
 def test_plates_within_and_beside_the_data_are_annealed() -> None:
-    """Two groups of three measurements of each datum, with a latent each: plates on both sides of the data."""
+    """Two groups of three measurements of each datum, with a latent each.
+
+    Plates on both sides of the data.
+    """
 
     def rows(x: Tensor) -> tuple[Any, Any, Any]:
         return (
@@ -560,7 +571,7 @@ def test_a_guide_with_auxiliary_sites_is_no_start(linear: LinearGaussian) -> Non
 
 
 # -- manners
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_annealing_leaves_everything_alone_and_repeats_itself(linear: LinearGaussian) -> None:
@@ -586,7 +597,10 @@ def test_annealing_leaves_everything_alone_and_repeats_itself(linear: LinearGaus
 
 
 def test_every_datum_has_chains_of_its_own(linear: LinearGaussian) -> None:
-    """Equal data in two blocks: their estimates are independent, as their errors are taken to be."""
+    """Equal data in two blocks.
+
+    Their estimates are independent, as their errors are taken to be.
+    """
     x, vae = linear.sample(1).expand(600, -1), linear.amortized_vae()
     estimate = annealed_evidence(vae.model, vae.guide, x, settings=replace(HASTY, num_chains=16))
     assert len(estimate.per_datum.unique()) == 600
@@ -663,7 +677,10 @@ def test_chains_that_disagree_or_hardly_move_are_not_trusted(
 
 
 def narrowing() -> Pair:
-    """A prior N(0, 1) and a likelihood of noise 0.3 in each of some dimensions; a guide of half the posterior's sd."""
+    """A prior N(0, 1) and a likelihood of noise 0.3 in each of some dimensions.
+
+    A guide of half the posterior's sd.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -741,7 +758,8 @@ def test_a_spread_of_few_chains_is_known_to_within_a_chi_square() -> None:
 def test_bounds_that_lie_apart_are_not_trusted(
     linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Reverse chains that do not part from the draw they share agree with each other, and not with the lower bound."""
+    """Reverse chains that do not part from the draw they share agree with each other, and not with
+    the lower bound."""
     x, vae = linear.sample(12), linear.amortized_vae()
     assert bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK).upper.untrusted <= 1
     run = annealing._Run.backward
@@ -804,7 +822,7 @@ def test_there_are_two_starts(linear: LinearGaussian) -> None:
 
 
 # -- refusals
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def program_of(
@@ -898,7 +916,8 @@ def test_a_latent_that_the_data_do_not_depend_on_needs_no_gradient() -> None:
 
 
 def test_a_density_that_only_ends_somewhere_needs_no_gradient() -> None:
-    """A uniform one is the same wherever it is not zero, and where it ends may depend on another latent."""
+    """A uniform one is the same wherever it is not zero, and where it ends may depend on another
+    latent."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -918,7 +937,10 @@ def test_a_density_that_only_ends_somewhere_needs_no_gradient() -> None:
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:
-    """A decoder that overflows for some latents: the likelihood there is no number, and no weight."""
+    """A decoder that overflows for some latents.
+
+    The likelihood there is no number, and no weight.
+    """
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):

@@ -176,7 +176,10 @@ def quadrature() -> list[list[float]]:
 
 
 def test_training_learns_what_pixels_owe_to_each_other() -> None:
-    """Each pixel repeats the one before it: a fair coin and nine copies, whatever the latents say."""
+    """Each pixel repeats the one before it.
+
+    A fair coin and nine copies, whatever the latents say.
+    """
     x = torch.tensor([0.0, 1.0]).repeat(100).unsqueeze(-1).expand(200, 10).contiguous()
     vae = autoregressive_vae(10)
     fit(vae, x, epochs=60, batch_size=50, learning_rate=0.05, progress=False)

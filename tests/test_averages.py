@@ -17,7 +17,10 @@ from pyro_bvae.oracle import LinearGaussian
 
 
 def leave_out(log_weights: Tensor, count: int) -> Tensor:
-    """The log average weight, averaged over all subsets that leave so many out: sums over the others, one by one."""
+    """The log average weight, averaged over all subsets that leave so many out.
+
+    Sums over the others, one by one.
+    """
     num_samples = len(log_weights)
     subsets = torch.tensor(
         list(itertools.combinations(range(num_samples), count)), dtype=torch.long
@@ -77,7 +80,10 @@ def test_the_jackknife_of_one_weight_that_is_all_is_finite() -> None:
 
 
 def test_the_jackknife_removes_the_bias() -> None:
-    """Log-normal weights of mean 1: the log of their average is low by about var / 2K, and corrected by less."""
+    """Log-normal weights of mean 1.
+
+    The log of their average is low by about var / 2K, and corrected by less.
+    """
     num_samples, replicates = 25, 40_000
     log_weights = torch.randn(num_samples, replicates, dtype=torch.double) - 0.5
     log_weights = log_weights.clamp(max=8)  # no effect on a mean that can be measured
@@ -179,7 +185,10 @@ def test_the_bias_counts_in_the_error_of_an_estimate() -> None:
 
 
 def arviz_psislw(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """ArviZ's normalised smoothed log weights and k of one datum, ``(K,)``; of 1.x the weights' logs are negated."""
+    """ArviZ's normalised smoothed log weights and k of one datum, ``(K,)``.
+
+    Of 1.x the weights' logs are negated.
+    """
     try:
         from arviz_stats.base import array_stats
     except ImportError:

@@ -1,4 +1,5 @@
-"""One model for all β: the closed form's curve, the plain objective at each β, and draws that fill the range."""
+"""One model for all β: the closed form's curve, the plain objective at each β, and draws that fill
+the range."""
 
 import math
 from pathlib import Path
@@ -61,7 +62,7 @@ def gradients(loss: Tensor, vae: BetaVAE) -> list[Tensor]:
 
 
 # -- the objective
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_one_linear_model_lies_near_the_closed_form_curve() -> None:
@@ -90,7 +91,8 @@ def test_one_linear_model_lies_near_the_closed_form_curve() -> None:
 def test_a_step_is_the_plain_objectives_at_the_beta_that_is_told(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The sum over the data of the plain loss at each one's β, and its gradient, for the same noise."""
+    """The sum over the data of the plain loss at each one's β, and its gradient, for the same
+    noise."""
     vae, x = stirred(conditioned_vae(hidden=(5,))), data(6)
     betas = torch.tensor([0.1, 0.4, 1.0, 1.0, 3.0, 8.0], dtype=torch.double)
     noise = torch.randn(6, 3, dtype=torch.double)
@@ -210,7 +212,7 @@ def test_other_covariates_keep_their_place(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 # -- the network
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_modulated_network_starts_as_a_perceptron_that_knows_nothing_of_beta() -> None:
@@ -252,7 +254,7 @@ def test_every_modulation_gets_a_gradient_and_the_range_has_ends(
 
 
 # -- bad input
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.inf, math.nan])

@@ -1,4 +1,7 @@
-"""The training checklist: each planted fault is seen with its number, and a sound training has no remark."""
+"""The training checklist.
+
+Each planted fault is seen with its number, and a sound training has no remark.
+"""
 
 from collections.abc import Callable
 
@@ -87,13 +90,17 @@ PLANTED: list[tuple[Callable[[], BetaVAE], Callable[[], Tensor], float, str, boo
         "2 of 8 features are not scaled (columns 1, 6): column 6 has mean 5e+04 and sd 2e+04",
         True,
     ),
-    (lambda: vae_of(BernoulliLikelihood()), lambda: normals().sigmoid(), 1.0, "100% of the values are greys", False),
+    (lambda: vae_of(BernoulliLikelihood()), lambda: normals().sigmoid(), 1.0, "100% of the values "
+                                                                              "are greys", False),
     (lambda: vae_of(NormalLikelihood(0.5)), bits, 1.0, "all values are 0 or 1", False),
     (lambda: vae_of(NormalLikelihood(0.5)), counts, 1.0, "all values are counts, up to", False),
     (lambda: vae_of(NormalLikelihood(0.5)), normals, 0.0, "β is 0", False),
-    (lambda: vae_of(NormalLikelihood(0.5), latents=8), normals, 1.0, "the code has 8 latents for 8 features", False),
-    (lambda: vae_of(NormalLikelihood(0.5)), lambda: normals() + 3, 1.0, "the untrained decoder is 3", False),
-    (lambda: vae_of(NormalLikelihood(1.0)), normals, 2.0, "β σ² is 2, above the largest eigenvalue 1.", True),
+    (lambda: vae_of(NormalLikelihood(0.5), latents=8), normals, 1.0, "the code has 8 latents for 8 "
+                                                                     "features", False),
+    (lambda: vae_of(NormalLikelihood(0.5)), lambda: normals() + 3, 1.0, "the untrained decoder is "
+                                                                        "3", False),
+    (lambda: vae_of(NormalLikelihood(1.0)), normals, 2.0, "β σ² is 2, above the largest eigenvalue "
+                                                          "1.", True),
 ]  # fmt: skip
 
 

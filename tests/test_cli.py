@@ -1,4 +1,5 @@
-"""The command line: the whole path from data to page, and one clear line for everything that cannot be used."""
+"""The command line: the whole path from data to page, and one clear line for everything that cannot
+be used."""
 
 import json
 import math
@@ -61,7 +62,7 @@ def run(evaluated: Path, tmp_path: Path) -> Path:
 
 
 # -- the whole path
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_training_writes_its_configuration_and_says_where(
@@ -306,7 +307,7 @@ def test_overwrite_replaces_a_run(run: Path) -> None:
 
 
 # -- bad input
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def nothing(directory: Path) -> None:
@@ -384,12 +385,15 @@ H5AD = [*NEW, "--dataset", "h5ad", "--path", "cells.h5ad", "--likelihood", "nega
 SPOILED = np.full((30, 4), 0.5)
 SPOILED[11, 2] = np.nan
 BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
-    "pixels above one": (table("a,b\n" + GOOD_ROW + "0.5,1.5\n"), CSV, "must lie in the likelihood's support"),
+    "pixels above one": (table("a,b\n" + GOOD_ROW + "0.5,1.5\n"), CSV, "must lie in the "
+                                                                       "likelihood's support"),
     "pixels below zero": (table("a,b\n" + GOOD_ROW + "-1,0.5\n"), CSV, "got -1.0 at index"),
     "NaN in a table": (table("a,b\n" + GOOD_ROW + "0.5,\n"), CSV, "got nan in row 21, column 'b'"),
-    "Inf in a table": (table("a,b\n0.5,0.5\ninf,0.5\n" + GOOD_ROW), CSV, "got inf in row 2, column 'a'"),
+    "Inf in a table": (table("a,b\n0.5,0.5\ninf,0.5\n" + GOOD_ROW), CSV, "got inf in row 2, column "
+                                                                         "'a'"),
     "NaN in an archive": (images(x=SPOILED, labels=np.arange(30)), NPZ, "got nan at index (11, 2)"),
-    "text in a table": (table("a,b\n" + GOOD_ROW + "0.5,red\n"), CSV, "must be numbers, got 'red' in row 21"),
+    "text in a table": (table("a,b\n" + GOOD_ROW + "0.5,red\n"), CSV, "must be numbers, got 'red' "
+                                                                      "in row 21"),
     "empty table": (table("a,b\n"), CSV, "empty data set"),
     "empty file": (table(""), CSV, "empty data set"),
     "empty archive": (images(x=np.zeros((0, 4)), labels=np.zeros(0)), NPZ, "empty data set"),
@@ -406,29 +410,40 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "size factor": (nothing, [*NEW, "--size-factor", "observe"], "Did you mean 'observed'?"),
     "no counts to size": (nothing, [*NEW, "--size-factor", "observed"], "count"),
     "dispersion": (nothing, [*NEW, "--dispersion", "features"], "Did you mean 'feature'?"),
-    "prior components": (nothing, [*NEW, "--prior-components", "0"], "'prior_components' must be a positive integer"),
-    "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "must lie in the likelihood's support"),
+    "prior components": (nothing, [*NEW, "--prior-components", "0"], "'prior_components' must be a "
+                                                                     "positive integer"),
+    "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "must lie in the "
+                                                                      "likelihood's support"),
     "no file": (nothing, CSV, "there is no such file"),
     "no path": (nothing, [*NEW, "--dataset", "file"], "needs 'path'"),
     "a path for digits": (table("a\n1\n"), [*NEW, "--path", "data.csv"], "is for data set 'file'"),
-    "wrong column": (table("a,b\n" + GOOD_ROW), [*CSV, "--split-column", "part"], "must be one of the columns a, b"),
-    "negative beta": (nothing, [*NEW, "--beta", "-1"], "'beta' must be non-negative and finite, got -1.0"),
-    "NaN beta": (nothing, [*NEW, "--beta", "nan"], "'beta' must be non-negative and finite, got nan"),
-    "infinite beta": (nothing, [*NEW, "--beta", "inf"], "'beta' must be non-negative and finite, got inf"),
+    "wrong column": (table("a,b\n" + GOOD_ROW), [*CSV, "--split-column", "part"], "must be one of "
+                                                                                  "the columns a, "
+                                                                                  "b"),
+    "negative beta": (nothing, [*NEW, "--beta", "-1"], "'beta' must be non-negative and finite, "
+                                                       "got -1.0"),
+    "NaN beta": (nothing, [*NEW, "--beta", "nan"], "'beta' must be non-negative and finite, got "
+                                                   "nan"),
+    "infinite beta": (nothing, [*NEW, "--beta", "inf"], "'beta' must be non-negative and finite, "
+                                                        "got inf"),
     "data set": (nothing, [*NEW, "--dataset", "digts"], "Did you mean 'digits'?"),
     "prior": (nothing, [*NEW, "--prior", "norml"], "Did you mean 'normal'?"),
     "likelihood": (nothing, [*NEW, "--likelihood", "bernouli"], "Did you mean 'bernoulli'?"),
     "posterior": (nothing, [*NEW, "--posterior", "normall"], "Did you mean 'normal'?"),
     "network": (nothing, [*NEW, "--network", "mpl"], "Did you mean 'mlp'?"),
     "binarization": (nothing, [*NEW, "--binarize", "statics"], "Did you mean 'static'?"),
-    "device": (nothing, [*NEW, "--device", "cudda"], "'device' must be one that torch can use here"),
+    "device": (nothing, [*NEW, "--device", "cudda"], "'device' must be one that torch can use "
+                                                     "here"),
     "no epochs": (nothing, [*NEW, "--epochs", "0"], "'epochs' must be a positive integer, got 0"),
-    "no latents": (nothing, [*NEW, "--latent-dim", "0"], "'latent_dim' must be a positive integer, got 0"),
+    "no latents": (nothing, [*NEW, "--latent-dim", "0"], "'latent_dim' must be a positive integer, "
+                                                         "got 0"),
     "no hidden layer": (nothing, [*NEW, "--hidden"], "'hidden' must name at least one width"),
     "negative seed": (nothing, [*NEW, "--seed", "-3"], "'seed' must be"),
     "images too small": (nothing, [*NEW, "--network", "convolutional"], "'image_shape' must be"),
-    "output exists": (nothing, ["train", *TINY, "--output", "run"], "pass --resume to continue it, --overwrite"),
-    "output is a file": (a_file, ["train", *TINY, "--output", "file"], "'output' must be a directory, got the file"),
+    "output exists": (nothing, ["train", *TINY, "--output", "run"], "pass --resume to continue it, "
+                                                                    "--overwrite"),
+    "output is a file": (a_file, ["train", *TINY, "--output", "file"], "'output' must be a "
+                                                                       "directory, got the file"),
     "output under a file": (a_file, ["train", *TINY, "--output", "file/run"], "Not a directory"),
     "output is no run": (no_run, ["train", *TINY, "--output", "other", "--overwrite"], "so it is not overwritten"),
     "demo over no run": (no_run, ["demo", "--output", "other"], "so it is not overwritten"),
@@ -443,20 +458,28 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "resume cut config": (cut("config.json"), ["train", "--output", "run", "--resume"], "is no JSON"),
     "evaluate nothing": (nothing, ["evaluate", "new"], "there is no run directory new"),
     "evaluate no run": (no_run, ["evaluate", "other"], "is not a run directory"),
-    "evaluate what is cut": (cut("checkpoints/best.pt"), ["evaluate", "run"], "cannot be read as a checkpoint"),
-    "evaluate foreign": (foreign("checkpoints/best.pt"), ["evaluate", "run"], "cannot be read as a checkpoint"),
+    "evaluate what is cut": (cut("checkpoints/best.pt"), ["evaluate", "run"], "cannot be read as a "
+                                                                              "checkpoint"),
+    "evaluate foreign": (foreign("checkpoints/best.pt"), ["evaluate", "run"], "cannot be read as a "
+                                                                              "checkpoint"),
     "evaluate a version": (wrong_version, ["evaluate", "run"], "has checkpoint version 7"),
-    "evaluate a lost one": (without("checkpoints/best.pt"), ["evaluate", "run"], "there is no checkpoint at"),
-    "evaluate no sample": (nothing, ["evaluate", "run", "--num-samples", "0"], "'num_samples' must be"),
+    "evaluate a lost one": (without("checkpoints/best.pt"), ["evaluate", "run"], "there is no "
+                                                                                 "checkpoint at"),
+    "evaluate no sample": (nothing, ["evaluate", "run", "--num-samples", "0"], "'num_samples' must "
+                                                                               "be"),
     "evaluate no datum": (nothing, ["evaluate", "run", "--num-data", "0"], "'num_data' must be"),
     "evaluate seed": (nothing, ["evaluate", "run", "--seed", "-1"], "'seed' must be"),
-    "evaluate unknown": (nothing, ["evaluate", "run", "--checkpoint", "bset"], "Did you mean 'best'?"),
-    "evaluate family": (nothing, ["evaluate", "run", "--families", "fullrank"], "Did you mean 'full-rank'?"),
+    "evaluate unknown": (nothing, ["evaluate", "run", "--checkpoint", "bset"], "Did you mean "
+                                                                               "'best'?"),
+    "evaluate family": (nothing, ["evaluate", "run", "--families", "fullrank"], "Did you mean "
+                                                                                "'full-rank'?"),
     "verify device": (nothing, ["verify", "--device", "tpu"], "'device' must be"),
     "evaluate device": (nothing, ["evaluate", "run", "--device", "tpu"], "'device' must be"),
     "report nothing": (nothing, ["report", "new"], "evaluate"),
-    "report unevaluated": (without("evaluation.json"), ["report", "run"], "run 'pyro-bvae evaluate run' first"),
-    "report what is cut": (cut("checkpoints/best.pt"), ["report", "run"], "cannot be read as a checkpoint"),
+    "report unevaluated": (without("evaluation.json"), ["report", "run"], "run 'pyro-bvae evaluate "
+                                                                          "run' first"),
+    "report what is cut": (cut("checkpoints/best.pt"), ["report", "run"], "cannot be read as a "
+                                                                          "checkpoint"),
     "report cut evaluation": (cut("evaluation.json"), ["report", "run"], "is no JSON"),
 }  # fmt: skip
 
@@ -599,7 +622,7 @@ def test_warnings_are_one_line_and_the_process_keeps_its_own_way(
 
 
 # -- real processes
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def start(arguments: list[str], directory: Path) -> subprocess.Popen[str]:
@@ -657,7 +680,8 @@ def test_ctrl_c_stops_the_program_and_the_run_can_be_resumed(tmp_path: Path) -> 
 def test_counts_go_through_the_whole_path(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Simulated counts, a conditional evidence that says so, the checks on the page, and a prior of pseudo-inputs."""
+    """Simulated counts, a conditional evidence that says so, the checks on the page, and a prior of
+    pseudo-inputs."""
     run = tmp_path / "run"
     parts = [
         "--likelihood",

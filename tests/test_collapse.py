@@ -1,4 +1,5 @@
-"""The doctor of posterior collapse held to the linear VAE, to planted causes, and to leaving all as it was."""
+"""The doctor of posterior collapse held to the linear VAE, to planted causes, and to leaving all as
+it was."""
 
 import pyro
 import pyro.distributions as dist
@@ -28,7 +29,8 @@ UNIT = 0.5413  # softplus(0.5413) = 1
 
 
 def data_of(ratios: Tensor, num_data: int = 1500) -> tuple[Tensor, Tensor]:
-    """Return data whose sample covariance has exactly these eigenvalues, times σ², and its axes as columns."""
+    """Return data whose sample covariance has exactly these eigenvalues, times σ², and its axes as
+    columns."""
     with torch.random.fork_rng():
         torch.manual_seed(1)
         noise = torch.randn(num_data, len(ratios), dtype=torch.double)
@@ -38,7 +40,8 @@ def data_of(ratios: Tensor, num_data: int = 1500) -> tuple[Tensor, Tensor]:
 
 
 def linear_vae(axes: Tensor, beta: float, latents: int, zeroed: tuple[int, ...] = ()) -> BetaVAE:
-    """Return the optimum of the β-objective over linear VAEs, with some columns of the decoder set to zero."""
+    """Return the optimum of the β-objective over linear VAEs, with some columns of the decoder set
+    to zero."""
     weight = axes[:, :latents] * SIGMA * (RATIOS[:latents] - beta).clamp(min=0).sqrt()
     vae = LinearGaussian(weight, SIGMA).amortized_vae(beta)
     with torch.no_grad():
@@ -131,7 +134,8 @@ def silent_vae(x: Tensor, likelihood: nn.Module, output: Tensor, latents: int = 
 
 
 def noise_of(kind: str) -> tuple[Tensor, nn.Module, Tensor]:
-    """Return independent features, rare and frequent, their likelihood and the decoder's best constant."""
+    """Return independent features, rare and frequent, their likelihood and the decoder's best
+    constant."""
     means = torch.linspace(0.02, 0.9, 30)
     if kind == "bernoulli":
         return torch.bernoulli(means.expand(1000, -1)), BernoulliLikelihood(), means.logit()

@@ -1,4 +1,5 @@
-"""Configurations: what a person can spell, what a file can hold, and what is refused before any work is done."""
+"""Configurations: what a person can spell, what a file can hold, and what is refused before any
+work is done."""
 
 import json
 from dataclasses import asdict, fields, replace

@@ -1,4 +1,7 @@
-"""Free bits and controlled capacity: losses and gradients by hand, any Pyro program, stock SVI and fit, bad input."""
+"""Free bits and controlled capacity.
+
+Losses and gradients by hand, any Pyro program, stock SVI and fit, bad input.
+"""
 
 import math
 from collections.abc import Callable
@@ -31,7 +34,8 @@ BETAS = [1.0, 0.0, 0.4, 3.0, torch.tensor(2.0).double(), torch.linspace(0, 3, N)
 
 
 class Setting:
-    """A guide whose first latent says much and whose second says little, with the noise of its draws."""
+    """A guide whose first latent says much and whose second says little, with the noise of its
+    draws."""
 
     def __init__(self) -> None:
         self.x = LINEAR.sample(N)
@@ -83,7 +87,7 @@ def normal_vae(seed: int = 0) -> BetaVAE:
 
 
 # -- free bits
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("nats", [0.0, 0.3, 10.0])
@@ -147,7 +151,10 @@ def test_where_there_is_no_closed_form_the_draws_give_the_kl(nats: float) -> Non
 
 
 def test_an_estimate_of_a_kl_may_be_negative_where_no_nats_are_free() -> None:
-    """A guide that is the prior: a floor of 0 under its estimates would make the mean of the loss too large."""
+    """A guide that is the prior.
+
+    A floor of 0 under its estimates would make the mean of the loss too large.
+    """
     prior = StudentTPrior(L).double()
 
     def guide(x: Tensor) -> dist.Distribution:
@@ -209,7 +216,7 @@ def test_the_capacity_is_that_of_any_guide_and_prior(family: str) -> None:
 
 
 # -- what both are
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 BOTH = pytest.mark.parametrize(
     "objective", [FreeBits(0.3), ControlledCapacity(3.0, 2.0)], ids=["free bits", "capacity"]
@@ -326,7 +333,10 @@ def test_free_bits_keep_latents_that_the_bound_gives_up() -> None:
 
 
 def test_the_mean_kl_follows_its_capacity() -> None:
-    """A capacity that the bound would neither stop at (0.4) nor reach (4): its own KL is some 1.4 nats."""
+    """A capacity that the bound would neither stop at (0.4) nor reach (4).
+
+    Its own KL is some 1.4 nats.
+    """
     x = LINEAR.sample(64)
     for capacity in (0.4, 4.0):
         objective = ControlledCapacity(capacity, gamma=100.0)
@@ -335,7 +345,7 @@ def test_the_mean_kl_follows_its_capacity() -> None:
 
 
 # -- bad input
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [-0.1, math.nan, math.inf, "1", True])

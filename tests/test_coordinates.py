@@ -1,4 +1,7 @@
-"""The latents as one vector: a map that can be turned round, with the Jacobian that autograd finds."""
+"""The latents as one vector.
+
+A map that can be turned round, with the Jacobian that autograd finds.
+"""
 
 import math
 from collections.abc import Callable, Iterator
@@ -18,7 +21,10 @@ one = torch.ones((), dtype=torch.double)
 
 
 def data_in_the_middle(x: Tensor) -> None:
-    """Data between two other plates; real, positive, interval and simplex latents, in all of them."""
+    """Data between two other plates.
+
+    Real, positive, interval and simplex latents, in all of them.
+    """
     left, data, inner = (
         pyro.plate("left", 2, dim=-3),
         pyro.plate("data", len(x), dim=-2),
@@ -56,7 +62,10 @@ def guide_in_the_middle(x: Tensor) -> None:
 
 
 def data_on_the_right(x: Tensor) -> None:
-    """Data on the right of a plate, with a latent outside that plate: a dimension that its values lack."""
+    """Data on the right of a plate, with a latent outside that plate.
+
+    A dimension that its values lack.
+    """
     with pyro.plate("data", len(x), dim=-1):
         real = pyro.sample("real", dist.Normal(0 * one, 1.0))
         simplex = pyro.sample("simplex", dist.Dirichlet(torch.full((4,), 2.0, dtype=torch.double)))
@@ -93,7 +102,10 @@ def mapped(request: pytest.FixtureRequest) -> Iterator[tuple[Program, Coordinate
 
 
 def free_values(coordinates: Coordinates, vectors: Tensor) -> list[Tensor]:
-    """The independent numbers of the latents, ``(K, B, d)``: not the last of a simplex, nor a factor's diagonal."""
+    """The independent numbers of the latents, ``(K, B, d)``.
+
+    Not the last of a simplex, nor a factor's diagonal.
+    """
     values, _ = coordinates.unflatten(vectors)
     parts = []
     for name, place in coordinates.places.items():

@@ -105,7 +105,10 @@ def test_zero_inflation_is_a_mixture_with_zero() -> None:
 def test_float32_keeps_its_digits_where_log_gamma_functions_cancel(
     x: int, mean: float, theta: float
 ) -> None:
-    """A log gamma function of 1e5 is 1e6, and so are all the terms: a float32 has 0.06 nats there."""
+    """A log gamma function of 1e5 is 1e6, and so are all the terms.
+
+    A float32 has 0.06 nats there.
+    """
     log_mean = torch.tensor(math.log(mean))
     given = float(log_mean.exp().double())  # the mean that a float32 stands for
     exact = exact_negative_binomial(x, given, theta)
@@ -248,7 +251,7 @@ def test_expanding_does_not_copy_the_dispersions() -> None:
 
 
 # -- likelihoods
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_rates_share_or_scale_by_the_size_factor() -> None:

@@ -1,4 +1,5 @@
-"""Holes: planted gaps of known mass, quadrature, an aggregate that is the prior, and tests held to SciPy."""
+"""Holes: planted gaps of known mass, quadrature, an aggregate that is the prior, and tests held to
+SciPy."""
 
 import math
 from collections.abc import Callable
@@ -52,13 +53,16 @@ def said(loc: Tensor, scale: float | Tensor) -> Tensor:
 
 
 # -- planted holes
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 GAP = 0.8
 
 
 def around_gap(count: int, seed: int, width: int) -> Tensor:
-    """Return data whose aggregate is the prior but for a slab, in which its first latent is never: |z0| < GAP."""
+    """Return data whose aggregate is the prior but for a slab, in which its first latent is never.
+
+    |z0| < GAP.
+    """
     uniform = 2 * torch.rand(count, generator=generator(seed), dtype=torch.double) - 1
     edge = NORMAL.cdf(torch.tensor(GAP, dtype=torch.double))
     first = NORMAL.icdf(edge + (1 - edge) * uniform.abs()) * uniform.sign()
@@ -152,7 +156,7 @@ def test_the_error_is_that_of_other_seeds() -> None:
 
 
 # -- no holes
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def exact_pair(count: int, seed: int) -> tuple[BetaVAE, Tensor]:
@@ -194,7 +198,10 @@ def test_p_values_are_uniform_where_there_is_nothing_to_find() -> None:
 
 
 def test_posteriors_too_narrow_to_reach_beyond_their_datum_are_no_holes() -> None:
-    """Calibration by other data: codes like the prior's, each by itself; over the same data all would be hole."""
+    """Calibration by other data.
+
+    Codes like the prior's, each by itself; over the same data all would be hole.
+    """
     codes = torch.randn(3000, 2, generator=generator(0), dtype=torch.double)
     data, kept = said(codes[:2000], 1e-3), said(codes[2000:], 1e-3)
     assert coverage(model, guide, data, held_out=kept, num_samples=2000).hole_mass.value < 0.03
@@ -245,7 +252,7 @@ def test_a_guide_without_single_densities_has_tests_alone() -> None:
 
 
 # -- the two tests
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_energy_distance_is_scipys() -> None:

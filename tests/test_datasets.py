@@ -1,4 +1,5 @@
-"""Datasets in memory: order, binarization, splitting, checks of what is given, and the names to load by."""
+"""Datasets in memory: order, binarization, splitting, checks of what is given, and the names to
+load by."""
 
 import math
 

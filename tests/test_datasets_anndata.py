@@ -1,4 +1,5 @@
-"""Cells in an AnnData or an h5ad file, and results written back, against the matrix they were made of."""
+"""Cells in an AnnData or an h5ad file, and results written back, against the matrix they were made
+of."""
 
 import builtins
 import sys
@@ -32,7 +33,8 @@ KINDS = {"dense": np.asarray, "csr": sp.csr_matrix, "csc": sp.csc_matrix, "csr a
 
 
 def counts() -> np.ndarray:
-    """Counts with two poor cells, numbers 5 and 17, one empty gene, number 4, and one in two cells only, number 7."""
+    """Counts with two poor cells, numbers 5 and 17, one empty gene, number 4, and one in two cells
+    only, number 7."""
     x = np.random.default_rng(1).poisson(2.0, size=(N, GENES)).astype(np.float32)
     x[[5, 17]] = 0
     x[5, 0] = 2
@@ -245,28 +247,41 @@ GAPS = pd.Series(
     ["a"] * 3 + [None] * 2 + ["b"] * (N - 5), index=[f"cell{i}" for i in range(N)], dtype="category"
 )
 REFUSED = {
-    "negative": (put(3, 2, -1), {}, r"counts in 'X' must be non-negative, got -1 at index \(3, 2\) \(row 'cell3'\)"),
-    "fraction": (put(3, 2, 0.5), {}, r"must be whole numbers, neither normalised.*got 0.5 .*\(column 'gene2'\)"),
+    "negative": (put(3, 2, -1), {}, r"counts in 'X' must be non-negative, got -1 at index \(3, 2\) "
+                                    r"\(row 'cell3'\)"),
+    "fraction": (put(3, 2, 0.5), {}, r"must be whole numbers, neither normalised.*got 0.5 "
+                                     r".*\(column 'gene2'\)"),
     "infinite": (put(3, 2, np.inf), {}, r"must be finite, got inf at index \(3, 2\)"),
     "NaN": (put(3, 2, np.nan), {}, r"must be finite, got nan at index \(3, 2\)"),
-    "in a gene without counts": (put(3, 4, -1), {}, r"must be non-negative, got -1 at index \(3, 4\)"),
+    "in a gene without counts": (put(3, 4, -1), {}, r"must be non-negative, got -1 at index \(3, "
+                                                    r"4\)"),
     "no count": (lambda a: None, {}, r"row 17 \('cell17'\) has no count at all: .*min_counts=1"),
-    "layer": (two_layers, {"layer": "count"}, r"unknown layer 'count'. Did you mean 'counts'.* Known: counts, raw"),
+    "layer": (two_layers, {"layer": "count"}, r"unknown layer 'count'. Did you mean 'counts'.* "
+                                              r"Known: counts, raw"),
     "no layers": (lambda a: None, {"layer": "raw"}, "unknown layer 'raw': there are no layers"),
     "no X": (without_x, {}, "there is no X; give one of the layers: counts, raw"),
-    "labels": (lambda a: None, {"label_column": "kinds"}, r"obs column 'kinds'. Did you mean 'kind'.* Known: depth, "),
-    "batch": (lambda a: None, {"batch_column": "plat"}, "unknown obs column 'plat'. Did you mean 'plate'"),
-    "fractions as labels": (lambda a: None, {"label_column": "depth"}, "'depth': labels must be whole numbers"),
-    "gaps": (assign("kind", GAPS), {"label_column": "kind"}, "'kind' has no value for 2 cells, the first is 'cell3'"),
+    "labels": (lambda a: None, {"label_column": "kinds"}, r"obs column 'kinds'. Did you mean "
+                                                          r"'kind'.* Known: depth, "),
+    "batch": (lambda a: None, {"batch_column": "plat"}, "unknown obs column 'plat'. Did you mean "
+                                                        "'plate'"),
+    "fractions as labels": (lambda a: None, {"label_column": "depth"}, "'depth': labels must be "
+                                                                       "whole numbers"),
+    "gaps": (assign("kind", GAPS), {"label_column": "kind"}, "'kind' has no value for 2 cells, the "
+                                                             "first is 'cell3'"),
     "unseen batch": (
         assign("odd", ODD),
         {"batch_column": "odd", "split_column": "part"},
-        "batch 'odd' of cell 'cell2' in obs column 'odd' is not among those of the training cells: even",
+        "batch 'odd' of cell 'cell2' in obs column 'odd' is not among those of the training cells: "
+        "even",
     ),
-    "parts": (lambda a: None, {"split_column": "kind"}, r"obs column 'kind' must be 'train', .* got 'a', 'b', 'c'"),
-    "too few counts": (lambda a: None, {"min_counts": 1000}, "no cell has 'min_counts' = 1000 counts, the most is"),
-    "too few cells": (lambda a: None, {"min_cells": 61}, "no gene has counts in 'min_cells' = 61 cells, the most is"),
-    "negative minimum": (lambda a: None, {"min_counts": -1}, "'min_counts' must be non-negative and finite, got -1"),
+    "parts": (lambda a: None, {"split_column": "kind"}, r"obs column 'kind' must be 'train', .* "
+                                                        r"got 'a', 'b', 'c'"),
+    "too few counts": (lambda a: None, {"min_counts": 1000}, "no cell has 'min_counts' = 1000 "
+                                                             "counts, the most is"),
+    "too few cells": (lambda a: None, {"min_cells": 61}, "no gene has counts in 'min_cells' = 61 "
+                                                         "cells, the most is"),
+    "negative minimum": (lambda a: None, {"min_counts": -1}, "'min_counts' must be non-negative "
+                                                             "and finite, got -1"),
     "test": (lambda a: None, {"test": 0}, "'test' must hold at least one datum"),
     "seed": (lambda a: None, {"seed": -1}, "'seed' must be a non-negative integer, got -1"),
 }  # fmt: skip

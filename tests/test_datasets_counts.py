@@ -1,4 +1,5 @@
-"""Counts: what a table of them must be, and simulated ones against the moments and masses of their law."""
+"""Counts: what a table of them must be, and simulated ones against the moments and masses of their
+law."""
 
 import math
 

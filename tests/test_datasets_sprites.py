@@ -174,7 +174,8 @@ LOOKS = [
 
 
 def correlation_and_error(indices, first, second):
-    """Return the sample correlation of two columns, and its standard error from its influence function."""
+    """Return the sample correlation of two columns, and its standard error from its influence
+    function."""
     a, b = (
         (column - column.mean()) / column.std(correction=0)
         for column in indices[:, [first, second]].double().T

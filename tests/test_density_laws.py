@@ -49,7 +49,8 @@ GREYS = [0.0, 1 / 255, 100 / 255, 254 / 255, 1.0]
 
 
 class Member(NamedTuple):
-    """A density: ``make(*parameters)`` scores ``value``, ``exact(x, *parameters)`` does in mpmath."""
+    """A density: ``make(*parameters)`` scores ``value``, ``exact(x, *parameters)`` does in
+    mpmath."""
 
     make: Callable[..., Any]
     exact: Callable[..., Any]
@@ -246,7 +247,8 @@ MEMBERS["pixels without gradients"] = MEMBERS["pixels"]
 
 
 def scored(member: Member, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the log densities of points ``(P, 1 + n)``, ``(P,)``, and their gradients, ``(P, n)``."""
+    """Return the log densities of points ``(P, 1 + n)``, ``(P,)``, and their gradients, ``(P,
+    n)``."""
     x, *parameters = (column.clone().requires_grad_() for column in points.T)
     made = member.make(*parameters)
     value = x.detach().reshape(-1, *[1] * len(made.event_shape)).expand(len(x), *made.event_shape)
@@ -310,7 +312,8 @@ def test_value_and_every_gradient_are_those_of_exact_arithmetic(
     errors = torch.cat([worst(*pair, relative, absolute) for pair in pairs], 1)
     place = int(errors.amax(1).nan_to_num(math.inf).argmax())
     assert float(errors.max()) <= 1, (
-        f"at {points[place].tolist()}: {result[place]} for {values[place]}, {slopes[place]} for {gradients[place]}"
+        f"at {points[place].tolist()}: {result[place]} for {values[place]}, {slopes[place]} for "
+        f"{gradients[place]}"
     )
 
 

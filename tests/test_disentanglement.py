@@ -1,4 +1,5 @@
-"""Disentanglement: the field's reference, planted truth, nulls, intervals that hold, and bad input in words."""
+"""Disentanglement: the field's reference, planted truth, nulls, intervals that hold, and bad input
+in words."""
 
 import json
 from functools import partial
@@ -205,7 +206,8 @@ def test_codes_that_are_constant_have_an_answer() -> None:
 
 @pytest.mark.parametrize("value", [0.0, 0.3, -3e-8, 1e20])
 def test_constant_latents_have_no_modularity_whatever_their_value(value: float) -> None:
-    """Rounding of sums that cancel once gave them up to 1, and the interval of a code without noise was [0, 0.94]."""
+    """Rounding of sums that cancel once gave them up to 1, and the interval of a code without noise
+    was [0, 0.94]."""
     factors = np.random.default_rng(0).integers(0, 4, (1000, 3))
     constant = modularity(np.full((1000, 3), value), factors)
     assert constant.value == 0 and constant.interval == (0.0, 0.0)
@@ -260,7 +262,7 @@ def disentangled(vae: BetaVAE, x: torch.Tensor, factors: np.ndarray) -> Score:
 
 
 # -- intervals
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", [mutual_information_gap, modularity, sap, explicitness])
@@ -432,7 +434,7 @@ class LinearEncoder(torch.nn.Module):
 
 
 # -- bad input
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("metric", METRICS)

@@ -1,4 +1,7 @@
-"""Several processes train the model that one would: gradients, metrics, files, resuming, and processes that die."""
+"""Several processes train the model that one would.
+
+Gradients, metrics, files, resuming, and processes that die.
+"""
 
 import json
 import os
@@ -34,7 +37,10 @@ def free_port() -> int:
 
 
 def quietly(*args: Any, **options: Any) -> Any:
-    """Train as the processes do; models so small and so short of training have remarks made about them."""
+    """Train as the processes do.
+
+    Models so small and so short of training have remarks made about them.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return processes.run(*args, **options)
@@ -47,7 +53,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def results(folder: Path) -> Results:
-    """Run the cases in two processes, after a run of one that they continue, and return what each has written."""
+    """Run the cases in two processes, after a run of one that they continue, and return what each
+    has written."""
     quietly(processes.vae(), folder / "one")
     shutil.copytree(folder / "one", folder / "reference")
     place = {
@@ -73,7 +80,10 @@ def results(folder: Path) -> Results:
 
 @pytest.fixture(scope="module")
 def alone(results: Results, folder: Path) -> Any:
-    """The run that the two processes share, in one; it uses the store after the fixture that it depends on."""
+    """The run that the two processes share, in one.
+
+    It uses the store after the fixture that it depends on.
+    """
     return quietly(processes.vae(), None)
 
 

@@ -48,7 +48,10 @@ def test_evidence_is_the_closed_form(linear: LinearGaussian, beta: float) -> Non
 
 
 def test_scales_never_enter_the_evidence(linear: LinearGaussian) -> None:
-    """A β that is passed to the program scales its latent; importance weights are made of densities."""
+    """A β that is passed to the program scales its latent.
+
+    Importance weights are made of densities.
+    """
     x = linear.sample(50)
     vae = linear.amortized_vae(4.0)
     plain = evidence(vae.model, vae.guide, x, num_samples=500)
@@ -439,7 +442,10 @@ def test_a_program_that_mixes_data_is_not_cut_into_blocks() -> None:
 
 
 def test_plates_left_of_the_data_are_summed(tmp_path) -> None:
-    """Three replicates of each datum: a plate on the left of the data plate, and more data than a block holds."""
+    """Three replicates of each datum.
+
+    A plate on the left of the data plate, and more data than a block holds.
+    """
     x = torch.randn(3, 600, 2, dtype=torch.double)
     rows = x.movedim(0, 1)
 
@@ -617,7 +623,10 @@ def test_data_of_another_dtype_are_refused_in_words(linear: LinearGaussian) -> N
 
 
 def test_draws_of_the_model_are_not_the_draws_of_the_guide() -> None:
-    """The same seed for both: were they one stream, the guide's noise would be the data's own latents."""
+    """The same seed for both.
+
+    Were they one stream, the guide's noise would be the data's own latents.
+    """
     linear = LinearGaussian(torch.eye(2), 0.5)
     values = [
         elbo(v.model, v.guide, x, num_samples=1).value

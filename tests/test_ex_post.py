@@ -1,4 +1,7 @@
-"""The prior fitted after the fact: the aggregate's closed form, what the evidence gains, and what is left alone."""
+"""The prior fitted after the fact.
+
+The aggregate's closed form, what the evidence gains, and what is left alone.
+"""
 
 import copy
 import math

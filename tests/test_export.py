@@ -1,4 +1,5 @@
-"""ArviZ gets what was measured, with either of its major versions, and reads it back from netCDF."""
+"""ArviZ gets what was measured, with either of its major versions, and reads it back from
+netCDF."""
 
 import contextlib
 import json
@@ -57,7 +58,8 @@ def tensor(data, group: str, name: str) -> Tensor:
 
 
 def close_to(values: Tensor, mean: Tensor, variance: Tensor) -> bool:
-    """Whether independent normal draws ``(K, *)`` have a mean and a variance, within five standard errors each."""
+    """Whether independent normal draws ``(K, *)`` have a mean and a variance, within five standard
+    errors each."""
     count = values.shape[0]
     means = (values.mean(0) - mean).abs() <= 5 * (variance / count).sqrt()
     variances = (values.var(0) / variance - 1).abs() <= 5 * (2 / (count - 1)) ** 0.5
@@ -65,7 +67,7 @@ def close_to(values: Tensor, mean: Tensor, variance: Tensor) -> bool:
 
 
 # -- the groups
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_weights_are_their_parts_and_the_densities(linear: LinearGaussian) -> None:
@@ -458,7 +460,7 @@ def test_a_model_that_cannot_draw_its_data_is_exported_without_predictions(
 
 
 # -- the object
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -593,7 +595,10 @@ def test_a_failed_export_leaves_nothing_behind(tmp_path) -> None:
 
 @pytest.mark.parametrize("shape", [0.2, 0.5, 0.9])
 def test_pareto_k_is_the_tail_of_the_weights(shape: float) -> None:
-    """Weights drawn from a generalised Pareto law have its shape; the wrong sign of the log weights would not."""
+    """Weights drawn from a generalised Pareto law have its shape.
+
+    The wrong sign of the log weights would not.
+    """
     uniform = torch.rand(40_000, 8, dtype=torch.double)
     weights = 1 + ((1 - uniform) ** -shape - 1) / shape
     k = psis.pareto_k(weights.log())

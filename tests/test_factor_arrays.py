@@ -1,4 +1,5 @@
-"""Images with known factors from arrays and from files like the public one, against what was put in."""
+"""Images with known factors from arrays and from files like the public one, against what was put
+in."""
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ NUM = 700
 
 
 def public(num=NUM, side=8):
-    """Return arrays as those of the public file; the first pixels spell the row's number in binary."""
+    """Return arrays as those of the public file.
+
+    The first pixels spell the row's number in binary.
+    """
     rows = np.arange(num)
     images = np.zeros((num, side, side), np.uint8)
     images[:, 0, :] = rows[:, None] >> np.arange(side) & 1
@@ -167,7 +171,8 @@ class TestFromFactors:
         [
             (
                 lambda: from_factors(np.zeros((5, 2)), np.zeros((4, 1))),
-                r"'images' and 'factors' must have one row for each datum, got \(5, 2\) and \(4, 1\)",
+                r"'images' and 'factors' must have one row for each datum, got \(5, 2\) and \(4, "
+                r"1\)",
             ),
             (lambda: from_factors(np.float32(1), np.zeros((4, 1))), r"got \(\) and \(4, 1\)"),
             (

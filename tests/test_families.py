@@ -44,7 +44,8 @@ SIGMA = 0.5
 
 
 def drifting(x: Tensor) -> None:
-    """A level of each datum and three values around it, in two sites, one of them in a plate of its own."""
+    """A level of each datum and three values around it, in two sites, one of them in a plate of its
+    own."""
     with pyro.plate("cells", len(x), dim=-2):
         level = pyro.sample("level", dist.Normal(0 * one, 1.0))
         with pyro.plate("times", 3, dim=-1):
@@ -65,7 +66,10 @@ def evidence_of_drifting(x: Tensor) -> Tensor:
 
 
 def approximation_of_drifting() -> float:
-    """The gap of the best product of normals to a normal: half of ``sum log P_ii - log det P`` of its precision."""
+    """The gap of the best product of normals to a normal.
+
+    Half of ``sum log P_ii - log det P`` of its precision.
+    """
     precision = torch.diag(torch.tensor([4.0, *3 * [1 + 1 / SIGMA**2]], dtype=torch.double))
     precision[0, 1:] = precision[1:, 0] = -1.0
     return 0.5 * float(precision.diagonal().log().sum() - torch.logdet(precision))
@@ -165,7 +169,10 @@ def test_a_joint_family_knows_how_sites_depend_on_each_other() -> None:
 
 
 def test_families_of_positive_latents_bend_in_the_logarithm() -> None:
-    """The full-rank family of one positive latent is the log-normal itself; the flow skews it towards the posterior."""
+    """The full-rank family of one positive latent is the log-normal itself.
+
+    The flow skews it towards the posterior.
+    """
     x = torch.tensor([0.0, 1.0, 2.0, 5.0, 11.0], dtype=torch.double)
     exact = dist.GammaPoisson(2 * one, 0.5).log_prob(x)
     gaps = inference_gaps(
@@ -184,7 +191,10 @@ def test_families_of_positive_latents_bend_in_the_logarithm() -> None:
 
 
 def log_normal_bound(x: Tensor) -> Tensor:
-    """The ELBO of the best log-normal, whose moments are closed forms: E log r = m, E r = exp(m + s²/2)."""
+    """The ELBO of the best log-normal, whose moments are closed forms.
+
+    E log r = m, E r = exp(m + s²/2).
+    """
     grid_loc = ((x + 2) / 1.5).log()[:, None, None] + torch.linspace(
         -0.6, 0.2, 161, dtype=torch.double
     )[:, None]
@@ -337,7 +347,10 @@ def test_no_family_ends_below_the_one_before(linear: LinearGaussian) -> None:
 def test_a_family_that_many_draws_find_worse_is_not_taken(
     linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refit judges itself on few draws; the bounds are measured with many, and have the last word."""
+    """A refit judges itself on few draws.
+
+    The bounds are measured with many, and have the last word.
+    """
 
     def spoilt(*args: Any, **kwargs: Any) -> Any:
         result = refit(*args, **kwargs)
@@ -369,7 +382,10 @@ STILL = RefitSettings(
 def test_a_certificate_is_the_truth(
     linear: LinearGaussian, spoilt: tuple[float, float], certified: float
 ) -> None:
-    """Of descents that never got off the ground: a perfect start is certified, one far off is not."""
+    """Of descents that never got off the ground.
+
+    A perfect start is certified, one far off is not.
+    """
     x = linear.sample(25)
     vae = linear.amortized_vae(1.0, *spoilt)
     with open_program(vae.model, vae.guide, (x,)) as program:
@@ -622,7 +638,8 @@ def measured(value: float, standard_error: float = 0.01) -> Estimate:
         (gaps_of(0.03, 0.04), "the gap is 0.07 nats: the guide is as good as it needs to be."),
         (
             gaps_of(6.1, 3.9),
-            "amortization is 61% of the gap (6.10 of 10.00 nats): enlarge the encoder, or train it longer.",
+            "amortization is 61% of the gap (6.10 of 10.00 nats): enlarge the encoder, or train it "
+            "longer.",
         ),
         (
             gaps_of(1.0, 4.0),

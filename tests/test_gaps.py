@@ -62,7 +62,10 @@ def test_gaps_add_up_for_each_datum(linear: LinearGaussian) -> None:
 
 
 def test_the_refit_lends_its_draws_to_the_evidence(linear: LinearGaussian) -> None:
-    """A guide that misses the posterior has weights that cannot be trusted; with the refit's draws they can."""
+    """A guide that misses the posterior has weights that cannot be trusted.
+
+    With the refit's draws they can.
+    """
     x = linear.sample(40)
     vae = linear.amortized_vae(1.0, 0.5, 0.6)
     alone = evidence(vae.model, vae.guide, x, num_samples=500)
@@ -178,7 +181,10 @@ def test_no_datum_ends_below_its_start(linear: LinearGaussian) -> None:
 
 
 def test_every_datum_is_refitted(linear: LinearGaussian) -> None:
-    """A start that is only a little worse must not come back by the noise of the comparison: the β gap would be off."""
+    """A start that is only a little worse must not come back by the noise of the comparison.
+
+    The β gap would be off.
+    """
     x = linear.sample(400)
     vae = linear.amortized_vae(4.0, 0.9, 1.2)
     with open_program(vae.model, vae.guide, (x,)) as program:
@@ -258,7 +264,8 @@ def test_a_hierarchical_guide_is_refused_in_words(linear: LinearGaussian) -> Non
 
 
 def test_a_local_guide_of_ones_own_is_fitted(linear: LinearGaussian) -> None:
-    """x | top ~ N(top, 2): with the exact family of the hierarchy all gaps but the amortization gap vanish."""
+    """x | top ~ N(top, 2): with the exact family of the hierarchy all gaps but the amortization gap
+    vanish."""
 
     class Local(nn.Module):
         def __init__(self, x: Tensor) -> None:

@@ -1,4 +1,7 @@
-"""The decoder's geometry: linear decoders, rotations, a sphere, a half-pipe and a Bernoulli line in closed form."""
+"""The decoder's geometry.
+
+Linear decoders, rotations, a sphere, a half-pipe and a Bernoulli line in closed form.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""The KL taken apart: quadrature, planted groups, all pairs, closed forms; and the reading of a representation."""
+"""The KL taken apart: quadrature, planted groups, all pairs, closed forms.
+
+And the reading of a representation.
+"""
 
 import math
 import time
@@ -38,7 +41,8 @@ Pair = tuple[Callable, Callable, Tensor]
 def pair(
     loc: Tensor, scale: Tensor, family: Callable = dist.Normal, prior: Callable | None = None
 ) -> Pair:
-    """Return a model and a guide with given posteriors, ``family(loc, scale)`` for each latent, and their data."""
+    """Return a model and a guide with given posteriors, ``family(loc, scale)`` for each latent, and
+    their data."""
     width = loc.shape[1]
 
     def model(x: Tensor) -> None:
@@ -71,7 +75,10 @@ def by_quadrature(
     family: Callable = dist.Normal,
     prior: Callable = dist.Normal,
 ) -> dict[str, float]:
-    """Return every term by a sum over a fine grid of two latents: posteriors (G, 2) of given weights."""
+    """Return every term by a sum over a fine grid of two latents.
+
+    Posteriors (G, 2) of given weights.
+    """
     axis = torch.linspace(-14, 14, 1201, dtype=torch.double)
     cell = float(axis[1] - axis[0])
     each = family(loc[:, :, None], scale[:, :, None]).log_prob(axis).exp()  # (G, 2, nodes)
@@ -187,7 +194,8 @@ def test_wrong_stratified_weights_would_be_found_out() -> None:
 
 
 def test_a_linear_gaussian_model_has_the_information_of_its_channel() -> None:
-    """With its exact posterior the aggregate of many data is nearly the prior, and all of the KL is information."""
+    """With its exact posterior the aggregate of many data is nearly the prior, and all of the KL is
+    information."""
     linear = LinearGaussian(torch.tensor([[0.9], [0.5]]).double(), 0.8, torch.zeros(2))
     x = linear.sample(3000)
     precision = 1 + float(linear.weight.square().sum()) / 0.8**2
@@ -199,7 +207,7 @@ def test_a_linear_gaussian_model_has_the_information_of_its_channel() -> None:
 
 
 # -- other families
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_laplace_posteriors_and_prior_by_quadrature() -> None:
@@ -310,7 +318,8 @@ def test_scales_may_be_small(small: float, shift: float) -> None:
 
 
 def test_wide_and_narrow_posteriors_do_not_overflow() -> None:
-    """A draw of the wide one that hits the narrow ones, whose density is e^138 times as large, and one far off."""
+    """A draw of the wide one that hits the narrow ones, whose density is e^138 times as large, and
+    one far off."""
     scales = torch.tensor([1.0, 1e-5, 1e-5, 1e-4, 1e-3], dtype=torch.double)
     scales = torch.tensor([1.0, 1e-5, 1e-5, 1e-4, 1e-3], dtype=torch.double)
     normals = Normals(torch.zeros(5, 12).double(), scales.unsqueeze(1).expand(-1, 12))
@@ -343,7 +352,8 @@ def test_the_size_of_tiles_is_nothing_to_the_numbers(monkeypatch: pytest.MonkeyP
 
 
 def test_the_aggregate_takes_a_few_times_a_matrix_product() -> None:
-    """A loose bound for a busy machine, which exponentials that underflow one by one would break."""
+    """A loose bound for a busy machine, which exponentials that underflow one by one would
+    break."""
     loc, scale = posteriors(20_000, 10)
     points = loc[:2000] + 1.0
     factors, weights, out = (
@@ -365,7 +375,7 @@ def test_the_aggregate_takes_a_few_times_a_matrix_product() -> None:
 
 
 # -- programs
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("data_dim", [-1, -2])
@@ -393,7 +403,10 @@ def test_latents_may_lie_in_plates_of_their_own(family: Callable, data_dim: int)
 
 
 def test_posteriors_may_belong_to_the_whole_plate() -> None:
-    """A guide with free parameters for each datum cannot be sliced; its numbers are those of an amortized one."""
+    """A guide with free parameters for each datum cannot be sliced.
+
+    Its numbers are those of an amortized one.
+    """
     loc, scale = posteriors(15, 2)
     linear = LinearGaussian(torch.eye(2).double(), 1.0, torch.zeros(2))
     vae = linear.vae(loc, scale)
@@ -505,7 +518,7 @@ def test_near_log_n_it_warns() -> None:
 
 
 # -- bad input
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_programs_that_cannot_be_decomposed_are_refused_in_words() -> None:
@@ -580,7 +593,10 @@ def test_a_guide_that_cannot_score_other_draws_is_refused() -> None:
 
 
 def representation() -> tuple[Pair, Tensor, Tensor]:
-    """Latents that carry a class, a factor, the square of another, and nothing; with classes and factors."""
+    """Latents that carry a class, a factor, the square of another, and nothing.
+
+    With classes and factors.
+    """
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(900) % 3
     factors = torch.randn(900, 2, dtype=torch.double, generator=generator)
@@ -721,7 +737,7 @@ def test_bad_labels_and_factors_are_refused_in_words() -> None:
 
 
 # -- figures
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def texts(figure: mpl.figure.Figure) -> list[str]:
@@ -785,7 +801,10 @@ def test_the_bars_are_the_parts() -> None:
 def test_data_that_cannot_be_cut_into_blocks_are_decomposed_all_the_same(
     family: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A guide that looks at all data at once cannot be run on some of them: its points are cut instead."""
+    """A guide that looks at all data at once cannot be run on some of them.
+
+    Its points are cut instead.
+    """
     loc, scale = posteriors(90, 2)
     model, guide, x = pair(loc - loc.mean(0), scale, family)
     expected = decompose_kl(model, guide, x, num_samples=30)
@@ -804,7 +823,10 @@ def test_data_that_cannot_be_cut_into_blocks_are_decomposed_all_the_same(
 
 
 def test_a_reading_encodes_each_datum_once_and_decodes_few() -> None:
-    """The KL asks a model for its prior alone; only the look over the program decodes, a few data."""
+    """The KL asks a model for its prior alone.
+
+    Only the look over the program decodes, a few data.
+    """
     torch.manual_seed(0)
     decoder, encoder = MLP(2, 3, hidden=()), MLP(3, 4, hidden=())
     vae = BetaVAE(NormalPrior(2), Decoder(decoder, NormalLikelihood(0.5)), NormalPosterior(encoder))

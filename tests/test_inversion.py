@@ -1,4 +1,7 @@
-"""Inversion against closed forms: every operator, every way to the posterior, and what is refused."""
+"""Inversion against closed forms.
+
+Every operator, every way to the posterior, and what is refused.
+"""
 
 import warnings
 

@@ -1,4 +1,7 @@
-"""Simulation-based calibration: uniform ranks and covering intervals where they are due, and not where they are not."""
+"""Simulation-based calibration.
+
+Uniform ranks and covering intervals where they are due, and not where they are not.
+"""
 
 import pytest
 import torch

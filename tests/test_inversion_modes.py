@@ -1,4 +1,7 @@
-"""Inversion of posteriors with several modes: all are found with their mass, or the result says what it lacks."""
+"""Inversion of posteriors with several modes.
+
+All are found with their mass, or the result says what it lacks.
+"""
 
 import math
 from types import SimpleNamespace
@@ -72,7 +75,10 @@ CASES = {
 
 @pytest.mark.parametrize(("method", "centre", "size"), CASES.values(), ids=list(CASES))
 def test_both_modes_have_their_shares(method: Any, centre: float, size: int) -> None:
-    """The fit took one mode and said nothing; chains had as many draws in a mode as had started there."""
+    """The fit took one mode and said nothing.
+
+    Chains had as many draws in a mode as had started there.
+    """
     results = solve(squares(centre, size), method, size)
     truth = upper_share(centre)
     share = float((results.z[..., 0] > 0).double().mean())
@@ -207,7 +213,8 @@ def test_climbs_and_weights_find_the_mass_of_each_mode(size: int, light: float) 
 
 
 def chains_of(ups: list[bool]) -> tuple[Draws, Tensor, Scouted]:
-    """Return chains that stay in modes at -3 and 3, of which the upper has nine tenths of the mass."""
+    """Return chains that stay in modes at -3 and 3, of which the upper has nine tenths of the
+    mass."""
     torch.manual_seed(0)
     sides = torch.tensor([3.0 if up else -3.0 for up in ups], dtype=torch.double).reshape(-1, 1, 1)
     vectors = sides + torch.randn(len(ups), 200, 1, dtype=torch.double)

@@ -1,4 +1,7 @@
-"""The importance weighted bound: its loss and both gradients by hand, its expectations, any Pyro program, bad input."""
+"""The importance weighted bound.
+
+Its loss and both gradients by hand, its expectations, any Pyro program, bad input.
+"""
 
 import copy
 import gc
@@ -34,7 +37,10 @@ BETAS = [1.0, 0.0, 0.4, 3.0, torch.tensor(2.0).double(), torch.linspace(0, 3, N)
 
 
 class Noise(Messenger):
-    """Draws from given standard noise (K, ...): all of it where a site takes it whole, else the next particle's."""
+    """Draws from given standard noise (K, ...).
+
+    All of it where a site takes it whole, else the next particle's.
+    """
 
     def __init__(self, **noise: Tensor) -> None:
         super().__init__()
@@ -62,7 +68,8 @@ def by_hand(
     doubly: bool = False,
     start: Callable = off_optimum,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-mean-exp of each datum, (N,), and minus the gradients of its sum, without Pyro and without autograd."""
+    """Log-mean-exp of each datum, (N,), and minus the gradients of its sum, without Pyro and
+    without autograd."""
     loc, scale = start(x)
     beta = torch.as_tensor(beta, dtype=torch.double)
     z = loc + scale * noise
@@ -163,7 +170,8 @@ def by_hand_terms(x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_each_datum_has_its_own_weights(x: Tensor, noise: Tensor) -> None:
-    """The bound of a batch is the sum of its data's bounds, which weights pooled over the batch would not give."""
+    """The bound of a batch is the sum of its data's bounds, which weights pooled over the batch
+    would not give."""
     vae = LINEAR.vae(*off_optimum(x))
     with Noise(z=noise):
         together = IWELBO(K).loss(vae.model, vae.guide, x)
@@ -249,7 +257,8 @@ def assert_same_mean(one: dict[str, Tensor], other: dict[str, Tensor], least: fl
 def both_gradients(
     start: Callable, beta: float, count: int, copies: int
 ) -> list[dict[str, Tensor]]:
-    """Plain and doubly reparametrised gradients of the same draws, a sample for each of many copies of a datum."""
+    """Plain and doubly reparametrised gradients of the same draws, a sample for each of many copies
+    of a datum."""
     pyro.clear_param_store()
     x = LINEAR.sample(1).expand(copies, -1)
     vae = LINEAR.vae(*start(x))
@@ -289,7 +298,10 @@ R, J = 6000, 3
 
 
 class Survey:
-    """People (R, 1) and their answers (R, J): two latents, and a guide of the second given the first."""
+    """People (R, 1) and their answers (R, J).
+
+    Two latents, and a guide of the second given the first.
+    """
 
     def __init__(self) -> None:
         self.y = torch.tensor([0.8, -0.3, 1.4]).double().expand(R, J)
@@ -397,7 +409,8 @@ def gradient_of(
 
 
 def test_draws_that_are_made_of_auxiliary_noise() -> None:
-    """A site of the guide without noise of its own, as autoguides have them, with a learned map to it."""
+    """A site of the guide without noise of its own, as autoguides have them, with a learned map to
+    it."""
     values = {"a": 0.2, "m": 0.3, "s": -0.4}
     p = {name: torch.full((R,), value).double().requires_grad_() for name, value in values.items()}
 
@@ -618,7 +631,8 @@ def test_best_is_picked_by_the_objective_itself_where_nothing_validates(tmp_path
 
 
 def test_a_tighter_bound_trains_a_better_model() -> None:
-    """A guide that cannot follow the posterior draws the model away from the data, the less the tighter the bound."""
+    """A guide that cannot follow the posterior draws the model away from the data, the less the
+    tighter the bound."""
     linear = LinearGaussian(torch.tensor([[1.5], [1.5]]), 0.5)
     x = linear.sample(400)
     evidences = []
@@ -642,7 +656,8 @@ def test_a_tighter_bound_trains_a_better_model() -> None:
 
 
 def test_a_step_leaves_nothing_behind() -> None:
-    """Hooks of gradients that reach the graph they hang in would keep every step's tensors alive."""
+    """Hooks of gradients that reach the graph they hang in would keep every step's tensors
+    alive."""
     vae, kept = small_vae(), []
     vae.decoder.network.register_forward_hook(
         lambda module, args, output: kept.append(weakref.ref(output))

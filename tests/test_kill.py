@@ -23,7 +23,10 @@ CLOCKS = ("seconds",)
 
 
 def run_to_the_end(output: Path, begun: Any) -> None:
-    """Train or continue, as a process of its own does; what it takes to import is nothing to be killed in."""
+    """Train or continue, as a process of its own does.
+
+    What it takes to import is nothing to be killed in.
+    """
     torch.set_num_threads(1)
     begun.set()
     train(CONFIG, output, resume=(output / "config.json").exists(), progress=False)

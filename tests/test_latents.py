@@ -1,4 +1,7 @@
-"""Looking into the latents: traversals, paths, codes, temperature, and the files and figures of them."""
+"""Looking into the latents.
+
+Traversals, paths, codes, temperature, and the files and figures of them.
+"""
 
 import json
 import math
@@ -74,7 +77,7 @@ def count_context(rows: int) -> Context:
 
 
 # -- traversals
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_traversal_of_a_linear_decoder_walks_along_its_columns() -> None:
@@ -144,7 +147,7 @@ def test_the_prior_range_follows_the_prior() -> None:
 
 
 # -- paths
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 START, END = torch.tensor([3.0, 0.0, 1.0]), torch.tensor([-0.5, 2.0, 0.5])
 
@@ -302,7 +305,7 @@ def test_convolutional_networks_are_looked_into_like_others() -> None:
 
 
 # -- codes
-# -------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_an_embedding_is_the_encoders_mean_to_the_last_bit() -> None:
@@ -391,7 +394,7 @@ def test_traversals_and_interpolations_are_saved_step_by_step(tmp_path: Path) ->
 
 
 # -- temperature
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -541,7 +544,7 @@ def test_a_model_whose_codes_say_nothing_has_nothing_to_move() -> None:
 
 
 # -- figures
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def words_of(figure: mpl.figure.Figure) -> list[str]:

@@ -23,7 +23,10 @@ COUNTS = np.random.default_rng(0).poisson(0.8, size=(N, FEATURES))
 
 
 class Table:
-    """A table that looks like one in a file: increasing row numbers only, and a note of what was asked for."""
+    """A table that looks like one in a file.
+
+    Increasing row numbers only, and a note of what was asked for.
+    """
 
     shape = (N, FEATURES)
 

@@ -1,4 +1,7 @@
-"""The laws of the guides with free parameters for each datum. A new family is one more line in the list."""
+"""The laws of the guides with free parameters for each datum.
+
+A new family is one more line in the list.
+"""
 
 import math
 from collections.abc import Callable
@@ -118,7 +121,7 @@ def proposal(q: Any, num_draws: int = 10_000) -> Any:
 
 
 # -- laws
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @families
@@ -453,7 +456,7 @@ def test_full_rank_fits_a_correlated_normal() -> None:
 
 
 # -- the flow
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @flows

@@ -1,4 +1,7 @@
-"""Any prior works with any likelihood and any guide: every combination trains and has an evidence with its errors."""
+"""Any prior works with any likelihood and any guide.
+
+Every combination trains and has an evidence with its errors.
+"""
 
 from itertools import product
 
@@ -59,7 +62,8 @@ def test_every_combination_trains_and_has_an_evidence(likelihood: str, posterior
         fit(vae, data, beta=1.0, epochs=2, batch_size=12, progress=False)
         moved = [not torch.equal(before[name], value) for name, value in vae.named_parameters()]
         assert all(moved), (
-            f"{prior}: {[name for name, it in zip(before, moved, strict=True) if not it]} never moved"
+            f"{prior}: {[name for name, it in zip(before, moved, strict=True) if not it]} never "
+            f"moved"
         )
         args = (data.x, *(() if data.context is None else (data.context,)))
         estimate = evidence(vae.model, vae.guide, *args, num_samples=64)
@@ -113,7 +117,10 @@ def test_a_conditional_model_is_the_same_class(prior: str, posterior: str, netwo
 
 
 def test_a_batch_effect_is_explained_by_the_covariates() -> None:
-    """Two batches that differ in one gene alone: with covariates the latents need not tell them apart."""
+    """Two batches that differ in one gene alone.
+
+    With covariates the latents need not tell them apart.
+    """
     torch.manual_seed(0)
     batch = torch.arange(400) % 2
     rates = torch.tensor([[9.0, 3, 3], [1.0, 3, 3]])[batch]

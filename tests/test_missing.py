@@ -42,14 +42,18 @@ def linear() -> LinearGaussian:
 
 
 def spoiled(x: Tensor, share: float = 0.3, seed: int = 0) -> Tensor:
-    """Return data with entries missing at random; the first datum is whole and of the second nothing was seen."""
+    """Return data with entries missing at random.
+
+    The first datum is whole and of the second nothing was seen.
+    """
     missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < share
     missing[0], missing[1] = False, True
     return x.masked_fill(missing, math.nan)
 
 
 def exact_posterior(linear: LinearGaussian, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return evidence, and mean and scale of the best diagonal guide, of the observed entries of each datum."""
+    """Return evidence, and mean and scale of the best diagonal guide, of the observed entries of
+    each datum."""
     rows = []
     for datum in x:
         seen = ~torch.isnan(datum)
@@ -77,7 +81,7 @@ def small_vae(likelihood: nn.Module | None = None, missing: bool = True) -> Beta
 
 
 # -- the oracle
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_evidence_is_that_of_the_observed_entries(linear: LinearGaussian) -> None:
@@ -253,7 +257,7 @@ def test_no_gradient_sees_a_missing_entry() -> None:
 
 
 # -- training
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_fit_learns_from_what_was_observed(linear: LinearGaussian) -> None:
@@ -351,7 +355,7 @@ def test_the_indicator_may_be_a_covariate() -> None:
 
 
 # -- data
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def test_files_with_missing_entries_are_read_on_purpose(tmp_path: Path) -> None:
@@ -388,7 +392,10 @@ def test_values_are_refused_in_words(use: object) -> None:
     x[3, 2] = math.nan
     vae = small_vae(missing=False)
     index = tuple(torch.isnan(x).nonzero()[0].tolist())
-    words = rf"got nan at index \({index[0]}, {index[1]}\); BetaVAE\(..., missing=True\) takes it as missing"
+    words = (
+        rf"got nan at index \({index[0]}, {index[1]}\); BetaVAE\(..., missing=True\) takes it "
+        rf"as missing"
+    )
     with pytest.raises(InputError, match=words):
         use(vae.model, vae.guide, x)
     vae.missing = True

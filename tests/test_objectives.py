@@ -18,7 +18,8 @@ N, FEATURES, LATENTS = 6, 5, 2
 
 
 class CoinPosterior(nn.Module):
-    """A guide whose draws have no reparametrisation, so that its gradient needs the score function."""
+    """A guide whose draws have no reparametrisation, so that its gradient needs the score
+    function."""
 
     def __init__(self) -> None:
         super().__init__()

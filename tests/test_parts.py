@@ -127,7 +127,10 @@ def parameters_for(likelihood: nn.Module, leading: tuple[int, ...]) -> Tensor:
 
 
 def check_density(distribution: Any, num_samples: int = 20_000) -> None:
-    """A density integrates to one: the mean of another density over it, under its own draws, is one."""
+    """A density integrates to one.
+
+    The mean of another density over it, under its own draws, is one.
+    """
     draws = distribution.sample((num_samples,))
     center, spread = draws.mean(0), 0.8 * draws.std(0) + 1e-6
     other = torch.distributions.Normal(center, spread).log_prob(draws).sum(-1)
@@ -345,7 +348,8 @@ def test_the_variance_of_a_continuous_bernoulli_is_that_of_its_density() -> None
 
 
 def test_a_count_beyond_its_bounds_is_led_back() -> None:
-    """A mean beyond e^30, or a dispersion beyond e^-15, is held at the bound, and has the slope that it has there."""
+    """A mean beyond e^30, or a dispersion beyond e^-15, is held at the bound, and has the slope
+    that it has there."""
     outputs = torch.full((3,), 31.0, requires_grad=True)
     (slope,) = torch.autograd.grad(PoissonLikelihood()(outputs).log_prob(torch.ones(3)), outputs)
     assert (slope < -1e12).all()

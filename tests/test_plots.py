@@ -334,7 +334,10 @@ def test_gap_bar_without_parts_gives_the_reason():
 
 
 def test_gap_bar_has_the_verdict_as_its_title_and_its_limits_below():
-    words = "amortization is 29% of the gap (1.00 of 3.50 nats): enlarge the $encoder$. The evidence is untrusted."
+    words = (
+        "amortization is 29% of the gap (1.00 of 3.50 nats): enlarge the $encoder$. The "
+        "evidence is untrusted."
+    )
     axes = draw(plots.gap_bar(gaps() | {"verdict": words})).axes[0]
     title = axes.get_title(loc="left").replace("\n", " ")
     assert title == r"Amortization is 29% of the gap (1.00 of 3.50 nats): enlarge the \$encoder\$"

@@ -1,4 +1,7 @@
-"""Posterior predictive checks: a model that is right passes them, and one that is wrong does not."""
+"""Posterior predictive checks.
+
+A model that is right passes them, and one that is wrong does not.
+"""
 
 import math
 

@@ -1,4 +1,7 @@
-"""Programs that would be measured as something else: each has its right value, or is refused by the name of a site."""
+"""Programs that would be measured as something else.
+
+Each has its right value, or is refused by the name of a site.
+"""
 
 import math
 from collections.abc import Callable
@@ -151,7 +154,7 @@ def test_noise_with_a_reverse_model_is_right() -> None:
 
 
 # -- points
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 POINTS: dict[str, Draw] = {
@@ -254,7 +257,7 @@ def test_a_guide_that_observes_a_latent_is_refused() -> None:
 
 
 # -- supports
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 one = torch.ones((), dtype=torch.double)
 MINUS_ONE = [dist.transforms.AffineTransform(-1.0, 1.0)]
@@ -384,7 +387,7 @@ def test_long_simplices_of_single_precision_are_inside() -> None:
 
 
 # -- data
-# ----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def clicks(y: Tensor, mask: Tensor | None = None) -> None:
@@ -414,7 +417,7 @@ def test_every_row_of_the_data_is_checked(row: int, value: float) -> None:
 
 
 # -- shapes
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def three(x: Tensor) -> None:
@@ -498,7 +501,7 @@ def test_data_beyond_the_plates_are_refused() -> None:
 
 
 # -- coordinates
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 MAPPED = {

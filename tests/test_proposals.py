@@ -1,4 +1,7 @@
-"""Proposals of importance sampling: whatever they draw, the weights are those of the whole mixture."""
+"""Proposals of importance sampling.
+
+Whatever they draw, the weights are those of the whole mixture.
+"""
 
 import math
 from collections.abc import Callable
@@ -56,7 +59,10 @@ def linear() -> LinearGaussian:
 
 
 def mean_weight(estimate: Estimate, exact: Tensor) -> tuple[float, float]:
-    """The mean over data of what a datum's weights say of p(x), divided by p(x): 1, and its standard error."""
+    """The mean over data of what a datum's weights say of p(x), divided by p(x).
+
+    1, and its standard error.
+    """
     ratios = (estimate.per_datum - exact).exp()
     return float(ratios.mean()), float(ratios.std()) / math.sqrt(len(ratios))
 
@@ -87,7 +93,8 @@ def test_every_proposal_finds_the_evidence(linear: LinearGaussian, proposal: Pro
 def test_the_mean_weight_of_a_few_draws_is_the_evidence(
     linear: LinearGaussian, proposal: Proposal, num_samples: int
 ) -> None:
-    """The weights of a mixture are unbiased, whether or not its shares divide the number of draws."""
+    """The weights of a mixture are unbiased, whether or not its shares divide the number of
+    draws."""
     x = linear.sample(4000)
     # The weights of a narrow guide alone have no variance.
     vae = linear.amortized_vae(
@@ -132,7 +139,10 @@ def test_a_guide_that_is_far_too_narrow_is_repaired(
 
 
 def test_no_weight_of_a_mixture_exceeds_what_its_shares_allow(linear: LinearGaussian) -> None:
-    """``p(x, z) / sum_i a_i q_i(z)``: at most p(x|z) over the prior's share, and that at most its largest value."""
+    """``p(x, z) / sum_i a_i q_i(z)``.
+
+    At most p(x|z) over the prior's share, and that at most its largest value.
+    """
     x = linear.sample(10)
     vae = linear.amortized_vae(scale_factor=0.1)
     largest = -0.5 * 4 * math.log(2 * math.pi * 0.7**2)
@@ -165,11 +175,12 @@ def test_shares_are_those_of_the_draws(linear: LinearGaussian) -> None:
 
 
 # -- any guide
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def two_sites(linear: LinearGaussian) -> tuple[Callable[..., None], Callable[..., None]]:
-    """The linear model with its latents in two sites and its data in two, a guide in another order, other names."""
+    """The linear model with its latents in two sites and its data in two, a guide in another order,
+    other names."""
 
     def model(rows: Tensor, scale: Tensor) -> None:
         with pyro.plate("cells", len(rows)):
@@ -194,7 +205,8 @@ def two_sites(linear: LinearGaussian) -> tuple[Callable[..., None], Callable[...
     "proposal", [HEAVY, DefensiveProposal(0.6)], ids=["heavy-tailed", "defensive"]
 )
 def test_a_mixture_is_one_of_all_sites_together(linear: LinearGaussian, proposal: Proposal) -> None:
-    """A mixture at each site by itself has as many components as sites have combinations, and another density."""
+    """A mixture at each site by itself has as many components as sites have combinations, and
+    another density."""
     rows, scale = linear.sample(2000), torch.tensor(0.7, dtype=torch.double)
     estimate = evidence(*two_sites(linear), rows, scale, num_samples=6, proposal=proposal)
     mean, error = mean_weight(estimate, linear.evidence(rows))
@@ -315,9 +327,15 @@ def positive_guide(family: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Non
 def test_a_family_without_a_heavier_version_is_refused_by_name(
     name: str, family: Callable[[Tensor], Tensor]
 ) -> None:
-    """A half-normal is a normal behind a map that cannot be turned round: its density is not that of the map."""
+    """A half-normal is a normal behind a map that cannot be turned round.
+
+    Its density is not that of the map.
+    """
     x, exact = visits(20)
-    message = f"guide site 'rate': no heavier version of the family {name} is known; DefensiveProposal takes any family"
+    message = (
+        f"guide site 'rate': no heavier version of the family {name} is known; "
+        f"DefensiveProposal takes any family"
+    )
     with pytest.raises(InputError, match=message):
         evidence(counts, positive_guide(family), x, proposal=HeavyTailedProposal())
     estimate = evidence(
@@ -327,7 +345,8 @@ def test_a_family_without_a_heavier_version_is_refused_by_name(
 
 
 def singly(linear: LinearGaussian) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None]]:
-    """A program that counts its rows, as decoders with ``reshape(len(x), ...)`` do, and cannot have a plate around."""
+    """A program that counts its rows, as decoders with ``reshape(len(x), ...)`` do, and cannot have
+    a plate around."""
 
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -371,7 +390,10 @@ def test_auxiliary_sites_cannot_be_mixed_but_stand_alone(linear: LinearGaussian)
     for proposal in (GuideProposal(), DefensiveProposal(share=1.0)):
         estimate = evidence(vae.model, guide, x, num_samples=20_000, proposal=proposal)
         assert abs(estimate.value - exact) < max(4 * estimate.monte_carlo_error, 0.3)
-    words = r"mixed only where the guide draws the model's latents.*\['z', 'z_unconstrained'\].*use the guide alone"
+    words = (
+        r"mixed only where the guide draws the model's latents.*\['z', "
+        r"'z_unconstrained'\].*use the guide alone"
+    )
     for proposal in (HeavyTailedProposal(), DefensiveProposal()):
         with pytest.raises(InputError, match=words):
             evidence(vae.model, guide, x, proposal=proposal)
@@ -399,7 +421,8 @@ class Auxiliary(nn.Module):
 
 
 def test_a_local_guide_whose_density_cannot_be_had_is_not_mixed(linear: LinearGaussian) -> None:
-    """Its density at the draws of others would be missing from the mixture, and the evidence too high by log 2."""
+    """Its density at the draws of others would be missing from the mixture, and the evidence too
+    high by log 2."""
     x, vae = linear.sample(30), linear.amortized_vae(mean_factor=0.9)
     with pytest.raises(InputError, match=r"'local_guide' must draw the latents \['z'\] themselves"):
         evidence(vae.model, vae.guide, x, proposal=RefitProposal(QUICK, Auxiliary))
@@ -435,7 +458,7 @@ def test_a_local_guide_of_ones_own_is_a_proposal(linear: LinearGaussian) -> None
 
 
 # -- manners
-# ------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan])

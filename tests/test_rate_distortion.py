@@ -1,4 +1,7 @@
-"""The rate-distortion curve: the closed form's on optimal linear VAEs, with its slopes, errors and refusals."""
+"""The rate-distortion curve.
+
+The closed form's on optimal linear VAEs, with its slopes, errors and refusals.
+"""
 
 import math
 from types import SimpleNamespace

@@ -1,4 +1,5 @@
-"""Local refits of guides whose scale or place is far from the posterior's, and posteriors of several modes."""
+"""Local refits of guides whose scale or place is far from the posterior's, and posteriors of
+several modes."""
 
 from __future__ import annotations
 
@@ -163,7 +164,7 @@ def test_the_cases_that_were_certified_at_wrong_values_have_no_approximation_gap
 
 
 # -- families
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def sizes(x: Tensor) -> None:
@@ -243,7 +244,8 @@ def test_two_sites_in_two_plates_are_refitted_from_far_off() -> None:
 
 
 def two_modes(weight: float) -> tuple[Callable[..., None], Callable[..., None]]:
-    """A mixture prior that the data leave as it is, and a guide that is its component of a weight."""
+    """A mixture prior that the data leave as it is, and a guide that is its component of a
+    weight."""
     weights = torch.tensor([weight, 1 - weight], dtype=torch.double)
 
     def model(x: Tensor) -> None:

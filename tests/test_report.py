@@ -361,7 +361,10 @@ def test_the_headline_counts_what_can_be_trusted_and_shows_the_families():
     assert rows["– with a flow guide"] == "0.07"
 
 
-VERDICT = "amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360 data are not."
+VERDICT = (
+    "amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of "
+    "2 of 360 data are not."
+)
 
 
 def test_the_verdict_stands_at_the_head_of_the_page(write):
@@ -370,8 +373,8 @@ def test_the_verdict_stands_at_the_head_of_the_page(write):
     )
     head = text_of(page).partition("The numbers")[0]
     assert (
-        "Amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 of 360"
-        in head
+        "Amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of 2 "
+        "of 360" in head
     )
     assert "did not converge" not in page  # the verdict says it better
     assert 'class="verdict"' not in write()
@@ -401,7 +404,8 @@ def test_a_good_guide_is_no_reason_for_rest_beside_problems_of_the_training():
     }
     assert words.verdict(good)[0].endswith("the guide is as good as it needs to be")
     assert words.verdict(good, 2) == (
-        "The gap is 0.05 nats: the guide is as good as it needs to be, but the training is not: 2 remarks below",
+        "The gap is 0.05 nats: the guide is as good as it needs to be, but the training is not: 2 "
+        "remarks below",
         "Looked for modes.",
     )
     assert "remark" not in words.verdict({"verdict": VERDICT}, 2)[0]

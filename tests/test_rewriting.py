@@ -1,4 +1,5 @@
-"""Captured graphs say the same after they were rewritten, on data of which the example knew nothing."""
+"""Captured graphs say the same after they were rewritten, on data of which the example knew
+nothing."""
 
 from collections.abc import Callable, Sequence
 

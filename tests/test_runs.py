@@ -212,23 +212,33 @@ def nothing(run: Path) -> None:
 REFUSALS: dict[str, tuple[Callable[[Path], None], dict[str, object], dict[str, bool], str]] = {
     "exists": (nothing, {}, {}, "exists: pass --resume to continue it, --overwrite to replace it"),
     "both": (nothing, {}, {"resume": True, "overwrite": True}, "exclude each other"),
-    "other beta": (nothing, {"beta": 3.0}, {"resume": True}, "with another configuration: beta was 1.0, got 3.0"),
-    "no run": (remove_config, {}, {"overwrite": True}, "is not a run directory .* so it is not overwritten"),
+    "other beta": (nothing, {"beta": 3.0}, {"resume": True}, "with another configuration: beta was "
+                                                             "1.0, got 3.0"),
+    "no run": (remove_config, {}, {"overwrite": True}, "is not a run directory .* so it is not "
+                                                       "overwritten"),
     "nothing to resume": (remove_config, {}, {"resume": True}, "is not a run directory"),
-    "truncated": (spoil_checkpoint, {"epochs": 9}, {"resume": True}, "cannot be read as a checkpoint"),
-    "epochs": (nothing, {"epochs": 0}, {"overwrite": True}, "'epochs' must be a positive integer, got 0"),
+    "truncated": (spoil_checkpoint, {"epochs": 9}, {"resume": True}, "cannot be read as a "
+                                                                     "checkpoint"),
+    "epochs": (nothing, {"epochs": 0}, {"overwrite": True}, "'epochs' must be a positive integer, "
+                                                            "got 0"),
     "batch size": (nothing, {"batch_size": 0}, {"overwrite": True}, "'batch_size' must be"),
     "clip": (nothing, {"gradient_clip": -1.0}, {"overwrite": True}, "'gradient_clip' must be"),
-    "early stopping": (nothing, {"early_stopping": 0}, {"overwrite": True}, "'early_stopping' must be"),
-    "learning rate": (nothing, {"learning_rate": -1.0}, {"overwrite": True}, "'learning_rate' must be"),
+    "early stopping": (nothing, {"early_stopping": 0}, {"overwrite": True}, "'early_stopping' must "
+                                                                            "be"),
+    "learning rate": (nothing, {"learning_rate": -1.0}, {"overwrite": True}, "'learning_rate' must "
+                                                                             "be"),
     "latents": (nothing, {"latent_dim": 0}, {"overwrite": True}, "'latent_dim' must be"),
     "hidden": (nothing, {"hidden": (0,)}, {"overwrite": True}, "'hidden' must be"),
     "scale": (nothing, {"likelihood": "normal", "likelihood_scale": 0.0}, {"overwrite": True}, "got .* 0.0"),
     "validation": (nothing, {"validation": 5000.0}, {"overwrite": True}, "'validation' must be"),
-    "binarization": (nothing, {"binarize": "dynamc"}, {"overwrite": True}, "Did you mean 'dynamic'"),
-    "device": (nothing, {"device": "cudda"}, {"overwrite": True}, "'device' must be .* got 'cudda'"),
-    "meta device": (nothing, {"device": "meta"}, {"overwrite": True}, "'device' must be .* got 'meta'"),
-    "support": (nothing, {"dataset": "linear-gaussian"}, {"overwrite": True}, "'x' must lie in the likelihood's"),
+    "binarization": (nothing, {"binarize": "dynamc"}, {"overwrite": True}, "Did you mean "
+                                                                           "'dynamic'"),
+    "device": (nothing, {"device": "cudda"}, {"overwrite": True}, "'device' must be .* got "
+                                                                  "'cudda'"),
+    "meta device": (nothing, {"device": "meta"}, {"overwrite": True}, "'device' must be .* got "
+                                                                      "'meta'"),
+    "support": (nothing, {"dataset": "linear-gaussian"}, {"overwrite": True}, "'x' must lie in the "
+                                                                              "likelihood's"),
     "images": (nothing, {"network": "convolutional"}, {"overwrite": True}, "'image_shape' must be"),
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Scores of samples: held to brute force, to closed forms of normals, and to planted faults that each should see."""
+"""Scores of samples: held to brute force, to closed forms of normals, and to planted faults that
+each should see."""
 
 import importlib
 import json

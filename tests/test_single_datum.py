@@ -1,4 +1,7 @@
-"""Batches of one datum: joined to the batch before them, for models that learn from no datum alone and no others."""
+"""Batches of one datum.
+
+Joined to the batch before them, for models that learn from no datum alone and no others.
+"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -58,7 +58,8 @@ def test_pixels_are_scored_as_by_the_stock_formula(
 @dtypes
 @pytest.mark.parametrize("size", [1e4, 60.0, 1e-12])
 def test_extreme_logits_are_scored_exactly(dtype: torch.dtype, size: float) -> None:
-    """Right by far costs nothing and wrong by far costs the logit, with no remainder of large numbers."""
+    """Right by far costs nothing and wrong by far costs the logit, with no remainder of large
+    numbers."""
     x = (torch.rand(4, 784) < 0.3).to(dtype)
     right, wrong = (
         BernoulliLikelihood()(sign * size * (2 * x - 1)).log_prob(x) for sign in (1, -1)

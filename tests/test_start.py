@@ -1,4 +1,7 @@
-"""Starts at the data's mean: the best bias of a model without latents, for every network and likelihood."""
+"""Starts at the data's mean.
+
+The best bias of a model without latents, for every network and likelihood.
+"""
 
 from typing import Any
 

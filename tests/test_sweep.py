@@ -203,7 +203,8 @@ class Dropout(nn.Sequential):
 
 
 class OfAllRows(nn.Module):
-    """An encoder that looks at its batch along the first dimension, which is not that of the data of replicas."""
+    """An encoder that looks at its batch along the first dimension, which is not that of the data
+    of replicas."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -237,7 +238,10 @@ def with_vamp(seed: int) -> BetaVAE:
 
 
 class Wasteful(BernoulliLikelihood):
-    """A likelihood that draws and does not look at it: the next latents' noise comes later in the stream."""
+    """A likelihood that draws and does not look at it.
+
+    The next latents' noise comes later in the stream.
+    """
 
     def forward(self, parameters: Tensor, context: Context | None = None) -> Any:
         torch.rand(1)
@@ -546,7 +550,10 @@ class Operations(TorchDispatchMode):
 
 
 def test_replicas_share_their_operations() -> None:
-    """Small models spend their time between operations: how many there are says what a step costs."""
+    """Small models spend their time between operations.
+
+    How many there are says what a step costs.
+    """
     data, settings = bits().repeat(8, 1), {"epochs": 2, "batch_size": 8, "progress": False}
     with Operations() as together:
         sweep(plain, data, betas=range(1, 13), **settings)

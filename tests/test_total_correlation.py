@@ -1,4 +1,5 @@
-"""Total correlation: the parts of the KL against loops in SciPy, unbiased weights, the plain bound, SVI and fit."""
+"""Total correlation: the parts of the KL against loops in SciPy, unbiased weights, the plain bound,
+SVI and fit."""
 
 import itertools
 import math
@@ -43,7 +44,8 @@ DRAWS = LOC + SCALE * NOISE
 def parts_by_hand(
     index: list[int], num_data: int = N, own_at: Callable[[int], int] = lambda row: row
 ) -> np.ndarray:
-    """Return (I, TC, DWKL) of each datum of a batch, ``(3, B)``, by the stratified weights, in loops."""
+    """Return (I, TC, DWKL) of each datum of a batch, ``(3, B)``, by the stratified weights, in
+    loops."""
     draws, loc, scale = (part[index].numpy() for part in (DRAWS, LOC, SCALE))
     size, parts = len(index), []
     for row in range(size):
@@ -75,7 +77,8 @@ def subsampled(
 
 
 def parts_of(objective: TotalCorrelation, index: list[int]) -> Tensor:
-    """Return the parts that the objective finds in a batch of the data, at the draws that each datum has."""
+    """Return the parts that the objective finds in a batch of the data, at the draws that each
+    datum has."""
     with GivenNoise({"z": NOISE[index]}):
         ((model_trace, guide_trace),) = objective._get_traces(*subsampled(index), (), {})
     return objective.divergence(find_latent(model_trace, guide_trace, None, ()))
@@ -135,7 +138,10 @@ def test_the_weights_of_a_draws_own_datum_are_on_the_diagonal() -> None:
 
 
 def test_the_estimated_aggregate_is_unbiased_over_all_batches() -> None:
-    """Of all batches of 3 that hold a datum: the mean of q(z) at its draw is the aggregate over all the data."""
+    """Of all batches of 3 that hold a datum.
+
+    The mean of q(z) at its draw is the aggregate over all the data.
+    """
     log_own = dist.Normal(LOC, SCALE).log_prob(DRAWS).sum(-1)
     estimates: dict[int, list[float]] = {n: [] for n in range(N)}
     for batch in itertools.combinations(range(N), 3):
@@ -196,7 +202,7 @@ def test_a_single_datum_has_no_total_correlation() -> None:
 
 
 # -- the objective
-# -----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @BOTH
@@ -255,7 +261,10 @@ def test_a_subsampled_plate_tells_its_data_and_stands_for_them(told: int | None)
 
 
 def test_dimensions_right_of_the_data_are_latents_and_left_of_it_are_apart() -> None:
-    """Two replicas of a program whose latents are a plate: each has the loss of the program with one event."""
+    """Two replicas of a program whose latents are a plate.
+
+    Each has the loss of the program with one event.
+    """
     locs, scales, noise = (
         torch.stack([LOC, -0.5 * LOC]),
         torch.stack([SCALE, 2 * SCALE]),
@@ -348,13 +357,14 @@ def test_a_run_is_resumed_with_its_own_objective_only(tmp_path: Path) -> None:
 
 
 # -- what it is for
-# ----------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def trained_aggregate(
     x: Tensor, objective: TotalCorrelation | None, beta: float
 ) -> tuple[float, float]:
-    """Return total correlation and mean KL of normal data under the identity as a decoder, which is not trained."""
+    """Return total correlation and mean KL of normal data under the identity as a decoder, which is
+    not trained."""
     torch.manual_seed(3)
     vae = BetaVAE(
         NormalPrior(2),
@@ -403,7 +413,7 @@ def test_it_makes_latents_independent_that_the_bound_leaves_correlated() -> None
 
 
 # -- bad input
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [0, -3, 2.0, True])

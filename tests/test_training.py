@@ -428,7 +428,10 @@ def test_best_is_chosen_by_the_final_beta_during_a_warmup_too(tmp_path: Path) ->
 
 
 def test_no_epoch_of_the_warmup_is_best_or_counts_against_the_patience(tmp_path: Path) -> None:
-    """A step size that spoils the model makes the first epoch the best; but β has not arrived there."""
+    """A step size that spoils the model makes the first epoch the best.
+
+    But β has not arrived there.
+    """
     history = fit(
         small_vae(), pixels(200), beta=LinearWarmup(2.0, 4), epochs=6, validation=pixels(50, seed=1), early_stopping=1,
         learning_rate=lambda epoch, epochs: 0.3 * epoch, gradient_clip=None, output=tmp_path, progress=False,

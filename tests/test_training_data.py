@@ -162,8 +162,10 @@ def empty_loader() -> DataLoader:
 REFUSED = {
     "NaN": (lambda: bad(float("nan")), r"'x' must be finite, got nan at index \(3, 2\)"),
     "Inf": (lambda: bad(float("inf")), r"'x' must be finite, got inf at index \(3, 2\)"),
-    "pixel above one": (lambda: bad(1.5), r"'x' must lie in the likelihood's support.*got 1.5 at index \(3, 2\)"),
-    "pixel below zero": (lambda: bad(-0.5), r"'x' must lie in the likelihood's support.*got -0.5 at index \(3, 2\)"),
+    "pixel above one": (lambda: bad(1.5), r"'x' must lie in the likelihood's support.*got 1.5 at "
+                                          r"index \(3, 2\)"),
+    "pixel below zero": (lambda: bad(-0.5), r"'x' must lie in the likelihood's support.*got -0.5 "
+                                            r"at index \(3, 2\)"),
     "features": (lambda: torch.zeros(5, FEATURES + 1), "'x' must have 6 features, got 7"),
     "empty": (lambda: torch.zeros(0, FEATURES), "empty data set"),
     "images": (lambda: torch.zeros(5, 1, 2, 3), r"'x' must have shape \(N, D\)"),
@@ -176,9 +178,11 @@ REFUSED = {
         lambda: DataLoader(bad(float("nan")), batch_size=20),
         r"batch 0: 'x' must be finite, got nan at index \(3, 2\)",
     ),
-    "loader off the support": (lambda: DataLoader(bad(255.0), batch_size=20), r"support.*got 255.0 at index \(3, 2\)"),
+    "loader off the support": (lambda: DataLoader(bad(255.0), batch_size=20), r"support.*got 255.0 "
+                                                                              r"at index \(3, 2\)"),
     "loader of other features": (lambda: DataLoader(torch.zeros(9, 4), batch_size=20), "must have 6 features, got 4"),
-    "loader of vectors": (lambda: DataLoader(torch.zeros(9), batch_size=4), r"a tensor \(B, D\), got \(4,\)"),
+    "loader of vectors": (lambda: DataLoader(torch.zeros(9), batch_size=4), r"a tensor \(B, D\), "
+                                                                            r"got \(4,\)"),
     "loader of dictionaries": (lambda: [{"x": pixels()}], r"a tensor \(B, D\), got dict"),
 }  # fmt: skip
 

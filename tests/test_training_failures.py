@@ -19,7 +19,8 @@ FEATURES, LATENTS = 4, 2
 
 
 class Fails(nn.Module):
-    """Passes its input on, and turns it into something else from the given call in train mode on."""
+    """Passes its input on, and turns it into something else from the given call in train mode
+    on."""
 
     def __init__(self, at: int, value: float) -> None:
         super().__init__()

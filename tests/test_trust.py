@@ -1,4 +1,5 @@
-"""What is called trusted is right as often as its interval says, and good guides are called trusted."""
+"""What is called trusted is right as often as its interval says, and good guides are called
+trusted."""
 
 import math
 from collections.abc import Callable
@@ -185,7 +186,7 @@ def test_trust_travels() -> None:
 
 
 # -- tails
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 LOC = torch.tensor([[0.3, -1.0]], dtype=torch.double)
 NORMALS = {

@@ -1,4 +1,5 @@
-"""The study of trust: its programs have the truth that they claim, and its reading finds what fails."""
+"""The study of trust: its programs have the truth that they claim, and its reading finds what
+fails."""
 
 import math
 import sys

@@ -1,4 +1,5 @@
-"""The verdict: the largest part of the gap, its remedy, and what keeps it from being the whole truth."""
+"""The verdict: the largest part of the gap, its remedy, and what keeps it from being the whole
+truth."""
 
 from types import SimpleNamespace
 

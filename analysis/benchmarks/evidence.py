@@ -70,7 +70,7 @@ class Contender(NamedTuple):
 
 
 # -- contenders
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def floor(vae: BetaVAE, num_data: int, block: int) -> Contender:
@@ -115,7 +115,10 @@ def ours(
 
 
 def plain_pyro(vae: BetaVAE, x: Tensor) -> Contender:
-    """Return the evidence as one would write it in Pyro: all particles of a datum in one vectorised trace."""
+    """Return the evidence as one would write it in Pyro.
+
+    All particles of a datum in one vectorised trace.
+    """
     encoder, decoder = networks(vae)
 
     def model(x: Tensor) -> None:
@@ -198,7 +201,7 @@ def contenders(vae: BetaVAE, x: Tensor) -> dict[str, Contender]:
 
 
 # -- the clock
-# --------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def per_datum(contender: Contender, device: str) -> tuple[float, float]:

@@ -1,4 +1,7 @@
-"""The least that a measurement can take: the matrix products of the rows that it sent through the networks."""
+"""The least that a measurement can take.
+
+The matrix products of the rows that it sent through the networks.
+"""
 
 from __future__ import annotations
 

@@ -53,14 +53,20 @@ def peak(device: str) -> float:
 
 
 def forget_peak() -> None:
-    """Have the peak start anew, where the system can: loading the data may have taken more than the call will."""
+    """Have the peak start anew, where the system can.
+
+    Loading the data may have taken more than the call will.
+    """
     file = Path("/proc/self/clear_refs")
     if file.exists():
         file.write_text("5", encoding="ascii")
 
 
 def print_memory(setting: Setting, call: str, num_samples: int) -> None:
-    """Print what one call holds at its peak above what there was before it; for a process of its own."""
+    """Print what one call holds at its peak above what there was before it.
+
+    For a process of its own.
+    """
     vae, x = make_vae(setting.device), images(setting, setting.num_data)
     CALLS[call](vae, x[:2], 50)  # what is loaded at the first use
     forget_peak()

@@ -89,7 +89,7 @@ def benchmark_training(setting: Setting) -> None:
 
 
 # -- figure
-# -----------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def training_figure(rows: list[Any]) -> Figure:
@@ -132,7 +132,7 @@ def colour(contender: str) -> str:
 
 
 # -- words
-# ------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def verdict(folder: Path, goals: dict[str, float]) -> list[str]:
@@ -164,7 +164,9 @@ def limits(rows: dict[str, dict[str, str]]) -> str:
         for name in (COMPILED, FLOOR, ADAM)
     )
     return (
-        f"of the step's {whole:.2f} ms the matrix products alone are {floor:.2f} and Adam's pass over weights and "
-        f"moments {adam:.2f}; the {whole - floor - adam:.2f} between are the rest of the arithmetic (activations, "
+        f"of the step's {whole:.2f} ms the matrix products alone are {floor:.2f} and Adam's pass "
+        f"over weights and "
+        f"moments {adam:.2f}; the {whole - floor - adam:.2f} between are the rest of the "
+        f"arithmetic (activations, "
         "densities, noise, norm of the gradient), reading the batch, and the loop"
     )

@@ -89,7 +89,10 @@ def annealing_cells(quick: bool = False) -> list[Cell]:
 
 
 def _repetitions(temperatures: int, size: int, quick: bool) -> int:
-    """Return 1,000 for 10 temperatures, 250 for 60 and 200; at 1,000, and at 50 latents, what seconds pay for."""
+    """Return 1,000 for 10 temperatures, 250 for 60 and 200.
+
+    At 1,000, and at 50 latents, what seconds pay for.
+    """
     if quick:
         return {10: 200, 60: 40, 200: 16}[temperatures]
     count = {10: 1000, 60: 250, 200: 250, 1000: 64}[temperatures]

@@ -95,7 +95,10 @@ def student_moments() -> tuple[float, float]:
 
 
 def program_of(cell: Cell) -> tuple[Callable[[Tensor], None], Callable[[Tensor], None], float]:
-    """Return model, guide and exact log evidence of a datum; all data are zero, the latents independent."""
+    """Return model, guide and exact log evidence of a datum.
+
+    All data are zero, the latents independent.
+    """
     noise_scale = math.sqrt(1 / (1 - PRIOR_SCALE**-2))  # so that the normal posterior has scale 1
     normal = cell.posterior == "normal"
     each = (

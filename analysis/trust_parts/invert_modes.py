@@ -283,7 +283,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     result, right = sum(row["found"] for row in two), sum(row["right"] for row in two)
     alarms, seconds = sum(row["flagged"] for row in one), sum(row["seconds"] for row in rows)
     return (
-        f"{rows[0]['method']}: of {len(two)} posteriors of two modes {result} have both with their shares, {right} have"
+        f"{rows[0]['method']}: of {len(two)} posteriors of two modes {result} have both with their "
+        f"shares, {right} have"
         f" or are flagged; of {len(one)} of one mode {alarms} are flagged; {seconds:.0f} s"
     )
 

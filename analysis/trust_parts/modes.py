@@ -167,7 +167,10 @@ def _mixed_sensor(d: int, separation: float, weight: float) -> ModeProblem:
 
 
 def _square(d: int, separation: float, weight: float) -> ModeProblem:
-    """The square of the first latent is seen, the others themselves; the prior's mean makes one root likelier."""
+    """The square of the first latent is seen, the others themselves.
+
+    The prior's mean makes one root likelier.
+    """
     root, noise = 1.5, 4 * 1.5**2 / separation
     mean = math.log(weight / (1 - weight)) / (2 * root)
     prior_mean = torch.cat([torch.tensor([mean]), torch.zeros(d - 1)]).double()

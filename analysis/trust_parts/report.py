@@ -28,11 +28,13 @@ POOLS: dict[str, Callable[[Row], tuple[str, str]]] = {
     ),
     "annealing": lambda row: (
         f"annealed from {'the prior' if row['start'] == 'prior' else 'a guide'}",
-        f"{_latents(row['dimensions'])}, {row['temperatures']} temperatures, {row['chains']} chains",
+        f"{_latents(row['dimensions'])}, {row['temperatures']} temperatures, {row['chains']} "
+        f"chains",
     ),
     "bounds": lambda row: (
         f"ELBO, {row['model']} model",
-        f"{row['num_samples']} samples, {row['num_data']} {'datum' if row['num_data'] == '1' else 'data'}",
+        f"{row['num_samples']} samples, {row['num_data']} "
+        f"{'datum' if row['num_data'] == '1' else 'data'}",
     ),
 }
 
@@ -48,7 +50,10 @@ def interval(successes: int, trials: int, level: float) -> tuple[float, float]:
 
 
 def fails(row: Row) -> bool:
-    """Whether a setting is sure to cover less often than it should: its 99.9% upper limit lies below 93%."""
+    """Whether a setting is sure to cover less often than it should.
+
+    Its 99.9% upper limit lies below 93%.
+    """
     trusted, covered = int(row["trusted"]), int(row["covered"])
     return trusted >= JUDGED and interval(covered, trusted, 0.998)[1] < AIM
 
@@ -101,8 +106,10 @@ def reading(tables: Tables) -> str:
         failing = sum(line["failing_settings"] for line in lines)
         trusted, covered = (sum(line[name] for line in lines) for name in ("trusted", "covered"))
         said.append(
-            f"{part}: {trusted} of {sum(line['repetitions'] for line in lines)} called trusted, of which the 95%"
-            f" interval holds the truth in {100 * covered / max(trusted, 1):.1f}%; {len(below)} of {len(judged)} pools"
+            f"{part}: {trusted} of {sum(line['repetitions'] for line in lines)} called trusted, of "
+            f"which the 95%"
+            f" interval holds the truth in {100 * covered / max(trusted, 1):.1f}%; {len(below)} of "
+            f"{len(judged)} pools"
             f" below {AIM:.0%}, {failing} settings sure to be below"
         )
         said += [
@@ -129,7 +136,8 @@ def _sound(rows: list[dict[str, str]]) -> list[str]:
     shares = [int(row["trusted"]) / int(row["repetitions"]) for row in good]
     return (
         [
-            f"good guides (ratio 0.8 to 1.25, 5000 samples, up to 10 latents): {min(shares):.1%} trusted at least"
+            f"good guides (ratio 0.8 to 1.25, 5000 samples, up to 10 latents): {min(shares):.1%} "
+            f"trusted at least"
         ]
         if shares
         else []
@@ -137,7 +145,10 @@ def _sound(rows: list[dict[str, str]]) -> list[str]:
 
 
 def _has_two(row: Row) -> bool:
-    """Whether a posterior has two modes: gaps have the weight of the first in their table, inversions a count."""
+    """Whether a posterior has two modes.
+
+    Gaps have the weight of the first in their table, inversions a count.
+    """
     return row["modes"] == "2" if "modes" in row else float(row["weight"]) < 1
 
 
@@ -150,7 +161,8 @@ def _modes(part: str, rows: list[dict[str, str]]) -> list[str]:
         alarms = sum(row["flagged"] == "True" for row in one)
         name = f"{part}{f' ({method})' if method else ''}"
         said.append(
-            f"{name}: {right} of {len(two)} posteriors of two modes found or flagged; {alarms} of {len(one)} of one"
+            f"{name}: {right} of {len(two)} posteriors of two modes found or flagged; {alarms} of "
+            f"{len(one)} of one"
             " mode flagged"
         )
     return said
