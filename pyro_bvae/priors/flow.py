@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import DiagonalNormal
 
-# What one coupling may do to the log of a scale: extreme latents keep a finite density through many
+# The most that one coupling does to the log of a scale: extreme latents keep a finite density through many
 # layers.
 _LOG_SCALE_BOUND = 2.0
 # Weights of a coupling's last layer, of those that torch gives: the flow starts near the standard
@@ -79,7 +79,7 @@ class FlowPrior(nn.Module):
 
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""
-        # Pyro's transforms keep what they last computed, with its graph: copies do, which share the
+        # Pyro's transforms keep their last result, with its graph: copies do, which share the
         # parameters.
         transforms: list[Any] = [copy.copy(self.spline)]
         reverse = torch.arange(self.latent_dim, device=self.loc.device).flip(0)
@@ -89,7 +89,7 @@ class FlowPrior(nn.Module):
 
 
 def _identity_spline(latent_dim: int, num_bins: int, bound: float) -> nn.Module:
-    """Return a spline that is the identity: pieces of equal width and height with a slope of one."""
+    """Return a spline that is the identity: equal pieces with a slope of one."""
     spline = pyro_transforms.Spline(latent_dim, count_bins=num_bins, bound=bound)
     with torch.no_grad():
         for parameter in (

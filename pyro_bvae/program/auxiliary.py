@@ -1,10 +1,10 @@
-r"""Whether a guide's noise is that of its latents: auxiliary sites, and latents that follow from them.
+r"""Auxiliary noise of a guide, and latents that follow from it.
 
 A guide that draws ``a`` and puts a latent at :math:`z = f(a)` has the density
 :math:`\log q(z) = \log q(a) - \log |\det \partial f / \partial a|` if f is a bijection, and the
 last term is the ``log_density`` of the latent's ``Delta``. Any other noise needs a density of its
 own in the model: without it the weights are divided by q(a) and nothing stands for it. The guide is
-run again at the draws of its noisy sites, with a gradient, to see what follows from them.
+run again at the draws of its noisy sites, with a gradient, to see their latents.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _TooWide(Exception):
 def noise_faults(
     guide: Callable[..., Any], run: Run, model_trace: poutine.Trace, plate: Any | None
 ) -> Iterator[Fault]:
-    """Find noise of a guide that its latents do not account for, and latents at points that no noise moves.
+    """Find noise of a guide beside its latents, and latents at points that no noise moves.
 
     Args:
         guide: The guide.
@@ -62,47 +62,46 @@ def noise_faults(
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         trace = poutine.trace(guide)
         run(trace)
-    results = _sort(drawn_by(trace.trace), model_trace)
-    sites = drawn_by(trace.trace)
+    sites, known, priors = drawn_by(trace.trace), samples(model_trace), latents_of(model_trace)
+    still = {name for name, site in sites.items() if is_delta(site["fn"])}
+    noisy = [name for name in sites if name not in known and name not in still]
+    at_points = [
+        name for name in sites if name in still & priors.keys() and not is_delta(priors[name]["fn"])
+    ]
     yield from _hidden(guide, run, sites)
-    if not results.noisy:
-        yield from points(results.points)
+    if not noisy:
+        yield from points(at_points)
     elif lumps := [
-        name
-        for name in results.noisy
-        if getattr(support_of(sites[name]["fn"]), "is_discrete", False)
+        name for name in noisy if getattr(support_of(sites[name]["fn"]), "is_discrete", False)
     ]:
         yield from _unaccounted(lumps, "it is discrete")
-    elif not results.points:
-        yield from _unaccounted(results.noisy, "the latents are drawn beside it")
+    elif not at_points:
+        yield from _unaccounted(noisy, "the latents are drawn beside it")
     else:
         try:
-            yield from _Map(guide, run, model_trace, results, plate).faults()
+            yield from _Map(guide, run, model_trace, _Noise(noisy, at_points), plate).faults()
         except _TooWide:
             return
         except (NotImplementedError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
-            yield from _unaccounted(
-                results.noisy, f"what follows from it cannot be told ({reason})"
-            )
-
-
-def _sort(sites: Sites, model_trace: poutine.Trace) -> _Noise:
-    priors, known = latents_of(model_trace), samples(model_trace)
-    noisy = [name for name, site in sites.items() if name not in known and not is_delta(site["fn"])]
-    here = [name for name in sites if name in priors and not is_delta(priors[name]["fn"])]
-    return _Noise(noisy, [name for name in here if is_delta(sites[name]["fn"])])
+            yield from _unaccounted(noisy, f"its latents cannot be told ({reason})")
 
 
 def _unaccounted(names: list[str], reason: str) -> Iterator[Fault]:
     for name in names:
-        words = f"guide site '{name}' has noise of its own that nothing in the model stands for: {reason}"
-        do = f"give the model a site '{name}', or make the latents a bijection of it by a Delta with its Jacobian"
+        words = (
+            f"guide site '{name}' has noise of its own that nothing in the model stands for:"
+            f" {reason}"
+        )
+        do = (
+            f"give the model a site '{name}', or make the latents a bijection of it by a Delta"
+            " with its Jacobian"
+        )
         yield Fault("auxiliary-noise", (name,), f"{words}; {do}")
 
 
 def _hidden(guide: Callable[..., Any], run: Run, sites: Sites) -> Iterator[Fault]:
-    """Find noise that is drawn outside pyro.sample: the same draws then have another density the next time."""
+    """Find noise drawn outside pyro.sample: the same draws have another density next time."""
     values = {name: site["value"] for name, site in sites.items() if not is_delta(site["fn"])}
     for seed in (1, 2):
         with torch.no_grad(), seeded(seed, PROBE_STREAM):
@@ -136,7 +135,7 @@ def _same_density(one: Site, other: Site) -> bool:
 
 
 class _Look(NamedTuple):
-    """The map at one draw: Jacobians ``(N, d, m)``, the rest of its log volume ``(N,)``, and the width of each site."""
+    """The map at one draw: Jacobians ``(N, d, m)``, other log volume ``(N,)``, site widths."""
 
     jacobians: Tensor
     rest: Tensor
@@ -159,7 +158,7 @@ class _Map:
         self.priors = latents_of(model_trace)
 
     def faults(self) -> Iterator[Fault]:
-        """Yield the faults of the map: sites without a part in it, then its size, then its Jacobian."""
+        """Yield the faults of the map: sites without a part in it, its size, its Jacobian."""
         first = self._look(0)
         num_looks = max(2, math.ceil(_ROWS / len(first.jacobians)))
         looks = [first, *(self._look(seed) for seed in range(1, num_looks))]
@@ -175,7 +174,10 @@ class _Map:
         if still or idle:
             return
         num_points, num_noisy = moved.shape
-        reason = f"{num_noisy} numbers are drawn for each row, and {num_points} of its latents follow from them"
+        reason = (
+            f"{num_noisy} numbers are drawn for each row, and {num_points} of its latents"
+            " follow from them"
+        )
         if num_points < num_noisy:
             yield from _unaccounted(self.found.noisy, reason)
         elif num_points > num_noisy:
@@ -194,7 +196,10 @@ class _Map:
         wrong = off.abs() > _TOLERANCE + 1e-3 * jacobians.shape[-1]
         if off.numel() and float(wrong.double().mean()) > 1 - _REGULAR:
             words = f"the Jacobian of {names} is not in the log_density of its Delta: it is off by"
-            do = "log_density must be minus the log determinant of the latents by the auxiliary noise"
+            do = (
+                "log_density must be minus the log determinant of the latents by the auxiliary"
+                " noise"
+            )
             yield Fault(
                 "jacobian",
                 tuple(self.found.points),
@@ -202,7 +207,7 @@ class _Map:
             )
 
     def _look(self, seed: int) -> _Look:
-        """Run the guide again at a draw of its noisy sites, and differentiate its latents by the auxiliary ones."""
+        """Run the guide at a draw of its noisy sites, and differentiate its latents by them."""
         with torch.no_grad(), seeded(seed, PROBE_STREAM):
             traced = poutine.trace(self.guide)
             self.run(traced)
