@@ -18,11 +18,9 @@ class Batches(Protocol):
 
     def num_batches(self, batch_size: int) -> int:
         """Return how many batches an epoch has."""
-        ...
 
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
-        ...
 
 
 @runtime_checkable
@@ -31,7 +29,6 @@ class ChecksData(Protocol):
 
     def check_data(self, x: Tensor, context: Context | None = None) -> None:
         """Raise unless the model can explain the data."""
-        ...
 
 
 @runtime_checkable
@@ -40,7 +37,6 @@ class HasPosterior(Protocol):
 
     def posterior(self, x: Tensor, context: Context | None = None) -> Any:
         """Return :math:`q(z | x)`."""
-        ...
 
 
 @runtime_checkable
@@ -49,56 +45,32 @@ class HasLogDensity(Protocol):
 
     def log_density(self, values: dict[str, Tensor]) -> Tensor:
         """Return the log density of given latents, shape ``(K, N)``."""
-        ...
 
 
-@runtime_checkable
-class HasLatentDim(Protocol):
-    """A model or part that states its number of latents."""
-
-    latent_dim: int | None
-
-
-@runtime_checkable
-class HasNumFeatures(Protocol):
-    """A model or part that states its number of features."""
-
-    num_features: int | None
-
-
-@runtime_checkable
-class TakesMissing(Protocol):
-    """A model that states whether NaN is a missing entry."""
-
-    missing: bool
-
-
-class VAE(ChecksData, HasPosterior, HasLatentDim, HasNumFeatures, TakesMissing, Protocol):
+class VAE(ChecksData, HasPosterior, Protocol):
     """A model and a guide of Pyro, made of a prior, a decoder and an encoder."""
 
     prior: Callable[[], Any]
     decoder: Callable[..., Any]
     encoder: Callable[..., Any]
+    latent_dim: int | None
+    num_features: int | None
+    missing: bool
 
     def model(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Any:
         """Sample the latents and observe the data."""
-        ...
 
     def guide(self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0) -> Any:
         """Sample the latents."""
-        ...
 
     def encode(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the posterior means of the latents, ``(N, L)``."""
-        ...
 
     def decode(self, z: Tensor, context: Context | None = None) -> Tensor:
         """Return the means of :math:`p(x | z)`, ``(*, D)``."""
-        ...
 
     def reconstruct(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the decoder's means at the posterior means, ``(N, D)``."""
-        ...
 
     def generate(
         self,
@@ -110,25 +82,23 @@ class VAE(ChecksData, HasPosterior, HasLatentDim, HasNumFeatures, TakesMissing, 
         seed: int = 0,
     ) -> Tensor:
         """Draw latents from the prior and decode them, ``(num_samples, D)``."""
-        ...
 
     def parameters(self, recurse: bool = True) -> Iterator[Any]:
         """Return the weights."""
-        ...
 
 
 def latent_dim_of(part: object) -> int | None:
     """Return the number of latents that a model or part states, or None."""
-    size = part.latent_dim if isinstance(part, HasLatentDim) else None
+    size = getattr(part, "latent_dim", None)
     return size if isinstance(size, int) else None
 
 
 def num_features_of(part: object) -> int | None:
     """Return the number of features that a model or part states, or None."""
-    size = part.num_features if isinstance(part, HasNumFeatures) else None
+    size = getattr(part, "num_features", None)
     return size if isinstance(size, int) else None
 
 
 def takes_missing(vae: object) -> bool:
     """Whether a model takes NaN as a missing entry."""
-    return isinstance(vae, TakesMissing) and vae.missing
+    return bool(getattr(vae, "missing", False))

@@ -213,7 +213,11 @@ def evaluate(
         family_of(name)
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed, "progress": progress}
     numbers: dict[str, Any] = {"num_samples": num_samples, **options}
-    note, gaps = _why_no_gaps(model, guide, args, training_beta, data_plate, seed), None
+    check_beta(training_beta)
+    gaps, note = None, AT_ZERO if training_beta == 0 else None
+    if note is None:
+        with open_program(model, guide, args, data_plate=data_plate, seed=seed) as program:
+            note = refit_refusal(program)
     if note is None:
         gaps = inference_gaps(
             model, guide, *args, training_beta=training_beta, families=families, **numbers
@@ -224,22 +228,6 @@ def evaluate(
         parts = elbo_parts(model, guide, *args, **numbers)
     kl = kl_per_dimension(model, guide, *args, data_plate=data_plate, seed=seed)
     return Evaluation(training_beta, likelihood, parts, gaps, note, kl, _given(args))
-
-
-def _why_no_gaps(
-    model: Function,
-    guide: Function,
-    args: tuple[Any, ...],
-    training_beta: float,
-    data_plate: str | None,
-    seed: int,
-) -> str | None:
-    """Return why there are no finite gaps or no refit, or None where they can be measured."""
-    check_beta(training_beta)
-    if training_beta == 0:
-        return AT_ZERO
-    with open_program(model, guide, args, data_plate=data_plate, seed=seed) as program:
-        return refit_refusal(program)
 
 
 def _given(args: tuple[Any, ...]) -> str | None:

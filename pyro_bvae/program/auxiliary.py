@@ -154,7 +154,7 @@ class _Map:
         results: _Noise,
         plate: Any | None,
     ) -> None:
-        self.guide, self.run, self.plate, self.found = guide, run, plate, results
+        self.guide, self.run, self.plate, self.noise = guide, run, plate, results
         self.priors = latents_of(model_trace)
 
     def faults(self) -> Iterator[Fault]:
@@ -165,9 +165,9 @@ class _Map:
         jacobians = torch.stack([look.jacobians for look in looks])
         moved = (jacobians != 0).flatten(0, 1).double().mean(0) > 1 - _REGULAR
         rows, columns = moved.split(first.point_widths), moved.split(first.noisy_widths, -1)
-        still = [name for name, part in zip(self.found.points, rows, strict=True) if not part.any()]
+        still = [name for name, part in zip(self.noise.points, rows, strict=True) if not part.any()]
         idle = [
-            name for name, part in zip(self.found.noisy, columns, strict=True) if not part.any()
+            name for name, part in zip(self.noise.noisy, columns, strict=True) if not part.any()
         ]
         yield from points(still)
         yield from _unaccounted(idle, "no latent changes with it")
@@ -179,18 +179,18 @@ class _Map:
             " follow from them"
         )
         if num_points < num_noisy:
-            yield from _unaccounted(self.found.noisy, reason)
+            yield from _unaccounted(self.noise.noisy, reason)
         elif num_points > num_noisy:
-            yield from points(self.found.points)
+            yield from points(self.noise.points)
         else:
             yield from self._wrong(jacobians, torch.stack([look.rest for look in looks]))
 
     def _wrong(self, jacobians: Tensor, rest: Tensor) -> Iterator[Fault]:
-        names = ", ".join(f"'{name}'" for name in self.found.points)
+        names = ", ".join(f"'{name}'" for name in self.noise.points)
         signs, log_volumes = torch.linalg.slogdet(jacobians.double())
         turned = ((signs.amin(0) < 0) & (signs.amax(0) > 0)).double().mean()
         if float(turned) > _TURNED or float(_is_regular(jacobians).double().mean()) < _REGULAR:
-            yield from _unaccounted(self.found.noisy, f"the map from it to {names} is no bijection")
+            yield from _unaccounted(self.noise.noisy, f"the map from it to {names} is no bijection")
             return
         off = (log_volumes + rest)[torch.isfinite(log_volumes + rest)]
         wrong = off.abs() > _TOLERANCE + 1e-3 * jacobians.shape[-1]
@@ -202,7 +202,7 @@ class _Map:
             )
             yield Fault(
                 "jacobian",
-                tuple(self.found.points),
+                tuple(self.noise.points),
                 f"{words} {float(off.median()):.3g} nats; {do}",
             )
 
@@ -215,7 +215,7 @@ class _Map:
         held = {name: site["value"] for name, site in sites.items() if not is_delta(site["fn"])}
         with torch.enable_grad(), seeded(seed, PROBE_STREAM):
             free, inputs, outputs, terms = {}, [], [], []
-            for name in self.found.noisy:
+            for name in self.noise.noisy:
                 transform, event_dim = bijection_of(sites[name]["fn"]), sites[name]["fn"].event_dim
                 free[name] = transform.inv(held[name]).detach().requires_grad_()
                 held[name] = transform(free[name])
@@ -224,7 +224,7 @@ class _Map:
             again = poutine.trace(poutine.condition(self.guide, data=held))
             self.run(again)
             drawn = drawn_by(again.trace)
-            for name in self.found.points:
+            for name in self.noise.points:
                 transform, value = bijection_of(self.priors[name]["fn"]), drawn[name]["value"]
                 vectors, event_dim = transform.inv(value), drawn[name]["fn"].event_dim
                 terms.append(self._volume(transform, vectors, value, event_dim))

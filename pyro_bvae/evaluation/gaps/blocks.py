@@ -24,9 +24,9 @@ from pyro_bvae.evaluation.refit.optimisation import (
     LocalGuideFactory,
     Refit,
     RefitSettings,
+    has_density,
     is_better,
     refit,
-    says_its_density,
 )
 from pyro_bvae.program.program import Function, Program
 
@@ -211,7 +211,7 @@ def _mixed(
     They are the guide, its refits, the refit with tails and a heavy-tailed guide in each mode; the
     guide with tails alone where they cannot be mixed.
     """
-    own_family = request.local_guide is None or says_its_density(program, args, refits.best.guide)
+    own_family = request.local_guide is None or has_density(program, args, refits.best.guide)
     if not (program.proposes_latents_alone and own_family):
         guide, has_tails = robust_guide(program, TAIL_SHARE, program.guide, args)
         return (guide,), has_tails

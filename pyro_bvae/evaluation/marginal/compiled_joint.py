@@ -33,7 +33,7 @@ class CompiledJoint:
     Args:
         program: The program.
         wanted: Whether it is a surprise if the program cannot be compiled.
-        bar: The progress bar beside which is said how it went.
+        bar: The progress bar beside which the outcome is written.
     """
 
     def __init__(self, program: Program, wanted: bool, bar: tqdm[Any]) -> None:
@@ -42,14 +42,14 @@ class CompiledJoint:
         self._run: Any = None
         self._signature: tuple[Any, ...] | None = None
         #: The outcome of the compilation, in words; empty before the first pass.
-        self.said = ""
+        self.report = ""
 
     def __call__(self, values: LatentValues, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
         """Return ``log p(z)`` and ``log p(x | z)`` at given latents, ``(K, N)`` each."""
         leaves, layout = tree_flatten((values, args))
         shapes = ((x.shape, x.dtype) if isinstance(x, Tensor) else x for x in leaves)
         signature = (layout, *shapes)
-        if not self.said:
+        if not self.report:
             self._prepare(leaves, layout)
             self._signature = None if self._run is None else signature
         if signature != self._signature:
@@ -77,13 +77,13 @@ class CompiledJoint:
                         "compiled and plain densities differ by"
                         f" {float((one - other).abs().max()):.2g}"
                     )
-            self.said = f"compiled the density in {seconds:.1f} s"
+            self.report = f"compiled the density in {seconds:.1f} s"
         except CannotCompile as reason:
-            self._run, self.said = None, f"the density is not compiled: {reason}"
+            self._run, self.report = None, f"the density is not compiled: {reason}"
         if self._run is None and self.wanted:
-            warnings.warn(self.said, stacklevel=2)
+            warnings.warn(self.report, stacklevel=2)
         elif not self.bar.disable:
-            self.bar.write(self.said)
+            self.bar.write(self.report)
 
 
 def compiled_joint(

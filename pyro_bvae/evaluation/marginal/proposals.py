@@ -24,8 +24,8 @@ from pyro_bvae.evaluation.marginal.tails import (
 from pyro_bvae.evaluation.refit.optimisation import (
     LocalGuideFactory,
     RefitSettings,
+    has_density,
     refit,
-    says_its_density,
 )
 from pyro_bvae.program.program import Function, Program
 
@@ -133,7 +133,7 @@ class RefitProposal:
         """Return guide and refit."""
         with torch.enable_grad():
             fitted = refit(program, args, 1.0, self.settings, seed, self.local_guide)
-        if self.local_guide is not None and not says_its_density(program, args, fitted.guide):
+        if self.local_guide is not None and not has_density(program, args, fitted.guide):
             raise InputError(
                 f"'local_guide' must draw the latents {sorted(program.latents)} themselves and"
                 " nothing beside them, or say what its 'log_density(values)' is: its draws are"

@@ -29,7 +29,6 @@ class Restarts(Protocol):
 
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
         """Start anew at the present member moved by ``z -> shift + factor * z``."""
-        ...
 
 
 class PathGradient(dist.TorchDistribution):

@@ -283,7 +283,7 @@ def _unreparametrised(args: tuple[Any, ...], guide: Function) -> str | None:
     return None
 
 
-def says_its_density(program: Program, args: tuple[Any, ...], guide: Function) -> bool:
+def has_density(program: Program, args: tuple[Any, ...], guide: Function) -> bool:
     """Whether :meth:`Program.log_guide` gives the density of a guide at another's draws."""
     if isinstance(guide, HasLogDensity):
         return True
