@@ -42,7 +42,7 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, decompose_kl, sweep
 from pyro_bvae.datasets.seeds import SYNTHESIS_STREAM, stream_generator
-from pyro_bvae.evaluation import bound
+from pyro_bvae.evaluation import elbo_parts
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
@@ -199,7 +199,7 @@ def trained(epochs: int) -> list[Row]:
                 progress=False,
             )
             for run in models:
-                parts = bound(run.vae.model, run.vae.guide, test)
+                parts = elbo_parts(run.vae.model, run.vae.guide, test)
                 value, error = marginal_kl(run.vae, test)
                 rows.append(
                     {

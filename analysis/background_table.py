@@ -17,7 +17,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from pyro_bvae.evaluation import bound, kl_per_dimension
+from pyro_bvae.evaluation import elbo_parts, kl_per_dimension
 from pyro_bvae.runs import TrainConfig, load, train
 
 RESULTS = Path(__file__).parent / "results" / "background_table"
@@ -36,7 +36,7 @@ def row_of(beta: float, data_root: str, runs: Path) -> dict[str, object]:
     train(config, directory, resume=(directory / "config.json").exists())
     run = load(directory, checkpoint="last")
     x = run.splits.test.x
-    measured = bound(run.vae.model, run.vae.guide, x, num_samples=16, progress=True)
+    measured = elbo_parts(run.vae.model, run.vae.guide, x, num_samples=16, progress=True)
     objective = measured.objective(beta)
     distortion, rate, bar = BACKGROUND[beta]
     return {

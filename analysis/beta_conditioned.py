@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit, sweep
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
-from pyro_bvae.evaluation import Estimate, bound
+from pyro_bvae.evaluation import Estimate, elbo_parts
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.networks.modulated import ModulatedMLP
@@ -158,7 +158,7 @@ class Point(NamedTuple):
 
 def measure(models: list[BetaVAE], x: Tensor, beta: float) -> Point:
     """Measure the models of all seeds at one β."""
-    results = [bound(vae.model, vae.guide, x, num_samples=NUM_SAMPLES) for vae in models]
+    results = [elbo_parts(vae.model, vae.guide, x, num_samples=NUM_SAMPLES) for vae in models]
     objective = torch.stack([each.objective(beta).per_datum for each in results])
     rate, distortion = (
         statistics.fmean(getattr(each, name).value for each in results)

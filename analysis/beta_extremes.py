@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, diagnose, evidence, fit
-from pyro_bvae.evaluation import bound, kl_per_dimension
+from pyro_bvae.evaluation import elbo_parts, kl_per_dimension
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
@@ -72,7 +72,7 @@ def mismatch(vae: BetaVAE, x: Tensor) -> float:
 def measure(vae: BetaVAE, splits: datasets.Splits, beta: float) -> Row:
     """Return the row of one model."""
     x = splits.test.x
-    parts = bound(vae.model, vae.guide, x)
+    parts = elbo_parts(vae.model, vae.guide, x)
     result = evidence(vae.model, vae.guide, x, num_samples=NUM_SAMPLES)
     kl, diagnosis = (
         kl_per_dimension(vae.model, vae.guide, x),

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, decompose_kl, sweep
 from pyro_bvae.datasets import Dataset, Splits
-from pyro_bvae.evaluation import bound, read_latents
+from pyro_bvae.evaluation import elbo_parts, read_latents
 from pyro_bvae.evaluation.disentanglement import mutual_information_gap
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
@@ -112,7 +112,10 @@ def measure(
     vae: BetaVAE, correlation: float, beta: float, seed: int, own: Dataset, independent: Dataset
 ) -> Row:
     """Return the row of one model."""
-    parts, terms = bound(vae.model, vae.guide, own.x), decompose_kl(vae.model, vae.guide, own.x)
+    parts, terms = (
+        elbo_parts(vae.model, vae.guide, own.x),
+        decompose_kl(vae.model, vae.guide, own.x),
+    )
     assert terms.total_correlation is not None
     mean, elsewhere = codes(vae, own), codes(vae, independent)
     gap = mutual_information_gap(mean, position(own), factor_names=PAIR)

@@ -48,7 +48,7 @@ from torch.distributions import constraints
 from pyro_bvae import BetaVAE, Decoder, datasets, sweep
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.datasets import SPRITE_FACTORS, Dataset
-from pyro_bvae.evaluation import bound, kl_per_dimension, read_latents
+from pyro_bvae.evaluation import elbo_parts, kl_per_dimension, read_latents
 from pyro_bvae.evaluation.disentanglement import (
     FAST_METRICS,
     dci,
@@ -301,7 +301,7 @@ def obtain(setting: Setting, kind: str, beta: float, seed: int, scratch: Path) -
 def measure(vae: BetaVAE, test: Dataset) -> dict[str, Any]:
     """Return every score with its nulls, and what else there is to say of a model."""
     scores = disentanglement(vae, test, metrics=METRICS, num_nulls=NUM_NULLS).to_dict()
-    parts = bound(vae.model, vae.guide, test.x[:NUM_BOUND], num_samples=4)
+    parts = elbo_parts(vae.model, vae.guide, test.x[:NUM_BOUND], num_samples=4)
     kl = kl_per_dimension(vae.model, vae.guide, test.x)
     assert kl is not None
     for name, part in (

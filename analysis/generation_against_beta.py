@@ -32,7 +32,7 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, decompose_kl, sweep
-from pyro_bvae.evaluation import LabelClassifier, PrincipalFeatures, SampleQuality, bound
+from pyro_bvae.evaluation import LabelClassifier, PrincipalFeatures, SampleQuality, elbo_parts
 from pyro_bvae.evaluation.samples import quality as sample_quality
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
@@ -117,7 +117,7 @@ def measure(
 ) -> Row:
     """Return what is said of one model: reconstruction, latents, and the scores of its samples."""
     x, shape = study.test.x, study.test.image_shape
-    parts, latents = bound(vae.model, vae.guide, x), decompose_kl(vae.model, vae.guide, x)
+    parts, latents = elbo_parts(vae.model, vae.guide, x), decompose_kl(vae.model, vae.guide, x)
     assert latents.total_correlation is not None
     assert shape is not None
     results = {

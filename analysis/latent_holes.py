@@ -34,7 +34,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit
-from pyro_bvae.evaluation import Coverage, Estimate, bound, coverage
+from pyro_bvae.evaluation import Coverage, Estimate, coverage, elbo_parts
 from pyro_bvae.evaluation.samples import quality as sample_quality
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
@@ -151,7 +151,7 @@ def measure(task: Task, vae: BetaVAE) -> Measured:
     return Measured(
         coverage(vae.model, vae.guide, x, held_out=test),
         evidence(vae.model, vae.guide, test[:NUM_IMAGES], num_samples=NUM_SAMPLES),
-        bound(vae.model, vae.guide, test, num_samples=4).elbo,
+        elbo_parts(vae.model, vae.guide, test, num_samples=4).elbo,
         *(
             (score.value, score.standard_error)
             for score in (quality.frechet_unbiased, quality.density, quality.coverage)

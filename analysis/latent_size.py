@@ -29,7 +29,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, inference_gaps, sweep
-from pyro_bvae.evaluation import bound, kl_per_dimension
+from pyro_bvae.evaluation import elbo_parts, kl_per_dimension
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
@@ -181,7 +181,10 @@ def measure(study: Study, size: int) -> Size:
     results, bounds, active, carrying, untrusted, widths = [], [], [], [], 0, []
     for run in runs:
         pair = (run.vae.model, run.vae.guide)
-        estimate, parts = evidence(*pair, test.x, num_samples=NUM_SAMPLES), bound(*pair, test.x)
+        estimate, parts = (
+            evidence(*pair, test.x, num_samples=NUM_SAMPLES),
+            elbo_parts(*pair, test.x),
+        )
         kl = kl_per_dimension(*pair, test.x)
         assert kl is not None and kl.values is not None
         results.append(estimate.per_datum)

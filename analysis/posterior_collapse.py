@@ -38,7 +38,7 @@ from torch import nn
 
 from pyro_bvae import BetaVAE, Decoder, evidence, fit
 from pyro_bvae.datasets import Splits, mnist
-from pyro_bvae.evaluation import bound, kl_per_dimension
+from pyro_bvae.evaluation import elbo_parts, kl_per_dimension
 from pyro_bvae.likelihoods import AutoregressiveBernoulliLikelihood, BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
@@ -137,7 +137,7 @@ def measure(remedy: Remedy, splits: Splits, size: Size, output: Path) -> dict[st
         **remedy.training(size.epochs),
     )
     x = splits.test.x[: size.num_images]
-    parts = bound(vae.model, vae.guide, x, num_samples=200)
+    parts = elbo_parts(vae.model, vae.guide, x, num_samples=200)
     estimate = evidence(vae.model, vae.guide, x, num_samples=size.num_samples)
     units = kl_per_dimension(vae.model, vae.guide, x)
     assert units is not None

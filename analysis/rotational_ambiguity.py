@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit, sweep
 from pyro_bvae.datasets import Dataset, Splits
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal
-from pyro_bvae.evaluation import LatentReading, bound, read_latents
+from pyro_bvae.evaluation import LatentReading, elbo_parts, read_latents
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import FullRankPosterior, NormalPosterior
@@ -190,7 +190,7 @@ def measure(variant: Variant, seed: int, vae: BetaVAE, test: Any) -> Iterator[Ro
         # the best at hand.
         proposal = rotated(vae, RotatedFull, plane(angle))
         pair, shown = (turned.model, turned.guide), test[:NUM_READ]
-        elbo = bound(*pair, test.x, num_samples=NUM_BOUND).elbo
+        elbo = elbo_parts(*pair, test.x, num_samples=NUM_BOUND).elbo
         results = evidence(proposal.model, proposal.guide, test.x, num_samples=NUM_SAMPLES)
         start = start or (elbo.per_datum, results.per_datum)
         (objective, objective_error), (prior, prior_error) = (

@@ -1,4 +1,4 @@
-r"""The linear-Gaussian VAE, where evidence, posterior, gaps and rate-distortion curve are closed forms.
+r"""The linear-Gaussian VAE: evidence, posterior, gaps and R-D curve as closed forms.
 
 .. math:: z \sim \mathcal{N}(0, I_L), \qquad x \mid z \sim \mathcal{N}(W z + b, \sigma^2 I_D)
 
@@ -33,7 +33,7 @@ class ExactGaps(NamedTuple):
 
 
 class Optimum(NamedTuple):
-    """The optimum of the β-objective over all linear VAEs, for data with known covariance eigenvalues."""
+    """The optimum of the β-objective over linear VAEs, by the covariance eigenvalues."""
 
     rates: Tensor  # of each axis, (n,)
     residuals: Tensor  # variance that each axis leaves unexplained, (n,)
@@ -47,7 +47,7 @@ class Optimum(NamedTuple):
 
 
 class LinearGaussian:
-    r"""A linear-Gaussian VAE with known parameters, and what is true of it.
+    r"""A linear-Gaussian VAE with known parameters, in closed forms.
 
     Args:
         weight: W, shape ``(D, L)``. The posterior's covariance is the same for all data and
@@ -73,7 +73,7 @@ class LinearGaussian:
         return z @ self.weight.T + self.bias + self.noise_scale * noise
 
     def precision(self, beta: float = 1.0) -> Tensor:
-        r"""Precision of the posterior tempered by β, :math:`I + W^T W / (\beta \sigma^2)`, shape ``(L, L)``.
+        r"""Precision of the tempered posterior, :math:`I + W^T W / (\beta \sigma^2)`, ``(L, L)``.
 
         It belongs to the density proportional to :math:`p(z) p(x|z)^{1/\beta}`, the target of the
         β-objective.
@@ -97,7 +97,7 @@ class LinearGaussian:
         return loc, self.precision(beta).diagonal().rsqrt().expand_as(loc)
 
     def evidence(self, x: Tensor) -> Tensor:
-        r"""Return :math:`\log p(x) = \log \mathcal{N}(x; b, W W^T + \sigma^2 I)`, shape ``(N,)``."""
+        r"""Return :math:`\log \mathcal{N}(x; b, W W^T + \sigma^2 I)`, shape ``(N,)``."""
         identity = torch.eye(self.weight.shape[0], dtype=torch.double)
         covariance = self.weight @ self.weight.T + self.noise_scale**2 * identity
         return torch.distributions.MultivariateNormal(self.bias, covariance).log_prob(x.double())
@@ -126,13 +126,13 @@ class LinearGaussian:
         return ExactGaps(evidence - guide, evidence - best, best - best_beta, best_beta - guide)
 
     def vae(self, loc: Tensor, scale: Tensor) -> BetaVAE:
-        """Return the model as a :class:`~pyro_bvae.BetaVAE` whose guide has the given parameters, in float64."""
+        """Return the model as a :class:`~pyro_bvae.BetaVAE` in float64, with a given guide."""
         return self._with_encoder(LocalNormalPosterior(loc.double(), scale.double()))
 
     def amortized_vae(
         self, beta: float = 1.0, mean_factor: float = 1.0, scale_factor: float = 1.0
     ) -> BetaVAE:
-        r"""Return the model with a linear encoder: the best diagonal guide at β, then spoilt by two factors.
+        r"""Return the model with a linear encoder: the best at β, spoilt by two factors.
 
         Args:
             beta: The objective for which the encoder is the best diagonal guide.

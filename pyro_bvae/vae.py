@@ -13,28 +13,25 @@ from pyro import poutine
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
-from pyro_bvae.core.context import Context, check_context, with_covariates
+from pyro_bvae.core.context import Context, arguments, check_context, with_covariates
 from pyro_bvae.core.errors import InputError, check_beta, check_finite
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import register
 from pyro_bvae.core.precision import run_network
+from pyro_bvae.core.protocols import latent_dim_of, num_features_of
 from pyro_bvae.core.seeds import GENERATE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.distributions.tempered import sample_tempered
 
-# What the parts are: callables that return a torch or Pyro distribution.
+# The parts are callables that return a torch or Pyro distribution. A context is passed only where
+# there is one: a user's part need not know of contexts.
 Prior = Callable[[], Any]
 Conditional = Callable[..., Any]
 
 
-def _given(part: Conditional, value: Tensor, context: Context | None) -> Any:
-    """Call a part, with the context only where there is one: a user's part may not know of contexts."""
-    return part(value) if context is None else part(value, context)
-
-
 @contextmanager
 def _latent_scale(beta: float | Tensor) -> Iterator[None]:
-    r"""Scale the log density of the latent site by β; where β is 0, mask it: the limit :math:`\beta \to 0`."""
+    r"""Scale the latent's log density by β, and mask it where β is 0, the limit."""
     if isinstance(beta, Tensor):
         # The check reads the tensor's values, so it goes with validation, as Pyro's own check of
         # scales does.
@@ -86,7 +83,8 @@ class Decoder(nn.Module):
             return None
         if out_features % per_feature:
             raise InputError(
-                f"'likelihood' wants {per_feature} parameters a feature, but 'network' gives {out_features} outputs"
+                f"'likelihood' wants {per_feature} parameters a feature, but 'network' gives"
+                f" {out_features} outputs"
             )
         return out_features // per_feature
 
@@ -96,7 +94,8 @@ class Decoder(nn.Module):
         # As rows, so that a network need not know of particles: batch norm, for one, takes no more
         # dimensions.
         rows = run_network(self.network, inputs.reshape(-1, inputs.shape[-1]))
-        return _given(self.likelihood, rows.reshape(*inputs.shape[:-1], rows.shape[-1]), context)
+        outputs = rows.reshape(*inputs.shape[:-1], rows.shape[-1])
+        return self.likelihood(*arguments(outputs, context))
 
 
 class BetaVAE(nn.Module):
@@ -122,8 +121,8 @@ class BetaVAE(nn.Module):
     their module (``vae.extra = module``).
 
     With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood,
-    so that every number (objective, bound, evidence, gaps) is that of what was observed, which is
-    all that is to be said if what is missing does not depend on its value (Rubin 1976; in a VAE
+    so that every number (objective, bound, evidence, gaps) is that of the observed entries, which is
+    enough if missingness does not depend on the missing values (Rubin 1976; in a VAE
     Mattei and Frellsen 2019). The encoder is shown 0 in its place: a guide that is to tell it from
     a 0 takes ``torch.isnan(x)`` among its covariates.
 
@@ -152,42 +151,37 @@ class BetaVAE(nn.Module):
         name: str = "beta_vae",
     ) -> None:
         super().__init__()
-        self.prior, self.decoder, self.encoder, self.missing, self.name = (
-            prior,
-            decoder,
-            encoder,
-            missing,
-            name,
-        )
-        self._check_sizes()
+        self.prior, self.decoder, self.encoder = prior, decoder, encoder
+        self.missing, self.name = missing, name
+        self.latent_dim = self._agreed("latents", latent_dim_of)
+        self.num_features = self._agreed("features", num_features_of)
 
-    def _check_sizes(self) -> None:
-        for what, attribute in (("latents", "latent_dim"), ("features", "num_features")):
-            sizes = {
-                part: getattr(getattr(self, part), attribute, None)
-                for part in ("prior", "decoder", "encoder")
-            }
-            known = {part: size for part, size in sizes.items() if isinstance(size, int)}
-            if len(set(known.values())) > 1:
-                listed = ", ".join(f"{part} {size}" for part, size in known.items())
-                raise InputError(f"the parts must agree on the number of {what}, got {listed}")
-            setattr(self, attribute, next(iter(known.values()), None))
+    def _agreed(self, noun: str, size_of: Callable[[object], int | None]) -> int | None:
+        """Return the one size that the parts state, or None where no part states it."""
+        parts = {"prior": self.prior, "decoder": self.decoder, "encoder": self.encoder}
+        known = {name: size for name in parts if (size := size_of(parts[name])) is not None}
+        if len(set(known.values())) > 1:
+            listed = ", ".join(f"{name} {size}" for name, size in known.items())
+            raise InputError(f"the parts must agree on the number of {noun}, got {listed}")
+        return next(iter(known.values()), None)
 
     def check_data(self, x: Tensor, context: Context | None = None) -> None:
-        """Raise unless the model can explain the data: their shape, finite values, the likelihood's support.
+        """Raise unless the model can explain the data: shape, finite values, support.
 
         Raises:
-            InputError: naming what is wrong and the index of the first offending value.
+            InputError: naming the fault and the index of the first offending value.
         """
         if x.dim() != 2 or not x.is_floating_point():
             raise InputError(
-                f"'x' must be a floating-point tensor (N, D), got {x.dtype} of shape {tuple(x.shape)}"
+                f"'x' must be a floating-point tensor (N, D), got {x.dtype} of shape"
+                f" {tuple(x.shape)}"
             )
         self._check_features(x)
         own = next(self.parameters(), x)
         if (x.dtype, x.device) != (own.dtype, own.device):
             raise InputError(
-                f"'x' must be {own.dtype} on {own.device} as the model is, got {x.dtype} on {x.device}; use x.to(...)"
+                f"'x' must be {own.dtype} on {own.device} as the model is, got {x.dtype} on"
+                f" {x.device}; use x.to(...)"
             )
         self._check_values(x)
         check_context(context or Context(), x.shape[0])
@@ -197,7 +191,8 @@ class BetaVAE(nn.Module):
         if not self.missing and bool(unseen.any()):
             index = tuple(int(i) for i in unseen.nonzero()[0])
             raise InputError(
-                f"'x' must be finite, got nan at index {index}; BetaVAE(..., missing=True) takes it as missing"
+                f"'x' must be finite, got nan at index {index}; BetaVAE(..., missing=True) takes it"
+                " as missing"
             )
         check_finite("x", x.masked_fill(unseen, 0) if self.missing else x)
         support = getattr(getattr(self.decoder, "likelihood", None), "support", None)
@@ -207,7 +202,8 @@ class BetaVAE(nn.Module):
         if not bool(inside.all()):
             index = tuple(int(i) for i in (~inside).nonzero()[0])
             raise InputError(
-                f"'x' must lie in the likelihood's support, {support}, got {x[index].item()} at index {index}"
+                f"'x' must lie in the likelihood's support, {support}, got {x[index].item()} at"
+                f" index {index}"
             )
 
     def _check_features(self, x: Tensor) -> None:
@@ -222,7 +218,7 @@ class BetaVAE(nn.Module):
         Args:
             x: Observed data, shape ``(N, D)``; ``poutine.uncondition`` makes the model draw all of
                 it instead.
-            context: What is observed and not modelled.
+            context: Size factors and covariates.
             beta: Weight of the latent's log density: a float, or a tensor that broadcasts over the
                 plates.
 
@@ -234,7 +230,7 @@ class BetaVAE(nn.Module):
         with pyro.plate("data", x.shape[-2], dim=-1):
             with _latent_scale(beta):
                 z = pyro.sample("z", self.prior())
-            likelihood = _given(self.decoder, z, context)
+            likelihood = self.decoder(*arguments(z, context))
             return pyro.sample(
                 "x", PartlyObserved.of(likelihood) if self.missing else likelihood, obs=x
             )
@@ -242,7 +238,7 @@ class BetaVAE(nn.Module):
     def guide(
         self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0
     ) -> Tensor:
-        r"""The amortized guide, :math:`\prod_n q(z_n \mid x_n)`; the arguments are those of :meth:`model`.
+        r"""The amortized guide, :math:`\prod_n q(z_n \mid x_n)`, as :meth:`model`.
 
         Returns:
             The value of site ``z``, shape ``(N, L)``.
@@ -250,39 +246,39 @@ class BetaVAE(nn.Module):
         self._check_features(x)
         register(self.name, self)
         with pyro.plate("data", x.shape[-2], dim=-1), _latent_scale(beta):
-            return pyro.sample("z", _given(self.encoder, self._shown(x), context))
+            return pyro.sample("z", self.encoder(*arguments(self._shown(x), context)))
 
     def _shown(self, x: Tensor) -> Tensor:
-        """Return what the encoder is shown of the data: 0 for what is missing."""
+        """Return the encoder's view of the data: 0 for missing entries."""
         return x.masked_fill(torch.isnan(x), 0) if self.missing else x
 
     @torch.no_grad()
     def posterior(self, x: Tensor, context: Context | None = None) -> Any:
-        """Return :math:`q(z | x)` of the data, batch shape ``(N,)`` and event shape ``(L,)``, without a gradient."""
+        """Return :math:`q(z | x)` without a gradient, batch ``(N,)`` and event ``(L,)``."""
         with evaluating(self):
-            return _given(self.encoder, self._shown(x), context)
+            return self.encoder(*arguments(self._shown(x), context))
 
     @torch.no_grad()
     def encode(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the posterior means of the latents, shape ``(N, L)``."""
         with evaluating(self):
-            return _given(self.encoder, self._shown(x), context).mean
+            return self.encoder(*arguments(self._shown(x), context)).mean
 
     @torch.no_grad()
     def decode(self, z: Tensor, context: Context | None = None) -> Tensor:
         """Return the means of :math:`p(x | z)` at given latents, shape ``(*, L)`` to ``(*, D)``."""
         with evaluating(self):
-            return _given(self.decoder, z, context).mean
+            return self.decoder(*arguments(z, context)).mean
 
     def reconstruct(self, x: Tensor, context: Context | None = None) -> Tensor:
-        """Return the means of :math:`p(x | z)` at the posterior means of the latents, shape ``(N, D)``."""
+        """Return the means of :math:`p(x | z)` at the posterior means, shape ``(N, D)``."""
         return self.decode(self.encode(x, context), context)
 
     def impute(self, x: Tensor, context: Context | None = None) -> Tensor:
         """Return the data with the reconstruction where they are NaN, shape ``(N, D)``.
 
         It is a mean, of the likelihood at the posterior mean of the latents: of counts, say, no
-        whole number. For draws of what is missing, run the model under ``poutine.uncondition`` with
+        whole number. For draws of missing entries, run the model under ``poutine.uncondition`` with
         the guide's latents.
         """
         return torch.where(torch.isnan(x), self.reconstruct(x, context), x)
@@ -316,5 +312,5 @@ class BetaVAE(nn.Module):
         """
         with evaluating(self), seeded(seed, GENERATE_STREAM):
             z = sample_tempered(self.prior(), temperature, torch.Size([num_samples]))
-            likelihood = _given(self.decoder, z, context)
+            likelihood = self.decoder(*arguments(z, context))
             return likelihood.sample() if noise else likelihood.mean

@@ -24,7 +24,7 @@ from pyro_bvae.evaluation import (
 )
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal import annealing, chains
-from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, move
+from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, hmc_step
 from pyro_bvae.evaluation.marginal.temperatures import find_plan
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.program.differentiability import check_differentiable
@@ -100,7 +100,7 @@ def test_a_move_leaves_its_density_alone_and_is_its_own_reverse(name: str) -> No
     state = evaluate_path(path, before)
     step = torch.full(before.shape[1:], size, dtype=torch.double)
     step[1] *= 0.8
-    state, acceptance = move(path, state, temperature, step, 3)
+    state, acceptance = hmc_step(path, state, temperature, step, 3)
     assert acceptance.shape == (40_000, 2) and bool(((acceptance >= 0) & (acceptance <= 1)).all())
     assert 0.2 < float(acceptance.mean()) < 0.93
     after = state.vectors
@@ -147,7 +147,7 @@ def test_the_plan_takes_steps_of_equal_length() -> None:
     accepted = []
     for temperature, step in zip(plan.temperatures[1:], plan.steps, strict=True):
         state = evaluate_path(narrowing, start / (1 + 1000 * temperature).sqrt().unsqueeze(-1))
-        accepted.append(float(move(narrowing, state, temperature, step, 5)[1].mean()))
+        accepted.append(float(hmc_step(narrowing, state, temperature, step, 5)[1].mean()))
     assert 0.5 < sum(accepted) / len(accepted) < 0.95
 
 
@@ -344,10 +344,10 @@ def test_both_directions_follow_one_plan(
 
     def recorded(path: Path, state: Any, temperature: Tensor, step: Tensor, num_steps: int) -> Any:
         moves.append((temperature.clone(), step.clone()))
-        return move(path, state, temperature, step, num_steps)
+        return hmc_step(path, state, temperature, step, num_steps)
 
     monkeypatch.setattr(annealing, "find_plan", planned)
-    monkeypatch.setattr(annealing, "move", recorded)
+    monkeypatch.setattr(annealing, "hmc_step", recorded)
     x, vae = linear.sample(5), linear.amortized_vae()
     settings = AnnealingSettings(
         num_temperatures=7, num_chains=4, leapfrog_steps=1, pilot_temperatures=5

@@ -17,8 +17,8 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor, nn
 
 from pyro_bvae import evidence
+from pyro_bvae.core.findings import Finding
 from pyro_bvae.evaluation.program_audit.auditor import Audit, audit
-from pyro_bvae.evaluation.program_audit.traces import Finding
 
 
 def load_benchmark() -> ModuleType:

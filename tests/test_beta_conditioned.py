@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_bvae import BetaVAE, Context, Decoder, evidence, fit, oracle, rate_distortion
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation import bound
+from pyro_bvae.evaluation import elbo_parts
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.networks.modulated import ModulatedMLP
@@ -78,7 +78,7 @@ def test_one_linear_model_lies_near_the_closed_form_curve() -> None:
     )  # fmt: skip
     for beta in (0.15, 0.5, 1.0, 2.5, 6.0):
         exact, one = oracle.optimum(eigenvalues, NOISE, beta), at_beta(vae, beta)
-        result = bound(one.model, one.guide, x, num_samples=200)
+        result = elbo_parts(one.model, one.guide, x, num_samples=200)
         error = 4 * result.objective(beta).monte_carlo_error
         assert (
             -error
@@ -173,10 +173,10 @@ def test_at_beta_is_the_model_that_is_told() -> None:
         with torch.no_grad():
             assert torch.equal(one.encode(x), vae.encode(x, told.context))
             assert torch.equal(one.reconstruct(x), vae.reconstruct(x, told.context))
-        mine = bound(one.model, one.guide, x, num_samples=20)
+        mine = elbo_parts(one.model, one.guide, x, num_samples=20)
         assert torch.equal(
             mine.elbo.per_datum,
-            bound(vae.model, vae.guide, x, told.context, num_samples=20).elbo.per_datum,
+            elbo_parts(vae.model, vae.guide, x, told.context, num_samples=20).elbo.per_datum,
         )
         assert one.generate(4).shape == (4, 3)
         assert (one.latent_dim, one.num_features) == (3, 3)

@@ -167,8 +167,8 @@ def test_the_verdict_and_what_it_rests_on_are_written_down_and_shown(
     assert f"local refits certified to have converged: {certified} of 8 data" in lines
     assert f"evidence not to be trusted: {untrusted} of 8 data" in lines
     assert list(written["families"]) == ["full-rank"]
-    row = next(line for line in lines if line.startswith("    with full-rank"))
-    assert row.split()[2] == f"{written['families']['full-rank']['value']:.3f}"
+    row = next(line for line in lines if line.startswith("– with a full-rank guide"))
+    assert row.split()[5] == f"{written['families']['full-rank']['value']:.3f}"
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert written["verdict"].split(":")[0][1:] in page and "– with a full-rank guide" in page

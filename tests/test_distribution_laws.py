@@ -17,9 +17,9 @@ from test_parts import LIKELIHOODS, POSTERIORS, PRIORS, D, L, parameters_for
 from torch import Tensor, nn
 from torch.distributions import constraints, transforms
 
+from pyro_bvae.core.scored_draws import ScoredDraws
 from pyro_bvae.distributions import DiagonalNormal
 from pyro_bvae.distributions.partly_observed import PartlyObserved
-from pyro_bvae.distributions.scored_draws import ScoredDraws
 from pyro_bvae.distributions.tailed_normal import TailedNormal
 from pyro_bvae.posteriors import (
     LocalFlowPosterior,

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae import BetaVAE, Decoder, elbo, evidence
+from pyro_bvae import BetaVAE, Decoder, elbo, evaluation, evidence
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Estimate, bound, kl_per_dimension
+from pyro_bvae.evaluation import Estimate, elbo_parts, kl_per_dimension
 from pyro_bvae.evaluation.arviz import to_arviz
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
@@ -73,7 +73,7 @@ def test_bound_distortion_and_rate_are_the_closed_forms(
     vae = linear.amortized_vae(beta, 0.9, 1.2)
     with torch.no_grad():
         guide = vae.encoder(x)
-    measured = bound(vae.model, vae.guide, x, num_samples=400)
+    measured = elbo_parts(vae.model, vae.guide, x, num_samples=400)
     single = elbo(vae.model, vae.guide, x, num_samples=400)
     exact_rate = linear.rate(guide.mean, guide.stddev)
     exact_distortion = linear.distortion(x, guide.mean, guide.stddev)
@@ -99,8 +99,8 @@ def test_rate_without_a_closed_form_is_a_monte_carlo_mean(linear: LinearGaussian
     equal = dist.Categorical(torch.tensor([0.5, 0.5], dtype=torch.double))
     parts = dist.Normal(torch.zeros(2, 2, dtype=torch.double), 1.0).to_event(1)
     mixed = BetaVAE(lambda: dist.MixtureSameFamily(equal, parts), vae.decoder, vae.encoder)
-    exact = bound(vae.model, vae.guide, x)
-    estimate = bound(mixed.model, mixed.guide, x, num_samples=400)
+    exact = elbo_parts(vae.model, vae.guide, x)
+    estimate = elbo_parts(mixed.model, mixed.guide, x, num_samples=400)
     assert estimate.rate.monte_carlo_error > 0
     assert abs(estimate.rate.value - exact.rate.value) < 4 * estimate.rate.monte_carlo_error
     assert kl_per_dimension(mixed.model, mixed.guide, x).values is None
@@ -150,7 +150,7 @@ def test_measuring_moves_nothing() -> None:
     store, state = pyro.get_param_store(), torch.get_rng_state()
     entries = dict(store.named_parameters())
     values = [evidence(vae.model, vae.guide, x, num_samples=50).value for _ in range(2)]
-    bound(vae.model, vae.guide, x)
+    elbo_parts(vae.model, vae.guide, x)
     kl_per_dimension(vae.model, vae.guide, x)
     assert values[0] == values[1]
     for name, value in vae.state_dict().items():
@@ -224,7 +224,9 @@ def test_a_program_of_other_names_is_measured(linear: LinearGaussian) -> None:
         < 4 * estimate.monte_carlo_error
         < 0.02
     )
-    measured = bound(model, guide, rows, torch.tensor(0.7, dtype=torch.double), num_samples=200)
+    measured = elbo_parts(
+        model, guide, rows, torch.tensor(0.7, dtype=torch.double), num_samples=200
+    )
     loc, scale = linear.best_diagonal(rows)
     assert measured.rate.value == pytest.approx(
         float(linear.rate(loc, scale).mean()), abs=4 * measured.rate.monte_carlo_error
@@ -564,7 +566,7 @@ def test_impossible_numbers_of_samples_are_refused(
     linear: LinearGaussian, num_samples: object
 ) -> None:
     vae = linear.amortized_vae()
-    for function in (elbo, evidence, bound):
+    for function in (elbo, evidence, elbo_parts):
         with pytest.raises(InputError, match="'num_samples' must be a positive integer"):
             function(vae.model, vae.guide, linear.sample(3), num_samples=num_samples)
 
@@ -663,3 +665,9 @@ def test_an_estimate_says_how_many_data_are_untrusted() -> None:
     assert estimate.untrusted == 2
     assert not estimate.trusted and "UNTRUSTED for 2 of 4 data" in str(estimate)
     assert "UNTRUSTED" not in str(replace(estimate, reliable=torch.ones(4, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize(("old", "new"), [("bound", "elbo_parts"), ("Bound", "ElboParts")])
+def test_names_of_the_last_release_give_the_new_ones_with_a_warning(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"evaluation.{new}"):
+        assert getattr(evaluation, old) is getattr(evaluation, new)

@@ -16,7 +16,8 @@ from pyro_bvae import inference_gaps
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import Estimate, InferenceGaps, RefitSettings
 from pyro_bvae.evaluation.gaps import blocks as gap_blocks
-from pyro_bvae.evaluation.refit.local_guides import FAMILIES, JointLocalGuide, local_guide_of
+from pyro_bvae.evaluation.refit.joint_guides import FAMILIES, JointLocalGuide
+from pyro_bvae.evaluation.refit.local_guides import local_guide_of
 from pyro_bvae.evaluation.refit.optimisation import certify, is_better, refit
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.program.densities import LatentValues
@@ -689,7 +690,7 @@ def measured(value: float, standard_error: float = 0.01) -> Estimate:
         ),
         (
             gaps_of(2.0, 1.0, uncertified=4),
-            "The refits of 4 of 10 data are not certified: approximation is at most what is said",
+            "The refits of 4 of 10 data are not certified: approximation is at most the stated value",
         ),
     ],
 )

@@ -286,6 +286,18 @@ def test_a_local_guide_of_ones_own_is_fitted(linear: LinearGaussian) -> None:
     assert gaps.evidence.value == pytest.approx(float(exact), abs=0.02)
 
 
+def test_an_error_of_the_gaps_is_raised_and_is_no_note(
+    linear: LinearGaussian, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*args: object, **options: object) -> None:
+        raise InputError("a fault of the data")
+
+    vae = linear.amortized_vae()
+    monkeypatch.setattr("pyro_bvae.evaluation._evaluate.inference_gaps", failing)
+    with pytest.raises(InputError, match="a fault of the data"):
+        evaluate(vae.model, vae.guide, linear.sample(3), num_samples=10)
+
+
 def test_a_family_without_a_local_version_is_refused_by_name() -> None:
     def model(x: Tensor) -> None:
         with pyro.plate("data", len(x)):
@@ -303,6 +315,8 @@ def test_a_family_without_a_local_version_is_refused_by_name() -> None:
     assert evaluation.gaps is None and "Laplace" in evaluation.gaps_note
     written = evaluation.to_dict()
     assert written["approximation_gap"] is None
+    rows = {row.label: row.estimate for row in evaluation.rows()}
+    assert rows["Approximation gap"] is None and rows["ELBO"] is evaluation.bound.elbo
     difference = written["evidence"]["value"] - written["elbo"]["value"]
     assert written["variational_gap"]["value"] == pytest.approx(difference)
 

@@ -24,7 +24,7 @@ from pyro_bvae.evaluation import (
     GuideProposal,
     annealed_evidence,
     bidirectional_evidence,
-    bound,
+    elbo_parts,
     to_arviz,
 )
 from pyro_bvae.likelihoods import BernoulliLikelihood, DecoderScale, LearnedScale, NormalLikelihood
@@ -100,7 +100,7 @@ def test_the_bound_of_what_was_observed_has_its_closed_form(linear: LinearGaussi
     x = spoiled(linear.sample(100))
     _, loc, scale = exact_posterior(linear, x)
     vae = partly_observed(linear, x)
-    measured = bound(vae.model, vae.guide, x, num_samples=400)
+    measured = elbo_parts(vae.model, vae.guide, x, num_samples=400)
     assert torch.allclose(measured.rate.per_datum, linear.rate(loc, scale))
     seen = ~torch.isnan(x)
     residual = (x - linear.bias - loc @ linear.weight.T).masked_fill(~seen, 0).square()

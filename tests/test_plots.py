@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from pyro_bvae import plots
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Bound, Estimate, InferenceGaps
+from pyro_bvae.evaluation import ElboParts, Estimate, InferenceGaps
 from pyro_bvae.plots import style
 
 
@@ -366,7 +366,7 @@ def measured_gaps(**families):
     def of(value, last):
         return Estimate.over_data(torch.tensor([value] * 3 + [last]), torch.full((4,), 0.02))
 
-    bound = Bound(of(-24.0, -29.0), of(20.0, 25.0), of(4.0, 4.0))
+    bound = ElboParts(of(-24.0, -29.0), of(20.0, 25.0), of(4.0, 4.0))
     parts = {"approximation": of(0.5, 0.5), "beta": of(0.0, 0.0), "amortization": of(0.5, 8.5)}
     return InferenceGaps(
         of(1.0, 9.0), **parts, evidence=of(-23.0, -20.0), bound=bound, training_beta=1.0,

@@ -36,7 +36,7 @@ from pyro_bvae.evaluation import (
     DefensiveProposal,
     HeavyTailedProposal,
     RefitSettings,
-    bound,
+    elbo_parts,
     kl_per_dimension,
 )
 from pyro_bvae.networks import MLP
@@ -634,7 +634,7 @@ def test_the_bound_and_its_parts_are_told_for_every_guide(
     vae = guided(linear, name)
     kl = kl_per_dimension(vae.model, vae.guide, x)
     assert kl is not None and kl.values is None and not kl.exact and kl.mean_variances.shape == (3,)
-    parts = bound(vae.model, vae.guide, x, num_samples=200)
+    parts = elbo_parts(vae.model, vae.guide, x, num_samples=200)
     closed = name in ("full-rank", "low-rank")
     assert (parts.rate.monte_carlo_error == 0) == closed
     assert vae.encode(x).shape == (12, 3)
@@ -669,14 +669,14 @@ def test_stock_inference_trains_every_guide(linear: LinearGaussian, name: str, l
     pyro.clear_param_store()
     x = linear.sample(200)
     vae = guided(linear, name)
-    before = bound(vae.model, vae.guide, x, num_samples=20).elbo.value
+    before = elbo_parts(vae.model, vae.guide, x, num_samples=20).elbo.value
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), loss)
     with warnings.catch_warnings():  # TraceMeanField_ELBO says so where it has no closed form
         warnings.simplefilter("ignore")
         pyro.set_rng_seed(0)
         for _ in range(40):
             svi.step(x)
-    assert bound(vae.model, vae.guide, x, num_samples=20).elbo.value > before + 0.5
+    assert elbo_parts(vae.model, vae.guide, x, num_samples=20).elbo.value > before + 0.5
     pyro.clear_param_store()
 
 

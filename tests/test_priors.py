@@ -23,7 +23,7 @@ from pyro_bvae.distributions import grey_levels
 from pyro_bvae.evaluation import (
     AnnealingSettings,
     annealed_evidence,
-    bound,
+    elbo_parts,
     evaluate,
     kl_per_dimension,
 )
@@ -166,7 +166,7 @@ def test_priors_train_and_are_measured_with_every_estimator(make: Make) -> None:
     x = (torch.rand(40, D) < 0.5).float()
     vae = BetaVAE(make(2), Decoder(MLP(2, D), BernoulliLikelihood()), encoder(2))
     history = fit(vae, x, epochs=2, batch_size=16, progress=False)
-    measured = bound(vae.model, vae.guide, x, num_samples=50)
+    measured = elbo_parts(vae.model, vae.guide, x, num_samples=50)
     assert math.isfinite(history.rows[-1]["objective"]) and math.isfinite(measured.rate.value)
     settings = AnnealingSettings(num_temperatures=10, num_chains=4)
     for start in ("prior", "guide"):
@@ -525,7 +525,7 @@ def test_kl_per_dimension_is_its_integral(prior: nn.Module, exact: bool) -> None
     with torch.no_grad():
         expected = integral_of_kl(vae, x)
     kl = kl_per_dimension(vae.model, vae.guide, x, num_samples=500)
-    rate = bound(vae.model, vae.guide, x, num_samples=500).rate
+    rate = elbo_parts(vae.model, vae.guide, x, num_samples=500).rate
     assert kl.exact is exact and kl.reason is None
     if exact:
         assert (
@@ -552,7 +552,7 @@ def test_the_rate_to_a_mixture_is_its_integral() -> None:
         expected = (log_q.exp() * (log_q - vae.prior().log_prob(grid))).sum(0) * float(
             grid[1] - grid[0]
         )
-    rate = bound(vae.model, vae.guide, x, num_samples=2000).rate
+    rate = elbo_parts(vae.model, vae.guide, x, num_samples=2000).rate
     assert 0 < rate.monte_carlo_error < 0.02
     assert abs(rate.value - float(expected.mean())) < 4 * rate.monte_carlo_error
 

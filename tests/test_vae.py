@@ -12,6 +12,7 @@ from pyro.infer import MCMC, NUTS, SVI, Importance, Predictive, Trace_ELBO, Trac
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
@@ -391,3 +392,13 @@ def test_people_methods_run_in_eval_mode_and_restore_the_modes() -> None:
     x = torch.rand(4, 5)
     assert torch.equal(vae.encode(x), vae.encode(x))
     assert network[1].training and not network[0].training and vae.training
+
+
+def test_a_context_is_taken_and_moved_part_by_part() -> None:
+    x, context = torch.zeros(3, 2), Context(covariates=torch.arange(6).reshape(3, 2))
+    taken = context.take(torch.tensor([2, 0])).to(torch.double)
+    assert taken.size_factor is None and taken.covariates is not None
+    assert taken.covariates.dtype is torch.double
+    assert taken.covariates.tolist() == [[4, 5], [0, 1]]
+    assert len(arguments(x, None)) == 1
+    assert arguments(x, context)[1] is context

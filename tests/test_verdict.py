@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pyro_bvae.evaluation import Estimate
-from pyro_bvae.evaluation.gaps.result import verdict
+from pyro_bvae.evaluation.gaps.result import finding, verdict
 
 
 def estimate(value, error=0.01, untrusted=0):
@@ -125,3 +125,12 @@ def test_what_limits_the_truth_of_it_is_said():
 def test_a_negative_amortization_gap_is_explained():
     assert "The encoder lies 0.40 nats nearer to the posterior" in verdict(gaps(0.5, 1.0, -0.4))
     assert "nearer" not in verdict(gaps(0.5, 1.0, -0.008, error=0.001))
+
+
+def test_the_finding_names_the_part_and_its_remedy():
+    largest = finding(gaps(0.6, amortization=1.4))
+    assert (largest.code, largest.severity) == ("amortization-gap", "warning")
+    assert largest.subject == ("amortization",) and largest.advice.startswith("enlarge the encoder")
+    assert verdict(gaps(0.6, amortization=1.4)).startswith(largest.sentence)
+    assert finding(gaps(0.05)).severity == "note"
+    assert finding(gaps(0.05, untrusted=2)).severity == "warning"

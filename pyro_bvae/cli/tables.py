@@ -9,7 +9,6 @@ from importlib.metadata import version
 import torch
 
 from pyro_bvae.evaluation._evaluate import Evaluation
-from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.verification import Check
 
 
@@ -39,28 +38,11 @@ def versions(device: str) -> str:
 
 def evaluation_table(evaluation: Evaluation) -> str:
     """Return an evaluation as a table for the terminal."""
-    rows: list[tuple[str, Estimate]] = [
-        ("evidence  log p(x)", evaluation.evidence),
-        ("ELBO", evaluation.bound.elbo),
-        ("distortion  D", evaluation.bound.distortion),
-        ("rate  R", evaluation.bound.rate),
-        (
-            f"objective  D + {evaluation.training_beta:g} R",
-            evaluation.bound.objective(evaluation.training_beta),
-        ),
-        ("variational gap", evaluation.variational_gap),
-    ]
-    if evaluation.gaps is not None:
-        gaps = evaluation.gaps
-        rows += [("  approximation gap", gaps.approximation)]
-        rows += [(f"    with {name}", left) for name, left in gaps.families.items()]
-        rows += [("  β gap", gaps.beta), ("  amortization gap", gaps.amortization)]
-    lines = [f"{'nats per datum':<24}{'value':>10}{'std. error':>12}{'Monte Carlo':>13}"]
-    lines += [
-        f"{name:<24}{row.value:>10.3f}{row.standard_error:>12.3f}{row.monte_carlo_error:>13.4f}"
-        + ("" if row.trusted else "  untrusted")
-        for name, row in rows
-    ]
+    lines = [f"{'nats per datum':<28}{'value':>10}{'std. error':>12}{'Monte Carlo':>13}"]
+    for label, _, row in evaluation.rows():
+        if row is not None:
+            numbers = f"{row.value:>10.3f}{row.standard_error:>12.3f}{row.monte_carlo_error:>13.4f}"
+            lines.append(f"{label:<28}{numbers}" + ("" if row.trusted else "  untrusted"))
     evidence = evaluation.evidence
     lines.append(f"{len(evidence.per_datum)} test data, {evidence.num_samples} particles each")
     if evaluation.given is not None:

@@ -11,10 +11,10 @@ from typing import IO, Any
 
 
 class WriteError(OSError):
-    """A file could not be written; what was there before is as it was."""
+    """A file could not be written; an older one is as it was."""
 
     def __init__(self, path: Path, error: OSError) -> None:
-        kept = "; what was there before is untouched" if path.exists() else ""
+        kept = "; the file there is untouched" if path.exists() else ""
         super().__init__(f"cannot write {path}: {error.strerror or error}{kept}")
 
 
@@ -32,7 +32,7 @@ def make_directory(path: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """Open a file that takes the place of ``path`` when the body ends, and leaves no trace when it raises.
+    """Open a file that replaces ``path`` when the body ends, and leaves no trace when it raises.
 
     Raises:
         WriteError: if the file system does not take the file: a full disk, a directory that may
@@ -58,11 +58,11 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
 
 
 def remove_parts(directory: Path) -> None:
-    """Remove what processes that were killed while they wrote have left in a directory."""
+    """Remove the partial files of killed processes from a directory."""
     for part in directory.glob(".*.part"):
         _discard(str(part))
 
 
 def _discard(name: str) -> None:
-    with suppress(OSError):  # what went wrong before is what should be heard of
+    with suppress(OSError):  # the first error is the one to report
         Path(name).unlink(missing_ok=True)

@@ -1,7 +1,8 @@
-"""What is observed about a datum and not modelled."""
+"""The context of a datum: observed and not modelled."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from pyro_bvae.core.errors import InputError, check_finite
 
 
 class Context(NamedTuple):
-    """What is observed and not modelled, one row per datum.
+    """Size factors and covariates, observed and not modelled, one row per datum.
 
     Encoder, decoder and likelihood see the same context; ``None`` in its place is the unconditional
     model.
@@ -26,9 +27,26 @@ class Context(NamedTuple):
     size_factor: Tensor | None = None
     covariates: Tensor | None = None
 
+    def map(self, function: Callable[[Tensor], Tensor | None]) -> Context:
+        """Return the context with a function applied to each part there is."""
+        return Context(*(None if part is None else function(part) for part in self))
+
+    def take(self, rows: slice | Tensor) -> Context:
+        """Return the context of some of the data."""
+        return self.map(lambda part: part[rows])
+
+    def to(self, *args: Any, **kwargs: Any) -> Context:
+        """Return the context on a device, in a dtype, or as another tensor is, as ``Tensor.to``."""
+        return self.map(lambda part: part.to(*args, **kwargs))
+
+
+def arguments(x: Tensor, context: Context | None) -> tuple[Any, ...]:
+    """Return the arguments of a part, a model or a guide, without a context that is None."""
+    return (x,) if context is None else (x, context)
+
 
 def check_context(context: Context, num_data: int) -> None:
-    """Raise unless a context has a row for each datum: another shape would broadcast against the features.
+    """Raise unless a context has a row for each datum: another shape would broadcast.
 
     Raises:
         InputError: naming the field, with its shape, or the index of a value that cannot be used.

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class InputError(ValueError):
-    """Something a person gave cannot be used; the message says what was got and what would be accepted.
+    """A person's input cannot be used; the message names the value and those accepted.
 
     The command line prints it as one line and exits with status 2; everything else is a defect and
     keeps its traceback.

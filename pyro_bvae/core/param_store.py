@@ -38,9 +38,10 @@ def register(name: str, module: nn.Module) -> None:
     for full_name, parameter in _entries(name, module):
         if stored.get(full_name, parameter) is not parameter:
             raise InputError(
-                f"Pyro's parameter store already holds another module's parameters under the name '{name}' "
-                f"('{full_name}'), so this one would never be trained. Call pyro.clear_param_store() first, or give "
-                f"one of the two another name: BetaVAE(..., name='other')."
+                "Pyro's parameter store already holds another module's parameters under the name"
+                f" '{name}' ('{full_name}'), so this one would never be trained. Call"
+                " pyro.clear_param_store() first, or give one of the two another name: BetaVAE(...,"
+                " name='other')."
             )
         pyro.param(full_name, parameter)
 
@@ -49,7 +50,7 @@ def register(name: str, module: nn.Module) -> None:
 def private_store(*functions: Callable[..., Any]) -> Iterator[None]:
     """Run the body on a copy of the parameter store, and leave the user's store as it was.
 
-    The copy holds what the user's store holds, so that trained ``pyro.param`` values stay visible,
+    The copy holds the user's parameters, so that trained ``pyro.param`` values stay visible,
     without the entries of other modules under the names of the modules that own ``functions``.
     """
     store = pyro.get_param_store()

@@ -20,7 +20,7 @@ BOOTSTRAP_STREAM, GROUP_STREAM, NULL_STREAM, FIT_STREAM = range(141, 145)
 
 
 def stream_seed(seed: int, *path: int) -> int:
-    """Return the seed of the stream at ``path`` below ``seed``: another path is an independent stream.
+    """Return the seed of the stream at ``path`` below ``seed``; other paths are independent.
 
     Args:
         seed: A non-negative integer.

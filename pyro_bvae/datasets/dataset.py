@@ -110,7 +110,7 @@ class Dataset:
                 return None
             return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
-        context = None if self.context is None else Context(*(move(part) for part in self.context))
+        context = self.context and self.context.map(move)
         x = self.x.to(device=device, dtype=dtype)
         return replace(
             self, x=x, context=context, labels=move(self.labels), factors=move(self.factors)
@@ -267,9 +267,7 @@ def _bernoulli(probabilities: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _context_rows(context: Context | None, rows: Tensor) -> Context | None:
-    if context is None:
-        return None
-    return Context(*(None if part is None else part.index_select(0, rows) for part in context))
+    return context and context.map(lambda part: part.index_select(0, rows))
 
 
 def _positive(index: slice, length: int) -> slice:

@@ -187,9 +187,7 @@ class LazyDataset:
         if self._share is None:
             return rows, context
         own = self._share(len(rows))
-        return rows[own], None if context is None else Context(
-            *(None if c is None else c[own] for c in context)
-        )
+        return rows[own], context and context.take(own)
 
     def shared(self, share: Callable[[int], slice]) -> LazyDataset:
         """Return data whose batches are a part of each batch of these: no other row is looked up.
@@ -220,11 +218,7 @@ class LazyDataset:
         return torch.from_numpy(result.astype(floating, copy=False)[places]).to(self.dtype)
 
     def _moved(self, context: Context | None) -> Context | None:
-        if context is None:
-            return None
-        return Context(
-            *(None if part is None else part.to(self.device, self.dtype) for part in context)
-        )
+        return context and context.to(self.device, self.dtype)
 
 
 class _Items:

@@ -1,5 +1,7 @@
 """Measuring: the bound, the evidence, the gaps between them, and the latents."""
 
+from typing import Any
+
 from pyro_bvae.evaluation import disentanglement
 from pyro_bvae.evaluation._evaluate import Evaluation, evaluate
 from pyro_bvae.evaluation.arviz import to_arviz, write_arviz
@@ -53,13 +55,18 @@ from pyro_bvae.evaluation.inversion import (
     calibrate,
     invert,
 )
-from pyro_bvae.evaluation.marginal import averages
+from pyro_bvae.evaluation.marginal import averages, bounds
 from pyro_bvae.evaluation.marginal.annealing import (
     Sandwich,
     annealed_evidence,
     bidirectional_evidence,
 )
-from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension, bound, kl_per_dimension
+from pyro_bvae.evaluation.marginal.bounds import (
+    ElboParts,
+    KLPerDimension,
+    elbo_parts,
+    kl_per_dimension,
+)
 from pyro_bvae.evaluation.marginal.importance import elbo, evidence
 from pyro_bvae.evaluation.marginal.proposals import (
     DefensiveProposal,
@@ -90,7 +97,6 @@ __all__ = [
     "Audit",
     "BatchedHMCMethod",
     "Blur",
-    "Bound",
     "Calibration",
     "Cause",
     "Check",
@@ -105,6 +111,7 @@ __all__ = [
     "Downsample",
     "DrawnSignal",
     "Draws",
+    "ElboParts",
     "EncoderStart",
     "EnergyTest",
     "Estimate",
@@ -148,7 +155,6 @@ __all__ = [
     "audit",
     "averages",
     "bidirectional_evidence",
-    "bound",
     "calibrate",
     "count_checks",
     "coverage",
@@ -158,6 +164,7 @@ __all__ = [
     "diagnose",
     "disentanglement",
     "elbo",
+    "elbo_parts",
     "energy_test",
     "evaluate",
     "evidence",
@@ -177,3 +184,9 @@ __all__ = [
     "verify",
     "write_arviz",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in ("bound", "Bound"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(bounds, name)

@@ -1,4 +1,4 @@
-"""Everything that is measured of a trained model on held-out data, in one pass where one will do."""
+"""All measurements of a trained model on held-out data, in one pass where one will do."""
 
 from __future__ import annotations
 
@@ -10,19 +10,26 @@ from typing import Any
 import torch
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import check_beta
 from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate, both_reliable
-from pyro_bvae.evaluation.gaps.measure import inference_gaps
+from pyro_bvae.evaluation.gaps.measure import AT_ZERO, inference_gaps
 from pyro_bvae.evaluation.gaps.result import InferenceGaps
-from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension, bound, kl_per_dimension
+from pyro_bvae.evaluation.marginal.bounds import (
+    ElboParts,
+    KLPerDimension,
+    elbo_parts,
+    kl_per_dimension,
+)
 from pyro_bvae.evaluation.marginal.importance import evidence
-from pyro_bvae.evaluation.refit.local_guides import family_of
-from pyro_bvae.program.program import Function
+from pyro_bvae.evaluation.refit.joint_guides import family_of
+from pyro_bvae.evaluation.refit.optimisation import refit_refusal
+from pyro_bvae.evaluation.rows import Row, rows_of
+from pyro_bvae.program.program import Function, open_program
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model is worth on N data; all in nats at β = 1, but for the objective.
+    """The worth of a model on N data; all in nats at β = 1, but for the objective.
 
     Attributes:
         training_beta: The β that the model was trained with.
@@ -31,13 +38,13 @@ class Evaluation:
         gaps: The variational gap and its parts; None where they cannot be had.
         gaps_note: Why not, or None.
         kl: KL per dimension and active units; None for guides whose dimensions depend on draws.
-        given: What all densities are conditional on, in words, such as size factors that were
+        given: The condition of all densities, in words, such as size factors that were
             computed from the data; None for unconditional ones.
     """
 
     training_beta: float
     evidence: Estimate
-    bound: Bound
+    bound: ElboParts
     gaps: InferenceGaps | None
     gaps_note: str | None
     kl: KLPerDimension | None
@@ -45,7 +52,7 @@ class Evaluation:
 
     @property
     def variational_gap(self) -> Estimate:
-        """``log p(x) - ELBO``, with an upper bound of its Monte Carlo error where the gaps have none of their own."""
+        """``log p(x) - ELBO``; without gaps, its Monte Carlo error is an upper bound."""
         if self.gaps is not None:
             return replace(self.gaps.variational, cost=self.gaps.cost)
         values = self.evidence.per_datum - self.bound.elbo.per_datum
@@ -56,35 +63,46 @@ class Evaluation:
 
     @property
     def verdict(self) -> str | None:
-        """What to fix, in words; None where there are no gaps."""
+        """The part to fix, in words; None where there are no gaps."""
         if self.gaps is None:
             return None
         if self.kl is None or bool(self.kl.active.any()):
             return self.gaps.verdict
         return (
-            f"no latent is active, at a rate of {self.bound.rate.value:.2f} nats: pyro_bvae.diagnose(vae, data) names"
+            f"no latent is active, at a rate of {self.bound.rate.value:.2f} nats:"
+            " pyro_bvae.diagnose(vae, data) names"
             f" the cause. A small gap says nothing of the guide then: {self.gaps.verdict}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what ``evaluation.json`` holds: numbers, lists and None."""
-        parts = {name: None if self.gaps is None else getattr(self.gaps, name) for name in _PARTS}
-        estimates = {
-            "elbo": self.bound.elbo,
+    @property
+    def estimates(self) -> dict[str, Estimate | None]:
+        """The numbers by their keys in ``evaluation.json``; None for gaps that cannot be had."""
+        gaps = self.gaps
+        return {
             "evidence": self.evidence,
+            "elbo": self.bound.elbo,
             "distortion": self.bound.distortion,
             "rate": self.bound.rate,
             "objective": self.bound.objective(self.training_beta),
             "variational_gap": self.variational_gap,
-            **{f"{name}_gap": part for name, part in parts.items()},
+            "approximation_gap": None if gaps is None else gaps.approximation,
+            "beta_gap": None if gaps is None else gaps.beta,
+            "amortization_gap": None if gaps is None else gaps.amortization,
         }
+
+    def rows(self) -> list[Row[Estimate]]:
+        """Return label, meaning and estimate of every number, in the order of a table."""
+        return rows_of(self.estimates, {} if self.gaps is None else self.gaps.families)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of ``evaluation.json``: numbers, lists and None."""
         return {
             "beta": self.training_beta,
             "num_data": len(self.evidence.per_datum),
             "num_samples": self.evidence.num_samples,
             **{
                 name: None if value is None else _describe(value)
-                for name, value in estimates.items()
+                for name, value in self.estimates.items()
             },
             "given": self.given,
             "verdict": self.verdict,
@@ -95,11 +113,8 @@ class Evaluation:
         }
 
 
-_PARTS = ("approximation", "beta", "amortization")
-
-
 def _describe(estimate: Estimate) -> dict[str, Any]:
-    """Return an estimate for a file: JSON has no NaN, so undefined numbers are null; an unknown cost is left out."""
+    """Return an estimate for a file: undefined numbers are null, an unknown cost is left out."""
     numbers = {
         name: value if math.isfinite(value) else None for name, value in estimate.to_dict().items()
     }
@@ -127,7 +142,10 @@ def _refits_dict(gaps: InferenceGaps | None) -> dict[str, Any]:
 
 def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
     if kl is None:
-        reason = "there is more than one latent site, or an auxiliary one, so that the dimensions depend on draws"
+        reason = (
+            "there is more than one latent site, or an auxiliary one, so that the dimensions"
+            " depend on draws"
+        )
         return {"kl_per_dimension": None, "kl_note": reason, "active_units": None}
     columns = {
         name: getattr(kl, name) for name in ("values", "standard_errors", "monte_carlo_errors")
@@ -194,30 +212,26 @@ def evaluate(
     for name in families:
         family_of(name)
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed, "progress": progress}
-    gaps, note = None, None
-    try:
+    numbers: dict[str, Any] = {"num_samples": num_samples, **options}
+    check_beta(training_beta)
+    gaps, note = None, AT_ZERO if training_beta == 0 else None
+    if note is None:
+        with open_program(model, guide, args, data_plate=data_plate, seed=seed) as program:
+            note = refit_refusal(program)
+    if note is None:
         gaps = inference_gaps(
-            model,
-            guide,
-            *args,
-            training_beta=training_beta,
-            num_samples=num_samples,
-            families=families,
-            **options,
+            model, guide, *args, training_beta=training_beta, families=families, **numbers
         )
-        likelihood, measured = gaps.evidence, gaps.bound
-    except InputError as error:
-        # What the gaps alone refuse leaves the rest standing; what is wrong with the data is raised
-        # again below.
-        note = str(error)
-        likelihood = evidence(model, guide, *args, num_samples=num_samples, **options)
-        measured = bound(model, guide, *args, num_samples=num_samples, **options)
+        likelihood, parts = gaps.evidence, gaps.bound
+    else:
+        likelihood = evidence(model, guide, *args, **numbers)
+        parts = elbo_parts(model, guide, *args, **numbers)
     kl = kl_per_dimension(model, guide, *args, data_plate=data_plate, seed=seed)
-    return Evaluation(training_beta, likelihood, measured, gaps, note, kl, _given(args))
+    return Evaluation(training_beta, likelihood, parts, gaps, note, kl, _given(args))
 
 
 def _given(args: tuple[Any, ...]) -> str | None:
-    """Say what of the arguments is observed and not modelled."""
+    """Return the arguments that are observed and not modelled, in words."""
     contexts = [arg for arg in args if isinstance(arg, Context)]
     parts = {"size factors": "size_factor", "covariates": "covariates"}
     names = [

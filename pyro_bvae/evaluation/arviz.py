@@ -1,4 +1,4 @@
-r"""A measured program as one ArviZ object: InferenceData on ArviZ 0.x, a DataTree on 1.x, the same groups in both."""
+r"""A measured program as one ArviZ object: InferenceData on ArviZ 0.x, a DataTree on 1.x."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.internals import keystr, tree_flatten_with_path
 from pyro_bvae.core.module_modes import owner
 from pyro_bvae.evaluation._evaluate import Evaluation
 from pyro_bvae.program.predictive import Groups, draw_groups
 from pyro_bvae.program.program import Function, Program, open_program
 
-# What ArviZ calls the first two dimensions of everything that is drawn.
+# ArviZ's names of the first two dimensions of all draws.
 _DRAWN = ("chain", "draw")
 # Variables as xarray takes them: names of all dimensions, and values.
 _Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
@@ -41,7 +41,7 @@ def to_arviz(
     data_plate: str | None = None,
     seed: int = 0,
 ) -> Any:
-    r"""Return the program's draws, their weights, its data and what was measured of them, as one ArviZ object.
+    r"""Return the program's draws, weights, data and estimates as one ArviZ object.
 
     Variables are named as the program's sites are. Dimensions are chain (one), draw, the data
     plate, then other plates under their names and ``<site>_dim_0`` and so on. A latent is the
@@ -66,7 +66,7 @@ def to_arviz(
       ``context_covariates``, and of an evaluation the per-datum ``elbo``, ``evidence`` and
       ``pareto_k``.
 
-    Where the model cannot draw what it observes (a distribution without ``sample``), a warning says
+    Where the model cannot draw its data (a distribution without ``sample``), a warning says
     so and the groups of prior and prediction are left out. A slash in a name becomes a dot, and a
     name that is taken (an argument named as the data plate, or ``evidence``) gets an underscore.
 
@@ -75,7 +75,7 @@ def to_arviz(
     datum out would leave its latent to the prior, so that the exact answer is the datum's evidence.
     To get there from draws that saw the datum, ``loo`` takes the harmonic mean of their
     likelihoods, whose variance is large and often infinite, and it takes the guide's draws for the
-    posterior's. What comes out lies between evidence and reconstruction, and favours a model that
+    posterior's. The result lies between evidence and reconstruction, and favours a model that
     copies its input. The held-out score is :func:`~pyro_bvae.evidence` on data that the model was
     not trained on.
 
@@ -84,12 +84,12 @@ def to_arviz(
         guide: Its guide.
         *args: The arguments of both. Tensors of first size N are sliced with the data, others are
             passed whole.
-        evaluation: What was measured on the same data.
+        evaluation: Estimates of the same data.
         num_draws: Draws of the latents for each datum, from guide and prior.
         num_predictive: For how many of these draws the observed sites are drawn as well, which
             takes the memory of so many copies of the data, twice; at most ``num_draws``, and 0 for
             no such groups.
-        attributes: Attributes of the whole, such as the configuration. What netCDF has no type for
+        attributes: Attributes of the whole, such as the configuration. Those without a type in netCDF
             (None, truth values, lists, mappings, dataclasses) is written as JSON. The package, its
             version, the model's name, ``seed``, ``num_draws`` and ``num_predictive`` are there in
             any case.
@@ -121,7 +121,7 @@ def to_arviz(
 
 
 def write_arviz(data: Any, path: Path) -> None:
-    """Write what :func:`to_arviz` returned as netCDF, which ``arviz.from_netcdf`` reads back."""
+    """Write the result of :func:`to_arviz` as netCDF, which ``arviz.from_netcdf`` reads back."""
     part = path.with_name(f".{path.name}.part")
     try:
         data.to_netcdf(str(part), engine="h5netcdf")
@@ -145,7 +145,7 @@ def _dim(name: str) -> str:
 
 
 def _arrays(groups: Groups, plate: str) -> dict[str, _Arrays]:
-    """Add the chain to what was drawn, and take the draws away from what was not."""
+    """Add the chain to draws, and take the draws away from the rest."""
     arrays: dict[str, _Arrays] = {}
     for group, variables in groups.items():
         drawn = group != "observed_data"
@@ -170,7 +170,7 @@ def _array(tensor: Tensor) -> np.ndarray:
 
 
 def _constants(program: Program, observed: _Arrays, evaluation: Evaluation | None) -> _Arrays:
-    """Return the arguments that go with the data and are not among them, and what was measured of each datum."""
+    """Return the arguments beside the data that go with them, and the estimates of each datum."""
     data_dim = _dim(program.plate.name)
     constants: _Arrays = {}
     if evaluation is not None:
@@ -203,7 +203,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 
 
 # -- the object
-# ---------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 
 
 def _wrap(groups: dict[str, _Arrays], attributes: dict[str, Any]) -> Any:

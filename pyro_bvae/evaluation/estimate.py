@@ -18,7 +18,7 @@ UNTRUSTED_SHARE = 0.1
 
 
 def pareto_k_limit(num_samples: int) -> float:
-    r"""Return the Pareto k up to which K weights can be trusted, :math:`\min(1 - 1 / \log_{10} K, 0.7)`.
+    r"""Return the largest trusted Pareto k of K weights, :math:`\min(1 - 1 / \log_{10} K, 0.7)`.
 
     0.7 from 2,155 samples on; fewer weights must have a lighter tail (Vehtari et al. 2024, section
     3.2.4).
@@ -71,7 +71,7 @@ class Estimate:
         biases: Tensor | None = None,
         **details: Any,
     ) -> Estimate:
-        """Summarise per-datum values, their Monte Carlo errors and their estimated biases, each of shape ``(N,)``.
+        """Summarise per-datum values, their Monte Carlo errors and biases, ``(N,)`` each.
 
         The errors of different data are taken as independent, since each datum has draws of its
         own, and shrink with their number; biases do not.
@@ -95,7 +95,7 @@ class Estimate:
         """Return the estimate over some of the data.
 
         Args:
-            index: What selects them from a tensor ``(N,)``: a slice, a mask or indices.
+            index: A slice, a mask or indices of a tensor ``(N,)``.
         """
         per_datum = self.per_datum[index]
         names = ("effective_sample_size", "pareto_k", "reliable")
@@ -119,9 +119,9 @@ class Estimate:
     def trusted(self) -> bool:
         """Whether the mean lies in its interval as often as that says.
 
-        Of a large number of data some always fail. What each may be off by, its bias, is part of
+        Of a large number of data some always fail. The possible error of each, its bias, is part of
         the Monte Carlo error. So the mean of all data is trusted while they are at most one in ten,
-        and while what they may move it by is less than its standard error over data.
+        and while they may move it by less than its standard error over data.
         """
         if not (math.isfinite(self.value) and math.isfinite(self.monte_carlo_error)):
             return False
@@ -135,7 +135,7 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95% Monte Carlo interval: where the value of infinitely many samples lies, if the estimate is trusted."""
+        """The 95% Monte Carlo interval of the value of infinitely many samples, if trusted."""
         return (
             self.value - 1.96 * self.monte_carlo_error,
             self.value + 1.96 * self.monte_carlo_error,
@@ -154,8 +154,8 @@ class Estimate:
 
     def __str__(self) -> str:
         text = (
-            f"{self.value:.3f} ± {self.standard_error:.3f} (standard error over {len(self.per_datum)} data)"
-            f" ± {self.monte_carlo_error:.3f} (Monte Carlo)"
+            f"{self.value:.3f} ± {self.standard_error:.3f} (standard error over"
+            f" {len(self.per_datum)} data) ± {self.monte_carlo_error:.3f} (Monte Carlo)"
         )
         if self.untrusted:
             whose = f"for {self.untrusted} of {len(self.per_datum)} data"
@@ -164,7 +164,7 @@ class Estimate:
 
 
 def both_reliable(*estimates: Estimate) -> Tensor | None:
-    """Return which data have a reliable value in all of several estimates of the same data, ``(N,)``.
+    """Return the data whose value is reliable in all of several estimates, ``(N,)``.
 
     A number made of them is as reliable; None where none of them was looked at.
     """

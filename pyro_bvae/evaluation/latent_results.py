@@ -1,4 +1,4 @@
-"""What was found in the latent space, and its files: ``.npz`` of arrays, ``.csv`` with a row for each datum or step."""
+"""Results in the latent space, and their files: ``.npz`` of arrays, ``.csv`` of rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def check_suffix(path: Path, known: Sequence[str]) -> None:
     """Raise unless a file's name ends as one of those that can be written.
 
     Raises:
-        InputError: with the path and what it may end in.
+        InputError: with the path and its possible endings.
     """
     if path.suffix.lower() not in known:
         raise InputError(f"'output' must end in {' or '.join(known)}, got {path}")
@@ -53,8 +53,8 @@ def write_numbers(
 
     Args:
         path: Where to, in a directory that is made if it is not there.
-        arrays: What an ``.npz`` is to hold.
-        columns: Returns what a ``.csv`` is to hold.
+        arrays: The contents of an ``.npz``.
+        columns: Returns the contents of a ``.csv``.
 
     Raises:
         InputError: if the path ends in neither.
@@ -72,7 +72,7 @@ def write_numbers(
 
 @dataclass(frozen=True, eq=False)
 class Traversal:
-    """What the decoder makes of a code of which one latent after another is moved.
+    """The decoder's output at a code of which one latent after another is moved.
 
     Attributes:
         latents: Index of each of the R latents moved.
@@ -90,7 +90,7 @@ class Traversal:
     kl: Tensor | None = None
 
     def save(self, path: str | Path) -> None:
-        """Write to an ``.npz``, or to a ``.csv`` with a row for each latent and step; any other ending raises."""
+        """Write to an ``.npz``, or to a ``.csv`` with a row for each latent and step."""
         arrays = as_arrays(
             {name: getattr(self, name) for name in ("latents", "values", "z", "x", "kl")}
         )
@@ -103,7 +103,7 @@ class Traversal:
 
 @dataclass(frozen=True, eq=False)
 class Interpolation:
-    """What the decoder makes of the codes on the way from one datum's code to another's, for P pairs.
+    """The decoder's output at the codes between one datum and another, for P pairs.
 
     Attributes:
         start: The data at the beginning, shape ``(P, D)``.
@@ -118,7 +118,7 @@ class Interpolation:
     x: Tensor
 
     def save(self, path: str | Path) -> None:
-        """Write to an ``.npz``, or to a ``.csv`` with a row for each pair and step; any other ending raises."""
+        """Write to an ``.npz``, or to a ``.csv`` with a row for each pair and step."""
         arrays = as_arrays({name: getattr(self, name) for name in ("start", "end", "z", "x")})
         write_numbers(path, arrays, lambda: self._columns(arrays))
 
@@ -129,7 +129,7 @@ class Interpolation:
 
 @dataclass(frozen=True, eq=False)
 class Embedding:
-    """The codes of N data beside what is known of them.
+    """The codes of N data, with their labels and factors.
 
     Attributes:
         means: Posterior means of the latents, shape ``(N, L)``.

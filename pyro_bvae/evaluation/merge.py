@@ -12,7 +12,7 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation._evaluate import Evaluation
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps.result import InferenceGaps
-from pyro_bvae.evaluation.marginal.bounds import Bound, KLPerDimension
+from pyro_bvae.evaluation.marginal.bounds import ElboParts, KLPerDimension
 
 
 def join_estimates(parts: Sequence[Estimate]) -> Estimate:
@@ -66,8 +66,8 @@ def join_evaluations(parts: Sequence[Evaluation], kl: KLPerDimension | None) -> 
     return Evaluation(first.training_beta, evidence, bound, _join_gaps(gaps), None, kl, first.given)
 
 
-def _join_bounds(parts: Sequence[Bound]) -> Bound:
-    return Bound(*(join_estimates(estimates) for estimates in zip(*parts, strict=True)))
+def _join_bounds(parts: Sequence[ElboParts]) -> ElboParts:
+    return ElboParts(*(join_estimates(estimates) for estimates in zip(*parts, strict=True)))
 
 
 def _join_gaps(parts: Sequence[InferenceGaps]) -> InferenceGaps:

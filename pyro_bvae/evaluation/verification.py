@@ -1,4 +1,4 @@
-r"""The oracle suite, in seconds: every estimator on linear-Gaussian models, beside what is exactly true of them.
+r"""The oracle suite, in seconds: every estimator on linear-Gaussian models.
 
 It is for the machine at hand: another device, number type or version of torch is another
 arithmetic. The models are random but always the same; the seed is that of the draws. Whether the
@@ -25,7 +25,7 @@ from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps.measure import inference_gaps
 from pyro_bvae.evaluation.marginal import averages
 from pyro_bvae.evaluation.marginal.annealing import annealed_evidence, bidirectional_evidence
-from pyro_bvae.evaluation.marginal.bounds import bound
+from pyro_bvae.evaluation.marginal.bounds import elbo_parts
 from pyro_bvae.evaluation.marginal.importance import evidence
 from pyro_bvae.evaluation.marginal.proposals import (
     DefensiveProposal,
@@ -53,7 +53,7 @@ class Check:
     """An estimate beside the exact value, in nats.
 
     Attributes:
-        what: What was estimated, and how.
+        what: The quantity, and its estimator.
         latents: Number of latents of the model.
         exact: The closed form.
         estimated: The estimate.
@@ -81,7 +81,7 @@ class Check:
 
     @property
     def state(self) -> str:
-        """``"ok"``, or the fault: off, not trusted by itself, too unsure of itself to find anything off, not refused.
+        """``"ok"``, or the fault: off, untrusted, too uncertain to tell, not refused.
 
         A trap is also well with ``"refused"``, and with ``"untrusted"`` where an estimate cannot be
         had.
@@ -98,7 +98,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the estimate is right, trusted by itself, and sure of itself, or a trap was not fallen into."""
+        """Whether the estimate is right, trusted and certain, or a trap was avoided."""
         return self.state in ("ok", "refused", "untrusted")
 
 
@@ -143,7 +143,7 @@ class _Subject(NamedTuple):
 
 
 def _subject(latents: int, beta: float, device: str, dtype: torch.dtype, seed: int) -> _Subject:
-    """Return a model of four features a latent in random directions, with a mean signal-to-noise ratio of 1.
+    """Return a model of four features a latent in random directions, of signal-to-noise 1.
 
     Its posterior is correlated, so that the best diagonal guide misses some of it, and the encoder
     is not the best
@@ -167,7 +167,7 @@ def _subject(latents: int, beta: float, device: str, dtype: torch.dtype, seed: i
 def _bounds(subject: _Subject) -> Iterator[Check]:
     loc, scale = subject.guide
     linear, x = subject.linear, subject.data
-    measured = bound(
+    measured = elbo_parts(
         subject.vae.model, subject.vae.guide, subject.x, num_samples=5000, seed=subject.seed
     )
     yield subject.check("ELBO", linear.elbo(x, loc, scale), measured.elbo)
@@ -228,7 +228,7 @@ def _gaps(subject: _Subject) -> Iterator[Check]:
 
 
 def _traps(subject: _Subject) -> Iterator[Check]:
-    """Yield small programs that invite a wrong number: each must be right, called untrusted, or refused."""
+    """Yield programs that invite a wrong number: right, untrusted, or refused."""
     for trap in traps(subject.x.dtype, subject.x.device, subject.seed):
         if trap.exact is None:
             refused = _refusal(trap.measure)
@@ -331,7 +331,7 @@ def verify(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """Run the body on one thread: on products this small, threads of a busy machine mostly wait for each other."""
+    """Run the body on one thread: on small products, threads mostly wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,4 +1,4 @@
-"""Small programs that invite a wrong number: what must be refused, and what must be right or called untrusted."""
+"""Small programs that invite a wrong number: to be refused, right, or called untrusted."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Trap(NamedTuple):
 
 
 def _model(x: Tensor) -> None:
-    """Latents of scale 3 seen with noise, so that the posterior at x = 0 has scale 1 in each of them."""
+    """Latents of scale 3 seen with noise, of posterior scale 1 in each at x = 0."""
     with pyro.plate("data", len(x)):
         z = pyro.sample("z", dist.Normal(torch.zeros_like(x[0]), _PRIOR_SCALE).to_event(1))
         pyro.sample("x", dist.Normal(z, (1 - _PRIOR_SCALE**-2) ** -0.5).to_event(1), obs=x)
@@ -127,7 +127,7 @@ def _programs(x: Tensor, seed: int) -> Iterator[Trap]:
 
 
 def _two_modes(x: Tensor, seed: int) -> Trap:
-    """Return an encoder in the mode that holds a tenth of its posterior, five of its scales from the other."""
+    """Return an encoder in the mode of a tenth of its posterior, five scales off the other."""
     places = torch.tensor([[-2.5], [2.5]], dtype=x.dtype, device=x.device)
     shares = torch.tensor([0.1, 0.9], dtype=x.dtype, device=x.device)
 

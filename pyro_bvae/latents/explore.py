@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.protocols import VAE, latent_dim_of, takes_missing
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import kl_per_dimension
 from pyro_bvae.evaluation.latent_results import Embedding, Interpolation, Traversal
@@ -23,7 +23,7 @@ from pyro_bvae.latents.paths import AggregateRange, LatentPath, LinearPath, Valu
 from pyro_bvae.runs import Run, load
 
 # What is looked into: a model, a run, or the directory of one.
-Model = Any
+Model = VAE | Run | str | Path
 Data = Tensor | Dataset | LazyDataset
 
 # Data that are encoded or decoded at a time.
@@ -220,7 +220,7 @@ def generate(
     return made
 
 
-def _opened(model: Model) -> tuple[Any, Dataset | LazyDataset | None]:
+def _opened(model: Model) -> tuple[VAE, Dataset | LazyDataset | None]:
     """Return the model, and a run's test data."""
     run = load(model) if isinstance(model, str | Path) else model
     if not isinstance(run, Run):
@@ -228,17 +228,17 @@ def _opened(model: Model) -> tuple[Any, Dataset | LazyDataset | None]:
     return run.vae, None if run.splits is None else _ready(run.vae, run.splits.test)
 
 
-def _ready(vae: Any, data: Data) -> Dataset | LazyDataset:
+def _ready(vae: VAE, data: Data) -> Dataset | LazyDataset:
     """Return data as a data set in the model's type and on its device."""
     if isinstance(data, Tensor):
-        data = Dataset(data, missing=getattr(vae, "missing", False))
+        data = Dataset(data, missing=takes_missing(vae))
     if not isinstance(data, Dataset | LazyDataset):
         raise InputError(f"data must be a tensor (N, D) or a data set, got {type(data).__name__}")
     own = next(vae.parameters(), None)
     return data if own is None else data.to(own.device, own.dtype)
 
 
-def _needed(model: Model, data: Data | None) -> tuple[Any, Dataset | LazyDataset]:
+def _needed(model: Model, data: Data | None) -> tuple[VAE, Dataset | LazyDataset]:
     vae, test = _opened(model)
     if data is not None:
         return vae, _ready(vae, data)
@@ -249,26 +249,26 @@ def _needed(model: Model, data: Data | None) -> tuple[Any, Dataset | LazyDataset
     return vae, test
 
 
-def _blocks(vae: Any, data: Dataset | LazyDataset) -> Iterator[tuple[Tensor, Context | None]]:
+def _blocks(vae: VAE, data: Dataset | LazyDataset) -> Iterator[tuple[Tensor, Context | None]]:
     """Yield the data in blocks, each found to be what the model takes."""
     for x, context in data.batches(_BLOCK, seed=0, epoch=0, shuffle=False):
         vae.check_data(x, context)
         yield x, context
 
 
-def _encode(vae: Any, data: Dataset | LazyDataset) -> Tensor:
+def _encode(vae: VAE, data: Dataset | LazyDataset) -> Tensor:
     return torch.cat([vae.encode(x, context) for x, context in _blocks(vae, data)])
 
 
-def _decode(vae: Any, codes: Tensor, context: Context | None) -> Tensor:
+def _decode(vae: VAE, codes: Tensor, context: Context | None) -> Tensor:
     """Decode ``(R, S, L)`` codes, in a context with a row for each of them."""
     x: Tensor = vae.decode(codes.flatten(0, 1), context)
     return x.unflatten(0, codes.shape[:2])
 
 
 @torch.no_grad()
-def _scales(vae: Any, x: Tensor, context: Context | None) -> Tensor:
-    with evaluating(vae):
+def _scales(vae: VAE, x: Tensor, context: Context | None) -> Tensor:
+    with evaluating(vae.posterior):
         posterior = vae.posterior(x, context)
         try:
             scales: Tensor = posterior.stddev
@@ -287,9 +287,9 @@ def _row(data: Dataset | LazyDataset, datum: int) -> Dataset:
     return data[datum : datum + 1].dense()
 
 
-def _order(vae: Any, data: Dataset) -> tuple[Tensor | None, list[int]]:
+def _order(vae: VAE, data: Dataset) -> tuple[Tensor | None, list[int]]:
     """Return the KL of each latent, if it is known, and the active latents by decreasing KL."""
-    args = (data.x, *(() if data.context is None else (data.context,)))
+    args = arguments(data.x, data.context)
     result = kl_per_dimension(vae.model, vae.guide, *args)
     if result is None:
         raise InputError(
@@ -300,12 +300,12 @@ def _order(vae: Any, data: Dataset) -> tuple[Tensor | None, list[int]]:
     return result.values, [int(latent) for latent in order if result.active[latent]]
 
 
-def _code(vae: Any, one: Dataset | None, start: Tensor | None) -> Tensor:
+def _code(vae: VAE, one: Dataset | None, start: Tensor | None) -> Tensor:
     """Return the code to start from, ``(L,)``: the one given, or that of the datum."""
     if start is None:
         assert one is not None
         return _encode(vae, one)[0]
-    wanted = getattr(vae, "latent_dim", None)
+    wanted = latent_dim_of(vae)
     if start.dim() != 1 or (wanted is not None and len(start) != wanted):
         raise InputError(
             f"'start' must be a code of shape ({wanted or 'L'},), got shape {tuple(start.shape)}"

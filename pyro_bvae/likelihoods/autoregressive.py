@@ -1,4 +1,4 @@
-"""The masked autoregressive likelihood of binary pixels: a decoder that can do without its latents."""
+"""The masked autoregressive likelihood of binary pixels, which can do without latents."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import AutoregressivePixels
 
-# What the weights into the outputs are multiplied by at the start, which is then near independent
+# The factor of the weights into the outputs at the start, which is then near independent
 # pixels.
 _START = 0.1
 
 
 class MaskedNetwork(nn.Module):
-    r"""A perceptron whose output d sees features d - w to d - 1 alone, with a window of w (after Germain et al. 2015).
+    r"""A perceptron whose output d sees features d - w to d - 1 (after Germain et al. 2015).
 
     .. math:: m(x) = A x + V h_K, \qquad h_k = \operatorname{silu}(W_k h_{k-1} + b_k), \qquad h_0 =
     x
@@ -86,14 +86,14 @@ class MaskedNetwork(nn.Module):
 def _masked(
     below: tuple[Tensor, Tensor], above: tuple[Tensor, Tensor], bias: bool = True
 ) -> MaskedLinear:
-    """Return the map between two layers of units, each given by where their intervals start and end."""
+    """Return the map between two layers of units, given by the bounds of their intervals."""
     (starts, ends), (outer_starts, outer_ends) = below, (bound.unsqueeze(-1) for bound in above)
     mask = (starts >= outer_starts) & (ends <= outer_ends)
     return MaskedLinear(len(starts), len(outer_ends), mask.to(torch.get_default_dtype()), bias=bias)
 
 
 class AutoregressiveBernoulliLikelihood(nn.Module):
-    r"""Binary pixels that see the latents and the pixels before them (Gulrajani et al. 2017; Chen et al. 2017).
+    r"""Binary pixels that see latents and earlier pixels (Gulrajani et al. 2017).
 
     .. math:: \log p(x \mid z) = \sum_d \log \mathrm{Bernoulli}(x_d; \,
         \operatorname{sigmoid}(l_d(z) + m_d(x_{<d})))
@@ -140,6 +140,7 @@ class AutoregressiveBernoulliLikelihood(nn.Module):
         """Return :math:`p(x | z)`."""
         if parameters.shape[-1] != self.num_features:
             raise InputError(
-                f"'num_features' must be the number of logits, got {self.num_features} and {parameters.shape[-1]}"
+                f"'num_features' must be the number of logits, got {self.num_features} and"
+                f" {parameters.shape[-1]}"
             )
         return AutoregressivePixels(parameters, self.preceding)

@@ -71,7 +71,7 @@ class LaplaceLikelihood(_LocationScale):
 
 
 class StudentTLikelihood(_LocationScale):
-    r"""Independent Student-t features: outliers weigh by the logarithm of their distance (Lange et al. 1989).
+    r"""Independent Student-t features, which bear outliers (Lange et al. 1989).
 
     .. math::
         \log p(x \mid z) = \sum_d \Big[ \log \frac{\Gamma((\nu + 1) / 2)}{\Gamma(\nu / 2) \sqrt{\nu

@@ -30,7 +30,7 @@ _MOST_LOG_MEAN, _MOST_LOG_DISPERSION = 30.0, 15.0
 
 
 def _bounded(logarithm: Tensor, least: float | None, most: float) -> Tensor:
-    """Return a logarithm within bounds, with the slope of the density at the bound beyond it, so that it comes back."""
+    """Return a logarithm within bounds, with a slope beyond them that leads back."""
     return logarithm.clamp(least, most).detach() + (logarithm - logarithm.detach())
 
 
@@ -42,7 +42,7 @@ def _log_size(context: Context | None, like: Tensor) -> Tensor | float:
 
 
 class SoftmaxRate(nn.Module):
-    r"""Means that share the size factor, :math:`\mu = s \operatorname{softmax}(\eta)`: s is the expected total."""
+    r"""Means that share the size factor, :math:`\mu = s \operatorname{softmax}(\eta)`."""
 
     def forward(self, outputs: Tensor, context: Context | None = None) -> Tensor:
         r"""Return :math:`\log \mu` of ``(*, D)`` outputs."""
@@ -58,7 +58,7 @@ class ExpRate(nn.Module):
 
 
 class LearnedDispersion(nn.Module):
-    r"""A dispersion :math:`\theta` that is learned with the decoder: shared, for each feature, or for each and batch.
+    r"""A learned dispersion :math:`\theta`: shared, for each feature, or for each and batch.
 
     Args:
         num_features: None for one dispersion shared by all features, or D for one for each.
@@ -83,14 +83,15 @@ class LearnedDispersion(nn.Module):
         self.log_dispersion = nn.Parameter(torch.full(shape, math.log(initial)))
 
     def forward(self, parameters: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        r"""Return what is left of the parameters, and :math:`\theta`."""
+        r"""Return the other parameters, and :math:`\theta`."""
         log_dispersion: Tensor = self.log_dispersion
         if self.num_batches is not None:
             covariates = None if context is None else context.covariates
             if covariates is None or covariates.shape[-1] < self.num_batches:
                 got = "none" if covariates is None else f"{covariates.shape[-1]}"
                 raise InputError(
-                    f"a dispersion for each of {self.num_batches} batches wants as many covariates, got {got}"
+                    f"a dispersion for each of {self.num_batches} batches wants as many covariates,"
+                    f" got {got}"
                 )
             log_dispersion = covariates[..., : self.num_batches].to(log_dispersion) @ log_dispersion
         return parameters, _dispersion(log_dispersion)
@@ -107,7 +108,7 @@ class DecoderDispersion(nn.Module):
     parameters_per_feature = 2
 
     def forward(self, parameters: Tensor, context: Context | None = None) -> tuple[Tensor, Tensor]:
-        """Return what is left of the parameters, and the dispersion."""
+        """Return the other parameters, and the dispersion."""
         outputs, log_dispersion = parameters.chunk(2, dim=-1)
         return outputs, _dispersion(log_dispersion)
 
@@ -129,7 +130,7 @@ class _CountLikelihood(nn.Module):
 
 
 class PoissonLikelihood(_CountLikelihood):
-    r"""Independent Poisson counts, :math:`\log p(x \mid z) = \sum_d [ x_d \log \mu_d - \mu_d - \log x_d! ]`.
+    r"""Independent Poisson counts, :math:`\log p(x|z) = \sum_d x_d \log \mu_d - \mu_d - \log x_d!`.
 
     Mean and variance are :math:`\mu`.
 
@@ -152,14 +153,14 @@ class PoissonLikelihood(_CountLikelihood):
 
 
 class NegativeBinomialLikelihood(_CountLikelihood):
-    r"""Independent negative binomial counts of mean :math:`\mu` and variance :math:`\mu + \mu^2 / \theta`.
+    r"""Independent negative binomial counts, of variance :math:`\mu + \mu^2 / \theta`.
 
     .. math::
         \log p(x \mid z) = \sum_d \log \frac{\Gamma(x_d + \theta_d)}{\Gamma(\theta_d) \, x_d!}
             + \theta_d \log \frac{\theta_d}{\theta_d + \mu_d} + x_d \log \frac{\mu_d}{\theta_d +
             \mu_d}
 
-    the usual model of UMI counts (Lopez et al. 2018). :math:`1 / \theta` is what others call the
+    the usual model of UMI counts (Lopez et al. 2018). :math:`1 / \theta` is elsewhere called the
     dispersion.
 
     Args:
@@ -196,7 +197,7 @@ class NegativeBinomialLikelihood(_CountLikelihood):
 
 
 class ZeroInflatedNegativeBinomialLikelihood(NegativeBinomialLikelihood):
-    r"""Negative binomial counts that are lost with a probability :math:`\pi` that the decoder gives.
+    r"""Negative binomial counts that are lost with a probability :math:`\pi`.
 
     :math:`p(x) = \pi [x = 0] + (1 - \pi) p_{NB}(x)`, with mean :math:`(1 - \pi) \mu` and variance
     :math:`(1 - \pi) (\mu + \mu^2 / \theta + \pi \mu^2)`. The last part of the decoder's output are

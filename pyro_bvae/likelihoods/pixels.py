@@ -59,7 +59,7 @@ class ContinuousBernoulliLikelihood(nn.Module):
 
 
 class DiscretizedLogisticLikelihood(nn.Module):
-    r"""8-bit pixels: the probability that a logistic variable falls into a grey level's bin (Kingma et al. 2016).
+    r"""8-bit pixels as bins of a logistic variable (Kingma et al. 2016).
 
     .. math::
         \log p(x \mid z) = \sum_d \log \Big[ \operatorname{sigmoid} \frac{x_d + \delta - \mu_d}{s_d}
@@ -85,7 +85,7 @@ class DiscretizedLogisticLikelihood(nn.Module):
 
 
 class CategoricalLikelihood(nn.Module):
-    r"""Independent categories 0 to C - 1 with the decoder's outputs as logits, all features of a category together.
+    r"""Independent categories 0 to C - 1 with the decoder's outputs as logits.
 
     :math:`\log p(x \mid z) = \sum_d \log \operatorname{softmax}(l_d)_{x_d}`. Its mean, which
     reconstructions show, is :math:`\sum_c c \, p_c`.

@@ -30,7 +30,7 @@ class FixedScale(nn.Module):
 
 
 class LearnedScale(nn.Module):
-    r"""A scale that is learned with the decoder, :math:`\sigma = \text{floor} + \operatorname{softplus}(s)`.
+    r"""A learned scale, :math:`\sigma = \text{floor} + \operatorname{softplus}(s)`.
 
     Args:
         num_features: None for one scale shared by all features, or D for one for each.

@@ -22,7 +22,8 @@ def _stages(image_shape: Sequence[int]) -> tuple[int, tuple[int, ...], int]:
     if len(image_shape) != 3 or image_shape[1] != image_shape[2] or image_shape[1] not in _STAGES:
         sizes = ", ".join(str(size) for size in _STAGES)
         raise InputError(
-            f"'image_shape' must be (channels, side, side) with a side of {sizes}, got {tuple(image_shape)}"
+            f"'image_shape' must be (channels, side, side) with a side of {sizes}, got"
+            f" {tuple(image_shape)}"
         )
     channels, side, _ = image_shape
     check_sizes(channels=channels)
@@ -70,7 +71,7 @@ class ConvolutionalEncoder(nn.Module):
 
 
 class ConvolutionalDecoder(nn.Module):
-    r"""The mirror image of :class:`ConvolutionalEncoder`: transposed convolutions from features to an image.
+    r"""The mirror image of :class:`ConvolutionalEncoder`, from features to an image.
 
     Args:
         in_features: Size L of the input.

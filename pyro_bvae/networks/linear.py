@@ -10,14 +10,10 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.capturing import is_capturing
 from pyro_bvae.core.errors import check_count
+from pyro_bvae.core.internals import HAS_ONEDNN, is_hooked, is_transformed, onednn_linear
 
-_HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(
-    torch.ops.mkldnn, "_linear_pointwise"
-)
-
-
-# What oneDNN can do to an affine map's output before it is written. Only activations without
-# settings of their own.
+# Activations, without settings of their own, that oneDNN applies to an output before it
+# is written.
 _FUSED: dict[type, str] = {
     nn.SiLU: "swish",
     nn.ReLU: "relu",
@@ -50,31 +46,24 @@ class Linear(nn.Linear):
 
     def fused(self, x: Tensor, activation: str) -> Tensor:
         """Map ``(*, D)`` to ``(*, F)`` by oneDNN and apply one of its activations on the way."""
-        mapped: Tensor = torch.ops.mkldnn._linear_pointwise(
-            x.contiguous(), self.weight, self.bias, activation, [], ""
-        )
-        return mapped
+        return onednn_linear(x, self.weight, self.bias, activation)
 
     def can_fuse(self, x: Tensor) -> bool:
-        """Whether oneDNN may compute the map: plain float32 tensors on the CPU, with no gradient to come."""
+        """Whether oneDNN may compute the map: float32 on the CPU, with no gradient to come."""
         tensors = [x, self.weight] if self.bias is None else [x, self.weight, self.bias]
-        if (
-            not _HAS_ONEDNN
-            or is_capturing()
-            or any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors)
-        ):
+        if not HAS_ONEDNN or is_capturing() or torch.compiler.is_compiling():
+            return False
+        if any(t.device.type != "cpu" or t.dtype != torch.float32 for t in tensors):
             return False
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return False
         if torch.is_autocast_enabled("cpu") or x.numel() == 0:
             return False
-        return not any(
-            torch._C._functorch.is_functorch_wrapped_tensor(tensor) for tensor in tensors
-        )
+        return not any(is_transformed(tensor) for tensor in tensors)
 
 
 def in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
-    """Apply modules one after the other; a map and its activation in one pass where oneDNN has both."""
+    """Apply modules in turn; a map and its activation in one pass where oneDNN has both."""
     rest = deque(modules)
     while rest:
         module = rest.popleft()
@@ -82,7 +71,7 @@ def in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
         if (
             activation
             and isinstance(module, Linear)
-            and not _is_hooked(module, rest[0])
+            and not is_hooked(module, rest[0])
             and module.can_fuse(x)
         ):
             rest.popleft()
@@ -90,8 +79,3 @@ def in_turn(modules: Iterable[nn.Module], x: Tensor) -> Tensor:
         else:
             x = module(x)
     return x
-
-
-def _is_hooked(*modules: nn.Module) -> bool:
-    """Whether somebody wants to see what goes in or out."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)

@@ -1,6 +1,6 @@
 """Networks: tensor to tensor, with any leading batch dimensions.
 
-Every network names what it takes and gives, ``in_features`` and ``out_features``, so that parts
+Every network names its sizes, ``in_features`` and ``out_features``, so that parts
 which do not fit together are refused when they are put together. Data are flat; a convolutional
 network owns its reshape.
 """
@@ -100,7 +100,7 @@ class ResidualMLP(nn.Module):
 
 
 class _Block(nn.Module):
-    """What one residual block adds to its input, and the input."""
+    """A residual block: the input plus a function of it."""
 
     def __init__(self, width: int, activation: Callable[[], nn.Module]) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-r"""A network whose layers, and not its first alone, depend on what it is told: here on log β."""
+r"""A network whose layers, and not its first alone, depend on a condition: here on log β."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_bvae.core.errors import InputError, check_count
 
 
 class ModulatedMLP(nn.Module):
-    r"""A multilayer perceptron whose layers are scaled and shifted by functions of its last input, log β.
+    r"""A multilayer perceptron with layers scaled and shifted by its last input, log β.
 
     .. math::
         h \mapsto (1 + A \phi) \odot h + B \phi, \qquad \phi_c = \operatorname{silu} (v_c \log \beta
@@ -67,7 +67,8 @@ class ModulatedMLP(nn.Module):
             check_count(name, value)
         if in_features < 2 or num_functions < 2:
             raise InputError(
-                f"'in_features' and 'num_functions' must be at least 2, got {in_features} and {num_functions}"
+                f"'in_features' and 'num_functions' must be at least 2, got {in_features} and"
+                f" {num_functions}"
             )
         if not 0 < low < high < math.inf:
             raise InputError(f"'low' and 'high' must be positive and rising, got {low} and {high}")

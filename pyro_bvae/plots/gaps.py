@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.evaluation.rows import QUANTITIES
 from pyro_bvae.plots.style import (
     BLUE,
     GREEN,
@@ -29,10 +30,14 @@ if TYPE_CHECKING:
     from pyro_bvae.evaluation import InferenceGaps
 
 
+def _label(key: str) -> str:
+    return QUANTITIES[key][0].lower()
+
+
 GAP_PARTS = (
-    ("=  approximation gap", BLUE, "approximation_gap"),
-    ("+  β gap", GREEN, "beta_gap"),
-    ("+  amortization gap", ORANGE, "amortization_gap"),
+    (f"=  {_label('approximation_gap')}", BLUE, "approximation_gap"),
+    (f"+  {_label('beta_gap')}", GREEN, "beta_gap"),
+    (f"+  {_label('amortization_gap')}", ORANGE, "amortization_gap"),
 )
 
 
@@ -57,10 +62,13 @@ def gap_bar(
     parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
     known = [(sign, colour, part) for sign, colour, part in parts if part is not None]
     complete = len(known) == len(parts)
-    rows = [("variational gap", BLUE, evaluation["variational_gap"]), *(known if complete else [])]
+    rows = [
+        (_label("variational_gap"), BLUE, evaluation["variational_gap"]),
+        *(known if complete else []),
+    ]
     families = (evaluation.get("families") or {}) if complete else {}
     below = [
-        (f"approximation gap\nwith a {plain(name)} guide", BLUE, left)
+        (f"{_label('approximation_gap')}\nwith a {plain(name)} guide", BLUE, left)
         for name, left in families.items()
     ]
     value = {
@@ -113,7 +121,7 @@ def per_datum_gaps(gaps: InferenceGaps) -> Figure:
         A row for the variational gap and each part: a dot for each datum, a box for the middle half
         of the data, a line at their mean.
     """
-    rows = [("variational gap", INK, gaps.variational)]
+    rows = [(_label("variational_gap"), INK, gaps.variational)]
     rows += [
         (name, colour, getattr(gaps, key.removesuffix("_gap"))) for name, colour, key in GAP_PARTS
     ]

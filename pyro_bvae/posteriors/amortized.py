@@ -1,4 +1,4 @@
-r"""Amortized normal posteriors: one network for all data, from x to a normal :math:`q(z \mid x)`."""
+r"""Amortized normal posteriors: one network from x to a normal :math:`q(z \mid x)`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from pyro_bvae.core.errors import check_count
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal, LowRankNormal
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 
-# What a factor of low rank may be in all, in units of the diagonal: at more, float32 does not see
+# The largest factor of low rank in all, in units of the diagonal: at more, float32 does not see
 # the diagonal.
 _FACTOR_BOUND = 100.0
 
 
 class NormalPosterior(AmortizedPosterior):
-    r"""The diagonal normal guide, :math:`q(z \mid x) = \mathcal{N}(\mu(x), \operatorname{diag} \sigma(x)^2)`.
+    r"""The diagonal normal guide, :math:`\mathcal{N}(\mu(x), \operatorname{diag} \sigma(x)^2)`.
 
     The network gives :math:`(\mu, s)` and :math:`\sigma = \operatorname{softplus}(s)` plus a floor
     of 1e-5, which grows linearly where an exponential would overflow (Kingma and Welling 2014, with

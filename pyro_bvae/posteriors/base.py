@@ -1,4 +1,4 @@
-"""What amortized posteriors share: a network on the data and their covariates, and how many outputs it must have."""
+"""The base of amortized posteriors: a network on the data and their covariates."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ _SCALE_FLOOR = 1e-5
 
 
 def positive(raw: Tensor) -> Tensor:
-    r"""Return :math:`\operatorname{softplus}(s)` plus a floor of 1e-5: it grows linearly where exp would overflow."""
+    r"""Return :math:`\operatorname{softplus}(s)` plus a floor of 1e-5, which cannot overflow."""
     return softplus(raw) + _SCALE_FLOOR
 
 
 class AmortizedPosterior(nn.Module):
-    """The base of the amortized posteriors: a family gives it its number of outputs and has a ``forward`` of its own.
+    """The base of the amortized posteriors: a family adds its outputs and its ``forward``.
 
     Args:
         network: Maps ``(*, D)`` to as many outputs as the family's ``num_outputs`` says.
             Covariates, if any, are appended to its input.
         num_outputs: Number of outputs for a number of latents, increasing.
-        outputs: What the outputs are, in words.
+        outputs: The outputs, in words.
         num_covariates: How many of the network's inputs are covariates.
         inputs: Applied to the data before the network, and before covariates are appended, such as
             ``torch.log1p`` for counts; it keeps the number of features. By default the network sees
@@ -63,7 +63,7 @@ class AmortizedPosterior(nn.Module):
         self.num_features = in_features - num_covariates if isinstance(in_features, int) else None
 
     def parameters_of(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, int]:
-        """Return what the network gives for data ``(*, D)``, and the number of latents that it is for."""
+        """Return the network's output for data ``(*, D)``, and its number of latents."""
         x = x if self.inputs is None else self.inputs(x)
         outputs = run_network(self.network, with_covariates(x, context))
         return outputs, self.latent_dim or self._count_latents(outputs.shape[-1])
@@ -76,5 +76,6 @@ class AmortizedPosterior(nn.Module):
             return most
         right = [f"{self._num_outputs(count)} for {count}" for count in (most - 1, most) if count]
         raise InputError(
-            f"'network' must give {self._outputs}, got {out_features}; right would be {' or '.join(right)} latents"
+            f"'network' must give {self._outputs}, got {out_features}; right would be"
+            f" {' or '.join(right)} latents"
         )

@@ -1,4 +1,4 @@
-"""The flow guide: an inverse autoregressive flow on the diagonal normal, amortized and for each datum."""
+"""The flow guide: an inverse autoregressive flow on the diagonal normal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pyro_bvae.distributions import AutoregressiveNormal
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
 
-# The logit of a gate at rest and how far it may move, and what the outputs of a step are multiplied
+# The logit of a gate at rest and how far it may move, and the factor of the outputs of a step
 # by at the start.
 _REST, _REACH, _START = 1.0, 4.0, 0.1
 
@@ -61,7 +61,7 @@ class GatedStep(nn.Module):
             last.bias.mul_(_START)  # type: ignore[operator, union-attr]
 
     def forward(self, u: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log gains and shifts, each ``(*, L)``, at ``u``, ``(*, L)``, given a summary ``(*, H)``."""
+        """Return log gains and shifts, ``(*, L)`` each, at ``u`` and a summary ``(*, H)``."""
         target, raw = self.network(u, summary)
         logit = _REST + _REACH * torch.tanh(raw / _REACH)
         log_gate = logsigmoid(logit)
@@ -123,12 +123,14 @@ class FlowPosterior(AmortizedPosterior):
             self.latent_dim = latent_dim
         elif latent_dim not in (None, self.latent_dim):
             raise InputError(
-                f"'latent_dim' must be {self.latent_dim}, as the network's outputs say, got {latent_dim}"
+                f"'latent_dim' must be {self.latent_dim}, as the network's outputs say, got"
+                f" {latent_dim}"
             )
         widths = (max(64, 2 * self.latent_dim),) if hidden is None else tuple(hidden)
         if not widths or min(widths) < self.latent_dim:
             raise InputError(
-                f"'hidden' must be widths of at least the number of latents, {self.latent_dim}, got {widths}"
+                f"'hidden' must be widths of at least the number of latents, {self.latent_dim}, got"
+                f" {widths}"
             )
         self.summary_dim = summary_dim
         self.steps = nn.ModuleList(
@@ -149,10 +151,10 @@ class FlowPosterior(AmortizedPosterior):
 
 
 class LocalAutoregressivePosterior(nn.Module):
-    r"""The flow guide with a mean, a scale and a summary of its own for each datum; the steps are shared and frozen.
+    r"""The flow guide with a mean, scale and summary for each datum; its steps are frozen.
 
-    That is the family of a :class:`FlowPosterior` for a datum: what its network says of the datum
-    is free, and what is the same for all data is not. The parameters are the shift of the mean in
+    That is the family of a :class:`FlowPosterior` for a datum: its network's outputs for the
+    datum are free, and the steps shared by all data are not. The parameters are the shift of the mean in
     units of the starting scale, the log of the factor on that scale, and the shift of the summary
     in units of its own size, at least 1.
 
@@ -203,7 +205,7 @@ class LocalAutoregressivePosterior(nn.Module):
         return flow.to_event(self.event_dim - 1)
 
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
-        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        """Start anew at the member moved by ``z -> shift + factor * z``, in its own units."""
         loc, scale, summary = self._member()
         start_anew(self, *moved(loc, scale, shift, factor), summary)
 

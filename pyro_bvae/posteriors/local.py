@@ -1,4 +1,4 @@
-r"""Local posteriors: free parameters for each datum, :math:`q_n(z)`, started at a given member of their family."""
+r"""Local posteriors: free parameters for each datum, :math:`q_n(z)`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class LocalNormalPosterior(nn.Module):
     r"""A diagonal normal with free parameters for each datum: the guide without amortization.
 
     :math:`q_n(z) = \mathcal{N}(\mu_n, \operatorname{diag} \sigma_n^2)` for datum n, whatever its
-    ``x``. It is what the local refits of the inference gaps optimise, and a guide for stochastic
+    ``x``. Local refits of the inference gaps optimise it, and it is a guide for stochastic
     variational inference on the whole data at once (Hoffman et al. 2013). The parameters are the
     shift of the mean in units of the starting scale and the log of the factor on that scale, so
     that one step size suits latents of any scale.
@@ -39,7 +39,8 @@ class LocalNormalPosterior(nn.Module):
         super().__init__()
         if loc.shape != scale.shape or not bool((scale > 0).all()):
             raise InputError(
-                f"'scale' must be positive and of the shape of 'loc', {tuple(loc.shape)}; got {tuple(scale.shape)}"
+                f"'scale' must be positive and of the shape of 'loc', {tuple(loc.shape)}; got"
+                f" {tuple(scale.shape)}"
             )
         self.register_buffer("start_loc", loc.detach().clone())
         self.register_buffer("start_scale", scale.detach().clone())
@@ -55,7 +56,7 @@ class LocalNormalPosterior(nn.Module):
         return dist.Normal(*self._member()).to_event(self.event_dim)
 
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
-        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        """Start anew at the member moved by ``z -> shift + factor * z``, in its own units."""
         start_anew(self, *moved(*self._member(), shift, factor))
 
     def _member(self) -> tuple[Tensor, Tensor]:
@@ -96,21 +97,22 @@ class LocalFullRankPosterior(nn.Module):
         _check_loc(loc, event_dim)
         if scale_tril.shape != (*loc.shape, loc.shape[-1]):
             raise InputError(
-                f"'scale_tril' must be a square matrix for each row of 'loc', {(*loc.shape, loc.shape[-1])}; got"
-                f" {tuple(scale_tril.shape)}"
+                "'scale_tril' must be a square matrix for each row of 'loc',"
+                f" {(*loc.shape, loc.shape[-1])}; got {tuple(scale_tril.shape)}"
             )
         if not torch.equal(scale_tril, scale_tril.tril()) or not bool(
             (scale_tril.diagonal(0, -2, -1) > 0).all()
         ):
             raise InputError(
-                "'scale_tril' must be lower triangular with a positive diagonal, which this one is not"
+                "'scale_tril' must be lower triangular with a positive diagonal, which this one is"
+                " not"
             )
         self.register_buffer("start_loc", loc.detach().clone())
         self.register_buffer("start_tril", scale_tril.detach().clone())
         self.shift = nn.Parameter(torch.zeros_like(loc))
         self.lower = nn.Parameter(
             torch.zeros_like(scale_tril)
-        )  # what lies above its diagonal counts for nothing
+        )  # entries above its diagonal count for nothing
         self.log_factor = nn.Parameter(torch.zeros_like(loc))
         self.event_dim = event_dim
         self.latent_dim = loc.shape[-1]
@@ -124,7 +126,7 @@ class LocalFullRankPosterior(nn.Module):
         )
 
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
-        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        """Start anew at the member moved by ``z -> shift + factor * z``, in its own units."""
         loc, scale_tril = self._member()
         rows = factor.unsqueeze(-1) if isinstance(factor, Tensor) else factor
         start_anew(self, shift + factor * loc, rows * scale_tril)
@@ -171,7 +173,8 @@ class LocalLowRankPosterior(nn.Module):
         check_start(loc, scale, event_dim)
         if factor.shape[:-1] != loc.shape:
             raise InputError(
-                f"'factor' must have a row for each entry of 'loc', {(*loc.shape, 'R')}; got {tuple(factor.shape)}"
+                f"'factor' must have a row for each entry of 'loc', {(*loc.shape, 'R')}; got"
+                f" {tuple(factor.shape)}"
             )
         self.register_buffer("start_loc", loc.detach().clone())
         self.register_buffer("start_scale", scale.detach().clone())
@@ -189,7 +192,7 @@ class LocalLowRankPosterior(nn.Module):
         return LowRankNormal(*self._member(), validate_args=False).to_event(self.event_dim - 1)
 
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
-        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        """Start anew at the member moved by ``z -> shift + factor * z``, in its own units."""
         loc, scale, turned = self._member()
         start_anew(self, *moved(loc, scale, shift, factor), turned)
 
@@ -211,7 +214,7 @@ def moved(
 
 
 def start_anew(local: nn.Module, *start: Tensor) -> None:
-    """Set the start of a local posterior, its buffers in their order, and all its parameters to zero."""
+    """Set a local posterior's start, its buffers in order, and its parameters to zero."""
     with torch.no_grad():
         for name, value in zip(
             [name for name, _ in local.named_buffers(recurse=False)], start, strict=True
@@ -224,8 +227,8 @@ def start_anew(local: nn.Module, *start: Tensor) -> None:
 def _check_loc(loc: Tensor, event_dim: int) -> None:
     if not 1 <= event_dim < loc.dim():
         raise InputError(
-            f"'loc' must have a dimension for the data and {event_dim} for a draw, at least 1; got shape"
-            f" {tuple(loc.shape)}"
+            f"'loc' must have a dimension for the data and {event_dim} for a draw, at least 1; got"
+            f" shape {tuple(loc.shape)}"
         )
 
 
@@ -239,7 +242,8 @@ def check_start(loc: Tensor, scale: Tensor, event_dim: int) -> None:
     _check_loc(loc, event_dim)
     if loc.shape != scale.shape or not bool((scale > 0).all()):
         raise InputError(
-            f"'scale' must be positive and of the shape of 'loc', {tuple(loc.shape)}; got {tuple(scale.shape)}"
+            f"'scale' must be positive and of the shape of 'loc', {tuple(loc.shape)}; got"
+            f" {tuple(scale.shape)}"
         )
 
 
@@ -251,14 +255,14 @@ def check_whole(local: nn.Module, x: Tensor | None, num_data: int) -> None:
     """
     if x is not None and x.shape[-2] != num_data:
         raise InputError(
-            f"a {type(local).__name__} of {num_data} data takes all of them in their order, got {x.shape[-2]}: train"
-            " it with pyro.infer.SVI on the whole data, not in batches"
+            f"a {type(local).__name__} of {num_data} data takes all of them in their order, got"
+            f" {x.shape[-2]}: train it with pyro.infer.SVI on the whole data, not in batches"
         )
 
 
 @functools.singledispatch
 def local_posterior(base: torch.distributions.Distribution, event_dim: int) -> nn.Module:
-    """Return the family of a distribution with free parameters for each datum, started at its parameters.
+    """Return a distribution's family with free parameters for each datum, started there.
 
     A new guide family registers its local version here, by the type of the distribution without its
     :class:`~torch.distributions.Independent` wrappers.

@@ -1,4 +1,4 @@
-r"""The flow with free parameters for each datum: a local posterior that can bend, skew and change its tails."""
+r"""The flow with free parameters for each datum, which bends, skews and changes tails."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.distributions import matrix_vector
 from pyro_bvae.posteriors.local import LocalFullRankPosterior, check_whole
 
-# Bounds on the logs of what one layer may do to a scale, and of what the first map may do to the
+# Bounds on the logs of the factors by which one layer changes a scale, and the first map the
 # tails.
 _LOG_SCALE_BOUND, _LOG_TAIL_BOUND = 2.0, 1.0
 
@@ -91,12 +91,12 @@ class LocalFlowPosterior(nn.Module):
         return _Flow(normal.loc, normal.scale_tril, maps, normal.batch_shape)
 
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
-        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own affine map."""
+        """Start anew at the member moved by ``z -> shift + factor * z``, in its own units."""
         self.affine.restart(shift, factor)
 
 
 class _Weights(NamedTuple):
-    """The weights of one hidden layer and its outputs for each datum, held fast when a distribution is made."""
+    """The weights of one hidden layer and its outputs for each datum, as constants."""
 
     inner: Tensor
     inner_bias: Tensor
@@ -111,7 +111,7 @@ class _Weights(NamedTuple):
 
 
 class _LocalNetwork(nn.Module):
-    """A network for each datum, from ``(N, I)`` to shifts and log scales ``(N, 2 O)``, which starts at zero."""
+    """A network a datum, ``(N, I)`` to shifts and log scales ``(N, 2 O)``, zero at first."""
 
     def __init__(self, loc: Tensor, sizes: tuple[int, int], hidden: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _LocalNetwork(nn.Module):
 
 
 class _Coupling(NamedTuple):
-    """Scale and shift one half of the latents by functions of the other; both ways return the log determinant."""
+    """Scale and shift half of the latents by functions of the others, either way."""
 
     network: _Weights
     flipped: bool
@@ -180,7 +180,7 @@ def _log_cosh(x: Tensor) -> Tensor:
 
 
 class _Flow(dist.TorchDistribution):
-    """Normal noise pushed through maps and an affine map; nothing is cached, so that any value has its density."""
+    """Normal noise through maps and an affine map, with a density at any value."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = constraints.real_vector
@@ -213,7 +213,7 @@ class _Flow(dist.TorchDistribution):
         return log_det - (noise.square() + math.log(2 * math.pi)).sum(-1) / 2
 
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the value of a noise, ``(*, N, L)``, and the log determinant of the map, ``(*, N)``."""
+        """Return the value of a noise, ``(*, N, L)``, and the log determinant, ``(*, N)``."""
         log_det = self.scale_tril.diagonal(0, -2, -1).log().sum(-1)
         for one in self.maps:
             noise, term = one.push(noise)
@@ -221,7 +221,7 @@ class _Flow(dist.TorchDistribution):
         return self.loc + matrix_vector(self.scale_tril, noise), log_det
 
     def pull(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the noise of a value, ``(*, N, L)``, and the log determinant of the inverse map, ``(*, N)``."""
+        """Return the noise of a value, ``(*, N, L)``, and the log determinant, ``(*, N)``."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         centred = value.expand(shape) - self.loc
         columns = centred.reshape(-1, *self.loc.shape).movedim(

@@ -1,8 +1,9 @@
-r"""A local posterior through fixed transforms, such as the log-normal: for latents of other supports."""
+r"""A local posterior through fixed transforms, for latents of other supports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -25,7 +26,7 @@ _FIXED = (
 
 
 class LocalTransformedPosterior(nn.Module):
-    r"""A local posterior pushed through fixed transforms: :math:`z = T(v)` with :math:`v \sim q_n(v)`.
+    r"""A local posterior through fixed transforms: :math:`z = T(v)`, :math:`v \sim q_n(v)`.
 
     A log-normal is a normal through the exponential. Only the base has parameters, those of its own
     family.
@@ -71,14 +72,39 @@ def _is_fixed(transform: fixed.Transform) -> bool:
     return isinstance(transform, _FIXED)
 
 
-@local_posterior.register
-def _(base: torch.distributions.TransformedDistribution, event_dim: int) -> nn.Module:
-    names = [type(part).__name__ for part in base.transforms if not _is_fixed(part)]
-    if names:
-        raise InputError(
-            f"no local version of a guide through a {names[0]} is known, which has parameters; pass 'local_guide'"
-        )
+def _unfixed(base: torch.distributions.TransformedDistribution) -> str | None:
+    """Return the first transform that has parameters, by name."""
+    return next((type(part).__name__ for part in base.transforms if not _is_fixed(part)), None)
+
+
+def why_not_local(base: Any) -> str | None:
+    """Return why a distribution has no local version, or None if it has one.
+
+    Args:
+        base: The distribution without its :class:`~torch.distributions.Independent` wrappers.
+    """
+    version = local_posterior.dispatch(type(base))
+    if version is local_posterior.dispatch(object):
+        return "needs 'local_guide' for a local refit"
+    if version is not local_posterior.dispatch(torch.distributions.TransformedDistribution):
+        return None
+    if name := _unfixed(base):
+        return f"goes through a {name} with parameters, and needs 'local_guide' for a local refit"
+    return why_not_local(_inner(base))
+
+
+def _inner(base: torch.distributions.TransformedDistribution) -> Any:
     inner = base.base_dist
     while isinstance(inner, torch.distributions.Independent):
         inner = inner.base_dist
-    return LocalTransformedPosterior(local_posterior(inner, event_dim), base.transforms)
+    return inner
+
+
+@local_posterior.register
+def _(base: torch.distributions.TransformedDistribution, event_dim: int) -> nn.Module:
+    if name := _unfixed(base):
+        raise InputError(
+            f"no local version of a guide through a {name} is known, which has parameters; pass"
+            " 'local_guide'"
+        )
+    return LocalTransformedPosterior(local_posterior(_inner(base), event_dim), base.transforms)

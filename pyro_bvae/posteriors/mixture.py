@@ -54,7 +54,8 @@ class MixturePosterior(AmortizedPosterior):
         check_count("num_components", num_components)
         if num_components == 1:
             raise InputError(
-                "'num_components' must be an integer from 2, got 1: a NormalPosterior is one component"
+                "'num_components' must be an integer from 2, got 1: a NormalPosterior is one"
+                " component"
             )
         outputs = f"{num_components} logits, and as many means and scales for each latent"
         count = functools.partial(self.num_outputs, num_components=num_components)
@@ -77,7 +78,7 @@ class MixturePosterior(AmortizedPosterior):
 
 
 def _offsets(num_components: int, latent_dim: int) -> Tensor:
-    """Return cosines that sum to zero over the components, another frequency for each latent, ``(C, L)``."""
+    """Return cosines of zero sum over the components, by latent, ``(C, L)``."""
     component = torch.arange(num_components).unsqueeze(-1) + 0.5
     frequency = 1 + torch.arange(latent_dim) % (num_components - 1)
     return _APART * math.sqrt(2) * torch.cos(math.pi * component * frequency / num_components)
@@ -108,7 +109,8 @@ class LocalMixturePosterior(nn.Module):
         check_start(locs, scales, event_dim + 1)
         if logits.shape != locs.shape[:-1]:
             raise InputError(
-                f"'logits' must be one for each row of 'locs', {tuple(locs.shape[:-1])}; got {tuple(logits.shape)}"
+                f"'logits' must be one for each row of 'locs', {tuple(locs.shape[:-1])}; got"
+                f" {tuple(logits.shape)}"
             )
         self.register_buffer("start_logits", logits.detach().clone())
         self.register_buffer("start_locs", locs.detach().clone())
@@ -125,7 +127,7 @@ class LocalMixturePosterior(nn.Module):
         return NormalMixture(*self._member(), validate_args=False).to_event(self.event_dim - 1)
 
     def restart(self, shift: Tensor | float = 0.0, factor: Tensor | float = 1.0) -> None:
-        """Start anew at the present member moved by ``z -> shift + factor * z``, in units of its own scales."""
+        """Start anew at the member moved by ``z -> shift + factor * z``, in its own units."""
         logits, locs, scales = self._member()
         rows = (
             part.unsqueeze(-2) if isinstance(part, Tensor) else part for part in (shift, factor)

@@ -1,4 +1,4 @@
-"""Priors with heavier tails than the normal, which single out the axes: to rotate the latents is to change them."""
+"""Priors with heavier tails than the normal, which single out the axes."""
 
 from __future__ import annotations
 

@@ -42,10 +42,10 @@ class NormalPrior(nn.Module):
 
 
 class LearnedNormalPrior(nn.Module):
-    r"""A normal prior of learned means and scales, :math:`p(z) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2)`.
+    r"""A learned normal prior, :math:`p(z) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2)`.
 
     It starts as the standard normal. A decoder with an affine first layer can undo means and
-    scales, so the model is no richer than with the standard normal; what is learned is easier to
+    scales, so the model is no richer than with the standard normal; the learned one is easier to
     reach, or to read.
 
     Args:

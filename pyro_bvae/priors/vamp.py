@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform, constraints, transform_to
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.protocols import latent_dim_of, num_features_of
 
 # How far inside of an edge of the support pseudo-inputs start, of its width or in units: on the
 # edge no gradient moves.
@@ -89,7 +90,7 @@ class VampPrior(nn.Module):
         encoder: ``encoder(u)``, or ``encoder(u, context)``, returns :math:`q(z|u)`, with a density
             at any z.
         pseudo_inputs: Where the pseudo-inputs start, shape ``(K, D)``: data, best chosen at random.
-            What is missing of them (NaN) starts at 0, which encoders are shown in its place.
+            Missing entries (NaN) start at 0, which encoders are shown in its place.
         support: Where they stay: a torch constraint with a lower or both edges, such as
             ``constraints.nonnegative`` or ``unit_interval``, or none, ``constraints.real``; a
             likelihood's ``support``, say. Between its values, such as whole numbers, they may take
@@ -117,7 +118,7 @@ class VampPrior(nn.Module):
         super().__init__()
         _check(encoder, pseudo_inputs, context)
         self.encoder = encoder
-        self.latent_dim = getattr(encoder, "latent_dim", None)
+        self.latent_dim = latent_dim_of(encoder)
         self.num_features = pseudo_inputs.shape[1]
         self._edges = _edges_of(support)
         self.raw_inputs = nn.Parameter(_raw(pseudo_inputs.nan_to_num(0.0), self._edges))
@@ -154,7 +155,7 @@ class VampPrior(nn.Module):
         """Return :math:`p(z)`."""
         context = self.context
         inputs = self.pseudo_inputs
-        components = self.encoder(inputs) if context is None else self.encoder(inputs, context)
+        components = self.encoder(*arguments(inputs, context))
         return VectorMixture(self.logits, components)
 
 
@@ -175,8 +176,8 @@ def _edges_of(support: Any) -> Edges:
     known = support is constraints.real or lower is not None
     if not known or any(bound is not None and bound.numel() > 1 for bound in bounds):
         raise InputError(
-            "'support' must be constraints.real, or have a lower or both edges, such as constraints.unit_interval or"
-            f" constraints.nonnegative, got {support}"
+            "'support' must be constraints.real, or have a lower or both edges, such as"
+            f" constraints.unit_interval or constraints.nonnegative, got {support}"
         )
     least, greatest = (None if bound is None else float(bound) for bound in bounds)
     return least, greatest
@@ -215,14 +216,15 @@ def _check(encoder: Any, pseudo_inputs: Tensor, context: Context | None) -> None
     if not pseudo_inputs.is_floating_point():
         raise InputError(f"'pseudo_inputs' must be floating, got {pseudo_inputs.dtype}")
     check_finite("pseudo_inputs", pseudo_inputs.nan_to_num(0.0, math.inf, -math.inf))
-    num_features = getattr(encoder, "num_features", None)
-    if isinstance(num_features, int) and num_features != pseudo_inputs.shape[1]:
+    num_features = num_features_of(encoder)
+    if num_features is not None and num_features != pseudo_inputs.shape[1]:
         raise InputError(
-            f"'pseudo_inputs' must have the {num_features} features of the encoder, got {pseudo_inputs.shape[1]}"
+            f"'pseudo_inputs' must have the {num_features} features of the encoder, got"
+            f" {pseudo_inputs.shape[1]}"
         )
     for name, rows in (context or Context())._asdict().items():
         if rows is not None and (rows.dim() != 2 or len(rows) != len(pseudo_inputs)):
             raise InputError(
-                f"'context.{name}' must have a row for each of {len(pseudo_inputs)} pseudo-inputs, got shape"
-                f" {tuple(rows.shape)}"
+                f"'context.{name}' must have a row for each of {len(pseudo_inputs)} pseudo-inputs,"
+                f" got shape {tuple(rows.shape)}"
             )

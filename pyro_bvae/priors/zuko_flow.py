@@ -15,7 +15,7 @@ from pyro_bvae.core.errors import InputError, check_count
 
 
 class ZukoDistribution(ZukoToPyro):  # type: ignore[misc]
-    """A flow of Zuko as Pyro takes distributions: the adapter of ``pyro.contrib.zuko``, less its cache of draws."""
+    """A flow of Zuko as a Pyro distribution, without the cache of ``pyro.contrib.zuko``."""
 
     support = constraints.real_vector
 
@@ -69,7 +69,7 @@ class ZukoPrior(nn.Module):
     def neural_spline(
         cls, latent_dim: int, *, num_layers: int = 3, hidden: tuple[int, ...] = (64, 64)
     ) -> ZukoPrior:
-        """Return a neural spline flow (Durkan et al. 2019): a density in one pass, a draw in one for each latent.
+        """Return a neural spline flow (Durkan et al. 2019), whose density is one pass.
 
         Args:
             latent_dim: Number L of latents.
@@ -85,8 +85,8 @@ class ZukoPrior(nn.Module):
             import zuko
         except ImportError as error:
             raise InputError(
-                "this prior needs the package zuko, which is not installed: pip install 'pyro-bvae[zuko]', or take a"
-                " FlowPrior"
+                "this prior needs the package zuko, which is not installed: pip install"
+                " 'pyro-bvae[zuko]', or take a FlowPrior"
             ) from error
         return cls(
             zuko.flows.NSF(features=latent_dim, transforms=num_layers, hidden_features=hidden)
@@ -110,7 +110,7 @@ def _latent_dim_of(flow: Callable[[], Any]) -> int:
     batch, event = (getattr(distribution, f"{part}_shape", None) for part in ("batch", "event"))
     if batch is None or event is None or len(batch) or len(event) != 1:
         raise InputError(
-            "'flow' must return a distribution with batch shape () and event shape (L,), as a flow of Zuko does, got"
-            f" {type(distribution).__name__}"
+            "'flow' must return a distribution with batch shape () and event shape (L,), as a flow"
+            f" of Zuko does, got {type(distribution).__name__}"
         )
     return int(event[0])

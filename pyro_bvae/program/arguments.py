@@ -6,16 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.internals import tree_leaves, tree_map
 
 # Data whose values are checked at a time.
 _CHECKED = 512
 
 
 def check_in_parts(check_data: Callable[..., None], args: tuple[Any, ...]) -> None:
-    """Check few data at a time, since a check copies them; all at once where some are refused, to say which."""
+    """Check few data at a time to save memory, and all at once to name a refused one."""
     size = next((leaf.shape[0] for leaf in tensors(args)), 0)
     try:
         for start in range(0, max(size, 1), _CHECKED):

@@ -1,10 +1,10 @@
-r"""Whether a guide's noise is that of its latents: auxiliary sites, and latents that follow from them.
+r"""Auxiliary noise of a guide, and latents that follow from it.
 
 A guide that draws ``a`` and puts a latent at :math:`z = f(a)` has the density
 :math:`\log q(z) = \log q(a) - \log |\det \partial f / \partial a|` if f is a bijection, and the
 last term is the ``log_density`` of the latent's ``Delta``. Any other noise needs a density of its
 own in the model: without it the weights are divided by q(a) and nothing stands for it. The guide is
-run again at the draws of its noisy sites, with a gradient, to see what follows from them.
+run again at the draws of its noisy sites, with a gradient, to see their latents.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _TooWide(Exception):
 def noise_faults(
     guide: Callable[..., Any], run: Run, model_trace: poutine.Trace, plate: Any | None
 ) -> Iterator[Fault]:
-    """Find noise of a guide that its latents do not account for, and latents at points that no noise moves.
+    """Find noise of a guide beside its latents, and latents at points that no noise moves.
 
     Args:
         guide: The guide.
@@ -62,47 +62,46 @@ def noise_faults(
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         trace = poutine.trace(guide)
         run(trace)
-    results = _sort(drawn_by(trace.trace), model_trace)
-    sites = drawn_by(trace.trace)
+    sites, known, priors = drawn_by(trace.trace), samples(model_trace), latents_of(model_trace)
+    still = {name for name, site in sites.items() if is_delta(site["fn"])}
+    noisy = [name for name in sites if name not in known and name not in still]
+    at_points = [
+        name for name in sites if name in still & priors.keys() and not is_delta(priors[name]["fn"])
+    ]
     yield from _hidden(guide, run, sites)
-    if not results.noisy:
-        yield from points(results.points)
+    if not noisy:
+        yield from points(at_points)
     elif lumps := [
-        name
-        for name in results.noisy
-        if getattr(support_of(sites[name]["fn"]), "is_discrete", False)
+        name for name in noisy if getattr(support_of(sites[name]["fn"]), "is_discrete", False)
     ]:
         yield from _unaccounted(lumps, "it is discrete")
-    elif not results.points:
-        yield from _unaccounted(results.noisy, "the latents are drawn beside it")
+    elif not at_points:
+        yield from _unaccounted(noisy, "the latents are drawn beside it")
     else:
         try:
-            yield from _Map(guide, run, model_trace, results, plate).faults()
+            yield from _Map(guide, run, model_trace, _Noise(noisy, at_points), plate).faults()
         except _TooWide:
             return
         except (NotImplementedError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())[:120]
-            yield from _unaccounted(
-                results.noisy, f"what follows from it cannot be told ({reason})"
-            )
-
-
-def _sort(sites: Sites, model_trace: poutine.Trace) -> _Noise:
-    priors, known = latents_of(model_trace), samples(model_trace)
-    noisy = [name for name, site in sites.items() if name not in known and not is_delta(site["fn"])]
-    here = [name for name in sites if name in priors and not is_delta(priors[name]["fn"])]
-    return _Noise(noisy, [name for name in here if is_delta(sites[name]["fn"])])
+            yield from _unaccounted(noisy, f"its latents cannot be told ({reason})")
 
 
 def _unaccounted(names: list[str], reason: str) -> Iterator[Fault]:
     for name in names:
-        words = f"guide site '{name}' has noise of its own that nothing in the model stands for: {reason}"
-        do = f"give the model a site '{name}', or make the latents a bijection of it by a Delta with its Jacobian"
+        words = (
+            f"guide site '{name}' has noise of its own that nothing in the model stands for:"
+            f" {reason}"
+        )
+        do = (
+            f"give the model a site '{name}', or make the latents a bijection of it by a Delta"
+            " with its Jacobian"
+        )
         yield Fault("auxiliary-noise", (name,), f"{words}; {do}")
 
 
 def _hidden(guide: Callable[..., Any], run: Run, sites: Sites) -> Iterator[Fault]:
-    """Find noise that is drawn outside pyro.sample: the same draws then have another density the next time."""
+    """Find noise drawn outside pyro.sample: the same draws have another density next time."""
     values = {name: site["value"] for name, site in sites.items() if not is_delta(site["fn"])}
     for seed in (1, 2):
         with torch.no_grad(), seeded(seed, PROBE_STREAM):
@@ -136,7 +135,7 @@ def _same_density(one: Site, other: Site) -> bool:
 
 
 class _Look(NamedTuple):
-    """The map at one draw: Jacobians ``(N, d, m)``, the rest of its log volume ``(N,)``, and the width of each site."""
+    """The map at one draw: Jacobians ``(N, d, m)``, other log volume ``(N,)``, site widths."""
 
     jacobians: Tensor
     rest: Tensor
@@ -155,54 +154,60 @@ class _Map:
         results: _Noise,
         plate: Any | None,
     ) -> None:
-        self.guide, self.run, self.plate, self.found = guide, run, plate, results
+        self.guide, self.run, self.plate, self.noise = guide, run, plate, results
         self.priors = latents_of(model_trace)
 
     def faults(self) -> Iterator[Fault]:
-        """Yield the faults of the map: sites without a part in it, then its size, then its Jacobian."""
+        """Yield the faults of the map: sites without a part in it, its size, its Jacobian."""
         first = self._look(0)
         num_looks = max(2, math.ceil(_ROWS / len(first.jacobians)))
         looks = [first, *(self._look(seed) for seed in range(1, num_looks))]
         jacobians = torch.stack([look.jacobians for look in looks])
         moved = (jacobians != 0).flatten(0, 1).double().mean(0) > 1 - _REGULAR
         rows, columns = moved.split(first.point_widths), moved.split(first.noisy_widths, -1)
-        still = [name for name, part in zip(self.found.points, rows, strict=True) if not part.any()]
+        still = [name for name, part in zip(self.noise.points, rows, strict=True) if not part.any()]
         idle = [
-            name for name, part in zip(self.found.noisy, columns, strict=True) if not part.any()
+            name for name, part in zip(self.noise.noisy, columns, strict=True) if not part.any()
         ]
         yield from points(still)
         yield from _unaccounted(idle, "no latent changes with it")
         if still or idle:
             return
         num_points, num_noisy = moved.shape
-        reason = f"{num_noisy} numbers are drawn for each row, and {num_points} of its latents follow from them"
+        reason = (
+            f"{num_noisy} numbers are drawn for each row, and {num_points} of its latents"
+            " follow from them"
+        )
         if num_points < num_noisy:
-            yield from _unaccounted(self.found.noisy, reason)
+            yield from _unaccounted(self.noise.noisy, reason)
         elif num_points > num_noisy:
-            yield from points(self.found.points)
+            yield from points(self.noise.points)
         else:
             yield from self._wrong(jacobians, torch.stack([look.rest for look in looks]))
 
     def _wrong(self, jacobians: Tensor, rest: Tensor) -> Iterator[Fault]:
-        names = ", ".join(f"'{name}'" for name in self.found.points)
+        names = ", ".join(f"'{name}'" for name in self.noise.points)
         signs, log_volumes = torch.linalg.slogdet(jacobians.double())
         turned = ((signs.amin(0) < 0) & (signs.amax(0) > 0)).double().mean()
         if float(turned) > _TURNED or float(_is_regular(jacobians).double().mean()) < _REGULAR:
-            yield from _unaccounted(self.found.noisy, f"the map from it to {names} is no bijection")
+            yield from _unaccounted(self.noise.noisy, f"the map from it to {names} is no bijection")
             return
         off = (log_volumes + rest)[torch.isfinite(log_volumes + rest)]
         wrong = off.abs() > _TOLERANCE + 1e-3 * jacobians.shape[-1]
         if off.numel() and float(wrong.double().mean()) > 1 - _REGULAR:
             words = f"the Jacobian of {names} is not in the log_density of its Delta: it is off by"
-            do = "log_density must be minus the log determinant of the latents by the auxiliary noise"
+            do = (
+                "log_density must be minus the log determinant of the latents by the auxiliary"
+                " noise"
+            )
             yield Fault(
                 "jacobian",
-                tuple(self.found.points),
+                tuple(self.noise.points),
                 f"{words} {float(off.median()):.3g} nats; {do}",
             )
 
     def _look(self, seed: int) -> _Look:
-        """Run the guide again at a draw of its noisy sites, and differentiate its latents by the auxiliary ones."""
+        """Run the guide at a draw of its noisy sites, and differentiate its latents by them."""
         with torch.no_grad(), seeded(seed, PROBE_STREAM):
             traced = poutine.trace(self.guide)
             self.run(traced)
@@ -210,7 +215,7 @@ class _Map:
         held = {name: site["value"] for name, site in sites.items() if not is_delta(site["fn"])}
         with torch.enable_grad(), seeded(seed, PROBE_STREAM):
             free, inputs, outputs, terms = {}, [], [], []
-            for name in self.found.noisy:
+            for name in self.noise.noisy:
                 transform, event_dim = bijection_of(sites[name]["fn"]), sites[name]["fn"].event_dim
                 free[name] = transform.inv(held[name]).detach().requires_grad_()
                 held[name] = transform(free[name])
@@ -219,7 +224,7 @@ class _Map:
             again = poutine.trace(poutine.condition(self.guide, data=held))
             self.run(again)
             drawn = drawn_by(again.trace)
-            for name in self.found.points:
+            for name in self.noise.points:
                 transform, value = bijection_of(self.priors[name]["fn"]), drawn[name]["value"]
                 vectors, event_dim = transform.inv(value), drawn[name]["fn"].event_dim
                 terms.append(self._volume(transform, vectors, value, event_dim))

@@ -1,19 +1,19 @@
-"""Checks of a program before it is measured: its faults, the densities of a few data, the supports of all of them."""
+"""Checks of a program before it is measured: faults, densities, supports."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.program.auxiliary import noise_faults
 from pyro_bvae.program.faults import broadcasts, observed_draws, plain_points
+from pyro_bvae.program.scoring import ScoredProgram
 from pyro_bvae.program.sites import Site, samples
 from pyro_bvae.program.supports import (
     bounds,
@@ -24,17 +24,16 @@ from pyro_bvae.program.supports import (
     support_of,
 )
 
-if TYPE_CHECKING:
-    from pyro_bvae.program.program import Program
-
 # Numbers of the widest site, over data, that one pass of the check of all rows takes at most, and
 # data.
 _NUMBERS, _MOST_DATA = 4_000_000, 4096
 
 
 @torch.no_grad()
-def check_faults(program: Program, guide_trace: poutine.Trace, model_trace: poutine.Trace) -> None:
-    """Raise at the first fault of a program; a guide that says its own density is taken at its word.
+def check_faults(
+    program: ScoredProgram, guide_trace: poutine.Trace, model_trace: poutine.Trace
+) -> None:
+    """Raise at the first fault of a program; a guide's own density is taken as given.
 
     Raises:
         InputError: naming the site.
@@ -42,7 +41,7 @@ def check_faults(program: Program, guide_trace: poutine.Trace, model_trace: pout
     for check in (observed_draws, broadcasts, plain_points):
         for fault in check(guide_trace, model_trace):
             raise InputError(fault.message)
-    if not callable(getattr(program.guide, "log_density", None)):
+    if not isinstance(program.guide, HasLogDensity):
         guide, args = program.guide, program.probe
         for fault in noise_faults(
             guide, lambda function: function(*args), model_trace, program.plate
@@ -61,9 +60,9 @@ def outside_priors(latents: tuple[str, ...], model_trace: poutine.Trace) -> Iter
 
 @torch.no_grad()
 def score(
-    program: Program, guide_trace: poutine.Trace, model_trace: poutine.Trace
+    program: ScoredProgram, guide_trace: poutine.Trace, model_trace: poutine.Trace
 ) -> frozenset[str]:
-    """Score every site of a trace under Pyro's validation, but for data whose latents lie outside a support.
+    """Score every site of a trace under Pyro's validation, within the supports of latents.
 
     Returns:
         Observed sites at which validation stopped: their rows tell whether a mask hides the reason.
@@ -91,14 +90,15 @@ def score(
                 raise InputError(f"site '{name}' of the {role} has a log density that is NaN")
             if density.shape != (1, program.plate.size):
                 raise InputError(
-                    f"site '{name}' of the {role} has log densities of shape {tuple(density.shape)} after all but"
+                    f"site '{name}' of the {role} has log densities of shape {tuple(density.shape)}"
+                    " after all but"
                     f" the data are summed, where (1, {program.plate.size}) is one for each datum"
                 )
     return frozenset(doubtful)
 
 
 @torch.no_grad()
-def varying_sites(program: Program, model_trace: poutine.Trace) -> frozenset[str]:
+def varying_sites(program: ScoredProgram, model_trace: poutine.Trace) -> frozenset[str]:
     """Return the observed sites whose support is another one at other latents."""
     bounded = [
         site for name, site in samples(model_trace).items() if _is_checked(program, name, site)
@@ -109,26 +109,26 @@ def varying_sites(program: Program, model_trace: poutine.Trace) -> frozenset[str
         return result
     with seeded(1, PROBE_STREAM), pyro.validation_enabled(False):
         others = samples(program.trace(program.probe)[1])
-    return result.union(
-        site["name"] for site in moving if not _same_bounds(site, others[site["name"]])
-    )
+    varying = set(result)
+    for site in moving:
+        here, there = (bounds(support_of(s["fn"])) for s in (site, others[site["name"]]))
+        if not all(torch.equal(*pair) for pair in zip(here, there, strict=True)):
+            varying.add(site["name"])
+    return frozenset(varying)
 
 
-def _is_checked(program: Program, name: str, site: Site) -> bool:
+def _is_checked(program: ScoredProgram, name: str, site: Site) -> bool:
     bounded = not is_unbounded(site["fn"]) and not is_angle(site["fn"])
     return name not in program.latents and site["value"].numel() > 0 and bounded
 
 
-def _same_bounds(one: Site, other: Site) -> bool:
-    pairs = zip(bounds(support_of(one["fn"])), bounds(support_of(other["fn"])), strict=True)
-    return all(torch.equal(here, there) for here, there in pairs)
-
-
 @torch.no_grad()
-def check_rows(program: Program, model_trace: poutine.Trace, doubtful: frozenset[str]) -> None:
-    """Raise unless all observed data lie in the support of their likelihood, which is looked at once.
+def check_rows(
+    program: ScoredProgram, model_trace: poutine.Trace, doubtful: frozenset[str]
+) -> None:
+    """Raise unless all observed data lie in the support of their likelihood.
 
-    Missing values (NaN) and what a mask hides are let through. Supports that move with the latents
+    Missing values (NaN) and masked ones are let through. Supports that move with the latents
     are no matter of
     the data alone: the density is minus infinity outside, at every particle.
 
@@ -151,7 +151,7 @@ def check_rows(program: Program, model_trace: poutine.Trace, doubtful: frozenset
             start += program.count(block)
 
 
-def _check_row(program: Program, name: str, site: Site, start: int) -> None:
+def _check_row(program: ScoredProgram, name: str, site: Site, start: int) -> None:
     within = inside(site["fn"], site["value"])
     within = (
         torch.ones_like(site["fn"].log_prob(site["value"]), dtype=torch.bool)
@@ -168,16 +168,14 @@ def _check_row(program: Program, name: str, site: Site, start: int) -> None:
         outside.movedim(program.plate.dim, 0).flatten(1).any(-1) if outside.dim() > 1 else outside
     )
     row = int(rows.nonzero()[0])
-    value = _row(site["value"], program.plate.dim - site["fn"].event_dim, row)
+    value, dim = site["value"], program.plate.dim - site["fn"].event_dim
+    if value.dim() >= -dim:  # else its values are shared by the data
+        value = value.select(dim, min(row, value.shape[dim] - 1))
+    value = value[~torch.isnan(value)]
     raise InputError(
-        f"site '{name}' of the model has no density at its value: datum {start + row} is outside the support"
-        f" {support_of(site['fn'])}, its values lie between {float(value.min()):g} and {float(value.max()):g}"
+        f"site '{name}' of the model has no density at its value: datum {start + row} is outside"
+        f" the support {support_of(site['fn'])}, its values lie between {float(value.min()):g} and"
+        f" {float(value.max()):g}"
         if value.numel()
         else f"site '{name}' of the model has no density at its value: datum {start + row} is NaN"
     )
-
-
-def _row(value: Tensor, dim: int, row: int) -> Tensor:
-    """Return a datum's values, or all where they are shared by the data."""
-    own = value if value.dim() < -dim else value.select(dim, min(row, value.shape[dim] - 1))
-    return own[~torch.isnan(own)]

@@ -28,7 +28,7 @@ from pyro_bvae.program.supports import bijection_of, support_of
 
 
 class _Place(NamedTuple):
-    """Where a site's values lie in the vector: in ``width`` numbers that are ``shape`` when the data come first."""
+    """The place of a site in the vector: ``width`` numbers, of ``shape`` with data first."""
 
     transform: Transform
     data_dim: int  # of the unconstrained values, counted from the right
@@ -40,7 +40,7 @@ class _Place(NamedTuple):
         return self.transform is identity_transform
 
     def constrain(self, part: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the site's unconstrained values and its values for a part of the vectors, ``(K, B, width)``."""
+        """Return free and constrained values of a part of the vectors, ``(K, B, width)``."""
         free = part.reshape(*part.shape[:2], *self.shape).movedim(1, self.data_dim)
         return free, self.transform(free)
 
@@ -78,7 +78,8 @@ class Coordinates:
             )
             if not torch.equal(here, there):
                 raise InputError(
-                    f"the support of latent '{name}' depends on other latents, so no one map leads to it"
+                    f"the support of latent '{name}' depends on other latents, so no one map leads"
+                    " to it"
                 )
 
     def flatten(self, values: LatentValues) -> Tensor:
@@ -90,7 +91,7 @@ class Coordinates:
         return torch.cat(parts, -1)
 
     def unflatten(self, vectors: Tensor) -> tuple[LatentValues, Tensor]:
-        r"""Return the latents of given vectors and :math:`\log |dz / du|`, the latter of shape ``(K, B)``."""
+        r"""Return the latents of vectors and :math:`\log |dz / du|`, ``(K, B)``."""
         values: LatentValues = {}
         log_jacobian = vectors.new_zeros(vectors.shape[:2])
         widths = [place.width for place in self.places.values()]
@@ -113,7 +114,8 @@ def _place(program: Program, name: str, site: Site) -> _Place:
     except NotImplementedError as error:
         support = support_of(site["fn"])
         raise InputError(
-            f"latent '{name}' has the support {support}, which no bijection maps to the reals: {error}"
+            f"latent '{name}' has the support {support}, which no bijection maps to the reals:"
+            f" {error}"
         ) from error
     # As the values are under a plate of particles: with every batch dimension to the right of it.
     missing = -program.particle_dim - 1 - (site["value"].dim() - site["fn"].event_dim)
@@ -126,7 +128,7 @@ def _place(program: Program, name: str, site: Site) -> _Place:
 
 
 def _simplified(transform: Transform) -> Transform:
-    """Return the identity for what is an identity in wrappers."""
+    """Return the identity for an identity in wrappers."""
     inner = transform
     while isinstance(inner, IndependentTransform):
         inner = inner.base_transform

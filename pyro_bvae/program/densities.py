@@ -1,4 +1,4 @@
-"""What particles weigh: log densities of draws, apart and together."""
+"""Weights of particles: log densities of draws, apart and together."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LogDensities(NamedTuple):
 
 
 class Particles(NamedTuple):
-    """K particles from the guide: the guide's values and what they weigh."""
+    """K particles from the guide: the guide's values and their weights."""
 
     values: LatentValues
     densities: LogDensities

@@ -12,10 +12,17 @@ from pyro_bvae.program.program import Program
 def check_differentiable(program: Program) -> None:
     """Raise if a density depends on a latent through which no gradient comes back.
 
-    A density that is the same at another draw of the latent needs none.
-
     Raises:
         InputError: with the name of the latent.
+    """
+    if reason := missing_gradient(program):
+        raise InputError(reason)
+
+
+def missing_gradient(program: Program) -> str | None:
+    """Return the latent through which a density has no gradient, in a sentence, or None.
+
+    A density that is the same at another draw of the latent needs none.
     """
     with seeded(0, PROBE_STREAM), torch.no_grad():
         here, there = (program.draw(1, program.probe).values for _ in range(2))
@@ -24,9 +31,9 @@ def check_differentiable(program: Program) -> None:
         with torch.enable_grad():
             densities = program.log_joint(leaves, program.probe)
     except RuntimeError as error:
-        raise InputError(
+        return (
             f"the model cannot be differentiated in its latents {sorted(program.latents)}: {error}"
-        ) from error
+        )
     for name, leaf in leaves.items():
         with torch.no_grad():
             moved = program.log_joint({**leaves, name: there[name]}, program.probe)
@@ -37,11 +44,11 @@ def check_differentiable(program: Program) -> None:
                 )
             else:
                 gradient = None
-            within = torch.isfinite(density) & torch.isfinite(
-                other
-            )  # of supports that depend on other latents
+            # Supports may depend on other latents.
+            within = torch.isfinite(density) & torch.isfinite(other)
             if gradient is None and not torch.allclose(density[within], other[within]):
-                raise InputError(
-                    f"the model's density has no gradient in latent '{name}', which it depends on: is it detached, or"
-                    " rounded?"
+                return (
+                    f"the model's density has no gradient in latent '{name}', which it depends on:"
+                    " is it detached, or rounded?"
                 )
+    return None

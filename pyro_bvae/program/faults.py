@@ -1,4 +1,4 @@
-"""What makes a program's weights those of something else: shapes that broadcast, and draws that nothing accounts for.
+"""Faults that change a program's weights: broadcast shapes, and unaccounted draws.
 
 A measurement refuses the first fault that it meets, and an audit lists them all.
 """
@@ -12,6 +12,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
+from pyro_bvae.core.internals import is_deterministic
 from pyro_bvae.program.sites import Site, Sites, is_delta, samples
 from pyro_bvae.program.supports import bijection_of, support_of
 
@@ -44,40 +45,55 @@ def drawn_by(guide_trace: poutine.Trace) -> Sites:
 
 
 def observed_draws(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterator[Fault]:
-    """Find sites that the guide draws and the model observes: the draw would stand in the observation's place."""
+    """Find sites that the guide draws and the model observes: observations would be replaced."""
     sites = samples(model_trace)
     for name in drawn_by(guide_trace):
         if name in sites and sites[name]["is_observed"]:
-            words = f"the guide draws site '{name}', which the model observes: nothing stands for its log q"
-            do = "take it out of the guide, or the observation (obs=, poutine.condition) out of the model"
+            words = (
+                f"the guide draws site '{name}', which the model observes: nothing stands for"
+                " its log q"
+            )
+            do = (
+                "take it out of the guide, or the observation (obs=, poutine.condition) out of"
+                " the model"
+            )
             yield Fault("drawn-though-observed", (name,), f"{words}; {do}")
 
 
 # -- points
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 
 
 def plain_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterator[Fault]:
-    """Find latents at points: nothing drawn, numbers of another kind, or a density narrower than its precision."""
+    """Find latents at points: no draw, numbers of another kind, or too narrow a density."""
     sites = drawn_by(guide_trace)
     for name, prior in latents_of(model_trace).items():
         stored: Site = guide_trace.nodes.get(name)
-        if stored is not None and stored["infer"].get("_deterministic"):
+        if stored is not None and is_deterministic(stored):
             yield _point(name, "pyro.deterministic")
         if name not in sites:
             continue
         ours, theirs = prior["fn"], sites[name]["fn"]
         if is_delta(ours) and not is_delta(theirs):
-            words = f"latent '{name}' of the model is a point (Delta), which the guide's draws never meet"
+            words = (
+                f"latent '{name}' of the model is a point (Delta), which the guide's draws"
+                " never meet"
+            )
             yield Fault("point", (name,), f"{words}; observe it, or make it pyro.deterministic")
         elif not is_delta(theirs) and _is_discrete(theirs) != _is_discrete(ours):
             kinds = ["continuous", "discrete"]
-            words = f"latent '{name}' is {kinds[_is_discrete(ours)]} in the model and {kinds[_is_discrete(theirs)]}"
+            words = (
+                f"latent '{name}' is {kinds[_is_discrete(ours)]} in the model and"
+                f" {kinds[_is_discrete(theirs)]}"
+            )
             yield Fault(
                 "point", (name,), f"{words} in the guide: their densities have no common unit"
             )
         elif not is_delta(theirs) and (sizes := _free_numbers(prior, sites[name])):
-            words = f"an event of latent '{name}' has {sizes[0]} free numbers in the model and {sizes[1]} in the guide"
+            words = (
+                f"an event of latent '{name}' has {sizes[0]} free numbers in the model and"
+                f" {sizes[1]} in the guide"
+            )
             yield Fault(
                 "point",
                 (name,),
@@ -88,7 +104,10 @@ def plain_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iter
 
 def _point(name: str, family: str) -> Fault:
     words = f"guide site '{name}' is a point ({family}), whose density is no finite number"
-    do = "draw it from a distribution, or from a noisy auxiliary site with the Jacobian in Delta's log_density"
+    do = (
+        "draw it from a distribution, or from a noisy auxiliary site with the Jacobian in Delta's"
+        " log_density"
+    )
     return Fault("point", (name,), f"{words}; {do}")
 
 
@@ -102,7 +121,7 @@ def _is_discrete(distribution: Any) -> bool:
 
 
 def _free_numbers(*sites: Site) -> tuple[int, ...] | None:
-    """Return how many free numbers an event has at each site, on a simplex, say, where they differ."""
+    """Return the free numbers of an event at each site, where they differ."""
     try:
         shapes = [bijection_of(site["fn"]).inverse_shape(site["value"].shape) for site in sites]
     except (NotImplementedError, ValueError):
@@ -113,7 +132,7 @@ def _free_numbers(*sites: Site) -> tuple[int, ...] | None:
 
 
 def _unresolved(sites: Sites) -> Iterator[Fault]:
-    """Find draws whose density changes too much from a number to the next: a point but for its name."""
+    """Find densities that change too much from a number to the next: points but for the name."""
     for name, site in sites.items():
         fn, value = site["fn"], site["value"]
         if is_delta(fn) or _is_discrete(fn) or not value.is_floating_point():
@@ -130,7 +149,10 @@ def _unresolved(sites: Sites) -> Iterator[Fault]:
             continue
         change = torch.maximum(steps[0].abs(), steps[1].abs()).detach().flatten()
         if float(torch.nanmedian(change)) > _RESOLVED:
-            words = f"guide site '{name}' is a point but for its name: its density changes by {_RESOLVED:g} nat or more"
+            words = (
+                f"guide site '{name}' is a point but for its name: its density changes by"
+                f" {_RESOLVED:g} nat or more"
+            )
             yield Fault(
                 "point",
                 (name,),
@@ -139,11 +161,11 @@ def _unresolved(sites: Sites) -> Iterator[Fault]:
 
 
 # -- shapes
-# -------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------
 
 
 def broadcasts(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterator[Fault]:
-    """Find values whose shape is not that of the distribution that scores them, so that terms are counted twice."""
+    """Find values whose shape is not their distribution's, so that terms count twice."""
     drawn = drawn_by(guide_trace)
     for program, trace in (("guide", guide_trace), ("model", model_trace)):
         for name, site in samples(trace).items():
@@ -154,7 +176,8 @@ def broadcasts(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterat
                 or value.numel() == 0
             ):
                 continue
-            batch, event = _split(value.shape, fn.event_dim)
+            place = max(value.dim() - fn.event_dim, 0)
+            batch, event = _stripped(value.shape[:place]), value.shape[place:]
             whole = _stripped(fn.batch_shape)
             latent = program == "guide" or name in drawn
             fits = batch == whole if latent else batch == whole[len(whole) - len(batch) :]
@@ -180,16 +203,13 @@ def _misfit(
     if program == "model" and latent:
         words = f"latent '{name}' has shape {value} in the guide and {shape} in the model"
     else:
-        words = f"the value of site '{name}' of the {program} has shape {value}, its distribution {shape}"
+        words = (
+            f"the value of site '{name}' of the {program} has shape {value}, its distribution"
+            f" {shape}"
+        )
     return Fault(
         "broadcast", (name,), f"{words}: their log density would broadcast; give both one shape"
     )
-
-
-def _split(shape: torch.Size, event_dim: int) -> tuple[tuple[int, ...], torch.Size]:
-    """Return the batch of a value's shape without leading ones, and its event."""
-    place = max(len(shape) - event_dim, 0)
-    return _stripped(shape[:place]), shape[place:]
 
 
 def _stripped(shape: torch.Size) -> tuple[int, ...]:

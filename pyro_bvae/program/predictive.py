@@ -1,4 +1,4 @@
-"""Draws of a program's sites for each datum: from the guide, from the prior, and what the model makes of both."""
+"""Draws of a program's sites for each datum, from the guide and from the prior."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ Groups = dict[str, dict[str, Variable]]
 
 
 def draw_groups(program: Program, num_draws: int, num_predictive: int, seed: int) -> Groups:
-    """Draw latents and data for all data, and score what the guide draws.
+    """Draw latents and data for all data, and score the guide's.
 
     Args:
         program: The program.
@@ -95,10 +95,13 @@ def _posterior(
     values, densities = program.draw(num_draws, block)
     latents = {name: values[name] for name in program.latents}
     runs = list(_runs(program, program.model, block, num_draws, latents))
-    likelihood = {
-        name: Variable(torch.cat([_log_density(program, run[name]) for run in runs]).cpu())
-        for name, _ in _observed(program, runs[0])
-    }
+    likelihood = {}
+    for name, _ in _observed(program, runs[0]):
+        terms = (
+            program.per_datum(s, s["fn"].log_prob(s["value"], *s["args"], **s["kwargs"]))
+            for s in (run[name] for run in runs)
+        )
+        likelihood[name] = Variable(torch.cat(list(terms)).cpu())
     parts = {
         "log_weight": densities.log_weights,
         "log_prior": densities.latent,
@@ -140,7 +143,7 @@ def _runs(
     num_particles: int,
     given: LatentValues,
 ) -> Iterator[Sites]:
-    """Run a model with given latents ``(K, *)``: once for all particles, or one by one where it mixes particles."""
+    """Run a model with given latents ``(K, *)``, one by one where it mixes particles."""
     if program.vectorized:
         together = pyro.plate("particles", num_particles, dim=program.particle_dim)(model)
         yield samples(poutine.trace(poutine.condition(together, data=given)).get_trace(*args))
@@ -157,8 +160,8 @@ def _can_draw(program: Program) -> bool:
             poutine.trace(poutine.uncondition(program.model)).get_trace(*program.probe)
     except NotImplementedError as error:
         warnings.warn(
-            f"the model cannot draw its observed sites ({type(error).__name__}: {error}), so the export has no prior,"
-            " prior_predictive and posterior_predictive",
+            f"the model cannot draw its observed sites ({type(error).__name__}: {error}), so the"
+            " export has no prior, prior_predictive and posterior_predictive",
             stacklevel=4,
         )
         return False
@@ -170,7 +173,7 @@ def _can_draw(program: Program) -> bool:
 
 
 def _observed(program: Program, sites: Sites) -> list[tuple[str, Site]]:
-    """Return the sites of the data: what is neither latent nor a factor."""
+    """Return the sites of the data: neither latents nor factors."""
     return [
         (name, site)
         for name, site in sites.items()
@@ -184,14 +187,8 @@ def _is_factor(distribution: Any) -> bool:
     return isinstance(distribution, dist.Unit)
 
 
-def _log_density(program: Program, site: Site) -> Tensor:
-    return program.per_datum(
-        site, site["fn"].log_prob(site["value"], *site["args"], **site["kwargs"])
-    )
-
-
 def _gather(program: Program, runs: list[Sites], names: Iterable[str]) -> dict[str, Variable]:
-    """Put the values of some sites together, whether all particles were one run or each was its own."""
+    """Put the values of some sites together, of one run or of one a particle."""
     gathered = {}
     for name in names:
         parts = [_arranged(program, run[name], together=program.vectorized) for run in runs]
@@ -200,7 +197,7 @@ def _gather(program: Program, runs: list[Sites], names: Iterable[str]) -> dict[s
 
 
 def _arranged(program: Program, site: Site, *, together: bool) -> Variable:
-    """Bring a site's values into the order draws, data, all else; a run of a single particle is one draw."""
+    """Bring a site's values into the order draws, data, all else."""
     value, distribution = site["value"], site["fn"]
     value = value.expand(torch.broadcast_shapes(value.shape, distribution.shape()))
     value = value if together else value[None]

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.internals import tree_map
 from pyro_bvae.core.seeds import seeded
 from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.program import Program
@@ -23,7 +23,7 @@ class Simulated(NamedTuple):
     Attributes:
         program: The program that observes them.
         args: Its arguments.
-        latents: What they were made from: one exact draw of the posterior, by latent site.
+        latents: Their origin: one exact draw of the posterior, by latent site.
         observed: The data, by observed site.
         data_dims: The dimension of the data in each, counted from the right.
     """
@@ -77,8 +77,8 @@ def simulate(
     if missing := set(drawn) - results:
         if for_guide:
             raise InputError(
-                f"observed site '{min(missing)}' is none of the arguments, so the guide cannot be shown simulated data:"
-                " start from the prior"
+                f"observed site '{min(missing)}' is none of the arguments, so the guide cannot be"
+                " shown simulated data: start from the prior"
             )
         program = copy.copy(program)
         program.model = poutine.condition(poutine.uncondition(program.model), data=observed)
@@ -86,7 +86,7 @@ def simulate(
 
 
 def _as_seen(drawn: Tensor, observed: Any) -> Tensor:
-    """Return drawn data without what is missing of the observed ones, where they are NaN."""
+    """Return drawn data with NaN where the observed ones are missing."""
     if (
         not isinstance(observed, Tensor)
         or observed.shape != drawn.shape

@@ -1,4 +1,4 @@
-"""What the traces of a program say about it: its latents, its data plate, and what cannot be evaluated."""
+"""The structure of a program in its traces: latents, data plate, and unfit sites."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
-from torch.utils._pytree import tree_leaves
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.internals import is_deterministic, tree_leaves
 
 Site = Any  # a trace's message
 Sites = dict[str, Site]
@@ -26,9 +26,7 @@ def samples(trace: poutine.Trace) -> Sites:
     return {
         name: site
         for name, site in sites.items()
-        if site["type"] == "sample"
-        and not site_is_subsample(site)
-        and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not site_is_subsample(site) and not is_deterministic(site)
     }
 
 
@@ -48,9 +46,10 @@ def find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tupl
         drawn: Site = guide_trace.nodes.get(name)
         if drawn is None:
             raise InputError(f"the guide has no site for the model's latent '{name}'")
-        if drawn.get("infer", {}).get("_deterministic"):
+        if is_deterministic(drawn):
             raise InputError(
-                f"guide site '{name}' is a point (pyro.deterministic), which has no density: draw it by pyro.sample"
+                f"guide site '{name}' is a point (pyro.deterministic), which has no density: draw"
+                " it by pyro.sample"
             )
         if drawn.get("is_observed"):
             raise InputError(
@@ -63,7 +62,8 @@ def find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tupl
         mask = model_trace.nodes[name]["mask"]
         if mask is False or (isinstance(mask, Tensor) and not bool(mask.all())):
             raise InputError(
-                f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when evaluating"
+                f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when"
+                " evaluating"
             )
     return latents
 
@@ -74,7 +74,7 @@ def find_plate(
     data_plate: str | None,
     args: tuple[Any, ...],
 ) -> Any:
-    """Return the frame of the data plate: the one that all latents share and whose size is the number of data."""
+    """Return the frame of the data plate, which all latents share and which has N data."""
     stacks = [
         {
             frame.name: frame
@@ -101,7 +101,8 @@ def find_plate(
     )
     if len(fitting) > 1:
         raise InputError(
-            f"the data plate is ambiguous: pass data_plate= one of {sorted(f.name for f in fitting)}"
+            "the data plate is ambiguous: pass data_plate= one of"
+            f" {sorted(f.name for f in fitting)}"
         )
     return fitting[0]
 
@@ -112,7 +113,8 @@ def check_sites(plate: Any, guide_trace: poutine.Trace, model_trace: poutine.Tra
         for name, site in samples(trace).items():
             if program == "guide" and site["is_observed"]:
                 raise InputError(
-                    f"site '{name}' of the guide is observed or a factor, which no weight accounts for"
+                    f"site '{name}' of the guide is observed or a factor, which no weight accounts"
+                    " for"
                 )
             frames = [frame for frame in site["cond_indep_stack"] if frame.name == plate.name]
             if not frames:
@@ -121,8 +123,9 @@ def check_sites(plate: Any, guide_trace: poutine.Trace, model_trace: poutine.Tra
                 )
             if (frames[0].dim, frames[0].size) != (plate.dim, plate.size):
                 raise InputError(
-                    f"site '{name}' of the {program} has {frames[0].size} data at dim {frames[0].dim} of plate"
-                    f" '{plate.name}', the latents have {plate.size} at dim {plate.dim}: give both the same"
+                    f"site '{name}' of the {program} has {frames[0].size} data at dim"
+                    f" {frames[0].dim} of plate '{plate.name}', the latents have {plate.size} at"
+                    f" dim {plate.dim}: give both the same"
                 )
 
 
@@ -132,13 +135,13 @@ def check_batches(particle_dim: int, *traces: poutine.Trace) -> None:
         for name, site in samples(trace).items():
             if any(size != 1 for size in site["fn"].batch_shape[: particle_dim + 1]):
                 raise InputError(
-                    f"site '{name}' has batch shape {tuple(site['fn'].batch_shape)}, more than its plates declare:"
-                    " put that dimension under a plate, or .to_event(...) it"
+                    f"site '{name}' has batch shape {tuple(site['fn'].batch_shape)}, more than its"
+                    " plates declare: put that dimension under a plate, or .to_event(...) it"
                 )
 
 
 def replayable(guide_trace: poutine.Trace) -> poutine.Trace:
-    """Return a guide's trace with the sites alone that it draws: a replay stops at any other of a latent's name."""
+    """Return a guide's trace without sites that it does not draw, at which a replay stops."""
     drawn = poutine.Trace()
     drawn.nodes.update(
         {name: site for name, site in guide_trace.nodes.items() if not site.get("is_observed")}
@@ -152,13 +155,13 @@ def check_whole_plates(*traces: poutine.Trace) -> None:
         for frame in site.get("cond_indep_stack", ()):
             if frame.full_size is not None and frame.full_size != frame.size:
                 raise InputError(
-                    f"plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size}); evaluation needs all"
-                    " its data: call the model without subsampling"
+                    f"plate '{frame.name}' is subsampled ({frame.size} of {frame.full_size});"
+                    " evaluation needs all its data: call the model without subsampling"
                 )
 
 
 def unwrapped(distribution: Any) -> Any:
-    """Return what is left of a distribution without the wrappers that declare dimensions to be one event, or mask."""
+    """Return a distribution without the wrappers that declare events, or mask."""
     while isinstance(distribution, dist.MaskedDistribution | Independent):
         distribution = distribution.base_dist
     return distribution
@@ -188,7 +191,7 @@ class _UpTo(Messenger):  # type: ignore[misc]
 
 
 def site_of(program: Callable[..., Any], name: str, *args: Any) -> Site:
-    """Run a program up to a sample site, and return that: what follows, such as a decoder, is not run.
+    """Run a program up to a sample site, and return that, without running the rest.
 
     Args:
         program: A Pyro program that has the site.

@@ -1,4 +1,4 @@
-"""Where a distribution has density: without validation torch's log densities are finite outside a support too."""
+"""Supports of distributions, outside which torch's log densities are finite too."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from torch.distributions.constraints import MixtureSameFamilyConstraint
 # An angle's density repeats itself beyond one turn; torch gives the whole line as its support.
 _ONE_TURN = constraints.interval(-math.pi, math.pi)
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
-# What a vector's sum may miss 1 by: torch asks for a millionth, which rounding alone exceeds in
+# The error of a vector's sum beside 1: torch asks for a millionth, which rounding alone exceeds in
 # long vectors.
 _SUM_ERROR = 1e-5
 
 
 def log_density(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Return the log density, minus infinity outside the support: :func:`inside` says which values lie in it."""
+    """Return the log density, minus infinity outside the support."""
     if isinstance(distribution, MixtureSameFamily) and _is_plain(
         distribution, MixtureSameFamily, "log_prob"
     ):
@@ -48,7 +48,7 @@ def log_density(distribution: Any, value: Tensor, *args: Any, **kwargs: Any) -> 
 
 
 def is_unbounded(distribution: Any) -> bool:
-    """Whether the support of a distribution is the whole of its space, so that no value lies outside."""
+    """Whether the support of a distribution is the whole of its space."""
     if isinstance(distribution, _ANGLES):
         return False
     if isinstance(distribution, Independent | dist.MaskedDistribution | ExpandedDistribution):
@@ -72,7 +72,7 @@ def is_angle(distribution: Any) -> bool:
 
 
 def declares_its_support(distribution: Any) -> bool:
-    """Whether a support is told by its constraint alone, and not by transforms or by components of their own."""
+    """Whether a support is known by its constraint, without transforms or components."""
     while hasattr(distribution, "base_dist") and not isinstance(
         distribution, TransformedDistribution
     ):
@@ -84,7 +84,7 @@ def declares_its_support(distribution: Any) -> bool:
 
 
 def support_of(distribution: Any) -> Any | None:
-    """Return the support that a distribution declares, one turn for an angle, or None where it declares none."""
+    """Return the declared support, one turn for an angle, or None."""
     if isinstance(distribution, _ANGLES):
         event_dim = len(distribution.event_shape)
         return constraints.independent(_ONE_TURN, event_dim) if event_dim else _ONE_TURN
@@ -106,7 +106,7 @@ def _is_plain(distribution: Any, family: type, name: str) -> bool:
 
 
 def _is_transformed(distribution: Any) -> bool:
-    """Whether a distribution's support has to be found through its transforms: a family that declares one knows it."""
+    """Whether a support has to be derived through transforms, as no family declares it."""
     return isinstance(distribution, TransformedDistribution) and _is_plain(
         distribution, TransformedDistribution, "support"
     )
@@ -122,7 +122,7 @@ def _parts(transforms: list[Transform]) -> Iterator[Transform]:
 
 @functools.singledispatch
 def inside(distribution: Any, value: Tensor) -> Tensor | None:
-    """Return which values lie in the support of a distribution, of its batch's shape, or None where all do.
+    """Return which values lie in the support, of the batch's shape, or None where all do.
 
     NaN is left to the density, which may take it for missing. Nothing is read from the tensors, so
     that the check can be compiled with the density that it goes with.

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_bvae import plots
+from pyro_bvae.core.context import arguments
 from pyro_bvae.evaluation import count_checks
 from pyro_bvae.priors import NormalPrior
 
@@ -62,7 +63,7 @@ def _counts(run: Any) -> Section | None:
     if getattr(likelihood, "support", None) is not constraints.nonnegative_integer:
         return None
     test = run.splits.test[:NUM_CHECKED].dense()
-    args = (test.x, *(() if test.context is None else (test.context,)))
+    args = arguments(test.x, test.context)
     checks = count_checks(run.vae.model, run.vae.guide, *args)
     caption = (
         "Are counts that the model draws like those that it saw? Latents from the guide, counts from the likelihood,"

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
+from pyro_bvae.evaluation.rows import rows_of
+
 # How large a share of untrusted data the page warns of.
 UNTRUSTED_SHARE = 0.05
 # How the sentence of a guide that needs nothing ends.
@@ -22,53 +24,12 @@ class Row(NamedTuple):
     meaning: str
 
 
-ESTIMATES = {
-    "evidence": (
-        "Evidence, log p(x)",
-        "The log density the model gives to a datum. Higher is better.",
-    ),
-    "elbo": (
-        "ELBO",
-        "A lower bound on the evidence, always with the rate at weight 1. It equals minus (distortion + rate).",
-    ),
-    "distortion": (
-        "Distortion, D",
-        "How badly a datum is rebuilt from its code: minus the mean reconstruction log-likelihood. Lower is better.",
-    ),
-    "rate": (
-        "Rate, R",
-        "How much the code says about the datum: the mean KL from the guide to the prior.",
-    ),
-    "objective": (
-        "Objective, D + βR",
-        "What training makes small: distortion plus β times the rate.",
-    ),
-    "variational_gap": (
-        "Variational gap",
-        "Evidence minus ELBO: how far the guide is from the exact posterior. The three gaps below add up to it.",
-    ),
-    "approximation_gap": (
-        "Approximation gap",
-        "What is lost because the guide's family is too small, even with the best member for each datum.",
-    ),
-    "beta_gap": (
-        "β gap",
-        "What is lost because the guide was fitted to the objective with β and not to the ELBO.",
-    ),
-    "amortization_gap": (
-        "Amortization gap",
-        "What is lost because one encoder serves all data. It may be negative when β is not 1.",
-    ),
-}
-
-
 def headline(evaluation: Mapping[str, Any]) -> list[Row]:
     """Return the lines of the headline table."""
-    rows = []
-    for key, (name, meaning) in ESTIMATES.items():
-        rows.append(Row(name, *format_estimate(evaluation.get(key)), meaning))
-        if key == "approximation_gap":
-            rows += _families(evaluation.get("families") or {})
+    rows = [
+        Row(label, *format_estimate(estimate), meaning)
+        for label, meaning, estimate in rows_of(evaluation, evaluation.get("families") or {})
+    ]
     if units := evaluation.get("active_units"):
         meaning = "Latents that the data move: their posterior mean has variance over the data above 0.01."
         rows.append(
@@ -77,24 +38,15 @@ def headline(evaluation: Mapping[str, Any]) -> list[Row]:
     return [*rows, *_counts(evaluation)]
 
 
-def _families(families: Mapping[str, Any]) -> list[Row]:
-    meaning = "What a guide of this richer family would leave of the approximation gap."
-    return [
-        Row(f"– with a {name} guide", *format_estimate(left), meaning)
-        for name, left in families.items()
-    ]
-
-
 def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
     """Return how many data's evidence and refits can be trusted."""
-    rows, num_data, weights = [], evaluation.get("num_data"), evaluation.get("pareto_k") or {}
-    meaning = "Data whose importance weights are too uneven, by their Pareto k, for the evidence to be trusted."
-    if weights.get("untrusted") is not None:
-        rows.append(
-            Row("Untrusted evidence", f"{weights['untrusted']} of {num_data}", "", "", meaning)
+    rows, num_data = [], evaluation.get("num_data")
+    if (untrusted := (evaluation.get("pareto_k") or {}).get("untrusted")) is not None:
+        meaning = (
+            "Data whose importance weights are too uneven, by their Pareto k, for the evidence to be"
+            " trusted."
         )
-    elif (share := weights.get("share_above_0.7")) is not None:
-        rows.append(Row("Untrusted evidence", f"{100 * share:.1f}%", "", "", meaning))
+        rows.append(Row("Untrusted evidence", f"{untrusted} of {num_data}", "", "", meaning))
     if (certified := (evaluation.get("refits") or {}).get("certified")) is not None:
         meaning = "Data whose best guides, which the parts of the gap are measured from, are certified to be the best."
         rows.append(Row("Certified refits", f"{certified} of {num_data}", "", "", meaning))
@@ -150,10 +102,6 @@ def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
         said.append(f"No KL of each latent: {evaluation['kl_note']}")
     if evaluation.get("verdict"):
         return said  # it says itself what limits its truth
-    if (evaluation.get("refits") or {}).get("converged") is False:
-        said.append(
-            "The local refits did not converge: the three parts of the gap are rough, their sum is not."
-        )
     if ((evaluation.get("pareto_k") or {}).get("share_above_0.7") or 0.0) > UNTRUSTED_SHARE:
         said.append(
             "Many data have Pareto k above 0.7: the evidence, and with it the gap, may be too low."

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.anndata import CellFormat
@@ -78,7 +79,7 @@ def annotate(
     for index, (x, context) in enumerate(
         tqdm(batches, total=data.num_batches(size), disable=not progress)
     ):
-        args = (x,) if context is None else (x, context)
+        args = arguments(x, context)
         vae.check_data(*args)
         measured = evidence(
             vae.model,

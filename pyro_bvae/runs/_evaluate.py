@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
@@ -50,7 +51,7 @@ def evaluate_run(
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
         assert run.config is not None and run.splits is not None
         test = choose_data(run.splits.test, num_data, seed).dense().to(own_device(device))
-        args = (test.x, *(() if test.context is None else (test.context,)))
+        args = arguments(test.x, test.context)
         run.vae.check_data(*args)
         evaluation = evaluate_shares(
             run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples, families=families,

@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.datasets import Splits
 from pyro_bvae.runs.build import build_vae, load_data
 from pyro_bvae.runs.catalogue import Shape
@@ -96,7 +97,7 @@ def load(
     # The best checkpoint knows the history up to itself only.
     metrics = directory / "metrics.csv"
     history = History.read(metrics) if metrics.exists() else History(state["history"])
-    history.remarks = _remarks(directory, state, getattr(vae, "latent_dim", None))
+    history.remarks = _remarks(directory, state, latent_dim_of(vae))
     return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
 
 

@@ -86,6 +86,4 @@ def write_evaluation(
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:
-    if isinstance(arg, Context):
-        return Context(*(None if part is None else part[rows] for part in arg))
-    return arg[rows]
+    return arg.take(rows) if isinstance(arg, Context) else arg[rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,26 +12,13 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sequ
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.protocols import Batch, Batches
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.training.distributed import Ranks
 
-Batch = tuple[Tensor, Context | None]
 Check = Callable[[Tensor, Context | None], None]
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Data in batches whose order is a function of seed and epoch."""
-
-    def num_batches(self, batch_size: int) -> int:
-        """Return how many batches an epoch has."""
-        ...
-
-    def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of one epoch."""
-        ...
 
 
 class Ready:
@@ -46,9 +33,7 @@ class Ready:
         """Return the batch of this index ready; ``checked`` if it has been seen before."""
         x = x.to(self.device, self.dtype)
         if context is not None:
-            context = Context(
-                *(None if part is None else part.to(self.device, self.dtype) for part in context)
-            )
+            context = context.to(self.device, self.dtype)
         if not checked:
             try:
                 self.check(x, context)
@@ -132,12 +117,7 @@ class Shares:
         """Yield this process's share of each batch of an epoch; one of a short batch may be empty."""
         for x, context in self.data.batches(batch_size, seed=seed, epoch=epoch):
             rows = self.ranks.share(x.shape[0])
-            part = (
-                None
-                if context is None
-                else Context(*(None if each is None else each[rows] for each in context))
-            )
-            yield x[rows], part
+            yield x[rows], context and context.take(rows)
 
 
 class Joined:

@@ -60,7 +60,7 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
             "'vae' must have a decoder with a likelihood, and a network whose last layer has a bias"
         )
     x = x[:_MOST_DATA].to(last.bias)
-    given = () if context is None else (_rows(context, slice(_MOST_DATA), last.bias),)
+    given = () if context is None else (context.take(slice(_MOST_DATA)).to(last.bias),)
     # Not at 0 itself, where densities with a removable singularity may have no slope.
     bias = torch.full_like(last.bias, _NEAR_0).requires_grad_()
     optimizer = torch.optim.LBFGS([bias], max_iter=_STEPS, line_search_fn="strong_wolfe")
@@ -71,7 +71,7 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
         for rows in torch.arange(len(x)).split(max(1, _AT_ONCE // len(last.places))):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
             terms = likelihood(
-                bias[last.places].expand(len(rows), -1), *(_rows(each, part) for each in given)
+                bias[last.places].expand(len(rows), -1), *(each.take(part) for each in given)
             )
             terms = PartlyObserved.of(terms) if bool(torch.isnan(x[part]).any()) else terms
             share = -terms.log_prob(x[part]).sum() / len(x)
@@ -152,9 +152,4 @@ def _decode(vae: Any, context: Context | None, count: int = 2) -> Any:
     if context is None:
         return vae.decoder(z)
     rows = torch.arange(count) % min(len(part) for part in context if part is not None)
-    return vae.decoder(z, _rows(context, rows))
-
-
-def _rows(context: Context, rows: Any, like: Tensor | None = None) -> Context:
-    taken = [None if part is None else part[rows] for part in context]
-    return Context(*(part if part is None or like is None else part.to(like) for part in taken))
+    return vae.decoder(z, context.take(rows))

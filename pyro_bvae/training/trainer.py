@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyro_bvae.core.atomic_files import make_directory, remove_parts
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products
+from pyro_bvae.core.protocols import ChecksData, latent_dim_of, takes_missing
 from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.batches import as_batches, joined, may_be_single, num_steps, shared
@@ -88,7 +89,7 @@ class Trainer:
                 "'vae' has no parameter that requires a gradient, so there is nothing to train"
             )
         self.device, dtype = self.parameters[0].device, self.parameters[0].dtype
-        check = getattr(vae, "check_data", None)
+        check = vae.check_data if isinstance(vae, ChecksData) else None
         self.data = as_batches(_as_dataset(data, vae), dtype, self.device, check)
         if not isinstance(validation, Tensor | Dataset | None):
             raise InputError(
@@ -188,7 +189,7 @@ class Trainer:
 
     def _after(self) -> list[Remark]:
         """Look over the metrics of the run."""
-        latent_dim, before = getattr(self.vae, "latent_dim", None), self.history.remarks
+        latent_dim, before = latent_dim_of(self.vae), self.history.remarks
         return check_during(
             self.history.rows, self.settings.gradient_clip, latent_dim=latent_dim, before=before
         )
@@ -221,7 +222,9 @@ class Trainer:
         x, context = next(
             iter(self.data.batches(self.settings.batch_size, seed=self.settings.seed, epoch=0))
         )
-        try_out(self.loss, self.parameters, x[:2], _first(context, 2), self.final_beta)
+        try_out(
+            self.loss, self.parameters, x[:2], context and context.take(slice(2)), self.final_beta
+        )
         if self.held_out is not None:
             self.held_out.try_out()
         size = self.settings.batch_size
@@ -288,9 +291,7 @@ class Trainer:
             return {}
         with evaluating(self.vae), seeded(VALIDATION_STREAM), torch.no_grad():
             few = data[:_FEW]
-            active = count_active(
-                self.vae.guide, few.x, *(() if few.context is None else (few.context,))
-            )
+            active = count_active(self.vae.guide, *arguments(few.x, few.context))
         return {} if active is None else {"active_units": active}
 
     # -- what is kept
@@ -390,9 +391,7 @@ class Trainer:
 
 def _as_dataset(data: Any, vae: nn.Module) -> Any:
     """Return a tensor as a data set, in which NaN is a missing entry if the model takes it as one."""
-    return (
-        Dataset(data, missing=getattr(vae, "missing", False)) if isinstance(data, Tensor) else data
-    )
+    return Dataset(data, missing=takes_missing(vae)) if isinstance(data, Tensor) else data
 
 
 def _set_modes(modes: dict[nn.Module, bool]) -> None:
@@ -402,11 +401,3 @@ def _set_modes(modes: dict[nn.Module, bool]) -> None:
 
 def _name_of(objective: Objective) -> str:
     return repr(objective) if isinstance(objective, StepsByTerms) else type(objective).__name__
-
-
-def _first(context: Context | None, count: int) -> Context | None:
-    return (
-        None
-        if context is None
-        else Context(*(None if part is None else part[:count] for part in context))
-    )

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation import bound
+from pyro_bvae.evaluation import elbo_parts
 from pyro_bvae.training.checks.nonfinite import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.history import Row
@@ -88,8 +89,8 @@ class HeldOut:
 
     @torch.no_grad()
     def _measure(self, data: Dataset, beta: float) -> Row:
-        args = (data.x, *(() if data.context is None else (data.context,)))
-        measured = bound(self.vae.model, self.vae.guide, *args, num_samples=1, seed=self._seed)
+        args = arguments(data.x, data.context)
+        measured = elbo_parts(self.vae.model, self.vae.guide, *args, num_samples=1, seed=self._seed)
         own = (
             self._own_objective(data, beta)
             if self.loss.has_own_objective

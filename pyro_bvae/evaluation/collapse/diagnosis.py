@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta, check_count
+from pyro_bvae.core.protocols import takes_missing
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.collapse.causes import (
@@ -217,7 +219,7 @@ def _refit(
 def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
     """Return what model and guide are given: some of the data, as the module is, with their context."""
     if isinstance(data, Tensor):
-        data = Dataset(data, missing=bool(getattr(vae, "missing", False)))
+        data = Dataset(data, missing=takes_missing(vae))
     if not isinstance(data, Dataset):
         hint = "; use its dense()" if callable(getattr(data, "dense", None)) else ""
         raise InputError(
@@ -234,7 +236,7 @@ def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any
         data = data.binarized(seed)
     own = next(vae.parameters(), data.x)
     data = data.to(device=own.device, dtype=own.dtype)
-    return (data.x,) if data.context is None else (data.x, data.context)
+    return arguments(data.x, data.context)
 
 
 def _mean_and_error(values: Tensor) -> tuple[float, float]:

@@ -2,33 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
+from pyro_bvae.core.findings import Finding
 from pyro_bvae.evaluation.collapse.causes import UNSEEN, Cause, Evidence, LatentDiagnosis
 
 # Numbers that are written out one by one.
 _MOST_NUMBERS = 6
 
 
-@dataclass(frozen=True)
-class CollapseFinding:
-    """One cause, the latents that it concerns, and what to do.
+class CollapseFinding(Finding):
+    """One cause of collapse, with the latents that it concerns as its subject."""
 
-    Attributes:
-        cause: The cause.
-        latents: Indices of the latents.
-        evidence: The numbers behind it, in words.
-        remedy: The smallest thing to try.
-    """
+    @property
+    def cause(self) -> Cause:
+        """The cause."""
+        return Cause(self.code)
 
-    cause: Cause
-    latents: tuple[int, ...]
-    evidence: str
-    remedy: str
+    @property
+    def latents(self) -> tuple[int, ...]:
+        """Indices of the latents."""
+        return self.subject
+
+    @property
+    def evidence(self) -> str:
+        """The numbers behind it, in words."""
+        return self.message
+
+    @property
+    def remedy(self) -> str:
+        """The smallest thing to try."""
+        return self.advice
 
     def __str__(self) -> str:
         noun = "latent" if len(self.latents) == 1 else "latents"
-        return f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.evidence}\n    try: {self.remedy}"
+        return (
+            f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.message}"
+            f"\n    try: {self.advice}"
+        )
 
 
 def findings_of(
@@ -47,11 +58,9 @@ def findings_of(
         concerned = [latent for latent in latents if latent.cause is cause]
         if concerned:
             evidence, remedy = say(result, concerned)
-            findings.append(
-                CollapseFinding(
-                    cause, tuple(latent.index for latent in concerned), evidence, remedy
-                )
-            )
+            severity: Literal["note", "warning"] = "note" if cause is Cause.NO_SIGNAL else "warning"
+            subject = tuple(latent.index for latent in concerned)
+            findings.append(CollapseFinding(cause, severity, subject, evidence, remedy))
     return tuple(findings)
 
 

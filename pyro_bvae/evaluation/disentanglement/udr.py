@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from scipy.stats import rankdata
 
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM
 from pyro_bvae.datasets import Dataset
@@ -142,7 +143,7 @@ def unsupervised_disentanglement_ranking(
 
 def _active_codes(vae: BetaVAE, data: Dataset, seed: int) -> Array:
     """Return the codes of the latents that are not idle: by their KL, or their variance where there is no KL of one."""
-    args = (data.x,) if data.context is None else (data.x, data.context)
+    args = arguments(data.x, data.context)
     kl = kl_per_dimension(vae.model, vae.guide, *args, seed=seed)
     assert kl is not None  # a BetaVAE has one latent
     active = kl.active if kl.values is None else kl.values > _LEAST_KL

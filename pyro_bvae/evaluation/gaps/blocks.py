@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,16 +17,16 @@ from pyro_bvae.evaluation.marginal.importance import Weights, sample_weights
 from pyro_bvae.evaluation.marginal.proposals import TAIL_SHARE, Component
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.evaluation.marginal.tails import robust_guide
-from pyro_bvae.evaluation.refit.local_guides import Family, JointLocalGuide
+from pyro_bvae.evaluation.refit.joint_guides import Family, JointLocalGuide
 from pyro_bvae.evaluation.refit.mode_guides import mode_guides
 from pyro_bvae.evaluation.refit.modes import Modes, find_modes
 from pyro_bvae.evaluation.refit.optimisation import (
     LocalGuideFactory,
     Refit,
     RefitSettings,
+    has_density,
     is_better,
     refit,
-    says_its_density,
 )
 from pyro_bvae.program.program import Function, Program
 
@@ -37,9 +36,9 @@ class GapBlock(NamedTuple):
 
     evidence: EvidenceBlock
     bound: BoundBlock
-    gaps: Tensor  # (4 + families, B): variational, approximation, beta, amortization, then each family's
+    gaps: Tensor  # (4 + families, B): variational, approximation, beta, amortization, families
     gap_errors: Tensor  # of the same shape: their Monte Carlo errors
-    gap_biases: Tensor  # of the same shape: of the evidence, and what a refit has left to gain
+    gap_biases: Tensor  # of the same shape: of the evidence, and a refit's gain left
     gap_reliable: Tensor  # of the same shape: whether all that a gap is made of can be trusted
     elbos: Tensor  # (1 + families, B): of the refit, then of each family's
     elbo_errors: Tensor  # of the same shape
@@ -53,7 +52,7 @@ class GapBlock(NamedTuple):
 
 
 class _Refits(NamedTuple):
-    """The refits of a block: under the ELBO, under the training objective (the same at β = 1), of richer families."""
+    """The refits of a block: under the ELBO, under the training objective, of families."""
 
     best: Refit
     under_beta: Refit
@@ -67,7 +66,7 @@ class _Refits(NamedTuple):
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked of the gaps, the same for every block."""
+    """The settings of a measurement, the same for every block."""
 
     num_samples: int
     training_beta: float
@@ -92,13 +91,12 @@ def _refits(
     results: list[Refit] = []
     for family in request.families:
         start = results[-1].guide if results else best.guide
-        make = functools.partial(_joint, program, family, start)
+
+        def make(*args: Any, family: Family = family, start: Function = start) -> JointLocalGuide:
+            return JointLocalGuide(program, args, family, start)
+
         results.append(refit(program, args, 1.0, settings, seed, make, on_progress=on_progress))
     return _Refits(best, under_beta, tuple(results))
-
-
-def _joint(program: Program, family: Family, start: Function, *args: Any) -> JointLocalGuide:
-    return JointLocalGuide(program, args, family, start)
 
 
 def gap_block(
@@ -117,7 +115,9 @@ def gap_block(
     """
     refits = _refits(program, args, request, seed, on_progress)
     on_progress("weighing")
-    modes = _modes(program, args, request, refits, seed)
+    modes, starts = refits.best.modes, request.settings.num_starts
+    if modes is None and starts:
+        modes = find_modes(program, args, 1.0, starts, stream_seed(seed, 4))
     mixed, has_tails = _mixed(program, args, request, refits, modes)
     mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if len(mixed) > 1 else ()
 
@@ -174,7 +174,7 @@ def gap_block(
 def _gap_values(
     linearised: Tensor, bounds: list[Tensor], richer: list[Tensor], evidence: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the gaps and their Monte Carlo errors from paired samples, each ``(4 + families, B)``."""
+    """Return gaps and Monte Carlo errors from paired samples, ``(4 + families, B)`` each."""
     own, star, star_beta = bounds
     samples = [linearised - own, linearised - star, star - star_beta, star_beta - own]
     samples += [linearised - part for part in richer]
@@ -183,19 +183,10 @@ def _gap_values(
     return values, torch.stack([error_of_mean(part) for part in samples])
 
 
-def _modes(
-    program: Program, args: tuple[Any, ...], request: Request, refits: _Refits, seed: int
-) -> Modes | None:
-    """Return the modes that the refit found, or else those of a search of their own, if one was asked for."""
-    if refits.best.modes is not None or not request.settings.num_starts:
-        return refits.best.modes
-    return find_modes(program, args, 1.0, request.settings.num_starts, stream_seed(seed, 4))
-
-
 def _pooled_evidence(
     pooled: Tensor, num_samples: int, has_tails: bool, rounding: float
 ) -> tuple[EvidenceBlock, Tensor]:
-    """Return the evidence of the draws of all guides, and one linearised sample a particle: the mean of theirs."""
+    """Return the evidence of the draws of all guides, and their mean linearised samples."""
     linearised = normalized_weights(pooled).unflatten(0, (-1, num_samples)).mean(0) - 1
     evidence = EvidenceBlock.from_log_weights(pooled, has_tails=has_tails)
     error = torch.hypot(error_of_mean(linearised), rounding * evidence.value.abs())
@@ -205,7 +196,7 @@ def _pooled_evidence(
 def _reliability(
     evidence: Tensor, bounds: list[Tensor], certified: Tensor, beta: float
 ) -> tuple[list[Tensor], Tensor]:
-    """Return of which data the four gaps can be trusted, and the bound of the best guide, each ``(B,)``."""
+    """Return the data of reliable gaps, and of a reliable best bound, ``(B,)`` each."""
     own, star, star_beta = (has_reliable_mean(part).to(certified.device) for part in bounds)
     star, star_beta = star & certified, star_beta & certified
     between = torch.ones_like(certified) if beta == 1 else star & star_beta
@@ -220,7 +211,7 @@ def _mixed(
     They are the guide, its refits, the refit with tails and a heavy-tailed guide in each mode; the
     guide with tails alone where they cannot be mixed.
     """
-    own_family = request.local_guide is None or says_its_density(program, args, refits.best.guide)
+    own_family = request.local_guide is None or has_density(program, args, refits.best.guide)
     if not (program.proposes_latents_alone and own_family):
         guide, has_tails = robust_guide(program, TAIL_SHARE, program.guide, args)
         return (guide,), has_tails
@@ -233,7 +224,7 @@ def _mixed(
 
 
 def _refit_noise(refits: _Refits) -> Tensor:
-    """Return what the optimiser's noise adds to the errors of the gaps, ``(4 + families, B)``."""
+    """Return the optimiser's noise in the errors of the gaps, ``(4 + families, B)``."""
     best, under_beta = refits.best.noise, refits.under_beta.noise
     zero = torch.zeros_like(best)
     between = zero if refits.best is refits.under_beta else torch.hypot(best, under_beta)
@@ -241,9 +232,9 @@ def _refit_noise(refits: _Refits) -> Tensor:
 
 
 def _biases(evidence: EvidenceBlock, refits: _Refits) -> Tensor:
-    """Return how far the gaps may be off by the evidence's bias and what the refits have left, ``(4 + families, B)``.
+    """Return the gaps' biases by evidence and unfinished refits, ``(4 + families, B)``.
 
-    Only under the ELBO is what a refit has left to gain what the bound has left.
+    Only under the ELBO is a refit's gain left the bound's.
     """
     best, bias = refits.best.remaining, evidence.bias
     zero = torch.zeros_like(best)
@@ -255,7 +246,7 @@ def _biases(evidence: EvidenceBlock, refits: _Refits) -> Tensor:
 
 
 def _at_least(refitted: Weights, start: Weights, beta: float) -> Weights:
-    """Return the weights of a refit, or of where it started for the data where that is surely better.
+    """Return the weights of a refit, or of its start for the data where that is surely better.
 
     The refit judged itself on few samples; these are many, and no refit ends below its start by
     more than their noise.

@@ -1,4 +1,4 @@
-"""Inference gaps: how far the bound is from the evidence, and what that is due to."""
+"""Inference gaps: the distance from bound to evidence, by cause."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ from pyro_bvae.evaluation.gaps.result import InferenceGaps
 from pyro_bvae.evaluation.marginal.blocks import join_evidence
 from pyro_bvae.evaluation.marginal.bounds import join_bound
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar, stream_blocks
-from pyro_bvae.evaluation.refit.local_guides import family_of
+from pyro_bvae.evaluation.refit.joint_guides import family_of
 from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory, RefitSettings
 from pyro_bvae.program.program import Function, open_program
+
+#: The reason why a guide trained at β = 0 has no gaps.
+AT_ZERO = "'training_beta' must be positive for the gaps to be finite, got 0"
 
 
 def inference_gaps(
@@ -63,10 +66,10 @@ def inference_gaps(
         training_beta: The β that the guide was trained with, positive.
         num_samples: Particles for each datum behind the evidence and each bound.
         families: Richer families to fit to each datum too, in this order: ``"full-rank"``, a normal
-            over all latents of a datum, and ``"flow"``, which bends it; what each would leave of
+            over all latents of a datum, and ``"flow"``, which bends it; each would leave a part of
             the approximation gap.
         train: Arguments with training data: the gaps are measured on them too, and the difference
-            of the amortization gaps is what the encoder does not generalise.
+            of the amortization gaps is the encoder's failure to generalise.
         evidence: The evidence of the same data from elsewhere, such as
             :func:`~pyro_bvae.evaluation.annealed_evidence`, where importance sampling cannot be
             trusted.
@@ -89,7 +92,7 @@ def inference_gaps(
     check_num_samples(num_samples)
     check_beta(training_beta)
     if training_beta == 0:
-        raise InputError("'training_beta' must be positive for the gaps to be finite, got 0")
+        raise InputError(AT_ZERO)
     if train is not None and not isinstance(train, tuple):
         raise InputError(
             f"'train' must be a tuple of arguments, such as (x,), got a {type(train).__name__}"
@@ -148,7 +151,7 @@ def _measure(
         ]
 
     def estimates(*names: str) -> list[Estimate]:
-        """Return an estimate for each row of values, errors, biases (if any) and reliability of all blocks."""
+        """Return estimates from rows of values, errors, biases (if any) and reliability."""
         *numbers, reliable = (
             torch.cat([getattr(block, name).cpu() for block in blocks], dim=1) for name in names
         )
@@ -185,10 +188,11 @@ def _measure(
 
 
 def _against(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
-    """Return the gaps measured from another estimate of the evidence, whose error is independent of the bounds'."""
+    """Return the gaps from another estimate of the evidence, whose error is independent."""
     if evidence.per_datum.shape != gaps.evidence.per_datum.shape:
         raise InputError(
-            f"'evidence' must be of the same {len(gaps.certified)} data, got that of {len(evidence.per_datum)}"
+            f"'evidence' must be of the same {len(gaps.certified)} data, got that of"
+            f" {len(evidence.per_datum)}"
         )
 
     def below(elbo: Estimate) -> Estimate:

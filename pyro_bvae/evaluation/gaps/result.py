@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from pyro_bvae.core.findings import Finding
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.marginal.bounds import Bound
+from pyro_bvae.evaluation.marginal.bounds import ElboParts
 
 # Below this many nats, or within two errors of zero, a gap is nothing to fix.
 _SMALL = 0.1
@@ -20,54 +21,53 @@ _NAMES = {"beta": "the β gap"}
 _WORTHWHILE = 0.2
 
 
-def verdict(gaps: InferenceGaps) -> str:
-    """Return a sentence on the largest part of the variational gap and its remedy, and what limits its truth."""
+def finding(gaps: InferenceGaps) -> Finding:
+    """Return the largest part of the variational gap and its remedy."""
     whole = gaps.variational
+    more = "take more samples, or give an annealed evidence"
     if not whole.monte_carlo_error <= max(_SMALL, 0.5 * abs(whole.value)):  # a NaN too
-        sentences = [
-            f"the gap is {whole.value:.2f} ± {whole.monte_carlo_error:.2f} nats: the error is too large to tell what to"
-            " fix; take more samples, or give an annealed evidence."
+        size = f"the gap is {whole.value:.2f} ± {whole.monte_carlo_error:.2f} nats"
+        message = f"{size}: the error is too large to tell the part to fix"
+        return Finding("uncertain-gap", "warning", ("variational",), message, more)
+    if not whole.value > max(_SMALL, 2 * whole.monte_carlo_error):
+        size = f"the gap is {whole.value:.2f} nats"
+        if whole.trusted and gaps.evidence.trusted:
+            message = f"{size}: the guide is as good as it needs to be"
+            return Finding("small-gap", "note", ("variational",), message)
+        message = f"{size}: too small to tell the part to fix, and the evidence cannot be trusted"
+        return Finding("uncertain-gap", "warning", ("variational",), message, more)
+    parts = _parts(gaps)
+    largest = max(parts, key=lambda name: parts[name])
+    part, name = parts[largest], _NAMES.get(largest, largest)
+    share = f"{100 * part / whole.value:.0f}%" if part <= whole.value else "more than all"
+    remedies = {"amortization": _amortization, "approximation": _approximation, "beta": _beta}
+    message = f"{name} is {share} of the gap ({part:.2f} of {whole.value:.2f} nats)"
+    return Finding(f"{largest}-gap", "warning", (largest,), message, remedies[largest](gaps))
+
+
+def _parts(gaps: InferenceGaps) -> dict[str, float]:
+    return {name: getattr(gaps, name).value for name in ("amortization", "approximation", "beta")}
+
+
+def verdict(gaps: InferenceGaps) -> str:
+    """Return sentences on the largest part of the gap, its remedy, and their limits."""
+    largest, parts = finding(gaps), _parts(gaps)
+    sentences = [largest.sentence]
+    if (name := largest.subject[0]) in parts:
+        others = [other for other in parts if other != name]
+        near = [
+            f"{_NAMES.get(other, other)} ({parts[other]:.2f})"
+            for other in others
+            if parts[other] >= _NEAR * parts[name]
         ]
-    elif not _counts(whole):
-        sure = whole.trusted and gaps.evidence.trusted
-        results = (
-            "the guide is as good as it needs to be"
-            if sure
-            else "too small to tell what to fix, and the evidence cannot be trusted: take more samples, or give an"
-            " annealed evidence"
-        )
-        sentences = [f"the gap is {whole.value:.2f} nats: {results}."]
-    else:
-        parts = {name: getattr(gaps, name) for name in ("amortization", "approximation", "beta")}
-        largest = max(parts, key=lambda name: parts[name].value)
-        part = parts[largest].value
-        name = _NAMES.get(largest, largest)
-        remedy = {"amortization": _amortization, "approximation": _approximation, "beta": _beta}[
-            largest
-        ](gaps)
-        sentences = [
-            f"{name} is {_share(part, whole.value)} of the gap ({part:.2f} of {whole.value:.2f} nats): {remedy}."
-        ]
-        near = [other for other in parts if other != largest and parts[other].value >= _NEAR * part]
-        if near:
-            others = " and ".join(
-                f"{_NAMES.get(other, other)} ({parts[other].value:.2f})" for other in near
-            )
-            sentences.append(f"Nearly as large: {others}.")
-    if gaps.amortization.value < -max(_REFIT, 2 * gaps.amortization.monte_carlo_error):
+        sentences += [f"Nearly as large: {' and '.join(near)}."] if near else []
+    amortization = gaps.amortization
+    if amortization.value < -max(_REFIT, 2 * amortization.monte_carlo_error):
         sentences.append(
-            f"The encoder lies {-gaps.amortization.value:.2f} nats nearer to the posterior than the optimum of its own"
-            " objective."
+            f"The encoder lies {-amortization.value:.2f} nats nearer to the posterior than the"
+            " optimum of its own objective."
         )
     return " ".join([*sentences, *_limits(gaps)])
-
-
-def _share(part: float, whole: float) -> str:
-    return f"{100 * part / whole:.0f}%" if part <= whole else "more than all"
-
-
-def _counts(gap: Estimate) -> bool:
-    return gap.value > max(_SMALL, 2 * gap.monte_carlo_error)
 
 
 def _amortization(gaps: InferenceGaps) -> str:
@@ -77,10 +77,13 @@ def _amortization(gaps: InferenceGaps) -> str:
     errors = 2 * (part.standard_error**2 + part.monte_carlo_error**2) ** 0.5
     if part.value > max(0.5 * gaps.amortization.value, errors):
         return (
-            f"{part.value:.2f} of it is missing on the training data, so the encoder overfits: more data, noise on its"
-            " input, or an earlier stop"
+            f"{part.value:.2f} of it is missing on the training data, so the encoder overfits: more"
+            " data, noise on its input, or an earlier stop"
         )
-    return f"enlarge the encoder, or train it longer; it generalises ({part.value:.2f} nats lost on new data)"
+    return (
+        f"enlarge the encoder, or train it longer; it generalises ({part.value:.2f} nats lost"
+        " on new data)"
+    )
 
 
 def _approximation(gaps: InferenceGaps) -> str:
@@ -93,30 +96,30 @@ def _approximation(gaps: InferenceGaps) -> str:
         return (
             f"but the richest family tried would close only {max(whole - best, 0):.2f} nats of it"
         )
-    # The first in order, from simple to rich, that gets most of what there is to get.
+    # The first in order, from simple to rich, that closes most of the gap that any closes.
     name = next(name for name in left if whole - left[name] >= 0.8 * (whole - best))
     return f"a {name} guide would close {whole - left[name]:.2f} nats of it"
 
 
 def _beta(gaps: InferenceGaps) -> str:
     return (
-        f"the guide was trained at β = {gaps.training_beta:g}; where the evidence matters, train the encoder on at"
-        " β = 1 with the decoder fixed"
+        f"the guide was trained at β = {gaps.training_beta:g}; where the evidence matters, train"
+        " the encoder on at β = 1 with the decoder fixed"
     )
 
 
 def _limits(gaps: InferenceGaps) -> list[str]:
-    """Return what keeps the numbers from being the whole truth."""
+    """Return the limits of the numbers' truth."""
     results = []
     if gaps.evidence.untrusted:
         results.append(
-            f"The evidence is untrusted for {gaps.evidence.untrusted} of {len(gaps.certified)} data: their gap may be"
-            " larger."
+            f"The evidence is untrusted for {gaps.evidence.untrusted} of {len(gaps.certified)}"
+            " data: their gap may be larger."
         )
     if uncertified := int((~gaps.certified).sum()):
         results.append(
-            f"The refits of {uncertified} of {len(gaps.certified)} data are not certified: approximation is at most"
-            " what is said, amortization at least."
+            f"The refits of {uncertified} of {len(gaps.certified)} data are not certified:"
+            " approximation is at most the stated value, amortization at least."
         )
     return [*results, *_modes(gaps)]
 
@@ -136,7 +139,7 @@ def _modes(gaps: InferenceGaps) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class InferenceGaps:
-    """The variational gap and its parts in nats: ``variational = approximation + beta + amortization``.
+    """The gaps in nats: ``variational = approximation + beta + amortization``.
 
     Attributes:
         variational: ``log p(x) - ELBO(q_phi)``, the KL between guide and posterior.
@@ -149,9 +152,9 @@ class InferenceGaps:
         bound: The bound of the guide with its distortion and rate.
         training_beta: The β of the objective that the guide was fitted to.
         certified: Which data's local refits are certified to have converged, ``(N,)``; where they
-            are not, ``approximation`` is too large by what they missed.
+            are not, ``approximation`` is too large by their miss.
         steps: Steps of the longest refit.
-        families: ``log p(x) - ELBO(q*)`` of richer families, by name: what would be left of
+        families: ``log p(x) - ELBO(q*)`` of richer families, by name: their part of
             ``approximation``.
         elbos: The bound of the best member of each family: of the guide's, as ``"guide"``, and of
             the richer ones.
@@ -169,7 +172,7 @@ class InferenceGaps:
     beta: Estimate
     amortization: Estimate
     evidence: Estimate
-    bound: Bound
+    bound: ElboParts
     training_beta: float
     certified: Tensor
     steps: int
@@ -192,8 +195,13 @@ class InferenceGaps:
         return bool(self.certified.all())
 
     @property
+    def finding(self) -> Finding:
+        """The largest part of the gap and its remedy."""
+        return finding(self)
+
+    @property
     def verdict(self) -> str:
-        """What to fix, in words."""
+        """The part to fix, in words."""
         return verdict(self)
 
     def __str__(self) -> str:
@@ -205,5 +213,8 @@ class InferenceGaps:
         if self.generalization is not None:
             parts["generalization"] = self.generalization
         lines = [f"{name:<16}{part}" for name, part in parts.items()]
-        refits = f"local refits: {int(self.certified.sum())} of {len(self.certified)} certified, {self.steps} steps at most"
+        refits = (
+            f"local refits: {int(self.certified.sum())} of {len(self.certified)} certified,"
+            f" {self.steps} steps at most"
+        )
         return "\n".join([*lines, refits, self.verdict])

@@ -169,11 +169,7 @@ def _spread(context: Context | None, num_points: int) -> Context | None:
             raise InputError(
                 f"'context.{name}' must have one row for the whole path, got shape {tuple(part.shape)}"
             )
-    return (
-        None
-        if context is None
-        else Context(*(None if p is None else p.expand(num_points, -1) for p in context))
-    )
+    return context and context.map(lambda part: part.expand(num_points, -1))
 
 
 def _measure(views: Tensor) -> tuple[float, float]:

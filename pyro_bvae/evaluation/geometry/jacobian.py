@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 from torch.func import jvp, vmap
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.precision import full_precision
+from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.core.seeds import CHOICE_STREAM, seeded
 from pyro_bvae.distributions import PoissonCounts
 from pyro_bvae.evaluation.estimate import Estimate
@@ -270,8 +271,8 @@ def check_latents(vae: Any, z: Tensor) -> None:
         raise InputError(
             f"'z' must be a floating-point tensor (N, L) with at least one row, got {got}"
         )
-    width = getattr(_decoder(vae), "latent_dim", None)
-    if isinstance(width, int) and z.shape[1] != width:
+    width = latent_dim_of(_decoder(vae))
+    if width is not None and z.shape[1] != width:
         raise InputError(f"'z' must have {width} latents as the decoder has, got {z.shape[1]}")
     check_finite("z", z)
 
@@ -285,7 +286,7 @@ def view_of(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
     """
     decoder = _decoder(vae)
     try:
-        distribution = decoder(z) if context is None else decoder(z, context)
+        distribution = decoder(*arguments(z, context))
     except (RuntimeError, TypeError) as error:
         raise InputError(
             f"the decoder cannot be run on 'z' of shape {tuple(z.shape)}: {error}"
@@ -301,11 +302,7 @@ def view_of(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
 
 def rows_of(context: Context | None, rows: slice) -> Context | None:
     """Return some rows of a context."""
-    return (
-        None
-        if context is None
-        else Context(*(None if part is None else part[rows] for part in context))
-    )
+    return context and context.take(rows)
 
 
 def _decoder(vae: Any) -> Any:

@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.marginal.bounds import bound
+from pyro_bvae.evaluation.marginal.bounds import elbo_parts
 
 # Standard errors by which a neighbour may be on the wrong side before a curve is called not
 # monotone, or not convex.
@@ -163,10 +164,10 @@ def rate_distortion(
     if data is None:
         raise InputError("'data' must be given: the sweep has no held-out data of its own")
     data = Dataset(data) if isinstance(data, Tensor) else data
-    args = (data.x,) if data.context is None else (data.x, data.context)
+    args = arguments(data.x, data.context)
     results: dict[float, list[tuple[Estimate, Estimate]]] = {}
     for beta, vae in sorted(runs, key=lambda run: run[0]):
-        measured = bound(
+        measured = elbo_parts(
             vae.model, vae.guide, *args, num_samples=num_samples, seed=seed, progress=progress
         )
         results.setdefault(beta, []).append((measured.rate, measured.distortion))

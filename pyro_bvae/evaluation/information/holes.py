@@ -11,9 +11,9 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.seeds import CHOICE_STREAM, PREDICTIVE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.information.aggregate import (
     Aggregate,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.evaluation.information.holes import log_aggregate
 
 
@@ -30,5 +30,5 @@ class AggregateHoles:
 
     def __call__(self, z: Tensor) -> Tensor:
         """Return whether each of the latents ``(K, L)`` lies in a hole, bool, ``(K,)``."""
-        args = (self.data,) if self.context is None else (self.data, self.context)
+        args = arguments(self.data, self.context)
         return log_aggregate(self.vae.model, self.vae.guide, *args, points=z) < self.threshold

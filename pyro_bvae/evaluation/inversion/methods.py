@@ -26,7 +26,7 @@ from pyro_bvae.core.seeds import ANNEALING_STREAM, SAMPLE_STREAM, seeded, stream
 from pyro_bvae.evaluation.geometry.jacobian import rows_of
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.scout import opened_problem, path_of, start_vectors
-from pyro_bvae.evaluation.marginal.hmc import Path, State, evaluate_path, move
+from pyro_bvae.evaluation.marginal.hmc import Path, State, evaluate_path, hmc_step
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.differentiability import check_differentiable
 from pyro_bvae.program.program import Program
@@ -197,7 +197,9 @@ class BatchedHMCMethod:
     def _move(self, path: Path, state: State, step: Tensor) -> tuple[State, Tensor]:
         # Trajectories of one length can come back to where they began: lengths vary.
         jitter = 0.7 + 0.6 * torch.rand((), dtype=step.dtype, device=step.device)
-        return move(path, state, torch.ones_like(step[:, 0]), jitter * step, self.leapfrog_steps)
+        return hmc_step(
+            path, state, torch.ones_like(step[:, 0]), jitter * step, self.leapfrog_steps
+        )
 
 
 @contextmanager

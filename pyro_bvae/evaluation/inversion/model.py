@@ -16,7 +16,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import PROBE_STREAM, SIMULATION_STREAM, seeded
 from pyro_bvae.evaluation.inversion.noise import NOISE_SITE
@@ -235,4 +235,4 @@ class InverseProblem:
         )
 
     def _likelihood(self, z: Tensor, context: Context | None) -> Any:
-        return self.decoder(z) if context is None else self.decoder(z, context)
+        return self.decoder(*arguments(z, context))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import CHOICE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.climb import Modes, find_modes
@@ -99,7 +99,7 @@ def opened_problem(
     problem: InverseProblem, y: Tensor, context: Context | None, seed: int
 ) -> Iterator[tuple[Program, Coordinates]]:
     """Open a problem as the log densities of many particles, and its coordinates."""
-    args = (y,) if context is None else (y, context)
+    args = arguments(y, context)
     with open_program(problem.model, problem.start, args, seed=seed) as program:
         yield program, Coordinates(program, args)
 

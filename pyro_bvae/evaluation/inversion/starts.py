@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.protocols import HasPosterior, num_features_of
 from pyro_bvae.core.seeds import CHOICE_STREAM, SAMPLE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.model import InverseProblem
 from pyro_bvae.evaluation.inversion.operators import LinearOperator
@@ -60,7 +61,7 @@ class AggregateStart:
             rows = torch.randint(len(self.data), (len(y),))
             picked = None
             if self.context is not None:
-                picked = Context(*(None if part is None else part[rows] for part in self.context))
+                picked = self.context.take(rows)
             return _encoded(vae, self.data[rows], picked)
 
 
@@ -74,7 +75,7 @@ class EncoderStart:
         """Return draws, ``(N, L)``; raises for a callable operator whose y is no whole x."""
         if isinstance(problem.operator, LinearOperator):
             x = problem.operator.back(y)
-        elif y.shape[-1] == getattr(vae, "num_features", None):
+        elif y.shape[-1] == num_features_of(vae):
             x = y
         else:
             raise InputError(
@@ -94,10 +95,8 @@ def default_starts(
 ) -> tuple[Start, ...]:
     """Return the starts that there are: prior, encoder, aggregated posterior."""
     starts: list[Start] = [PriorStart()]
-    whole = isinstance(problem.operator, LinearOperator) or y.shape[-1] == getattr(
-        vae, "num_features", None
-    )
-    if whole and callable(getattr(vae, "posterior", None)):
+    whole = isinstance(problem.operator, LinearOperator) or y.shape[-1] == num_features_of(vae)
+    if whole and isinstance(vae, HasPosterior):
         starts.append(EncoderStart())
     if data is not None:
         starts.append(AggregateStart(data))

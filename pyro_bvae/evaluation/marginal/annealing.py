@@ -1,4 +1,4 @@
-r"""Annealed importance sampling, and its reverse: a stochastic lower and a stochastic upper bound of the evidence.
+r"""Annealed importance sampling and its reverse: stochastic bounds of the evidence.
 
 Chains move by Hamiltonian Monte Carlo along :math:`\log f_t = a + t\, b`, from the prior,
 :math:`f_t \propto p(z)\, p(x|z)^t`, or from the guide, :math:`f_t \propto q(z|x)^{1-t} p(x, z)^t`,
@@ -24,7 +24,7 @@ from pyro_bvae.core.seeds import ANNEALING_STREAM, SIMULATION_STREAM, seeded, st
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal import chains
 from pyro_bvae.evaluation.marginal.averages import Average, effective_sample_size
-from pyro_bvae.evaluation.marginal.hmc import evaluate_path, move
+from pyro_bvae.evaluation.marginal.hmc import evaluate_path, hmc_step
 from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings, find_plan
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.densities import LatentValues
@@ -187,7 +187,7 @@ def bidirectional_evidence(
 
 
 def _hold_together(below: Estimate, above: Estimate) -> tuple[Estimate, Estimate]:
-    """Return the upper bound with the error and trust that the lower one leaves it, and the gap of the two.
+    """Return the upper bound, with the trust that the lower one leaves it, and their gap.
 
     The evidence cancels in the gap, whose spread over data is all noise; the biases of its two
     sides add up. A datum whose bounds lie further apart than they claim has chains that never
@@ -277,7 +277,7 @@ class _Run:
                 log_weights += self._increment(index, state.ratio)
                 if index + 1 < len(plan.steps):  # no weight depends on where the last move would go
                     temperature = plan.temperatures[index + 1]
-                    state, acceptance = move(
+                    state, acceptance = hmc_step(
                         self.path, state, temperature, step, settings.leapfrog_steps
                     )
                     accepted += acceptance.mean(0)
@@ -288,7 +288,7 @@ class _Run:
         )
 
     def backward(self, latents: LatentValues) -> _Measured:
-        """Anneal from exact draws of the posterior, one for each datum, back to the start: an upper bound."""
+        """Anneal from exact draws of the posterior, one a datum, to the start: an upper bound."""
         plan, settings = self.plan, self.settings
         exact = self.coordinates.flatten(
             {name: value.unsqueeze(0) for name, value in latents.items()}
@@ -298,12 +298,12 @@ class _Run:
             log_weights = torch.zeros_like(state.ratio, dtype=torch.double)
             accepted = torch.zeros_like(log_weights[0])
             for _ in range(_DECORRELATE):
-                state, _ = move(
+                state, _ = hmc_step(
                     self.path, state, plan.temperatures[-1], plan.steps[-1], settings.leapfrog_steps
                 )
             for index in reversed(range(len(plan.steps))):
                 temperature = plan.temperatures[index + 1]
-                state, acceptance = move(
+                state, acceptance = hmc_step(
                     self.path, state, temperature, plan.steps[index], settings.leapfrog_steps
                 )
                 accepted += acceptance.mean(0)
@@ -323,7 +323,8 @@ class _Run:
         lost = torch.isnan(log_weights).any(0)
         if bool(lost.any()):
             raise InputError(
-                f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN"
+                f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are"
+                " NaN"
             )
         average = chains.average(log_weights)
         reliable = chains.trusted(log_weights, len(self.plan.steps), acceptance, average.pareto_k)
@@ -378,8 +379,9 @@ def _check_program(program: Program, start: Start) -> None:
     """Raise unless chains can start where they are to and be moved from there."""
     if start == "guide" and not program.proposes_latents_alone:
         raise InputError(
-            "chains can start at a guide only where it draws the model's latents with a density of their own; its sites"
-            f" are {sorted(program.guide_sites)} for the latents {sorted(program.latents)}: start from the prior"
+            "chains can start at a guide only where it draws the model's latents with a density of"
+            f" their own; its sites are {sorted(program.guide_sites)} for the latents"
+            f" {sorted(program.latents)}: start from the prior"
         )
     check_differentiable(program)
 

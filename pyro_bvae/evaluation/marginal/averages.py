@@ -1,7 +1,7 @@
-r"""From the log weights of a datum to its log evidence: plain, Pareto smoothed, or corrected by the jackknife.
+r"""Log evidence from log weights: plain, Pareto smoothed, or corrected by the jackknife.
 
 :math:`\log \frac1K \sum_k w_k` is low by about :math:`\operatorname{Var}(w) / (2 K)` for weights of
-mean 1. An average says what it makes of the weights and what bias it leaves; each takes log weights
+mean 1. An average gives a value and the bias it leaves; each takes log weights
 ``(K, N)``.
 """
 
@@ -58,14 +58,14 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
 
 
 def error_of_mean(samples: Tensor) -> Tensor:
-    """Return the standard error of the mean over the first dimension, ``(K, N)`` to ``(N,)``; NaN for K = 1."""
+    """Return the standard error of the mean, ``(K, N)`` to ``(N,)``; NaN for K = 1."""
     if samples.shape[0] < 2:
         return torch.full(samples.shape[1:], math.nan, dtype=torch.double)
     return samples.double().std(0) / math.sqrt(samples.shape[0])
 
 
 def plain(log_weights: Tensor) -> Average:
-    r"""Return :math:`\log \frac1K \sum_k w_k`, a lower bound in expectation (Burda, Grosse, Salakhutdinov 2016)."""
+    r"""Return the lower bound :math:`\log \frac1K \sum_k w_k` (Burda et al. 2016)."""
     # The delta method: log(mean w) moves by mean(w) / E[w] - 1.
     error = error_of_mean(normalized_weights(log_weights))
     return Average(
@@ -77,9 +77,9 @@ def plain(log_weights: Tensor) -> Average:
 
 
 def pareto_smoothed(log_weights: Tensor) -> Average:
-    """Return the plain average of the Pareto-smoothed weights, whose error is smaller where the tail is heavy.
+    """Return the plain average of Pareto-smoothed weights, steadier where the tail is heavy.
 
-    Smoothing cuts the weights at their largest raw value, which makes them a little too small; what
+    Smoothing cuts the weights at their largest raw value, which makes them a little too small; the
     it moved the average by is counted as a bias. Reference: Vehtari, Simpson, Gelman, Yao and Gabry
     2024.
     """
@@ -92,7 +92,7 @@ def pareto_smoothed(log_weights: Tensor) -> Average:
 
 
 def jackknife(order: int = 1) -> Averaging:
-    r"""Return the average that removes the bias of the log up to the given order in 1 / K (JVI-1, JVI-2).
+    r"""Return the average without the log's bias up to an order in 1 / K (JVI-1, JVI-2).
 
     .. math::
         J_1 &= K L_K - (K - 1) L_{K-1} \\
@@ -139,7 +139,7 @@ def _first_bias(error: Tensor) -> Tensor:
 
 
 def _below_one(shares: Tensor) -> Tensor:
-    """Keep a single weight that is all of the sum from giving log(0): the rest is then below rounding."""
+    """Keep a single weight that is all of the sum from giving log(0)."""
     return shares.clamp(max=1 - torch.finfo(shares.dtype).eps)
 
 

@@ -33,7 +33,7 @@ class EvidenceBlock(NamedTuple):
         has_tails: bool = False,
         rounding: float = 0.0,
     ) -> EvidenceBlock:
-        """Summarise log weights of shape ``(K, B)``, few data at a time: an average takes many times their memory.
+        """Summarise log weights ``(K, B)``, few data at a time to save memory.
 
         A datum that is not reliable may lie as far above its estimate as that lies above most of
         its log weights,

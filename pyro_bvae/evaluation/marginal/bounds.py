@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,8 +29,19 @@ from pyro_bvae.program.sites import Site, mean_of, product_base, site_of
 #: al. 2016).
 ACTIVE_VARIANCE = 0.01
 
+# Names of 0.1.0, to leave after one release.
+_RENAMED = {"bound": "elbo_parts", "Bound": "ElboParts"}
 
-class Bound(NamedTuple):
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    new = _RENAMED[name]
+    warnings.warn(f"'{name}' is now pyro_bvae.evaluation.{new}", DeprecationWarning, stacklevel=2)
+    return globals()[new]
+
+
+class ElboParts(NamedTuple):
     """The bound at β = 1 and its two parts: ``elbo = -(distortion + rate)``."""
 
     elbo: Estimate
@@ -37,7 +49,7 @@ class Bound(NamedTuple):
     rate: Estimate
 
     def objective(self, beta: float) -> Estimate:
-        """Return distortion + β rate, which training minimises; its Monte Carlo error is an upper bound."""
+        """Return distortion + β rate, the training loss; its Monte Carlo error is a bound."""
         values = self.distortion.per_datum + beta * self.rate.per_datum
         error = self.distortion.monte_carlo_error + beta * self.rate.monte_carlo_error
         reliable = both_reliable(self.distortion, self.rate)
@@ -68,12 +80,12 @@ class KLPerDimension(NamedTuple):
 
     @property
     def active(self) -> Tensor:
-        """Which latents are active: the variance of the posterior mean is above 0.01, shape ``(L,)``."""
+        """The active latents: variance of the posterior mean above 0.01, shape ``(L,)``."""
         return self.mean_variances > ACTIVE_VARIANCE
 
 
 class BoundBlock(NamedTuple):
-    """Bound and rate of a block of data with their Monte Carlo errors, every entry of shape ``(B,)``."""
+    """Bound and rate of a block of data with their Monte Carlo errors, each ``(B,)``."""
 
     elbo: Tensor
     elbo_error: Tensor
@@ -85,7 +97,7 @@ class BoundBlock(NamedTuple):
 
 
 def bound_block(program: Program, args: tuple[Any, ...], weights: Weights) -> BoundBlock:
-    """Take the bound of a block apart from its weights, with the rate in closed form where there is one.
+    """Take the bound of a block apart, with the rate in closed form where there is one.
 
     The distortion is then ``-elbo - rate``: the draws' own ``log p(x|z)`` with the log weights as
     control variate, which usually has the smaller variance, and the three add up exactly.
@@ -111,7 +123,7 @@ def bound_block(program: Program, args: tuple[Any, ...], weights: Weights) -> Bo
     )
 
 
-def join_bound(blocks: list[BoundBlock], num_samples: int) -> Bound:
+def join_bound(blocks: list[BoundBlock], num_samples: int) -> ElboParts:
     """Put the bound of all blocks together."""
     elbo, elbo_error, rate, distortion_error, rate_error, reliable, rate_reliable = (
         torch.cat([entry.cpu() for entry in entries]) for entries in zip(*blocks, strict=True)
@@ -121,7 +133,7 @@ def join_bound(blocks: list[BoundBlock], num_samples: int) -> Bound:
     def estimate(values: Tensor, errors: Tensor, sure: Tensor) -> Estimate:
         return Estimate.over_data(values, errors, num_samples=num_samples, cost=cost, reliable=sure)
 
-    return Bound(
+    return ElboParts(
         estimate(elbo, elbo_error, reliable),
         estimate(-elbo - rate, distortion_error, reliable & rate_reliable),
         estimate(rate, rate_error, rate_reliable),
@@ -129,7 +141,7 @@ def join_bound(blocks: list[BoundBlock], num_samples: int) -> Bound:
 
 
 def latent_distributions(program: Program, args: tuple[Any, ...]) -> tuple[Site, Site] | None:
-    """Return guide and model site of the latent, or None where there is more than one or an auxiliary site.
+    """Return guide and model site of the latent, or None unless it is the guide's one site.
 
     Only then do the two distributions depend on the data alone, and not on other draws.
     """
@@ -143,7 +155,7 @@ def latent_distributions(program: Program, args: tuple[Any, ...]) -> tuple[Site,
 
 
 def closed_form_rate(program: Program, args: tuple[Any, ...]) -> Tensor | None:
-    """Return the KL between guide and prior of each datum in a block, ``(B,)``, or None without a closed form."""
+    """Return the KL of each datum in a block, ``(B,)``, or None without a closed form."""
     sites = latent_distributions(program, args)
     if sites is None:
         return None
@@ -155,7 +167,7 @@ def closed_form_rate(program: Program, args: tuple[Any, ...]) -> Tensor | None:
     return program.per_datum(guide_site, kl)[0]
 
 
-def bound(
+def elbo_parts(
     model: Function,
     guide: Function,
     *args: Any,
@@ -163,7 +175,7 @@ def bound(
     data_plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> Bound:
+) -> ElboParts:
     r"""Estimate the bound at β = 1 with its distortion and rate.
 
     .. math::
@@ -214,7 +226,7 @@ class _Dimensions(NamedTuple):
 
 
 def _kl_of_dimensions(guide_site: Site, model_site: Site, num_samples: int) -> _Dimensions:
-    """Return the KL of each dimension of two products: the closed form where there is one, else by Monte Carlo."""
+    """Return the KL of each dimension of two products, by Monte Carlo without a closed form."""
     guide, prior = (product_base(site["fn"]) for site in (guide_site, model_site))
     assert guide is not None and prior is not None
     try:
@@ -227,7 +239,7 @@ def _kl_of_dimensions(guide_site: Site, model_site: Site, num_samples: int) -> _
 
 
 class _Moments:
-    """Mean and variance over rows that come in blocks, by the pairwise update of Chan et al. (1983)."""
+    """Mean and variance over rows in blocks, by the updates of Chan et al. (1983)."""
 
     def __init__(self) -> None:
         self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
@@ -256,7 +268,7 @@ def kl_per_dimension(
     seed: int = 0,
     progress: bool = False,
 ) -> KLPerDimension | None:
-    r"""Return the mean KL of each latent dimension and the variance of each posterior mean over the data.
+    r"""Return the mean KL of each latent dimension, and the variance of its posterior mean.
 
     For products of independent dimensions, :math:`KL(q(z|x) \| p(z)) = \sum_d KL_d`: an inactive
     dimension has a KL near zero and a posterior mean that does not move. Where the KL of a
@@ -300,7 +312,7 @@ def _rows(values: Tensor, data_dim: int) -> Tensor:
 def measure_dimensions(
     program: Program, num_samples: int, bar: tqdm[Any]
 ) -> tuple[KLPerDimension, Tensor] | None:
-    """Return what :func:`kl_per_dimension` does, and the posterior mean of each datum, ``(N, *latent)`` in float64."""
+    """Return the KL per dimension and each datum's posterior mean, ``(N, *latent)``."""
     kls, errors, means = _Moments(), _Moments(), _Moments()
     rows: list[Tensor] = []
     exact, reason = True, None

@@ -1,4 +1,4 @@
-r"""From the log weights of a few independent chains to an evidence, its error, and whether both can be trusted.
+r"""Evidence and its error from the log weights of a few independent chains.
 
 The log weight of a chain is a sum over temperatures. Where the path is followed closely it is a sum
 of many small pieces, so about normal, with the variance :math:`s^2` and the mean :math:`\log p(x) -
@@ -29,7 +29,7 @@ _LEAST_CHAINS, _LEAST_TEMPERATURES = 11, 25
 
 
 def upper_variance(values: Tensor) -> Tensor:
-    """Return twice the mean square of the values above the mean, ``(C, N)`` to ``(N,)``: a normal one's variance.
+    """Return twice the mean square of the values above the mean, ``(C, N)`` to ``(N,)``.
 
     Only the upper tail can hide weight: chains that fall short of the others weigh little.
     """
@@ -38,7 +38,7 @@ def upper_variance(values: Tensor) -> Tensor:
 
 
 def upper_limit(num_chains: int, level: float) -> float:
-    """Return the upper confidence limit of a normal variance, as a multiple of its estimate from so many draws."""
+    """Return the upper confidence limit of a normal variance over its estimate."""
     return (
         float((num_chains - 1) / stats.chi2.ppf(level, num_chains - 1))
         if num_chains > 1
@@ -47,7 +47,7 @@ def upper_limit(num_chains: int, level: float) -> float:
 
 
 def average(log_weights: Tensor) -> Average:
-    r"""Return the plain average of chains' weights, whose error and bias are those of the largest likely variance.
+    r"""Return the plain average of chains' weights, with the error of the largest likely variance.
 
     The error is the usual one times the root of the 90% upper limit of a variance: 1.6 for 8
     chains, 1.2 for 32. So a spread that is small by chance, by which chains are also called
@@ -62,7 +62,7 @@ def average(log_weights: Tensor) -> Average:
 
 
 def shortfall(log_weights: Tensor) -> Tensor:
-    """Return how far the evidence may lie above chains that are not trusted, ``(C, N)`` to ``(N,)``.
+    """Return how far the evidence may lie above untrusted chains, ``(C, N)`` to ``(N,)``.
 
     The mean of normal log weights lies half of their variance below it, which is taken at its 95%
     upper limit.

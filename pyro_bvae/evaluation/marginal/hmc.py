@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class State(NamedTuple):
-    """Where the chains are: vectors ``(C, B, d)`` and what the path says of them, ``(C, B)`` each."""
+    """The chains' vectors ``(C, B, d)``, and both parts of the path there, ``(C, B)`` each."""
 
     vectors: Tensor
     base: Tensor  # a
@@ -45,7 +45,7 @@ def _with_gradient(path: Path, vectors: Tensor, temperature: Tensor) -> tuple[St
     return State(*(part.detach() for part in state)), torch.nan_to_num(gradient, 0.0, 0.0, 0.0)
 
 
-def move(
+def hmc_step(
     path: Path, state: State, temperature: Tensor, step: Tensor, num_steps: int
 ) -> tuple[State, Tensor]:
     r"""Move all chains by one trajectory that leaves :math:`f_t` invariant and is its own reverse.

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
@@ -44,7 +44,7 @@ _MOST_DATA, _MOST_WEIGHTS = 512, 2_560_000
 
 
 class Weights(NamedTuple):
-    """What K particles say about one block of B data, every entry of shape ``(K, B)``."""
+    """Weights of K particles for one block of B data, every entry of shape ``(K, B)``."""
 
     log_weights: Tensor
     observed: Tensor  # log p(x | z)
@@ -89,7 +89,7 @@ def sample_weights(
 def _draws(
     program: Program, num_samples: int, args: tuple[Any, ...], guide: Function
 ) -> Iterator[Particles]:
-    """Yield draws of all particles, a few at a time, from a guide that is run for more of them at once."""
+    """Yield draws of all particles, a few at a time, from a guide that draws more at once."""
     # After this, malloc keeps freed blocks of up to that size for the next pass; handing them back
     # to the system and having their pages zeroed anew takes longer than the arithmetic on them.
     torch.empty(_HEAP, dtype=torch.uint8, device="cpu")
@@ -141,7 +141,7 @@ def _log_mixture(
 def sample_mixture(
     program: Program, args: tuple[Any, ...], num_samples: int, mixture: tuple[Component, ...]
 ) -> Tensor:
-    """Return the log weights of draws from all components, each its share of them, shape ``(K, B)``.
+    """Return the log weights of draws from all components, by their shares, ``(K, B)``.
 
     A component whose share of the samples is less than half of one is left out.
 
@@ -151,8 +151,9 @@ def sample_mixture(
     """
     if len(mixture) > 1 and not program.proposes_latents_alone:
         raise InputError(
-            "draws can be mixed only where the guide draws the model's latents with a density of their own; its sites"
-            f" are {sorted(program.guide_sites)} for the latents {sorted(program.latents)}: use the guide alone"
+            "draws can be mixed only where the guide draws the model's latents with a density of"
+            f" their own; its sites are {sorted(program.guide_sites)} for the latents"
+            f" {sorted(program.latents)}: use the guide alone"
         )
     counts = [round(part.share * num_samples) for part in mixture[1:]]
     counts = [max(0, num_samples - sum(counts)), *counts]
@@ -170,7 +171,7 @@ def sample_mixture(
 
 
 def stream_blocks(program: Program, num_samples: int, bar: tqdm[Any]) -> Iterator[tuple[Any, ...]]:
-    """Yield the arguments of each block of data, and move the bar by its data when the block is done."""
+    """Yield the arguments of each block of data, and move the bar when a block is done."""
     for block in program.blocks(max(1, min(_MOST_DATA, _MOST_WEIGHTS // num_samples))):
         yield block
         bar.update(program.count(block))
@@ -211,7 +212,7 @@ def map_weights(
     progress: bool,
     title: str,
 ) -> list[Any]:
-    """Reduce the weights of each block of data, one after the other, by ``reduce(program, block, weights)``."""
+    """Reduce the weights of each block in turn by ``reduce(program, block, weights)``."""
     check_num_samples(num_samples)
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
@@ -256,7 +257,7 @@ def evidence(
             :class:`~pyro_bvae.evaluation.RefitProposal`,
             :class:`~pyro_bvae.evaluation.HeavyTailedProposal` or
             :class:`~pyro_bvae.evaluation.DefensiveProposal`. Their refits count in the cost.
-        average: What is made of the weights: :func:`~pyro_bvae.evaluation.marginal.averages.plain`,
+        average: The average of the weights: :func:`~pyro_bvae.evaluation.marginal.averages.plain`,
             ``pareto_smoothed``, or ``jackknife(1)`` and ``jackknife(2)``, which are no lower
             bounds.
         data_plate: Name of the data plate, where the latents share more than one.

@@ -1,4 +1,4 @@
-r"""Where importance samples come from: the guide, a local refit, or something with heavier tails around either.
+r"""The sources of importance samples: guide, local refit, or heavier tails around either.
 
 A proposal is a mixture of components. Each draws its share of the samples, and every draw is
 weighed by the density of the whole mixture, :math:`w = p(x, z) / \sum_i \alpha_i q_i(z)`: the
@@ -24,8 +24,8 @@ from pyro_bvae.evaluation.marginal.tails import (
 from pyro_bvae.evaluation.refit.optimisation import (
     LocalGuideFactory,
     RefitSettings,
+    has_density,
     refit,
-    says_its_density,
 )
 from pyro_bvae.program.program import Function, Program
 
@@ -54,7 +54,7 @@ class Component(NamedTuple):
 
 
 class Proposal(Protocol):
-    """What gives the components of a proposal for one block of data."""
+    """The maker of a proposal's components for one block of data."""
 
     def components(
         self, program: Program, args: tuple[Any, ...], seed: int
@@ -112,7 +112,7 @@ class GuideProposal:
 
 @dataclass(frozen=True)
 class RefitProposal:
-    """The guide and its local refit under the ELBO for each datum, in equal parts; the refit has wider tails around it.
+    """The guide and its local refit under the ELBO, in equal parts; the refit has tails.
 
     Only the proposal is fitted to the data that it measures, and the weights account for it: the
     estimate stays a lower bound of the model's evidence. It lies where the better of the two puts
@@ -133,10 +133,11 @@ class RefitProposal:
         """Return guide and refit."""
         with torch.enable_grad():
             fitted = refit(program, args, 1.0, self.settings, seed, self.local_guide)
-        if self.local_guide is not None and not says_its_density(program, args, fitted.guide):
+        if self.local_guide is not None and not has_density(program, args, fitted.guide):
             raise InputError(
-                f"'local_guide' must draw the latents {sorted(program.latents)} themselves and nothing beside them, or"
-                " say what its 'log_density(values)' is: its draws are mixed with those of the guide"
+                f"'local_guide' must draw the latents {sorted(program.latents)} themselves and"
+                " nothing beside them, or say what its 'log_density(values)' is: its draws are"
+                " mixed with those of the guide"
             )
         refitted, has_tails = robust_guide(program, TAIL_SHARE, fitted.guide, args)
         return Component(program.guide, 0.5), Component(
@@ -187,7 +188,7 @@ class HeavyTailedProposal:
 
 @dataclass(frozen=True)
 class DefensiveProposal:
-    """A proposal mixed with the prior (Hesterberg 1995): no weight exceeds the likelihood over the share.
+    """A proposal mixed with the prior (Hesterberg 1995), which bounds the weights.
 
     Attributes:
         share: Part of the samples that the prior draws, above 0 and at most 1.

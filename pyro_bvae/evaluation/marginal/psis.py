@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance weights and their Pareto k, by ArviZ's own code (Vehtari et al. 2024)."""
+"""Pareto-smoothed importance weights and their Pareto k by ArviZ (Vehtari et al. 2024)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FAR = 100.0
 
 
 def _arviz_psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smooth along the last axis with the ArviZ that is installed: 0.x, or 1.x, where the sign differs."""
+    """Smooth along the last axis with ArviZ 0.x, or 1.x, where the sign differs."""
     try:
         from arviz_stats.base import array_stats
     except ImportError:
@@ -29,7 +29,7 @@ def _arviz_psis(log_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace the upper tail of each datum's weights by the quantiles of a generalised Pareto fitted to it.
+    """Replace the upper tail of each datum's weights by quantiles of a fitted Pareto.
 
     Args:
         log_weights: Shape ``(K, N)``.
@@ -55,7 +55,7 @@ def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     if weights.shape[0] >= _LEAST_SAMPLES and bool(usable.any()):
         rows = weights[:, usable].T
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a heavy tail is what the returned k says
+            warnings.simplefilter("ignore")  # the returned k reports a heavy tail
             ours, shape = (
                 torch.from_numpy(np.array(part, dtype=float)) for part in _arviz_psis(rows.numpy())
             )
@@ -67,17 +67,17 @@ def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
-    """Return the tail shape of each datum's weights, ``(K, N)`` to ``(N,)``, as :func:`smooth` does."""
+    """Return the tail shape of each datum's weights, ``(K, N)`` to ``(N,)``."""
     return smooth(log_weights)[1]
 
 
 def tail_size(num_samples: int) -> int:
-    r"""Return how many of the largest weights the tail is fitted to, :math:`\min(K / 5, 3 \sqrt K)`."""
+    r"""Return the number of weights in the fitted tail, :math:`\min(K / 5, 3 \sqrt K)`."""
     return max(1, min(math.ceil(0.2 * num_samples), math.ceil(3 * math.sqrt(num_samples))))
 
 
 def error_of_k(k: Tensor, num_samples: int) -> Tensor:
-    r"""Return the standard error of a fitted Pareto k, about :math:`(1 + k) / \sqrt{M}` for a tail of M weights.
+    r"""Return the standard error of a Pareto k of M weights, about :math:`(1 + k) / \sqrt{M}`.
 
     It is the error of the maximum of the likelihood for k above -1/2 (Smith 1987); lighter tails
     are taken as -1/2.
@@ -135,7 +135,7 @@ _LARGEST_PART = 0.5
 
 
 def has_reliable_mean(samples: Tensor) -> Tensor:
-    r"""Say of which data the mean of some numbers and its standard error can be trusted, ``(K, N)`` to ``(N,)``.
+    r"""Return the data whose mean and standard error can be trusted, ``(K, N)`` to ``(N,)``.
 
     The heavier of the two tails of all deviations from the data's means, fitted as one, must have a
     finite variance by two errors of its shape, and no single sample may make half of the variance

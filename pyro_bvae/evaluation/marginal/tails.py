@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import IndependentTransform
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import AutoregressiveNormal, LowRankNormal, NormalMixture
 from pyro_bvae.distributions.tailed_normal import TailedNormal
@@ -65,7 +66,7 @@ class HeavierTails(Messenger):  # type: ignore[misc]
     """An effect handler that replaces the distributions of a guide by wider ones.
 
     Args:
-        tails: What becomes of a normal.
+        tails: The replacement of a normal.
         skip_unknown: Leave sites of families without a wider version as they are, and name them in
             ``unknown``, instead of raising.
     """
@@ -150,7 +151,7 @@ def _(distribution: torch.distributions.TransformedDistribution, tails: Tails) -
 
 
 def _check_bijective(distribution: torch.distributions.TransformedDistribution) -> None:
-    """A half-normal is a normal behind a map that cannot be turned round: its density is not that of the map."""
+    """Refuse a half-normal: its map from the normal has no inverse."""
     if not all(transform.bijective for transform in distribution.transforms):
         _unknown(distribution)
 
@@ -184,7 +185,7 @@ def robust_guide(
         guide: The program's guide, or one of some of its data.
         args: Arguments that the guide takes.
     """
-    if not share or callable(getattr(guide, "log_density", None)):
+    if not share or isinstance(guide, HasLogDensity):
         return guide, False
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         drawn = samples(poutine.trace(guide).get_trace(*args))
@@ -209,7 +210,7 @@ def robust_guide(
 
 
 def scores_prior_draws(program: Program, guide: Function) -> bool:
-    """Whether the guide's density at draws of the prior can be had, at about the cost of its own draws'."""
+    """Whether the guide's density at the prior's draws costs about as much as at its own."""
     if not program.proposes_latents_alone or any(
         _is_sequential(site["fn"]) for site in program.guide_sites.values()
     ):
@@ -224,7 +225,7 @@ def scores_prior_draws(program: Program, guide: Function) -> bool:
 
 
 def _is_sequential(distribution: Any) -> bool:
-    """Whether a distribution is a flow, which inverts its map dimension by dimension or not at all."""
+    """Whether a distribution is a flow, whose inverse is slow or missing."""
     base = unwrapped(distribution)
     transforms = getattr(base, "transforms", ())
     return isinstance(base, AutoregressiveNormal) or any(

@@ -1,6 +1,6 @@
-r"""The plan of an annealing run: temperatures and step sizes, found by a short pilot run and then frozen.
+r"""The plan of an annealing run: temperatures and step sizes of a short pilot run.
 
-What adapts to the chains it moves is no valid annealing, so a few chains of their own walk the path
+A plan that adapts to the chains it moves is no valid annealing, so a few chains of their own walk the path
 first. They take steps of equal thermodynamic length, :math:`dt \propto 1 /
 \operatorname{std}_{f_t}(b)`, which puts temperatures where the density changes most (Gelman and
 Meng 1998), and tune a step size for each datum along the way.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, move
+from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, hmc_step
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def find_plan(path: Path, start: Tensor, settings: AnnealingSettings) -> Plan:
         arrived = arrived + (temperatures[-1] < 1)
         for _ in range(_PILOT_MOVES):
             step = _jitter(log_step.exp()[None])[0].unsqueeze(-1) * variances[-1].sqrt()
-            state, acceptance = move(path, state, temperature, step, settings.leapfrog_steps)
+            state, acceptance = hmc_step(path, state, temperature, step, settings.leapfrog_steps)
             log_step = log_step + _GAIN * (acceptance.mean(0) - settings.acceptance)
         temperatures.append(temperature)
         log_steps.append(log_step)

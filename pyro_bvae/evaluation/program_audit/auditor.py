@@ -8,6 +8,7 @@ from typing import Any
 
 import pyro
 
+from pyro_bvae.core.findings import Finding
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.evaluation.program_audit.faults import check_context, check_noise, check_supports
@@ -28,7 +29,7 @@ from pyro_bvae.evaluation.program_audit.sites import (
     check_subsamples,
     check_values,
 )
-from pyro_bvae.evaluation.program_audit.traces import Finding, View, find_betas, look, restored
+from pyro_bvae.evaluation.program_audit.traces import View, find_betas, look, restored
 
 __all__ = ["Audit", "Finding", "audit"]
 

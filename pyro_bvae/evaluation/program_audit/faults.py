@@ -11,7 +11,8 @@ from pyro.poutine.util import site_is_subsample
 
 from pyro_bvae.core.context import check_contexts
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.program_audit.traces import Finding, Function, View
+from pyro_bvae.core.findings import Finding
+from pyro_bvae.evaluation.program_audit.traces import Function, View
 from pyro_bvae.program.auxiliary import noise_faults
 from pyro_bvae.program.faults import Fault, broadcasts, drawn_by, observed_draws, plain_points
 from pyro_bvae.program.sites import Sites, is_delta

@@ -14,9 +14,10 @@ from pyro.infer import Trace_ELBO
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import listed
+from pyro_bvae.core.findings import Finding
 from pyro_bvae.core.module_modes import leaves, modules_of, names_in
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
-from pyro_bvae.evaluation.program_audit.traces import Finding, Settings, View
+from pyro_bvae.evaluation.program_audit.traces import Settings, View
 
 Function = Callable[..., Any]
 

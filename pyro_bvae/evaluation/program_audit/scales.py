@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.evaluation.program_audit.traces import Finding, View
+from pyro_bvae.core.findings import Finding
+from pyro_bvae.evaluation.program_audit.traces import View
 from pyro_bvae.program.sites import Site, samples
 
 

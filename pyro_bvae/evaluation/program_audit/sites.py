@@ -10,8 +10,9 @@ import torch
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_bvae.core.findings import Finding
 from pyro_bvae.evaluation.program_audit.scales import mask_of
-from pyro_bvae.evaluation.program_audit.traces import Finding, View
+from pyro_bvae.evaluation.program_audit.traces import View
 from pyro_bvae.program.sites import Site, samples
 from pyro_bvae.program.supports import inside, is_angle
 

@@ -6,14 +6,14 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pyro
 import torch
 from pyro import poutine
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.module_modes import modules_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.program.sites import Site, Sites, samples
@@ -22,26 +22,6 @@ Function = Callable[..., Any]
 
 # A β that nobody would write down as a constant by chance.
 _PROBE = 2.537
-
-
-class Finding(NamedTuple):
-    """One thing that an audit found.
-
-    Attributes:
-        code: The kind of mistake, in a word or two with hyphens.
-        severity: ``'error'`` where the numbers are wrong or there are none, ``'warning'`` where
-            they may be.
-        sites: Names of the sites, plates or parameters that it concerns.
-        message: What was found, and what to do.
-    """
-
-    code: str
-    severity: Literal["error", "warning"]
-    sites: tuple[str, ...]
-    message: str
-
-    def __str__(self) -> str:
-        return f"{self.severity}  {self.code}  {', '.join(self.sites)}\n    {self.message}"
 
 
 class View(NamedTuple):

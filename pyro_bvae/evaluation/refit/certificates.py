@@ -1,4 +1,4 @@
-"""What another step of a local refit would gain: the objective, its gradients, and the certificate made of them."""
+"""The gain of another step of a local refit: objective, gradients, and certificate."""
 
 from __future__ import annotations
 

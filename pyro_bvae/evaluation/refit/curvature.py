@@ -1,4 +1,4 @@
-r"""Curvature of a posterior's log density, from its gradients at draws: units that know nothing of where one started.
+r"""Curvature of a posterior's log density, from its gradients at draws.
 
 In unconstrained coordinates, f is the logarithm of :math:`p(x|z)^{1/\beta}\, p(z)`: the objective
 at β is β times the mean of f less :math:`\log q`. Its second derivative in the mean of q is the
@@ -115,7 +115,7 @@ def noises(size: int, least: int) -> Tensor:
 
 
 class Linear(NamedTuple):
-    """The gradient of f as a linear function over normals: ``intercept + slope @ noise`` in their own units."""
+    """The gradient of f as a linear function over normals: ``intercept + slope @ noise``."""
 
     values: Tensor  # (S, B): the mean of f
     intercept: Tensor  # (S, B, d)
@@ -125,7 +125,7 @@ class Linear(NamedTuple):
 def linearize(
     target: Target, locs: Tensor, factors: Tensor, noise: Tensor, dtype: torch.dtype
 ) -> Linear:
-    """Fit a linear function to the gradient of f over normals, ``(S, B)``, from its values at noises ``(K, d)``."""
+    """Fit a linear function to the gradient of f, ``(S, B)``, at noises ``(K, d)``."""
     shape = (len(noise), *locs.shape)
     vectors = locs + push(factors, noise[:, None, None].to(locs).expand(shape))
     values, gradients = target.gradient(vectors.flatten(0, 1).to(dtype))
@@ -140,7 +140,7 @@ def linearize(
 
 
 class Gain(NamedTuple):
-    """What a Newton step of the guide's mean would gain, ``(B,)`` in nats of KL, its error, and the draws behind it."""
+    """The gain of a Newton step of the guide's mean, ``(B,)`` in nats, its error and draws."""
 
     gain: Tensor
     error: Tensor
@@ -148,13 +148,12 @@ class Gain(NamedTuple):
 
 
 def newton_gain(program: Program, args: tuple[Any, ...], guide: Function, beta: float) -> Gain:
-    r"""Return what the objective of each datum, divided by β, would gain by moving the guide's mean.
+    r"""Return each datum's gain in objective over β by a move of the guide's mean.
 
     .. math:: \tfrac12\, g^\top \Lambda^{-1} g, \qquad g = \mathbb{E}_q[\nabla f],
         \quad \Lambda = -\mathbb{E}_q[\nabla^2 f],
 
-    both of a linear function fitted to the gradients at draws, and without what the noise of g
-    adds. It is the same in any units.
+    both of a linear function fitted to the gradients at draws, and without the noise of g. It is the same in any units.
 
     Raises:
         InputError: as :class:`Target`.
@@ -187,7 +186,7 @@ def newton_gain(program: Program, args: tuple[Any, ...], guide: Function, beta: 
 
 
 def _mean(target: Target, guide: Function) -> Tensor:
-    """Return the mean of a guide's vectors, ``(B, d)``, float64: of many draws, which decode nothing."""
+    """Return the mean of a guide's vectors, ``(B, d)``, float64, without decoding."""
     program, places = target.program, target.coordinates.places.values()
     exact = getattr(guide, "normal_parameters", lambda: None)()
     if exact is not None and all(place.is_identity for place in places):
@@ -204,7 +203,7 @@ def _mean(target: Target, guide: Function) -> Tensor:
 
 
 def _slope(noise: Tensor, gradients: Tensor) -> Tensor:
-    """Return the matrix of each datum that fits gradients by centred draws ``(K, B, d)``, or its diagonal."""
+    """Return each datum's matrix that fits gradients by draws ``(K, B, d)``, or its diagonal."""
     if noise.shape[-1] > MOST_CORRELATED:
         return (gradients * noise).sum(0) / noise.square().sum(0).clamp(min=1e-30)
     inner, outer = (torch.einsum("kbi,kbj->bij", noise, part) for part in (noise, gradients))

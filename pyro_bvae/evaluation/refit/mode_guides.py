@@ -1,4 +1,4 @@
-"""Guides that draw from the modes that were found: what a mixture needs to see all of a posterior."""
+"""Guides that draw from the modes of a posterior, so that a mixture sees all of it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.distributions import matrix_vector
-from pyro_bvae.evaluation.refit.local_guides import JointLocalGuide
+from pyro_bvae.evaluation.refit.joint_guides import JointLocalGuide
 from pyro_bvae.evaluation.refit.modes import Modes
 from pyro_bvae.program.program import Program
 
@@ -23,7 +23,7 @@ _MOST_MODES = 4
 
 
 class _StudentT(dist.TorchDistribution):
-    """Student-t vectors around means ``(B, d)``, by factors ``(B, d, d)`` that need not be triangular."""
+    """Student-t vectors around means ``(B, d)``, by factors ``(B, d, d)`` of any form."""
 
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012
     support = dist.constraints.real_vector

@@ -1,4 +1,4 @@
-r"""The modes of each datum's posterior, as normals in unconstrained coordinates, searched for from many places.
+r"""The modes of each datum's posterior, as normals in unconstrained coordinates.
 
 The density is that of the objective at β, :math:`p(x|z)^{1/\beta}\, p(z)`, whose logarithm is f.
 From each place a point first climbs f; a normal around it then takes damped Newton steps of natural
@@ -87,7 +87,7 @@ class Modes(NamedTuple):
         return f"the encoder's answer{',' if codes else ' and'} the prior{codes}"
 
     def scales(self, *, conditional: bool) -> Tensor:
-        """Return the standard deviation of each coordinate, ``(S, B, d)``, given the others or not."""
+        """Return the scale of each coordinate, ``(S, B, d)``, given the others or not."""
         if self.factors.dim() == self.locs.dim():
             return self.factors
         if conditional:
@@ -98,7 +98,7 @@ class Modes(NamedTuple):
 def find_modes(
     program: Program, args: tuple[Any, ...], beta: float, num_starts: int, seed: int
 ) -> Modes | None:
-    """Search each datum's posterior for its modes, from the guide, the prior and other data's codes.
+    """Search each datum's posterior for modes, from guide, prior and other data's codes.
 
     Args:
         program: The program.
@@ -108,7 +108,7 @@ def find_modes(
         seed: Seed of the block's noise.
 
     Returns:
-        What was found; None where the latents have no coordinates.
+        The modes; None where the latents have no coordinates.
     """
     try:
         target = Target(program, args, beta)
@@ -161,7 +161,7 @@ def _taken(part: Tensor, order: Tensor) -> Tensor:
 def _places(
     target: Target, code: Tensor, prior: Tensor, num_starts: int, dtype: torch.dtype
 ) -> tuple[Tensor, int]:
-    """Return where points start to climb, ``(S, B, d)``, and the number of other data's codes that were tried.
+    """Return the starts of the climbs, ``(S, B, d)``, and the number of other data's codes.
 
     Of draws of the prior, other data's codes and the guide's answer mirrored in the prior, those
     farthest from any that
@@ -186,7 +186,7 @@ def _places(
 
 
 def _climb(target: Target, points: Tensor, unit: Tensor, dtype: torch.dtype) -> Tensor:
-    """Move points uphill in units of the prior's scale, by the signs of the gradient (Riedmiller and Braun 1993).
+    """Move points uphill by the signs of the gradient (Riedmiller and Braun 1993).
 
     A step grows while its sign stays and shrinks where it turns: no long first step leaves a small
     mode.
@@ -274,7 +274,7 @@ def _where(chosen: Tensor, one: Tensor, other: Tensor) -> Tensor:
 def _distinct(
     target: Target, locs: Tensor, factors: Tensor, values: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """Return which normals are modes apart from all before them that are, with a share of the mass, ``(S, B)``."""
+    """Return the normals that are modes of their own with a share of mass, ``(S, B)``."""
     heavy = values >= values[0] + math.log(_SHARE)
     distinct = heavy.clone()
     distinct[0] = True

@@ -23,13 +23,15 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.refit.certificates import certify, gradients_of
 from pyro_bvae.evaluation.refit.curvature import newton_gain, noises
-from pyro_bvae.evaluation.refit.local_guides import JointLocalGuide, LocalGuide, local_guide_of
+from pyro_bvae.evaluation.refit.joint_guides import JointLocalGuide
+from pyro_bvae.evaluation.refit.local_guides import LocalGuide, local_guide_of, local_refusal
 from pyro_bvae.evaluation.refit.modes import Modes, find_modes
 from pyro_bvae.evaluation.refit.settings import RefitSettings
-from pyro_bvae.program.differentiability import check_differentiable
+from pyro_bvae.program.differentiability import missing_gradient
 from pyro_bvae.program.program import Function, Program
 from pyro_bvae.program.sites import is_delta, samples
 
@@ -46,8 +48,8 @@ class Refit:
         steps: Gradient steps taken.
         cost: Evaluations of the decoder, over all data of the block.
         noise: How much the ELBO of each datum wavers with the optimiser's noise, ``(B,)``.
-        remaining: What the certificate finds still to gain for each datum, ``(B,)``, at least 0.
-        modes: What the search for modes found; None where there was none.
+        remaining: The gain that the certificate leaves to each datum, ``(B,)``, at least 0.
+        modes: The modes of the search; None where there was none.
     """
 
     guide: Function
@@ -60,7 +62,7 @@ class Refit:
 
 
 class _Descent:
-    """Adam on the free parameters of one guide, in rounds with a look at the objective after each."""
+    """Adam on the free parameters of one guide, in rounds that end at the objective."""
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class _Descent:
         self.bounds: list[Tensor] = []  # the ELBO of each datum after each round, of the same noise
 
     def look(self, at: Function) -> Tensor:
-        """Return draws of the objective, ``(K, B)``, of the same noise at every look: differences are the guides'."""
+        """Return draws of the objective, ``(K, B)``, of the same noise at every call."""
         with seeded(self.seed, 1), torch.no_grad():
             _, densities = self.program.draw(self.settings.check_particles, self.args, at)
         if at is self.guide:
@@ -145,8 +147,7 @@ def refit(
 ) -> Refit:
     """Fit free parameters for each datum of a block under the β-objective.
 
-    After the descent comes the certificate: what another gradient step, with far less noise, would
-    gain. Data that gain take it, and are certified again.
+    After the descent comes the certificate: the gain of another gradient step, with far less noise. Data that gain take it, and are certified again.
 
     Args:
         program: The program.
@@ -165,8 +166,8 @@ def refit(
         return local_guide(*args) if local_guide is not None else local_guide_of(program, args)
 
     guide = make()
-    check_reparametrised(program, args, guide)
-    check_differentiable(program)
+    if reason := _unreparametrised(args, guide) or missing_gradient(program):
+        raise InputError(reason)
     descent = _Descent(program, args, guide, beta, settings, seed)
     start = descent.look(guide)
     modes = None
@@ -216,7 +217,7 @@ def _certified(
     seed: int,
     on_progress: Callable[[str], Any],
 ) -> tuple[Tensor, Tensor, int]:
-    """Return which data are certified, what they have left to gain, and the evaluations for each datum."""
+    """Return the certified data, their gains left, and the evaluations for each datum."""
     keeps, particles = callable(getattr(guide, "keep", None)), 0
     own = isinstance(guide, (LocalGuide, JointLocalGuide))
     if own:
@@ -261,21 +262,30 @@ _LAST_ROUNDS = 4
 _POLISHES, _LOOKS = 3, 4
 
 
-def check_reparametrised(program: Program, args: tuple[Any, ...], guide: Function) -> None:
-    """Raise if a guide draws a site without a reparametrised gradient."""
-    with torch.no_grad():
-        trace = poutine.trace(guide).get_trace(*args)
-    for name, site in samples(trace).items():
+def refit_refusal(program: Program) -> str | None:
+    """Return why a program's own guide cannot be refitted, or None if it can."""
+    return (
+        local_refusal(program, program.probe)
+        or _unreparametrised(program.probe, program.guide)
+        or missing_gradient(program)
+    )
+
+
+@torch.no_grad()
+def _unreparametrised(args: tuple[Any, ...], guide: Function) -> str | None:
+    """Return a sentence on a guide site without a reparametrised gradient, or None."""
+    for name, site in samples(poutine.trace(guide).get_trace(*args)).items():
         if not getattr(site["fn"], "has_rsample", False):
-            raise InputError(
-                f"guide site '{name}' of family {type(site['fn']).__name__} has no reparametrised draw (rsample); a"
-                " local refit needs a gradient through it"
+            return (
+                f"guide site '{name}' of family {type(site['fn']).__name__} has no reparametrised"
+                " draw (rsample); a local refit needs a gradient through it"
             )
+    return None
 
 
-def says_its_density(program: Program, args: tuple[Any, ...], guide: Function) -> bool:
-    """Whether the density of a guide at another's draws can be had, as :meth:`Program.log_guide` takes it."""
-    if callable(getattr(guide, "log_density", None)):
+def has_density(program: Program, args: tuple[Any, ...], guide: Function) -> bool:
+    """Whether :meth:`Program.log_guide` gives the density of a guide at another's draws."""
+    if isinstance(guide, HasLogDensity):
         return True
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         drawn = samples(poutine.trace(guide).get_trace(*args))
@@ -289,7 +299,7 @@ _LOST = 10.0
 
 
 def is_better(one: Tensor, other: Tensor) -> Tensor:
-    """Whether the mean of paired samples is higher for each datum by more than two of its errors, or the other is lost.
+    """Whether each datum's paired samples favour the first by two errors, or the other is lost.
 
     Without the margin, the noise of the samples would bring back guides that are worse. It ends
     where a guide is lost: a few draws that are off by any number of nats make the error as large as

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import listed
 from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import GreyBernoulli
 from pyro_bvae.program.sites import unwrapped
@@ -79,11 +80,7 @@ def check_before(
         beta: The β at the end of training.
     """
     x = x[:_LOOKED_AT]
-    context = (
-        None
-        if context is None
-        else Context(*(None if part is None else part[:_LOOKED_AT] for part in context))
-    )
+    context = context and context.take(slice(_LOOKED_AT))
     remarks = list(_of_features(x)) if len(x) > 1 else []
     if beta == 0:
         seen = "β is 0, so the code is not held to the prior"
@@ -94,8 +91,8 @@ def check_before(
         )
     if not (hasattr(vae, "prior") and hasattr(vae, "decoder")):
         return remarks
-    latent_dim = getattr(vae, "latent_dim", None)
-    if isinstance(latent_dim, int) and latent_dim >= x.shape[1]:
+    latent_dim = latent_dim_of(vae)
+    if latent_dim is not None and latent_dim >= x.shape[1]:
         seen = f"the code has {latent_dim} latents for {x.shape[1]} features"
         remarks.append(
             Remark(
@@ -103,12 +100,8 @@ def check_before(
             )
         )
     with evaluating(vae), seeded(0, PROBE_STREAM):
-        given = (
-            ()
-            if context is None
-            else (Context(*(None if part is None else part[:_DRAWS] for part in context)),)
-        )
-        decoded = vae.decoder(vae.prior().expand([min(_DRAWS, len(x))]).sample(), *given)
+        z = vae.prior().expand([min(_DRAWS, len(x))]).sample()
+        decoded = vae.decoder(*arguments(z, context and context.take(slice(_DRAWS))))
     remarks += _of_likelihood(x, decoded)
     unscaled = list(_of_scales(x, decoded))
     remarks += unscaled or _of_start(
@@ -204,11 +197,7 @@ def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Ite
         yield Remark("before", seen, advice)
         return
     # The bias moves what it gives by itself, and not what latents add to it.
-    given = (
-        ()
-        if context is None
-        else (Context(*(None if part is None else part[:_DRAWS] for part in context)),)
-    )
+    given = () if context is None else (context.take(slice(_DRAWS)),)
     count = min(_DRAWS, len(x)) if given else 1
     alone = (
         likelihood(last.bias[last.places].expand(count, -1), *given)

@@ -41,11 +41,7 @@ def try_out(
     """
     for name, parameter in loss.vae.named_parameters():
         check_finite(f"vae.{name}", parameter.detach())
-    given = (
-        None
-        if context is None
-        else Context(*(None if part is None else part.detach() for part in context))
-    )
+    given = context and context.map(Tensor.detach)
     # In eval mode, so that no batch-norm statistic moves.
     with (
         evaluating(loss.vae),
@@ -129,11 +125,7 @@ def _runs(vae: Any, x: Tensor, context: Context | None, count: int) -> bool:
     rows = torch.zeros(
         count, dtype=torch.long, device=x.device
     )  # of one datum, since there may be one alone
-    few = (
-        None
-        if context is None
-        else Context(*(None if part is None else part[rows] for part in context))
-    )
+    few = context and context.take(rows)
     try:
         TraceTerms().terms(vae.model, vae.guide, x[rows], few)
     except (ValueError, RuntimeError):

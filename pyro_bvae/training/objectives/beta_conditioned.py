@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.protocols import latent_dim_of, num_features_of
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.objectives.kl import check_number
 from pyro_bvae.training.objectives.terms import Terms, TraceTerms
@@ -127,9 +128,7 @@ class _AtBeta(nn.Module):
         super().__init__()
         check_number("beta", beta, positive=True)
         self.part, self.beta = part, beta
-        self.latent_dim, self.num_features = (
-            getattr(part, name, None) for name in ("latent_dim", "num_features")
-        )
+        self.latent_dim, self.num_features = latent_dim_of(part), num_features_of(part)
 
     def forward(self, value: Tensor, context: Context | None = None) -> Any:
         return self.part(value, _told(value, self.beta, context))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.distributions.scored_draws import ScoredDraws
+from pyro_bvae.core.scored_draws import ScoredDraws
 from pyro_bvae.training.objectives.terms import Objective, Terms, TraceTerms
 
 

@@ -105,11 +105,7 @@ class CompiledStep(Step):
         for number in self._trained:
             own[number] = own[number].detach().requires_grad_()
         parts = iter(given)
-        rebuilt = (
-            None
-            if context is None
-            else Context(*(None if part is None else next(parts) for part in context))
-        )
+        rebuilt = context and context.map(lambda _: next(parts))
         with networks_in(self.precision), torch.enable_grad(), self._module.given(own):
             terms = self.loss(x, rebuilt, beta)
             trained = [own[number] for number in self._trained]

@@ -63,11 +63,7 @@ class GraphedStep(CompiledStep):
         self._inside = tuple(tensor.to(self._rate.device, copy=True) for tensor in given)
         x, *others, beta = self._inside
         parts = iter(others)
-        layout = (
-            None
-            if context is None
-            else Context(*(None if part is None else next(parts) for part in context))
-        )
+        layout = context and context.map(lambda _: next(parts))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._stats = self.take(x, layout, beta)

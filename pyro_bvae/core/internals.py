@@ -1,0 +1,55 @@
+"""Private names of torch and Pyro that rooms above need, in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import (
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_map,
+    tree_unflatten,
+)
+
+__all__ = [
+    "HAS_ONEDNN",
+    "is_deterministic",
+    "is_hooked",
+    "is_transformed",
+    "keystr",
+    "onednn_linear",
+    "tree_flatten",
+    "tree_flatten_with_path",
+    "tree_leaves",
+    "tree_map",
+    "tree_unflatten",
+]
+
+HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+    """Map ``(*, D)`` to ``(*, F)`` by oneDNN, and apply one of its activations on the way."""
+    mapped: Tensor = torch.ops.mkldnn._linear_pointwise(
+        x.contiguous(), weight, bias, activation, [], ""
+    )
+    return mapped
+
+
+def is_transformed(tensor: Tensor) -> bool:
+    """Whether a tensor is inside a transform of ``torch.func``, such as ``vmap``."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
+def is_hooked(*modules: nn.Module) -> bool:
+    """Whether a hook sees the input or output of a module."""
+    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def is_deterministic(site: Any) -> bool:
+    """Whether a site is one of ``pyro.deterministic``."""
+    return bool(site.get("infer", {}).get("_deterministic"))
