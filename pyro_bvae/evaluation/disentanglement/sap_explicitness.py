@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.linear_svm import Machines
@@ -151,6 +150,8 @@ def _placements(scores: Array, member: Array) -> Array:
 
     The mean of either is the area under the ROC curve (DeLong et al. 1988).
     """
+    from scipy.stats import rankdata
+
     ranks, placed = rankdata(scores), np.empty(len(scores))
     for mine, sign in ((member, 1.0), (~member, -1.0)):
         below = (ranks[mine] - rankdata(scores[mine])) / (~mine).sum()

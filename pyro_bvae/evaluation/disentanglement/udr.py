@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM
@@ -18,6 +16,9 @@ from pyro_bvae.evaluation.disentanglement.encoding import encode
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
 from pyro_bvae.evaluation.marginal.bounds import kl_per_dimension
 from pyro_bvae.vae import BetaVAE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A latent with less KL than this is idle, nats.
 _LEAST_KL = 0.01
@@ -61,6 +62,8 @@ def rank_correlation(first: Array, second: Array) -> Array:
 
     Reference: Spearman 1904. What is constant is correlated with nothing: 0.
     """
+    from scipy.stats import rankdata
+
     ranks = [rankdata(codes, axis=0) for codes in (first, second)]
     centred = [part - part.mean(0) for part in ranks]
     lengths = [np.sqrt((part**2).sum(0)) for part in centred]
@@ -105,6 +108,8 @@ def unsupervised_disentanglement_ranking(
     Raises:
         InputError: if there is no data, or a β has one seed only.
     """
+    import pandas as pd
+
     check_bootstrap(num_bootstrap)
     models = list(runs)
     shown = getattr(runs, "validation", None) if data is None else data

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -17,6 +16,9 @@ from pyro_bvae.evaluation.information.latent_draws import check_one_latent
 from pyro_bvae.evaluation.marginal.bounds import measure_dimensions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar
 from pyro_bvae.program.program import Function, open_program
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = NDArray[Any]
 Values = ArrayLike | Tensor
@@ -53,6 +55,8 @@ class LatentReading:
     @property
     def table(self) -> pd.DataFrame:
         """All in one: a row for each latent, the active ones first, with NaN for what the others say of factors."""
+        import pandas as pd
+
         parts = {
             "latent": self.latents,
             "correlation": self.correlation,
@@ -118,6 +122,8 @@ def read_latents(
             datum, are not finite or not named as many, if no two data share a label, or if the data
             cannot be used.
     """
+    import pandas as pd
+
     check_num_samples(num_samples)
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,

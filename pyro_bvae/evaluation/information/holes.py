@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
@@ -31,6 +30,9 @@ from pyro_bvae.evaluation.information.latent_draws import (
 from pyro_bvae.evaluation.marginal.bounds import latent_distributions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples
 from pyro_bvae.program.program import Function, Program, open_program
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Rows of either kind that the energy test looks at: its time grows with their square.
 _MOST_TESTED = 1000
@@ -320,6 +322,8 @@ def _summarise(
     seed: int,
     num_data: int,
 ) -> Coverage:
+    import pandas as pd
+
     generator = torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
     count, joint = len(points), result.joint.cpu()
     rows, others = points.reshape(count, -1), encoded.reshape(len(encoded), -1)

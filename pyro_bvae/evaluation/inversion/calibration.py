@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
@@ -51,6 +50,8 @@ class Calibration:
         return min(1.0, min(values.values()) * len(values))
 
     def _p_value(self, ranks: Tensor) -> float:
+        from scipy.stats import chi2
+
         places = self.num_ranked + 1
         divisors = [
             bins
