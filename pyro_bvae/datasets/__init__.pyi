@@ -1,20 +1,18 @@
 from pyro_bvae.core.seeds import stream_seed as stream_seed
-from pyro_bvae.datasets.counts.anndata import CellFormat as CellFormat
-from pyro_bvae.datasets.counts.anndata import CellSplits as CellSplits
-from pyro_bvae.datasets.counts.anndata import from_anndata as from_anndata
-from pyro_bvae.datasets.counts.anndata import h5ad as h5ad
-from pyro_bvae.datasets.counts.checks import check_counts as check_counts
-from pyro_bvae.datasets.counts.checks import with_size_factor as with_size_factor
-from pyro_bvae.datasets.counts.simulated import CountTruth as CountTruth
-from pyro_bvae.datasets.counts.simulated import (
-    negative_binomial_factors as negative_binomial_factors,
-)
-from pyro_bvae.datasets.counts.simulated import negative_binomial_truth as negative_binomial_truth
+from pyro_bvae.datasets.counts import CellFormat as CellFormat
+from pyro_bvae.datasets.counts import CellSplits as CellSplits
+from pyro_bvae.datasets.counts import CountTruth as CountTruth
+from pyro_bvae.datasets.counts import check_counts as check_counts
+from pyro_bvae.datasets.counts import from_anndata as from_anndata
+from pyro_bvae.datasets.counts import h5ad as h5ad
+from pyro_bvae.datasets.counts import negative_binomial_factors as negative_binomial_factors
+from pyro_bvae.datasets.counts import negative_binomial_truth as negative_binomial_truth
+from pyro_bvae.datasets.counts import with_size_factor as with_size_factor
 from pyro_bvae.datasets.dataset import Dataset as Dataset
-from pyro_bvae.datasets.factors.factor_arrays import dsprites as dsprites
-from pyro_bvae.datasets.factors.factor_arrays import factor_classes as factor_classes
-from pyro_bvae.datasets.factors.factor_arrays import from_factors as from_factors
-from pyro_bvae.datasets.factors.space import FactorSpace as FactorSpace
+from pyro_bvae.datasets.factors import FactorSpace as FactorSpace
+from pyro_bvae.datasets.factors import dsprites as dsprites
+from pyro_bvae.datasets.factors import factor_classes as factor_classes
+from pyro_bvae.datasets.factors import from_factors as from_factors
 from pyro_bvae.datasets.images.handwritten import digits as digits
 from pyro_bvae.datasets.images.sprite_renderer import ORIENTATION_PERIODS as ORIENTATION_PERIODS
 from pyro_bvae.datasets.images.sprite_renderer import SPRITE_FACTORS as SPRITE_FACTORS

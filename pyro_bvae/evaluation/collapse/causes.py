@@ -79,7 +79,7 @@ class LatentDiagnosis:
     blocked: bool | None = None
 
 
-class Evidence(NamedTuple):
+class Measurements(NamedTuple):
     """All that was measured.
 
     Attributes:
@@ -139,7 +139,7 @@ def in_use(mean_variances: Tensor, worths: Tensor, errors: Tensor) -> Tensor:
 
 
 def latent_causes(
-    result: Evidence, flow_of: Callable[[int, Tensor], Flow]
+    result: Measurements, flow_of: Callable[[int, Tensor], Flow]
 ) -> tuple[LatentDiagnosis, ...]:
     """Return what was found of each latent.
 
@@ -182,7 +182,7 @@ def latent_causes(
     )
 
 
-def _lagging(result: Evidence) -> Tensor:
+def _lagging(result: Measurements) -> Tensor:
     """Return the latents that a refit uses with a clear gain, ``(L,)``."""
     local = result.local
     if local is None or local.gain < max(_REFIT_GAIN * result.beta, _ERRORS * local.error):
@@ -191,7 +191,7 @@ def _lagging(result: Evidence) -> Tensor:
     return (local.variances > _REFIT_VARIANCE) & (local.worths > least)
 
 
-def _by_spectrum(result: Evidence, place: int) -> Cause:
+def _by_spectrum(result: Measurements, place: int) -> Cause:
     """Return why no latent carries a direction of what is left unexplained."""
     spectrum = result.spectrum
     if place >= len(spectrum.values) or float(spectrum.values[place]) <= spectrum.edge:

@@ -14,8 +14,8 @@ from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.collapse.causes import (
     UNSEEN,
     Cause,
-    Evidence,
     LatentDiagnosis,
+    Measurements,
     in_use,
     latent_causes,
     overall_cause,
@@ -158,7 +158,7 @@ def _examine(
     beta: float,
     seed: int,
     local_guide: LocalGuideFactory | None,
-) -> tuple[Evidence, tuple[LatentDiagnosis, ...], tuple[str, ...]]:
+) -> tuple[Measurements, tuple[LatentDiagnosis, ...], tuple[str, ...]]:
     """Measure, and look for the cause of each latent."""
     few = program.take(slice(0, _PASSES)) if program.sliceable else args
     with torch.no_grad():
@@ -179,7 +179,7 @@ def _examine(
         local, note = _refit(program, block, beta, seed, local_guide)
     worth = float(worths[-1]), float(errors[-1])
     rates, noise_variance = latents.rates(), residuals.noise_variance
-    result = Evidence(
+    result = Measurements(
         beta,
         variances,
         rates,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
-from pyro_bvae.evaluation.collapse.causes import UNSEEN, Cause, Evidence, LatentDiagnosis
+from pyro_bvae.evaluation.collapse.causes import UNSEEN, Cause, LatentDiagnosis, Measurements
 
 # Numbers that are written out one by one.
 _MOST_NUMBERS = 6
@@ -17,22 +18,33 @@ class CollapseFinding:
     Attributes:
         cause: The cause.
         latents: Indices of the latents.
-        evidence: The numbers behind it, in words.
+        observation: The numbers behind it, in words.
         remedy: The smallest thing to try.
     """
 
     cause: Cause
     latents: tuple[int, ...]
-    evidence: str
+    observation: str
     remedy: str
+
+    @property
+    def evidence(self) -> str:
+        """The ``observation``, by its name of 0.1.0."""
+        warnings.warn(
+            "CollapseFinding.evidence is now CollapseFinding.observation; the old name goes with"
+            " the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.observation
 
     def __str__(self) -> str:
         noun = "latent" if len(self.latents) == 1 else "latents"
-        return f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.evidence}\n    try: {self.remedy}"
+        return f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.observation}\n    try: {self.remedy}"
 
 
 def findings_of(
-    result: Evidence, latents: tuple[LatentDiagnosis, ...]
+    result: Measurements, latents: tuple[LatentDiagnosis, ...]
 ) -> tuple[CollapseFinding, ...]:
     """Return one finding for each cause, the gravest first."""
     words = {
@@ -46,16 +58,16 @@ def findings_of(
     for cause, say in words.items():
         concerned = [latent for latent in latents if latent.cause is cause]
         if concerned:
-            evidence, remedy = say(result, concerned)
+            observation, remedy = say(result, concerned)
             findings.append(
                 CollapseFinding(
-                    cause, tuple(latent.index for latent in concerned), evidence, remedy
+                    cause, tuple(latent.index for latent in concerned), observation, remedy
                 )
             )
     return tuple(findings)
 
 
-def notes_of(result: Evidence, latents: tuple[LatentDiagnosis, ...]) -> tuple[str, ...]:
+def notes_of(result: Measurements, latents: tuple[LatentDiagnosis, ...]) -> tuple[str, ...]:
     """Return what else is to be said: directions that would pay, for which there is no latent."""
     collapsed = sum(latent.cause is not Cause.HEALTHY for latent in latents)
     more = result.pays[collapsed:]
@@ -88,7 +100,7 @@ def _listed(numbers: list[float]) -> str:
     return ", ".join(f"{number:.3g}" for number in numbers)
 
 
-def _threshold(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _threshold(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     numbers, edge = _eigenvalues(concerned), result.spectrum.edge
     left = f"what the decoder leaves unexplained has λ/σ² = {_listed(numbers)}, above noise ({edge:.3g})"
     if numbers[0] > result.beta:
@@ -108,7 +120,7 @@ def _threshold(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str,
     return evidence, f"{first}; {by_hand}, a smaller or a learned one does the same"
 
 
-def _bypass(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _bypass(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     spectrum, places = result.spectrum, range(min(len(concerned), len(result.spectrum.values)))
     whole, explained = (
         _listed([float(part[i]) for i in places]) for part in (spectrum.values, spectrum.explained)
@@ -122,7 +134,7 @@ def _bypass(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, st
     )
 
 
-def _lagging(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _lagging(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     local = result.local
     assert local is not None
     return (
@@ -134,7 +146,7 @@ def _lagging(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, s
     )
 
 
-def _dead(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _dead(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     blocked = [latent.index for latent in concerned if latent.blocked]
     unseen = [latent.index for latent in concerned if latent.reaction < UNSEEN]
     reasons = []
@@ -154,7 +166,7 @@ def _dead(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]
     )
 
 
-def _no_signal(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _no_signal(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     top = max(_eigenvalues(concerned))
     return (
         f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show {result.spectrum.edge:.3g}:"

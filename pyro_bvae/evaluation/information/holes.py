@@ -57,8 +57,8 @@ class Mass(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Coverage:
-    """How well the aggregated posterior covers the prior; :func:`coverage` defines it.
+class HoleMass:
+    """How well the aggregated posterior covers the prior; :func:`hole_mass` defines it.
 
     Attributes:
         hole_mass: The share of the prior's mass in holes. It is ``share`` if the two are one
@@ -132,7 +132,7 @@ class Coverage:
         )
 
 
-def coverage(
+def hole_mass(
     model: Function,
     guide: Function,
     *args: Any,
@@ -143,7 +143,7 @@ def coverage(
     data_plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> Coverage:
+) -> HoleMass:
     r"""Measure which share of the prior's mass lies where the aggregated posterior puts hardly any.
 
     .. math::
@@ -219,7 +219,7 @@ def log_aggregate(
 
     .. math:: \log q(z) = \log \frac1N \sum_n q(z | x_n)
 
-    Below the threshold of a :class:`Coverage` of the same data a point lies in a hole.
+    Below the threshold of a :class:`HoleMass` of the same data a point lies in a hole.
 
     Args:
         model: A Pyro model with one latent site under a plate over the data.
@@ -235,7 +235,7 @@ def log_aggregate(
 
     Raises:
         InputError: if the points have not the latent's shape or are not finite, or as of
-            :func:`coverage`.
+            :func:`hole_mass`.
     """
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
@@ -321,7 +321,7 @@ def _summarise(
     num_permutations: int,
     seed: int,
     num_data: int,
-) -> Coverage:
+) -> HoleMass:
     import pandas as pd
 
     generator = torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
@@ -346,7 +346,7 @@ def _summarise(
         part[torch.randperm(len(part), generator=generator)[:_MOST_TESTED]]
         for part in (rows.cpu(), others.cpu())
     ]
-    return Coverage(
+    return HoleMass(
         mass,
         threshold,
         share,

@@ -1,6 +1,5 @@
 from pyro_bvae.evaluation.inversion.calibration import Calibration as Calibration
 from pyro_bvae.evaluation.inversion.calibration import calibrate as calibrate
-from pyro_bvae.evaluation.inversion.holes import AggregateHoles as AggregateHoles
 from pyro_bvae.evaluation.inversion.methods import BatchedHMCMethod as BatchedHMCMethod
 from pyro_bvae.evaluation.inversion.methods import Draws as Draws
 from pyro_bvae.evaluation.inversion.methods import NUTSMethod as NUTSMethod
@@ -16,6 +15,7 @@ from pyro_bvae.evaluation.inversion.operators import Downsample as Downsample
 from pyro_bvae.evaluation.inversion.operators import LinearOperator as LinearOperator
 from pyro_bvae.evaluation.inversion.operators import Mask as Mask
 from pyro_bvae.evaluation.inversion.operators import RandomProjection as RandomProjection
+from pyro_bvae.evaluation.inversion.result import AggregateHoles as AggregateHoles
 from pyro_bvae.evaluation.inversion.result import Inversion as Inversion
 from pyro_bvae.evaluation.inversion.solve import invert as invert
 from pyro_bvae.evaluation.inversion.starts import AggregateStart as AggregateStart
