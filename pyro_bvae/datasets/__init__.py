@@ -1,4 +1,4 @@
-"""Files or seeds -> ``Splits(train, validation, test)`` of ``Dataset(x, context, labels, factors)``."""
+"""Files or seeds -> ``Splits(train, validation, test)`` of ``Dataset(x, context, labels)``."""
 
 from pyro_bvae.core.lazy import door
 

@@ -1,4 +1,4 @@
-"""Distributions that Pyro lacks, and some of Pyro's scored faster. They know torch and Pyro and nothing else."""
+"""Distributions that Pyro lacks, and some of Pyro's scored faster."""
 
 from pyro_bvae.core.lazy import door
 

@@ -1,4 +1,4 @@
-r"""Likelihoods: modules from the decoder's output to a distribution over the data, :math:`p(x \mid z)`.
+r"""Likelihoods: modules from the decoder's output to a distribution, :math:`p(x \mid z)`.
 
 A likelihood says how many parameters it wants for each feature (``parameters_per_feature``), which
 values it can explain (``support``), and owns what it needs beyond the decoder's output, such as a

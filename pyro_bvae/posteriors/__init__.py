@@ -1,4 +1,4 @@
-r"""Approximate posteriors: modules from data to a distribution over the latents, :math:`q(z \mid x)`."""
+r"""Approximate posteriors: modules from data to a distribution, :math:`q(z \mid x)`."""
 
 from pyro_bvae.core.lazy import door
 

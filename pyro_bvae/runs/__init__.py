@@ -1,4 +1,4 @@
-"""Run directories: a configuration, metrics and checkpoints on disk, and what is measured and shown of them."""
+"""Run directories: configurations, metrics and checkpoints on disk, and their results."""
 
 from pyro_bvae.core.lazy import door
 

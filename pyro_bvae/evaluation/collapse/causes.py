@@ -121,7 +121,7 @@ class Measurements(NamedTuple):
 
 
 def sees_features(interaction: tuple[float, float]) -> bool:
-    """Whether the decoder explains features by features, from what they gain by it and its error."""
+    """Whether the decoder explains features by features, from their gain and its error."""
     return interaction[0] > max(_INTERACTION, _ERRORS * interaction[1])
 
 
@@ -210,7 +210,10 @@ def _by_spectrum(result: Measurements, place: int) -> Cause:
 
 
 def overall_cause(latents: tuple[LatentDiagnosis, ...]) -> Cause:
-    """Return the gravest cause; latents without signal beside others that carry all there is are no illness."""
+    """Return the gravest cause.
+
+    Latents without signal beside others that carry all there is are no illness.
+    """
     causes = {latent.cause for latent in latents}
     grave = [
         cause

@@ -132,7 +132,8 @@ def diagnose(
     for name in ("model", "guide"):
         if not callable(getattr(vae, name, None)):
             raise InputError(
-                f"'vae' must have Pyro functions model and guide, got {type(vae).__name__} without {name}"
+                f"'vae' must have Pyro functions model and guide, got {type(vae).__name__} without"
+                f" {name}"
             )
     args = _arguments(vae, data, num_data, seed)
     with open_program(vae.model, vae.guide, args, data_plate=data_plate, seed=seed) as program:  # type: ignore[arg-type]
@@ -215,7 +216,7 @@ def _refit(
 
 
 def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
-    """Return what model and guide are given: some of the data, as the module is, with their context."""
+    """Return arguments of model and guide: some data on the module's device, and context."""
     if isinstance(data, Tensor):
         data = Dataset(data, missing=bool(getattr(vae, "missing", False)))
     if not isinstance(data, Dataset):

@@ -40,7 +40,10 @@ class CollapseFinding:
 
     def __str__(self) -> str:
         noun = "latent" if len(self.latents) == 1 else "latents"
-        return f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.observation}\n    try: {self.remedy}"
+        return (
+            f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.observation}\n    try:"
+            f" {self.remedy}"
+        )
 
 
 def findings_of(
@@ -75,7 +78,8 @@ def notes_of(result: Measurements, latents: tuple[LatentDiagnosis, ...]) -> tupl
         return ()
     left = float(result.spectrum.left[collapsed])
     return (
-        f"beyond the latents there are, what is left would pay for more: {int(more.sum())} (λ/σ² up to {left:.3g})",
+        f"beyond the latents there are, what is left would pay for more: {int(more.sum())} (λ/σ²"
+        f" up to {left:.3g})",
     )
 
 
@@ -102,9 +106,15 @@ def _listed(numbers: list[float]) -> str:
 
 def _threshold(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     numbers, edge = _eigenvalues(concerned), result.spectrum.edge
-    left = f"what the decoder leaves unexplained has λ/σ² = {_listed(numbers)}, above noise ({edge:.3g})"
+    left = (
+        f"what the decoder leaves unexplained has λ/σ² = {_listed(numbers)}, above noise"
+        f" ({edge:.3g})"
+    )
     if numbers[0] > result.beta:
-        evidence = f"{left} but not clearly above β = {result.beta:g}: at most worth little more than its rate"
+        evidence = (
+            f"{left} but not clearly above β = {result.beta:g}: at most worth little more than its"
+            " rate"
+        )
         first = f"train for longer, or lower β: {numbers[0]:.3g} pays clearly at half as much"
     else:
         evidence = (
@@ -126,11 +136,13 @@ def _bypass(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str
         _listed([float(part[i]) for i in places]) for part in (spectrum.values, spectrum.explained)
     )
     return (
-        f"log p(x|z) is no sum over features: under the same z they are worth {_with_error(result.interaction)} nats to"
-        f" each other, while the right z is worth {_with_error(result.worth)}. Of λ/σ² = {whole} that independent"
+        "log p(x|z) is no sum over features: under the same z they are worth"
+        f" {_with_error(result.interaction)} nats to"
+        f" each other, while the right z is worth {_with_error(result.worth)}. Of λ/σ² = {whole}"
+        " that independent"
         f" features would leave to the latents, the decoder explains {explained} by itself",
-        "let the decoder see less of the features (a short window, dropout on what it sees), or hold a rate with free"
-        " bits or a target rate; a lower β alone gives it no need of z",
+        "let the decoder see less of the features (a short window, dropout on what it sees), or"
+        " hold a rate with free bits or a target rate; a lower β alone gives it no need of z",
     )
 
 
@@ -138,11 +150,12 @@ def _lagging(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[st
     local = result.local
     assert local is not None
     return (
-        f"refitted for each datum, the guide has a rate of {local.rate:.2f} nats (the encoder {local.encoder_rate:.2f})"
-        f" and an objective that is {_with_error((local.gain, local.error))} nats better: the decoder can use what the"
-        " encoder does not give, and gradients reach the encoder",
-        "take several steps of the encoder for each of the decoder until the refit gains nothing (He et al. 2019); no"
-        " change of the model is needed",
+        f"refitted for each datum, the guide has a rate of {local.rate:.2f} nats (the encoder"
+        f" {local.encoder_rate:.2f})"
+        f" and an objective that is {_with_error((local.gain, local.error))} nats better: the"
+        " decoder can use what the encoder does not give, and gradients reach the encoder",
+        "take several steps of the encoder for each of the decoder until the refit gains nothing"
+        " (He et al. 2019); no change of the model is needed",
     )
 
 
@@ -152,24 +165,26 @@ def _dead(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, 
     reasons = []
     if blocked:
         reasons.append(
-            f"no gradient makes the encoder follow the data in {ranges(tuple(blocked))} (dead units)"
+            f"no gradient makes the encoder follow the data in {ranges(tuple(blocked))} (dead"
+            " units)"
         )
     if unseen:
         reasons.append(f"the decoder does not react to {ranges(tuple(unseen))}")
     if len(set(blocked) | set(unseen)) < len(concerned):
         reasons.append("encoder and decoder both start too near zero to leave it")
     return (
-        f"what is left unexplained has λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β = {result.beta:g},"
-        f" and nothing moves towards it: {'; '.join(reasons)}",
-        "initialise them anew (weights of random sign, biases of zero, an activation without a dead side such as SiLU)"
-        " and train again with a smaller learning rate or a warm-up of β",
+        f"what is left unexplained has λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β"
+        f" = {result.beta:g}, and nothing moves towards it: {'; '.join(reasons)}",
+        "initialise them anew (weights of random sign, biases of zero, an activation without a"
+        " dead side such as SiLU) and train again with a smaller learning rate or a warm-up of β",
     )
 
 
 def _no_signal(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     top = max(_eigenvalues(concerned))
     return (
-        f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show {result.spectrum.edge:.3g}:"
+        f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show"
+        f" {result.spectrum.edge:.3g}:"
         f" there is {'next to ' if top > result.spectrum.edge else ''}nothing to encode",
         f"nothing, or as many latents fewer: {len(concerned)}",
     )

@@ -96,7 +96,10 @@ class Disentanglement:
         ]
         shown = words.drop(columns=["low", "high"])
         shown.insert(1, "95% interval", between)
-        return f"{shown.to_string()}\nover {self.num_data} data; read a score by how far it is above its nulls"
+        return (
+            f"{shown.to_string()}\nover {self.num_data} data; read a score by how far it is above"
+            " its nulls"
+        )
 
 
 def score_codes(

@@ -1,4 +1,4 @@
-"""DCI: disentanglement, completeness and informativeness, from what a classifier of each factor looks at."""
+"""DCI: disentanglement, completeness and informativeness, by a classifier of each factor."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def dci(
 
 
 def _fit(predictor: Any, train: Paired, test: Paired, seed: int) -> tuple[Array, Array, Array]:
-    """Return the importances ``(D, F)``, and the accuracy for each factor on training and test data, ``(F,)``."""
+    """Return importances ``(D, F)``, and accuracies on training and test data, ``(F,)``."""
     from sklearn.base import clone
 
     columns = []
@@ -164,7 +164,7 @@ def _values(importances: Array, accuracy: Array) -> Array:
 
 
 def _concentration(table: Array) -> Array:
-    """Return one less the relative entropy of each row; 0 for a row of zeros, which matters to nothing."""
+    """Return one less the relative entropy of each row; 0 for a row of zeros."""
     from scipy.special import xlogy
 
     totals = table.sum(1, keepdims=True)

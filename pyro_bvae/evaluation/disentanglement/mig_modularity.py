@@ -58,7 +58,7 @@ def mutual_information_gap(
     num_bootstrap: int = 100,
     seed: int = 0,
 ) -> Score:
-    r"""Return how far the latent that tells most of a factor is ahead of the next, as a share of the factor's entropy.
+    r"""Return the lead of the latent that tells most of a factor, as a share of its entropy.
 
     .. math:: \mathrm{MIG} = \frac1F \sum_j \frac{I(z_{(1)}; v_j) - I(z_{(2)}; v_j)}{H(v_j)}
 
@@ -149,7 +149,7 @@ def modularity(
 
 
 class _Cells(NamedTuple):
-    """The cell of the table of bins and values that each datum falls into, for each latent and factor."""
+    """The cell of bins and values that each datum falls into, for each latent and factor."""
 
     places: list[list[Array]]  # D x F of (N,)
     shapes: list[tuple[int, int]]  # F of (bins, values)

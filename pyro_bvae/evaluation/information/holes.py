@@ -1,4 +1,4 @@
-r"""Holes: where the prior has mass and the aggregated posterior has none, so that no datum has taught the decoder."""
+r"""Holes: regions of prior mass without aggregated posterior, which no datum has taught."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class HoleMass:
 
     @property
     def p_value(self) -> float:
-        """Probability of an energy distance as large if prior and aggregated posterior were one distribution."""
+        """The p-value of the energy distance of prior and aggregated posterior."""
         return self.energy.p_value
 
     @property
@@ -98,12 +98,12 @@ class HoleMass:
         return self.log_density < self.threshold
 
     def inside(self, count: int) -> Tensor:
-        """Return draws of the prior from inside the holes, at most ``count``, to be decoded: ``(<= count, *)``."""
+        """Return draws of the prior inside the holes, at most ``count``: ``(<= count, *)``."""
         check_count("count", count)
         return self.points[self.in_hole.to(self.points.device)][:count]
 
     def outside(self, count: int) -> Tensor:
-        """Return draws of the prior from outside the holes, at most ``count``, to be decoded: ``(<= count, *)``."""
+        """Return draws of the prior outside the holes, at most ``count``: ``(<= count, *)``."""
         check_count("count", count)
         return self.points[~self.in_hole.to(self.points.device)][:count]
 
@@ -123,11 +123,14 @@ class HoleMass:
         unlike = int((self.dimensions["p_value"] < 0.01).sum())
         return "\n".join(
             [
-                f"hole mass of the prior  {self.hole_mass} ({100 * self.share:g}% if it were the aggregated posterior)",
+                f"hole mass of the prior  {self.hole_mass} ({100 * self.share:g}% if it were the"
+                " aggregated posterior)",
                 f"energy distance         {self.energy.distance:.4f}, p = {self.p_value:.2g}",
-                f"single latents          {unlike} of {len(self.dimensions)} unlike their prior (p < 0.01, corrected)",
+                f"single latents          {unlike} of {len(self.dimensions)} unlike their prior (p"
+                " < 0.01, corrected)",
                 f"over the empirical aggregate of {self.num_data} data; holes are where log q(z) <"
-                f" {self.threshold:.2f}, as it is at {100 * self.share:g}% of {len(self.held_out)} held-out data",
+                f" {self.threshold:.2f}, as it is at {100 * self.share:g}% of {len(self.held_out)}"
+                " held-out data",
             ]
         )
 
@@ -261,14 +264,15 @@ def _check_held_out(args: tuple[Any, ...], kept: tuple[Any, ...]) -> None:
     )
     if len(args) != len(kept) or len(given) != len(other):
         raise InputError(
-            f"'held_out' must be made as the {len(args)} arguments with {len(given)} tensors are, got {len(kept)} with"
+            f"'held_out' must be made as the {len(args)} arguments with {len(given)} tensors are,"
+            f" got {len(kept)} with"
             f" {len(other)}: a tensor in place of 'x', or a tuple of all arguments"
         )
     for one, another in zip(given, other, strict=True):
         if one.dim() and one.shape[1:] != another.shape[1:]:
             raise InputError(
-                f"'held_out' must be of the shape (H, {', '.join(map(str, one.shape[1:]))}) as the data are, got"
-                f" {tuple(another.shape)}"
+                f"'held_out' must be of the shape (H, {', '.join(map(str, one.shape[1:]))}) as the"
+                f" data are, got {tuple(another.shape)}"
             )
     if given and torch.equal(given[0], other[0]):
         raise InputError(
@@ -280,8 +284,8 @@ def _check_enough(num_held_out: int, share: float) -> None:
     least = math.ceil(1 / min(share, 1 - share))
     if num_held_out < least:
         raise InputError(
-            f"'held_out' must hold at least {least} data for a share of {share:g} of them to be seen, got"
-            f" {num_held_out}; a share nearer to one half takes fewer"
+            f"'held_out' must hold at least {least} data for a share of {share:g} of them to be"
+            f" seen, got {num_held_out}; a share nearer to one half takes fewer"
         )
 
 
@@ -306,7 +310,7 @@ def _joint(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -
 
 
 def _log_densities(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
-    """Return the log densities at some rows, with those of single dimensions where they can be had."""
+    """Return the log densities at some rows, and those of single dimensions if there are any."""
     result = _joint(program, draws, rows, progress)
     if draws.normals is None:
         return result

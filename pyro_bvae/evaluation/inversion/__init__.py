@@ -1,4 +1,4 @@
-"""Inversion with a VAE as the prior: operators, noise, the Pyro model, ways to its posterior, and their calibration."""
+"""Inversion with a VAE as the prior: operators, noise, the Pyro model, methods, calibration."""
 
 from pyro_bvae.core.lazy import door
 

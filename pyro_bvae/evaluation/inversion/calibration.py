@@ -1,4 +1,4 @@
-r"""Simulation-based calibration of an inversion (Talts, Betancourt, Simpson, Vehtari and Gelman 2018).
+r"""Simulation-based calibration of an inversion (Talts et al. 2018).
 
 Latents, x and y are drawn from the model, and each y is inverted. The truth is then one more draw
 from the posterior: its rank among L draws is uniform on 0, ..., L for any posterior, whatever its

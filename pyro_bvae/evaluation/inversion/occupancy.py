@@ -1,4 +1,4 @@
-"""Shares of the draws in each mode against its share of the posterior, and draws put right where these differ.
+"""Shares of the draws in each mode against those of the posterior, and their correction.
 
 Chains that stay in their own modes have shares that say where they started. Within each mode they
 are sound all the
@@ -74,7 +74,7 @@ class Occupied:
 def occupy(
     results: Draws, vectors: Tensor | None, scouted: Scouted | None, num_seated: int, seed: int
 ) -> Occupied:
-    """Compare the draws of one problem with its modes, and mix those of chains that kept to their own.
+    """Compare the draws of one problem with its modes, and mix chains that kept to their own.
 
     Args:
         results: The draws, of one problem.
@@ -152,7 +152,7 @@ def _agree(
 def _join(
     results: Draws, followed: Tensor, labels: Tensor, visits: Tensor, masses: Tensor, seed: int
 ) -> tuple[Draws, float, float] | None:
-    """Mix the draws in each mode by its mass; None where those within a mode have not mixed themselves."""
+    """Mix the draws in each mode by its mass; None where those within a mode have not mixed."""
     worst, per_draw = 0.0, 0.0
     for index, mass in enumerate(masses.tolist()):
         chains = (visits[index] >= _LEAST_VISIT).nonzero()[:, 0].tolist()
@@ -182,8 +182,8 @@ def _words(modes: FoundModes) -> str:
     masses = ", ".join(f"{mass:.1%}" for mass in modes.masses.tolist())
     shares = ", ".join(f"{share:.1%}" for share in modes.shares.tolist())
     return (
-        f"the posterior has {len(modes.masses)} modes with {masses} of its mass, and the draws lie in them with"
-        f" {shares} (from {modes.looked})"
+        f"the posterior has {len(modes.masses)} modes with {masses} of its mass, and the draws lie"
+        f" in them with {shares} (from {modes.looked})"
     )
 
 

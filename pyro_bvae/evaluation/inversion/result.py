@@ -88,7 +88,7 @@ class Inversion:
 
     @property
     def standard_deviation(self) -> Tensor:
-        """Posterior standard deviation of each feature of x, ``(D,)``; raises if the chains did not mix."""
+        """Posterior standard deviation of each feature, ``(D,)``; raises without mixing."""
         return self._draws(self.x).std(0)
 
     @property
@@ -141,7 +141,8 @@ class Inversion:
         lines = [] if self.modes is None else [str(self.modes)]
         if self.divergences:
             lines.append(
-                f"{self.divergences} transitions diverged: parts of the posterior may not have been reached"
+                f"{self.divergences} transitions diverged: parts of the posterior may not have"
+                " been reached"
             )
         if (share := self.hole_share) is not None:
             word = "beware: " if share > _MOST_IN_HOLES else ""
@@ -182,7 +183,7 @@ class Inversion:
 
 @dataclass(frozen=True, eq=False)
 class AggregateHoles:
-    r"""Holes as :func:`~pyro_bvae.evaluation.information.holes` defines them, :math:`\log q(z) < t`.
+    r"""Holes of the aggregated posterior, :math:`\log q(z) < t`.
 
     Attributes:
         vae: The model, with the encoder that made the aggregated posterior.
