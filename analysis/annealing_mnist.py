@@ -25,14 +25,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, elbo, evidence, fit
-from pyro_bvae.evaluation import (
-    AnnealingSettings,
-    Estimate,
-    HeavyTailedProposal,
-    RefitProposal,
-    annealed_evidence,
-    bidirectional_evidence,
-)
+from pyro_bvae.evaluation import Estimate, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation.marginal import AnnealingSettings, HeavyTailedProposal, RefitProposal
 from pyro_bvae.likelihoods import LearnedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

@@ -26,7 +26,8 @@ from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, fit
-from pyro_bvae.evaluation import Cause, diagnose
+from pyro_bvae.evaluation import diagnose
+from pyro_bvae.evaluation.collapse import Cause
 from pyro_bvae.likelihoods import (
     AutoregressiveBernoulliLikelihood,
     BernoulliLikelihood,

@@ -34,7 +34,8 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, sweep
 from pyro_bvae.datasets import Dataset, Splits
-from pyro_bvae.evaluation import DecoderGeometry, Geodesic, decoder_geometry, geodesic
+from pyro_bvae.evaluation import decoder_geometry, geodesic
+from pyro_bvae.evaluation.geometry import DecoderGeometry, Geodesic
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import FullRankPosterior, NormalPosterior

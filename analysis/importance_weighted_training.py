@@ -31,7 +31,8 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, elbo, evidence, fit
 from pyro_bvae.datasets import Splits, mnist
-from pyro_bvae.evaluation import AnnealingSettings, annealed_evidence, kl_per_dimension
+from pyro_bvae.evaluation import annealed_evidence, kl_per_dimension
+from pyro_bvae.evaluation.marginal import AnnealingSettings
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

@@ -29,18 +29,19 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit, invert
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation import calibrate, hole_mass
+from pyro_bvae.evaluation.inversion import (
+    AggregateHoles,
     BatchedHMCMethod,
     InverseProblem,
     Mask,
     MeanSignal,
     NormalNoise,
     NUTSMethod,
+    PriorStart,
     RandomProjection,
-    calibrate,
-    coverage,
+    start_chains,
 )
-from pyro_bvae.evaluation.inversion import AggregateHoles, PriorStart, start_chains
 from pyro_bvae.likelihoods import LearnedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
@@ -104,7 +105,7 @@ def peril(num_problems: int, seed: int) -> tuple[list[dict[str, str]], dict[str,
     Return a row for each prior, and what the figure shows.
     """
     vae, train, held_out = ring_model(seed)
-    results = coverage(vae.model, vae.guide, train, held_out=held_out, num_permutations=99)
+    results = hole_mass(vae.model, vae.guide, train, held_out=held_out, num_permutations=99)
     holes = AggregateHoles(vae, train, results.threshold)
     mixture = fit_ex_post_prior(vae, train, MixturePrior(2, 40), epochs=40, progress=False).prior
     observed = torch.arange(PIXELS) < SEEN
@@ -225,7 +226,7 @@ def inpainting(data_root: Path | None) -> list[str]:
         vae, train, MixturePrior(latents, components), epochs=15, progress=False
     ).prior
     holes = AggregateHoles(
-        vae, train, coverage(vae.model, vae.guide, train, held_out=held_out).threshold
+        vae, train, hole_mass(vae.model, vae.guide, train, held_out=held_out).threshold
     )
     keep = torch.zeros(image_shape, dtype=torch.bool)
     keep[:, : image_shape[1] // 2] = True

@@ -34,7 +34,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit
-from pyro_bvae.evaluation import Coverage, Estimate, coverage, elbo_parts
+from pyro_bvae.evaluation import Estimate, elbo_parts, hole_mass
+from pyro_bvae.evaluation.information import HoleMass
 from pyro_bvae.evaluation.samples import quality as sample_quality
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
@@ -66,7 +67,7 @@ class Task(NamedTuple):
 class Measured(NamedTuple):
     """What a prior of a model is worth."""
 
-    holes: Coverage
+    holes: HoleMass
     evidence: Estimate
     elbo: Estimate
     frechet: tuple[float, float]
@@ -149,7 +150,7 @@ def measure(task: Task, vae: BetaVAE) -> Measured:
     x = train_part.x if task.normal else train_part.binarized(0).x
     quality = sample_quality(test, vae.generate(len(test), noise=True, seed=1))
     return Measured(
-        coverage(vae.model, vae.guide, x, held_out=test),
+        hole_mass(vae.model, vae.guide, x, held_out=test),
         evidence(vae.model, vae.guide, test[:NUM_IMAGES], num_samples=NUM_SAMPLES),
         elbo_parts(vae.model, vae.guide, test, num_samples=4).elbo,
         *(
@@ -304,7 +305,7 @@ def draw_numbers(figure: Figure, rows: list[Row], names: list[str]) -> None:
     )
 
 
-def pictures_of(vae: BetaVAE, results: Coverage) -> tuple[Tensor, Tensor]:
+def pictures_of(vae: BetaVAE, results: HoleMass) -> tuple[Tensor, Tensor]:
     """Return decoded draws of the prior outside and inside of holes."""
     return vae.decode(results.outside(SHOWN)), vae.decode(results.inside(SHOWN))
 

@@ -26,16 +26,14 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_bvae import evidence, inference_gaps
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation import Estimate, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation.marginal import (
     AnnealingSettings,
     DefensiveProposal,
-    Estimate,
     HeavyTailedProposal,
     RefitProposal,
-    annealed_evidence,
-    bidirectional_evidence,
+    averages,
 )
-from pyro_bvae.evaluation.marginal import averages
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.vae import BetaVAE
 

@@ -26,7 +26,8 @@ import torch
 from matplotlib.figure import Figure
 
 from pyro_bvae import datasets, elbo, fit, inference_gaps
-from pyro_bvae.evaluation import AnnealingSettings, annealed_evidence
+from pyro_bvae.evaluation import annealed_evidence
+from pyro_bvae.evaluation.marginal import AnnealingSettings
 from pyro_bvae.runs import Shape, TrainConfig, build_vae
 from pyro_bvae.training import checkpoint_path, load_checkpoint, load_weights
 

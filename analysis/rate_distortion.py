@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, rate_distortion, sweep
-from pyro_bvae.evaluation import RateDistortion, kl_per_dimension
+from pyro_bvae.evaluation import kl_per_dimension
+from pyro_bvae.evaluation.information import RateDistortion
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import optimum

@@ -36,7 +36,8 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit, sweep
 from pyro_bvae.datasets import Dataset, Splits
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal
-from pyro_bvae.evaluation import LatentReading, elbo_parts, read_latents
+from pyro_bvae.evaluation import elbo_parts, read_latents
+from pyro_bvae.evaluation.information import LatentReading
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import FullRankPosterior, NormalPosterior

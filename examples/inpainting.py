@@ -14,7 +14,8 @@ import argparse
 import torch
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit, invert
-from pyro_bvae.evaluation import AggregateHoles, Mask, NormalNoise, NUTSMethod, coverage
+from pyro_bvae.evaluation import hole_mass
+from pyro_bvae.evaluation.inversion import AggregateHoles, Mask, NormalNoise, NUTSMethod
 from pyro_bvae.likelihoods import LearnedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
@@ -37,7 +38,7 @@ def main(epochs: int, num_draws: int) -> None:
     )
 
     train, truth = splits.train.x, splits.test.x[0]
-    result = coverage(vae.model, vae.guide, train, held_out=splits.test.x, num_permutations=99)
+    result = hole_mass(vae.model, vae.guide, train, held_out=splits.test.x, num_permutations=99)
     holes = AggregateHoles(vae, train, result.threshold)
     operator = Mask(torch.arange(64) < 32)
     y = operator(truth) + 0.1 * torch.randn(32)

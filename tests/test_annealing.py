@@ -16,14 +16,9 @@ from tqdm import tqdm
 
 from pyro_bvae import BetaVAE, inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import (
-    AnnealingSettings,
-    Sandwich,
-    annealed_evidence,
-    bidirectional_evidence,
-)
+from pyro_bvae.evaluation import annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.marginal import annealing, chains
+from pyro_bvae.evaluation.marginal import AnnealingSettings, Sandwich, annealing, chains
 from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, hmc_step
 from pyro_bvae.evaluation.marginal.temperatures import find_plan
 from pyro_bvae.oracle import LinearGaussian

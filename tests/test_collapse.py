@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder, InputError, diagnose
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation import Cause, Diagnosis
+from pyro_bvae.evaluation.collapse import Cause, Diagnosis
 from pyro_bvae.likelihoods import (
     BernoulliLikelihood,
     NegativeBinomialLikelihood,
@@ -91,7 +91,9 @@ def test_the_advice_is_the_beta_below_which_the_next_latent_opens() -> None:
     (finding,) = diagnose(linear_vae(axes, 5.0, latents=6), x, beta=5.0).findings
     assert finding.latents == (3, 4, 5)
     assert "below 4, where the next latent opens, or below 1.7 for all 3" in finding.remedy
-    assert "4, 2.5, 1.7" in finding.evidence
+    assert "4, 2.5, 1.7" in finding.observation
+    with pytest.warns(DeprecationWarning, match="now CollapseFinding.observation"):
+        assert finding.evidence == finding.observation
     reopened = diagnose(linear_vae(axes, 3.9, latents=6), x, beta=3.9)
     assert reopened.collapsed == (4, 5)
 
@@ -186,9 +188,9 @@ def test_an_encoder_that_lags_is_named_with_the_gain_of_its_closed_form() -> Non
 
     gain = float((objective(*best) - objective(q.mean.detach(), q.stddev.detach())).mean())
     (finding,) = results.findings
-    said = float(finding.evidence.split("objective that is ")[1].split()[0])
+    said = float(finding.observation.split("objective that is ")[1].split()[0])
     assert said == pytest.approx(gain, rel=0.03)
-    rate = float(finding.evidence.split("rate of ")[1].split()[0])
+    rate = float(finding.observation.split("rate of ")[1].split()[0])
     assert rate == pytest.approx(float(model.rate(*best).mean()), rel=0.05)
 
 
@@ -237,7 +239,7 @@ def test_dead_units_of_the_encoder_are_told_from_one_that_lags(live: bool) -> No
     results = diagnose(vae, x)
     assert causes(results) == [Cause.DEAD] * 2
     assert all(latent.blocked for latent in results.latents)
-    assert "(dead units)" in results.findings[0].evidence
+    assert "(dead units)" in results.findings[0].observation
     with torch.no_grad():
         encoder.layers[0].bias.zero_()
         encoder.layers[-1].weight.mul_(1e-3)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Coverage, coverage, energy_test, log_aggregate
+from pyro_bvae.evaluation import energy_test, hole_mass
+from pyro_bvae.evaluation.information import HoleMass, log_aggregate
 from pyro_bvae.evaluation.information.energy import dimension_tests, holm
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
@@ -75,7 +76,7 @@ def around_gap(count: int, seed: int, width: int) -> Tensor:
 
 @pytest.mark.parametrize("width", [1, 3])
 def test_a_planted_gap_is_found_with_its_mass(width: int) -> None:
-    results = coverage(
+    results = hole_mass(
         model, guide, around_gap(6000, 0, width), held_out=around_gap(1500, 5, width)
     )
     mass = math.erf(GAP / math.sqrt(2))  # 58% of the prior
@@ -117,7 +118,7 @@ def by_quadrature(weights: Tensor, share: float) -> tuple[float, float]:
 @pytest.mark.parametrize("share", [0.01, 0.1])
 def test_threshold_and_mass_are_those_of_quadrature(share: float) -> None:
     data = clumps(3000, 0)
-    results = coverage(model, guide, data, held_out=clumps(6000, 1), num_samples=8000, share=share)
+    results = hole_mass(model, guide, data, held_out=clumps(6000, 1), num_samples=8000, share=share)
     groups = torch.cdist(data[:, :2], CENTRES).argmin(1).bincount(
         minlength=len(CENTRES)
     ).double() / len(data)
@@ -139,7 +140,7 @@ def test_threshold_and_mass_are_those_of_quadrature(share: float) -> None:
 def test_the_error_is_that_of_other_seeds() -> None:
     data = clumps(1000, 0)
     results = [
-        coverage(
+        hole_mass(
             model,
             guide,
             data,
@@ -169,7 +170,7 @@ def exact_pair(count: int, seed: int) -> tuple[BetaVAE, Tensor]:
 
 def test_an_aggregate_that_is_the_prior_has_no_holes_but_the_share() -> None:
     vae, x = exact_pair(8000, 0)
-    results = coverage(vae.model, vae.guide, x[:6000], held_out=x[6000:])
+    results = hole_mass(vae.model, vae.guide, x[:6000], held_out=x[6000:])
     assert results.hole_mass.value == pytest.approx(0.01, abs=4 * results.hole_mass.standard_error)
     assert results.hole_mass.standard_error < 0.005
     assert results.p_value > 0.01 and (results.dimensions["p_value"] > 0.01).all()
@@ -182,7 +183,7 @@ def test_p_values_are_uniform_where_there_is_nothing_to_find() -> None:
     p_values, of_one = [], []
     for seed in range(30):
         vae, x = exact_pair(240, seed)
-        results = coverage(
+        results = hole_mass(
             vae.model,
             vae.guide,
             x[:120],
@@ -204,7 +205,7 @@ def test_posteriors_too_narrow_to_reach_beyond_their_datum_are_no_holes() -> Non
     """
     codes = torch.randn(3000, 2, generator=generator(0), dtype=torch.double)
     data, kept = said(codes[:2000], 1e-3), said(codes[2000:], 1e-3)
-    assert coverage(model, guide, data, held_out=kept, num_samples=2000).hole_mass.value < 0.03
+    assert hole_mass(model, guide, data, held_out=kept, num_samples=2000).hole_mass.value < 0.03
 
 
 # -- log q(z) of any points
@@ -224,7 +225,7 @@ def test_the_aggregate_is_the_mixture_of_all_posteriors(correlated: bool) -> Non
     torch.testing.assert_close(
         log_aggregate(vae.model, vae.guide, x, points=points), direct, atol=1e-3, rtol=1e-4
     )
-    results = coverage(
+    results = hole_mass(
         vae.model, vae.guide, x, held_out=exact_pair(130, 2)[1], num_samples=100, num_permutations=9
     )
     again = log_aggregate(vae.model, vae.guide, x, points=results.points)
@@ -244,7 +245,7 @@ def test_a_guide_without_single_densities_has_tests_alone() -> None:
             )
             pyro.sample("z", dist.TransformedDistribution(base, [turn]))
 
-    results = coverage(model, flow_guide, clumps(200, 0), held_out=clumps(150, 1), num_samples=200)
+    results = hole_mass(model, flow_guide, clumps(200, 0), held_out=clumps(150, 1), num_samples=200)
     assert (
         results.dimensions["hole_mass"].isna().all() and results.dimensions["p_value"].notna().all()
     )
@@ -289,13 +290,13 @@ def test_holm_corrects_in_order() -> None:
 
 
 @pytest.fixture(scope="module")
-def planted() -> Coverage:
-    return coverage(
+def planted() -> HoleMass:
+    return hole_mass(
         model, guide, around_gap(1000, 0, 2), held_out=around_gap(300, 5, 2), num_samples=500
     )
 
 
-def test_draws_inside_and_outside_are_apart(planted: Coverage) -> None:
+def test_draws_inside_and_outside_are_apart(planted: HoleMass) -> None:
     inside, outside = planted.inside(20), planted.outside(1000)
     assert inside.shape == (20, 2) and len(outside) == int((~planted.in_hole).sum())
     data = around_gap(1000, 0, 2)
@@ -304,18 +305,18 @@ def test_draws_inside_and_outside_are_apart(planted: Coverage) -> None:
     assert planted.hole_mass.value == pytest.approx(float(planted.in_hole.double().mean()))
 
 
-def test_the_seed_is_all_its_randomness(planted: Coverage) -> None:
+def test_the_seed_is_all_its_randomness(planted: HoleMass) -> None:
     before = torch.get_rng_state()
     options = {"held_out": around_gap(300, 5, 2), "num_samples": 500}
-    again = coverage(model, guide, around_gap(1000, 0, 2), **options)
+    again = hole_mass(model, guide, around_gap(1000, 0, 2), **options)
     assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(again.points, planted.points) and again.hole_mass == planted.hole_mass
     assert again.energy == planted.energy
-    other = coverage(model, guide, around_gap(1000, 0, 2), **options, seed=1)
+    other = hole_mass(model, guide, around_gap(1000, 0, 2), **options, seed=1)
     assert not torch.equal(other.points, planted.points)
 
 
-def test_the_figures_say_the_mass(planted: Coverage) -> None:
+def test_the_figures_say_the_mass(planted: HoleMass) -> None:
     with mpl.rc_context({"figure.max_open_warning": 0}):
         figure = log_densities(planted)
         assert f"{100 * planted.hole_mass.value:.1f}%" in figure.axes[0].get_title(loc="left")
@@ -356,39 +357,39 @@ DATA = clumps(120, 0)
     ("call", "words"),
     [
         (
-            lambda: coverage(discrete, discrete_guide, DATA, held_out=clumps(110, 1)),
+            lambda: hole_mass(discrete, discrete_guide, DATA, held_out=clumps(110, 1)),
             "latent 'z' is discrete",
         ),
         (
-            lambda: coverage(two_latents, two_latents, DATA, held_out=clumps(110, 1)),
+            lambda: hole_mass(two_latents, two_latents, DATA, held_out=clumps(110, 1)),
             "one latent site, got 2",
         ),
         (
-            lambda: coverage(model, guide, DATA, held_out=clumps(99, 1)),
+            lambda: hole_mass(model, guide, DATA, held_out=clumps(99, 1)),
             "at least 100 data for a share of 0.01.* got 99",
         ),
         (
-            lambda: coverage(model, guide, DATA, held_out=DATA[:, :2]),
+            lambda: hole_mass(model, guide, DATA, held_out=DATA[:, :2]),
             r"shape \(H, 4\) as the data are, got \(120, 2\)",
         ),
         (
-            lambda: coverage(model, guide, DATA, held_out=DATA.clone()),
+            lambda: hole_mass(model, guide, DATA, held_out=DATA.clone()),
             "other data than those .* got the same",
         ),
         (
-            lambda: coverage(model, guide, DATA, held_out=(DATA, DATA)),
+            lambda: hole_mass(model, guide, DATA, held_out=(DATA, DATA)),
             "'held_out' must be made as the 1 arguments",
         ),
         (
-            lambda: coverage(model, guide, DATA, held_out=DATA, share=1.0),
+            lambda: hole_mass(model, guide, DATA, held_out=DATA, share=1.0),
             "'share' must lie between 0 and 1, got 1.0",
         ),
         (
-            lambda: coverage(model, guide, DATA, held_out=DATA, num_samples=0),
+            lambda: hole_mass(model, guide, DATA, held_out=DATA, num_samples=0),
             "'num_samples' must be a positive",
         ),
         (
-            lambda: coverage(model, guide, DATA, held_out=DATA, num_permutations=0),
+            lambda: hole_mass(model, guide, DATA, held_out=DATA, num_permutations=0),
             "'num_permutations' must be a pos",
         ),
         (
@@ -419,4 +420,4 @@ def test_a_vae_whose_held_out_data_have_another_width() -> None:
         FullRankPosterior(MLP(5, FullRankPosterior.num_outputs(2), hidden=())),
     )
     with pytest.raises(InputError, match=r"shape \(H, 5\) as the data are, got \(200, 4\)"):
-        coverage(vae.model, vae.guide, torch.randn(200, 5), held_out=torch.randn(200, 4))
+        hole_mass(vae.model, vae.guide, torch.randn(200, 5), held_out=torch.randn(200, 4))

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from pyro_bvae import BetaVAE, Context, Decoder
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation import coverage, decompose_kl, elbo_parts, evidence
+from pyro_bvae.evaluation import decompose_kl, elbo_parts, evidence, hole_mass
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
@@ -105,7 +105,7 @@ def test_the_bound_gains_what_the_prior_comes_nearer(repaired: tuple[BetaVAE, Be
 def test_holes_are_repaired(repaired: tuple[BetaVAE, BetaVAE]) -> None:
     x = mismatched(4000, 3)
     results = [
-        coverage(
+        hole_mass(
             vae.model, vae.guide, x[:3000], held_out=x[3000:], num_samples=2000, num_permutations=99
         )
         for vae in repaired

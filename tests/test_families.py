@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pyro_bvae import inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Estimate, InferenceGaps, RefitSettings
+from pyro_bvae.evaluation import Estimate, InferenceGaps
 from pyro_bvae.evaluation.gaps import blocks as gap_blocks
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.evaluation.refit.joint_guides import FAMILIES, JointLocalGuide
 from pyro_bvae.evaluation.refit.local_guides import local_guide_of
 from pyro_bvae.evaluation.refit.optimisation import certify, is_better, refit

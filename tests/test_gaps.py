@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, evidence, inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import GuideProposal, RefitSettings
 from pyro_bvae.evaluation._evaluate import evaluate
+from pyro_bvae.evaluation.marginal import GuideProposal
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.evaluation.refit.certificates import objective_samples
 from pyro_bvae.evaluation.refit.optimisation import local_guide_of, refit
 from pyro_bvae.oracle import ExactGaps, LinearGaussian

@@ -14,15 +14,14 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Context, Decoder
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation import decoder_geometry, geodesic
+from pyro_bvae.evaluation.geometry import (
     DecoderGeometry,
     Geodesic,
-    decoder_geometry,
     decoder_jacobian,
     fisher_rao,
-    geodesic,
+    geodesics,
 )
-from pyro_bvae.evaluation.geometry import geodesics
 from pyro_bvae.evaluation.geometry import jacobian as geometry
 from pyro_bvae.likelihoods import (
     BernoulliLikelihood,

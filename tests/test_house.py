@@ -13,6 +13,7 @@ import pyro_bvae
 
 ROOT = Path(pyro_bvae.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
+STUBS = sorted(ROOT.rglob("__init__.pyi"))
 FLOORS = [
     ("core", "compilation", "program", "distributions"),
     ("networks", "priors", "likelihoods", "posteriors", "datasets"),
@@ -48,7 +49,7 @@ def test_every_module_has_a_floor() -> None:
     assert {unit(path) for path in FILES} == set(FLOOR)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", FILES + STUBS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_imports_go_down_and_take_no_private_names(path: Path) -> None:
     here = unit(path)
     for module, names in imports(path):

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, decompose_kl
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import KLDecomposition, read_latents
+from pyro_bvae.evaluation import read_latents
+from pyro_bvae.evaluation.information import KLDecomposition
 from pyro_bvae.evaluation.information import aggregate as information_aggregate
 from pyro_bvae.evaluation.information.aggregate import Normals, log_marginals, log_mixture
 from pyro_bvae.likelihoods import NormalLikelihood

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import pyro_bvae
 from pyro_bvae import BetaVAE, Context, Decoder, InputError
 from pyro_bvae.distributions import PoissonCounts
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation import invert
+from pyro_bvae.evaluation.inversion import (
     AggregateHoles,
     AggregateStart,
     BatchedHMCMethod,
@@ -32,7 +33,6 @@ from pyro_bvae.evaluation import (
     PriorStart,
     RandomProjection,
     VariationalMethod,
-    invert,
 )
 from pyro_bvae.evaluation.inversion.noise import NOISE_SITE
 from pyro_bvae.likelihoods import (
@@ -311,7 +311,7 @@ def test_draws_in_holes_are_flagged() -> None:
 def test_starts_are_where_they_say() -> None:
     model = truth()
     vae, data = model.amortized_vae(), model.sample(20)
-    problem = pyro_bvae.evaluation.InverseProblem(
+    problem = pyro_bvae.evaluation.inversion.InverseProblem(
         vae.prior, vae.decoder, Mask(torch.ones(SIZE).bool()), NormalNoise(1)
     )
     rows = data[:1].expand(400, -1)

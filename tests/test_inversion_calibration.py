@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pyro_bvae import InputError
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation import calibrate
+from pyro_bvae.evaluation.inversion import (
     BatchedHMCMethod,
     Calibration,
     Draws,
@@ -16,7 +17,6 @@ from pyro_bvae.evaluation import (
     MeanSignal,
     NormalNoise,
     RandomProjection,
-    calibrate,
 )
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import InputError
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation import invert
+from pyro_bvae.evaluation.inversion import (
     BatchedHMCMethod,
     Draws,
     Inversion,
     MeanSignal,
     NUTSMethod,
     VariationalMethod,
-    invert,
 )
 from pyro_bvae.evaluation.inversion.climb import find_modes
 from pyro_bvae.evaluation.inversion.mixture import Mixture, weigh

@@ -19,14 +19,8 @@ from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
 from pyro_bvae.datasets.readers.csv import read_csv
 from pyro_bvae.distributions import DiagonalNormal, GreyBernoulli, Pixels
 from pyro_bvae.distributions.partly_observed import PartlyObserved
-from pyro_bvae.evaluation import (
-    AnnealingSettings,
-    GuideProposal,
-    annealed_evidence,
-    bidirectional_evidence,
-    elbo_parts,
-    to_arviz,
-)
+from pyro_bvae.evaluation import annealed_evidence, bidirectional_evidence, elbo_parts, to_arviz
+from pyro_bvae.evaluation.marginal import AnnealingSettings, GuideProposal
 from pyro_bvae.likelihoods import BernoulliLikelihood, DecoderScale, LearnedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian

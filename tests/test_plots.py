@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 
 from pyro_bvae import plots
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import ElboParts, Estimate, InferenceGaps
+from pyro_bvae.evaluation import Estimate, InferenceGaps
+from pyro_bvae.evaluation.marginal import ElboParts
 from pyro_bvae.plots import style
 
 

@@ -32,13 +32,9 @@ from pyro_bvae.distributions import (
     LowRankNormal,
     NormalMixture,
 )
-from pyro_bvae.evaluation import (
-    DefensiveProposal,
-    HeavyTailedProposal,
-    RefitSettings,
-    elbo_parts,
-    kl_per_dimension,
-)
+from pyro_bvae.evaluation import elbo_parts, kl_per_dimension
+from pyro_bvae.evaluation.marginal import DefensiveProposal, HeavyTailedProposal
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.posteriors import (

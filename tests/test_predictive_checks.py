@@ -14,7 +14,8 @@ from torch import Tensor
 from pyro_bvae import plots
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import NegativeBinomialCounts
-from pyro_bvae.evaluation import CountChecks, count_checks
+from pyro_bvae.evaluation import count_checks
+from pyro_bvae.evaluation.samples import CountChecks
 
 N, D = 400, 5
 LOG_MEAN = torch.linspace(-1, 2, D)

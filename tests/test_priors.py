@@ -20,13 +20,8 @@ from torch.distributions import constraints
 from pyro_bvae import BetaVAE, Context, Decoder, evidence, fit
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.distributions import grey_levels
-from pyro_bvae.evaluation import (
-    AnnealingSettings,
-    annealed_evidence,
-    elbo_parts,
-    evaluate,
-    kl_per_dimension,
-)
+from pyro_bvae.evaluation import annealed_evidence, elbo_parts, evaluate, kl_per_dimension
+from pyro_bvae.evaluation.marginal import AnnealingSettings
 from pyro_bvae.likelihoods import BernoulliLikelihood, FixedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.oracle import LinearGaussian

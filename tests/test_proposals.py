@@ -16,15 +16,15 @@ from torch import Tensor, nn
 
 from pyro_bvae import evidence, inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation import Estimate
+from pyro_bvae.evaluation.marginal import (
     DefensiveProposal,
-    Estimate,
     GuideProposal,
     HeavyTailedProposal,
     RefitProposal,
-    RefitSettings,
 )
 from pyro_bvae.evaluation.marginal.proposals import Proposal
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.program.program import open_program
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from pyro_bvae import inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import RefitSettings
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.evaluation.refit.curvature import Target, noises
 from pyro_bvae.evaluation.refit.local_guides import local_guide_of
 from pyro_bvae.evaluation.refit.modes import find_modes

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae import decompose_kl, diagnose, evidence, rate_distortion
-from pyro_bvae.evaluation import coverage, kl_per_dimension, log_aggregate, read_latents, to_arviz
+from pyro_bvae.evaluation import hole_mass, kl_per_dimension, read_latents, to_arviz
+from pyro_bvae.evaluation.information import log_aggregate
 
 SCALE = 0.4
 
@@ -125,7 +126,7 @@ def test_the_aggregate_covers_as_that_of_an_event(
 ) -> None:
     x, other, vae = data(usual.width), data(usual.width, 1), make()
     options = {"held_out": other, "num_samples": 1000, "share": 0.05, "num_permutations": 19}
-    result, wanted = (coverage(each.model, each.guide, x, **options) for each in (vae, usual))
+    result, wanted = (hole_mass(each.model, each.guide, x, **options) for each in (vae, usual))
     error = 4 * (result.hole_mass.standard_error + wanted.hole_mass.standard_error)
     assert (
         abs(result.hole_mass.value - wanted.hole_mass.value) < error
@@ -166,7 +167,7 @@ def test_a_number_whose_guide_is_not_normal_is_measured_too() -> None:
     assert read_latents(vae.model, vae.guide, x, factors=x).table.shape[0] == 1
     assert (
         len(
-            coverage(
+            hole_mass(
                 vae.model, vae.guide, x, held_out=data(1, 1), num_samples=500, share=0.05
             ).dimensions
         )

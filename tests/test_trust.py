@@ -14,17 +14,12 @@ from torch import Tensor
 from pyro_bvae import elbo, evidence
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal, LowRankNormal
 from pyro_bvae.distributions.tailed_normal import TailedNormal
-from pyro_bvae.evaluation import (
-    Estimate,
-    GuideProposal,
-    RefitProposal,
-    RefitSettings,
-    RobustProposal,
-    elbo_parts,
-)
+from pyro_bvae.evaluation import Estimate, elbo_parts
 from pyro_bvae.evaluation.estimate import both_reliable
+from pyro_bvae.evaluation.marginal import GuideProposal, RefitProposal, RobustProposal
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.evaluation.marginal.tails import robust_guide, scores_prior_draws
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.program.program import open_program
 
 Program = tuple[Callable[[Tensor], None], Callable[[Tensor], None]]

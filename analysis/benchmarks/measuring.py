@@ -20,7 +20,8 @@ from matplotlib.ticker import NullFormatter
 from benchmarks.common import OURS_COLOUR, Row, Setting, images, make_vae, read, seconds, write
 from benchmarks.floors import floor_of, pairs_floor
 from pyro_bvae import BetaVAE, decompose_kl, elbo, evidence, fit, inference_gaps
-from pyro_bvae.evaluation import AnnealingSettings, annealed_evidence, read_latents
+from pyro_bvae.evaluation import annealed_evidence, read_latents
+from pyro_bvae.evaluation.marginal import AnnealingSettings
 from pyro_bvae.evaluation.refit.optimisation import RefitSettings
 
 TABLE, SCALING = "measuring.csv", "scaling.csv"

@@ -17,7 +17,8 @@ import torch
 from pyro import distributions as dist
 from torch import Tensor
 
-from pyro_bvae.evaluation import AnnealingSettings, annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation import annealed_evidence, bidirectional_evidence
+from pyro_bvae.evaluation.marginal import AnnealingSettings
 from pyro_bvae.oracle import LinearGaussian
 
 # Scale of the likelihood's noise where the prior's is 1.

@@ -16,16 +16,16 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from pyro_bvae import evidence
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation.marginal import (
     DefensiveProposal,
     GuideProposal,
     HeavyTailedProposal,
     RefitProposal,
-    RefitSettings,
     RobustProposal,
+    averages,
 )
-from pyro_bvae.evaluation.marginal import averages
 from pyro_bvae.evaluation.marginal.averages import Average
+from pyro_bvae.evaluation.refit import RefitSettings
 
 PRIOR_SCALE, DEGREES = 10.0, 5.0
 RATIOS, SHIFTS = (0.3, 0.5, 0.7, 0.8, 1.0, 1.25, 1.5), (0.0, 1.0, 2.0, 3.0)

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_bvae import invert
 from pyro_bvae.distributions import NormalMixture
-from pyro_bvae.evaluation import (
+from pyro_bvae.evaluation.inversion import (
     BatchedHMCMethod,
     Inversion,
     MeanSignal,

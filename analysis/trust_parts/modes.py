@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae import inference_gaps
-from pyro_bvae.evaluation import RefitSettings
+from pyro_bvae.evaluation.refit import RefitSettings
 
 NUM_DATA, NUM_SAMPLES = 3, 2000
 # Of three data, most of the time is set-up: fewer and shorter rounds.

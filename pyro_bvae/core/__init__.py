@@ -1,1 +1,1 @@
-"""The ground floor: errors, contexts, seeds, files and what makes torch and Pyro safe; it knows no model."""
+"""Errors, contexts, seeds, files and safe use of torch and Pyro; this floor knows no model."""

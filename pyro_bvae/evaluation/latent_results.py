@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from torch import Tensor
 
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
@@ -59,6 +58,8 @@ def write_numbers(
     Raises:
         InputError: if the path ends in neither.
     """
+    import pandas as pd
+
     path = Path(path)
     check_suffix(path, SUFFIXES)
     make_directory(path.parent)

@@ -1,7 +1,5 @@
 """Networks: tensors of features in, tensors of parameters out."""
 
-from pyro_bvae.networks.convolutional import ConvolutionalDecoder, ConvolutionalEncoder
-from pyro_bvae.networks.linear import Linear
-from pyro_bvae.networks.mlp import MLP, ResidualMLP
+from pyro_bvae.core.lazy import door
 
-__all__ = ["MLP", "ConvolutionalDecoder", "ConvolutionalEncoder", "Linear", "ResidualMLP"]
+__getattr__, __dir__, __all__ = door(__name__, __file__)

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.information.holes import Coverage
+from pyro_bvae.evaluation.information.holes import HoleMass
 from pyro_bvae.plots.style import (
     BLUE,
     INK,
@@ -26,7 +26,7 @@ from pyro_bvae.plots.style import (
 _BINS, _BELOW = 50, 1.2
 
 
-def log_densities(result: Coverage) -> Figure:
+def log_densities(result: HoleMass) -> Figure:
     """Draw how log q(z) is spread over draws of the prior and over encoded held-out data, and where holes begin.
 
     Args:
@@ -87,7 +87,7 @@ def log_densities(result: Coverage) -> Figure:
 
 
 def hole_samples(
-    result: Coverage, inside: Values, outside: Values, image_shape: Sequence[int]
+    result: HoleMass, inside: Values, outside: Values, image_shape: Sequence[int]
 ) -> Figure:
     """Draw what the decoder makes of draws of the prior inside and outside of the holes, one row above the other.
 

@@ -1,5 +1,5 @@
 """A run directory in, one self-contained HTML page out."""
 
-from pyro_bvae.report.page import write_report
+from pyro_bvae.core.lazy import door
 
-__all__ = ["write_report"]
+__getattr__, __dir__, __all__ = door(__name__, __file__)

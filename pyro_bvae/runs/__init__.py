@@ -1,32 +1,5 @@
-"""Run directories: a configuration, metrics and checkpoints on disk, and what is measured and shown of them."""
+"""Run directories: configurations, metrics and checkpoints on disk, and their results."""
 
-from pyro_bvae.runs._annotate import annotate
-from pyro_bvae.runs._evaluate import choose_data, evaluate_run
-from pyro_bvae.runs._sweep import SweepConfig, train_sweep
-from pyro_bvae.runs._train import check_device, check_splits, train, untrained
-from pyro_bvae.runs.build import build_vae, load_data
-from pyro_bvae.runs.catalogue import Shape
-from pyro_bvae.runs.config import TrainConfig, read_config, write_config
-from pyro_bvae.runs.directory import Run, load
-from pyro_bvae.runs.snapshots import Snapshots
+from pyro_bvae.core.lazy import door
 
-__all__ = [
-    "Run",
-    "Shape",
-    "Snapshots",
-    "SweepConfig",
-    "TrainConfig",
-    "annotate",
-    "build_vae",
-    "check_device",
-    "check_splits",
-    "choose_data",
-    "evaluate_run",
-    "load",
-    "load_data",
-    "read_config",
-    "train",
-    "train_sweep",
-    "untrained",
-    "write_config",
-]
+__getattr__, __dir__, __all__ = door(__name__, __file__)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from pyro_bvae import plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
 from pyro_bvae.core.errors import check_count
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.history import Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _NUM_RECONSTRUCTIONS, _DPI = 10, 100
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import WHOLE, check_parts, encode_labels
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LABEL_COLUMNS = ("label", "labels")
 _NAMES_SHOWN = 20
@@ -77,6 +80,8 @@ def _header(path: Path) -> list[str]:
 
 
 def _frame(path: Path, text_column: str | None) -> pd.DataFrame:
+    import pandas as pd
+
     types = {} if text_column is None else {text_column: "str"}
     try:
         with warnings.catch_warnings():
@@ -90,6 +95,8 @@ def _frame(path: Path, text_column: str | None) -> pd.DataFrame:
 
 def _numbers(column: pd.Series, name: str, missing: bool) -> np.ndarray:
     """Return one column as float32, ``(N,)``; NaN only for what may be missing."""
+    import pandas as pd
+
     numbers = pd.to_numeric(column, errors="coerce")
     text = (numbers.isna() & column.notna()).to_numpy()
     if text.any():
@@ -112,6 +119,8 @@ def _numbers(column: pd.Series, name: str, missing: bool) -> np.ndarray:
 
 def _label_values(column: pd.Series) -> np.ndarray:
     """Return numbers as numbers and everything else as text; a missing label is an error."""
+    import pandas as pd
+
     missing = column.isna().to_numpy()
     if missing.any():
         raise InputError(f"column '{column.name}' has no label in row {int(missing.argmax()) + 1}")

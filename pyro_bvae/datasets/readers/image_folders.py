@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets.dataset import Dataset
@@ -90,6 +89,8 @@ def _stack(root: Path, parts: list[list[Path]]) -> list[np.ndarray]:
 
 
 def _pixels(file: Path, root: Path) -> np.ndarray:
+    from PIL import Image
+
     try:
         with Image.open(file) as image:
             if image.mode not in _GREY_MODES + _COLOUR_MODES:

@@ -79,7 +79,7 @@ class LatentDiagnosis:
     blocked: bool | None = None
 
 
-class Evidence(NamedTuple):
+class Measurements(NamedTuple):
     """All that was measured.
 
     Attributes:
@@ -121,7 +121,7 @@ class Evidence(NamedTuple):
 
 
 def sees_features(interaction: tuple[float, float]) -> bool:
-    """Whether the decoder explains features by features, from what they gain by it and its error."""
+    """Whether the decoder explains features by features, from their gain and its error."""
     return interaction[0] > max(_INTERACTION, _ERRORS * interaction[1])
 
 
@@ -139,7 +139,7 @@ def in_use(mean_variances: Tensor, worths: Tensor, errors: Tensor) -> Tensor:
 
 
 def latent_causes(
-    result: Evidence, flow_of: Callable[[int, Tensor], Flow]
+    result: Measurements, flow_of: Callable[[int, Tensor], Flow]
 ) -> tuple[LatentDiagnosis, ...]:
     """Return what was found of each latent.
 
@@ -182,7 +182,7 @@ def latent_causes(
     )
 
 
-def _lagging(result: Evidence) -> Tensor:
+def _lagging(result: Measurements) -> Tensor:
     """Return the latents that a refit uses with a clear gain, ``(L,)``."""
     local = result.local
     if local is None or local.gain < max(_REFIT_GAIN * result.beta, _ERRORS * local.error):
@@ -191,7 +191,7 @@ def _lagging(result: Evidence) -> Tensor:
     return (local.variances > _REFIT_VARIANCE) & (local.worths > least)
 
 
-def _by_spectrum(result: Evidence, place: int) -> Cause:
+def _by_spectrum(result: Measurements, place: int) -> Cause:
     """Return why no latent carries a direction of what is left unexplained."""
     spectrum = result.spectrum
     if place >= len(spectrum.values) or float(spectrum.values[place]) <= spectrum.edge:
@@ -210,7 +210,10 @@ def _by_spectrum(result: Evidence, place: int) -> Cause:
 
 
 def overall_cause(latents: tuple[LatentDiagnosis, ...]) -> Cause:
-    """Return the gravest cause; latents without signal beside others that carry all there is are no illness."""
+    """Return the gravest cause.
+
+    Latents without signal beside others that carry all there is are no illness.
+    """
     causes = {latent.cause for latent in latents}
     grave = [
         cause

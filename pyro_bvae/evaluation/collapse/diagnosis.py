@@ -16,8 +16,8 @@ from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.collapse.causes import (
     UNSEEN,
     Cause,
-    Evidence,
     LatentDiagnosis,
+    Measurements,
     in_use,
     latent_causes,
     overall_cause,
@@ -134,7 +134,8 @@ def diagnose(
     for name in ("model", "guide"):
         if not callable(getattr(vae, name, None)):
             raise InputError(
-                f"'vae' must have Pyro functions model and guide, got {type(vae).__name__} without {name}"
+                f"'vae' must have Pyro functions model and guide, got {type(vae).__name__} without"
+                f" {name}"
             )
     args = _arguments(vae, data, num_data, seed)
     with open_program(vae.model, vae.guide, args, data_plate=data_plate, seed=seed) as program:  # type: ignore[arg-type]
@@ -160,7 +161,7 @@ def _examine(
     beta: float,
     seed: int,
     local_guide: LocalGuideFactory | None,
-) -> tuple[Evidence, tuple[LatentDiagnosis, ...], tuple[str, ...]]:
+) -> tuple[Measurements, tuple[LatentDiagnosis, ...], tuple[str, ...]]:
     """Measure, and look for the cause of each latent."""
     few = program.take(slice(0, _PASSES)) if program.sliceable else args
     with torch.no_grad():
@@ -181,7 +182,7 @@ def _examine(
         local, note = _refit(program, block, beta, seed, local_guide)
     worth = float(worths[-1]), float(errors[-1])
     rates, noise_variance = latents.rates(), residuals.noise_variance
-    result = Evidence(
+    result = Measurements(
         beta,
         variances,
         rates,
@@ -217,7 +218,7 @@ def _refit(
 
 
 def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
-    """Return what model and guide are given: some of the data, as the module is, with their context."""
+    """Return arguments of model and guide: some data on the module's device, and context."""
     if isinstance(data, Tensor):
         data = Dataset(data, missing=takes_missing(vae))
     if not isinstance(data, Dataset):

@@ -1,4 +1,4 @@
-"""What latents carry: the encoder's answer for each datum, what the decoder makes of it, and what it does without."""
+"""Latents of the data: the encoder's answers, their worth to the decoder, and idle ones."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Latents:
         return {self.name: self.values(rows)[self.name][0]}
 
     def log_likelihood(self, rows: Tensor, args: tuple[Any, ...] | None = None) -> Tensor:
-        """Return ``log p(x | z)`` of each datum, ``(N,)``, of the data looked at or of others in their place."""
+        """Return ``log p(x | z)`` of each datum, ``(N,)``, or of other data in their place."""
         return self.program.log_joint(self.values(rows), self.args if args is None else args)[1][
             0
         ].double()
@@ -72,7 +72,7 @@ class Latents:
         return self.rows(self.prior_site["fn"].sample())
 
     def rates(self) -> Tensor | None:
-        """Return the mean KL between guide and prior of each latent, ``(L,)``; None without a closed form for each."""
+        """Return the mean KL of each latent, ``(L,)``; None without a closed form for each."""
         guide, prior = (product_base(site["fn"]) for site in (self.guide_site, self.prior_site))
         if guide is None or prior is None:
             return None
@@ -82,13 +82,13 @@ class Latents:
             return None
 
     def reactions(self) -> Tensor:
-        """Return how much ``log p(x | z)`` changes, in the mean, when one latent is drawn anew from the prior, (L,)."""
+        """Return the mean change of ``log p(x | z)`` as a latent is drawn anew, ``(L,)``."""
         before, fresh = self.log_likelihood(self.drawn), self.prior_draws()
         moved = (_replaced(self.drawn, place, fresh) for place in range(self.drawn.shape[1]))
         return torch.stack([(before - self.log_likelihood(rows)).abs().mean() for rows in moved])
 
     def worths(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what each latent is worth to ``log p(x | z)`` beside another datum's, and the standard errors.
+        """Return the worth of each latent to ``log p(x | z)`` beside another datum's, and errors.
 
         Args:
             rows: A draw of the latents for each datum, ``(N, L)``.
@@ -113,7 +113,7 @@ def _replaced(rows: Tensor, place: int, source: Tensor) -> Tensor:
 
 
 def interaction(latents: Latents) -> Tensor:
-    r"""Return what the decoder gains, for each datum, by seeing the features together, ``(N,)``, in nats.
+    r"""Return the decoder's gain from seeing the features together, ``(N,)``, in nats.
 
     For two halves a and b of the features and another datum's a' and b', all under the same z,
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 from pyro_bvae.core.findings import Finding
-from pyro_bvae.evaluation.collapse.causes import UNSEEN, Cause, Evidence, LatentDiagnosis
+from pyro_bvae.evaluation.collapse.causes import UNSEEN, Cause, LatentDiagnosis, Measurements
 
 # Numbers that are written out one by one.
 _MOST_NUMBERS = 6
@@ -25,7 +26,7 @@ class CollapseFinding(Finding):
         return self.subject
 
     @property
-    def evidence(self) -> str:
+    def observation(self) -> str:
         """The numbers behind it, in words."""
         return self.message
 
@@ -33,6 +34,17 @@ class CollapseFinding(Finding):
     def remedy(self) -> str:
         """The smallest thing to try."""
         return self.advice
+
+    @property
+    def evidence(self) -> str:
+        """The ``observation``, by its name of 0.1.0."""
+        warnings.warn(
+            "CollapseFinding.evidence is now CollapseFinding.observation; the old name goes with"
+            " the next release",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.observation
 
     def __str__(self) -> str:
         noun = "latent" if len(self.latents) == 1 else "latents"
@@ -43,7 +55,7 @@ class CollapseFinding(Finding):
 
 
 def findings_of(
-    result: Evidence, latents: tuple[LatentDiagnosis, ...]
+    result: Measurements, latents: tuple[LatentDiagnosis, ...]
 ) -> tuple[CollapseFinding, ...]:
     """Return one finding for each cause, the gravest first."""
     words = {
@@ -57,14 +69,14 @@ def findings_of(
     for cause, say in words.items():
         concerned = [latent for latent in latents if latent.cause is cause]
         if concerned:
-            evidence, remedy = say(result, concerned)
+            observation, remedy = say(result, concerned)
             severity: Literal["note", "warning"] = "note" if cause is Cause.NO_SIGNAL else "warning"
             subject = tuple(latent.index for latent in concerned)
-            findings.append(CollapseFinding(cause, severity, subject, evidence, remedy))
+            findings.append(CollapseFinding(cause, severity, subject, observation, remedy))
     return tuple(findings)
 
 
-def notes_of(result: Evidence, latents: tuple[LatentDiagnosis, ...]) -> tuple[str, ...]:
+def notes_of(result: Measurements, latents: tuple[LatentDiagnosis, ...]) -> tuple[str, ...]:
     """Return what else is to be said: directions that would pay, for which there is no latent."""
     collapsed = sum(latent.cause is not Cause.HEALTHY for latent in latents)
     more = result.pays[collapsed:]
@@ -72,7 +84,8 @@ def notes_of(result: Evidence, latents: tuple[LatentDiagnosis, ...]) -> tuple[st
         return ()
     left = float(result.spectrum.left[collapsed])
     return (
-        f"beyond the latents there are, what is left would pay for more: {int(more.sum())} (λ/σ² up to {left:.3g})",
+        f"beyond the latents there are, what is left would pay for more: {int(more.sum())} (λ/σ²"
+        f" up to {left:.3g})",
     )
 
 
@@ -97,11 +110,17 @@ def _listed(numbers: list[float]) -> str:
     return ", ".join(f"{number:.3g}" for number in numbers)
 
 
-def _threshold(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _threshold(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     numbers, edge = _eigenvalues(concerned), result.spectrum.edge
-    left = f"what the decoder leaves unexplained has λ/σ² = {_listed(numbers)}, above noise ({edge:.3g})"
+    left = (
+        f"what the decoder leaves unexplained has λ/σ² = {_listed(numbers)}, above noise"
+        f" ({edge:.3g})"
+    )
     if numbers[0] > result.beta:
-        evidence = f"{left} but not clearly above β = {result.beta:g}: at most worth little more than its rate"
+        evidence = (
+            f"{left} but not clearly above β = {result.beta:g}: at most worth little more than its"
+            " rate"
+        )
         first = f"train for longer, or lower β: {numbers[0]:.3g} pays clearly at half as much"
     else:
         evidence = (
@@ -117,56 +136,61 @@ def _threshold(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str,
     return evidence, f"{first}; {by_hand}, a smaller or a learned one does the same"
 
 
-def _bypass(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _bypass(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     spectrum, places = result.spectrum, range(min(len(concerned), len(result.spectrum.values)))
     whole, explained = (
         _listed([float(part[i]) for i in places]) for part in (spectrum.values, spectrum.explained)
     )
     return (
-        f"log p(x|z) is no sum over features: under the same z they are worth {_with_error(result.interaction)} nats to"
-        f" each other, while the right z is worth {_with_error(result.worth)}. Of λ/σ² = {whole} that independent"
+        "log p(x|z) is no sum over features: under the same z they are worth"
+        f" {_with_error(result.interaction)} nats to"
+        f" each other, while the right z is worth {_with_error(result.worth)}. Of λ/σ² = {whole}"
+        " that independent"
         f" features would leave to the latents, the decoder explains {explained} by itself",
-        "let the decoder see less of the features (a short window, dropout on what it sees), or hold a rate with free"
-        " bits or a target rate; a lower β alone gives it no need of z",
+        "let the decoder see less of the features (a short window, dropout on what it sees), or"
+        " hold a rate with free bits or a target rate; a lower β alone gives it no need of z",
     )
 
 
-def _lagging(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _lagging(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     local = result.local
     assert local is not None
     return (
-        f"refitted for each datum, the guide has a rate of {local.rate:.2f} nats (the encoder {local.encoder_rate:.2f})"
-        f" and an objective that is {_with_error((local.gain, local.error))} nats better: the decoder can use what the"
-        " encoder does not give, and gradients reach the encoder",
-        "take several steps of the encoder for each of the decoder until the refit gains nothing (He et al. 2019); no"
-        " change of the model is needed",
+        f"refitted for each datum, the guide has a rate of {local.rate:.2f} nats (the encoder"
+        f" {local.encoder_rate:.2f})"
+        f" and an objective that is {_with_error((local.gain, local.error))} nats better: the"
+        " decoder can use what the encoder does not give, and gradients reach the encoder",
+        "take several steps of the encoder for each of the decoder until the refit gains nothing"
+        " (He et al. 2019); no change of the model is needed",
     )
 
 
-def _dead(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _dead(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     blocked = [latent.index for latent in concerned if latent.blocked]
     unseen = [latent.index for latent in concerned if latent.reaction < UNSEEN]
     reasons = []
     if blocked:
         reasons.append(
-            f"no gradient makes the encoder follow the data in {ranges(tuple(blocked))} (dead units)"
+            f"no gradient makes the encoder follow the data in {ranges(tuple(blocked))} (dead"
+            " units)"
         )
     if unseen:
         reasons.append(f"the decoder does not react to {ranges(tuple(unseen))}")
     if len(set(blocked) | set(unseen)) < len(concerned):
         reasons.append("encoder and decoder both start too near zero to leave it")
     return (
-        f"what is left unexplained has λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β = {result.beta:g},"
-        f" and nothing moves towards it: {'; '.join(reasons)}",
-        "initialise them anew (weights of random sign, biases of zero, an activation without a dead side such as SiLU)"
-        " and train again with a smaller learning rate or a warm-up of β",
+        f"what is left unexplained has λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β"
+        f" = {result.beta:g}, and nothing moves towards it: {'; '.join(reasons)}",
+        "initialise them anew (weights of random sign, biases of zero, an activation without a"
+        " dead side such as SiLU) and train again with a smaller learning rate or a warm-up of β",
     )
 
 
-def _no_signal(result: Evidence, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
+def _no_signal(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     top = max(_eigenvalues(concerned))
     return (
-        f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show {result.spectrum.edge:.3g}:"
+        f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show"
+        f" {result.spectrum.edge:.3g}:"
         f" there is {'next to ' if top > result.spectrum.edge else ''}nothing to encode",
         f"nothing, or as many latents fewer: {len(concerned)}",
     )

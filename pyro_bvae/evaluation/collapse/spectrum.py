@@ -1,4 +1,4 @@
-r"""What the decoder leaves unexplained: eigenvalues of the residuals' covariance in units of the likelihood's noise.
+r"""Eigenvalues of the residuals' covariance, in units of the likelihood's noise.
 
 A linear VAE opens a latent where :math:`\lambda_i > \beta \sigma^2` (Lucas et al. 2019; the
 oracle's :func:`~pyro_bvae.oracle.optimum`). With :math:`r = (x - \mathbb{E}[x|z]) /
@@ -67,7 +67,7 @@ class Spectrum(NamedTuple):
 
     @property
     def left(self) -> Tensor:
-        """The eigenvalues in units of the likelihood's variance along their own direction, ``(r,)``."""
+        """The eigenvalues in units of the likelihood's variance along their direction, ``(r,)``."""
         return self.values / self.explained
 
 
@@ -106,7 +106,7 @@ def _observed(latents: Latents, model: Any) -> Sites:
 
 
 def _rows(latents: Latents, sites: Sites, part: Any) -> Tensor:
-    """Return a part of all observed sites as rows of features, ``(N, D)``, on the CPU, where eigenvalues are had."""
+    """Return a part of all observed sites as rows of features, ``(N, D)``, on the CPU."""
     results = []
     for site in sites.values():
         value = part(site).expand(site["fn"].batch_shape + site["fn"].event_shape)
@@ -116,7 +116,7 @@ def _rows(latents: Latents, sites: Sites, part: Any) -> Tensor:
 
 
 def _moments(latents: Latents, sites: Sites) -> tuple[Tensor, Tensor] | None:
-    """Return mean and variance of the features, each ``(N, D)``, or None where a likelihood does not know them."""
+    """Return mean and variance of the features, each ``(N, D)``; None where they are not known."""
     try:
         mean = _rows(latents, sites, lambda site: site["fn"].mean)
         return mean, _rows(latents, sites, lambda site: site["fn"].variance)

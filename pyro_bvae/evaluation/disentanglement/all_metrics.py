@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from scipy.stats import ortho_group
 
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.seeds import NULL_STREAM, stream_seed
@@ -21,6 +19,9 @@ from pyro_bvae.evaluation.disentanglement.mig_modularity import modularity, mutu
 from pyro_bvae.evaluation.disentanglement.sap_explicitness import explicitness, sap
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, generator
 from pyro_bvae.vae import BetaVAE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 #: From codes, factors and ``factor_names=``, ``num_bootstrap=`` and ``seed=`` to a score, or to
 #: several.
@@ -65,6 +66,8 @@ class Disentanglement:
     @property
     def table(self) -> pd.DataFrame:
         """A row for each score: ``value``, ``low``, ``high`` and the mean of each null."""
+        import pandas as pd
+
         bounds = [score.interval or (np.nan, np.nan) for score in self.scores]
         names = [score.name for score in self.scores]
         columns = {
@@ -93,7 +96,10 @@ class Disentanglement:
         ]
         shown = words.drop(columns=["low", "high"])
         shown.insert(1, "95% interval", between)
-        return f"{shown.to_string()}\nover {self.num_data} data; read a score by how far it is above its nulls"
+        return (
+            f"{shown.to_string()}\nover {self.num_data} data; read a score by how far it is above"
+            " its nulls"
+        )
 
 
 def score_codes(
@@ -129,6 +135,8 @@ def score_codes(
     Raises:
         InputError: for what a metric cannot use.
     """
+    import pandas as pd
+
     check_count("num_nulls", num_nulls)
     data = paired(codes, factors, factor_names, least_latents=2, least_factors=2)
     options: dict[str, Any] = {"factor_names": data.names, "seed": seed}
@@ -211,6 +219,8 @@ def _nulls(
     data: Paired, untrained: Sequence[Values], num_nulls: int, seed: int
 ) -> dict[str, list[tuple[Values, Array]]]:
     """Return codes and factors of each draw of each null."""
+    from scipy.stats import ortho_group
+
     rotated: list[tuple[Values, Array]] = []
     shuffled: list[tuple[Values, Array]] = []
     for draw in range(num_nulls):

@@ -1,4 +1,4 @@
-"""Codes and factors as every metric takes them: checked, with a class for each value of a factor."""
+"""Codes and factors as every metric takes them: checked, a class for each value of a factor."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def paired(
 
 
 def halves(data: Paired) -> tuple[Paired, Paired]:
-    """Return the first half of the data, to train on, and the second, to test on, in the order they are in.
+    """Return the first half of the data, to train on, and the second, to test on, in order.
 
     Raises:
         InputError: if a value of a factor is missing in one of them, as where data are sorted by a
@@ -103,8 +103,10 @@ def halves(data: Paired) -> tuple[Paired, Paired]:
             if missing.any():
                 value = data.values[place][missing.argmax()]
                 raise InputError(
-                    f"'factors' must have every value in the first half, to train, and in the second, to test: "
-                    f"'{name}' is never {value:g} in the {half}; shuffle the rows, or leave out values that are so rare"
+                    "'factors' must have every value in the first half, to train, and in the"
+                    " second, to test: "
+                    f"'{name}' is never {value:g} in the {half}; shuffle the rows, or leave out"
+                    " values that are so rare"
                 )
     return parts
 
@@ -128,11 +130,12 @@ def _classes(name: str, column: Array) -> tuple[Array, Array]:
     values, classes = np.unique(column, return_inverse=True)
     if len(values) == 1:
         raise InputError(
-            f"'factors' must vary, but '{name}' is {values[0]:g} for all {len(column)} data; leave it out"
+            f"'factors' must vary, but '{name}' is {values[0]:g} for all {len(column)} data; leave"
+            " it out"
         )
     if len(values) > _MOST_VALUES * len(column):
         raise InputError(
-            f"'factors' must be classes, but '{name}' takes {len(values)} values in {len(column)} data; cut it into"
-            " bins first, as numpy.digitize does"
+            f"'factors' must be classes, but '{name}' takes {len(values)} values in {len(column)}"
+            " data; cut it into bins first, as numpy.digitize does"
         )
     return values, classes

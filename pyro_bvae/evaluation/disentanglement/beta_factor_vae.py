@@ -84,7 +84,7 @@ def factor_vae_score(
     num_bootstrap: int = 30,
     seed: int = 0,
 ) -> Score:
-    r"""Return how well the factor that data share can be told from the one latent that varies least among them.
+    r"""Return the accuracy of the least varying latent as a sign of the factor that data share.
 
     A group is L data with the same value of one factor j. Its vote is the latent of smallest
     variance, relative to the variance over all data. Each latent stands for the factor that most of
@@ -158,7 +158,8 @@ def _check_groups(data: Paired) -> None:
         counts = np.bincount(known, minlength=size)
         if counts.min() < 2:
             raise InputError(
-                f"'factors' must have each value at least twice in each half of the data, for pairs that share it, but"
+                "'factors' must have each value at least twice in each half of the data, for"
+                " pairs that share it, but"
                 f" '{name}' is {values[counts.argmin()]:g} once; leave out values that are so rare"
             )
 
@@ -166,7 +167,7 @@ def _check_groups(data: Paired) -> None:
 def _differences(
     data: Paired, num_groups: int, size: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Return the mean absolute difference of codes in each group of pairs, ``(M, D)``, and the factor they share."""
+    """Return the mean absolute difference of codes in each group, ``(M, D)``, and its factor."""
     targets = np.sort(rng.integers(len(data.names), size=num_groups))
     rows = []
     for j, count in enumerate(np.bincount(targets, minlength=len(data.names))):
@@ -179,7 +180,7 @@ def _differences(
 def _votes(
     data: Paired, spread: Array, idle: Array, num_groups: int, size: int, rng: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Return the latent that varies least in each group, ``(M,)``, and the factor that is shared."""
+    """Return the latent that varies least in each group, ``(M,)``, and the shared factor."""
     targets = np.sort(rng.integers(len(data.names), size=num_groups))
     votes = []
     for j, count in enumerate(np.bincount(targets, minlength=len(data.names))):
@@ -199,7 +200,7 @@ def _sharing(classes: Array, wanted: Array, rng: np.random.Generator) -> Array:
 
 
 def _shares(right: Array, truth: Array, num_factors: int) -> Array:
-    """Return the share of groups that are told, of all and of each factor; 0 for a factor of no group."""
+    """Return the share of groups that are told, of all and of each factor; 0 for no group."""
     counts = np.bincount(truth, minlength=num_factors)
     each = np.bincount(truth, right, minlength=num_factors) / np.maximum(counts, 1)
     return np.array([right.mean(), *each])

@@ -1,18 +1,19 @@
-"""DCI: disentanglement, completeness and informativeness, from what a classifier of each factor looks at."""
+"""DCI: disentanglement, completeness and informativeness, by a classifier of each factor."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-from scipy.special import xlogy
 
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, FIT_STREAM, stream_seed
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +91,7 @@ def dci(
         InputError: if a value of a factor is in one half only, or for codes and factors that cannot
             be used.
     """
+    import pandas as pd
     from sklearn.ensemble import GradientBoostingClassifier  # slow to import
 
     check_bootstrap(num_bootstrap)
@@ -128,7 +130,7 @@ def dci(
 
 
 def _fit(predictor: Any, train: Paired, test: Paired, seed: int) -> tuple[Array, Array, Array]:
-    """Return the importances ``(D, F)``, and the accuracy for each factor on training and test data, ``(F,)``."""
+    """Return importances ``(D, F)``, and accuracies on training and test data, ``(F,)``."""
     from sklearn.base import clone
 
     columns = []
@@ -162,7 +164,9 @@ def _values(importances: Array, accuracy: Array) -> Array:
 
 
 def _concentration(table: Array) -> Array:
-    """Return one less the relative entropy of each row; 0 for a row of zeros, which matters to nothing."""
+    """Return one less the relative entropy of each row; 0 for a row of zeros."""
+    from scipy.special import xlogy
+
     totals = table.sum(1, keepdims=True)
     shares = np.divide(table, totals, out=np.full_like(table, 1 / table.shape[1]), where=totals > 0)
     return np.clip(1 + xlogy(shares, shares).sum(1) / np.log(table.shape[1]), 0.0, 1.0)

@@ -41,6 +41,7 @@ def untrained_copy(vae: BetaVAE, seed: int) -> BetaVAE:
             elif own := next((key for key, _ in module.named_parameters(recurse=False)), None):
                 full = ".".join(part for part in ("encoder", name, own) if part)
                 raise InputError(
-                    f"'{full}' cannot be set to its initial value; give the untrained model's codes as 'untrained'"
+                    f"'{full}' cannot be set to its initial value; give the untrained model's"
+                    " codes as 'untrained'"
                 )
     return copy

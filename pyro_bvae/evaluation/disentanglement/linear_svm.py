@@ -12,7 +12,7 @@ _TOLERANCE, _MOST_STEPS = 1e-9, 100
 
 
 class Machines:
-    r"""Machines that tell each class from the others by one feature, as liblinear trains them with balanced classes.
+    r"""Linear machines that tell each class from the others by one feature, with balanced classes.
 
     For each class the minimum of :math:`(w^2 + b^2) / 2 + \sum_n C_n \max(0, 1 - s_n (w x_n +
     b))^2`, by Newton's method. The data inside the margin are those up to, or from, some place in

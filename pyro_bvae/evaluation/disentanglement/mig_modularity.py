@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
-from scipy.special import xlogy
 
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Paired, Values, paired
 from pyro_bvae.evaluation.disentanglement.score import Score, bootstrap_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Nats below which a mutual information is the rounding of sums that cancel.
 _ROUNDING = 1e-12
@@ -42,6 +43,8 @@ def mutual_information(
     Raises:
         InputError: if there are fewer data than bins, or for codes and factors that cannot be used.
     """
+    import pandas as pd
+
     data = paired(codes, factors, factor_names)
     return pd.DataFrame(_information(_cells(data, bins)).table, data.latents, list(data.names))
 
@@ -55,7 +58,7 @@ def mutual_information_gap(
     num_bootstrap: int = 100,
     seed: int = 0,
 ) -> Score:
-    r"""Return how far the latent that tells most of a factor is ahead of the next, as a share of the factor's entropy.
+    r"""Return the lead of the latent that tells most of a factor, as a share of its entropy.
 
     .. math:: \mathrm{MIG} = \frac1F \sum_j \frac{I(z_{(1)}; v_j) - I(z_{(2)}; v_j)}{H(v_j)}
 
@@ -146,7 +149,7 @@ def modularity(
 
 
 class _Cells(NamedTuple):
-    """The cell of the table of bins and values that each datum falls into, for each latent and factor."""
+    """The cell of bins and values that each datum falls into, for each latent and factor."""
 
     places: list[list[Array]]  # D x F of (N,)
     shapes: list[tuple[int, int]]  # F of (bins, values)
@@ -196,4 +199,6 @@ def _information(cells: _Cells, weights: Array | None = None) -> _Information:
 
 
 def _sum_log(p: Array) -> float:
+    from scipy.special import xlogy
+
     return float(xlogy(p, p).sum())

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import rankdata
 
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.linear_svm import Machines
@@ -23,7 +22,7 @@ def sap(
     num_bootstrap: int = 100,
     seed: int = 0,
 ) -> Score:
-    r"""Return separated attribute predictability: how far the latent that best tells a factor is ahead of the next.
+    r"""Return separated attribute predictability: the lead of the latent that best tells a factor.
 
     .. math:: \mathrm{SAP} = \frac1F \sum_j \big( A_{(1) j} - A_{(2) j} \big),
 
@@ -75,7 +74,7 @@ def explicitness(
     num_bootstrap: int = 100,
     seed: int = 0,
 ) -> Score:
-    r"""Return how well a linear classifier of all latents tells each value of a factor from the others.
+    r"""Return how well a linear classifier of all latents tells the values of a factor.
 
     The mean over factors of the mean over their values of the area under the ROC curve, on the
     second half of the data, of a logistic regression trained on the first. It is 0.5 for codes that
@@ -130,7 +129,7 @@ def explicitness(
 
 
 class _Areas:
-    """The areas under the ROC curves of a factor's values, of data that count as often as their weights say."""
+    """The areas under the ROC curves of a factor's values, of weighted data."""
 
     def __init__(self, shares: Array, classes: Array) -> None:
         self.shares, self.classes = shares, classes
@@ -138,7 +137,7 @@ class _Areas:
         self.whole = np.bincount(classes, self.own) / np.bincount(classes)
 
     def mean(self, weights: Array) -> float:
-        """Return the mean over values of the area's first-order change: how its members are placed, and the others."""
+        """Return the mean over values of the area's first-order change with each datum's weight."""
         counts = np.bincount(self.classes, weights)
         own = np.bincount(self.classes, weights * self.own)
         others = (weights @ self.shares - own) / (weights.sum() - counts)
@@ -147,10 +146,14 @@ class _Areas:
 
 
 def _placements(scores: Array, member: Array) -> Array:
-    """Return for each member the share of others below it, and for each other that of members above; ties are half.
+    """Return the share of others below each member, and of members above each other.
+
+    Ties count one half.
 
     The mean of either is the area under the ROC curve (DeLong et al. 1988).
     """
+    from scipy.stats import rankdata
+
     ranks, placed = rankdata(scores), np.empty(len(scores))
     for mine, sign in ((member, 1.0), (~member, -1.0)):
         below = (ranks[mine] - rankdata(scores[mine])) / (~mine).sum()

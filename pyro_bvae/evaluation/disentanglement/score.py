@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, stream_seed
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = NDArray[Any]
 
@@ -39,7 +41,9 @@ class Score:
     def of(
         cls, name: str, values: Array, errors: Array | None, parts: Sequence[str], num_data: int
     ) -> Score:
-        """Return the score of ``values``, the score itself and then its parts, with their errors if there are any."""
+        """Return the score of ``values``, then those of its parts, with errors if there are any."""
+        import pandas as pd
+
         columns = {"value": values[1:], "standard_error": np.nan if errors is None else errors[1:]}
         table = pd.DataFrame(columns, index=list(parts))
         return cls(
@@ -48,7 +52,7 @@ class Score:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The 95% interval, 1.96 standard errors to either side and within [0, 1]; None without a bootstrap."""
+        """The 95% interval, 1.96 standard errors each way, within [0, 1]; None without errors."""
         if self.standard_error is None:
             return None
         return max(0.0, self.value - 1.96 * self.standard_error), min(

@@ -1,15 +1,13 @@
-"""UDR: models ranked without factors, by whether other seeds of the same β found the same latents."""
+"""UDR: models ranked without factors, by the agreement of seeds of the same β."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy.stats import rankdata
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
@@ -19,6 +17,9 @@ from pyro_bvae.evaluation.disentanglement.encoding import encode
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
 from pyro_bvae.evaluation.marginal.bounds import kl_per_dimension
 from pyro_bvae.vae import BetaVAE
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # A latent with less KL than this is idle, nats.
 _LEAST_KL = 0.01
@@ -58,10 +59,12 @@ class Ranking:
 
 
 def rank_correlation(first: Array, second: Array) -> Array:
-    """Return the absolute rank correlation of each latent with each, codes ``(N, D)`` and ``(N, E)`` to ``(D, E)``.
+    """Return the absolute rank correlation of each latent with each, of shape ``(D, E)``.
 
     Reference: Spearman 1904. What is constant is correlated with nothing: 0.
     """
+    from scipy.stats import rankdata
+
     ranks = [rankdata(codes, axis=0) for codes in (first, second)]
     centred = [part - part.mean(0) for part in ranks]
     lengths = [np.sqrt((part**2).sum(0)) for part in centred]
@@ -80,7 +83,7 @@ def unsupervised_disentanglement_ranking(
     num_bootstrap: int = 100,
     seed: int = 0,
 ) -> Ranking:
-    r"""Rank the models of a sweep by whether models of the same β and another seed found the same latents.
+    r"""Rank the models of a sweep by their agreement with other seeds of the same β.
 
     With :math:`R_{ab}` the relation of latent a of one model to b of another, over latents that are
     not idle (KL above 0.01 nats),
@@ -106,12 +109,15 @@ def unsupervised_disentanglement_ranking(
     Raises:
         InputError: if there is no data, or a β has one seed only.
     """
+    import pandas as pd
+
     check_bootstrap(num_bootstrap)
     models = list(runs)
     shown = getattr(runs, "validation", None) if data is None else data
     if not isinstance(shown, Dataset):
         raise InputError(
-            f"'data' must be a Dataset to encode, since the sweep has none, got {type(shown).__name__}"
+            "'data' must be a Dataset to encode, since the sweep has none, got"
+            f" {type(shown).__name__}"
         )
     codes = [_active_codes(model.vae, shown, seed) for model in models]
     rng, scores = generator(seed, BOOTSTRAP_STREAM), []
@@ -119,7 +125,8 @@ def unsupervised_disentanglement_ranking(
         partners = [j for j, other in enumerate(models) if other.beta == model.beta and j != i]
         if not partners:
             raise InputError(
-                f"'runs' must have two seeds or more for each beta, got only seed {model.seed} of {model.beta:g}"
+                f"'runs' must have two seeds or more for each beta, got only seed {model.seed} of"
+                f" {model.beta:g}"
             )
         each = np.array([_agreement(codes[i], codes[j], relation) for j in partners])
         again = rng.integers(len(each), size=(num_bootstrap, len(each)))
@@ -142,7 +149,7 @@ def unsupervised_disentanglement_ranking(
 
 
 def _active_codes(vae: BetaVAE, data: Dataset, seed: int) -> Array:
-    """Return the codes of the latents that are not idle: by their KL, or their variance where there is no KL of one."""
+    """Return the codes of the latents in use, by their KL, or by their variance without one."""
     args = arguments(data.x, data.context)
     kl = kl_per_dimension(vae.model, vae.guide, *args, seed=seed)
     assert kl is not None  # a BetaVAE has one latent

@@ -1,1 +1,5 @@
 """The decoder's Jacobian, its metric, and geodesics."""
+
+from pyro_bvae.core.lazy import door
+
+__getattr__, __dir__, __all__ = door(__name__, __file__)

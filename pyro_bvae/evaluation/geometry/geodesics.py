@@ -1,4 +1,4 @@
-r"""Geodesics of a decoder: the paths between two latents along which least happens to the features."""
+r"""Geodesics of a decoder: the paths between two latents that change the features least."""
 
 from __future__ import annotations
 
@@ -53,7 +53,10 @@ class Geodesic:
 
     def __str__(self) -> str:
         saved = 100 * (1 - self.length / self.straight_length) if self.straight_length > 0 else 0.0
-        text = f"geodesic {self.length:.4g}, straight line {self.straight_length:.4g}: {saved:.1f}% shorter"
+        text = (
+            f"geodesic {self.length:.4g}, straight line {self.straight_length:.4g}: {saved:.1f}%"
+            " shorter"
+        )
         return (
             text if self.converged else f"{text}; NOT CONVERGED after {self.iterations} iterations"
         )
@@ -167,7 +170,8 @@ def _spread(context: Context | None, num_points: int) -> Context | None:
     for name, part in (context or Context())._asdict().items():
         if part is not None and (part.dim() != 2 or len(part) != 1):
             raise InputError(
-                f"'context.{name}' must have one row for the whole path, got shape {tuple(part.shape)}"
+                f"'context.{name}' must have one row for the whole path, got shape"
+                f" {tuple(part.shape)}"
             )
     return context and context.map(lambda part: part.expand(num_points, -1))
 
@@ -179,7 +183,7 @@ def _measure(views: Tensor) -> tuple[float, float]:
 
 
 def _pace(views: Tensor) -> Tensor:
-    """Return where on a line T steps lie that show equal changes, ``(T,)``, from what equal steps on it show."""
+    """Return the places of T steps of equal change on a line, ``(T,)``, from equal steps on it."""
     steps = views.double().diff(dim=0).norm(dim=-1).cpu().numpy()
     places = np.linspace(0, 1, len(views))
     total = steps.sum()
@@ -210,7 +214,7 @@ def _bend(
     tolerance: float,
     max_iterations: int,
 ) -> tuple[Tensor, bool, int]:
-    """Return what is added to a line to make its energy least, whether that is found, and after how many iterations."""
+    """Return the bend of a line that makes its energy least, its success and its iterations."""
     coefficients = line.new_zeros(basis.shape[1], line.shape[1], requires_grad=True)
 
     def energy() -> Tensor:

@@ -1,4 +1,4 @@
-r"""The geometry that a decoder gives its latents: Jacobians, their singular values and angles, the pull-back metric.
+r"""The geometry of a decoder's latents: Jacobians, singular values and the pull-back metric.
 
 A decoder maps latents to features, :math:`z \mapsto f(z)`, and a step in the latents is as long as
 what it changes
@@ -53,7 +53,8 @@ def means(distribution: Any) -> Tensor:
         mean = None
     if not isinstance(mean, Tensor):  # a tensor has a method of that name
         raise InputError(
-            f"the decoder must return a distribution that knows its mean, got {type(distribution).__name__}"
+            "the decoder must return a distribution that knows its mean, got"
+            f" {type(distribution).__name__}"
         )
     return mean
 
@@ -82,7 +83,8 @@ def fisher_rao(distribution: Any) -> Tensor:
     if isinstance(base, torch.distributions.Poisson | PoissonCounts):
         return 2 * base.mean.sqrt()
     raise InputError(
-        f"'view' fisher_rao knows Bernoulli and Poisson features, got {type(base).__name__}; for a normal likelihood of"
+        f"'view' fisher_rao knows Bernoulli and Poisson features, got {type(base).__name__}; for a"
+        " normal likelihood of"
         " fixed scale the default, means, gives the same metric times the variance"
     )
 
@@ -101,14 +103,14 @@ class RotationTest:
 
     @property
     def share(self) -> float:
-        """The share of the rotations, the model's own axes among them, that score as high as these axes."""
+        """The share of the rotations, the model's own axes among them, that score as high."""
         return (1 + int((self.null >= self.estimate.value).sum())) / (1 + len(self.null))
 
     def __str__(self) -> str:
         spread = f"{float(self.null.mean()):.3f} ± {float(self.null.std(correction=0)):.3f}"
         return (
-            f"{self.estimate.value:.3f} ± {self.estimate.standard_error:.3f}; in rotated axes {spread}"
-            f" (standard deviation over {len(self.null)} rotations)"
+            f"{self.estimate.value:.3f} ± {self.estimate.standard_error:.3f}; in rotated axes"
+            f" {spread} (standard deviation over {len(self.null)} rotations)"
         )
 
 
@@ -138,20 +140,21 @@ class DecoderGeometry:
 
     @property
     def cosines(self) -> Tensor:
-        """Cosines of the angles between columns of the Jacobian, ``(N, L, L)``; 0 beside a column of length 0."""
+        """Cosines of the angles between the Jacobian's columns, ``(N, L, L)``; 0 at length 0."""
         lengths = _lengths(self.metric)
         products = lengths.unsqueeze(-1) * lengths.unsqueeze(-2)
         return torch.where(products > 0, self.metric / products, torch.zeros_like(products))
 
     @property
     def log_volume(self) -> Tensor:
-        r"""The log of the volume measure :math:`\sqrt{\det G}` over all latents, ``(N,)``; -inf where one is unused."""
+        r"""The log volume :math:`\log \sqrt{\det G}`, ``(N,)``; -inf with an unused latent."""
         return self.singular_values.log().sum(-1)
 
     def __str__(self) -> str:
         spectrum = ", ".join(f"{value:.3g}" for value in self.singular_values.median(0).values)
         lines = [
-            f"{int(self.active.sum())} of {len(self.active)} latents are active; singular values (median over"
+            f"{int(self.active.sum())} of {len(self.active)} latents are active; singular values"
+            " (median over"
         ]
         lines[0] += f" {len(self.metric)} data): {spectrum}"
         if self.orthogonality is None:
@@ -164,7 +167,7 @@ class DecoderGeometry:
 def decoder_jacobian(
     vae: Any, z: Tensor, context: Context | None = None, *, view: View = means
 ) -> Tensor:
-    r"""Return the Jacobians :math:`\partial f_d / \partial z_l` at given latents, shape ``(N, D, L)``.
+    r"""Return the Jacobians :math:`\partial f_d / \partial z_l` at latents, ``(N, D, L)``.
 
     They are taken forward, one pass for each latent, with all data at once: a decoder in eval mode
     treats each datum by itself.
@@ -195,7 +198,7 @@ def decoder_geometry(
     num_rotations: int = 100,
     seed: int = 0,
 ) -> DecoderGeometry:
-    r"""Measure the local geometry of a decoder: singular values, metric, and whether the latents' axes are its own.
+    r"""Measure the local geometry of a decoder: singular values, metric, and the latents' axes.
 
     With :math:`J = U \Sigma V^\top`, the columns of J are orthogonal where V permutes the axes (or
     singular values are equal). A guide with a diagonal covariance asks for this (Rolinek, Zietlow
@@ -244,7 +247,7 @@ def decoder_geometry(
 
 @contextmanager
 def looking(vae: Any) -> Iterator[None]:
-    """Run the body with a decoder as it is looked at: in eval mode, at full precision, without validation."""
+    """Run the body with a decoder in eval mode, at full precision, without validation."""
     with (
         evaluating(vae),
         full_precision(),
@@ -294,8 +297,8 @@ def view_of(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
     values = view(distribution)
     if values.dim() < 2 or len(values) != len(z):
         raise InputError(
-            f"the decoder must return a distribution for each row of 'z', {len(z)} of them, got one whose view has"
-            f" shape {tuple(values.shape)}"
+            f"the decoder must return a distribution for each row of 'z', {len(z)} of them, got"
+            f" one whose view has shape {tuple(values.shape)}"
         )
     return values.flatten(1)
 
@@ -341,13 +344,14 @@ def _jacobian(vae: Any, z: Tensor, context: Context | None, view: View) -> Tenso
     for latent in (jacobian == 0).flatten(0, 1).all(0).nonzero().flatten().tolist():
         if not torch.allclose(view_of(vae, z + axes[latent], context, view), values):
             raise InputError(
-                f"the decoder has no derivative in latent {latent}, on which it depends: is it detached, or rounded?"
+                f"the decoder has no derivative in latent {latent}, on which it depends: is it"
+                " detached, or rounded?"
             )
     return jacobian
 
 
 def _singular_values(jacobian: Tensor) -> Tensor:
-    """Return L singular values a datum, zeros among them where there are fewer features than latents."""
+    """Return L singular values a datum, zeros where there are fewer features than latents."""
     result = torch.linalg.svdvals(jacobian)
     return torch.nn.functional.pad(result, (0, jacobian.shape[-1] - result.shape[-1]))
 
@@ -379,7 +383,7 @@ def _rotation_tests(
 
 
 def _orthogonality(metric: Tensor) -> Tensor:
-    """Return one minus the weighted mean cosine of each datum, ``(N, A, A)`` to ``(N,)``; 1 if there is no length."""
+    """Return one minus the weighted mean cosine, ``(N, A, A)`` to ``(N,)``; 1 without length."""
     lengths = _lengths(metric)
     total = lengths.sum(-1).square() - lengths.square().sum(-1)
     products = metric.abs().sum((-2, -1)) - lengths.square().sum(-1)
@@ -389,7 +393,7 @@ def _orthogonality(metric: Tensor) -> Tensor:
 
 
 def _alignment(energies: Tensor, directions: Tensor) -> Tensor:
-    """Return the weighted largest squared coordinate of singular directions, as columns, ``(N, A, A)`` to ``(N,)``."""
+    """Return the weighted largest squared coordinate of singular directions, ``(N,)``."""
     weights, largest = energies.clamp_min(0), directions.square().amax(-2)
     total = weights.sum(-1)
     aligned = (weights * largest).sum(-1) / total.clamp_min(math.ulp(0.0))

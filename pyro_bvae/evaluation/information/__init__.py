@@ -1,1 +1,5 @@
 """What the latents tell of the data: rates, mutual information, and holes of the aggregate."""
+
+from pyro_bvae.core.lazy import door
+
+__getattr__, __dir__, __all__ = door(__name__, __file__)

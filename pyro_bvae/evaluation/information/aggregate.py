@@ -1,4 +1,4 @@
-r"""The aggregated posterior: the log density of a mixture of all data's posteriors, at as many points.
+r"""The aggregated posterior: the log density of a mixture of all data's posteriors.
 
 .. math:: q(z) = \frac1N \sum_m q(z \mid x_m), \qquad q(z_d) = \frac1N \sum_m q(z_d \mid x_m)
 
@@ -77,7 +77,7 @@ def normal_marginals(distribution: Any, data_dim: int) -> Normals | None:
 
 
 def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Tensor:
-    r"""Return the log density of an even mixture of diagonal normals at points, ``(M, L)`` to ``(M,)``, float64.
+    r"""Return the log density of an even mixture of diagonal normals, ``(M,)``, float64.
 
     .. math:: \log \frac1N \sum_m \prod_d \mathcal{N}(z_d; \mu_{md}, \sigma_{md}^2)
 
@@ -123,14 +123,14 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
 
 
 def _log_sum(exponents: Tensor) -> Tensor:
-    """Return the log of the sum of exponentials of each row, in place, ``(A, B)`` to ``(A,)``, float64."""
+    """Return the log of the sum of exponentials of each row, in place, ``(A,)``, float64."""
     most = exponents.amax(1, keepdim=True)
     exponents.sub_(most).clamp_(min=_NEGLIGIBLE).exp_()
     return exponents.sum(1).double().log_() + most.squeeze(1)
 
 
 def log_marginals(points: Tensor, normals: Normals) -> Tensor:
-    r"""Return :math:`\log q(z_d)` of an even mixture of normals in each dimension, ``(M, L)``, float64.
+    r"""Return :math:`\log q(z_d)` of an even mixture of normals, ``(M, L)``, float64.
 
     A dimension is computed at evenly spaced nodes, ten within its narrowest scale, and interpolated
     by cubics; at the points themselves where they are fewer than the nodes.
@@ -171,7 +171,7 @@ def guide_site(program: Program, block: tuple[Any, ...]) -> Site:
 
 
 def aggregate_of(program: Program, rows: Tensor, progress: bool = False) -> Aggregate:
-    """Return the log densities of any guide's aggregate, by scoring all points under each block of data.
+    """Return the log densities of any guide's aggregate, by scoring all points block by block.
 
     Args:
         program: A program whose guide has one site, the latent.

@@ -75,7 +75,7 @@ class RateDistortion:
 
     @property
     def bits_per_dimension(self) -> list[tuple[float, float]]:
-        r"""Rate and distortion of each point in bits per dimension: nats divided by :math:`D \log 2`."""
+        r"""Rate and distortion of each point in bits per dimension: nats over :math:`D \log 2`."""
         scale = self.num_features * math.log(2)
         return [(point.rate.value / scale, point.distortion.value / scale) for point in self.points]
 
@@ -91,7 +91,10 @@ class RateDistortion:
 
     @property
     def knee(self) -> float:
-        """The β of the point farthest below the chord of the curve, both axes scaled to 1 (Satopää et al. 2011)."""
+        """The β of the point farthest below the chord of the curve (Satopää et al. 2011).
+
+        Both axes are scaled to 1.
+        """
         rates = torch.tensor([point.rate.value for point in self.points])
         distortions = torch.tensor([point.distortion.value for point in self.points])
         spans = (
@@ -103,7 +106,7 @@ class RateDistortion:
 
     @property
     def monotone(self) -> bool:
-        """Whether the rate falls and the distortion rises with β, to three standard errors of paired differences."""
+        """Whether rate falls and distortion rises with β, to three standard errors."""
         return all(
             _rises(left.distortion, right.distortion) and _rises(right.rate, left.rate)
             for left, right in pairwise(self.points)
@@ -119,12 +122,14 @@ class RateDistortion:
 
     def __str__(self) -> str:
         lines = [
-            f"{'β':>10}{'rate':>10}{'± error':>10}{'distortion':>12}{'± error':>10}{'bits/dim':>10}{'slope':>11}"
+            f"{'β':>10}{'rate':>10}{'± error':>10}{'distortion':>12}{'± error':>10}"
+            f"{'bits/dim':>10}{'slope':>11}"
         ]
         slopes = {slope.betas[0]: slope for slope in self.slopes}
         for point, (rate, distortion) in zip(self.points, self.bits_per_dimension, strict=True):
             line = f"{point.beta:>10g}{point.rate.value:>10.3f}{point.rate.standard_error:>10.3f}"
-            line += f"{point.distortion.value:>12.3f}{point.distortion.standard_error:>10.3f}{rate + distortion:>10.4f}"
+            line += f"{point.distortion.value:>12.3f}{point.distortion.standard_error:>10.3f}"
+            line += f"{rate + distortion:>10.4f}"
             if slope := slopes.get(point.beta):
                 line += f"{slope.value:>11.4f} ± {slope.error:.4f}, the law {slope.law:.4f}"
             lines.append(line)

@@ -1,4 +1,4 @@
-r"""The mean KL taken apart: what the latents say of the data, and how far all of them together are from the prior.
+r"""The mean KL taken apart: information of the latents on the data, and mismatch of the prior.
 
 .. math::
     \frac1N \sum_n KL(q(z|x_n) \| p(z)) = I_q(x; z) + KL(q(z) \| p(z)), \qquad q(z) = \frac1N \sum_n
@@ -44,7 +44,7 @@ NEAR_LIMIT = 1.0
 
 @dataclass(frozen=True, eq=False)
 class KLDecomposition:
-    """The mean KL between guide and prior over N data, and its parts, in nats; they add up datum by datum.
+    """The mean KL of guide and prior over N data, and its parts, in nats, for each datum.
 
     Attributes:
         rate: The mean KL, ``mutual_information + marginal_kl``.
@@ -70,15 +70,16 @@ class KLDecomposition:
 
     @property
     def warning(self) -> str | None:
-        """What to know of a mutual information within 1 nat of log N; None if it is further below."""
+        """A caution for a mutual information within 1 nat of log N; None if it is further below."""
         left = self.limit - self.mutual_information.value
         if left >= NEAR_LIMIT:
             return None
         count = len(self.rate.per_datum)
         return (
-            f"mutual information is {max(left, 0.0):.2f} nats below its limit, log {count} = {self.limit:.2f}: nearly"
-            " every datum has its posterior for itself. It counts the data and is no estimate for a population, where"
-            " it is larger, and KL(q(z) || p(z)) smaller; more data would tell"
+            f"mutual information is {max(left, 0.0):.2f} nats below its limit, log {count} ="
+            f" {self.limit:.2f}: nearly"
+            " every datum has its posterior for itself. It counts the data and is no estimate for"
+            " a population, where it is larger, and KL(q(z) || p(z)) smaller; more data would tell"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,7 +101,8 @@ class KLDecomposition:
                 f"{title:<34}{'not available: ' + str(self.reason) if part is None else part}"
             )
         lines.append(
-            f"over the empirical aggregate of {len(self.rate.per_datum)} data (log N = {self.limit:.3f})"
+            f"over the empirical aggregate of {len(self.rate.per_datum)} data (log N ="
+            f" {self.limit:.3f})"
         )
         return "\n".join([*lines, *([] if self.warning is None else [f"warning: {self.warning}"])])
 
@@ -229,7 +231,7 @@ def _freed(term: Tensor, surplus: Tensor) -> Tensor:
 
 
 def _estimate(term: Tensor, skewed: bool = False) -> Estimate:
-    """Return the estimate of a term, which may hinge on draws that are too rare to be among them."""
+    """Return the estimate of a term, which may hinge on draws too rare to be among them."""
     result = Estimate.over_data(term.mean(0), error_of_mean(term), num_samples=len(term))
     if not skewed or float(term.amax() - term.amin()) < _ROUNDING:
         return result

@@ -1,4 +1,4 @@
-"""Tests whether two sets of rows are draws of one distribution: of all dimensions together, and of each by itself."""
+"""Tests whether two sets of rows are draws of one distribution, jointly and by dimension."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class DimensionTests(NamedTuple):
 def energy_test(
     x: Tensor, y: Tensor, *, num_permutations: int = 499, generator: torch.Generator
 ) -> EnergyTest:
-    r"""Test by the energy distance whether rows are of one distribution, by permuting which set they belong to.
+    r"""Test by the energy distance and permutations whether rows are of one distribution.
 
     .. math:: 2 \, \mathbb{E} \|x - y\| - \mathbb{E} \|x - x'\| - \mathbb{E} \|y - y'\|
 
@@ -111,7 +111,8 @@ def holm(p_values: Tensor) -> Tensor:
 def _check(x: Tensor, y: Tensor) -> None:
     if x.dim() != 2 or y.dim() != 2 or x.shape[1] != y.shape[1]:
         raise InputError(
-            f"'x' and 'y' must be rows (N, L) of one width, got {tuple(x.shape)} and {tuple(y.shape)}"
+            f"'x' and 'y' must be rows (N, L) of one width, got {tuple(x.shape)} and"
+            f" {tuple(y.shape)}"
         )
     if min(len(x), len(y)) < 2:
         raise InputError(

@@ -1,13 +1,12 @@
-"""Reading a representation: which latents are active, and what each of them says of labels and factors."""
+"""Reading a representation: active latents, and their association with labels and factors."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -17,6 +16,9 @@ from pyro_bvae.evaluation.information.latent_draws import check_one_latent
 from pyro_bvae.evaluation.marginal.bounds import measure_dimensions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar
 from pyro_bvae.program.program import Function, open_program
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Array = NDArray[Any]
 Values = ArrayLike | Tensor
@@ -52,7 +54,9 @@ class LatentReading:
 
     @property
     def table(self) -> pd.DataFrame:
-        """All in one: a row for each latent, the active ones first, with NaN for what the others say of factors."""
+        """One table: a row for each latent, active ones first; NaN for factors of inactive ones."""
+        import pandas as pd
+
         parts = {
             "latent": self.latents,
             "correlation": self.correlation,
@@ -118,6 +122,8 @@ def read_latents(
             datum, are not finite or not named as many, if no two data share a label, or if the data
             cannot be used.
     """
+    import pandas as pd
+
     check_num_samples(num_samples)
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
@@ -158,7 +164,7 @@ def read_latents(
 
 
 class _Known(NamedTuple):
-    """What is known about the data: one column for each class and factor, and one for the label and each factor."""
+    """Labels and factors as columns: one for each class and number, and one for each target."""
 
     indicators: Array  # (N, C + F)
     indicator_names: list[str]
@@ -182,7 +188,8 @@ def _known(
         names = list(factor_names) or [f"factor {place}" for place in range(columns.shape[1])]
         if len(names) != columns.shape[1]:
             raise InputError(
-                f"'factor_names' must be {columns.shape[1]} names, one for each factor, got {len(names)}"
+                f"'factor_names' must be {columns.shape[1]} names, one for each factor, got"
+                f" {len(names)}"
             )
         known = _Known(columns, names, list(columns.T), list(names))
     if labels is not None:
@@ -255,9 +262,10 @@ def _mutual_information(means: Array, known: _Known, seed: int) -> Array:
         is_label = target.dtype.kind == "i"
         if is_label and len(values) == len(target) > 1:
             raise InputError(
-                f"'labels' must be classes that some data share, got {len(values)} labels for as many data: what the"
-                " latents say of such a label is how well they tell each datum, which decompose_kl measures; give"
-                " numbers as 'factors'"
+                f"'labels' must be classes that some data share, got {len(values)} labels for as"
+                " many data: what the"
+                " latents say of such a label is how well they tell each datum, which decompose_kl"
+                " measures; give numbers as 'factors'"
             )
         # Of a choice that no two data share neighbours tell nothing: it is a number.
         choice = is_label or len(values) == 1 or (whole and len(values) < len(target))

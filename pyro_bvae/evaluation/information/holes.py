@@ -1,14 +1,13 @@
-r"""Holes: where the prior has mass and the aggregated posterior has none, so that no datum has taught the decoder."""
+r"""Holes: regions of prior mass without aggregated posterior, which no datum has taught."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -31,6 +30,9 @@ from pyro_bvae.evaluation.information.latent_draws import (
 from pyro_bvae.evaluation.marginal.bounds import latent_distributions
 from pyro_bvae.evaluation.marginal.importance import check_num_samples
 from pyro_bvae.program.program import Function, Program, open_program
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Rows of either kind that the energy test looks at: its time grows with their square.
 _MOST_TESTED = 1000
@@ -55,8 +57,8 @@ class Mass(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Coverage:
-    """How well the aggregated posterior covers the prior; :func:`coverage` defines it.
+class HoleMass:
+    """How well the aggregated posterior covers the prior; :func:`hole_mass` defines it.
 
     Attributes:
         hole_mass: The share of the prior's mass in holes. It is ``share`` if the two are one
@@ -87,7 +89,7 @@ class Coverage:
 
     @property
     def p_value(self) -> float:
-        """Probability of an energy distance as large if prior and aggregated posterior were one distribution."""
+        """The p-value of the energy distance of prior and aggregated posterior."""
         return self.energy.p_value
 
     @property
@@ -96,12 +98,12 @@ class Coverage:
         return self.log_density < self.threshold
 
     def inside(self, count: int) -> Tensor:
-        """Return draws of the prior from inside the holes, at most ``count``, to be decoded: ``(<= count, *)``."""
+        """Return draws of the prior inside the holes, at most ``count``: ``(<= count, *)``."""
         check_count("count", count)
         return self.points[self.in_hole.to(self.points.device)][:count]
 
     def outside(self, count: int) -> Tensor:
-        """Return draws of the prior from outside the holes, at most ``count``, to be decoded: ``(<= count, *)``."""
+        """Return draws of the prior outside the holes, at most ``count``: ``(<= count, *)``."""
         check_count("count", count)
         return self.points[~self.in_hole.to(self.points.device)][:count]
 
@@ -121,16 +123,19 @@ class Coverage:
         unlike = int((self.dimensions["p_value"] < 0.01).sum())
         return "\n".join(
             [
-                f"hole mass of the prior  {self.hole_mass} ({100 * self.share:g}% if it were the aggregated posterior)",
+                f"hole mass of the prior  {self.hole_mass} ({100 * self.share:g}% if it were the"
+                " aggregated posterior)",
                 f"energy distance         {self.energy.distance:.4f}, p = {self.p_value:.2g}",
-                f"single latents          {unlike} of {len(self.dimensions)} unlike their prior (p < 0.01, corrected)",
+                f"single latents          {unlike} of {len(self.dimensions)} unlike their prior (p"
+                " < 0.01, corrected)",
                 f"over the empirical aggregate of {self.num_data} data; holes are where log q(z) <"
-                f" {self.threshold:.2f}, as it is at {100 * self.share:g}% of {len(self.held_out)} held-out data",
+                f" {self.threshold:.2f}, as it is at {100 * self.share:g}% of {len(self.held_out)}"
+                " held-out data",
             ]
         )
 
 
-def coverage(
+def hole_mass(
     model: Function,
     guide: Function,
     *args: Any,
@@ -141,7 +146,7 @@ def coverage(
     data_plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
-) -> Coverage:
+) -> HoleMass:
     r"""Measure which share of the prior's mass lies where the aggregated posterior puts hardly any.
 
     .. math::
@@ -217,7 +222,7 @@ def log_aggregate(
 
     .. math:: \log q(z) = \log \frac1N \sum_n q(z | x_n)
 
-    Below the threshold of a :class:`Coverage` of the same data a point lies in a hole.
+    Below the threshold of a :class:`HoleMass` of the same data a point lies in a hole.
 
     Args:
         model: A Pyro model with one latent site under a plate over the data.
@@ -233,7 +238,7 @@ def log_aggregate(
 
     Raises:
         InputError: if the points have not the latent's shape or are not finite, or as of
-            :func:`coverage`.
+            :func:`hole_mass`.
     """
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
@@ -259,14 +264,15 @@ def _check_held_out(args: tuple[Any, ...], kept: tuple[Any, ...]) -> None:
     )
     if len(args) != len(kept) or len(given) != len(other):
         raise InputError(
-            f"'held_out' must be made as the {len(args)} arguments with {len(given)} tensors are, got {len(kept)} with"
+            f"'held_out' must be made as the {len(args)} arguments with {len(given)} tensors are,"
+            f" got {len(kept)} with"
             f" {len(other)}: a tensor in place of 'x', or a tuple of all arguments"
         )
     for one, another in zip(given, other, strict=True):
         if one.dim() and one.shape[1:] != another.shape[1:]:
             raise InputError(
-                f"'held_out' must be of the shape (H, {', '.join(map(str, one.shape[1:]))}) as the data are, got"
-                f" {tuple(another.shape)}"
+                f"'held_out' must be of the shape (H, {', '.join(map(str, one.shape[1:]))}) as the"
+                f" data are, got {tuple(another.shape)}"
             )
     if given and torch.equal(given[0], other[0]):
         raise InputError(
@@ -278,8 +284,8 @@ def _check_enough(num_held_out: int, share: float) -> None:
     least = math.ceil(1 / min(share, 1 - share))
     if num_held_out < least:
         raise InputError(
-            f"'held_out' must hold at least {least} data for a share of {share:g} of them to be seen, got"
-            f" {num_held_out}; a share nearer to one half takes fewer"
+            f"'held_out' must hold at least {least} data for a share of {share:g} of them to be"
+            f" seen, got {num_held_out}; a share nearer to one half takes fewer"
         )
 
 
@@ -304,7 +310,7 @@ def _joint(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -
 
 
 def _log_densities(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
-    """Return the log densities at some rows, with those of single dimensions where they can be had."""
+    """Return the log densities at some rows, and those of single dimensions if there are any."""
     result = _joint(program, draws, rows, progress)
     if draws.normals is None:
         return result
@@ -319,7 +325,9 @@ def _summarise(
     num_permutations: int,
     seed: int,
     num_data: int,
-) -> Coverage:
+) -> HoleMass:
+    import pandas as pd
+
     generator = torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
     count, joint = len(points), result.joint.cpu()
     rows, others = points.reshape(count, -1), encoded.reshape(len(encoded), -1)
@@ -342,7 +350,7 @@ def _summarise(
         part[torch.randperm(len(part), generator=generator)[:_MOST_TESTED]]
         for part in (rows.cpu(), others.cpu())
     ]
-    return Coverage(
+    return HoleMass(
         mass,
         threshold,
         share,

@@ -60,7 +60,7 @@ def check_one_latent(program: Program) -> None:
 
 
 def check_densities(program: Program) -> None:
-    """Raise unless the guide can score another datum's draws, and the prior is the same for all data.
+    """Raise unless the guide scores another datum's draws and the prior is one for all data.
 
     Raises:
         InputError: with the family that cannot.
@@ -76,8 +76,10 @@ def check_densities(program: Program) -> None:
         scored = program.log_guide({name: others}, program.probe, program.guide)
     except (NotImplementedError, LookupError) as error:
         raise InputError(
-            f"the density of guide site '{name}' ({family}) cannot be evaluated at another datum's draws:"
-            f" {str(error)[:200] or type(error).__name__}; a guide that can score any value is needed"
+            f"the density of guide site '{name}' ({family}) cannot be evaluated at another datum's"
+            " draws:"
+            f" {str(error)[:200] or type(error).__name__}; a guide that can score any value is"
+            " needed"
         ) from error
     if bool(torch.isnan(scored).any()):
         raise InputError(
@@ -86,7 +88,8 @@ def check_densities(program: Program) -> None:
     own, foreign = (_by_datum(program, sites[1]["fn"].log_prob(each)) for each in (values, others))
     if not torch.allclose(own, foreign.roll(-1, 1), rtol=1e-4, atol=1e-3):
         raise InputError(
-            f"the prior of '{name}' is another one for each datum, so that there is no one p(z) to compare the"
+            f"the prior of '{name}' is another one for each datum, so that there is no one p(z) to"
+            " compare the"
             " aggregated posterior with; a prior that is the same for all data is accepted"
         )
 
@@ -124,7 +127,10 @@ def why_not_product(program: Program) -> str | None:
     if product_base(prior) is None:
         return f"the prior ({type(prior).__name__}) is no product of independent dimensions"
     if product_base(guide) is None and normal_marginals(guide, dim) is None:
-        return f"the density of a single dimension of the guide ({type(guide).__name__}) cannot be evaluated"
+        return (
+            f"the density of a single dimension of the guide ({type(guide).__name__}) cannot be"
+            " evaluated"
+        )
     return None
 
 
@@ -147,7 +153,7 @@ def _draw_block(program: Program, block: tuple[Any, ...], num_samples: int) -> L
 
 
 def _propose(program: Program, block: tuple[Any, ...], num_samples: int) -> tuple[Tensor, Tensor]:
-    """Return draws in the shape of the latent, particles first, and their log density ``(K, N)``."""
+    """Return draws in the shape of the latent, particles first, and log density ``(K, N)``."""
     (name,) = program.latents
     if program.vectorized:
         values, log_guide = program.propose(num_samples, block, program.guide)

@@ -1,4 +1,4 @@
-r"""Simulation-based calibration of an inversion (Talts, Betancourt, Simpson, Vehtari and Gelman 2018).
+r"""Simulation-based calibration of an inversion (Talts et al. 2018).
 
 Latents, x and y are drawn from the model, and each y is inverted. The truth is then one more draw
 from the posterior: its rank among L draws is uniform on 0, ..., L for any posterior, whatever its
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
@@ -51,6 +50,8 @@ class Calibration:
         return min(1.0, min(values.values()) * len(values))
 
     def _p_value(self, ranks: Tensor) -> float:
+        from scipy.stats import chi2
+
         places = self.num_ranked + 1
         divisors = [
             bins

@@ -103,7 +103,7 @@ def _climb(path: Path, vectors: Tensor, scale: Tensor) -> tuple[Climbs, Tensor]:
 
 
 def _learned(inverse: Tensor, moved: Tensor, change: Tensor) -> Tensor:
-    """Return the inverse curvatures ``(S, N, d, d)`` after what a step has shown, where it shows a positive one."""
+    """Return the inverse curvatures ``(S, N, d, d)`` after a step that shows a positive one."""
     product = (moved * change).sum(-1)
     fit = (
         torch.isfinite(product)
@@ -117,7 +117,7 @@ def _learned(inverse: Tensor, moved: Tensor, change: Tensor) -> Tensor:
 
 
 def _gather(path: Path, points: Tensor, values: Tensor, scale: Tensor) -> Modes:
-    """Take the highest end of each problem as a mode, with all ends about it, until none is left."""
+    """Take the highest end of each problem as a mode, with all ends about it, in turn."""
     left, size = values.clone(), points.shape[-1]
     results: list[Tensor] = []
     factors: list[Tensor] = []
@@ -157,7 +157,7 @@ def _gather(path: Path, points: Tensor, values: Tensor, scale: Tensor) -> Modes:
 
 
 def _told_apart(path: Path, modes: Modes) -> Modes:
-    """Leave out modes that hardly a dip parts from a heavier one: ripples of a decoder are no modes of their own."""
+    """Leave out modes that hardly a dip parts from a heavier one, as ripples of a decoder."""
     log_masses = modes.log_masses.clone()
     along = torch.linspace(0, 1, _ON_A_LINE + 2, dtype=log_masses.dtype, device=log_masses.device)[
         1:-1, None, None
@@ -175,7 +175,7 @@ def _told_apart(path: Path, modes: Modes) -> Modes:
 
 
 def _inverse_root(path: Path, points: Tensor, scale: Tensor) -> Tensor:
-    """Return Cholesky factors of the inverse curvature at points ``(N, d)``, nowhere wider than ten of the scale."""
+    """Return Cholesky factors of the inverse curvature at ``(N, d)``, within ten of the scale."""
     curvature = torch.nan_to_num(_curvature(path, points, scale), 0.0, 0.0, 0.0)
     curvature = curvature * scale.unsqueeze(-1) * scale.unsqueeze(-2)
     values, axes = torch.linalg.eigh((curvature + curvature.mT) / 2)
@@ -191,7 +191,7 @@ def _inverse_root(path: Path, points: Tensor, scale: Tensor) -> Tensor:
 
 
 def _curvature(path: Path, points: Tensor, scale: Tensor) -> Tensor:
-    """Return minus the Hessian at points ``(N, d)``, by central differences of the gradient, ``(N, d, d)``."""
+    """Return minus the Hessian at points ``(N, d)``, by central differences, ``(N, d, d)``."""
     step = torch.finfo(points.dtype).eps ** (1 / 3) * scale
     shifts = torch.diag_embed(step).movedim(0, 1)  # (d, N, d)
     _, ahead = _value_and_gradient(path, points + shifts)

@@ -1,4 +1,4 @@
-r"""Chains to the posterior of an inverse problem: NUTS, and Hamiltonian Monte Carlo of many chains at once.
+r"""Chains to the posterior of an inverse problem: NUTS, and HMC of many chains at once.
 
 A method is any callable ``method(problem, y, context, starts, seed)`` that returns :class:`Draws`.
 """
@@ -58,7 +58,7 @@ class Draws:
 
 @dataclass(frozen=True)
 class NUTSMethod:
-    """The No-U-Turn sampler, Pyro's own: chains one after another, each with a seed and a start of its own.
+    """Pyro's No-U-Turn sampler: chains in turn, each with a seed and a start of its own.
 
     Attributes:
         num_chains: C.
@@ -88,10 +88,19 @@ class NUTSMethod:
         """Draw from the posterior, one problem after another."""
         with prepared(problem):
             results = [
-                [self._chain(problem, y, context, starts[chain], row, stream_seed(seed, row, chain, SAMPLE_STREAM))
-                 for chain in range(self.num_chains)]
+                [
+                    self._chain(
+                        problem,
+                        y,
+                        context,
+                        starts[chain],
+                        row,
+                        stream_seed(seed, row, chain, SAMPLE_STREAM),
+                    )
+                    for chain in range(self.num_chains)
+                ]
                 for row in range(len(y))
-            ]  # fmt: skip
+            ]
         sites = {
             name: torch.stack(
                 [
@@ -174,7 +183,7 @@ class BatchedHMCMethod:
         return Draws({name: value.unflatten(0, shape) for name, value in values.items()}, diverged)
 
     def _warm_up(self, path: Path, state: State) -> tuple[State, Tensor]:
-        """Return where the chains are, and step sizes of each problem and coordinate, ``(N, d)``."""
+        """Return where the chains are, and step sizes of each coordinate, ``(N, d)``."""
         log_step = state.vectors.new_full((state.vectors.shape[1],), 0.2).log()
         scale = torch.ones_like(state.vectors[0])
         window: list[Tensor] = []
@@ -204,7 +213,7 @@ class BatchedHMCMethod:
 
 @contextmanager
 def prepared(problem: InverseProblem) -> Iterator[None]:
-    """Run the body with the parts as they are looked at: in eval mode, frozen, at full precision, unvalidated."""
+    """Run the body with the parts in eval mode, frozen, at full precision, unvalidated."""
     parts = (problem.decoder, problem.prior)
     with (
         evaluating(*parts),

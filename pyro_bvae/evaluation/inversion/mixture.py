@@ -1,4 +1,4 @@
-r"""Importance weights of posteriors under mixtures with a small share of the prior: nothing likely is out of reach.
+r"""Importance weights of posteriors under mixtures with a small share of the prior.
 
 The proposal is :math:`q(u) = (1 - a) \sum_m w_m q_m(u) + a\, p(u)`, with normal or Student-t
 components at the modes and their own shares w. Weights are those of the whole mixture, whichever
@@ -50,7 +50,7 @@ class Mixture:
         return (self.log_components(vectors) + self.log_shares.unsqueeze(1)).logsumexp(0)
 
     def labels(self, vectors: Tensor) -> Tensor:
-        """Return which component each vector belongs to, whatever the shares, ``(J, N, d)`` to ``(J, N)``."""
+        """Return the component of each vector, whatever the shares, ``(J, N, d)`` to ``(J, N)``."""
         density = self.log_components(vectors)
         return density.masked_fill(torch.isinf(self.log_shares).unsqueeze(1), -torch.inf).argmax(0)
 
@@ -74,7 +74,7 @@ class Mixture:
         return torch.distributions.MultivariateNormal(loc, scale_tril=factors, validate_args=False)
 
     def adapted(self, result: Weighted) -> Mixture:
-        """Return heavy-tailed components with the shares, centres and covariances that weighted draws show."""
+        """Return heavy-tailed components with shares, centres and covariances of weighted draws."""
         labels = self.labels(result.vectors)
         weights = result.log_weights.softmax(0).to(result.vectors)
         loc, factors, shares = [], [], []
@@ -102,7 +102,7 @@ class Mixture:
 
 
 class Weighted(NamedTuple):
-    """Draws of a mixture and the prior's share, ``(J, N, d)``, with log weights and log joint densities, ``(J, N)``."""
+    """Draws of a mixture and the prior, ``(J, N, d)``, log weights and densities, ``(J, N)``."""
 
     vectors: Tensor
     log_weights: Tensor
@@ -123,7 +123,7 @@ class Weighted(NamedTuple):
 
 @torch.no_grad()
 def weigh(path: Path, mixture: Mixture, prior_draws: Tensor, num_draws: int) -> Weighted:
-    """Draw from a mixture, join draws of the prior ``(P, N, d)``, and weigh all by the whole proposal."""
+    """Draw from a mixture, join draws of the prior, and weigh all by the whole proposal."""
     vectors = torch.cat([mixture.sample(num_draws), prior_draws])
     latent, observed = path(vectors)
     share = len(prior_draws) / len(vectors)
@@ -141,7 +141,7 @@ def num_prior_draws(num_draws: int) -> int:
 
 
 def resampled(weights: Tensor, num_draws: int) -> Tensor:
-    """Return places that are drawn by weights ``(J,)``, evenly spread and in random order, ``(K,)``."""
+    """Return places drawn by weights ``(J,)``, evenly spread, in random order, ``(K,)``."""
     ends = weights.double().cumsum(0)
     wanted = (
         torch.arange(num_draws, dtype=torch.double) + torch.rand((), dtype=torch.double)

@@ -1,4 +1,6 @@
-r"""An inverse problem as a Pyro model: :math:`z \sim p(z)`, x from the decoder, :math:`y \sim \text{noise}(A(x))`.
+r"""An inverse problem as a Pyro model: prior, decoder, operator and noise.
+
+:math:`z \sim p(z)`, x from the decoder, :math:`y \sim \text{noise}(A(x))`.
 
 What x is, is a part of its own. With :class:`DrawnSignal` it is a draw, :math:`x \sim p(x \mid z)`,
 with the likelihood's noise: integrated out of y, and drawn given z and y. With :class:`MeanSignal`
@@ -42,7 +44,7 @@ class Signal(Protocol):
 
 
 class DrawnSignal:
-    r"""x is a draw, :math:`x \sim p(x \mid z)`: it is integrated out of y, exactly, and drawn given z and y, exactly.
+    r"""x is a draw, :math:`x \sim p(x \mid z)`: integrated out of y, and drawn given z and y.
 
     There are closed forms for a normal likelihood with a linear operator and :class:`NormalNoise`,
     and for counts with a :class:`Mask` and :class:`CountThinning`.
@@ -68,7 +70,7 @@ class DrawnSignal:
 
 
 class MeanSignal:
-    r"""x is the decoder's mean, :math:`x = \mathbb{E}[x \mid z]`: any operator and any noise will do."""
+    r"""x is the decoder's mean, :math:`\mathbb{E}[x \mid z]`, for any operator and noise."""
 
     def observe(self, likelihood: Any, operator: Any, noise: Any) -> Any:
         """Return the noise about what is seen of the mean."""
@@ -123,13 +125,14 @@ class InverseProblem:
         support = prior().support
         if support.is_discrete:
             raise InputError(
-                f"the latents must be continuous, as NUTS and the other methods move them, got the support {support}"
+                "the latents must be continuous, as NUTS and the other methods move them, got the"
+                f" support {support}"
             )
         self.signal = signal or DrawnSignal()
         self.chooses = signal is None
 
     def model(self, y: Tensor, context: Context | None = None) -> None:
-        """The model: sites ``z``, ``noise_scale`` where it is inferred, and ``y``, in the plate ``data``."""
+        """The model: sites ``z``, ``noise_scale`` if inferred, and ``y``, in the plate ``data``."""
         with pyro.plate("data", len(y), dim=-1):
             likelihood = self._likelihood(pyro.sample("z", self.prior()), context)
             pyro.sample("y", self.signal.observe(likelihood, self.operator, self.noise), obs=y)
@@ -140,7 +143,7 @@ class InverseProblem:
             self.model(y, context)
 
     def check(self, y: Tensor, context: Context | None = None) -> None:
-        """Raise unless the parts fit each other and y, and settle what x is where that was left open.
+        """Raise unless the parts fit each other and y, and settle x where that was left open.
 
         Raises:
             InputError: saying which does not fit.
@@ -156,12 +159,13 @@ class InverseProblem:
                 seen = self.operator(likelihood.mean)
             except RuntimeError as error:
                 raise InputError(
-                    f"'operator' cannot be applied to x of shape {tuple(likelihood.mean.shape)}: {error}"
+                    f"'operator' cannot be applied to x of shape {tuple(likelihood.mean.shape)}:"
+                    f" {error}"
                 ) from error
             if seen.shape != y.shape:
                 raise InputError(
-                    f"'y' must hold what 'operator' gives, {seen.shape[-1]} numbers, got {y.shape[-1]}; of a whole x"
-                    " that is operator(x)"
+                    f"'y' must hold what 'operator' gives, {seen.shape[-1]} numbers, got"
+                    f" {y.shape[-1]}; of a whole x that is operator(x)"
                 )
             self._choose(likelihood)
             observed = self.signal.observe(likelihood, self.operator, self.noise)
@@ -175,7 +179,7 @@ class InverseProblem:
             raise InputError(f"'y' must lie in the support of the noise, {observed.support}")
 
     def settle(self, num_problems: int, context: Context | None = None) -> None:
-        """Settle what x is where that was left open, before there is a y; raises if the parts do not fit."""
+        """Settle x before there is a y, where that was left open; raise if the parts do not fit."""
         with (
             torch.no_grad(),
             seeded(0, PROBE_STREAM),
@@ -220,7 +224,7 @@ class InverseProblem:
     def simulate(
         self, num_problems: int, context: Context | None = None, seed: int = 0
     ) -> Simulated:
-        """Draw latents, x and y from the model, each step as it is stated: x is not integrated out."""
+        """Draw latents, x and y from the model, step by step: x is not integrated out."""
         with (
             seeded(seed, SIMULATION_STREAM),
             poutine.trace() as tracer,

@@ -98,7 +98,9 @@ class NormalNoise:
 
 
 class CountThinning:
-    r"""Each count is kept with probability p: a shallower sequencing, :math:`y_m \sim \mathrm{Binomial}(x_m, p)`.
+    r"""Each count is kept with probability p, :math:`y_m \sim \mathrm{Binomial}(x_m, p)`.
+
+    A model of a shallower sequencing.
 
     Poisson, negative binomial and zero-inflated negative binomial counts of mean :math:`\mu`,
     thinned, are such counts of mean :math:`p \mu`, with the same dispersion and the same losses;
@@ -143,7 +145,7 @@ class CountThinning:
         return NegativeBinomialCounts(log_mean, theta).to_event(1)
 
     def restore(self, likelihood: Any, operator: Any, y: Tensor) -> Tensor:
-        """Draw x given z and y, ``(*, D)``: what was kept, what was not, and features that were not seen."""
+        """Draw x given z and y, ``(*, D)``: kept counts, lost ones, and unseen features."""
         counts, linear = _counts(likelihood), _picking(operator)
         x, p = counts.sample(), self.probability
         rate = linear(counts.log_mean).exp()
@@ -178,7 +180,8 @@ def _factor(variance: Tensor, linear: LinearOperator, scale: Tensor) -> Tensor:
 def _linear(operator: Any) -> LinearOperator:
     if not isinstance(operator, LinearOperator):
         raise InputError(
-            f"x is integrated out for a LinearOperator, got {type(operator).__name__}; take MeanSignal()"
+            f"x is integrated out for a LinearOperator, got {type(operator).__name__}; take"
+            " MeanSignal()"
         )
     return operator
 
@@ -186,7 +189,8 @@ def _linear(operator: Any) -> LinearOperator:
 def _picking(operator: Any) -> LinearOperator:
     if not isinstance(operator, LinearOperator) or operator.index is None:
         raise InputError(
-            f"CountThinning needs an operator that picks features, a Mask, got {type(operator).__name__}"
+            "CountThinning needs an operator that picks features, a Mask, got"
+            f" {type(operator).__name__}"
         )
     return operator
 
@@ -195,7 +199,8 @@ def _normal(likelihood: Any) -> Any:
     base = unwrapped(likelihood)
     if not isinstance(base, torch.distributions.Normal):
         raise InputError(
-            f"x is integrated out for a normal likelihood, got {type(base).__name__}; take MeanSignal()"
+            f"x is integrated out for a normal likelihood, got {type(base).__name__}; take"
+            " MeanSignal()"
         )
     return base
 

@@ -1,4 +1,4 @@
-r"""What is observed of a datum, :math:`A(x)`: linear operators by their matrix. Any other callable is an operator too.
+r"""Operators :math:`A(x)` on a datum: linear ones by their matrix; any callable is one.
 
 An operator maps ``(*, D)`` to ``(*, M)``, whatever the leading dimensions.
 """
@@ -62,7 +62,7 @@ class LinearOperator:
         return x @ self.matrix.to(x).mT
 
     def back(self, y: Tensor) -> Tensor:
-        """Return the smallest x that explains measurements without noise, ``(*, M)`` to ``(*, D)``."""
+        """Return the smallest x that explains noiseless measurements, ``(*, M)`` to ``(*, D)``."""
         return y @ torch.linalg.pinv(self.matrix).to(y).mT
 
 
@@ -79,18 +79,20 @@ class Mask(LinearOperator):
     def __init__(self, observed: Tensor) -> None:
         if not isinstance(observed, Tensor) or observed.dtype != torch.bool:
             raise InputError(
-                f"'observed' must be a bool tensor (D,), got {getattr(observed, 'dtype', type(observed))}"
+                "'observed' must be a bool tensor (D,), got"
+                f" {getattr(observed, 'dtype', type(observed))}"
             )
         flat = observed.flatten()
         if not bool(flat.any()):
             raise InputError(
-                "'observed' must be True somewhere: an image that is masked altogether says nothing of x"
+                "'observed' must be True somewhere: an image that is masked altogether says"
+                " nothing of x"
             )
         super().__init__(torch.eye(len(flat), dtype=torch.double, device=flat.device)[flat])
 
 
 class Blur(LinearOperator):
-    r"""Each pixel becomes the mean of those about it, with normal weights of standard deviation ``width``.
+    r"""Each pixel becomes a mean of its neighbours, with normal weights of scale ``width``.
 
     Weights of the pixels within the image sum to one, so that a constant image stays as it is.
 
@@ -129,7 +131,7 @@ class Downsample(LinearOperator):
 
 
 class RandomProjection(LinearOperator):
-    r"""Random weighted sums of all features: compressed sensing (Candès and Tao 2006; with a decoder Bora et al. 2017).
+    r"""Random weighted sums of all features: compressed sensing (Candès and Tao 2006).
 
     Weights are normal with variance :math:`1 / D`.
 
@@ -151,7 +153,7 @@ class RandomProjection(LinearOperator):
 
 
 def _separable(image_shape: Sequence[int], along: Callable[[int], Tensor]) -> Tensor:
-    """Return the matrix that acts along rows and columns of each channel by the matrix for a size."""
+    """Return the matrix that acts along rows and columns of each channel."""
     if len(image_shape) != 3:
         raise InputError(
             f"'image_shape' must be (channels, height, width), got {tuple(image_shape)}"

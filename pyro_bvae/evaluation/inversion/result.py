@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.arviz import _array, _Arrays, _library, _wrap
-from pyro_bvae.evaluation.inversion.diagnostics import LEAST_EFFECTIVE, MOST_R_HAT
-from pyro_bvae.evaluation.inversion.occupancy import FoundModes
+from pyro_bvae.evaluation.information.holes import log_aggregate
+from pyro_bvae.evaluation.inversion.occupancy import LEAST_EFFECTIVE, MOST_R_HAT, FoundModes
 
 # A fit whose importance weights have a heavier tail is none (Vehtari et al. 2024).
 _MOST_PARETO_K = 0.7
@@ -87,7 +88,7 @@ class Inversion:
 
     @property
     def standard_deviation(self) -> Tensor:
-        """Posterior standard deviation of each feature of x, ``(D,)``; raises if the chains did not mix."""
+        """Posterior standard deviation of each feature, ``(D,)``; raises without mixing."""
         return self._draws(self.x).std(0)
 
     @property
@@ -140,7 +141,8 @@ class Inversion:
         lines = [] if self.modes is None else [str(self.modes)]
         if self.divergences:
             lines.append(
-                f"{self.divergences} transitions diverged: parts of the posterior may not have been reached"
+                f"{self.divergences} transitions diverged: parts of the posterior may not have"
+                " been reached"
             )
         if (share := self.hole_share) is not None:
             word = "beware: " if share > _MOST_IN_HOLES else ""
@@ -177,3 +179,26 @@ class Inversion:
         }
         known = {name: value for name, value in numbers.items() if value is not None}
         return _wrap(groups, {**_library(), **about, **known})
+
+
+@dataclass(frozen=True, eq=False)
+class AggregateHoles:
+    r"""Holes of the aggregated posterior, :math:`\log q(z) < t`.
+
+    Attributes:
+        vae: The model, with the encoder that made the aggregated posterior.
+        data: Data that it was trained on, ``(N, D)``.
+        threshold: t in nats: the ``threshold`` of a :class:`~pyro_bvae.evaluation.HoleMass` of the
+            same data.
+        context: Their context.
+    """
+
+    vae: Any
+    data: Tensor
+    threshold: float
+    context: Context | None = None
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """Return whether each of the latents ``(K, L)`` lies in a hole, bool, ``(K,)``."""
+        args = (self.data,) if self.context is None else (self.data, self.context)
+        return log_aggregate(self.vae.model, self.vae.guide, *args, points=z) < self.threshold

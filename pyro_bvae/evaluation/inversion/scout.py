@@ -1,4 +1,4 @@
-r"""A look round before the draws: which modes the posterior has, how much of it each holds, and where that was looked.
+r"""A search before the draws: the modes of the posterior and the mass of each.
 
 Draws of the prior and of each start climb the log joint density. Where they end in several places,
 importance weights under a mixture over those places, with a share of the prior, say how much mass
@@ -105,7 +105,7 @@ def opened_problem(
 
 
 def path_of(program: Program, coordinates: Coordinates) -> Path:
-    """Return the log joint density of vectors ``(C, N, d)``: of the prior with its Jacobian, and of y."""
+    """Return the log joint density of vectors ``(C, N, d)``: prior with its Jacobian, and y."""
 
     def path(vectors: Tensor) -> tuple[Tensor, Tensor]:
         values, log_jacobian = coordinates.unflatten(vectors)
@@ -137,7 +137,7 @@ def scout(
     begin: Tensor,
     seed: int,
 ) -> Scouted | None:
-    """Look for the modes of each problem; None where the problem cannot be run for many particles at once.
+    """Look for the modes of each problem; None if it runs for one particle at a time only.
 
     Args:
         vae: The model.
@@ -192,7 +192,7 @@ def _look(
 def _masses(
     path: Path, modes: Modes, program: Program, coordinates: Coordinates
 ) -> tuple[Mixture, Tensor, Tensor]:
-    """Return a mixture over the modes, their shares of the mass, and the effective draws behind these."""
+    """Return a mixture over the modes, their masses, and the effective draws behind these."""
     laplace = modes.log_masses.softmax(0)
     laplace = torch.where(laplace > _LEAST_LAPLACE, laplace, 0)
     laplace = laplace / laplace.sum(0)

@@ -139,14 +139,15 @@ def _result(
 
 
 def _noise(noise: Any) -> Callable[[Tensor], Any]:
-    """Return the noise, of known scale where it is a number; raise for anything else that cannot be called."""
+    """Return the noise, of known scale for a number; raise for anything that is no callable."""
     if (isinstance(noise, Real) and not isinstance(noise, bool)) or (
         isinstance(noise, Tensor) and noise.numel() == 1
     ):
         return NormalNoise(float(noise))
     if not callable(noise):
         raise InputError(
-            f"'noise' must be a positive scale, or go from A(x) to a distribution of y, got {type(noise).__name__}"
+            "'noise' must be a positive scale, or go from A(x) to a distribution of y, got"
+            f" {type(noise).__name__}"
         )
     return noise  # type: ignore[no-any-return]
 

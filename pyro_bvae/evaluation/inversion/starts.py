@@ -1,4 +1,4 @@
-"""Where chains start: a start is any callable ``start(vae, problem, y, context, seed)`` that returns z, ``(N, L)``."""
+"""Starts of chains: any callable ``start(vae, problem, y, context, seed)`` to z, ``(N, L)``."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class PriorStart:
 
 @dataclass(frozen=True, eq=False)
 class AggregateStart:
-    """A draw from the aggregated posterior: what the encoder says of a datum that was picked at random.
+    """A draw from the aggregated posterior: the encoder's answer to a datum picked at random.
 
     Attributes:
         data: Data that the model was trained on, ``(n, D)``.
@@ -67,7 +67,7 @@ class AggregateStart:
 
 @dataclass(frozen=True)
 class EncoderStart:
-    """A draw of what the encoder says of y, taken back to an x: y itself where it is whole, else the smallest x."""
+    """A draw of the encoder's answer to y, or to the smallest x behind it."""
 
     def __call__(
         self, vae: Any, problem: InverseProblem, y: Tensor, context: Context | None, seed: int
@@ -79,7 +79,8 @@ class EncoderStart:
             x = y
         else:
             raise InputError(
-                "EncoderStart() needs a linear operator, or a y with all features; take PriorStart()"
+                "EncoderStart() needs a linear operator, or a y with all features; take"
+                " PriorStart()"
             )
         with seeded(seed, SAMPLE_STREAM):
             return _encoded(vae, x, context)
@@ -112,7 +113,7 @@ def start_chains(
     num_chains: int,
     seed: int,
 ) -> Tensor:
-    """Return where each chain starts, ``(C, N, L)``: the starts in turn, each chain with a seed of its own.
+    """Return the start of each chain, ``(C, N, L)``: the starts in turn, a seed for each.
 
     Raises:
         InputError: for no start, or one that gives another shape or what is not finite.
@@ -127,7 +128,8 @@ def start_chains(
         if tuple(z.shape) != shape or not bool(torch.isfinite(z).all()):
             name = type(start).__name__
             raise InputError(
-                f"a start must give finite latents of shape {shape}, got {tuple(z.shape)} from {name}"
+                f"a start must give finite latents of shape {shape}, got {tuple(z.shape)} from"
+                f" {name}"
             )
         results.append(z.detach())
     return torch.stack(results)

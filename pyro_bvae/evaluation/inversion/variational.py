@@ -38,7 +38,7 @@ _DRAWS_EACH, _ROUNDS = 4, 3
 
 @dataclass(frozen=True)
 class VariationalMethod:
-    """Normals fitted to the posterior in unconstrained coordinates, one at each start, all latents correlated: fast.
+    """Full-rank normals fitted to the posterior in unconstrained coordinates, one a start.
 
     Draws come from the mixture of the fits, with the shares that importance weights give them. The
     Pareto k of their
@@ -128,7 +128,7 @@ class VariationalMethod:
         prior: Tensor,
         plain: tuple[Tensor, Tensor, Tensor],
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return draws that importance weights pick for the problems whose fits are not sound, if those are."""
+        """Return draws by importance weights for problems of unsound fits, if these are sound."""
         vectors, k, effective = plain
         tells = result.effective.cpu() >= _LEAST_SHARE * len(result.vectors)
         mixture, wider = fits, result
@@ -149,7 +149,7 @@ class VariationalMethod:
         )
 
     def _fit(self, path: Path, start: Tensor) -> Mixture:
-        """Return the normals that maximise the bound of each problem from each start ``(M, N, d)``."""
+        """Return the normals that maximise each problem's bound from each start ``(M, N, d)``."""
         size = start.shape[-1]
         loc, lower = (
             start.clone().requires_grad_(),
@@ -175,7 +175,7 @@ class VariationalMethod:
 
 
 def _first_scale(start: Tensor) -> Tensor:
-    """Return scales to begin with, ``(M, N, d)``: so small that no fit reaches over to the start of another."""
+    """Return scales to begin with, ``(M, N, d)``, so small that no fit reaches another's start."""
     apart = torch.cdist(start.movedim(0, 1), start.movedim(0, 1))  # (N, M, M)
     nearest = apart.where(apart > 0, torch.inf).amin(-1).T.unsqueeze(-1)
     return (nearest / 6).clamp(min=1e-3, max=math.exp(-1)).expand_as(start).clone()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,17 +27,6 @@ from pyro_bvae.program.sites import Site, mean_of, product_base, site_of
 #: A latent is active when the variance of its posterior mean over the data is above this (Burda et
 #: al. 2016).
 ACTIVE_VARIANCE = 0.01
-
-# Names of 0.1.0, to leave after one release.
-_RENAMED = {"bound": "elbo_parts", "Bound": "ElboParts"}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _RENAMED:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    new = _RENAMED[name]
-    warnings.warn(f"'{name}' is now pyro_bvae.evaluation.{new}", DeprecationWarning, stacklevel=2)
-    return globals()[new]
 
 
 class ElboParts(NamedTuple):

@@ -10,7 +10,6 @@ each claim is one about the largest variance that the chains leave possible.
 from __future__ import annotations
 
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pyro_bvae.evaluation.estimate import pareto_k_limit
@@ -39,6 +38,8 @@ def upper_variance(values: Tensor) -> Tensor:
 
 def upper_limit(num_chains: int, level: float) -> float:
     """Return the upper confidence limit of a normal variance over its estimate."""
+    from scipy import stats
+
     return (
         float((num_chains - 1) / stats.chi2.ppf(level, num_chains - 1))
         if num_chains > 1

@@ -1,1 +1,5 @@
 """Mistakes in a Pyro program that change its numbers."""
+
+from pyro_bvae.core.lazy import door
+
+__getattr__, __dir__, __all__ = door(__name__, __file__)

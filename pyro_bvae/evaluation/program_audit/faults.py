@@ -1,4 +1,4 @@
-"""What an audit looks for among a program's draws: noise, points and shapes that make its weights those of another."""
+"""An audit of a program's draws: noise, points and shapes that make weights another's."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def check_noise(
     kwargs: dict[str, Any],
     results: list[Finding],
 ) -> Iterator[Finding]:
-    """Find the faults that a measurement refuses; a shape that has been found already is not told twice."""
+    """Find the faults that a measurement refuses, but shapes that were reported already."""
     if "guide" in view.failures:
         return
     yield from _told(observed_draws(view.guide, view.model))
@@ -65,7 +65,7 @@ def _told(faults: Iterator[Fault]) -> Iterator[Finding]:
 
 
 def _shared_plate(view: View) -> Any | None:
-    """Return a plate that all sites of the guide's auxiliary noise are under, with the latents that follow from it."""
+    """Return a plate over all auxiliary sites of the guide, and the latents that follow."""
     sites = drawn_by(view.guide)
     made = [s for name, s in sites.items() if is_delta(s["fn"]) or name not in view.latents]
     stacks = [
@@ -90,7 +90,10 @@ def check_supports(view: View, results: list[Finding]) -> Iterator[Finding]:
             continue
         wide, whole = is_unbounded(site["fn"]), is_unbounded(prior["fn"])
         if wide and not whole:
-            found_words = f"latent '{name}' has any value in the guide, and the support {support_of(prior['fn'])} in the"
+            found_words = (
+                f"latent '{name}' has any value in the guide, and the support"
+                f" {support_of(prior['fn'])} in the"
+            )
             do = (
                 "model: the ELBO is minus infinity; give the guide a distribution with that support"
             )
@@ -99,7 +102,10 @@ def check_supports(view: View, results: list[Finding]) -> Iterator[Finding]:
             words = (
                 f"latent '{name}' may be any number in the model, and in the guide its support is"
             )
-            do = "an evidence misses all mass outside; give the guide a distribution with the prior's support"
+            do = (
+                "an evidence misses all mass outside; give the guide a distribution with the"
+                " prior's support"
+            )
             yield Finding(
                 "narrower-support", "warning", (name,), f"{words} {support_of(site['fn'])}: {do}."
             )

@@ -1,4 +1,4 @@
-"""What an audit looks for among parameters: those without a gradient, and those shared through Pyro's store."""
+"""An audit of parameters: those without a gradient, and those shared by Pyro's store."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ def check_store(view: View, stored: dict[str, Tensor]) -> Iterator[Finding]:
             results = (
                 f"Pyro's store holds another tensor under '{name}' than the module's own parameter"
             )
-            do = "the module would never be trained: give each module a name of its own, or pyro.clear_param_store()"
+            do = (
+                "the module would never be trained: give each module a name of its own, or"
+                " pyro.clear_param_store()"
+            )
             yield Finding("shared-parameter", "error", (name,), f"{results}; {do}.")
     for name in guide.keys() & model.keys():
         if not any(isinstance(_given(node), nn.Parameter) for node in (guide[name], model[name])):
@@ -70,7 +73,7 @@ def check_store(view: View, stored: dict[str, Tensor]) -> Iterator[Finding]:
 def check_gradients(
     model: Function, guide: Function, args: tuple[Any, ...], settings: Settings
 ) -> Iterator[Finding]:
-    """Find parameters that one backward pass of the ELBO does not reach, and those it reaches and SVI does not know."""
+    """Find parameters that the ELBO's gradient misses, and those that SVI does not know."""
     known = {
         name: value
         for name, value in _registered(model, guide, args, settings).items()
@@ -99,14 +102,21 @@ def check_gradients(
     if unknown:
         words = f"{len(unknown)} tensors get a gradient and are not registered: {listed(unknown)}"
         do = (
-            "no training would change them: make the part that uses them an nn.Module that holds them, or call"
+            "no training would change them: make the part that uses them an nn.Module that holds"
+            " them, or call"
             " pyro.module(name, module) in model or guide, or freeze them (requires_grad_)"
         )
         yield Finding("not-registered", "error", tuple(unknown), f"{words}; {do}.")
     unreached = tuple(name for name, parameter in known.items() if id(parameter) not in results)
     if unreached:
-        words = f"no gradient of the ELBO reaches {len(unreached)} of {len(known)} parameters: {', '.join(unreached[:4])}"
-        do = "they keep their first values: look for .detach(), no_grad, .sample() for .rsample(), an unused layer"
+        words = (
+            f"no gradient of the ELBO reaches {len(unreached)} of {len(known)} parameters:"
+            f" {', '.join(unreached[:4])}"
+        )
+        do = (
+            "they keep their first values: look for .detach(), no_grad, .sample() for .rsample(),"
+            " an unused layer"
+        )
         yield Finding("no-gradient", "error", unreached, f"{words}; {do}.")
 
 

@@ -15,12 +15,12 @@ from pyro_bvae.program.sites import Site, samples
 
 
 def own_scale(site: Site) -> Tensor:
-    """Return the scale that the program itself put on a site: without that of its subsampled plates."""
+    """Return the scale that the program put on a site, without its subsampled plates'."""
     return torch.as_tensor(site["scale"]).cpu().double() / subsample_factor(site)
 
 
 def subsample_factor(site: Site) -> float:
-    """Return the factor by which subsampled plates scale a site, the product of full size over size."""
+    """Return the factor of a site's subsampled plates, the product of full size over size."""
     frames = [
         frame
         for frame in site["cond_indep_stack"]
@@ -60,8 +60,14 @@ def check_sides(view: View) -> Iterator[Finding]:
     for name, (model, guide) in view.pairs.items():
         ours, theirs = own_scale(model), own_scale(guide)
         if not _same(ours, theirs):
-            results = f"latent '{name}' is scaled by {_words(ours)} in the model and by {_words(theirs)} in the guide"
-            do = "the objective is then no β-ELBO: put the same poutine.scale(scale=beta) around the site in both"
+            results = (
+                f"latent '{name}' is scaled by {_words(ours)} in the model and by {_words(theirs)}"
+                " in the guide"
+            )
+            do = (
+                "the objective is then no β-ELBO: put the same poutine.scale(scale=beta) around"
+                " the site in both"
+            )
             one_sided = _is_one(ours) or _is_one(theirs)
             yield Finding(
                 "beta-one-side" if one_sided else "beta-unequal",
@@ -101,7 +107,7 @@ def check_observed(plain: View, weighted: list[View]) -> Iterator[Finding]:
 
 
 def _undoes_plate(site: Site) -> bool:
-    """Whether a site is scaled by hand with the factor of its subsampled plate, or with the inverse of that."""
+    """Whether a site is scaled by hand with its subsampled plate's factor, or its inverse."""
     factor, scale = subsample_factor(site), own_scale(site)
     return factor != 1 and (
         _same(scale, torch.tensor(factor)) or _same(scale, torch.tensor(1 / factor))
@@ -114,14 +120,16 @@ def _plain_scale(plain: View, name: str) -> Tensor:
 
 def _observed_words(name: str, scale: Tensor) -> str:
     return (
-        f"observed site '{name}' is scaled by {_words(scale)}, as the latents are: β then weighs the whole objective"
-        " and changes nothing but the step size. Take pyro.sample(..., obs=) out of the poutine.scale block; if the"
+        f"observed site '{name}' is scaled by {_words(scale)}, as the latents are: β then weighs"
+        " the whole objective"
+        " and changes nothing but the step size. Take pyro.sample(..., obs=) out of the"
+        " poutine.scale block; if the"
         " scale is that of a minibatch, use pyro.plate(name, size=N, subsample_size=B) instead."
     )
 
 
 def check_permanent(plain: View, results: list[Finding]) -> Iterator[Finding]:
-    """Find scales that stay when no β is passed, and so enter what is made of the trace's log densities."""
+    """Find scales that stay when no β is passed, and so enter the trace's log densities."""
     codes = {"beta-one-side", "beta-unequal", "observed-scaled"}
     known = {site for finding in results for site in finding.sites if finding.code in codes}
     for name, site in {**samples(plain.guide), **samples(plain.model)}.items():
@@ -129,7 +137,10 @@ def check_permanent(plain: View, results: list[Finding]) -> Iterator[Finding]:
         if name in known or _is_one(scale):
             continue
         if _undoes_plate(site):
-            words = f"site '{name}' is scaled by {_words(scale)} by hand and by {subsample_factor(site):g} by its plate"
+            words = (
+                f"site '{name}' is scaled by {_words(scale)} by hand and by"
+                f" {subsample_factor(site):g} by its plate"
+            )
             do = "a subsampled plate scales by itself: take poutine.scale away"
             yield Finding("subsample-scaled-twice", "error", (name,), f"{words}; {do}.")
             continue
@@ -137,10 +148,12 @@ def check_permanent(plain: View, results: list[Finding]) -> Iterator[Finding]:
             "scale-in-weights",
             "warning",
             (name,),
-            f"site '{name}' is scaled by {_words(scale)} even where no β is passed. Importance weights made of"
-            " trace.log_prob_sum(), pyro.infer.Importance and RenyiELBO take the scale in, and are then no weights;"
-            " pyro_bvae.evidence drops it and measures the model without it. Make beta an argument of model and guide"
-            " with default 1.0.",
+            f"site '{name}' is scaled by {_words(scale)} even where no β is passed. Importance"
+            " weights made of"
+            " trace.log_prob_sum(), pyro.infer.Importance and RenyiELBO take the scale in, and are"
+            " then no weights;"
+            " pyro_bvae.evidence drops it and measures the model without it. Make beta an argument"
+            " of model and guide with default 1.0.",
         )
 
 

@@ -1,4 +1,4 @@
-"""What an audit looks for among sites and plates: missing sites, wrong shapes, wrong sizes, values without density."""
+"""An audit of sites and plates: missing sites, shapes, sizes, values without density."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def check_latents(view: View) -> Iterator[Finding]:
         stored: Any = view.guide.nodes.get(name, {})
         pointed = stored.get("infer", {}).get("_deterministic")  # a point: said elsewhere
         if name not in guide and not enumerated and not pointed:
-            words = f"latent '{name}' of the model has no site in the guide, so it is drawn from its prior"
+            words = (
+                f"latent '{name}' of the model has no site in the guide, so it is drawn from its"
+                " prior"
+            )
             yield Finding(
                 "latent-not-in-guide",
                 "error",
@@ -47,8 +50,14 @@ def check_latents(view: View) -> Iterator[Finding]:
                 "observed-in-guide", "error", (name,), f"{words}; observe it in the model only."
             )
         elif name not in latents and name not in observed and "model" not in view.failures:
-            words = f"latent '{name}' of the guide is no site of the model: its log q is subtracted and nothing is added"
-            do = "name it as the model does, or mark it infer={'is_auxiliary': True} where latents are a map of it"
+            words = (
+                f"latent '{name}' of the guide is no site of the model: its log q is subtracted"
+                " and nothing is added"
+            )
+            do = (
+                "name it as the model does, or mark it infer={'is_auxiliary': True} where latents"
+                " are a map of it"
+            )
             yield Finding("latent-not-in-model", "error", (name,), f"{words}; {do}.")
 
 
@@ -58,7 +67,10 @@ def check_shapes(view: View) -> Iterator[Finding]:
         ours, theirs = ((s["fn"].batch_shape, s["fn"].event_shape) for s in (model, guide))
         if ours[1] == theirs[1] and _without_ones(ours[0]) == _without_ones(theirs[0]):
             continue
-        result = f"latent '{name}' has batch and event shape {_pair(ours)} in the model and {_pair(theirs)} in the guide"
+        result = (
+            f"latent '{name}' has batch and event shape {_pair(ours)} in the model and"
+            f" {_pair(theirs)} in the guide"
+        )
         do = "give both the same sizes, plates and .to_event(...)"
         yield Finding("latent-shape", "error", (name,), f"{result}; {do}.")
 
@@ -81,8 +93,14 @@ def check_events(view: View) -> Iterator[Finding]:
         shape = site["fn"].batch_shape
         loose = [dim for dim in range(-len(shape), 0) if shape[dim] != 1 and dim not in under]
         if loose:
-            result = f"site '{name}' of the {program} has batch shape {tuple(shape)}, of which dim {loose} is under no plate"
-            do = "add .to_event(...) where it is one event's features, a pyro.plate where it is independent data"
+            result = (
+                f"site '{name}' of the {program} has batch shape {tuple(shape)}, of which dim"
+                f" {loose} is under no plate"
+            )
+            do = (
+                "add .to_event(...) where it is one event's features, a pyro.plate where it is"
+                " independent data"
+            )
             yield Finding("missing-to-event", "error", (name,), f"{result}; {do}.")
 
 
@@ -95,9 +113,15 @@ def check_failures(view: View) -> Iterator[Finding]:
         plate, site, dim, size, got = match[1], match[2], match[3], int(match[4]), int(match[5])
         trace = view.model if program == "model" else view.guide
         full = getattr(trace.nodes.get(plate, {}).get("fn"), "size", size)
-        result = f"site '{site}' of the {program} has size {got} at dim {dim} of plate '{plate}', whose size is {size}"
+        result = (
+            f"site '{site}' of the {program} has size {got} at dim {dim} of plate '{plate}', whose"
+            f" size is {size}"
+        )
         if full != size:
-            do = f"the plate takes {size} of {full}: index the data by it, 'with pyro.plate(...) as index: ... x[index]'"
+            do = (
+                f"the plate takes {size} of {full}: index the data by it, 'with pyro.plate(...) as"
+                " index: ... x[index]'"
+            )
             yield Finding("subsample-not-used", "error", (site, plate), f"{result}; {do}.")
         elif got == view.num_data or size not in view.sizes:
             yield Finding(
@@ -112,7 +136,7 @@ def check_failures(view: View) -> Iterator[Finding]:
 
 
 def check_plates(view: View) -> Iterator[Finding]:
-    """Find plates of other sizes, or names, in model and guide, and plates whose size is that of no argument."""
+    """Find plates that differ between model and guide, or whose size no argument has."""
     for name, (model, guide) in view.pairs.items():
         ours, theirs = ({f.name: f for f in site["cond_indep_stack"]} for site in (model, guide))
         for plate in ours.keys() & theirs.keys():
@@ -121,12 +145,18 @@ def check_plates(view: View) -> Iterator[Finding]:
                 for f in (ours[plate], theirs[plate])
             ]
             if sizes[0] != sizes[1]:
-                result = f"plate '{plate}' takes {_of(sizes[0])} in the model and {_of(sizes[1])} in the guide"
+                result = (
+                    f"plate '{plate}' takes {_of(sizes[0])} in the model and {_of(sizes[1])} in"
+                    " the guide"
+                )
                 yield Finding(
                     "plate-unequal", "error", (name, plate), f"{result}; give both the same sizes."
                 )
         if ours.keys() != theirs.keys():
-            result = f"latent '{name}' is under plates {sorted(ours)} in the model and {sorted(theirs)} in the guide"
+            result = (
+                f"latent '{name}' is under plates {sorted(ours)} in the model and {sorted(theirs)}"
+                " in the guide"
+            )
             do = "give the plates the same names: a subsample is shared by name"
             yield Finding(
                 "plate-names",
@@ -152,8 +182,14 @@ def _strange_sizes(view: View) -> Iterator[Finding]:
             size for frame in frames for size in (frame.size, frame.full_size) if size is not None
         }
         if not sizes & view.sizes:
-            result = f"observed site '{name}' is under plates of sizes {sorted(sizes)}, and the data are {view.num_data}"
-            do = "a plate over part of the data is pyro.plate(name, size=N, subsample_size=B), which scales by N / B"
+            result = (
+                f"observed site '{name}' is under plates of sizes {sorted(sizes)}, and the data"
+                f" are {view.num_data}"
+            )
+            do = (
+                "a plate over part of the data is pyro.plate(name, size=N, subsample_size=B),"
+                " which scales by N / B"
+            )
             yield Finding(
                 "plate-size", "warning", (name, *(f.name for f in frames)), f"{result}; {do}."
             )
@@ -171,13 +207,19 @@ def check_subsamples(view: View, again: View) -> Iterator[Finding]:
                 trace.nodes[frame.name]["value"] for trace in (view.model, again.model)
             ]
             if not torch.equal(drawn[0], drawn[1]) and torch.equal(site["value"], other["value"]):
-                result = f"plate '{frame.name}' draws {frame.size} of {frame.full_size}, and site '{name}' shows the same"
-                do = "data at every draw: index them by the plate, 'with pyro.plate(...) as index: ... x[index]'"
+                result = (
+                    f"plate '{frame.name}' draws {frame.size} of {frame.full_size}, and site"
+                    f" '{name}' shows the same"
+                )
+                do = (
+                    "data at every draw: index them by the plate, 'with pyro.plate(...) as index:"
+                    " ... x[index]'"
+                )
                 yield Finding("subsample-not-used", "error", (name, frame.name), f"{result} {do}.")
 
 
 def check_values(view: View) -> Iterator[Finding]:
-    """Find values outside a support, values of another shape, and log densities that are no finite number."""
+    """Find values outside a support or of another shape, and densities that are not finite."""
     for program, name, site in view.sites:
         where = f"site '{name}' of the {program}"
         if name in view.pairs and program == "model" and view.failures.get("model") is not None:
@@ -191,7 +233,10 @@ def check_values(view: View) -> Iterator[Finding]:
             density.dim() > len(site["fn"].batch_shape)
             or density.numel() > site["fn"].batch_shape.numel()
         ):
-            result = f"the value of {where} has shape {tuple(site['value'].shape)}, its distribution {_shape(site)}"
+            result = (
+                f"the value of {where} has shape {tuple(site['value'].shape)}, its distribution"
+                f" {_shape(site)}"
+            )
             do = f"the log density broadcasts to {tuple(density.shape)}: give both one shape"
             yield Finding("value-shape", "error", (name,), f"{result}; {do}.")
         yield from _without_density(name, site, where, density)
@@ -210,7 +255,10 @@ def _unscored(name: str, site: Site, where: str, error: Exception) -> Finding:
     ):
         plates = tuple(f.name for f in site["cond_indep_stack"] if f.vectorized)
         if any(f.full_size not in (None, f.size) for f in site["cond_indep_stack"]):
-            result = f"the value of {where} has shape {value}, its subsampled plate and its distribution {shape}"
+            result = (
+                f"the value of {where} has shape {value}, its subsampled plate and its"
+                f" distribution {shape}"
+            )
             return Finding(
                 "subsample-not-used",
                 "error",
@@ -222,7 +270,10 @@ def _unscored(name: str, site: Site, where: str, error: Exception) -> Finding:
             "plate-size", "error", (name, *plates), f"{result}; give the plate the number of data."
         )
     reason = " ".join(str(error).split())[:120]
-    result = f"the value of {where} has shape {value}, its distribution {shape}, and there is no density: {reason}"
+    result = (
+        f"the value of {where} has shape {value}, its distribution {shape}, and there is no"
+        f" density: {reason}"
+    )
     return Finding("value-shape", "error", (name,), f"{result}; give both one shape.")
 
 
@@ -232,7 +283,10 @@ def _without_density(name: str, site: Site, where: str, density: Tensor) -> Iter
         outside = ~(within.cpu() | ~mask)
         if bool(outside.any()):
             values = site["value"].float()
-            result = f"{where} has values outside its support, {site['fn'].support}: {int(outside.sum())} rows"
+            result = (
+                f"{where} has values outside its support, {site['fn'].support}:"
+                f" {int(outside.sum())} rows"
+            )
             span = f"values from {float(values.min()):g} to {float(values.max()):g}"
             do = "rescale the data or take a distribution with their support"
             yield Finding("outside-support", "error", (name,), f"{result}, {span}; {do}.")
@@ -246,7 +300,7 @@ def _without_density(name: str, site: Site, where: str, density: Tensor) -> Iter
 
 
 def _within(site: Site) -> Tensor | None:
-    """Return which values of a site lie in its support, or None where all do; an observed angle may take any turn."""
+    """Return which values of a site lie in its support, None for all; angles take any turn."""
     try:
         return (
             None
@@ -263,7 +317,7 @@ def _within(site: Site) -> Tensor | None:
 
 
 def check_orphans(view: View) -> Iterator[Finding]:
-    """Find subsampled plates that only the guide draws: the model's subsample is then another one."""
+    """Find subsampled plates of the guide alone: the model's subsample is then another one."""
     ours, theirs = (
         {
             name: node

@@ -1,4 +1,4 @@
-"""How an audit looks at a program: its sites as they are, whether or not the program runs to its end."""
+"""A program as an audit sees it: its sites, whether or not it runs to its end."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _is_number(value: Any) -> bool:
 def find_betas(
     model: Function, guide: Function, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Betas:
-    """Return the arguments at each β to try, for the functions that take one by the name ``beta``."""
+    """Return the arguments at each β, for the functions that take one by the name ``beta``."""
     parameters = [_parameters(function) for function in (model, guide)]
     named = [p for p in parameters if "beta" in p]
     if not named:
@@ -195,7 +195,7 @@ def _accepted(parameters: dict[str, inspect.Parameter], value: Any) -> dict[str,
 
 @contextmanager
 def restored(*functions: Function) -> Iterator[None]:
-    """Give the modules behind ``functions`` back what they hold: a guide may build itself when it is first called."""
+    """Restore the modules behind ``functions``: a guide may build itself on its first call."""
     modules = {
         part
         for function in functions

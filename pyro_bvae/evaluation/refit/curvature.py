@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import chi2
 from torch import Tensor
 
 from pyro_bvae.program.coordinates import Coordinates
@@ -102,6 +101,8 @@ def noises(size: int, least: int) -> Tensor:
     Up to 64 coordinates they lie on randomly turned axes, at a normal's radii: means of cubic
     functions are exact.
     """
+    from scipy.stats import chi2
+
     if size > MOST_CORRELATED:
         half = torch.randint(2, (max(least // 2, MOST_CORRELATED // 2), size)).double() * 2 - 1
         return torch.cat([half, -half])

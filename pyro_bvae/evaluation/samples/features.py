@@ -1,4 +1,4 @@
-"""Spaces to compare data and samples in: whitened principal components, and what a classifier of the data sees."""
+"""Spaces to compare data and samples in: principal components, and a classifier's layer."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def sklearn_seed(seed: int, *path: int) -> int:
 
 
 def fitted_network(x: Tensor, targets: Any, hidden: int, seed: int, steps: int = _STEPS) -> Any:
-    """Return scikit-learn's perceptron of one hidden layer, fitted to rows ``(N, F)`` and their classes ``(N,)``."""
+    """Return scikit-learn's perceptron of one hidden layer, fitted to rows and classes."""
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.neural_network import MLPClassifier
 
@@ -97,7 +97,7 @@ class PrincipalFeatures:
 
 
 class LabelClassifier:
-    """A classifier of the data's labels: its last hidden layer is a space of features, its probabilities score samples.
+    """A classifier of labels: its hidden layer is a space, its probabilities score samples.
 
     It is scikit-learn's perceptron of one hidden layer. What it says of data it was not fitted to
     is kept, to hold what it says of samples against. Being sure of something that is like no datum
@@ -136,7 +136,8 @@ class LabelClassifier:
         results, counts = truth[fitted].unique(return_counts=True)
         if len(results) < 2:
             raise InputError(
-                f"'labels' must hold at least two classes to tell apart, got only {truth.unique().tolist()}"
+                "'labels' must hold at least two classes to tell apart, got only"
+                f" {truth.unique().tolist()}"
             )
         self.mean, self.scale = rows[fitted].mean(0), rows[fitted].std().clamp(min=1e-12)
         self._network = fitted_network(

@@ -1,4 +1,4 @@
-"""Posterior predictive checks of counts: are data that the model draws like the data that it saw?"""
+"""Posterior predictive checks of counts: simulated data beside observed data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Statistic(NamedTuple):
 
 
 class CountChecks(NamedTuple):
-    """What counts look like, observed and simulated: latents from the guide, data from the likelihood.
+    """Statistics of counts, observed and simulated from guide and likelihood.
 
     Attributes:
         zero_share: Share of zeros of each feature, ``(D,)``.
@@ -49,8 +49,8 @@ class CountChecks(NamedTuple):
         ):
             copies = unit * check.simulated.mean(-1)
             lines.append(
-                f"{name}: {unit * float(check.observed.mean()):.4g}{'%' if unit > 1 else ''} observed,"
-                f" {float(copies.mean()):.4g} ± {float(copies.std()):.2g} simulated"
+                f"{name}: {unit * float(check.observed.mean()):.4g}{'%' if unit > 1 else ''}"
+                f" observed, {float(copies.mean()):.4g} ± {float(copies.std()):.2g} simulated"
             )
         return "; ".join(lines)
 

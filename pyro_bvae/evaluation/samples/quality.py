@@ -1,4 +1,4 @@
-"""How good are samples: are they like the data, are all data among them, can a classifier tell them apart?"""
+"""The quality of samples: likeness to data, coverage of data, and tests against data."""
 
 from __future__ import annotations
 
@@ -87,7 +87,9 @@ class LabelQuality:
 
 @dataclass(frozen=True, eq=False)
 class SampleQuality:
-    """Scores of samples, each with its error and with what real data get; :func:`sample_quality` defines them.
+    """Scores of samples, each with its error and the value of real data.
+
+    :func:`sample_quality` defines them.
 
     Attributes:
         precision: Share of the samples that lie among the data.
@@ -139,7 +141,10 @@ class SampleQuality:
 
     def __str__(self) -> str:
         lines = [f"{name.replace('_', ' '):<18}{score}" for name, score in self.scores.items()]
-        head = f"{self.num_samples} samples against {self.num_real} data, balls of {self.neighbours} neighbours"
+        head = (
+            f"{self.num_samples} samples against {self.num_real} data, balls of {self.neighbours}"
+            " neighbours"
+        )
         return "\n".join(
             [
                 head,
@@ -162,7 +167,7 @@ def sample_quality(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> SampleQuality:
-    r"""Score samples against data: precision, recall, density, coverage, Fréchet distance and classifiers, no download.
+    r"""Score samples against data: neighbours, Fréchet distance and classifiers, no download.
 
     Neighbours and moments are those of the features; only the two-sample test looks at the rows
     themselves, so that a choice of features that were fitted to the data does not bias its p-value.
@@ -243,8 +248,8 @@ def _check(
     for name, rows in (("real", real), ("samples", samples)):
         if len(rows) < least:
             raise InputError(
-                f"'{name}' must have at least {least} rows, for halves of them to have {neighbours} neighbours,"
-                f" got {len(rows)}"
+                f"'{name}' must have at least {least} rows, for halves of them to have"
+                f" {neighbours} neighbours, got {len(rows)}"
             )
 
 
@@ -255,7 +260,8 @@ def _features(name: str, features: Features, rows: Tensor) -> Tensor:
     )
     if len(results) != len(rows):
         raise InputError(
-            f"'features' must return one row for each of the {len(rows)} of '{name}', got {len(results)}"
+            f"'features' must return one row for each of the {len(rows)} of '{name}', got"
+            f" {len(results)}"
         )
     return as_rows(f"features of {name}", results)
 
@@ -307,7 +313,7 @@ def _spread(results: list[Numbers], name: str) -> float:
 def _label_quality(
     classifier: LabelClassifier, samples: Tensor, num_splits: int, confidence: float, seed: int
 ) -> LabelQuality:
-    """Score what a classifier says of samples, beside what it says of data that it was not fitted to."""
+    """Score samples by a classifier, beside data that it was not fitted to."""
     probabilities = torch.cat([classifier.probabilities(block) for block in samples.split(_BLOCK)])
     score = partial(_label_scores, shares=classifier.shares, confidence=confidence)
     generator = torch.Generator().manual_seed(sklearn_seed(seed, 5))

@@ -1,4 +1,4 @@
-"""Scores of samples against data, both as rows of features: neighbours, moments, and a classifier that guesses."""
+"""Scores of samples against data as rows: neighbours, moments, and a classifier."""
 
 from __future__ import annotations
 
@@ -74,7 +74,8 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
             )
     if real.shape[1] != samples.shape[1]:
         raise InputError(
-            f"'real' and 'samples' must have as many features, got {real.shape[1]} and {samples.shape[1]}"
+            f"'real' and 'samples' must have as many features, got {real.shape[1]} and"
+            f" {samples.shape[1]}"
         )
     scale = max(float(rows.square().sum(1).max()) for rows in (real, samples))
     of_real, of_samples = (_balls(rows, neighbours, _TIE * scale) for rows in (real, samples))
@@ -97,7 +98,7 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
 
 
 class _Balls(NamedTuple):
-    """Balls around rows, each entry ``(N,)``; squared distances between inner and outer are the k-th nearest row's."""
+    """Balls around rows, each entry ``(N,)``; a radius reaches to the k-th nearest row."""
 
     inner: Tensor
     outer: Tensor
@@ -106,7 +107,7 @@ class _Balls(NamedTuple):
 
 
 def _all_data(balls: _Balls, rim: Tensor, neighbours: int) -> Tensor:
-    """Return the probability that all places at the rim of a ball fall to data, none to one of the samples there."""
+    """Return the probability that all places at a ball's rim fall to data, none to a sample."""
     empty = torch.ones_like(rim)
     for taken in range(neighbours):
         share = (balls.rim - taken).clamp(min=0) / (balls.rim + rim - taken).clamp(min=1)
@@ -115,7 +116,7 @@ def _all_data(balls: _Balls, rim: Tensor, neighbours: int) -> Tensor:
 
 
 def expected_coverage(num_real: int, num_samples: int, neighbours: int) -> float:
-    r"""Return the mean coverage of samples that are drawn as the data are, whatever their distribution.
+    r"""Return the mean coverage of samples that are drawn as the data are.
 
     .. math:: 1 - \frac{(N - 1) \cdots (N - k)}{(M + N - 1) \cdots (M + N - k)}
 
@@ -127,7 +128,7 @@ def expected_coverage(num_real: int, num_samples: int, neighbours: int) -> float
 
 
 def frechet_distance(x: Tensor, y: Tensor) -> float:
-    r"""Return the squared Fréchet distance of two normals with the means and covariances of the rows.
+    r"""Return the squared Fréchet distance of two normals with the rows' moments.
 
     .. math::
         \|\mu_x - \mu_y\|^2 + \operatorname{tr}\big(\Sigma_x + \Sigma_y
@@ -165,7 +166,7 @@ class TwoSampleTest(NamedTuple):
 
 
 def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) -> TwoSampleTest:
-    r"""Test whether two sets of rows are draws of one distribution, by a classifier that tries to tell them apart.
+    r"""Test whether two sets of rows are of one distribution, by a classifier of the two.
 
     It is fitted to one half of each and scored on the other, on as many of the one as of the other;
     what it sees are whitened principal components of the half that it is fitted to. If there is
@@ -211,7 +212,7 @@ def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) 
 
 
 def _balls(rows: Tensor, neighbours: int, tie: float) -> _Balls:
-    """Return the ball of each row, which reaches to its k-th nearest other row; nearer than ``tie`` is a tie."""
+    """Return the ball of each row to its k-th nearest other row; within ``tie`` is a tie."""
     results = []
     for start, distances in _blocks(rows, rows):
         place = torch.arange(len(distances))
@@ -224,7 +225,7 @@ def _balls(rows: Tensor, neighbours: int, tie: float) -> _Balls:
 
 
 def _blocks(rows: Tensor, others: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield the squared distances of some rows to all others, ``(B, N)``, with the index of the first."""
+    """Yield the squared distances of some rows to all, ``(B, N)``, with the first's index."""
     lengths = others.square().sum(1)
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]

@@ -1,0 +1,16 @@
+from pyro_bvae.evaluation.marginal import averages as averages
+from pyro_bvae.evaluation.marginal.annealing import Sandwich as Sandwich
+from pyro_bvae.evaluation.marginal.annealing import annealed_evidence as annealed_evidence
+from pyro_bvae.evaluation.marginal.annealing import bidirectional_evidence as bidirectional_evidence
+from pyro_bvae.evaluation.marginal.bounds import ElboParts as ElboParts
+from pyro_bvae.evaluation.marginal.bounds import KLPerDimension as KLPerDimension
+from pyro_bvae.evaluation.marginal.bounds import elbo_parts as elbo_parts
+from pyro_bvae.evaluation.marginal.bounds import kl_per_dimension as kl_per_dimension
+from pyro_bvae.evaluation.marginal.importance import elbo as elbo
+from pyro_bvae.evaluation.marginal.importance import evidence as evidence
+from pyro_bvae.evaluation.marginal.proposals import DefensiveProposal as DefensiveProposal
+from pyro_bvae.evaluation.marginal.proposals import GuideProposal as GuideProposal
+from pyro_bvae.evaluation.marginal.proposals import HeavyTailedProposal as HeavyTailedProposal
+from pyro_bvae.evaluation.marginal.proposals import RefitProposal as RefitProposal
+from pyro_bvae.evaluation.marginal.proposals import RobustProposal as RobustProposal
+from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings as AnnealingSettings

@@ -1,0 +1,1 @@
+from pyro_bvae.evaluation.refit.settings import RefitSettings as RefitSettings

@@ -1,0 +1,10 @@
+from pyro_bvae.evaluation.samples.features import LabelClassifier as LabelClassifier
+from pyro_bvae.evaluation.samples.features import PrincipalFeatures as PrincipalFeatures
+from pyro_bvae.evaluation.samples.predictive_checks import CountChecks as CountChecks
+from pyro_bvae.evaluation.samples.predictive_checks import Statistic as Statistic
+from pyro_bvae.evaluation.samples.predictive_checks import count_checks as count_checks
+from pyro_bvae.evaluation.samples.quality import LabelQuality as LabelQuality
+from pyro_bvae.evaluation.samples.quality import SampleQuality as SampleQuality
+from pyro_bvae.evaluation.samples.quality import SampleScore as SampleScore
+from pyro_bvae.evaluation.samples.quality import sample_quality as sample_quality
+from pyro_bvae.evaluation.samples.two_sample import two_sample_test as two_sample_test

@@ -1,0 +1,15 @@
+from pyro_bvae.evaluation.latent_results import Embedding as Embedding
+from pyro_bvae.evaluation.latent_results import Interpolation as Interpolation
+from pyro_bvae.evaluation.latent_results import Traversal as Traversal
+from pyro_bvae.latents.explore import embed as embed
+from pyro_bvae.latents.explore import generate as generate
+from pyro_bvae.latents.explore import interpolate as interpolate
+from pyro_bvae.latents.explore import reconstruct as reconstruct
+from pyro_bvae.latents.explore import traverse as traverse
+from pyro_bvae.latents.paths import AggregateRange as AggregateRange
+from pyro_bvae.latents.paths import GeodesicPath as GeodesicPath
+from pyro_bvae.latents.paths import LatentPath as LatentPath
+from pyro_bvae.latents.paths import LinearPath as LinearPath
+from pyro_bvae.latents.paths import PriorRange as PriorRange
+from pyro_bvae.latents.paths import SphericalPath as SphericalPath
+from pyro_bvae.latents.paths import ValueRange as ValueRange

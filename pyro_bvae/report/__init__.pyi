@@ -1,0 +1,1 @@
+from pyro_bvae.report.page import write_report as write_report

@@ -1,0 +1,13 @@
+from pyro_bvae.training.objectives.beta_conditioned import ConditionedBeta as ConditionedBeta
+from pyro_bvae.training.objectives.beta_conditioned import at_beta as at_beta
+from pyro_bvae.training.objectives.beta_conditioned import with_beta as with_beta
+from pyro_bvae.training.objectives.capacity import ControlledCapacity as ControlledCapacity
+from pyro_bvae.training.objectives.free_bits import FreeBits as FreeBits
+from pyro_bvae.training.objectives.iwelbo import IWELBO as IWELBO
+from pyro_bvae.training.objectives.loss import GivenNoise as GivenNoise
+from pyro_bvae.training.objectives.loss import Loss as Loss
+from pyro_bvae.training.objectives.loss import reparametrize as reparametrize
+from pyro_bvae.training.objectives.terms import Objective as Objective
+from pyro_bvae.training.objectives.terms import Terms as Terms
+from pyro_bvae.training.objectives.terms import TraceTerms as TraceTerms
+from pyro_bvae.training.objectives.total_correlation import TotalCorrelation as TotalCorrelation
