@@ -38,6 +38,7 @@ class Dataset:
         stochastic_binarization: ``x`` holds probabilities, and every epoch of :meth:`batches` draws
             0/1 from them. ``x`` itself stays grey: to evaluate, take :meth:`binarized`.
         missing: ``x`` may hold NaN for entries that were not observed, even for all of a datum.
+        feature_names: D names, such as the columns of a table or genes, or none.
 
     Raises:
         InputError: if a shape, a type or a value cannot be used.
@@ -52,6 +53,7 @@ class Dataset:
     label_names: tuple[str, ...] = ()
     stochastic_binarization: bool = False
     missing: bool = False
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_x(self.x, self.missing)
@@ -239,6 +241,10 @@ def _check_companions(data: Dataset) -> None:
         )
     if size_factor is not None and (size_factor.shape[1] != 1 or not bool((size_factor > 0).all())):
         raise InputError(f"'context.size_factor' must be positive, of shape ({n}, 1)")
+    if data.feature_names and len(data.feature_names) != d:
+        raise InputError(
+            f"'feature_names' must name the {d} features of 'x', got {len(data.feature_names)} names"
+        )
     names = data.factor_names
     if names and (data.factors is None or len(names) != data.factors.shape[1]):
         raise InputError(

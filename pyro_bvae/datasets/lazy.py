@@ -37,11 +37,13 @@ class LazyDataset:
         factors: Ground-truth factors, shape ``(N, F)``.
         factor_names: F names, or none.
         label_names: The name of each class, or none.
+        feature_names: D names, or none.
         dtype: Floating type of the batches.
 
     Attributes:
         table: The table.
         dtype: Floating type of the batches.
+        feature_names: D names, or none.
         device: Where the batches go; the companions stay where they are until then.
 
     Raises:
@@ -59,6 +61,7 @@ class LazyDataset:
         factors: Tensor | None = None,
         factor_names: tuple[str, ...] = (),
         label_names: tuple[str, ...] = (),
+        feature_names: tuple[str, ...] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
         shape = tuple(getattr(table, "shape", ()))
@@ -73,7 +76,12 @@ class LazyDataset:
             )
         if not dtype.is_floating_point:
             raise InputError(f"'dtype' must be floating, got {dtype}")
+        if feature_names and len(feature_names) != shape[1]:
+            raise InputError(
+                f"'feature_names' must name {shape[1]} features, got {len(feature_names)} names"
+            )
         self.table, self.dtype, self.device = table, dtype, torch.device("cpu")
+        self.feature_names = feature_names
         self._share: Callable[[int], slice] | None = None
         numbers = torch.arange(shape[0], dtype=torch.double).unsqueeze(1)
         self._rows = Dataset(numbers, context, labels, factors, None, factor_names, label_names)
@@ -157,7 +165,9 @@ class LazyDataset:
         size = max(1, _MOST_NUMBERS // self.num_features)
         for start in range(0, len(self), size):
             x[start : start + size] = self._look_up(numbers[start : start + size])
-        return replace(self._rows, x=x).to(self.device, self.dtype)
+        return replace(self._rows, x=x, feature_names=self.feature_names).to(
+            self.device, self.dtype
+        )
 
     def num_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
         """Return how many batches an epoch has."""

@@ -83,7 +83,8 @@ def _reconstructions(run: Any) -> Section:
     test = run.splits.test[:10]
     means = run.vae.reconstruct(test.x, test.context)
     if test.image_shape is None:
-        figure = plots.features(test.x, means, "Data and their reconstructions")
+        title = "Data and their reconstructions"
+        figure = plots.features(test.x, means, title, test.feature_names)
     else:
         figure = plots.reconstructions(test.x, means, test.image_shape)
     return Section(
@@ -98,7 +99,7 @@ def _samples(run: Any) -> Section:
     )
     title = "New data: draws from the prior, decoded"
     if test.image_shape is None:
-        figure = plots.features(samples, None, title)
+        figure = plots.features(samples, None, title, test.feature_names)
     else:
         figure = plots.image_grid(samples, test.image_shape, title, num=NUM_SAMPLES)
     return Section(

@@ -2,10 +2,9 @@
 
 from pyro_bvae.runs._annotate import annotate
 from pyro_bvae.runs._evaluate import choose_data, evaluate_run
-from pyro_bvae.runs._sweep import SweepConfig, train_sweep
+from pyro_bvae.runs._sweep import train_sweep
 from pyro_bvae.runs._train import check_device, check_splits, train, untrained
-from pyro_bvae.runs.build import build_vae, load_data
-from pyro_bvae.runs.catalogue import Shape
+from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config, write_config
 from pyro_bvae.runs.directory import Run, load
 from pyro_bvae.runs.snapshots import Snapshots
@@ -14,10 +13,10 @@ __all__ = [
     "Run",
     "Shape",
     "Snapshots",
-    "SweepConfig",
     "TrainConfig",
     "annotate",
     "build_vae",
+    "check_config",
     "check_device",
     "check_splits",
     "choose_data",

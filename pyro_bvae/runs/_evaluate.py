@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -58,14 +57,14 @@ def evaluate_run(
         )  # fmt: skip
         if ranks.is_first:
             head = {
-                "dataset": run.config.dataset,
+                "dataset": run.config.data.dataset,
                 "split": "test",
                 "checkpoint": checkpoint,
                 "seed": seed,
             }
-            attributes = {**head, "config": asdict(run.config)}
+            attributes = {**head, "config": run.config.options()}
             write_evaluation(
-                directory, run.vae, args, evaluation, attributes, run.config.latent_dim
+                directory, run.vae, args, evaluation, attributes, run.config.model.latent_dim
             )
         ranks.wait()
     return evaluation

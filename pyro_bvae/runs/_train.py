@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from torch import nn
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Splits
-from pyro_bvae.runs.build import build_vae, load_data
-from pyro_bvae.runs.catalogue import Shape
+from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config, write_config
 from pyro_bvae.runs.directory import _MEASURED, Run, _remove, remove_run
 from pyro_bvae.runs.snapshots import Snapshots
@@ -63,7 +61,7 @@ def train(
     """
     if resume and overwrite:
         raise InputError("'--resume' and '--overwrite' exclude each other")
-    with process_group(config.device) as ranks:
+    with process_group(config.training.device) as ranks:
         if any(ranks.gather(was_restarted())) and (output / "config.json").exists():
             resume, overwrite = True, False
         config, vae, splits, state = _prepare(config, output, resume, overwrite)
@@ -74,19 +72,11 @@ def train(
         history = fit(
             vae,
             splits.train,
-            beta=config.beta_schedule(),
-            epochs=config.epochs,
+            **config.training.settings(),
             validation=splits.validation,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            gradient_clip=config.gradient_clip,
-            early_stopping=config.early_stopping,
-            precision=config.precision,
-            compile=config.compile,
             output=output,
             resume=state is not None,
             progress=progress,
-            seed=config.seed,
             callbacks=callbacks,
         )
     return Run(vae, config, splits, history, output, history["beta"][-1])
@@ -96,18 +86,17 @@ def _prepare(
     config: TrainConfig, output: Path, resume: bool, overwrite: bool
 ) -> tuple[TrainConfig, BetaVAE, Splits, dict[str, Any] | None]:
     """Return configuration, model, data and the checkpoint that is continued, with nothing written or removed."""
-    config.check()
-    if (
-        resume and config.warmup_epochs is None
-    ):  # what followed from the epochs of the run's beginning
-        config = replace(config, warmup_epochs=read_config(output / "config.json").warmup_epochs)
+    check_config(config)
+    if resume and config.training.warmup_epochs is None:  # a share of the first number of epochs
+        saved = read_config(output / "config.json").training
+        config = config.with_options(warmup_epochs=saved.warmup_epochs)
     config = config.resolved()
-    check_device(config.device)
+    check_device(config.training.device)
     _check_output(config, output, resume, overwrite)
     splits = load_data(config)
     vae = untrained(config, splits)
     check_splits(vae, splits)
-    device = own_device(config.device) or "cpu"
+    device = own_device(config.training.device) or "cpu"
     vae.to(device)
     last, state = checkpoint_path(output, "last"), None
     if resume and last.exists():
@@ -118,7 +107,7 @@ def _prepare(
 
 def _open(config: TrainConfig, output: Path, state: dict[str, Any] | None, overwrite: bool) -> None:
     """Make a run directory ready."""
-    if state is not None and len(state["history"]) < config.epochs:
+    if state is not None and len(state["history"]) < config.training.epochs:
         _remove(output, _MEASURED)  # they will not be of this model any more
     if overwrite:
         remove_run(output)
@@ -129,7 +118,7 @@ def _open(config: TrainConfig, output: Path, state: dict[str, Any] | None, overw
 def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
     """Return the untrained model of a configuration, started at the data's mean if it asks for that."""
     vae = build_vae(config, Shape.of(splits.train))
-    if config.start_at_mean:
+    if config.training.start_at_mean:
         start_at_mean(
             vae, *next(iter(splits.train.batches(_CHECKED, seed=0, epoch=0, shuffle=False)))
         )
@@ -176,7 +165,7 @@ def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bo
         )
     if resume:
         saved = read_config(output / "config.json")
-        ours, theirs = asdict(config), asdict(saved)
+        ours, theirs = config.options(), saved.options()
         free = {"epochs", "device", "data_root"}
         changed = [name for name in ours if name not in free and ours[name] != theirs[name]]
         if changed:

@@ -17,8 +17,7 @@ from torch import nn
 
 from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.datasets import Splits
-from pyro_bvae.runs.build import build_vae, load_data
-from pyro_bvae.runs.catalogue import Shape
+from pyro_bvae.runs.build import Shape, build_vae, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config
 from pyro_bvae.training import (
     History,

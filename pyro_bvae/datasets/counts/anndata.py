@@ -89,7 +89,9 @@ class CellFormat:
             None if size_factor is None and covariates is None else Context(size_factor, covariates)
         )
         table = CountTable(matrix, rows, selected.genes)
-        return LazyDataset(table, context=context, labels=labels, label_names=label_names)
+        return LazyDataset(
+            table, context=context, labels=labels, label_names=label_names, feature_names=self.genes
+        )
 
 
 @dataclass(frozen=True, eq=False)

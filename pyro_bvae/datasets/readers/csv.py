@@ -45,7 +45,10 @@ def read_csv(
     if label_column is not None:
         labels, label_names = encode_labels(_label_values(frame[label_column]))
     x = np.stack([_numbers(frame[name], name, missing) for name in features], axis=1)
-    whole = Dataset(x=torch.from_numpy(x), labels=labels, label_names=label_names, missing=missing)
+    whole = Dataset(
+        torch.from_numpy(x), labels=labels, label_names=label_names, missing=missing,
+        feature_names=tuple(features),
+    )  # fmt: skip
     if split_column is None:
         return {WHOLE: whole}
     part_of = frame[split_column].fillna("").str.strip().to_numpy(dtype=str)
