@@ -117,7 +117,7 @@ def test_every_option_is_spelled_once_and_has_a_help_text(
     assert len(names) == len(set(names))
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    shown = re.split(r"\s--", re.sub(r"[│\s]+", " ", capsys.readouterr().out))
+    shown = [re.sub(r"[│\s]+", " ", text) for text in capsys.readouterr().out.split("│ --")]
     for name in names:
         help_text = next(text for text in shown if re.match(rf"{name.replace('_', '-')}\b", text))
         assert re.search(r"[a-z]+ [a-z]+.*\(default: ", help_text), help_text
@@ -141,9 +141,14 @@ def test_a_configuration_may_be_written_in_its_parts(tmp_path: Path) -> None:
     assert read_config(tmp_path / "config.json") == config
 
 
-def test_an_option_that_no_part_has_is_refused() -> None:
+def test_options_are_given_and_read_by_name_alone() -> None:
+    config = TrainConfig(beta=2.0, hidden=(3,), min_cells=4)
+    assert (config.training.beta, config.model.hidden, config.data.min_cells) == (2.0, (3,), 4)
+    assert (config.beta, config.hidden, config.min_cells) == (2.0, (3,), 4)
     with pytest.raises(TypeError, match="betta"):
         TrainConfig(betta=1.0)
+    with pytest.raises(AttributeError, match="betta"):
+        config.betta  # noqa: B018
 
 
 @pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["traverse"], ["verify"]])

@@ -64,7 +64,7 @@ class Train:
         shown = ("objective", "distortion", "rate", "validation_objective")
         print(", ".join(f"{name} {last[name]:.2f}" for name in shown if name in last))
         for remark in trained.history.remarks:
-            if not remark.grave:  # a warning told of the grave ones
+            if not remark.grave:  # grave remarks were warnings
                 print(f"noticed {remark.when} training: {remark}")
         print(f"run directory: {self.directory}")
 
@@ -127,7 +127,7 @@ class Evaluate:
     num_data: int | None = 500
     """How many test data to measure, drawn by the seed; None for all."""
     families: tuple[str, ...] = ()
-    """Richer guides to fit to each datum too, and say what they would gain: full-rank, flow."""
+    """Richer guides to fit to each datum too, and their gain: full-rank, flow."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: int = 0
@@ -168,7 +168,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train on scikit-learn's handwritten digits, measure the gaps, write the page: the whole path in a minute."""
+    """Train on handwritten digits, measure the gaps, write the page: all in a minute."""
 
     output: Path = Path("runs/demo")
     """Run directory; an earlier run in it is replaced."""
@@ -192,7 +192,7 @@ class Demo:
 
 @dataclass(frozen=True)
 class Verify:
-    """Hold every estimator to models whose evidence and gaps are known, on this machine; status 1 if one is off."""
+    """Hold every estimator to models of known evidence and gaps; status 1 if one is off."""
 
     device: str = "cpu"
     """Where to compute."""

@@ -61,7 +61,7 @@ class _OfRun:
 
 @dataclass(frozen=True)
 class Traverse(_OfRun):
-    """Move one latent after another and draw what is decoded: a figure, an animation, or numbers."""
+    """Move one latent after another and decode: a figure, an animation, or numbers."""
 
     latents: tuple[int, ...] = ()
     """The latents to move; by default the active ones, by decreasing KL."""
@@ -120,10 +120,10 @@ class Traverse(_OfRun):
 
 @dataclass(frozen=True)
 class Interpolate(_OfRun):
-    """Draw what is decoded on the way between the codes of two data."""
+    """Decode on the way between the codes of two data, and draw it."""
 
     data: tuple[int, ...] = (0, 1)
-    """Numbers of the data, in pairs: from the first to the second, from the third to the fourth, ..."""
+    """Numbers of the data, in pairs: first to second, third to fourth, ..."""
     paths: tuple[str, ...] = ("linear",)
     """The paths: linear, spherical, geodesic."""
     num_steps: int = _STEPS
@@ -182,7 +182,7 @@ class Embed(_OfRun):
 
 @dataclass(frozen=True)
 class Reconstruct(_OfRun):
-    """Draw or write what the decoder makes of the codes of the data."""
+    """Draw or write the reconstructions of the data from their codes."""
 
     num_data: int | None = None
     """How many, the first ones; by default as many as a figure shows, or all for numbers."""

@@ -32,7 +32,7 @@ def verification_table(checks: Sequence[Check]) -> str:
 
 
 def versions(device: str) -> str:
-    """Return one line on what computes: processor, Python and the packages behind the estimates."""
+    """Return one line on processor, Python and the packages behind the estimates."""
     import torch
 
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class InputError(ValueError):
-    """Something a person gave cannot be used; the message says what was got and what would be accepted.
+    """The input cannot be used; the message quotes it and lists the values that can.
 
     The command line prints it as one line and exits with status 2; everything else is a defect and
     keeps its traceback.

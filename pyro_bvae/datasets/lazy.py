@@ -24,15 +24,14 @@ class LazyDataset:
 
     It is a :class:`Dataset` of row numbers with a table to look them up in, so that indexing, order
     and companions are those of a :class:`Dataset` of the same data, and training on either gives
-    the same weights. What measures wants
-    all data at once: give it :meth:`dense` of as many as are to be measured.
+    the same weights. Evaluation takes all its data at once: give it some, made :meth:`dense`.
 
     Args:
         table: Any object of shape ``(N, D)`` whose rows ``table[numbers]`` are an array or a SciPy
             sparse matrix: a SciPy CSR matrix, an array, ``np.load(file, mmap_mode="r")``, a matrix
             in an open HDF5 file, or an ``AnnData``, backed or not. It is asked for rows in
             increasing order and without repeats.
-        context: What is observed and not modelled, N rows.
+        context: Observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
         factor_names: F names, or none.
@@ -88,7 +87,7 @@ class LazyDataset:
 
     @classmethod
     def of_items(cls, items: Any, dtype: torch.dtype = torch.float32) -> LazyDataset:
-        """Return the items of a map-style ``torch.utils.data.Dataset``, each asked for when a batch needs it.
+        """Return the items of a ``torch.utils.data.Dataset``, read when a batch needs them.
 
         Args:
             items: A dataset with a length, whose items are ``x`` or start with it; each is
@@ -115,7 +114,7 @@ class LazyDataset:
 
     @property
     def context(self) -> Context | None:
-        """What is observed and not modelled, N rows."""
+        """Observed and not modelled, N rows."""
         return self._moved(self._rows.context)
 
     @property
@@ -146,7 +145,7 @@ class LazyDataset:
         return self._rows.x[:, 0].long()
 
     def __getitem__(self, index: Index) -> LazyDataset:
-        """Return the data of a slice, of integers ``(M,)`` or of a boolean mask ``(N,)``; nothing is looked up."""
+        """Return the data of a slice, integers ``(M,)`` or a mask ``(N,)``; no row is looked up."""
         return self._with_rows(self._rows[index])
 
     def to(
@@ -182,7 +181,7 @@ class LazyDataset:
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Context | None]]:
-        """Return one epoch of dense batches, those of :meth:`Dataset.batches` for the same seed and epoch."""
+        """Return one epoch of dense batches, as :meth:`Dataset.batches` does."""
         parts = self._rows.batches(
             batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
         )
@@ -193,7 +192,7 @@ class LazyDataset:
         )
 
     def _own(self, rows: Tensor, context: Context | None) -> tuple[Tensor, Context | None]:
-        """Return what is to be looked up of a batch."""
+        """Return this process's share of a batch."""
         if self._share is None:
             return rows, context
         own = self._share(len(rows))

@@ -29,7 +29,7 @@ class Source(NamedTuple):
     file: str = ""
 
     def read(self, options: dict[str, Any]) -> Splits:
-        """Return the data, for options by name; the function's own defaults stand for the others."""
+        """Return the data, for options by name; others have the function's own defaults."""
         function: Any = self.function
         if isinstance(function, str):
             module, name = function.split(":")
@@ -197,5 +197,7 @@ def read(options: DataOptions, seed: int) -> Splits:
     from pyro_bvae.datasets.counts.checks import with_size_factor
 
     parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
-    sized: dict[str, Any] = {name: with_size_factor(x.dense()) for name, x in parts.items() if x is not None}
+    sized: dict[str, Any] = {
+        name: with_size_factor(x.dense()) for name, x in parts.items() if x is not None
+    }
     return replace(splits, **sized)

@@ -1,4 +1,4 @@
-"""Run directories: a configuration, metrics and checkpoints on disk, and what is measured and shown of them."""
+"""Run directories: configuration, metrics and checkpoints on disk, trained and measured."""
 
 from pyro_bvae.runs._annotate import annotate
 from pyro_bvae.runs._evaluate import choose_data, evaluate_run

@@ -52,8 +52,8 @@ def evaluate_run(
         args = (test.x, *(() if test.context is None else (test.context,)))
         run.vae.check_data(*args)
         evaluation = evaluate_shares(
-            run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples, families=families,
-            seed=seed, progress=progress and ranks.is_first,
+            run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
+            families=families, seed=seed, progress=progress and ranks.is_first,
         )  # fmt: skip
         if ranks.is_first:
             head = {

@@ -24,14 +24,14 @@ def train_sweep(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Sweep:
-    """Train the models of a configuration with several β and seeds, each into a run directory of its own.
+    """Train the models of a configuration with several β and seeds, each into a run directory.
 
-    Each run directory, ``output/beta<β>-seed<seed>``, is what ``train`` would have left there for a
+    Each run directory, ``output/beta<β>-seed<seed>``, is as ``train`` would have left it for a
     configuration of this β and seed, random splits of the data included; :func:`pyro_bvae.load`
     reads it.
 
     Args:
-        config: What to train; its β is not looked at, and its seed is the first one.
+        config: The configuration; its β is not looked at, and its seed is the first one.
         output: Directory of the run directories.
         betas: The β.
         seeds: Number of seeds.
@@ -99,5 +99,6 @@ def _check_new(directories: dict[Path, TrainConfig], overwrite: bool) -> None:
             )
         if not (directory / "config.json").exists():
             raise InputError(
-                f"{directory} is not a run directory (it has no config.json), so it is not overwritten"
+                f"{directory} is not a run directory (it has no config.json), so it is not "
+                "overwritten"
             )

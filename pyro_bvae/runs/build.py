@@ -98,7 +98,7 @@ def load_data(config: TrainConfig) -> Splits:
 
 
 def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
-    """Return the untrained model of a configuration, its weights drawn from the configuration's seed."""
+    """Return the untrained model of a configuration, its weights drawn from its seed."""
     check_config(config)
     options = config.model
     if not options.hidden:

@@ -21,7 +21,7 @@ class Part(NamedTuple):
 
 
 def _dense(family: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the builder of encoder and decoder networks from ``family(inputs, outputs, widths)``."""
+    """Return the builder of both networks from ``family(inputs, outputs, widths)``."""
 
     def build(options: Any, shape: Any, outputs: int, *, decodes: bool) -> Any:
         if decodes:
@@ -129,7 +129,7 @@ LIKELIHOODS: dict[str, Part] = {
 #: Likelihoods of counts, whose encoders see the logarithm of one plus the count.
 COUNTS = frozenset({"poisson", "negative-binomial", "zero-inflated-negative-binomial"})
 
-# Each gives the class, which says how many outputs of the network it needs.
+# Each gives the class, which knows the number of outputs of its network.
 POSTERIORS: dict[str, Part] = {
     "normal": Part(lambda: posteriors.NormalPosterior),
     "full-rank": Part(lambda: posteriors.FullRankPosterior),

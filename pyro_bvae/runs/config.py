@@ -56,8 +56,7 @@ class TrainingOptions(FitOptions):
     warmup_epochs: float | None = None
     """Epochs of the linear or cosine warm-up, a fifth of all by default; 0 for a constant β."""
     target_rate: float | None = None
-    """Rate in nats to train to, by a β that is found on the way and starts at --beta; instead of a
-    schedule."""
+    """Rate in nats to train to, by a β that is adapted from --beta on; instead of a schedule."""
     learning_rate: float = 3e-3
     """Highest learning rate of the one-cycle schedule."""
     start_at_mean: bool = False
@@ -97,7 +96,8 @@ class TrainingOptions(FitOptions):
 class TrainConfig:
     """The configuration of a run: data, model and training.
 
-    Options may be given by name alone: ``TrainConfig(dataset="mnist", prior="vamp", beta=4.0)``.
+    Options may be given by name alone, ``TrainConfig(dataset="mnist", prior="vamp", beta=4.0)``,
+    and read so, ``config.beta``.
 
     Args:
         data: The options of the data.
@@ -130,6 +130,12 @@ class TrainConfig:
         if options:
             raise TypeError(f"no option of a configuration: {', '.join(options)}")
 
+    def __getattr__(self, name: str) -> Any:
+        for part in vars(self).values():
+            if name in vars(part):
+                return vars(part)[name]
+        raise AttributeError(f"a configuration has no part and no option '{name}'")
+
     def with_options(self, **options: Any) -> TrainConfig:
         """Return the configuration with other values of some options, of whichever part."""
         return TrainConfig(self.data, self.model, self.training, **options)
@@ -139,7 +145,7 @@ class TrainConfig:
         return {**asdict(self.data), **asdict(self.model), **asdict(self.training)}
 
     def resolved(self) -> TrainConfig:
-        """Return the configuration that a run writes: what follows from other options is filled in.
+        """Return the configuration that a run writes, with the options that follow from others.
 
         Paths are absolute, so that the run can be read from anywhere.
         """

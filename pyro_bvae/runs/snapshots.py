@@ -17,9 +17,9 @@ _NUM_RECONSTRUCTIONS, _DPI = 10, 100
 
 
 class Snapshots:
-    """Draws reconstructions and samples every few epochs: ``fit(..., callbacks=[Snapshots(vae, data, folder)])``.
+    """Reconstructions and samples every few epochs, as a callback of :func:`~pyro_bvae.fit`.
 
-    The same data and the same latents each time, so that two pictures differ by what training did.
+    The same data and the same latents each time, so that two pictures differ by the training alone.
     They take nothing from the randomness of the training.
 
     Args:

@@ -62,7 +62,7 @@ class Settings(FitOptions):
         return float(self.beta(float(self.epochs), self.epochs))
 
     def identity(self) -> dict[str, Any]:
-        """Return what a resumed run must have in common, for the checkpoint. The number of epochs may grow."""
+        """Return the settings that a resumed run must share; the number of epochs may grow."""
         schedules = {
             name: repr(schedule)
             if is_dataclass(schedule)
