@@ -94,7 +94,7 @@ def test_training_writes_its_configuration_and_says_where(
     # The file and the command line are one thing: every field of the one is an option of the other.
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    options = set(re.findall(r"│ --([a-z-]+)", capsys.readouterr().out))
+    options = set(re.findall(r"(?m)^[│ ]{1,2} ?--([a-z][a-z-]+)", capsys.readouterr().out))
     assert {
         name.replace("_", "-") for name in json.loads((output / "config.json").read_text())
     } == (options - {"output", "resume", "overwrite", "snapshots", "tensorboard"})

@@ -117,7 +117,8 @@ def test_every_option_is_spelled_once_and_has_a_help_text(
     assert len(names) == len(set(names))
     with pytest.raises(SystemExit):
         main(["train", "--help"])
-    shown = [re.sub(r"[│\s]+", " ", text) for text in capsys.readouterr().out.split("│ --")]
+    texts = re.split(r"(?m)^[│ ]{1,2} ?--", capsys.readouterr().out)
+    shown = [re.sub(r"[│\s]+", " ", text) for text in texts]
     for name in names:
         help_text = next(text for text in shown if re.match(rf"{name.replace('_', '-')}\b", text))
         assert re.search(r"[a-z]+ [a-z]+.*\(default: ", help_text), help_text
