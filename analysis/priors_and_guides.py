@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import csv
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,16 +38,16 @@ PLAIN = TrainConfig(
 )
 MEMBERS = {
     "normal prior, normal guide": PLAIN,
-    "learned normal prior": replace(PLAIN, prior="learned-normal"),
-    "Laplace prior": replace(PLAIN, prior="laplace"),
-    "Student-t prior": replace(PLAIN, prior="student-t"),
-    "mixture prior": replace(PLAIN, prior="mixture"),
-    "VampPrior": replace(PLAIN, prior="vamp"),
-    "flow prior": replace(PLAIN, prior="flow"),
-    "full-rank guide": replace(PLAIN, posterior="full-rank"),
-    "low-rank guide": replace(PLAIN, posterior="low-rank"),
-    "mixture guide": replace(PLAIN, posterior="mixture"),
-    "flow guide": replace(PLAIN, posterior="flow"),
+    "learned normal prior": PLAIN.with_options(prior="learned-normal"),
+    "Laplace prior": PLAIN.with_options(prior="laplace"),
+    "Student-t prior": PLAIN.with_options(prior="student-t"),
+    "mixture prior": PLAIN.with_options(prior="mixture"),
+    "VampPrior": PLAIN.with_options(prior="vamp"),
+    "flow prior": PLAIN.with_options(prior="flow"),
+    "full-rank guide": PLAIN.with_options(posterior="full-rank"),
+    "low-rank guide": PLAIN.with_options(posterior="low-rank"),
+    "mixture guide": PLAIN.with_options(posterior="mixture"),
+    "flow guide": PLAIN.with_options(posterior="flow"),
 }
 PARTS = ("approximation", "amortization")
 # Guides whose evidence is told apart on more images.
@@ -62,10 +61,7 @@ def measure(config: TrainConfig, splits: datasets.Splits, output: Path) -> dict[
     history = fit(
         vae,
         splits.train,
-        beta=config.beta_schedule(),
-        epochs=EPOCHS,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
+        **config.training.settings(),
         output=output,
         resume=resume,
         progress=False,

@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import csv
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +78,7 @@ def models() -> dict[str, tuple[TrainConfig, Dataset]]:
     wide = TrainConfig(hidden=(400,), latent_dim=20)
     return {
         "MLP 784-400-20-400-784": (wide, images),
-        "the same, flow guide": (replace(wide, posterior="flow"), images),
+        "the same, flow guide": (wide.with_options(posterior="flow"), images),
         "convolutional": (TrainConfig(latent_dim=10, network="convolutional"), images),
         "counts, 1,000 genes": (
             TrainConfig(hidden=(128,), latent_dim=10, likelihood="negative-binomial"),

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import pytest
 import torch
 
 import pyro_bvae
-from pyro_bvae import cli
+from pyro_bvae import runs
 from pyro_bvae.cli import main
 from pyro_bvae.runs import read_config
 from pyro_bvae.training import load_checkpoint
@@ -87,23 +88,17 @@ def test_training_writes_its_configuration_and_says_where(
     assert f"run directory: {output}" in shown
     assert "objective" in shown
     config = read_config(output / "config.json")
-    assert (config.beta, config.epochs, config.seed, config.hidden) == (0.5, 1, 3, (9, 7))
-    assert (config.likelihood, config.dataset, config.latent_dim) == (
-        "normal-per-feature",
-        "digits",
-        2,
-    )
+    training, model = config.training, config.model
+    assert (training.beta, training.epochs, training.seed, model.hidden) == (0.5, 1, 3, (9, 7))
+    assert (model.likelihood, model.latent_dim) == ("normal-per-feature", 2)
+    assert config.data.dataset == "digits"
     # The file and the command line are one thing: every field of the one is an option of the other.
-    assert set(json.loads((output / "config.json").read_text())) == {
-        name.replace("-", "_")
-        for name in train_options() - {"output", "resume", "overwrite", "snapshots", "tensorboard"}
-    }
-
-
-def train_options() -> set[str]:
-    from dataclasses import fields
-
-    return {field.name.replace("_", "-") for field in fields(cli.Train)}
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    options = set(re.findall(r"(?m)^[│ ]{1,2} ?--([a-z][a-z-]+)", capsys.readouterr().out))
+    assert {
+        name.replace("_", "-") for name in json.loads((output / "config.json").read_text())
+    } == (options - {"output", "resume", "overwrite", "snapshots", "tensorboard"})
 
 
 def test_the_default_output_names_data_set_and_beta(
@@ -296,13 +291,13 @@ def test_resume_takes_more_epochs_and_keeps_the_rest(run: Path) -> None:
     saved = read_config(run / "config.json")
     assert main(["train", "--resume", "--epochs", "3", "--output", str(run)]) == 0
     config = read_config(run / "config.json")
-    assert (config.epochs, config.beta, config.hidden) == (3, saved.beta, saved.hidden)
+    assert config == saved.with_options(epochs=3)
     assert len(load_checkpoint(run / "checkpoints" / "last.pt")["history"]) == 3
 
 
 def test_overwrite_replaces_a_run(run: Path) -> None:
     assert main(["train", *TINY, "--epochs", "1", "--overwrite", "--output", str(run)]) == 0
-    assert read_config(run / "config.json").beta == 1.0
+    assert read_config(run / "config.json").training.beta == 1.0
     assert not (run / "evaluation.json").exists()
 
 
@@ -580,7 +575,7 @@ def test_an_interrupt_ends_with_status_130(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "train", interrupt)
+    monkeypatch.setattr(runs, "train", interrupt)
     assert main(["train"]) == 130
     assert capsys.readouterr().err == (
         "interrupted; 'train --resume' continues from the last finished epoch\n"
@@ -591,7 +586,7 @@ def test_a_defect_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     def defect(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(cli, "train", defect)
+    monkeypatch.setattr(runs, "train", defect)
     with pytest.raises(ZeroDivisionError):
         main(["train"])
 

@@ -2,24 +2,39 @@
 work is done."""
 
 import json
-from dataclasses import asdict, fields, replace
+import re
+import subprocess
+import sys
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import torch
 
+import pyro_bvae
+from pyro_bvae.cli import main
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.datasets.registry import SOURCES
 from pyro_bvae.likelihoods import LearnedScale
-from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data, read_config, write_config
-from pyro_bvae.runs.build import LIKELIHOODS, NETWORKS
+from pyro_bvae.runs import (
+    Shape,
+    TrainConfig,
+    build_vae,
+    check_config,
+    load_data,
+    read_config,
+    write_config,
+)
+from pyro_bvae.runs.catalogue import LIKELIHOODS, NETWORKS, TABLES
+from pyro_bvae.runs.config import TrainingOptions
 from pyro_bvae.training import LinearWarmup
 
 SMALL = TrainConfig(hidden=(8, 4), latent_dim=3)
 
 
 def test_a_configuration_reads_back(tmp_path: Path) -> None:
-    config = replace(
-        SMALL, beta=2.0, validation=0.2, gradient_clip=None, path="data.csv", early_stopping=3
+    config = SMALL.with_options(
+        beta=2.0, validation=0.2, gradient_clip=None, path="data.csv", early_stopping=3
     )
     write_config(config, tmp_path / "config.json")
     assert read_config(tmp_path / "config.json") == config
@@ -75,7 +90,7 @@ def test_a_missing_configuration_is_no_run_directory(tmp_path: Path) -> None:
 )
 def test_impossible_numbers_are_refused_without_data(name: str, value: float) -> None:
     with pytest.raises(InputError, match=rf"'{name}' must be .*, got {value}"):
-        replace(SMALL, **{name: value}).check()
+        check_config(SMALL.with_options(**{name: value}))
 
 
 @pytest.mark.parametrize(
@@ -92,14 +107,69 @@ def test_unknown_names_give_the_nearest_one(name: str, value: str, nearest: str)
     with pytest.raises(
         InputError, match=rf"unknown .* '{value}'\. Did you mean '{nearest}'\? Known: "
     ):
-        replace(SMALL, **{name: value}).check()
+        check_config(SMALL.with_options(**{name: value}))
 
 
-def test_every_field_has_a_help_text() -> None:
-    source = Path(__import__("pyro_bvae.runs.build", fromlist=["configs"]).__file__).read_text()
-    for field in fields(TrainConfig):
-        after = source.split(f"    {field.name}: ", 1)[1].split("\n", 2)[1]
-        assert after.strip().startswith('"""'), field.name
+def test_every_option_is_spelled_once_and_has_a_help_text(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    parts = [type(part) for part in vars(TrainConfig()).values()]
+    names = [field.name for part in parts for field in fields(part)]
+    assert len(names) == len(set(names))
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    texts = re.split(r"(?m)^[│ ]{1,2} ?--", capsys.readouterr().out)
+    shown = [re.sub(r"[│\s]+", " ", text) for text in texts]
+    for name in names:
+        help_text = next(text for text in shown if re.match(rf"{name.replace('_', '-')}\b", text))
+        assert re.search(r"[a-z]+ [a-z]+.*\(default: ", help_text), help_text
+
+
+@pytest.mark.parametrize("name", [*TABLES, "dataset"])
+def test_the_choices_of_a_table_are_listed_from_it(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    shown = re.sub(r"[│\s]+", " ", capsys.readouterr().out)
+    text = shown.split(f" --{name} ")[1].split(" --")[0]
+    for choice in TABLES.get(name, SOURCES):
+        assert re.search(rf"[ ,]{choice}[ ,.)]", text), choice
+
+
+def test_a_configuration_may_be_written_in_its_parts(tmp_path: Path) -> None:
+    config = SMALL.with_options(beta=2.0, min_cells=3)
+    (tmp_path / "config.json").write_text(json.dumps(asdict(config)))
+    assert read_config(tmp_path / "config.json") == config
+
+
+def test_options_are_given_and_read_by_name_alone() -> None:
+    config = TrainConfig(beta=2.0, hidden=(3,), min_cells=4)
+    assert (config.training.beta, config.model.hidden, config.data.min_cells) == (2.0, (3,), 4)
+    assert (config.beta, config.hidden, config.min_cells) == (2.0, (3,), 4)
+    with pytest.raises(TypeError, match="betta"):
+        TrainConfig(betta=1.0)
+    with pytest.raises(AttributeError, match="betta"):
+        config.betta  # noqa: B018
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["sweep"], ["traverse"], ["verify"]])
+def test_help_is_printed_without_torch(command: list[str]) -> None:
+    heavy = ("torch", "pyro", "matplotlib", "pandas", "sklearn", "arviz")
+    program = f"""
+import sys
+from pyro_bvae.cli import main
+try:
+    main({[*command, "--help"]})
+except SystemExit as ended:
+    assert ended.code == 0
+print("imported:", [name for name in {heavy} if name in sys.modules])
+"""
+    root = Path(pyro_bvae.__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert done.stdout.endswith("imported: []\n")
 
 
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
@@ -107,7 +177,7 @@ def test_every_field_has_a_help_text() -> None:
 def test_every_combination_of_parts_gives_a_model_of_the_data(
     network: str, likelihood: str
 ) -> None:
-    config = replace(SMALL, network=network, likelihood=likelihood)
+    config = SMALL.with_options(network=network, likelihood=likelihood)
     vae = build_vae(config, Shape(28 * 28, (1, 28, 28)))
     assert (vae.latent_dim, vae.num_features) == (3, 784)
     x = torch.rand(2, 784)
@@ -117,7 +187,7 @@ def test_every_combination_of_parts_gives_a_model_of_the_data(
 
 def test_convolutions_need_images() -> None:
     with pytest.raises(InputError, match="needs images"):
-        build_vae(replace(SMALL, network="convolutional"), Shape(10, None))
+        build_vae(SMALL.with_options(network="convolutional"), Shape(10, None))
 
 
 def test_hidden_layers_are_mirrored_and_must_be_named() -> None:
@@ -126,12 +196,12 @@ def test_hidden_layers_are_mirrored_and_must_be_named() -> None:
         (4, 3), (8, 4), (10, 8), (8, 10), (4, 8), (6, 4),
     ]  # fmt: skip
     with pytest.raises(InputError, match="'hidden' must name at least one width"):
-        build_vae(replace(SMALL, hidden=()), Shape(10, None))
+        build_vae(SMALL.with_options(hidden=()), Shape(10, None))
 
 
 def test_the_likelihood_scale_is_where_learning_starts() -> None:
     vae = build_vae(
-        replace(SMALL, likelihood="normal-per-feature", likelihood_scale=0.3), Shape(10, None)
+        SMALL.with_options(likelihood="normal-per-feature", likelihood_scale=0.3), Shape(10, None)
     )
     scale = vae.decoder.likelihood.scale
     assert isinstance(scale, LearnedScale)
@@ -142,7 +212,9 @@ def test_weights_follow_the_seed_and_nothing_else() -> None:
     def weights(seed: int) -> torch.Tensor:
         torch.rand(3)
         return (
-            build_vae(replace(SMALL, seed=seed), Shape(10, None)).encoder.network.layers[0].weight
+            build_vae(SMALL.with_options(seed=seed), Shape(10, None))
+            .encoder.network.layers[0]
+            .weight
         )
 
     before = torch.get_rng_state()
@@ -153,27 +225,30 @@ def test_weights_follow_the_seed_and_nothing_else() -> None:
 
 
 def test_beta_is_constant_or_warms_up() -> None:
-    assert replace(SMALL, beta=2.0, warmup_epochs=0.0).beta_schedule() == 2.0
-    assert replace(SMALL, beta=2.0, epochs=50).beta_schedule() == LinearWarmup(2.0, 10.0)
-    assert replace(SMALL, beta=2.0, warmup_epochs=3.0).beta_schedule() == LinearWarmup(2.0, 3.0)
+    def schedule(**options: float) -> object:
+        return TrainingOptions(beta=2.0, **options).beta_schedule()
+
+    assert schedule(warmup_epochs=0.0) == 2.0
+    assert schedule(epochs=50) == LinearWarmup(2.0, 10.0)
+    assert schedule(warmup_epochs=3.0) == LinearWarmup(2.0, 3.0)
 
 
 @pytest.mark.parametrize(
     ("validation", "count"), [(0.25, 1250), (100.0, 100), (100, 100), (1.0, 1), (None, 500)]
 )
 def test_validation_is_a_share_or_a_number(validation: float | None, count: int) -> None:
-    splits = load_data(replace(SMALL, dataset="linear-gaussian", validation=validation))
+    splits = load_data(SMALL.with_options(dataset="linear-gaussian", validation=validation))
     assert len(splits.validation) == count
 
 
 def test_validation_may_be_left_out_but_is_no_fraction_of_a_datum() -> None:
-    config = replace(SMALL, dataset="linear-gaussian")
-    assert load_data(replace(config, validation=0.0)).validation is None
+    config = SMALL.with_options(dataset="linear-gaussian")
+    assert load_data(config.with_options(validation=0.0)).validation is None
     for value in (1.5, -0.1, float("nan"), float("inf")):
         with pytest.raises(InputError, match=rf"'validation' must be .*, got {value}"):
-            load_data(replace(config, validation=value))
+            load_data(config.with_options(validation=value))
 
 
 def test_the_defaults_are_a_configuration() -> None:
-    TrainConfig().check()
-    assert TrainConfig(**asdict(TrainConfig())) == TrainConfig()
+    check_config(TrainConfig())
+    assert TrainConfig(**TrainConfig().options()) == TrainConfig()

@@ -113,6 +113,8 @@ def test_counts_are_those_of_the_file_in_the_order_of_the_permutation(
     assert splits.format.batches == ("10", "11") and splits.format.genes == tuple(
         f"gene{i}" for i in SEEN
     )
+    assert splits.train.feature_names == splits.test.feature_names == splits.format.genes
+    assert splits.train.dense().feature_names == splits.format.genes
     assert (splits.dropped_cells, splits.dropped_genes) == (2, 1)
     assert str(splits).startswith(
         "cells: 58 cells x 8 genes (left out: 2 cells with fewer than 3 counts, 1 genes"

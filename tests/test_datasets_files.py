@@ -255,7 +255,7 @@ class TestTables:
     def test_split_column(self, tmp_path):
         path = self.write(tmp_path, "a,part\n1,train\n2,test\n3, train\n4,validation\n")
         splits = from_path(path, split_column="part")
-        assert splits.train.x.tolist() == [[1], [3]]
+        assert splits.train.x.tolist() == [[1], [3]] and splits.train.feature_names == ("a",)
         assert splits.validation.x.tolist() == [[4]] and splits.test.x.tolist() == [[2]]
         path = self.write(tmp_path, "a,part\n1,train\n2,test\n")
         assert from_path(path, split_column="part").validation is None

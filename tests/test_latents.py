@@ -383,6 +383,11 @@ def test_traversals_and_interpolations_are_saved_step_by_step(tmp_path: Path) ->
     np.testing.assert_allclose(table["value"], moved.values.flatten())
     np.testing.assert_allclose(table["z3"], moved.z[..., 3].flatten())
     np.testing.assert_allclose(table["x5"], moved.x[..., 5].flatten())
+    names = tuple(f"gene{i}" for i in range(X.shape[1]))
+    latents.traverse(linear_vae(), Dataset(X, feature_names=names)).save(tmp_path / "named.csv")
+    assert set(names) < set(pd.read_csv(tmp_path / "named.csv").columns)
+    with pytest.raises(InputError, match=r"'feature_names' must name the .* got 1"):
+        Dataset(X, feature_names=("alone",))
     way = latents.interpolate(linear_vae(), X[:2], X[2:4], num_steps=3)
     way.save(tmp_path / "way.npz")
     with np.load(tmp_path / "way.npz") as arrays:

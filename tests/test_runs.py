@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +80,7 @@ def test_a_run_of_ones_own_parts_reads_back_into_a_model(tmp_path: Path) -> None
     data = Dataset(torch.rand(40, 5))
     vae = build_vae(CONFIG, Shape(5, None))
     fit(vae, data, epochs=1, output=tmp_path / "own", progress=False)
-    target = build_vae(replace(CONFIG, seed=1), Shape(5, None))
+    target = build_vae(CONFIG.with_options(seed=1), Shape(5, None))
     run = load(tmp_path / "own", model=target)
     assert run.vae is target
     assert (run.config, run.splits) == (None, None)
@@ -100,7 +99,7 @@ def test_a_run_unpacks_into_model_configuration_and_data(trained: Path) -> None:
 def test_a_given_model_is_read_though_the_data_are_gone(tmp_path: Path) -> None:
     table = tmp_path / "table.npy"
     np.save(table, np.random.default_rng(0).random((60, 5)))
-    config = replace(CONFIG, dataset="file", path=str(table))
+    config = CONFIG.with_options(dataset="file", path=str(table))
     trained = runs.train(config, tmp_path / "run", progress=False).vae
     table.unlink()
     with pytest.raises(InputError, match=r"table\.npy"):
@@ -118,12 +117,12 @@ def test_resuming_past_the_end_drops_what_was_measured_of_the_shorter_run(run: P
     runs.evaluate_run(run, **TINY)
     runs.train(CONFIG, run, resume=True, progress=False)  # nothing left to train
     assert (run / "evaluation.json").exists()
-    runs.train(replace(CONFIG, epochs=3), run, resume=True, progress=False)
+    runs.train(CONFIG.with_options(epochs=3), run, resume=True, progress=False)
     assert not (run / "evaluation.json").exists() and not (run / "evaluation.nc").exists()
 
 
 def test_a_warmup_cut_short_is_measured_at_the_beta_that_it_reached(tmp_path: Path) -> None:
-    config = replace(CONFIG, beta=4.0, warmup_epochs=8.0)
+    config = CONFIG.with_options(beta=4.0, warmup_epochs=8.0)
     with pytest.warns(UserWarning, match="outlives the training"):
         trained = runs.train(config, tmp_path / "run", progress=False)
     reached = trained.history["beta"][-1]
@@ -158,21 +157,21 @@ def test_training_is_a_function_of_its_configuration(trained: Path, tmp_path: Pa
 
 def test_a_run_writes_down_the_warmup_that_it_had(tmp_path: Path) -> None:
     trained = runs.train(
-        replace(CONFIG, beta=2.0, epochs=5, warmup_epochs=None), tmp_path, progress=False
+        CONFIG.with_options(beta=2.0, epochs=5, warmup_epochs=None), tmp_path, progress=False
     )
-    assert read_config(tmp_path / "config.json").warmup_epochs == 1.0
+    assert read_config(tmp_path / "config.json").training.warmup_epochs == 1.0
     assert trained.config == read_config(tmp_path / "config.json")
     assert trained.history["beta"][1:] == [2.0] * 4
-    resumed = replace(read_config(tmp_path / "config.json"), epochs=7)
+    resumed = read_config(tmp_path / "config.json").with_options(epochs=7)
     assert (
         runs.train(resumed, tmp_path, resume=True, progress=False).history["beta"][1:] == [2.0] * 6
     )
 
 
 def test_resuming_continues_and_takes_more_epochs(run: Path, tmp_path: Path) -> None:
-    result = runs.train(replace(CONFIG, epochs=4), run, resume=True, progress=False)
+    result = runs.train(CONFIG.with_options(epochs=4), run, resume=True, progress=False)
     assert result.history["epoch"] == [1, 2, 3, 4]
-    assert read_config(run / "config.json").epochs == 4
+    assert read_config(run / "config.json").training.epochs == 4
 
 
 def test_a_run_stopped_before_its_first_checkpoint_can_be_resumed(run: Path) -> None:
@@ -184,7 +183,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(run: Path) -> N
     (run / "notes.txt").write_text("mine")
     (run / "report.html").write_text("old")
     (run / "evaluation.json").write_text("{}")
-    runs.train(replace(CONFIG, epochs=1), run, overwrite=True, progress=False)
+    runs.train(CONFIG.with_options(epochs=1), run, overwrite=True, progress=False)
     assert (run / "notes.txt").read_text() == "mine"
     assert not (run / "report.html").exists()
     assert not (run / "evaluation.json").exists()
@@ -192,7 +191,7 @@ def test_overwriting_removes_what_the_run_wrote_and_nothing_else(run: Path) -> N
 
 
 def test_an_empty_directory_can_be_trained_into(tmp_path: Path) -> None:
-    runs.train(replace(CONFIG, epochs=1), tmp_path, progress=False)
+    runs.train(CONFIG.with_options(epochs=1), tmp_path, progress=False)
     assert (tmp_path / "checkpoints" / "last.pt").exists()
 
 
@@ -249,7 +248,7 @@ def test_a_refused_training_neither_writes_nor_removes_anything(kind: str, run: 
     spoil(run)
     before = tree(run)
     with pytest.raises(InputError, match=message):
-        runs.train(replace(CONFIG, **changes), run, progress=False, **options)
+        runs.train(CONFIG.with_options(**changes), run, progress=False, **options)
     assert tree(run) == before
 
 

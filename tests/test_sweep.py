@@ -479,9 +479,10 @@ def test_a_sweep_of_a_configuration_is_what_train_gives(tmp_path: Path) -> None:
     run = trained[3]
     assert (run.beta, run.seed) == (2.0, 1)
     read = pyro_bvae.load(run.directory, checkpoint="last")
-    assert read.config.beta == 2.0 and read.config.seed == 1 and read.training_beta == 2.0
+    training = read.config.training
+    assert training.beta == 2.0 and training.seed == 1 and read.training_beta == 2.0
     single = train(
-        TrainConfig(**{**vars(config), "beta": 2.0, "seed": 1}), tmp_path / "single", progress=False
+        config.with_options(beta=2.0, seed=1), tmp_path / "single", progress=False
     )  # whose data are split by its seed
     assert distance(read.vae, single.vae) < 1e-3
     assert read.config == pyro_bvae.load(tmp_path / "single").config

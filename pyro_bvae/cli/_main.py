@@ -1,6 +1,6 @@
-"""The command line: ``pyro-bvae {demo,train,evaluate,report,sweep,verify}``, and what looks into a run's latents.
+"""The command line: ``pyro-bvae {demo,train,evaluate,report,sweep,verify}``, and those of latents.
 
-The only place that prints and chooses file names, with :mod:`pyro_bvae.cli.latents`.
+This room alone prints and chooses file names. Torch is imported when a command runs.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 import tyro
@@ -16,9 +16,7 @@ import tyro
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.runs import TrainConfig, read_config
-from pyro_bvae.training import TrainingError
-from pyro_bvae.training.distributed import place
+from pyro_bvae.runs.config import read_config
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
@@ -41,9 +39,7 @@ def _parse(arguments: Sequence[str]) -> Any:
     )
     if isinstance(command, Train) and command.resume:
         saved = read_config(command.directory / "config.json")
-        default = replace(
-            command, **{field.name: getattr(saved, field.name) for field in fields(TrainConfig)}
-        )
+        default = replace(command, config=saved)
         rest = list(arguments)[list(arguments).index("train") + 1 :]
         return tyro.cli(Train, default=default, args=rest, prog="pyro-bvae train")
     return command
@@ -58,15 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _parse(given).run() or 0
-    except InputError as error:
-        _tell(str(error))
-        return 2
-    except TrainingError as error:
-        _tell(f"training stopped at {error}")
-        return 1
-    except OSError as error:
-        _tell(str(error))
+            return _run(_parse(given))
+    except (InputError, OSError) as error:
+        _print_error(str(error))
         return 2
     except KeyboardInterrupt:
         advice = (
@@ -76,8 +66,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _tell(error: str) -> None:
-    """Print what went wrong; of several processes, in which."""
+def _run(command: Any) -> int:
+    """Run a command and return its exit status."""
+    from pyro_bvae.training.checks.nonfinite import TrainingError
+
+    try:
+        return command.run() or 0
+    except TrainingError as error:
+        _print_error(f"training stopped at {error}")
+        return 1
+
+
+def _print_error(error: str) -> None:
+    """Print an error, and the process that it is of where there are several."""
+    from pyro_bvae.training.distributed import place
+
     rank, size = place()
     print(f"error{f' in process {rank}' if size > 1 else ''}: {error}", file=sys.stderr)
 

@@ -1,29 +1,34 @@
-"""The commands: one data class each, whose fields are its options."""
+"""The commands: one data class each, whose fields are its options.
+
+Torch and the rooms that need it are imported when a command runs, not when it is parsed.
+"""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import torch
 import tyro
 
+from pyro_bvae import report, runs
 from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
-from pyro_bvae.evaluation.verification import verify
-from pyro_bvae.report import write_report
-from pyro_bvae.runs import SweepConfig, TrainConfig, check_device, evaluate_run, train, train_sweep
-from pyro_bvae.training.distributed import place
+from pyro_bvae.runs.config import TrainConfig, TrainingOptions
+
+# An option is spelled by its own name, without that of the part that it belongs to.
+_FLAT = (tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes)
+_DEFAULT = TrainConfig()
 
 
 @dataclass(frozen=True)
-class Train(TrainConfig):
+class Train:
     """Train a β-VAE into a run directory.
 
     ``torchrun --nproc-per-node N -m pyro_bvae train ...`` shares each batch among processes.
     """
 
+    config: Annotated[TrainConfig, *_FLAT] = _DEFAULT
     output: Path | None = None
     """Run directory; runs/<dataset>-beta<beta> by default."""
     resume: bool = False
@@ -38,15 +43,15 @@ class Train(TrainConfig):
     @property
     def directory(self) -> Path:
         """The run directory."""
-        return self.output or Path("runs") / f"{self.dataset}-beta{self.beta:g}"
+        name = f"{self.config.data.dataset}-beta{self.config.training.beta:g}"
+        return self.output or Path("runs") / name
 
     def run(self) -> None:
         """Run the command."""
-        config = TrainConfig(
-            **{field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        )
-        trained = train(
-            config,
+        from pyro_bvae.training.distributed import place
+
+        trained = runs.train(
+            self.config,
             self.directory,
             resume=self.resume,
             overwrite=self.overwrite,
@@ -59,29 +64,56 @@ class Train(TrainConfig):
         shown = ("objective", "distortion", "rate", "validation_objective")
         print(", ".join(f"{name} {last[name]:.2f}" for name in shown if name in last))
         for remark in trained.history.remarks:
-            if not remark.grave:  # of those that are, there was a warning
+            if not remark.grave:  # grave remarks were warnings
                 print(f"noticed {remark.when} training: {remark}")
         print(f"run directory: {self.directory}")
 
 
 @dataclass(frozen=True)
-class Sweep(SweepConfig):
+class _ReplicaOptions(TrainingOptions):
+    """The training of a sweep's replicas, each with a β of its own."""
+
+    beta: tyro.conf.Suppress[float] = 1.0
+    target_rate: tyro.conf.Suppress[float | None] = None
+
+
+@dataclass(frozen=True, init=False)
+class _SweepConfig(TrainConfig):
+    """The configuration that the replicas of a sweep have in common."""
+
+    training: _ReplicaOptions
+
+
+_DEFAULT_SWEEP = _SweepConfig(training=_ReplicaOptions())
+
+
+@dataclass(frozen=True)
+class Sweep:
     """Train a β-VAE for each of several β and seeds, all of them side by side as one program.
 
     ``torchrun --nproc-per-node N -m pyro_bvae sweep ...`` spreads them over processes.
     """
 
+    config: Annotated[_SweepConfig, *_FLAT] = _DEFAULT_SWEEP
+    betas: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
+    """The weights of the KL."""
+    seeds: int = 1
+    """How many seeds for each β, from --seed on."""
+    output: Path | None = None
+    """Directory of the runs, beta<β>-seed<seed>; runs/<dataset>-sweep by default."""
+    overwrite: bool = False
+    """Replace the runs in the output directory."""
+
     def run(self) -> None:
         """Run the command."""
-        config = TrainConfig(
-            **{field.name: getattr(self, field.name) for field in fields(TrainConfig)}
-        )
+        directory = self.output or Path("runs") / f"{self.config.data.dataset}-sweep"
+        config = TrainConfig(self.config.data, self.config.model, self.config.training)
         print(
-            train_sweep(
-                config, self.directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite
+            runs.train_sweep(
+                config, directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite
             )
         )
-        print(f"run directories: {self.directory / 'beta*-seed*'}")
+        print(f"run directories: {directory / 'beta*-seed*'}")
 
 
 @dataclass(frozen=True)
@@ -95,7 +127,7 @@ class Evaluate:
     num_data: int | None = 500
     """How many test data to measure, drawn by the seed; None for all."""
     families: tuple[str, ...] = ()
-    """Richer guides to fit to each datum too, and say what they would gain: full-rank, flow."""
+    """Richer guides to fit to each datum too, and their gain: full-rank, flow."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: int = 0
@@ -105,7 +137,9 @@ class Evaluate:
 
     def run(self) -> None:
         """Run the command."""
-        evaluation = evaluate_run(
+        from pyro_bvae.training.distributed import place
+
+        evaluation = runs.evaluate_run(
             self.directory,
             num_samples=self.num_samples,
             num_data=self.num_data,
@@ -129,12 +163,12 @@ class Report:
 
     def run(self) -> None:
         """Run the command."""
-        print(f"page: {write_report(self.directory)}")
+        print(f"page: {report.write_report(self.directory)}")
 
 
 @dataclass(frozen=True)
 class Demo:
-    """Train on scikit-learn's handwritten digits, measure the gaps, write the page: the whole path in a minute."""
+    """Train on handwritten digits, measure the gaps, write the page: all in a minute."""
 
     output: Path = Path("runs/demo")
     """Run directory; an earlier run in it is replaced."""
@@ -146,25 +180,19 @@ class Demo:
     def run(self) -> None:
         """Run the command."""
         config = TrainConfig(
-            dataset="digits",
-            likelihood="normal",
-            likelihood_scale=0.3,
-            latent_dim=10,
-            hidden=(128, 128),
-            beta=self.beta,
-            epochs=self.epochs,
-            batch_size=64,
-        )
-        train(config, self.output, overwrite=True)
-        evaluation = evaluate_run(self.output)
-        page = write_report(self.output)
+            dataset="digits", likelihood="normal", likelihood_scale=0.3, latent_dim=10,
+            hidden=(128, 128), beta=self.beta, epochs=self.epochs, batch_size=64,
+        )  # fmt: skip
+        runs.train(config, self.output, overwrite=True)
+        evaluation = runs.evaluate_run(self.output)
+        page = report.write_report(self.output)
         print(evaluation_table(evaluation))
         print(f"page: {page}")
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Hold every estimator to models whose evidence and gaps are known, on this machine; status 1 if one is off."""
+    """Hold every estimator to models of known evidence and gaps; status 1 if one is off."""
 
     device: str = "cpu"
     """Where to compute."""
@@ -175,17 +203,19 @@ class Verify:
 
     def run(self) -> int:
         """Run the command and return its exit status."""
-        check_device(self.device)
+        import torch
+
+        from pyro_bvae.evaluation.verification import verify
+
+        runs.check_device(self.device)
         begun = time.monotonic()
         checks = verify(self.device, getattr(torch, self.dtype), seed=self.seed, progress=True)
         print(verification_table(checks))
         print(f"allowed: four Monte Carlo errors, and the rounding of {self.dtype}")
         print(versions(self.device))
         wrong = sum(not check.ok for check in checks)
-        count = (
-            f"{wrong} of {len(checks)} estimates are OFF"
-            if wrong
-            else f"all {len(checks)} estimates are right"
-        )
+        count = f"all {len(checks)} estimates are right"
+        if wrong:
+            count = f"{wrong} of {len(checks)} estimates are OFF"
         print(f"{count} on {self.device} in {self.dtype}, {time.monotonic() - begun:.0f} s")
         return int(wrong > 0)

@@ -1,43 +1,26 @@
-"""The commands that look into a run's latents: ``pyro-bvae {traverse,interpolate,embed,reconstruct,generate} RUN``."""
+"""The commands of latents: ``pyro-bvae {traverse,interpolate,embed,reconstruct,generate} RUN``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import torch
 import tyro
-from matplotlib.figure import Figure
 
-from pyro_bvae import latents, plots
+from pyro_bvae import latents, plots, runs
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
 from pyro_bvae.core.errors import InputError, check_count, unknown_name
-from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation.latent_results import (
-    SUFFIXES,
-    as_arrays,
-    check_suffix,
-    columns_of,
-    write_numbers,
-)
-from pyro_bvae.latents import (
-    AggregateRange,
-    GeodesicPath,
-    LatentPath,
-    LinearPath,
-    PriorRange,
-    SphericalPath,
-)
-from pyro_bvae.plots import latents as latent_plots
-from pyro_bvae.runs import Run, check_device, load
 
-_PATHS: dict[str, LatentPath] = {
-    "linear": LinearPath(),
-    "spherical": SphericalPath(),
-    "geodesic": GeodesicPath(),
-}
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import Tensor
+
+    from pyro_bvae.datasets import Dataset, LazyDataset
+    from pyro_bvae.runs import Run
+
+_PATHS = {"linear": "LinearPath", "spherical": "SphericalPath", "geodesic": "GeodesicPath"}
+_NUMBERS = (".npz", ".csv")
 _STEPS, _FRAMES = 9, 24
 # Data that a figure shows of a table, which has as many as there are.
 _SHOWN, _SHOWN_FEATURES = 10, 6
@@ -49,8 +32,8 @@ class _OfRun:
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
     output: Path | None = None
-    """File to write, whose ending says what: .png (a figure), .gif (an animation, of a traversal), .npz (arrays) or
-    .csv (a table); in the run's folder latents by default."""
+    """File to write, by its ending .png (a figure), .gif (an animation, of a traversal), .npz
+    (arrays) or .csv (a table); in the run's folder latents by default."""
     split: Literal["train", "validation", "test"] = "test"
     """Which part of the data to look at."""
     checkpoint: str = "best"
@@ -60,14 +43,16 @@ class _OfRun:
 
     def file(self, name: str, *suffixes: str) -> Path:
         """Return the file to write, of one of these endings."""
+        from pyro_bvae.evaluation.latent_results import check_suffix
+
         path = self.output or self.directory / "latents" / name
         check_suffix(path, suffixes)
         return path
 
     def open(self) -> tuple[Run, Dataset | LazyDataset]:
         """Return the run and the part of its data."""
-        check_device(self.device)
-        run = load(self.directory, checkpoint=self.checkpoint, device=self.device)
+        runs.check_device(self.device)
+        run = runs.load(self.directory, checkpoint=self.checkpoint, device=self.device)
         data = getattr(run.splits, self.split)
         if data is None:
             raise InputError(f"{self.directory} has no {self.split} data; take another --split")
@@ -76,7 +61,7 @@ class _OfRun:
 
 @dataclass(frozen=True)
 class Traverse(_OfRun):
-    """Move one latent after another and draw what is decoded: a figure, an animation, or numbers."""
+    """Move one latent after another and decode: a figure, an animation, or numbers."""
 
     latents: tuple[int, ...] = ()
     """The latents to move; by default the active ones, by decreasing KL."""
@@ -85,18 +70,20 @@ class Traverse(_OfRun):
     num_steps: int | None = None
     """Values of each latent; 9 by default, 24 for an animation."""
     deviations: float | None = None
-    """Move over so many standard deviations of the prior to either side; by default over the middle 98% of the codes of
-    the data."""
+    """Move over so many standard deviations of the prior to either side; by default over the middle
+    98% of the codes of the data."""
 
     def run(self) -> None:
         """Run the command."""
-        path = self.file("traversal.png", ".png", ".gif", *SUFFIXES)
+        path = self.file("traversal.png", ".png", ".gif", *_NUMBERS)
         steps = (
             (_FRAMES if path.suffix.lower() == ".gif" else _STEPS)
             if self.num_steps is None
             else self.num_steps
         )
-        values = AggregateRange() if self.deviations is None else PriorRange(self.deviations)
+        values: latents.ValueRange = latents.AggregateRange()
+        if self.deviations is not None:
+            values = latents.PriorRange(self.deviations)
         run, data = self.open()
         if path.suffix.lower() == ".gif" and data.image_shape is None:
             raise InputError(
@@ -110,15 +97,15 @@ class Traverse(_OfRun):
             num_steps=steps,
             datum=self.datum,
         )
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in _NUMBERS:
             results.save(path)
         elif data.image_shape is None:
-            _write_figure(latent_plots.traversal_lines(results, _feature_names(run)), path)
+            _write_figure(plots.traversal_lines(results, data.feature_names), path)
         elif path.suffix.lower() == ".gif":
-            latent_plots.write_gif(latent_plots.traversal_frames(results, data.image_shape), path)
+            plots.write_gif(plots.traversal_frames(results, data.image_shape), path)
         else:
             around = f"the code of {self.split} datum {self.datum}"
-            _write_figure(latent_plots.traversal_grid(results, data.image_shape, around), path)
+            _write_figure(plots.traversal_grid(results, data.image_shape, around), path)
         nats = (
             [""] * len(results.latents)
             if results.kl is None
@@ -133,22 +120,22 @@ class Traverse(_OfRun):
 
 @dataclass(frozen=True)
 class Interpolate(_OfRun):
-    """Draw what is decoded on the way between the codes of two data."""
+    """Decode on the way between the codes of two data, and draw it."""
 
     data: tuple[int, ...] = (0, 1)
-    """Numbers of the data, in pairs: from the first to the second, from the third to the fourth, ..."""
+    """Numbers of the data, in pairs: first to second, third to fourth, ..."""
     paths: tuple[str, ...] = ("linear",)
-    """The ways: linear, spherical, geodesic."""
+    """The paths: linear, spherical, geodesic."""
     num_steps: int = _STEPS
     """Codes on each way, both ends among them."""
 
     def run(self) -> None:
         """Run the command."""
-        path = self.file("interpolation.png", ".png", *SUFFIXES)
+        path = self.file("interpolation.png", ".png", *_NUMBERS)
         for name in self.paths:
             if name not in _PATHS:
                 raise unknown_name("path", name, _PATHS)
-        if not self.paths or (len(self.paths) > 1 and path.suffix.lower() in SUFFIXES):
+        if not self.paths or (len(self.paths) > 1 and path.suffix.lower() in _NUMBERS):
             raise InputError(
                 f"'paths' must be one for {path}, got {', '.join(self.paths) or 'none'}"
             )
@@ -162,15 +149,17 @@ class Interpolate(_OfRun):
             )
         ends = [data[list(self.data[place::2])] for place in (0, 1)]
         results = {
-            name: latents.interpolate(run, *ends, path=_PATHS[name], num_steps=self.num_steps)
+            name: latents.interpolate(
+                run, *ends, path=getattr(latents, _PATHS[name])(), num_steps=self.num_steps
+            )
             for name in self.paths
         }
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in _NUMBERS:
             results[self.paths[0]].save(path)
         elif data.image_shape is None:
-            _write_figure(latent_plots.interpolation_lines(results, _feature_names(run)), path)
+            _write_figure(plots.interpolation_lines(results, data.feature_names), path)
         else:
-            _write_figure(latent_plots.interpolation_strips(results, data.image_shape), path)
+            _write_figure(plots.interpolation_strips(results, data.image_shape), path)
         print(f"written: {path}")
 
 
@@ -183,7 +172,7 @@ class Embed(_OfRun):
 
     def run(self) -> None:
         """Run the command."""
-        path = self.file("embedding.npz", *SUFFIXES)
+        path = self.file("embedding.npz", *_NUMBERS)
         results = latents.embed(*self.open(), scales=self.scales)
         results.save(path)
         count, size = results.means.shape
@@ -193,32 +182,27 @@ class Embed(_OfRun):
 
 @dataclass(frozen=True)
 class Reconstruct(_OfRun):
-    """Draw or write what the decoder makes of the codes of the data."""
+    """Draw or write the reconstructions of the data from their codes."""
 
     num_data: int | None = None
     """How many, the first ones; by default as many as a figure shows, or all for numbers."""
 
     def run(self) -> None:
         """Run the command."""
-        path = self.file("reconstructions.png", ".png", *SUFFIXES)
+        path = self.file("reconstructions.png", ".png", *_NUMBERS)
         if self.num_data is not None:
             check_count("num_data", self.num_data)
         run, data = self.open()
         shown = _SHOWN if data.image_shape is not None else _SHOWN_FEATURES
-        most = self.num_data or (len(data) if path.suffix.lower() in SUFFIXES else shown)
+        most = self.num_data or (len(data) if path.suffix.lower() in _NUMBERS else shown)
         chosen = data[:most]
         means = latents.reconstruct(run, chosen)
-        if path.suffix.lower() in SUFFIXES:
-            arrays = as_arrays({"x": chosen.x, "reconstructions": means})
-            write_numbers(
-                path,
-                arrays,
-                lambda: columns_of(_feature_names(run) or "x", arrays["reconstructions"]),
-            )
+        if path.suffix.lower() in _NUMBERS:
+            _write_data(path, data, "reconstructions", x=chosen.x, reconstructions=means)
         elif data.image_shape is None:
             title = "Data and their reconstructions"
             _write_figure(
-                plots.features(chosen.x, means, title, _feature_names(run), num=most), path
+                plots.features(chosen.x, means, title, data.feature_names, num=most), path
             )
         else:
             _write_figure(plots.reconstructions(chosen.x, means, data.image_shape, num=most), path)
@@ -240,25 +224,23 @@ class Generate(_OfRun):
 
     def run(self) -> None:
         """Run the command."""
-        path = self.file("samples.png", ".png", *SUFFIXES)
+        path = self.file("samples.png", ".png", *_NUMBERS)
         check_count("num_samples", self.num_samples)
         run, data = self.open()
         context = None
         if data.context is not None:
-            context = data[torch.arange(self.num_samples) % len(data)].to(self.device).context
-        options: dict[str, Any] = {
-            "temperature": self.temperature,
-            "noise": self.noise,
-            "seed": self.seed,
-        }
-        made = latents.generate(run, self.num_samples, context, **options)
+            rows = [row % len(data) for row in range(self.num_samples)]
+            context = data[rows].to(self.device).context
+        made = latents.generate(
+            run, self.num_samples, context,
+            temperature=self.temperature, noise=self.noise, seed=self.seed,
+        )  # fmt: skip
         title = f"Draws from the prior at temperature {self.temperature:g}, decoded"
-        if path.suffix.lower() in SUFFIXES:
-            arrays = as_arrays({"x": made})
-            write_numbers(path, arrays, lambda: columns_of(_feature_names(run) or "x", arrays["x"]))
+        if path.suffix.lower() in _NUMBERS:
+            _write_data(path, data, "x", x=made)
         elif data.image_shape is None:
             few = min(_SHOWN_FEATURES, self.num_samples)
-            _write_figure(plots.features(made, None, title, _feature_names(run), num=few), path)
+            _write_figure(plots.features(made, None, title, data.feature_names, num=few), path)
         else:
             _write_figure(
                 plots.image_grid(made, data.image_shape, title, num=self.num_samples), path
@@ -276,10 +258,12 @@ COMMANDS: dict[str, Any] = {
 }
 
 
-def _feature_names(run: Run) -> Sequence[str]:
-    """Return the names of the features, where the data have any: the genes of cells."""
-    names: Sequence[str] = getattr(getattr(run.splits, "format", None), "genes", ())
-    return names
+def _write_data(path: Path, data: Dataset | LazyDataset, name: str, **arrays: Tensor) -> None:
+    """Write arrays ``(N, D)``; a ``.csv`` has the columns of the one that is named."""
+    from pyro_bvae.evaluation.latent_results import as_arrays, columns_of, write_numbers
+
+    written = as_arrays(arrays)
+    write_numbers(path, written, lambda: columns_of(data.feature_names or "x", written[name]))
 
 
 def _write_figure(figure: Figure, path: Path) -> None:

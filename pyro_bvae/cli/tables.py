@@ -5,17 +5,18 @@ from __future__ import annotations
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
-import torch
-
-from pyro_bvae.evaluation._evaluate import Evaluation
-from pyro_bvae.evaluation.verification import Check
+if TYPE_CHECKING:
+    from pyro_bvae.evaluation._evaluate import Evaluation
+    from pyro_bvae.evaluation.verification import Check
 
 
 def verification_table(checks: Sequence[Check]) -> str:
     """Return exact values and estimates side by side for the terminal."""
     lines = [
-        f"{'nats per datum':<32}{'latents':>8}{'exact':>11}{'estimated':>11}{'error':>9}{'allowed':>9}"
+        f"{'nats per datum':<32}{'latents':>8}{'exact':>11}"
+        f"{'estimated':>11}{'error':>9}{'allowed':>9}"
     ]
     for check in checks:
         if check.note or check.state == "NOT REFUSED":
@@ -23,17 +24,20 @@ def verification_table(checks: Sequence[Check]) -> str:
             lines.append(f"{check.what:<32}{check.latents:>8}  {state}: {check.note}".rstrip(": "))
             continue
         lines.append(
-            f"{check.what:<32}{check.latents:>8}{check.exact:>11.4f}{check.estimated:>11.4f}{check.error:>9.4f}"
-            f"{check.allowed:>9.4f}  {check.state}"
+            f"{check.what:<32}{check.latents:>8}{check.exact:>11.4f}{check.estimated:>11.4f}"
+            f"{check.error:>9.4f}{check.allowed:>9.4f}  {check.state}"
         )
     return "\n".join(lines)
 
 
 def versions(device: str) -> str:
-    """Return one line on what computes: processor, Python and the packages behind the estimates."""
+    """Return one line on processor, Python and the packages behind the estimates."""
+    import torch
+
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.machine()
     packages = ", ".join(f"{package} {version(package)}" for package in ("pyro-ppl", "arviz"))
-    return f"{platform.system()} {name}, Python {platform.python_version()}, torch {torch.__version__}, {packages}"
+    python = f"Python {platform.python_version()}, torch {torch.__version__}"
+    return f"{platform.system()} {name}, {python}, {packages}"
 
 
 def evaluation_table(evaluation: Evaluation) -> str:
@@ -55,9 +59,8 @@ def evaluation_table(evaluation: Evaluation) -> str:
     )
     if evaluation.gaps is not None:
         certified = evaluation.gaps.certified
-        lines.append(
-            f"local refits certified to have converged: {int(certified.sum())} of {len(certified)} data"
-        )
+        count = f"{int(certified.sum())} of {len(certified)} data"
+        lines.append(f"local refits certified to have converged: {count}")
         lines.append(f"verdict: {evaluation.verdict}")
     elif evaluation.gaps_note:
         lines.append(f"no gaps: {evaluation.gaps_note}")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class InputError(ValueError):
-    """A person's input cannot be used; the message names the value and those accepted.
+    """The input cannot be used; the message quotes it and lists the values that can.
 
     The command line prints it as one line and exits with status 2; everything else is a defect and
     keeps its traceback.
@@ -33,6 +34,13 @@ def listed(names: Sequence[object], most: int = 5) -> str:
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 
+def choices(table: Mapping[str, Any], last: str = " or ") -> str:
+    """Return the names of a table in a row, each with the note of its entry, if it has one."""
+    notes = ((name, getattr(entry, "note", "")) for name, entry in table.items())
+    *names, final = [f"{name} ({note})" if note else name for name, note in notes]
+    return f"{', '.join(names)}{last}{final}"
+
+
 def check_count(name: str, value: int) -> None:
     """Raise unless a number of something is a positive integer.
 
@@ -49,14 +57,15 @@ def check_beta(beta: float | Tensor) -> None:
     Raises:
         InputError: if β is negative, infinite, NaN, or not a number.
     """
-    if isinstance(beta, Tensor):
-        bad = ~(torch.isfinite(beta) & (beta >= 0))
-        if bool(bad.any()):
-            raise InputError(
-                f"'beta' must be non-negative and finite, got {beta[bad].flatten()[0].item()}"
-            )
-    elif not isinstance(beta, Real) or not math.isfinite(beta) or beta < 0:
-        raise InputError(f"'beta' must be non-negative and finite, got {beta}")
+    got: Any = beta
+    if hasattr(beta, "isfinite"):  # a tensor, whose library need not be imported for numbers
+        bad = got[~(got.isfinite() & (got >= 0))]
+        if not bad.numel():
+            return
+        got = bad[0].item()
+    elif isinstance(beta, Real) and math.isfinite(beta) and beta >= 0:
+        return
+    raise InputError(f"'beta' must be non-negative and finite, got {got}")
 
 
 def check_finite(name: str, values: Tensor) -> None:
@@ -67,7 +76,7 @@ def check_finite(name: str, values: Tensor) -> None:
     """
     if not values.is_floating_point():
         return
-    bad = ~torch.isfinite(values)
+    bad = ~values.isfinite()
     if bool(bad.any()):
         index = tuple(int(i) for i in bad.nonzero()[0])
         raise InputError(f"'{name}' must be finite, got {values[index].item()} at index {index}")

@@ -1,4 +1,4 @@
-"""Data in memory: a table of features with what is known about each row, and its three parts."""
+"""Data in memory: a table of features, and the labels, factors and context of each row."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Dataset:
     Attributes:
         x: The data, floating and finite, shape ``(N, D)``; with ``missing``, NaN where an entry was
             not observed.
-        context: What is observed and not modelled, N rows.
+        context: Observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
         image_shape: ``(C, H, W)`` where the features are pixels in that order, C * H * W = D.
@@ -38,6 +38,7 @@ class Dataset:
         stochastic_binarization: ``x`` holds probabilities, and every epoch of :meth:`batches` draws
             0/1 from them. ``x`` itself stays grey: to evaluate, take :meth:`binarized`.
         missing: ``x`` may hold NaN for entries that were not observed, even for all of a datum.
+        feature_names: D names, such as the columns of a table or genes, or none.
 
     Raises:
         InputError: if a shape, a type or a value cannot be used.
@@ -52,6 +53,7 @@ class Dataset:
     label_names: tuple[str, ...] = ()
     stochastic_binarization: bool = False
     missing: bool = False
+    feature_names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_x(self.x, self.missing)
@@ -103,7 +105,7 @@ class Dataset:
     def to(
         self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> Dataset:
-        """Return the data on a device; ``dtype`` applies to what is floating."""
+        """Return the data on a device; ``dtype`` applies to floating tensors."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
             if tensor is None:
@@ -117,7 +119,7 @@ class Dataset:
         )
 
     def dense(self) -> Dataset:
-        """Return the data themselves, which are dense: what a :class:`LazyDataset` has to make."""
+        """Return the data themselves, as they are dense; a :class:`LazyDataset` makes a copy."""
         return self
 
     def num_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
@@ -161,16 +163,17 @@ class Dataset:
             yield x, _context_rows(self.context, rows)
 
     def binarized(self, seed: int, *, part: int = 0) -> Dataset:
-        """Return the data with every pixel drawn once, 1 with probability x; ``part`` tells parts apart."""
+        """Return the data with every pixel drawn once, 1 with probability x, for each ``part``."""
         _check_probabilities(self.x)
         x = _bernoulli(self.x, stream_generator(seed, part, FIXED_PIXEL_STREAM))
         return replace(self, x=x, stochastic_binarization=False)
 
     def masked(self, observed: Tensor) -> Dataset:
-        """Return the data with NaN for the entries where ``observed``, boolean ``(N, D)``, is False."""
+        """Return the data with NaN where ``observed``, boolean ``(N, D)``, is False."""
         if observed.dtype != torch.bool or observed.shape != self.x.shape:
             raise InputError(
-                f"'observed' must be boolean of the shape of 'x', {tuple(self.x.shape)}, got {observed.dtype}"
+                f"'observed' must be boolean of the shape of 'x', {tuple(self.x.shape)}, got "
+                f"{observed.dtype}"
                 f" {tuple(observed.shape)}"
             )
         return replace(self, x=self.x.masked_fill(~observed, torch.nan), missing=True)
@@ -239,6 +242,11 @@ def _check_companions(data: Dataset) -> None:
         )
     if size_factor is not None and (size_factor.shape[1] != 1 or not bool((size_factor > 0).all())):
         raise InputError(f"'context.size_factor' must be positive, of shape ({n}, 1)")
+    if data.feature_names and len(data.feature_names) != d:
+        raise InputError(
+            f"'feature_names' must name the {d} features of 'x', got {len(data.feature_names)} "
+            "names"
+        )
     names = data.factor_names
     if names and (data.factors is None or len(names) != data.factors.shape[1]):
         raise InputError(
@@ -260,7 +268,7 @@ def _check_probabilities(x: Tensor) -> None:
 
 
 def _bernoulli(probabilities: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw 0/1 pixels from uniforms made on the CPU, so that they are the same on every device; NaN stays NaN."""
+    """Draw 0/1 pixels from uniforms made on the CPU: the same on every device; NaN stays NaN."""
     uniform = torch.rand(probabilities.shape, generator=generator)
     pixels = (uniform.to(probabilities.device) < probabilities).to(probabilities.dtype)
     return torch.where(torch.isnan(probabilities), probabilities, pixels)

@@ -1,4 +1,4 @@
-"""What every file reader shares: named parts, and class labels. The caller puts the path before an error."""
+"""Named parts and class labels, shared by file readers, which put the path before an error."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ WHOLE = "all"
 
 
 def check_parts(results: list[str], where: str) -> None:
-    """Raise unless the parts found are train and test, with or without validation.
+    """Raise unless the parts are train and test, with or without validation.
 
     Raises:
-        InputError: naming what was found.
+        InputError: naming the results.
     """
     if not {"train", "test"} <= set(results) <= set(PARTS):
         raise InputError(
-            f"{where} must be 'train', 'test' and maybe 'validation', got {', '.join(map(repr, results))}"
+            f"{where} must be 'train', 'test' and maybe 'validation', got "
+            f"{', '.join(map(repr, results))}"
         )
 
 
@@ -48,6 +49,7 @@ def encode_labels(values: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
         bad = ~(np.isfinite(values) & (values == np.round(values)))
         if bad.any():
             raise InputError(
-                f"labels must be whole numbers or text, got {values[bad][0]} in row {int(bad.argmax()) + 1}"
+                f"labels must be whole numbers or text, got {values[bad][0]} in row "
+                f"{int(bad.argmax()) + 1}"
             )
     return torch.from_numpy(values.astype(np.int64)), ()

@@ -24,24 +24,25 @@ class LazyDataset:
 
     It is a :class:`Dataset` of row numbers with a table to look them up in, so that indexing, order
     and companions are those of a :class:`Dataset` of the same data, and training on either gives
-    the same weights. What measures wants
-    all data at once: give it :meth:`dense` of as many as are to be measured.
+    the same weights. Evaluation takes all its data at once: give it some, made :meth:`dense`.
 
     Args:
         table: Any object of shape ``(N, D)`` whose rows ``table[numbers]`` are an array or a SciPy
             sparse matrix: a SciPy CSR matrix, an array, ``np.load(file, mmap_mode="r")``, a matrix
             in an open HDF5 file, or an ``AnnData``, backed or not. It is asked for rows in
             increasing order and without repeats.
-        context: What is observed and not modelled, N rows.
+        context: Observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
         factor_names: F names, or none.
         label_names: The name of each class, or none.
+        feature_names: D names, or none.
         dtype: Floating type of the batches.
 
     Attributes:
         table: The table.
         dtype: Floating type of the batches.
+        feature_names: D names, or none.
         device: Where the batches go; the companions stay where they are until then.
 
     Raises:
@@ -59,6 +60,7 @@ class LazyDataset:
         factors: Tensor | None = None,
         factor_names: tuple[str, ...] = (),
         label_names: tuple[str, ...] = (),
+        feature_names: tuple[str, ...] = (),
         dtype: torch.dtype = torch.float32,
     ) -> None:
         shape = tuple(getattr(table, "shape", ()))
@@ -73,14 +75,19 @@ class LazyDataset:
             )
         if not dtype.is_floating_point:
             raise InputError(f"'dtype' must be floating, got {dtype}")
+        if feature_names and len(feature_names) != shape[1]:
+            raise InputError(
+                f"'feature_names' must name {shape[1]} features, got {len(feature_names)} names"
+            )
         self.table, self.dtype, self.device = table, dtype, torch.device("cpu")
+        self.feature_names = feature_names
         self._share: Callable[[int], slice] | None = None
         numbers = torch.arange(shape[0], dtype=torch.double).unsqueeze(1)
         self._rows = Dataset(numbers, context, labels, factors, None, factor_names, label_names)
 
     @classmethod
     def of_items(cls, items: Any, dtype: torch.dtype = torch.float32) -> LazyDataset:
-        """Return the items of a map-style ``torch.utils.data.Dataset``, each asked for when a batch needs it.
+        """Return the items of a ``torch.utils.data.Dataset``, read when a batch needs them.
 
         Args:
             items: A dataset with a length, whose items are ``x`` or start with it; each is
@@ -107,7 +114,7 @@ class LazyDataset:
 
     @property
     def context(self) -> Context | None:
-        """What is observed and not modelled, N rows."""
+        """Observed and not modelled, N rows."""
         return self._moved(self._rows.context)
 
     @property
@@ -138,7 +145,7 @@ class LazyDataset:
         return self._rows.x[:, 0].long()
 
     def __getitem__(self, index: Index) -> LazyDataset:
-        """Return the data of a slice, of integers ``(M,)`` or of a boolean mask ``(N,)``; nothing is looked up."""
+        """Return the data of a slice, integers ``(M,)`` or a mask ``(N,)``; no row is looked up."""
         return self._with_rows(self._rows[index])
 
     def to(
@@ -157,7 +164,9 @@ class LazyDataset:
         size = max(1, _MOST_NUMBERS // self.num_features)
         for start in range(0, len(self), size):
             x[start : start + size] = self._look_up(numbers[start : start + size])
-        return replace(self._rows, x=x).to(self.device, self.dtype)
+        return replace(self._rows, x=x, feature_names=self.feature_names).to(
+            self.device, self.dtype
+        )
 
     def num_batches(self, batch_size: int, *, drop_last: bool = False) -> int:
         """Return how many batches an epoch has."""
@@ -172,7 +181,7 @@ class LazyDataset:
         shuffle: bool = True,
         drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Context | None]]:
-        """Return one epoch of dense batches, those of :meth:`Dataset.batches` for the same seed and epoch."""
+        """Return one epoch of dense batches, as :meth:`Dataset.batches` does."""
         parts = self._rows.batches(
             batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
         )
@@ -183,7 +192,7 @@ class LazyDataset:
         )
 
     def _own(self, rows: Tensor, context: Context | None) -> tuple[Tensor, Context | None]:
-        """Return what is to be looked up of a batch."""
+        """Return this process's share of a batch."""
         if self._share is None:
             return rows, context
         own = self._share(len(rows))

@@ -1,191 +1,203 @@
-"""Data sets by name, as the command line spells them."""
+"""Data sets by name, as the command line spells them, and the options that they take."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from functools import partial
+from importlib import import_module
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pyro_bvae.core.errors import InputError, unknown_name
-from pyro_bvae.datasets.counts.anndata import h5ad
-from pyro_bvae.datasets.counts.simulated import negative_binomial_factors
-from pyro_bvae.datasets.factors.factor_arrays import dsprites
-from pyro_bvae.datasets.images import sprite_styles as sprite_looks
-from pyro_bvae.datasets.images.handwritten import digits
-from pyro_bvae.datasets.images.sprite_renderer import sprites
-from pyro_bvae.datasets.images.torchvision import fashion_mnist, kmnist, mnist
-from pyro_bvae.datasets.readers.path import from_path
-from pyro_bvae.datasets.splits import Splits, held_out_count
-from pyro_bvae.datasets.synthetic import linear_gaussian
+from typing_extensions import Doc
 
+from pyro_bvae.core.errors import InputError, choices, unknown_name
+
+if TYPE_CHECKING:
+    from pyro_bvae.datasets.splits import Splits
+
+MISSING_MODES, SIZE_FACTORS = ("none", "nan"), ("given", "observed")
 _NUM_SPRITES = 8000
-# Which data sets an argument is for, where it is not for all.
-_TAKERS: dict[str, tuple[str, ...]] = {
-    "path": ("file", "h5ad", "dsprites"),
-    "split_column": ("file", "h5ad"),
-    **dict.fromkeys(
-        ("layer", "label_column", "batch_column", "min_counts", "min_cells", "backed"), ("h5ad",)
+
+
+class Source(NamedTuple):
+    """A named data set: its function, the options passed to it, and the file that it reads."""
+
+    function: str | Callable[..., Splits]
+    takes: tuple[str, ...]
+    note: str = ""
+    file: str = ""
+
+    def read(self, options: dict[str, Any]) -> Splits:
+        """Return the data, for options by name; others have the function's own defaults."""
+        function: Any = self.function
+        if isinstance(function, str):
+            module, name = function.split(":")
+            function = getattr(import_module(f"pyro_bvae.datasets.{module}"), name)
+        splits: Splits = function(**{name: options[name] for name in self.takes if name in options})
+        return splits
+
+
+def _sprites(size: int, look: str = "", *, seed: int, validation: float | None = None) -> Splits:
+    from pyro_bvae.datasets.images import sprite_renderer, sprite_styles
+    from pyro_bvae.datasets.splits import held_out_count
+
+    count = 1000
+    if validation is not None:
+        count = held_out_count("validation", validation, _NUM_SPRITES)
+    style = getattr(sprite_styles, look) if look else None
+    return sprite_renderer.sprites(_NUM_SPRITES, count, size=size, seed=seed, look=style)
+
+
+_SPLIT, _MNIST = ("seed", "validation"), ("root", "validation")
+SOURCES: dict[str, Source] = {
+    "digits": Source("images.handwritten:digits", _SPLIT),
+    "mnist": Source("images.torchvision:mnist", _MNIST),
+    "fashion-mnist": Source("images.torchvision:fashion_mnist", _MNIST),
+    "kmnist": Source("images.torchvision:kmnist", _MNIST),
+    "sprites": Source(partial(_sprites, 64), _SPLIT),
+    "sprites-32": Source(partial(_sprites, 32), _SPLIT),
+    "sprites-coloured": Source(partial(_sprites, 64, "coloured"), _SPLIT),
+    "sprites-on-noise": Source(partial(_sprites, 64, "on_noise"), _SPLIT),
+    "sprites-on-texture": Source(partial(_sprites, 64, "on_texture"), _SPLIT),
+    "linear-gaussian": Source("synthetic:linear_gaussian", _SPLIT),
+    "counts": Source("counts.simulated:negative_binomial_factors", _SPLIT, note="simulated"),
+    "file": Source(
+        "readers.path:from_path", (*_SPLIT, "path", "split_column", "missing"),
+        file="a .csv, .npy or .npz file, or a folder of images",
     ),
-}
+    "h5ad": Source(
+        "counts.anndata:h5ad",
+        (*_SPLIT, "path", "split_column", "layer", "label_column", "batch_column", "min_counts",
+         "min_cells", "backed"),
+        file="an .h5ad file",
+    ),
+    "dsprites": Source(
+        "factors.factor_arrays:dsprites", (*_SPLIT, "path"), file="the public .npz file"
+    ),
+}  # fmt: skip
+_GENERATED = {name: source for name, source in SOURCES.items() if not source.file}
+_READ = {name: source for name, source in SOURCES.items() if source.file}
 
 
 @dataclass(frozen=True)
-class LoadOptions:
-    """What a named data set may be asked; each builder takes what concerns it, see :func:`load`."""
+class DataOptions:
+    """The data of a run: a named data set, and the options of its reader."""
 
-    root: str | os.PathLike[str] | None = None
-    path: str | os.PathLike[str] | None = None
+    dataset: Annotated[
+        str,
+        Doc(f"Data set: {choices(_GENERATED, ', ')}, or your own: {choices(_READ)} (with --path)."),
+    ] = "digits"
+    data_root: str | None = None
+    """Folder with downloaded data, such as the one that holds MNIST/raw."""
+    path: str | None = None
+    """Your own data: .npz, .npy, .csv or a folder of images for file, .h5ad for h5ad, the public
+    .npz for dsprites."""
     split_column: str | None = None
-    validation: float | None = None
-    seed: int = 0
+    """Column of a .csv or .h5ad file that says train, validation or test."""
     layer: str | None = None
+    """Layer of an .h5ad file with the raw counts; X without it."""
     label_column: str | None = None
+    """Column of an .h5ad file with labels."""
     batch_column: str | None = None
+    """Column of an .h5ad file with batches, which become covariates of encoder and decoder."""
     min_counts: float | None = None
+    """Leave out cells of an .h5ad file with fewer counts."""
     min_cells: int | None = None
+    """Leave out genes of an .h5ad file that fewer cells have."""
     backed: bool | None = None
-    missing: bool = False
+    """Leave the counts of an .h5ad file on disk, for files larger than memory."""
+    size_factor: str = "given"
+    """Size factors of counts: given, the data set's own if it has any, or observed, the total of
+    each datum."""
+    missing: str = "none"
+    """Missing entries: none, or nan, where NaN in the data was not observed."""
+    validation: float | None = None
+    """Held-out share (below 1) or number of the training data, 0 for none; the data set's own by
+    default."""
+    binarize: str = "none"
+    """Binary pixels: none, dynamic (drawn anew every epoch, fixed for testing) or static."""
 
-    @property
-    def part(self) -> dict[str, Any]:
-        """``validation`` as an argument, if it was given."""
-        return {} if self.validation is None else {"validation": self.validation}
+    def check(self) -> None:
+        """Raise for a name that is in no table."""
+        for kind, name, table in (
+            ("data set", self.dataset, SOURCES),
+            ("missing", self.missing, MISSING_MODES),
+            ("size_factor", self.size_factor, SIZE_FACTORS),
+        ):
+            if name not in table:
+                raise unknown_name(kind, name, table)
 
-
-def _file(options: LoadOptions) -> Splits:
-    if options.path is None:
-        raise InputError(
-            "data set 'file' needs 'path': a .csv, .npy or .npz file, or a folder of images"
-        )
-    return from_path(
-        options.path,
-        split_column=options.split_column,
-        seed=options.seed,
-        missing=options.missing,
-        **options.part,
-    )
-
-
-def _h5ad(options: LoadOptions) -> Splits:
-    if options.path is None:
-        raise InputError("data set 'h5ad' needs 'path', an .h5ad file")
-    names = (
-        "split_column",
-        "layer",
-        "label_column",
-        "batch_column",
-        "min_counts",
-        "min_cells",
-        "backed",
-    )
-    given = {name: value for name in names if (value := getattr(options, name)) is not None}
-    return h5ad(options.path, seed=options.seed, **given, **options.part)
-
-
-def _dsprites(options: LoadOptions) -> Splits:
-    if options.path is None:
-        raise InputError("data set 'dsprites' needs 'path', the public .npz file")
-    return dsprites(options.path, seed=options.seed, **options.part)
-
-
-def _sprites(options: LoadOptions, size: int, look: sprite_looks.Look | None = None) -> Splits:
-    count = 1000
-    if options.validation is not None:
-        count = held_out_count("validation", options.validation, _NUM_SPRITES)
-    return sprites(_NUM_SPRITES, count, size=size, seed=options.seed, look=look)
-
-
-_BUILDERS: dict[str, Callable[[LoadOptions], Splits]] = {
-    "counts": lambda options: negative_binomial_factors(seed=options.seed, **options.part),
-    "digits": lambda options: digits(seed=options.seed, **options.part),
-    "dsprites": _dsprites,
-    "fashion-mnist": lambda options: fashion_mnist(options.root, **options.part),
-    "file": _file,
-    "h5ad": _h5ad,
-    "kmnist": lambda options: kmnist(options.root, **options.part),
-    "linear-gaussian": lambda options: linear_gaussian(seed=options.seed, **options.part),
-    "mnist": lambda options: mnist(options.root, **options.part),
-    "sprites": lambda options: _sprites(options, 64),
-    "sprites-32": lambda options: _sprites(options, 32),
-    "sprites-coloured": lambda options: _sprites(options, 64, sprite_looks.coloured),
-    "sprites-on-noise": lambda options: _sprites(options, 64, sprite_looks.on_noise),
-    "sprites-on-texture": lambda options: _sprites(options, 64, sprite_looks.on_texture),
-}
+    def given(self, seed: int) -> dict[str, Any]:
+        """Return the options that readers take, as far as they are set, by the readers' names."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        for name in ("dataset", "size_factor", "binarize"):
+            del values[name]
+        values |= {"root": values.pop("data_root"), "missing": self.missing == "nan" or None}
+        share = self.validation
+        if isinstance(share, float) and share >= 1 and share.is_integer():
+            values["validation"] = int(share)  # a number, which the command line spells as a float
+        return {
+            "seed": seed,
+            **{name: value for name, value in values.items() if value is not None},
+        }
 
 
 def available() -> tuple[str, ...]:
     """Return the names that :func:`load` knows."""
-    return tuple(_BUILDERS)
+    return tuple(SOURCES)
 
 
 def load(
     name: str,
     *,
-    root: str | os.PathLike[str] | None = None,
-    path: str | os.PathLike[str] | None = None,
-    split_column: str | None = None,
-    validation: float | None = None,
-    binarize: str = "none",
     seed: int = 0,
-    layer: str | None = None,
-    label_column: str | None = None,
-    batch_column: str | None = None,
-    min_counts: float | None = None,
-    min_cells: int | None = None,
-    backed: bool | None = None,
+    root: str | PathLike[str] | None = None,
     missing: bool = False,
+    **options: Any,
 ) -> Splits:
     """Return a data set by its name.
 
     Args:
         name: One of :func:`available`; ``file`` is a person's own.
-        root: Folder of downloaded data (the MNIST family); others have no use for it.
-        path: File or folder of data set ``file``, see :func:`pyro_bvae.datasets.from_path`; file of
-            ``h5ad`` and ``dsprites``.
-        split_column: Column of a csv or h5ad file that says train, validation or test.
-        validation: Fraction or number of data that validate, 0 for none; by default the data set's
-            own.
-        binarize: ``none``, ``dynamic`` or ``static``, see :meth:`Splits.binarized`.
         seed: Of random splits and synthetic data. Pixels that are drawn once are the same for every
             seed, so that runs of different seeds are measured on the same data.
-        layer: Of an h5ad file, as are all that follow, see :func:`pyro_bvae.datasets.h5ad`; None
-            for its default.
-        label_column: Column with labels.
-        batch_column: Column whose values become covariates.
-        min_counts: Least counts of a cell.
-        min_cells: Least number of cells that have a gene.
-        backed: Leave the counts in the file.
+        root: Folder of downloaded data (the MNIST family); others have no use for it.
         missing: Take NaN in a ``file`` for entries that were not observed.
+        **options: All else of :class:`DataOptions`, such as ``path``, ``validation`` and
+            ``binarize``.
 
     Raises:
-        InputError: for an unknown name, or an argument the data set cannot use.
+        InputError: for an unknown name, or an option that the data set cannot use.
     """
-    if name not in _BUILDERS:
-        raise unknown_name("data set", name, _BUILDERS)
-    options = LoadOptions(
-        root,
-        path,
-        split_column,
-        validation,
-        seed,
-        layer,
-        label_column,
-        batch_column,
-        min_counts,
-        min_cells,
-        backed,
-        missing,
-    )
-    for argument, (taker, *others) in _TAKERS.items():
-        value = getattr(options, argument)
-        if value is not None and name not in (taker, *others):
-            too = "".join(f"; '{other}' takes it too" for other in others)
-            raise InputError(
-                f"'{argument}' = {str(value)!r} is for data set '{taker}', got data set '{name}'{too}"
-            )
-    if missing and name != "file":
-        raise InputError(
-            f"'missing' is for data set 'file', got data set '{name}', in which nothing is missing"
-        )
-    return _BUILDERS[name](options).binarized(binarize)
+    if options.get("path") is not None:
+        options["path"] = str(options["path"])
+    data_root = None if root is None else str(root)
+    return read(DataOptions(name, data_root, missing="nan" if missing else "none", **options), seed)
+
+
+def read(options: DataOptions, seed: int) -> Splits:
+    """Return the data of some options.
+
+    Raises:
+        InputError: as of :func:`load`.
+    """
+    options.check()
+    source, given = SOURCES[options.dataset], options.given(seed)
+    for name in given.keys() - {*source.takes, *_SPLIT, *_MNIST}:
+        takers = [f"'{taker}'" for taker, other in SOURCES.items() if name in other.takes]
+        too = "".join(f"; {taker} takes it too" for taker in takers[1:])
+        got = f"'{name}' = {str(getattr(options, name))!r} is for data set {takers[0]}"
+        raise InputError(f"{got}, got data set '{options.dataset}'{too}")
+    if source.file and "path" not in given:
+        raise InputError(f"data set '{options.dataset}' needs 'path', {source.file}")
+    splits = source.read(given).binarized(options.binarize)
+    if options.size_factor == "given":
+        return splits
+    from pyro_bvae.datasets.counts.checks import with_size_factor
+
+    parts = {name: getattr(splits, name) for name in ("train", "validation", "test")}
+    sized: dict[str, Any] = {
+        name: with_size_factor(x.dense()) for name, x in parts.items() if x is not None
+    }
+    return replace(splits, **sized)

@@ -1,4 +1,4 @@
-"""Random streams of the data sets: one for each use of randomness, so that no two uses share a generator."""
+"""Random streams of the data sets: a generator of its own for each use of randomness."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pyro_bvae.core.seeds import stream_seed
 
 
 def stream_generator(seed: int, epoch: int, stream: int) -> torch.Generator:
-    """Return a CPU generator at the start of one random stream: a pure function of the three numbers.
+    """Return a CPU generator at the start of a random stream: a function of the three numbers.
 
     Args:
         seed: The seed of the run.

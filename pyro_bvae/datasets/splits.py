@@ -27,7 +27,8 @@ def held_out_count(name: str, value: float, total: int) -> int:
         or not 0 <= value < (1 if fraction else total)
     ):
         raise InputError(
-            f"'{name}' must be a fraction in [0, 1) or a number of data below {total}, got {value!r}"
+            f"'{name}' must be a fraction in [0, 1) or a number of data below {total}, got "
+            f"{value!r}"
         )
     count = round(value * total) if fraction else int(value)
     if value > 0 and count == 0:
@@ -38,7 +39,7 @@ def held_out_count(name: str, value: float, total: int) -> int:
 
 
 def part_sizes(total: int, validation: float, test: float) -> tuple[int, int, int]:
-    """Return how many of ``total`` data train, validate and test, each of the last two a fraction or a number.
+    """Return how many of ``total`` data train, validate and test, from two fractions or numbers.
 
     Raises:
         InputError: if the training or the test part would be empty.
@@ -50,7 +51,8 @@ def part_sizes(total: int, validation: float, test: float) -> tuple[int, int, in
     num_train = total - num_validation - num_test
     if num_train < 1:
         raise InputError(
-            f"'validation' = {validation} and 'test' = {test} take all {total} data: none is left to train on"
+            f"'validation' = {validation} and 'test' = {test} take all {total} data: none is "
+            "left to train on"
         )
     return num_train, num_validation, num_test
 
@@ -82,7 +84,7 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: 
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The three parts of a data set; a validation part is optional, and dense, since each epoch measures all of it."""
+    """The three parts of a data set; the validation part is dense and may be None."""
 
     train: Dataset | LazyDataset
     validation: Dataset | None
@@ -93,7 +95,8 @@ class Splits:
         for part, data in (("validation", self.validation), ("test", self.test)):
             if data is not None and data.num_features != self.train.num_features:
                 raise InputError(
-                    f"the parts must have the same features: training has {self.train.num_features}, "
+                    "the parts must have the same features: training has "
+                    f"{self.train.num_features}, "
                     f"{part} has {data.num_features}"
                 )
 

@@ -38,7 +38,9 @@ def linear_gaussian(
     test: float = 0.2,
     seed: int = 0,
 ) -> Splits:
-    r"""Draw :math:`z \sim N(0, I)`, :math:`x = W z + b + \sigma\epsilon`: probabilistic PCA (Tipping & Bishop, 1999).
+    r"""Draw :math:`z \sim N(0, I)`, :math:`x = W z + b + \sigma\epsilon`: probabilistic PCA.
+
+    Reference: Tipping and Bishop 1999.
 
     Args:
         num_data: N, of all parts together.
@@ -71,7 +73,7 @@ def linear_gaussian(
 
 
 def _on_cpu(weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return weight ``(D, L)`` and bias ``(D,)``, zero where it is None, checked and free of gradients."""
+    """Return weight ``(D, L)`` and bias ``(D,)``, zero for None, checked and without gradients."""
     if weight.ndim != 2 or not weight.is_floating_point():
         raise InputError(
             f"'weight' must be floating of shape (D, L), got {weight.dtype} {tuple(weight.shape)}"

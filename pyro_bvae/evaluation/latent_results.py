@@ -82,6 +82,7 @@ class Traversal:
         x: The decoder's means at the codes, shape ``(R, S, D)``.
         kl: KL between guide and prior of each of them, mean over the data in nats, shape ``(R,)``;
             None without data, or where guide or prior is no product of dimensions.
+        feature_names: D names, or none.
     """
 
     latents: tuple[int, ...]
@@ -89,6 +90,7 @@ class Traversal:
     z: Tensor
     x: Tensor
     kl: Tensor | None = None
+    feature_names: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz``, or to a ``.csv`` with a row for each latent and step."""
@@ -99,7 +101,8 @@ class Traversal:
 
     def _columns(self, arrays: dict[str, Array]) -> dict[str, Array]:
         latent = np.repeat(arrays["latents"], self.values.shape[1])
-        return {"latent": latent, "value": arrays["values"].ravel(), **_codes_and_data(arrays)}
+        both = _codes_and_data(arrays, self.feature_names)
+        return {"latent": latent, "value": arrays["values"].ravel(), **both}
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,12 +114,14 @@ class Interpolation:
         end: The data at the end, shape ``(P, D)``.
         z: The codes, shape ``(P, S, L)``; the first and the last are those of the two data.
         x: The decoder's means at the codes, shape ``(P, S, D)``.
+        feature_names: D names, or none.
     """
 
     start: Tensor
     end: Tensor
     z: Tensor
     x: Tensor
+    feature_names: tuple[str, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz``, or to a ``.csv`` with a row for each pair and step."""
@@ -125,7 +130,8 @@ class Interpolation:
 
     def _columns(self, arrays: dict[str, Array]) -> dict[str, Array]:
         pair, step = np.indices(arrays["z"].shape[:2])
-        return {"pair": pair.ravel(), "step": step.ravel(), **_codes_and_data(arrays)}
+        both = _codes_and_data(arrays, self.feature_names)
+        return {"pair": pair.ravel(), "step": step.ravel(), **both}
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,12 +177,7 @@ class Embedding:
         return columns
 
 
-def _codes_and_data(arrays: dict[str, Array]) -> dict[str, Array]:
+def _codes_and_data(arrays: dict[str, Array], names: Sequence[str]) -> dict[str, Array]:
     """Return the columns of codes ``(R, S, L)`` and data ``(R, S, D)``."""
-    return {
-        column: values
-        for name in ("z", "x")
-        for column, values in columns_of(
-            name, arrays[name].reshape(-1, arrays[name].shape[-1])
-        ).items()
-    }
+    z, x = (arrays[name].reshape(-1, arrays[name].shape[-1]) for name in ("z", "x"))
+    return {**columns_of("z", z), **columns_of(names or "x", x)}

@@ -22,14 +22,14 @@ from pyro_bvae.evaluation.latent_results import Embedding, Interpolation, Traver
 from pyro_bvae.latents.paths import AggregateRange, LatentPath, LinearPath, ValueRange
 from pyro_bvae.runs import Run, load
 
-# What is looked into: a model, a run, or the directory of one.
+# A model, a run, or the directory of one.
 Model = VAE | Run | str | Path
 Data = Tensor | Dataset | LazyDataset
 
 # Data that are encoded or decoded at a time.
 _BLOCK = 1024
-# Data by which latents are ordered and their range is found, spread evenly over all of them.
-_MEASURED = 2000
+# Data that order the latents and give their range, spread evenly over all of them.
+_MOST_DATA = 2000
 _AGGREGATE, _STRAIGHT = AggregateRange(), LinearPath()
 
 
@@ -47,7 +47,7 @@ def traverse(
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
-        data: Data that order the latents by their KL and say how far they range, a tensor ``(N,
+        data: Data that order the latents by their KL and say the range of each, a tensor ``(N,
             D)`` or a data set; a run's test data by default. A model needs none where all else is
             given.
         latents: The latents to move; by default the active ones (variance of the posterior mean
@@ -59,7 +59,7 @@ def traverse(
         start: The code to move instead, shape ``(L,)``.
 
     Returns:
-        Codes, values, and what is decoded. Reference: Higgins et al. 2017.
+        Codes, values, and data decoded from them. Reference: Higgins et al. 2017.
 
     Raises:
         InputError: if no latent is active, there is no such latent or datum, data are needed and
@@ -71,20 +71,19 @@ def traverse(
     if whole is None:
         if start is None or latents is None:
             raise InputError(
-                "'data' must be given with a model, to start from and to order the latents by, got None"
+                "'data' must be given with a model, to start from and to order the latents by, "
+                "got None"
             )
-        one, measured, kl = None, None, None
+        one, some, kl = None, None, None
     else:
-        one, measured = _row(whole, datum), whole[:: max(1, len(whole) // _MEASURED)].dense()
-        vae.check_data(measured.x, measured.context)
-        kl, order = _order(vae, measured)
+        one, some = _row(whole, datum), whole[:: max(1, len(whole) // _MOST_DATA)].dense()
+        vae.check_data(some.x, some.context)
+        kl, order = _order(vae, some)
         latents = order if latents is None else latents
     code = _code(vae, one, start)
     moved = _checked_latents(latents, len(code))
     steps = (
-        values(vae, measured, moved, num_steps)
-        if callable(values)
-        else _numbers(values, len(moved))
+        values(vae, some, moved, num_steps) if callable(values) else _numbers(values, len(moved))
     )
     steps = steps.to(code)
     codes = code.repeat(*steps.shape, 1)
@@ -92,9 +91,11 @@ def traverse(
         codes[row, :, latent] = steps[row]
     rows = torch.zeros(steps.numel(), dtype=torch.long)
     context = None if one is None else one[rows].context
-    return Traversal(
-        moved, steps, codes, _decode(vae, codes, context), None if kl is None else kl[list(moved)]
+    own_kl, names = (
+        None if kl is None else kl[list(moved)],
+        () if whole is None else whole.feature_names,
     )
+    return Traversal(moved, steps, codes, _decode(vae, codes, context), own_kl, names)
 
 
 def interpolate(
@@ -105,7 +106,9 @@ def interpolate(
     path: LatentPath = _STRAIGHT,
     num_steps: int = 9,
 ) -> Interpolation:
-    """Decode on the way between the codes of two data, for each of P pairs, in the context of the first of the two.
+    """Decode on the way between the codes of two data, for each of P pairs.
+
+    The context is that of the first of the two.
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
@@ -117,7 +120,7 @@ def interpolate(
         num_steps: Number S of codes, both ends among them, at least 2.
 
     Returns:
-        Codes and what is decoded. References: White 2016 (arcs), Arvanitidis et al. 2018
+        Codes and the data decoded from them. References: White 2016 (arcs), Arvanitidis et al. 2018
         (geodesics).
 
     Raises:
@@ -132,7 +135,8 @@ def interpolate(
         start, end = (test[:1] if start is None else start), (test[1:2] if end is None else end)
     if start is None or end is None:
         raise InputError(
-            "'start' and 'end' must be given with a model, or with a run whose data are gone, got None"
+            "'start' and 'end' must be given with a model, or with a run whose data are gone, "
+            "got None"
         )
     first, last = _ready(vae, start).dense(), _ready(vae, end).dense()
     if len(first) != len(last):
@@ -146,7 +150,8 @@ def interpolate(
         ]
     )
     rows = torch.arange(len(first)).repeat_interleave(num_steps)
-    return Interpolation(first.x, last.x, codes, _decode(vae, codes, first[rows].context))
+    decoded = _decode(vae, codes, first[rows].context)
+    return Interpolation(first.x, last.x, codes, decoded, first.feature_names)
 
 
 def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Embedding:
@@ -154,7 +159,7 @@ def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Em
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
-        data: What to encode, a tensor ``(N, D)`` or a data set; a run's test data by default.
+        data: The data to encode, a tensor ``(N, D)`` or a data set; a run's test data by default.
         scales: Return the posterior standard deviations too.
 
     Raises:
@@ -176,7 +181,8 @@ def reconstruct(model: Model, data: Data | None = None) -> Tensor:
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
-        data: What to reconstruct, a tensor ``(N, D)`` or a data set; a run's test data by default.
+        data: The data to reconstruct, a tensor ``(N, D)`` or a data set; a run's test data by
+            default.
 
     Raises:
         InputError: if a model comes without data, or they cannot be used.
@@ -250,7 +256,7 @@ def _needed(model: Model, data: Data | None) -> tuple[VAE, Dataset | LazyDataset
 
 
 def _blocks(vae: VAE, data: Dataset | LazyDataset) -> Iterator[tuple[Tensor, Context | None]]:
-    """Yield the data in blocks, each found to be what the model takes."""
+    """Yield the data in blocks, each checked against the likelihood's support."""
     for x, context in data.batches(_BLOCK, seed=0, epoch=0, shuffle=False):
         vae.check_data(x, context)
         yield x, context
@@ -282,7 +288,8 @@ def _scales(vae: VAE, x: Tensor, context: Context | None) -> Tensor:
 def _row(data: Dataset | LazyDataset, datum: int) -> Dataset:
     if not 0 <= datum < len(data):
         raise InputError(
-            f"'datum' must be the number of one of {len(data)} data, 0 to {len(data) - 1}, got {datum}"
+            f"'datum' must be the number of one of {len(data)} data, 0 to {len(data) - 1}, got "
+            f"{datum}"
         )
     return data[datum : datum + 1].dense()
 
@@ -336,7 +343,8 @@ def _numbers(values: Tensor | Sequence[float], num_latents: int) -> Tensor:
     ):
         shape = tuple(numbers.shape)
         raise InputError(
-            f"'values' must be numbers (S,), or ({num_latents}, S) for as many latents, got shape {shape}"
+            f"'values' must be numbers (S,), or ({num_latents}, S) for as many latents, got "
+            f"shape {shape}"
         )
     check_finite("values", numbers)
     return numbers.expand(num_latents, -1)

@@ -1,4 +1,4 @@
-r"""Ways through the latent space: the values a traversal gives a latent, and the paths between two codes."""
+r"""Paths in latent space: the values of a traversal's latent, and paths between two codes."""
 
 from __future__ import annotations
 
@@ -66,7 +66,8 @@ class AggregateRange:
         """Return the values, shape ``(len(latents), S)``; raises without data."""
         if data is None:
             raise InputError(
-                "quantiles of the codes need data to encode, got none; give 'data', or other 'values'"
+                "quantiles of the codes need data to encode, got none; give 'data', or other "
+                "'values'"
             )
         with seeded(self.seed, SAMPLE_STREAM), evaluating(vae):
             codes = vae.posterior(data.x, data.context).sample()[:, list(latents)]
@@ -96,14 +97,15 @@ class PriorRange:
     def __call__(
         self, vae: Any, data: Dataset | None, latents: Sequence[int], num_steps: int
     ) -> Tensor:
-        """Return the values, shape ``(len(latents), S)``; raises for a prior that knows no mean or variance."""
+        """Return the values, ``(len(latents), S)``; raises for a prior without mean or variance."""
         with evaluating(vae):
             prior = vae.prior()
             try:
                 mean, deviation = prior.mean[list(latents)], prior.variance[list(latents)].sqrt()
             except NotImplementedError:
                 raise InputError(
-                    f"the prior ({type(prior).__name__}) knows no mean and variance; take AggregateRange()"
+                    f"the prior ({type(prior).__name__}) knows no mean and variance; take "
+                    "AggregateRange()"
                 ) from None
         return _steps(
             mean - self.deviations * deviation, mean + self.deviations * deviation, num_steps
@@ -111,7 +113,7 @@ class PriorRange:
 
 
 def _steps(low: Tensor, high: Tensor, num_steps: int) -> Tensor:
-    """Return equal steps from low to high, each ``(R,)``, as ``(R, S)``; one step alone is the middle."""
+    """Return equal steps from low to high, each ``(R,)``, as ``(R, S)``; one step is the middle."""
     share = torch.linspace(0, 1, num_steps) if num_steps > 1 else torch.tensor([0.5])
     return torch.lerp(low.unsqueeze(-1), high.unsqueeze(-1), share.to(low))
 
@@ -122,7 +124,7 @@ class LatentPath(Protocol):
     def __call__(
         self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None
     ) -> Tensor:
-        """Return S codes from ``start`` ``(L,)`` to ``end`` ``(L,)``, both among them, shape ``(S, L)``.
+        """Return S codes from ``start`` ``(L,)`` to ``end`` ``(L,)``, both included, ``(S, L)``.
 
         The context, if there is one, is that of the whole way, one row.
         """
@@ -142,7 +144,7 @@ class LinearPath:
 
 @dataclass(frozen=True)
 class SphericalPath:
-    r"""An arc about the origin: the direction turns at a constant rate, and the length changes at a constant rate.
+    r"""An arc about the origin, whose direction and length change at constant rates.
 
     .. math::
         z_t = [(1 - t) \lVert z_0 \rVert + t \lVert z_1 \rVert]
@@ -157,7 +159,7 @@ class SphericalPath:
     def __call__(
         self, vae: Any, start: Tensor, end: Tensor, num_steps: int, context: Context | None = None
     ) -> Tensor:
-        """Return S codes, shape ``(S, L)``; raises for codes between which there is no arc, or more than one."""
+        """Return S codes, shape ``(S, L)``; raises for codes without a single arc between them."""
         ends = torch.stack([start, end]).double()
         if bool((start == end).all()):
             raise InputError(
@@ -185,7 +187,7 @@ class SphericalPath:
 
 @dataclass(frozen=True)
 class GeodesicPath:
-    r"""The way along which what is decoded changes least, in steps that change it equally.
+    r"""The path along which the decoded data change least, in steps that change them equally.
 
     It is that of :func:`pyro_bvae.evaluation.geodesic`, the shortest under the decoder's pull-back
     metric, and warns where none was found to the tolerance. References: Arvanitidis, Hansen and

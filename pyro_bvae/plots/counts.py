@@ -17,7 +17,7 @@ def count_checks(checks: CountChecks) -> Figure:
     """Draw zeros, variance against mean, and library size, observed beside simulated.
 
     Args:
-        checks: What :func:`pyro_bvae.evaluation.count_checks` returned.
+        checks: Result of :func:`pyro_bvae.evaluation.count_checks`.
     """
     figure = new_figure(12, 4)
     zeros, variance, total = figure.subplots(1, 3)

@@ -19,7 +19,7 @@ def rate_distortion(
     """Draw rate against distortion, with two standard errors, each point marked by its β.
 
     Args:
-        curve: What was measured.
+        curve: The measured curve.
         analytic: Distortions and rates of the exact curve, where there is one.
         published: Points of others: name, distortion, rate.
     """

@@ -18,8 +18,8 @@ def disentanglement_scores(result: Disentanglement) -> Figure:
     """Draw every score as a bar with its 95% interval, and its nulls as marks on the same row.
 
     Args:
-        result: What :func:`pyro_bvae.evaluation.disentanglement.disentanglement` or ``score_codes``
-            returned.
+        result: Result of :func:`pyro_bvae.evaluation.disentanglement.disentanglement` or
+            ``score_codes``.
     """
     table = result.table
     places, values = np.arange(len(table)), table["value"].to_numpy(float)

@@ -48,7 +48,7 @@ def gap_bar(
     """Draw the variational gap and the parts that add up to it, under the verdict on them.
 
     Args:
-        evaluation: What ``evaluation.json`` holds: estimates (``value``, ``standard_error``,
+        evaluation: Content of ``evaluation.json``: estimates (``value``, ``standard_error``,
             ``monte_carlo_error``, in nats) under ``elbo``, ``evidence`` and ``..._gap``; a part may
             be None, with the reason in ``gaps_note``. Where known, ``verdict`` is the title and
             ``families`` are drawn below. :func:`inference_gaps` takes the gaps themselves.
@@ -57,7 +57,7 @@ def gap_bar(
     Returns:
         A row for the total, stacked from its parts (negative ones left of zero), a row for each
         part, and one for each
-        richer family: what it would leave of the approximation gap.
+        richer family: the approximation gap that it would leave.
     """
     parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
     known = [(sign, colour, part) for sign, colour, part in parts if part is not None]
@@ -98,10 +98,10 @@ def gap_bar(
 def inference_gaps(
     gaps: InferenceGaps, error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
 ) -> Figure:
-    """Draw inference gaps: the whole split into its parts, and what richer families would leave, under the verdict.
+    """Draw inference gaps, split into their parts, and those of richer families, under the verdict.
 
     Args:
-        gaps: What :func:`pyro_bvae.inference_gaps` returned.
+        gaps: Result of :func:`pyro_bvae.inference_gaps`.
         error: Which error the lines show, twice its length to either side.
     """
     estimates = {"elbo": gaps.elbo, "evidence": gaps.evidence, "variational_gap": gaps.variational}
@@ -112,10 +112,10 @@ def inference_gaps(
 
 
 def per_datum_gaps(gaps: InferenceGaps) -> Figure:
-    """Draw the gap of every datum and its parts: whether all data lose a little, or a few of them much.
+    """Draw the gap of every datum and its parts: a small loss of all data, or a large one of few.
 
     Args:
-        gaps: What :func:`pyro_bvae.inference_gaps` returned.
+        gaps: Result of :func:`pyro_bvae.inference_gaps`.
 
     Returns:
         A row for the variational gap and each part: a dot for each datum, a box for the middle half

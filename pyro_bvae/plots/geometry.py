@@ -1,4 +1,4 @@
-"""Figures of a decoder's geometry: spectrum and angles of its Jacobians, and what it shows along a geodesic."""
+"""Figures of a decoder's geometry: spectrum and angles of its Jacobians, and geodesics."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _WRITTEN = 12
 
 
 def decoder_geometry(result: DecoderGeometry) -> Figure:
-    """Draw the Jacobians' spectrum, the angles between their columns, and the scores of the axes beside rotations.
+    """Draw the Jacobians' spectrum, the angles of their columns, and scores of axes and rotations.
 
     Args:
-        result: What :func:`pyro_bvae.evaluation.decoder_geometry` returned.
+        result: Result of :func:`pyro_bvae.evaluation.decoder_geometry`.
     """
     figure = new_figure(13, 4.2)
     spectrum, angles, scores = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.3))
@@ -45,10 +45,10 @@ def decoder_geometry(result: DecoderGeometry) -> Figure:
 
 
 def geodesic(result: Geodesic, image_shape: Sequence[int], num: int = 10) -> Figure:
-    """Draw what the decoder shows along the straight line and along the geodesic, at equal steps of each.
+    """Draw the decoded data along the straight line and the geodesic, at equal steps of each.
 
     Args:
-        result: What :func:`pyro_bvae.evaluation.geodesic` returned.
+        result: Result of :func:`pyro_bvae.evaluation.geodesic`.
         image_shape: ``(H, W)``, ``(1, H, W)`` or ``(3, H, W)``.
         num: Number of images in a row.
 

@@ -1,4 +1,4 @@
-"""Figures of holes: where prior and aggregated posterior are, and what is decoded inside and outside of the holes."""
+"""Figures of holes: prior against aggregated posterior, and data decoded in and out of holes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from pyro_bvae.plots.style import (
     tidy,
 )
 
-# Bins of the histograms, and how far they reach below the threshold, in units of what is above.
+# Bins of the histograms, and their reach below the threshold, in units of that above.
 _BINS, _BELOW = 50, 1.2
 
 
 def log_densities(result: HoleMass) -> Figure:
-    """Draw how log q(z) is spread over draws of the prior and over encoded held-out data, and where holes begin.
+    """Draw log q(z) over draws of the prior and over encoded held-out data, and where holes begin.
 
     Args:
-        result: What :func:`pyro_bvae.evaluation.information.holes` returned.
+        result: Result of :func:`pyro_bvae.evaluation.information.holes`.
     """
     prior, data = as_array(result.log_density), as_array(result.held_out)
     high = max(float(prior.max()), float(data.max()))
@@ -59,7 +59,8 @@ def log_densities(result: HoleMass) -> Figure:
         )
     axes.axvline(result.threshold, color=INK, linewidth=1.5, linestyle=(0, (4, 3)))
     axes.set_xlim(low, high)
-    words = f"holes: {100 * result.hole_mass.value:.1f}% of the prior,\n{100 * result.share:g}% of held-out data"
+    mass, share = 100 * result.hole_mass.value, 100 * result.share
+    caption = f"holes: {mass:.1f}% of the prior,\n{share:g}% of held-out data"
     room = result.threshold - low > 0.35 * (high - low)
     place: dict[str, Any] = {
         "xytext": (-6 if room else 6, -6),
@@ -72,7 +73,7 @@ def log_densities(result: HoleMass) -> Figure:
         "xycoords": ("data", "axes fraction"),
         "textcoords": "offset points",
     }
-    axes.annotate(words, **at, **place, **TEXT)
+    axes.annotate(caption, **at, **place, **TEXT)
     title = (
         f"{100 * result.hole_mass.value:.1f}% of the prior lies where hardly any data are encoded"
     )
@@ -89,12 +90,12 @@ def log_densities(result: HoleMass) -> Figure:
 def hole_samples(
     result: HoleMass, inside: Values, outside: Values, image_shape: Sequence[int]
 ) -> Figure:
-    """Draw what the decoder makes of draws of the prior inside and outside of the holes, one row above the other.
+    """Draw decoded draws of the prior inside and outside of the holes, one row above the other.
 
     Args:
-        result: What :func:`pyro_bvae.evaluation.information.holes` returned.
-        inside: Decoded ``found.inside(count)``, shape ``(S, D)``.
-        outside: Decoded ``found.outside(count)``, shape ``(T, D)``.
+        result: Result of :func:`pyro_bvae.evaluation.information.holes`.
+        inside: Decoded ``result.inside(count)``, shape ``(S, D)``.
+        outside: Decoded ``result.outside(count)``, shape ``(T, D)``.
         image_shape: ``(H, W)``, or ``(C, H, W)`` with 1 or 3 channels.
 
     Raises:
@@ -107,7 +108,8 @@ def hole_samples(
         or not sum(map(len, rows))
     ):
         raise InputError(
-            f"'inside' and 'outside' must be images (S, D) of one width, got {rows[1].shape} and {rows[0].shape}"
+            f"'inside' and 'outside' must be images (S, D) of one width, got {rows[1].shape} and "
+            f"{rows[0].shape}"
         )
     images = np.full((2, max(map(len, rows)), rows[0].shape[1]), np.nan)
     for blank, row in zip(images, rows, strict=True):

@@ -1,4 +1,4 @@
-"""Figures of what latents carry: the parts of the KL, and active latents against labels and factors."""
+"""Figures of information: the parts of the KL, and active latents against labels and factors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from pyro_bvae.plots.style import (
 
 # Rows that a heat map shows at most, so that its numbers can be read.
 _MOST_ROWS = 24
-# The share of the colours up to which a number is faint, and what it is drawn in.
+# The share of the colours up to which a number is faint, and its colour.
 _NOTABLE, _FAINT = 0.35, "#8A8A8A"
 
 
@@ -34,7 +34,7 @@ def kl_parts(parts: KLDecomposition) -> Figure:
     """Draw the mean KL and the parts that add up to it, with two Monte Carlo errors to either side.
 
     Args:
-        parts: What :func:`pyro_bvae.decompose_kl` returned.
+        parts: Result of :func:`pyro_bvae.decompose_kl`.
     """
     split = parts.total_correlation is not None
     named = [("=  mutual information I(x; z)", BLUE, parts.mutual_information)]
@@ -67,10 +67,10 @@ def kl_parts(parts: KLDecomposition) -> Figure:
 
 
 def latent_reading(reading: LatentReading) -> Figure:
-    """Draw what active latents carry: their KL, and heat maps of correlation and mutual information.
+    """Draw the KL of active latents, and heat maps of correlation and mutual information.
 
     Args:
-        reading: What :func:`pyro_bvae.evaluation.read_latents` returned.
+        reading: Result of :func:`pyro_bvae.evaluation.read_latents`.
 
     Returns:
         A row for each active latent, largest KL first, in up to three panels side by side.
@@ -138,7 +138,7 @@ def _draw_sizes(axes: Axes, reading: LatentReading, rows: list[str]) -> None:
 
 
 def _draw_map(axes: Axes, title: str, values: Array, *, signed: bool) -> None:
-    """Draw a table as colours with its numbers, faint where they are small: correlations, or information in nats.
+    """Draw a table as colours with its numbers, faint where they are small.
 
     The colour of information I is :math:`1 - e^{-2I}`, which for two normals is the square of their
     correlation: from nothing to all, whatever the entropy of a factor.

@@ -1,4 +1,4 @@
-"""The picture of inversions: what was seen, what may be behind it, how sure that is, and what it was."""
+"""The figure of inversions: observation, posterior mean and draws, spread, and truth."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def inversions(
     num_draws: int = 4,
     title: str = "What was hidden, and how sure the posterior is of it",
 ) -> Figure:
-    """Draw a row for each inversion: observation, posterior mean, draws, standard deviation of each pixel, truth.
+    """Draw a row for each inversion: observation, posterior mean, draws, deviation, truth.
 
     Mean and deviation are left blank where the chains did not mix. All share one grey scale.
 
     Args:
-        results: What :func:`pyro_bvae.invert` returned, R of them.
-        observations: What was seen, as images, ``(R, D)``; NaN where nothing was seen.
-        truths: What it was, ``(R, D)``.
+        results: Result of :func:`pyro_bvae.invert`, R of them.
+        observations: The observations, as images, ``(R, D)``; NaN where nothing was seen.
+        truths: The true images, ``(R, D)``.
         image_shape: ``(C, H, W)``.
         rows: A name for each row.
         num_draws: How many draws are shown, spread over the chains.
@@ -42,7 +42,8 @@ def inversions(
     check_count("num_draws", num_draws)
     if not len(results) or len(seen) != len(results) or len(real) != len(results):
         raise InputError(
-            f"'results' must hold an inversion a row, got {len(results)} for {len(seen)} and {len(real)} rows"
+            f"'results' must hold an inversion a row, got {len(results)} for {len(seen)} and "
+            f"{len(real)} rows"
         )
     pictures = []
     for one, shown, truth in zip(results, seen, real, strict=True):

@@ -1,4 +1,4 @@
-"""Figures and animations of traversals, interpolations and codes decoded; nothing here computes or knows a model."""
+"""Figures and animations of traversals and interpolations, from results alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def traversal_grid(
     """Draw a traversal as images: a row for each latent, a column for each of its values.
 
     Args:
-        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are
+        traversal: Result of :func:`pyro_bvae.latents.traverse`; its first twelve latents are
             drawn.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
         around: Where all other latents are held, in words.
@@ -64,10 +64,10 @@ def traversal_grid(
 
 
 def traversal_lines(traversal: Traversal, feature_names: Sequence[str] = ()) -> Figure:
-    """Draw a traversal of data that are no images: a panel for each latent, with the features that it moves most.
+    """Draw a traversal of data that are no images: a panel for each latent, with its main features.
 
     Args:
-        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are
+        traversal: Result of :func:`pyro_bvae.latents.traverse`; its first twelve latents are
             drawn.
         feature_names: Names of the D features.
     """
@@ -84,10 +84,10 @@ def traversal_lines(traversal: Traversal, feature_names: Sequence[str] = ()) -> 
 def interpolation_strips(
     results: Mapping[str, Interpolation], image_shape: Sequence[int]
 ) -> Figure:
-    """Draw interpolations as images: the two data, and what is decoded on the ways between their codes.
+    """Draw interpolations as images: the two data, and the paths between them, decoded.
 
     Args:
-        results: What :func:`pyro_bvae.latents.interpolate` returned for the same pairs, by the name
+        results: Result of :func:`pyro_bvae.latents.interpolate` for the same pairs, by the name
             of the path.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
     """
@@ -113,10 +113,10 @@ def interpolation_strips(
 def interpolation_lines(
     results: Mapping[str, Interpolation], feature_names: Sequence[str] = ()
 ) -> Figure:
-    """Draw interpolations of data that are no images: a panel for each way, with the features that change most.
+    """Draw interpolations of data that are no images, a panel for each path.
 
     Args:
-        results: What :func:`pyro_bvae.latents.interpolate` returned for the same pairs, by the name
+        results: Result of :func:`pyro_bvae.latents.interpolate` for the same pairs, by the name
             of the path.
         feature_names: Names of the D features.
     """
@@ -145,10 +145,10 @@ def interpolation_lines(
 
 
 def traversal_frames(traversal: Traversal, image_shape: Sequence[int]) -> list[Image.Image]:
-    """Return the frames of an animation in which all latents of a traversal move side by side, there and back.
+    """Return the frames of an animation: the latents of a traversal move side by side, and back.
 
     Args:
-        traversal: What :func:`pyro_bvae.latents.traverse` returned; its first twelve latents are
+        traversal: Result of :func:`pyro_bvae.latents.traverse`; its first twelve latents are
             drawn.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
     """
@@ -198,7 +198,7 @@ def write_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 90)
 
 
 def _names(traversal: Traversal, between: str = "  ") -> list[str]:
-    """Return what is said of each latent: its number, and its KL where that is known."""
+    """Return the title of each latent: its number, and its KL where that is known."""
     kl = [""] * len(traversal.latents)
     if traversal.kl is not None:
         kl = [f"{between}KL {number(value)}" for value in as_array(traversal.kl)]
@@ -212,7 +212,7 @@ def _range(values: Array) -> str:
 
 
 def _ways(results: Mapping[str, Interpolation]) -> Iterator[tuple[str, Array, Array, Array]]:
-    """Yield name, datum, what is decoded and datum of each way: all paths of a pair, then those of the next."""
+    """Yield name, datum, decoded data and datum of each path: those of a pair, then of the next."""
     pairs = len(next(iter(results.values())).start)
     for pair in range(pairs):
         for name, one in results.items():
@@ -243,7 +243,7 @@ def _panels(
 def _draw_most(
     axes: Axes, across: Array, heights: Array, weight: Array, feature_names: Sequence[str]
 ) -> list[int]:
-    """Draw those features of ``(S, D)`` that weigh most, weights ``(D,)``, and return which they are."""
+    """Draw the features of ``(S, D)`` of largest weight ``(D,)``, and return their indices."""
     chosen = np.argsort(-weight, kind="stable")[:_MOST_FEATURES]
     for colour, feature in enumerate(chosen):
         name = feature_names[feature] if len(feature_names) else f"x{feature}"

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: int = 10) -> Figure:
-    """Draw images above what the decoder makes of their codes.
+    """Draw images above their reconstructions.
 
     Args:
         x: Data, shape ``(N, D)``.
@@ -53,7 +53,7 @@ def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40)
     Args:
         x: Images, shape ``(N, D)``.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
-        title: What they are.
+        title: The title of the figure.
         num: How many to draw, the first ones.
     """
     images = as_array(x)[:num]
@@ -84,7 +84,7 @@ def traversals(
         around: Where all other latents are held, in words.
     """
     nats = [""] * len(latents) if kl is None else [f"  KL {value:.2f}" for value in as_array(kl)]
-    rows = [f"z{latent}{said}" for latent, said in zip(latents, nats, strict=True)]
+    rows = [f"z{latent}{suffix}" for latent, suffix in zip(latents, nats, strict=True)]
     title = f"Moving one latent per row, the others held at {around}"
     columns = [f"{value:.3g}".replace("-", "−") for value in as_array(values)]
     xlabel = "value of the row's latent" + ("" if kl is None else " (its KL in nats)")
@@ -92,7 +92,7 @@ def traversals(
 
 
 def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
-    """Draw what is decoded on the way from one datum's code to another's.
+    """Draw the decoded path from one datum's code to another's.
 
     Args:
         images: Decoded means, shape ``(P, S, D)``: a row per pair, S steps from the one to the
@@ -113,7 +113,7 @@ def latent_scatter(
     label_names: Sequence[str] = (),
     normal_prior: bool = True,
 ) -> Figure:
-    """Draw where the data lie in the two latents of highest KL; a single latent is drawn against the label.
+    """Draw the data in the two latents of highest KL; a single latent is drawn against the label.
 
     Args:
         means: Posterior means, shape ``(N, L)``.
@@ -128,11 +128,11 @@ def latent_scatter(
     classes = None if labels is None else as_array(labels).reshape(-1)
     weight = codes.var(axis=0) if kl is None else as_array(kl)
     first, *rest = (int(latent) for latent in np.argsort(-weight, kind="stable")[:2])
-    said = {
+    suffixes = {
         latent: "" if kl is None else f"  (KL {weight[latent]:.2f} nats)"
         for latent in (first, *rest)
     }
-    names = [f"z{latent}{nats}" for latent, nats in said.items()]
+    names = [f"z{latent}{nats}" for latent, nats in suffixes.items()]
     figure = new_figure(7.6, 6.4 if rest else 4.2)
     axes = figure.subplots()
     tidy(
@@ -195,7 +195,7 @@ def features(
     Args:
         x: Data, shape ``(N, D)``; above 100 features they are drawn against their reconstructions.
         means: Their reconstructions, shape ``(N, D)``, or None to draw ``x`` alone.
-        title: What they are.
+        title: The title of the figure.
         feature_names: Names of the D features.
         num: How many to draw, the first ones.
     """

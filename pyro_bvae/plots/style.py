@@ -23,7 +23,7 @@ Values = ArrayLike | Tensor
 # A name, a colour and an estimate: its value and errors by name.
 GapRow = tuple[str, str, Mapping[str, Any]]
 
-# Okabe and Ito (2008): told apart with any colour vision.
+# Okabe and Ito (2008): distinct to any colour vision.
 BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#E69F00", "#009E73", "#A8A8A8", "#222222"
 # Classes: Tol's muted colours and three more; markers and names on the plot say the same again.
 TOL = (
@@ -154,13 +154,14 @@ def check_image_shape(image_shape: Sequence[int], num_features: int) -> tuple[in
     )
     if channels not in (1, 3) or channels * height * width != num_features:
         raise InputError(
-            f"'image_shape' must be (H, W), (1, H, W) or (3, H, W) with product {num_features}, got {shape}"
+            f"'image_shape' must be (H, W), (1, H, W) or (3, H, W) with product {num_features}, "
+            f"got {shape}"
         )
     return channels, height, width
 
 
 def grey_scale(known: Array) -> tuple[float, float]:
-    """Return the values drawn black and white: 0 and 1 where nearly all values lie about there, else the extremes.
+    """Return the values drawn black and white: 0 and 1 if most values lie there, or the extremes.
 
     Means of a normal likelihood stray a little beyond the pixels they model; that should not grey
     the rest.
@@ -241,7 +242,7 @@ def draw_points(
 def draw_gap_rows(
     axes: Axes, rows: Sequence[GapRow], error: str, below: Sequence[GapRow] = ()
 ) -> None:
-    """Draw a bar and its error for each row; the first one is stacked from the others, if there are any.
+    """Draw a bar and its error for each row; the first is stacked from the others, if any.
 
     Args:
         axes: Where to draw.
@@ -281,7 +282,7 @@ def draw_gap_rows(
 
 
 def draw_spread(axes: Axes, place: float, values: Array, colour: str) -> None:
-    """Draw how values are spread along a row: every one a dot, a box for the middle half, a line at the mean."""
+    """Draw values in a row: a dot for each, a box for the middle half, a line at the mean."""
     known = values[np.isfinite(values)]
     # Dots side by side, in an order that has nothing to do with their values.
     beside = place + 0.32 * (2 * np.random.default_rng(0).random(len(known)) - 1)

@@ -1,4 +1,4 @@
-"""Read what a run left behind, have the figures drawn, and write the page."""
+"""The page of a run: its files are read, the figures drawn, the page written."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,8 @@ def write_report(
     """Write one HTML page, with its figures inside it, about a trained and evaluated run.
 
     Args:
-        run_directory: What ``pyro-bvae train`` wrote and ``pyro-bvae evaluate`` added
-            ``evaluation.json`` to.
+        run_directory: The run that ``pyro-bvae train`` wrote, with the
+            ``evaluation.json`` of ``pyro-bvae evaluate``.
         output: Path of the page; ``report.html`` in the run directory if None.
 
     Returns:
@@ -48,7 +47,7 @@ def write_report(
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
     conditional = run.splits.test.context is not None
     remarks = run.history.remarks + check_after(evaluation)
-    page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
+    page = render(evaluation, run.config.options(), sections(run, evaluation), conditional, remarks)
     path = directory / "report.html" if output is None else Path(output)
     with atomic_write(path) as stream:
         stream.write(page)
@@ -56,7 +55,7 @@ def write_report(
 
 
 def read_evaluation(directory: Path) -> dict[str, Any]:
-    """Return what ``evaluation.json`` holds.
+    """Return the content of ``evaluation.json``.
 
     Raises:
         InputError: if the file is not there or is no JSON object.
@@ -87,11 +86,11 @@ def render(
     """Return the page as HTML.
 
     Args:
-        evaluation: What ``evaluation.json`` holds.
+        evaluation: Content of ``evaluation.json``.
         config: The configuration of the run, nested mappings allowed.
         parts: The sections with the figures.
         conditional: Whether the data have a context, on which all densities are then conditional.
-        remarks: What the training checklist has to say.
+        remarks: The remarks of the training checklist.
     """
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(

@@ -1,4 +1,4 @@
-"""The figures of the page: what the model makes of some test data, handed to the plots."""
+"""The figures of the page: the model on some test data, drawn by the plots."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Section(NamedTuple):
 
 
 def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
-    """Return the sections of the page; what a run cannot show is left out.
+    """Return the sections of the page, without those that a run has no data for.
 
     Args:
         run: A loaded run: ``vae``, ``splits`` and ``history`` are used.
-        evaluation: What its ``evaluation.json`` holds.
+        evaluation: The content of its ``evaluation.json``.
     """
     results = [
         _gaps(evaluation),
@@ -50,7 +50,10 @@ def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
 def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
     if any(evaluation.get(key) is None for key in ("variational_gap", "evidence", "elbo")):
         return None
-    caption = "What the ELBO misses of the evidence, and why: the three parts add up to the variational gap."
+    caption = (
+        "What the ELBO misses of the evidence, and why: the three parts add up to the "
+        "variational gap."
+    )
     if evaluation.get("families"):
         caption += " Below, what richer guides would leave of the approximation gap."
     # The verdict stands at the head of the page.
@@ -66,8 +69,10 @@ def _counts(run: Any) -> Section | None:
     args = arguments(test.x, test.context)
     checks = count_checks(run.vae.model, run.vae.guide, *args)
     caption = (
-        "Are counts that the model draws like those that it saw? Latents from the guide, counts from the likelihood,"
-        f" {len(checks.total.simulated)} copies of {len(test)} test data; lines are two standard deviations of a copy."
+        "Are counts that the model draws like those that it saw? Latents from the guide, counts "
+        "from the likelihood,"
+        f" {len(checks.total.simulated)} copies of {len(test)} test data; lines are two standard "
+        "deviations of a copy."
         f" {checks}."
     )
     return Section("Posterior predictive checks", plots.count_checks(checks), caption)
@@ -84,7 +89,8 @@ def _reconstructions(run: Any) -> Section:
     test = run.splits.test[:10]
     means = run.vae.reconstruct(test.x, test.context)
     if test.image_shape is None:
-        figure = plots.features(test.x, means, "Data and their reconstructions")
+        title = "Data and their reconstructions"
+        figure = plots.features(test.x, means, title, test.feature_names)
     else:
         figure = plots.reconstructions(test.x, means, test.image_shape)
     return Section(
@@ -99,7 +105,7 @@ def _samples(run: Any) -> Section:
     )
     title = "New data: draws from the prior, decoded"
     if test.image_shape is None:
-        figure = plots.features(samples, None, title)
+        figure = plots.features(samples, None, title, test.feature_names)
     else:
         figure = plots.image_grid(samples, test.image_shape, title, num=NUM_SAMPLES)
     return Section(
@@ -184,7 +190,7 @@ def _kl_values(evaluation: Mapping[str, Any]) -> np.ndarray | None:
 
 
 def _decode(run: Any, codes: Tensor, rows: Tensor) -> Tensor:
-    """Decode ``(R, S, L)`` codes, each in the context of the test datum that ``rows`` ``(R, S)`` names."""
+    """Decode ``(R, S, L)`` codes in the contexts of test data, of indices ``rows`` ``(R, S)``."""
     context = run.splits.test[rows.flatten()].context
     images: Tensor = run.vae.decode(codes.flatten(0, 1), context)
     return images.unflatten(0, codes.shape[:2])

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, each with a sentence that says what it is."""
+"""The numbers of an evaluation, each with a sentence that explains it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,10 @@ def headline(evaluation: Mapping[str, Any]) -> list[Row]:
         for label, meaning, estimate in rows_of(evaluation, evaluation.get("families") or {})
     ]
     if units := evaluation.get("active_units"):
-        meaning = "Latents that the data move: their posterior mean has variance over the data above 0.01."
+        meaning = (
+            "Latents that the data move: their posterior mean has variance over the data above "
+            "0.01."
+        )
         rows.append(
             Row("Active units", f"{units['count']} of {len(units['active'])}", "", "", meaning)
         )
@@ -48,23 +51,29 @@ def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
         )
         rows.append(Row("Untrusted evidence", f"{untrusted} of {num_data}", "", "", meaning))
     if (certified := (evaluation.get("refits") or {}).get("certified")) is not None:
-        meaning = "Data whose best guides, which the parts of the gap are measured from, are certified to be the best."
+        meaning = (
+            "Data whose best guides, which the parts of the gap are measured from, are certified "
+            "to be the best."
+        )
         rows.append(Row("Certified refits", f"{certified} of {num_data}", "", "", meaning))
     return rows
 
 
 def verdict(evaluation: Mapping[str, Any], problems: int = 0) -> tuple[str, str]:
-    """Return what to fix as a headline, and what limits its truth; both empty for an evaluation without a verdict.
+    """Return the verdict as a headline, and its limits; both empty for an evaluation without one.
 
     Args:
-        evaluation: What ``evaluation.json`` holds.
+        evaluation: Content of ``evaluation.json``.
         problems: How many remarks of the training name something to fix: a good guide is then no
             reason for rest.
     """
     first, _, others = (evaluation.get("verdict") or "").partition(". ")
     first = first.removesuffix(".")
     if problems and first.endswith(GOOD):
-        first += f", but the training is not: {problems} {'remark' if problems == 1 else 'remarks'} below"
+        first += (
+            f", but the training is not: {problems} {'remark' if problems == 1 else 'remarks'} "
+            "below"
+        )
     return first[:1].upper() + first[1:], others
 
 
@@ -89,28 +98,28 @@ def summary(evaluation: Mapping[str, Any]) -> str:
 
 
 def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
-    """Return what a reader has to know to trust the numbers, or not to."""
-    said = []
+    """Return the notes on the trust that the numbers deserve."""
+    results = []
     if conditional:
         given = evaluation.get("given") or "context"
-        said.append(
+        results.append(
             f"Every density here is conditional: it is that of the data given their {given}."
         )
     if evaluation.get("gaps_note"):
-        said.append(f"About the gaps: {evaluation['gaps_note']}")
+        results.append(f"About the gaps: {evaluation['gaps_note']}")
     if evaluation.get("kl_note"):
-        said.append(f"No KL of each latent: {evaluation['kl_note']}")
+        results.append(f"No KL of each latent: {evaluation['kl_note']}")
     if evaluation.get("verdict"):
-        return said  # it says itself what limits its truth
+        return results  # it states its own limits
     if ((evaluation.get("pareto_k") or {}).get("share_above_0.7") or 0.0) > UNTRUSTED_SHARE:
-        said.append(
+        results.append(
             "Many data have Pareto k above 0.7: the evidence, and with it the gap, may be too low."
         )
-    return said
+    return results
 
 
 def format_estimate(estimate: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    """Return value, standard error and Monte Carlo error; the value has the digits its standard error leaves."""
+    """Return value, standard error and Monte Carlo error, in digits of the standard error."""
     if estimate is None or not _is_number(estimate.get("value")):
         return "not available", "", ""
     value, error, noise = (

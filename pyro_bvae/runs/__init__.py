@@ -1,4 +1,4 @@
-"""Run directories: configurations, metrics and checkpoints on disk, and their results."""
+"""Run directories: configuration, metrics and checkpoints on disk, trained and measured."""
 
 from pyro_bvae.core.lazy import door
 

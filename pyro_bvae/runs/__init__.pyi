@@ -1,15 +1,15 @@
 from pyro_bvae.runs._annotate import annotate as annotate
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
-from pyro_bvae.runs._sweep import SweepConfig as SweepConfig
 from pyro_bvae.runs._sweep import train_sweep as train_sweep
 from pyro_bvae.runs._train import check_device as check_device
 from pyro_bvae.runs._train import check_splits as check_splits
 from pyro_bvae.runs._train import train as train
 from pyro_bvae.runs._train import untrained as untrained
+from pyro_bvae.runs.build import Shape as Shape
 from pyro_bvae.runs.build import build_vae as build_vae
+from pyro_bvae.runs.build import check_config as check_config
 from pyro_bvae.runs.build import load_data as load_data
-from pyro_bvae.runs.catalogue import Shape as Shape
 from pyro_bvae.runs.config import TrainConfig as TrainConfig
 from pyro_bvae.runs.config import read_config as read_config
 from pyro_bvae.runs.config import write_config as write_config

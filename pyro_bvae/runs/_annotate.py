@@ -35,12 +35,12 @@ def annotate(
     r"""Write the latents and the evidence of every cell into an ``AnnData``, in place.
 
     The cells are read as those that the model was trained on, a block at a time, so that sparse and
-    backed counts stay what they are. The evidence is :math:`\log p(x_n \mid l_n)`, conditional on
+    backed counts stay as they are. The evidence is :math:`\log p(x_n \mid l_n)`, conditional on
     the library size :math:`l_n` where that is the size factor, and on the batch where there are
     covariates: it compares models of the same counts, not cells of different library size. Cells
     with fewer than ``cell_format.min_counts`` counts get NaN, and no trust.
 
-    What is written:
+    The results:
 
     - ``obsm["X_pyro_bvae"]``: posterior means of the latents, ``(N, L)``.
     - ``obs["pyro_bvae_evidence"]``: evidence by importance sampling from the guide, in nats.
@@ -59,7 +59,7 @@ def annotate(
             :class:`~pyro_bvae.datasets.CellSplits`.
         num_samples: Importance samples for each cell.
         seed: Seed of the draws.
-        key: What the names of all results start with.
+        key: The beginning of the names of all results.
         progress: Show a progress bar.
 
     Raises:
@@ -81,7 +81,7 @@ def annotate(
     ):
         args = arguments(x, context)
         vae.check_data(*args)
-        measured = evidence(
+        estimate = evidence(
             vae.model,
             vae.guide,
             *args,
@@ -91,12 +91,15 @@ def annotate(
         )
         block = {
             "latents": vae.encode(*args).double().cpu(),
-            "evidence": measured.per_datum,
-            "evidence_error": measured.errors,
-            "evidence_trusted": measured.reliable,
+            "evidence": estimate.per_datum,
+            "evidence_error": estimate.errors,
+            "evidence_trusted": estimate.reliable,
         }
         for name, values in block.items():
-            whole = results.setdefault(name, _unknown(adata.n_obs, values))
+            # Cells that are left out have NaN, and no trust.
+            missing = False if values.dtype == torch.bool else np.nan
+            shape = (adata.n_obs, *values.shape[1:])
+            whole = results.setdefault(name, np.full(shape, missing))
             whole[rows[index * size : index * size + len(x)]] = values
     adata.obsm[f"X_{key}"] = results.pop("latents").astype(np.float32)
     for name, whole in results.items():
@@ -107,9 +110,3 @@ def annotate(
         "num_genes": data.num_features,
         "layer": cell_format.layer or "X",
     }
-
-
-def _unknown(count: int, values: torch.Tensor) -> np.ndarray:
-    """Return what cells have that are not measured: NaN, and False where the values are truths."""
-    shape = (count, *values.shape[1:])
-    return np.zeros(shape, bool) if values.dtype == torch.bool else np.full(shape, np.nan)

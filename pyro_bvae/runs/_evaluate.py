@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -54,19 +53,19 @@ def evaluate_run(
         args = arguments(test.x, test.context)
         run.vae.check_data(*args)
         evaluation = evaluate_shares(
-            run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples, families=families,
-            seed=seed, progress=progress and ranks.is_first,
+            run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
+            families=families, seed=seed, progress=progress and ranks.is_first,
         )  # fmt: skip
         if ranks.is_first:
             head = {
-                "dataset": run.config.dataset,
+                "dataset": run.config.data.dataset,
                 "split": "test",
                 "checkpoint": checkpoint,
                 "seed": seed,
             }
-            attributes = {**head, "config": asdict(run.config)}
+            attributes = {**head, "config": run.config.options()}
             write_evaluation(
-                directory, run.vae, args, evaluation, attributes, run.config.latent_dim
+                directory, run.vae, args, evaluation, attributes, run.config.model.latent_dim
             )
         ranks.wait()
     return evaluation

@@ -2,40 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-
-import tyro
 
 from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.runs._train import check_device, check_splits, untrained
-from pyro_bvae.runs.build import load_data
+from pyro_bvae.runs.build import check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, write_config
 from pyro_bvae.runs.directory import remove_run
-from pyro_bvae.training import Schedule, Sweep, sweep
+from pyro_bvae.training import Sweep, sweep
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
-
-
-@dataclass(frozen=True)
-class SweepConfig(TrainConfig):
-    """What a sweep is made of: a configuration, and the β and seeds that are to be trained with it."""
-
-    beta: tyro.conf.Suppress[float] = 1.0
-    target_rate: tyro.conf.Suppress[float | None] = None
-    betas: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
-    """The weights of the KL."""
-    seeds: int = 1
-    """How many seeds for each β, from --seed on."""
-    output: Path | None = None
-    """Directory of the runs, beta<β>-seed<seed>; runs/<dataset>-sweep by default."""
-    overwrite: bool = False
-    """Replace the runs in the output directory."""
-
-    @property
-    def directory(self) -> Path:
-        """The directory of the runs."""
-        return self.output or Path("runs") / f"{self.dataset}-sweep"
 
 
 def train_sweep(
@@ -47,14 +24,14 @@ def train_sweep(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Sweep:
-    """Train the models of a configuration with several β and seeds, each into a run directory of its own.
+    """Train the models of a configuration with several β and seeds, each into a run directory.
 
-    Each run directory, ``output/beta<β>-seed<seed>``, is what ``train`` would have left there for a
+    Each run directory, ``output/beta<β>-seed<seed>``, is as ``train`` would have left it for a
     configuration of this β and seed, random splits of the data included; :func:`pyro_bvae.load`
     reads it.
 
     Args:
-        config: What to train; its β is not looked at, and its seed is the first one.
+        config: The configuration; its β is not looked at, and its seed is the first one.
         output: Directory of the run directories.
         betas: The β.
         seeds: Number of seeds.
@@ -65,44 +42,43 @@ def train_sweep(
         InputError: if the configuration, β, the number of seeds or a directory cannot be used.
     """
     check_count("seeds", seeds)
-    if config.target_rate is not None:
+    training = config.training
+    if training.target_rate is not None:
         raise InputError(
-            f"'target_rate' finds a β, and a sweep is given its own; got {config.target_rate}"
+            f"'target_rate' finds a β, and a sweep is given its own; got {training.target_rate}"
         )
-    numbers = range(config.seed, config.seed + seeds)
-    runs = [replace(config, beta=beta, seed=seed) for beta, seed in assigned(betas, numbers)]
-    for run in runs:
-        run.check()
+    numbers = range(training.seed, training.seed + seeds)
+    replicas = assigned(betas, numbers)
     config = config.resolved()
-    check_device(config.device)
-    directories = {output / replica_name(run.beta, run.seed): run.resolved() for run in runs}
+    directories = {
+        output / replica_name(beta, seed): config.with_options(beta=beta, seed=seed)
+        for beta, seed in replicas
+    }
+    for run in directories.values():
+        check_config(run)
+    check_device(training.device)
     _check_new(directories, overwrite)
-    parts = {seed: load_data(replace(config, seed=seed)) for seed in {run.seed for run in runs}}
+    parts = {seed: load_data(config.with_options(seed=seed)) for _, seed in replicas}
     for seed, splits in parts.items():
-        check_splits(untrained(replace(config, seed=seed), splits), splits)
+        check_splits(untrained(config.with_options(seed=seed), splits), splits)
     for directory, run in directories.items():
         if overwrite:
             remove_run(directory)
         make_directory(directory)
         write_config(run, directory / "config.json")
 
-    def schedule(beta: float) -> float | Schedule:
-        return replace(config, beta=beta).beta_schedule()
-
+    settings = training.settings()
+    for name in ("beta", "seed", "compile"):
+        del settings[name]
     return sweep(
-        lambda seed: untrained(replace(config, seed=seed), parts[seed]),
+        lambda seed: untrained(config.with_options(seed=seed), parts[seed]),
         lambda seed: parts[seed].train,
         betas=betas,
         seeds=numbers,
-        schedule=schedule,
-        epochs=config.epochs,
+        schedule=lambda beta: replace(training, beta=beta).beta_schedule(),
         validation=lambda seed: parts[seed].validation,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        gradient_clip=config.gradient_clip,
-        early_stopping=config.early_stopping,
-        precision=config.precision,
-        device=config.device,
+        **settings,
+        device=training.device,
         output=output,
         progress=progress,
     )
@@ -123,5 +99,6 @@ def _check_new(directories: dict[Path, TrainConfig], overwrite: bool) -> None:
             )
         if not (directory / "config.json").exists():
             raise InputError(
-                f"{directory} is not a run directory (it has no config.json), so it is not overwritten"
+                f"{directory} is not a run directory (it has no config.json), so it is not "
+                "overwritten"
             )

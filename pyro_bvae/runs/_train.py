@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Splits
-from pyro_bvae.runs.build import build_vae, load_data
-from pyro_bvae.runs.catalogue import Shape
+from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config, write_config
-from pyro_bvae.runs.directory import _MEASURED, Run, _remove, remove_run
+from pyro_bvae.runs.directory import Run, remove_evaluation, remove_run
 from pyro_bvae.runs.snapshots import Snapshots
 from pyro_bvae.training import (
     TensorBoard,
@@ -28,7 +25,7 @@ from pyro_bvae.training import (
 from pyro_bvae.training.distributed import own_device, process_group, was_restarted
 from pyro_bvae.vae import BetaVAE
 
-# Data that are checked at a time, which bounds what a file larger than memory takes.
+# Data that are checked at a time, a bound on memory for large files.
 _CHECKED = 4096
 
 
@@ -44,12 +41,12 @@ def train(
 ) -> Run:
     """Train the model of a configuration into a run directory.
 
-    Everything that can be wrong with the input is found before anything is written or removed. The
+    All input is checked before anything is written or removed. The
     processes that ``torchrun`` starts train one model together, and the first of them writes; those
     that it starts again continue the run.
 
     Args:
-        config: What to train.
+        config: The configuration.
         output: The run directory.
         resume: Continue the run that ``output`` holds.
         overwrite: Remove the run that ``output`` holds.
@@ -63,30 +60,32 @@ def train(
     """
     if resume and overwrite:
         raise InputError("'--resume' and '--overwrite' exclude each other")
-    with process_group(config.device) as ranks:
+    with process_group(config.training.device) as ranks:
         if any(ranks.gather(was_restarted())) and (output / "config.json").exists():
             resume, overwrite = True, False
         config, vae, splits, state = _prepare(config, output, resume, overwrite)
-        callbacks = _callbacks(vae, splits, output, snapshots, tensorboard)
-        ranks.wait()  # until all processes have seen what is there
+        callbacks: list[Callable[[dict[str, float]], None]] = []
+        if snapshots is not None:
+            shown = (splits.validation or splits.test)[: Snapshots.most].dense()
+            callbacks.append(Snapshots(vae, shown, output / "snapshots", snapshots))
+        if tensorboard:
+            callbacks.append(TensorBoard(output / "tensorboard"))
+        ranks.wait()  # until all processes have looked at the directory
         if ranks.is_first:
-            _open(config, output, state, overwrite)
+            if state is not None and len(state["history"]) < config.training.epochs:
+                remove_evaluation(output)  # of a model that is trained further
+            if overwrite:
+                remove_run(output)
+            output.mkdir(parents=True, exist_ok=True)
+            write_config(config, output / "config.json")
         history = fit(
             vae,
             splits.train,
-            beta=config.beta_schedule(),
-            epochs=config.epochs,
+            **config.training.settings(),
             validation=splits.validation,
-            batch_size=config.batch_size,
-            learning_rate=config.learning_rate,
-            gradient_clip=config.gradient_clip,
-            early_stopping=config.early_stopping,
-            precision=config.precision,
-            compile=config.compile,
             output=output,
             resume=state is not None,
             progress=progress,
-            seed=config.seed,
             callbacks=callbacks,
         )
     return Run(vae, config, splits, history, output, history["beta"][-1])
@@ -95,19 +94,18 @@ def train(
 def _prepare(
     config: TrainConfig, output: Path, resume: bool, overwrite: bool
 ) -> tuple[TrainConfig, BetaVAE, Splits, dict[str, Any] | None]:
-    """Return configuration, model, data and the checkpoint that is continued, with nothing written or removed."""
-    config.check()
-    if (
-        resume and config.warmup_epochs is None
-    ):  # what followed from the epochs of the run's beginning
-        config = replace(config, warmup_epochs=read_config(output / "config.json").warmup_epochs)
+    """Return configuration, model, data and the checkpoint to continue; nothing is written."""
+    check_config(config)
+    if resume and config.training.warmup_epochs is None:  # a share of the first number of epochs
+        saved = read_config(output / "config.json").training
+        config = config.with_options(warmup_epochs=saved.warmup_epochs)
     config = config.resolved()
-    check_device(config.device)
+    check_device(config.training.device)
     _check_output(config, output, resume, overwrite)
     splits = load_data(config)
     vae = untrained(config, splits)
     check_splits(vae, splits)
-    device = own_device(config.device) or "cpu"
+    device = own_device(config.training.device) or "cpu"
     vae.to(device)
     last, state = checkpoint_path(output, "last"), None
     if resume and last.exists():
@@ -116,20 +114,10 @@ def _prepare(
     return config, vae, splits, state
 
 
-def _open(config: TrainConfig, output: Path, state: dict[str, Any] | None, overwrite: bool) -> None:
-    """Make a run directory ready."""
-    if state is not None and len(state["history"]) < config.epochs:
-        _remove(output, _MEASURED)  # they will not be of this model any more
-    if overwrite:
-        remove_run(output)
-    output.mkdir(parents=True, exist_ok=True)
-    write_config(config, output / "config.json")
-
-
 def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
-    """Return the untrained model of a configuration, started at the data's mean if it asks for that."""
+    """Return the untrained model of a configuration, started at the data's mean on request."""
     vae = build_vae(config, Shape.of(splits.train))
-    if config.start_at_mean:
+    if config.training.start_at_mean:
         start_at_mean(
             vae, *next(iter(splits.train.batches(_CHECKED, seed=0, epoch=0, shuffle=False)))
         )
@@ -143,16 +131,6 @@ def check_splits(vae: BetaVAE, splits: Splits) -> None:
             () if data is None else data.batches(_CHECKED, seed=0, epoch=0, shuffle=False)
         ):
             vae.check_data(x, context)
-
-
-def _callbacks(
-    vae: nn.Module, splits: Splits, output: Path, snapshots: int | None, tensorboard: bool
-) -> list[Callable[[dict[str, float]], None]]:
-    results: list[Callable[[dict[str, float]], None]] = []
-    if snapshots is not None:
-        shown = (splits.validation or splits.test)[: Snapshots.most].dense()
-        results.append(Snapshots(vae, shown, output / "snapshots", snapshots))
-    return [*results, TensorBoard(output / "tensorboard")] if tensorboard else results
 
 
 def check_device(device: str) -> None:
@@ -172,11 +150,12 @@ def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bo
     occupied = output.is_dir() and any(output.iterdir())
     if occupied and not (resume or overwrite):
         raise InputError(
-            f"{output} exists: pass --resume to continue it, --overwrite to replace it, or another --output"
+            f"{output} exists: pass --resume to continue it, --overwrite to replace it, or "
+            "another --output"
         )
     if resume:
         saved = read_config(output / "config.json")
-        ours, theirs = asdict(config), asdict(saved)
+        ours, theirs = config.options(), saved.options()
         free = {"epochs", "device", "data_root"}
         changed = [name for name in ours if name not in free and ours[name] != theirs[name]]
         if changed:

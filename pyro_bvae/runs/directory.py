@@ -1,4 +1,4 @@
-"""Run directories: a configuration, metrics and checkpoints on disk, and what is measured and shown of them.
+"""Run directories: a configuration, metrics and checkpoints on disk, read back.
 
 A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``;
 ``evaluate`` adds ``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``.
@@ -7,7 +7,7 @@ A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,7 @@ from torch import nn
 from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.datasets import Splits
-from pyro_bvae.runs.build import build_vae, load_data
-from pyro_bvae.runs.catalogue import Shape
+from pyro_bvae.runs.build import Shape, build_vae, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config
 from pyro_bvae.training import (
     History,
@@ -30,8 +29,7 @@ from pyro_bvae.training import (
     load_weights,
 )
 
-_MEASURED = ("evaluation.json", "evaluation.nc", "report.html")
-_PRODUCTS = ("config.json", "metrics.csv", *_MEASURED)
+_EVALUATION = ("evaluation.json", "evaluation.nc", "report.html")
 _CHECKPOINTS = ("best", "last")
 
 
@@ -102,7 +100,7 @@ def load(
 
 
 def _remarks(directory: Path, state: dict[str, Any], latent_dim: int | None) -> list[Remark]:
-    """Return what the checklist has to say of a run, by its last checkpoint, or else the one at hand."""
+    """Return the checklist's remarks on a run, by its last checkpoint, or else the one at hand."""
     with suppress(InputError):
         state = load_checkpoint(checkpoint_path(directory, "last"))
     before = [Remark(**remark) for remark in state.get("remarks", ()) if remark["when"] == "before"]
@@ -122,12 +120,15 @@ def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
 
 
 def remove_run(directory: Path) -> None:
-    """Remove what a run has written from its directory, and nothing else."""
-    _remove(directory, _PRODUCTS)
+    """Remove the files of a run from its directory, and nothing else."""
+    remove_evaluation(directory)
+    for name in ("config.json", "metrics.csv"):
+        (directory / name).unlink(missing_ok=True)
     for name in ("checkpoints", "snapshots", "tensorboard", "latents"):
         shutil.rmtree(directory / name, ignore_errors=True)
 
 
-def _remove(directory: Path, names: Iterable[str]) -> None:
-    for name in names:
+def remove_evaluation(directory: Path) -> None:
+    """Remove the evaluation of a run and its page."""
+    for name in _EVALUATION:
         (directory / name).unlink(missing_ok=True)

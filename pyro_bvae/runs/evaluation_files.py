@@ -1,4 +1,4 @@
-"""What is measured of a run's model, by one process or several, and the files that it is written to."""
+"""The evaluation of a run's model, by one process or several, and its files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def evaluate_shares(
         args: Their arguments, the data and, where there is one, its context.
         ranks: The processes; all of them get the evaluation of all data.
         seed: Seed of the draws.
-        **options: What else :func:`~pyro_bvae.evaluation.evaluate` takes.
+        **options: Further options of :func:`~pyro_bvae.evaluation.evaluate`.
     """
     if ranks.size == 1:
         return evaluate(vae.model, vae.guide, *args, seed=seed, **options)
@@ -61,9 +61,9 @@ def write_evaluation(
     Args:
         directory: The run.
         vae: Its model.
-        args: What it was measured on.
-        evaluation: What was measured.
-        attributes: What it was measured with: ``dataset``, ``split``, ``checkpoint``, ``seed`` and
+        args: The data that it was measured on.
+        evaluation: The evaluation.
+        attributes: Its settings: ``dataset``, ``split``, ``checkpoint``, ``seed`` and
             ``config``.
         latent_dim: The number of latents.
 

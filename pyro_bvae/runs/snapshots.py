@@ -18,9 +18,9 @@ _NUM_RECONSTRUCTIONS, _DPI = 10, 100
 
 
 class Snapshots:
-    """Draws reconstructions and samples every few epochs: ``fit(..., callbacks=[Snapshots(vae, data, folder)])``.
+    """Reconstructions and samples every few epochs, as a callback of :func:`~pyro_bvae.fit`.
 
-    The same data and the same latents each time, so that two pictures differ by what training did.
+    The same data and the same latents each time, so that two pictures differ by the training alone.
     They take nothing from the randomness of the training.
 
     Args:
@@ -59,7 +59,8 @@ class Snapshots:
         few = self.data[:_NUM_RECONSTRUCTIONS].to(device=self._device())
         means = self.vae.reconstruct(few.x, few.context)
         if few.image_shape is None:
-            return plots.features(few.x.cpu(), means.cpu(), "Data and their reconstructions")
+            title = "Data and their reconstructions"
+            return plots.features(few.x.cpu(), means.cpu(), title, few.feature_names)
         return plots.reconstructions(few.x.cpu(), means.cpu(), few.image_shape)
 
     def _samples(self, epoch: int) -> Figure:
@@ -68,7 +69,7 @@ class Snapshots:
         samples = self.vae.generate(count, data.context, seed=0).cpu()
         title = f"Draws from the prior, decoded, after {epoch} epochs"
         if data.image_shape is None:
-            return plots.features(samples, None, title)
+            return plots.features(samples, None, title, data.feature_names)
         return plots.image_grid(samples, data.image_shape, title, num=count)
 
     def _device(self) -> Any:

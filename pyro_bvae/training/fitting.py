@@ -105,8 +105,9 @@ def fit(
     """
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
     settings = Settings(
-        as_schedule(beta), rate, epochs, batch_size, gradient_clip, early_stopping, seed, precision
-    )
+        epochs, batch_size, gradient_clip, early_stopping, seed, precision,
+        beta=as_schedule(beta), learning_rate=rate,
+    )  # fmt: skip
     if current_ranks().is_first:
         settings.warn_of_unfinished_warmup()
     directory = None if output is None else Path(output)

@@ -4,28 +4,41 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, field, is_dataclass
 from typing import Any
 
 from pyro_bvae.core.errors import InputError, check_beta, check_count, unknown_name
-from pyro_bvae.core.precision import PRECISIONS
 from pyro_bvae.training.schedules import Schedule
 
 
 @dataclass(frozen=True)
-class Settings:
-    """What a training run is made of besides model and data; a resumed run must agree on it."""
+class FitOptions:
+    """The options that :func:`~pyro_bvae.fit`, its steps, and a configuration have in common."""
 
-    beta: Schedule
-    learning_rate: Schedule
-    epochs: int
-    batch_size: int
-    gradient_clip: float | None
-    early_stopping: int | None
-    seed: int
+    epochs: int = 30
+    """Passes over the training data."""
+    batch_size: int = 128
+    """Data in a step."""
+    gradient_clip: float | None = 200.0
+    """Upper limit on the global norm of the gradient per datum; None for no limit."""
+    early_stopping: int | None = None
+    """Stop after so many epochs without a better validation objective; None for never."""
+    seed: int = 0
+    """Seed of weights, data order, noise and random splits."""
     precision: str = "float32"
+    """Number type of the networks while training: float32 or bf16."""
+
+
+@dataclass(frozen=True)
+class Settings(FitOptions):
+    """The settings of a training run besides model and data; a resumed run must agree on them."""
+
+    beta: Schedule = field(kw_only=True)
+    learning_rate: Schedule = field(kw_only=True)
 
     def __post_init__(self) -> None:
+        from pyro_bvae.core.precision import PRECISIONS
+
         for name in ("epochs", "batch_size"):
             check_count(name, getattr(self, name))
         for name in ("gradient_clip", "early_stopping"):
@@ -49,7 +62,7 @@ class Settings:
         return float(self.beta(float(self.epochs), self.epochs))
 
     def identity(self) -> dict[str, Any]:
-        """Return what a resumed run must have in common, for the checkpoint. The number of epochs may grow."""
+        """Return the settings that a resumed run must share; the number of epochs may grow."""
         schedules = {
             name: repr(schedule)
             if is_dataclass(schedule)

@@ -1,4 +1,4 @@
-"""Cells by genes: counts in an ``AnnData``, in memory, sparse, or in an ``.h5ad`` file larger than memory."""
+"""Cells by genes: counts in an ``AnnData``, in memory, sparse, or in a large ``.h5ad`` file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_DENSE = 100_000_000
 
 @dataclass(frozen=True)
 class CellFormat:
-    """How cells of an ``AnnData`` are seen as data: what a model was trained on, to see other cells likewise.
+    """The view of cells as data on which a model was trained, to read other cells likewise.
 
     Attributes:
         genes: Names of the features, in order.
@@ -49,7 +49,7 @@ class CellFormat:
     size_factor: bool = True
 
     def read(self, adata: AnnData) -> tuple[LazyDataset, np.ndarray]:
-        """Return the cells of an ``AnnData`` that have enough counts, and a mask over all its cells of which they are.
+        """Return the cells that have enough counts, and their mask over all cells.
 
         Raises:
             InputError: if a gene, the layer or a column is not there, a count is none, a batch is
@@ -59,7 +59,8 @@ class CellFormat:
         missing = [name for name in self.genes if name not in where]
         if missing:
             raise InputError(
-                f"{len(missing)} of {len(self.genes)} genes are not there, the first is '{missing[0]}'"
+                f"{len(missing)} of {len(self.genes)} genes are not there, the first is "
+                f"'{missing[0]}'"
             )
         genes = np.array([where[name] for name in self.genes])
         matrix, selected = select(adata, self.layer, self.min_counts, genes=genes)
@@ -76,7 +77,7 @@ class CellFormat:
             )
         if self.batch_column is not None:
             covariates = _one_hot(
-                _text(column(adata, self.batch_column, rows)),
+                column(adata, self.batch_column, rows).astype(str),
                 self.batches,
                 self.batch_column,
                 names,
@@ -89,12 +90,14 @@ class CellFormat:
             None if size_factor is None and covariates is None else Context(size_factor, covariates)
         )
         table = CountTable(matrix, rows, selected.genes)
-        return LazyDataset(table, context=context, labels=labels, label_names=label_names)
+        return LazyDataset(
+            table, context=context, labels=labels, label_names=label_names, feature_names=self.genes
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class CellSplits(Splits):
-    """The parts of a data set of cells, with what is needed to see other cells likewise and to write results back.
+    """The parts of a data set of cells, and their format, by which other cells are read.
 
     Attributes:
         format: How the cells are seen.
@@ -116,7 +119,8 @@ class CellSplits(Splits):
         cells = len(self.train_names) + len(self.validation_names) + len(self.test_names)
         return (
             f"{self.name}: {cells} cells x {len(self.format.genes)} genes"
-            f" (left out: {self.dropped_cells} cells with fewer than {self.format.min_counts:g} counts,"
+            f" (left out: {self.dropped_cells} cells with fewer than {self.format.min_counts:g} "
+            "counts,"
             f" {self.dropped_genes} genes in too few cells)"
         )
 
@@ -192,10 +196,14 @@ def from_anndata(
     if split_column is None:
         parts = _random_parts(rows, validation, test, seed)
     else:
-        parts = _given_parts(rows, _text(column(adata, split_column, rows)), split_column)
+        part_of = column(adata, split_column, rows).astype(str)
+        results = sorted(set(part_of.tolist()))
+        check_parts(results[:10], f"the values in obs column '{split_column}'")
+        parts = {part: rows[part_of == part] for part in PARTS}
     batches: tuple[str, ...] = ()
     if batch_column is not None:
-        batches = _ordered(column(adata, batch_column, parts["train"]))
+        values = np.unique(column(adata, batch_column, parts["train"]))
+        batches = tuple(values.astype(str).tolist())
     genes = tuple(gene_names(adata)[selected.genes])
     seen = CellFormat(genes, layer, label_column, batch_column, batches, min_counts, size_factor)
     whole = seen.cells(adata, matrix, selected)
@@ -238,27 +246,12 @@ def column(adata: AnnData, name: str, rows: np.ndarray) -> np.ndarray:
 def _random_parts(
     rows: np.ndarray, validation: float, test: float, seed: int
 ) -> dict[str, np.ndarray]:
-    """Return the rows of each part, in the order in which a permutation of the cells kept has them."""
+    """Return the rows of each part, in the order of a permutation of the cells kept."""
     train, validating, _ = part_sizes(len(rows), validation, test)
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"'seed' must be a non-negative integer, got {seed!r}")
     order = rows[np.random.default_rng(seed).permutation(len(rows))]
     return dict(zip(PARTS, np.split(order, [train, train + validating]), strict=True))
-
-
-def _given_parts(rows: np.ndarray, part_of: np.ndarray, name: str) -> dict[str, np.ndarray]:
-    result = sorted(set(part_of.tolist()))
-    check_parts(result[:10], f"the values in obs column '{name}'")
-    return {part: rows[part_of == part] for part in PARTS}
-
-
-def _text(values: np.ndarray) -> np.ndarray:
-    return values.astype(str)
-
-
-def _ordered(values: np.ndarray) -> tuple[str, ...]:
-    """Return the different values as text, in the order of numbers or of text."""
-    return tuple(_text(np.unique(values)).tolist())
 
 
 def _one_hot(values: np.ndarray, batches: tuple[str, ...], column: str, names: Any) -> Tensor:
@@ -268,8 +261,8 @@ def _one_hot(values: np.ndarray, batches: tuple[str, ...], column: str, names: A
     if unseen.any():
         row = int(unseen.argmax())
         raise InputError(
-            f"batch '{values[row]}' of cell '{names[row]}' in obs column '{column}' is not among those of the training"
-            f" cells: {', '.join(batches)}"
+            f"batch '{values[row]}' of cell '{names[row]}' in obs column '{column}' is not among "
+            f"those of the training cells: {', '.join(batches)}"
         )
     return torch.from_numpy(indicators).float()
 

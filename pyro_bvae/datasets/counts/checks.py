@@ -1,4 +1,4 @@
-"""Counts: what a table of them must be, and the size factor that is computed from it."""
+"""Counts: the checks of a table of them, and the size factor that is computed from it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def check_counts(
     column_names: Sequence[str] | None = None,
     first_row: int = 0,
 ) -> None:
-    """Raise unless a table holds counts: finite, non-negative, and whole to within :data:`COUNT_TOLERANCE`.
+    """Raise unless a table holds counts: finite, non-negative, whole to :data:`COUNT_TOLERANCE`.
 
     Args:
         x: A tensor, an array or a sparse matrix, shape ``(N, D)``.
-        name: What the error calls it.
+        name: The name of the table in the error.
         row_names: Names of the rows, for the error.
         column_names: Names of the columns, for the error.
         first_row: Number of the first row, where ``x`` is one block of a longer table.
@@ -74,7 +74,8 @@ def observed_size_factor(totals: Tensor, row_names: Sequence[str] | None = None)
     if bool(empty.any()):
         row = int(empty.nonzero()[0])
         raise InputError(
-            f"a size factor must be positive, but row {row}{_named('', row_names, row)} has no count at all: "
+            f"a size factor must be positive, but row {row}{_named('', row_names, row)} has no "
+            "count at all: "
             "leave such data out, as min_counts=1 does, or do without the size factor"
         )
     return totals.unsqueeze(1)

@@ -71,11 +71,12 @@ class CountTruth:
         outside = ~((self.zero_inflation >= 0) & (self.zero_inflation < 1))
         if bool(outside.any()):
             raise InputError(
-                f"'zero_inflation' must lie in [0, 1), got {self.zero_inflation[outside][0].item():g}"
+                "'zero_inflation' must lie in [0, 1), got "
+                f"{self.zero_inflation[outside][0].item():g}"
             )
 
     def shares(self, z: Tensor) -> Tensor:
-        """Return the share of each gene in the expected counts, softmax(W z + b), ``(*, L)`` to ``(*, D)``."""
+        """Return each gene's share of the counts, softmax(W z + b), ``(*, L)`` to ``(*, D)``."""
         return torch.softmax(z @ self.weight.to(z).T + self.bias.to(z), dim=-1)
 
     def draw(

@@ -1,4 +1,4 @@
-"""Counts of cells in an ``AnnData``: found, checked and selected in one pass over blocks of cells."""
+"""Counts of cells in an ``AnnData``: checked and selected in one pass over blocks of cells."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def open_h5ad(path: Path, *, backed: bool) -> AnnData:
 
 
 def gene_names(adata: AnnData) -> np.ndarray:
-    """Return the names of the genes, ``(D,)``; repeated ones are numbered as ``var_names_make_unique`` does."""
+    """Return the names of the genes, ``(D,)``, as ``var_names_make_unique`` makes them."""
     import_anndata()
     from anndata.utils import make_index_unique
 
@@ -95,7 +95,8 @@ def count_matrix(adata: AnnData, layer: str | None) -> Any:
         return matrix
     if adata.isbacked and layer is None:
         raise InputError(
-            f"a file is read by rows if it is dense or csr, got {matrix.format}: do without 'backed'"
+            f"a file is read by rows if it is dense or csr, got {matrix.format}: do without "
+            "'backed'"
         )
     return matrix.tocsr()
 
@@ -171,7 +172,8 @@ def select(
         enough = carriers >= min_cells
         if not enough.any():
             raise InputError(
-                f"no gene has counts in 'min_cells' = {min_cells} cells, the most is {carriers.max()}"
+                f"no gene has counts in 'min_cells' = {min_cells} cells, the most is "
+                f"{carriers.max()}"
             )
         kept = kept[enough]
         if not carriers[~enough].any():  # then no cell's total changes with the genes that go
@@ -181,7 +183,7 @@ def select(
 def _count(
     matrix: Any, genes: np.ndarray, min_counts: float, check: Check | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the total counts of each cell, ``(N,)``, and in how many cells with enough each gene is, ``(D,)``."""
+    """Return the total counts of each cell, ``(N,)``, and cells of each gene, ``(D,)``."""
     totals, carriers = [], np.zeros(len(genes), dtype=np.int64)
     for start, block in _blocks(matrix):
         if check is not None:
@@ -193,7 +195,7 @@ def _count(
 
 
 def _rounded(counts: Any) -> Any:
-    """Return counts, of which nothing else has a hold, without what rounding left of them."""
+    """Return counts, of which nothing else has a hold, rounded to whole numbers."""
     values = counts.data if hasattr(counts, "tocsr") else counts
     if values.dtype.kind == "f":
         np.rint(values, out=values)

@@ -41,7 +41,7 @@ def from_factors(
         images: ``(N, D)`` features, or images ``(N, H, W)``, ``(N, H, W, C)`` or ``(N, C, H, W)``
             with 1, 3 or 4 channels; images of type uint8 are divided by 255, unless all of them are
             zeros and ones.
-        factors: What is known about each, numbers ``(N, F)``, or ``(N,)`` for a single factor. They
+        factors: Known factors of each, numbers ``(N, F)``, or ``(N,)`` for a single factor. They
             are kept as they are; :func:`factor_classes` numbers the values of each.
         factor_names: F names, or none.
         validation: Fraction or number of data that validate, 0 for none.
@@ -66,7 +66,8 @@ def from_factors(
         )
     if pixels.ndim == 0 or len(pixels) != len(known):
         raise InputError(
-            f"'images' and 'factors' must have one row for each datum, got {pixels.shape} and {known.shape}"
+            f"'images' and 'factors' must have one row for each datum, got {pixels.shape} and "
+            f"{known.shape}"
         )
     (x,), shape = features_and_shape([pixels], divide=pixels.ndim > 2)
     columns = torch.from_numpy(known.astype(np.int64 if known.dtype.kind in "biu" else np.float32))
@@ -94,7 +95,9 @@ def dsprites(
     test: float = 0.1,
     seed: int = 0,
 ) -> Splits:
-    """Read the public dSprites file (Matthey et al. 2017), ``dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz``.
+    """Read the public dSprites file ``dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz``.
+
+    Reference: Matthey et al. 2017.
 
     The images are read in a stream, and only those that are taken stay in memory: 16 KB each.
 
@@ -106,7 +109,7 @@ def dsprites(
         values: Let ``factors`` be the values of the factors (angles, say) and not their indices.
         validation: Fraction or number of the data taken that validate, 0 for none.
         test: Likewise, to test on.
-        seed: Of what is taken and of the split.
+        seed: Of the choice of images and of the split.
 
     Returns:
         x, ``(N, H * W)``, zeros and ones; ``factors`` ``(N, 5)``, long unless they are values;
@@ -182,7 +185,8 @@ def _choose(shape: tuple[int, ...], num_data: int | None, seed: int) -> np.ndarr
     check_count("num_data", num_data)
     if num_data > shape[0]:
         raise InputError(
-            f"'num_data' must be at most {shape[0]}, the number of images in the file, got {num_data}"
+            f"'num_data' must be at most {shape[0]}, the number of images in the file, got "
+            f"{num_data}"
         )
     # the epoch sets this apart from the split that follows
     order = torch.randperm(shape[0], generator=stream_generator(seed, 1, SPLIT_STREAM))
@@ -196,7 +200,8 @@ def _table(archive: zipfile.ZipFile, key: str, shape: tuple[int, ...]) -> np.nda
     columns = len(DSPRITES_FACTORS) + 1
     if table.shape != (shape[0], columns) or table.dtype.kind not in "biuf":
         raise InputError(
-            f"key '{key}' must be numbers of shape ({shape[0]}, {columns}) as there are {shape[0]} images, got "
+            f"key '{key}' must be numbers of shape ({shape[0]}, {columns}) as there are "
+            f"{shape[0]} images, got "
             f"{table.dtype} of shape {table.shape}"
         )
     return table

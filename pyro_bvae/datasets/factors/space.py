@@ -1,4 +1,4 @@
-"""Factors with known levels: their names, what their levels stand for, and draws of them that may be correlated."""
+"""Factors with known levels: their names, values, and draws of them that may be correlated."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class FactorSpace:
         :math:`n_f` levels. The entries of :math:`C` are chosen so that the correlation of the
         *indices* is the one asked for. Factors that are not named together are independent. The
         index of a factor that is an angle counts its steps from 0 on: its first and last level are
-        far apart there, though not in what they stand for.
+        far apart there, though their values are not.
 
         Args:
             num: Number N of combinations; one may be there twice.
@@ -151,7 +151,8 @@ class FactorSpace:
         if bool(bad.any()):
             row, column = (int(i) for i in bad.nonzero()[0])
             raise InputError(
-                f"factor '{self.names[column]}' must be an index from 0 to {self.sizes[column] - 1}, "
+                f"factor '{self.names[column]}' must be an index from 0 to "
+                f"{self.sizes[column] - 1}, "
                 f"got {indices[row, column].item()} at row {row}"
             )
 
@@ -194,7 +195,8 @@ class FactorSpace:
         if bool(failed):
             least = float(torch.linalg.eigvalsh(normal)[0])
             raise InputError(
-                f"'correlation' must be positive definite, which {dict(correlation)} is not: no factors are correlated"
+                f"'correlation' must be positive definite, which {dict(correlation)} is not: no "
+                "factors are correlated"
                 f" like this (smallest eigenvalue of the copula {least:.3g})"
             )
         return factor
@@ -202,13 +204,15 @@ class FactorSpace:
     def _pair(self, pair: tuple[str, str], held: dict[str, int]) -> tuple[int, int]:
         if not isinstance(pair, tuple) or len(pair) != 2 or pair[0] == pair[1]:
             raise InputError(
-                f"'correlation' must have pairs of factors as keys, such as ('x', 'y'), got {pair!r}"
+                "'correlation' must have pairs of factors as keys, such as ('x', 'y'), got "
+                f"{pair!r}"
             )
         columns = self._column(pair[0]), self._column(pair[1])
         for name in pair:
             if name in held:
                 raise InputError(
-                    f"'correlation' must be of factors that vary, and '{name}' is fixed, at {held[name]}"
+                    f"'correlation' must be of factors that vary, and '{name}' is fixed, at "
+                    f"{held[name]}"
                 )
         return columns
 
@@ -218,7 +222,8 @@ class FactorSpace:
         most = 0.0 if min(first, second) == 1 else level_correlation(_MOST, first, second)
         if not abs(wanted) <= most:  # NaN too
             raise InputError(
-                f"'correlation' of '{pair[0]}' and '{pair[1]}' must lie between {-most:.4g} and {most:.4g}, which is as"
+                f"'correlation' of '{pair[0]}' and '{pair[1]}' must lie between {-most:.4g} and "
+                f"{most:.4g}, which is as"
                 f" far as {first} and {second} levels go, got {wanted}"
             )
         low, high = -_MOST, _MOST
@@ -233,7 +238,7 @@ class FactorSpace:
 
 
 def level_correlation(correlation: float, first: int, second: int) -> float:
-    r"""Return the correlation of two factors' indices under a Gaussian copula, by quadrature over the first normal.
+    r"""Return the correlation of two factors' indices under a Gaussian copula, by quadrature.
 
     With :math:`i = \lfloor n \Phi(g_1) \rfloor` and :math:`t_b = \Phi^{-1}(b / m)`, the second
     index has mean :math:`\sum_{b=1}^{m-1} \Phi((\rho g_1 - t_b) / \sqrt{1 - \rho^2})` given the

@@ -1,4 +1,4 @@
-"""Squares, ellipses and hearts with known factors, rendered on the spot (after dSprites, Matthey et al., 2017)."""
+"""Squares, ellipses and hearts with known factors, after dSprites (Matthey et al. 2017)."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ class SpriteTable:
 
 
 def _local_coordinates(factors: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return pixel centres in each sprite's frame (u right, v up), ``(N, size²)``, and its radius ``(N, 1)``."""
+    """Return pixel centres in each sprite's frame, ``(N, size²)``, and radii ``(N, 1)``."""
     _, scale, angle, x, y = SPRITE_FACTORS.values_of(factors).unsqueeze(2).unbind(1)  # (N, 1) each
     centre_x, centre_y = (_MARGIN + (1 - 2 * _MARGIN) * position for position in (x, y))
     pixels = (torch.arange(size) + 0.5) / size
@@ -187,7 +187,7 @@ def _local_coordinates(factors: Tensor, size: int) -> tuple[Tensor, Tensor, Tens
 
 
 def _square(u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
-    """Return the signed distance to a square's edge, negative inside; its corners lie at the radius."""
+    """Return the signed distance to a square's edge, negative inside; corners lie at the radius."""
     return _box(u, v, radius / math.sqrt(2))
 
 
@@ -205,7 +205,7 @@ def _ellipse(u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
 
 
 def _heart(u: Tensor, v: Tensor, radius: Tensor) -> Tensor:
-    """Return the signed distance to a heart: a square on its tip, a disc on each of its upper sides."""
+    """Return the signed distance to a heart: a square on its tip, discs on its upper sides."""
     # With half side r, the centroid lies at (c, c) in the square's own axes, and the tip 1.857 r
     # below it.
     c = (math.pi / 2 + 2 / 3) / (4 + math.pi)
@@ -234,7 +234,8 @@ def _combinations(
     total = SPRITE_FACTORS.count(fixed)
     if sum(counts) > total:
         raise InputError(
-            f"'num_train', 'num_validation' and 'num_test' must be at most {total} together, the number of different "
+            f"'num_train', 'num_validation' and 'num_test' must be at most {total} together, the "
+            "number of different "
             f"combinations, got {num_train}, {num_validation} and {num_test}"
         )
     return SPRITE_FACTORS.distinct(sum(counts), fixed=fixed, seed=seed)

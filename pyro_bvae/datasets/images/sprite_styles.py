@@ -1,4 +1,4 @@
-"""What a sprite looks like: a look turns the grey image of a sprite into one with three channels.
+"""Looks of sprites: a look turns the grey image of a sprite into one with three channels.
 
 Any function ``(grey (H, W), generator) -> (3, H, W)`` is a look, with all its randomness from the
 generator; each image has a generator of its own. These are after the variants of dSprites in
@@ -22,24 +22,24 @@ _KNOTS = 5
 
 
 def coloured(grey: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the sprite in one colour on black; each of red, green and blue is uniform over [0.5, 1]."""
+    """Return the sprite in one colour on black; red, green and blue are uniform over [0.5, 1]."""
     return (0.5 + 0.5 * torch.rand(3, 1, 1, generator=generator)) * grey
 
 
 def on_noise(grey: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the white sprite on noise: every number of the background is uniform over [0, 1], each for itself."""
+    """Return the white sprite on noise: every number of the background is uniform over [0, 1]."""
     return torch.rand(3, *grey.shape, generator=generator).maximum(grey)
 
 
 def on_texture(grey: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the sprite as a negative of a smooth coloured texture, which is another one in each image."""
+    """Return the sprite as a negative of a smooth coloured texture, another one in each image."""
     knots = torch.rand(1, 3, _KNOTS, _KNOTS, generator=generator)
     texture = interpolate(knots, size=tuple(grey.shape), mode="bilinear", align_corners=True)[0]
     return negative(grey, texture)
 
 
 def on_patches(picture: Tensor) -> Look:
-    """Return the look of sprites as negatives of a picture, each of a patch of its own from anywhere in it.
+    """Return the look of sprites as negatives of a picture, each of a random patch of it.
 
     Args:
         picture: Colours in [0, 1], ``(3, H, W)``, at least as large as the images in height and
@@ -51,7 +51,8 @@ def on_patches(picture: Tensor) -> Look:
     """
     if picture.ndim != 3 or len(picture) != 3 or not bool(((picture >= 0) & (picture <= 1)).all()):
         raise InputError(
-            f"'picture' must be colours in [0, 1] of shape (3, H, W), got shape {tuple(picture.shape)}"
+            "'picture' must be colours in [0, 1] of shape (3, H, W), got shape "
+            f"{tuple(picture.shape)}"
         )
 
     def look(grey: Tensor, generator: torch.Generator) -> Tensor:
@@ -68,5 +69,5 @@ def on_patches(picture: Tensor) -> Look:
 
 
 def negative(grey: Tensor, background: Tensor) -> Tensor:
-    """Return a background ``(3, H, W)`` with its colours inverted where the sprite ``(H, W)`` is."""
+    """Return a background ``(3, H, W)`` with colours inverted where the sprite ``(H, W)`` is."""
     return torch.lerp(background, 1 - background, grey)

@@ -44,17 +44,17 @@ def mnist(root: _Path | None = None, *, validation: float = 5000, download: bool
 def fashion_mnist(
     root: _Path | None = None, *, validation: float = 5000, download: bool = True
 ) -> Splits:
-    """Return Fashion-MNIST (Xiao et al., 2017), from ``FashionMNIST/raw``; arguments as of :func:`mnist`."""
+    """Return Fashion-MNIST (Xiao et al. 2017), from ``FashionMNIST/raw``, as :func:`mnist` does."""
     return _load("FashionMNIST", "fashion-mnist", root, validation, download)
 
 
 def kmnist(root: _Path | None = None, *, validation: float = 5000, download: bool = True) -> Splits:
-    """Return Kuzushiji-MNIST (Clanuwat et al., 2018), from ``KMNIST/raw``; arguments as of :func:`mnist`."""
+    """Return Kuzushiji-MNIST (Clanuwat et al. 2018), from ``KMNIST/raw``, as :func:`mnist` does."""
     return _load("KMNIST", "kmnist", root, validation, download)
 
 
 def data_root(root: _Path | None = None) -> Path:
-    """Return the folder of downloaded data: ``root``, ``$PYRO_BVAE_DATA`` or ``~/.cache/pyro_bvae``."""
+    """Return the folder of data: ``root``, ``$PYRO_BVAE_DATA`` or ``~/.cache/pyro_bvae``."""
     return Path(root or os.environ.get(ROOT_VARIABLE) or "~/.cache/pyro_bvae").expanduser()
 
 
@@ -83,14 +83,16 @@ def _torchvision_datasets() -> ModuleType:
         OSError,
     ) as error:  # a build for another torch raises RuntimeError
         raise InputError(
-            f"torchvision cannot be imported ({_one_line(error)}); install the build that belongs to torch "
-            f"{torch.__version__}, from the same package index as torch: pip install --force-reinstall torchvision"
+            f"torchvision cannot be imported ({_one_line(error)}); install the build that "
+            "belongs to torch "
+            f"{torch.__version__}, from the same package index as torch: pip install "
+            "--force-reinstall torchvision"
         ) from error
     return datasets
 
 
 def _fetch(source: Any, folder: Path, class_name: str, download: bool) -> None:
-    """Download unless all four files are there; what goes wrong becomes one line."""
+    """Download unless all four files are there; a failure becomes one line."""
     raw = folder / class_name / "raw"
     if all((raw / file).is_file() for file in _FILES):
         return
@@ -116,7 +118,8 @@ def _part(source: Any, folder: Path, *, train: bool) -> Dataset:
     except (OSError, RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
         where = folder / source.__name__ / "raw"
         raise InputError(
-            f"the {'training' if train else 'test'} files in {where} cannot be read ({_one_line(error)}); "
+            f"the {'training' if train else 'test'} files in {where} cannot be read "
+            f"({_one_line(error)}); "
             "remove them to download them again"
         ) from error
     height, width = part.data.shape[1:]

@@ -27,12 +27,12 @@ _KNOWN_KEYS = (
     "mask",
 )
 _CHANNELS = (1, 3, 4)
-# What numpy and zipfile raise for a file that is not what its name says.
+# The errors of numpy and zipfile for a file that its name belies.
 UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def read_npy(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
-    """Read one array of data, see :func:`features_and_shape` for its shapes; ``missing`` as of :class:`Dataset`."""
+    """Read one array of data, of a shape that :func:`features_and_shape` takes."""
     try:
         array = np.load(path, allow_pickle=False)
     except UNREADABLE as error:
@@ -45,7 +45,7 @@ def read_npy(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
 
 
 def read_npz(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
-    """Read an archive with key ``x`` or ``images``, or one of them a part: ``x_train``, ``x_test``, ...
+    """Read an archive with key ``x`` or ``images``, or one for each part, such as ``x_train``.
 
     Optional keys, likewise with or without the part: ``labels``, ``factors``, ``size_factor``,
     ``covariates``; ``mask``, of the shape of the data, 0 or False where an entry was not observed;
@@ -105,7 +105,7 @@ def features_and_shape(
     )
     with np.errstate(
         over="ignore"
-    ):  # what is too large for float32 is reported as infinite, with its index
+    ):  # numbers too large for float32 are reported as infinite, with their index
         tables = [array.reshape(len(array), -1).astype(np.float32) for array in arrays]
     return [torch.from_numpy(table).div_(255 if grey_levels else 1) for table in tables], shape
 
@@ -115,7 +115,8 @@ def _check_array(array: np.ndarray, first: np.ndarray) -> None:
         raise InputError(f"the data must be numbers, got type {array.dtype}")
     if array.ndim not in (2, 3, 4):
         raise InputError(
-            f"the data must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}"
+            "the data must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got "
+            f"{array.shape}"
         )
     if 0 in array.shape:
         raise InputError(f"empty data set: the data have shape {array.shape}")
@@ -125,7 +126,8 @@ def _check_array(array: np.ndarray, first: np.ndarray) -> None:
         )
     if array.shape[1:] != first.shape[1:] or array.dtype != first.dtype:
         raise InputError(
-            f"the parts must agree in shape and type, got {first.shape} {first.dtype} and {array.shape} {array.dtype}"
+            f"the parts must agree in shape and type, got {first.shape} {first.dtype} and "
+            f"{array.shape} {array.dtype}"
         )
 
 
@@ -147,7 +149,7 @@ def _archive(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
 
 
 def _layout(arrays: dict[str, np.ndarray], keys: list[str]) -> tuple[str, dict[str, str]]:
-    """Return the key of the data, and for each part what its keys end in."""
+    """Return the key of the data, and for each part the ending of its keys."""
     for key in _DATA_KEYS:
         if key in arrays:
             return key, {WHOLE: ""}
@@ -156,7 +158,8 @@ def _layout(arrays: dict[str, np.ndarray], keys: list[str]) -> tuple[str, dict[s
             check_parts(results, f"the endings of the keys '{key}_...'")
             return key, {part: f"_{part}" for part in results}
     raise InputError(
-        f"there must be a key 'x' or 'images', or 'x_train' and 'x_test', got {', '.join(sorted(keys)) or 'none'}"
+        "there must be a key 'x' or 'images', or 'x_train' and 'x_test', got "
+        f"{', '.join(sorted(keys)) or 'none'}"
     )
 
 

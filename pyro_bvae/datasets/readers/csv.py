@@ -25,10 +25,10 @@ _NAMES_SHOWN = 20
 def read_csv(
     path: Path, *, split_column: str | None = None, missing: bool = False
 ) -> dict[str, Dataset]:
-    """Read a table with a header; a column ``label`` or ``labels`` is labels, all others are features.
+    """Read a table with a header; column ``label`` or ``labels`` is labels, all others features.
 
     ``split_column`` names a column that says train, validation or test; it is no feature then.
-    With ``missing``, an empty field and what pandas reads as one (NaN, NA, ...) are entries that
+    With ``missing``, an empty field and its spellings in pandas (NaN, NA, ...) are entries that
     were not observed.
     """
     columns = _header(path)
@@ -48,7 +48,10 @@ def read_csv(
     if label_column is not None:
         labels, label_names = encode_labels(_label_values(frame[label_column]))
     x = np.stack([_numbers(frame[name], name, missing) for name in features], axis=1)
-    whole = Dataset(x=torch.from_numpy(x), labels=labels, label_names=label_names, missing=missing)
+    whole = Dataset(
+        torch.from_numpy(x), labels=labels, label_names=label_names, missing=missing,
+        feature_names=tuple(features),
+    )  # fmt: skip
     if split_column is None:
         return {WHOLE: whole}
     part_of = frame[split_column].fillna("").str.strip().to_numpy(dtype=str)
@@ -58,7 +61,7 @@ def read_csv(
 
 
 def _header(path: Path) -> list[str]:
-    """Return the names of the columns, checked: a missing header would swallow a datum in silence."""
+    """Return the names of the columns, checked: a missing header would silently take a datum."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             columns = next(csv.reader(file), [])
@@ -72,7 +75,8 @@ def _header(path: Path) -> list[str]:
     for position, name in enumerate(columns):
         if not name.strip():
             raise InputError(
-                f"column {position + 1} has no name; name it, or leave it out (pandas: to_csv(index=False))"
+                f"column {position + 1} has no name; name it, or leave it out (pandas: "
+                "to_csv(index=False))"
             )
         if name in columns[:position]:
             raise InputError(f"the names of the columns must differ, got '{name}' twice")
@@ -94,7 +98,7 @@ def _frame(path: Path, text_column: str | None) -> pd.DataFrame:
 
 
 def _numbers(column: pd.Series, name: str, missing: bool) -> np.ndarray:
-    """Return one column as float32, ``(N,)``; NaN only for what may be missing."""
+    """Return one column as float32, ``(N,)``; NaN only where entries may be missing."""
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")

@@ -1,4 +1,4 @@
-"""Folders of images, their classes and parts told by sub-folders."""
+"""Folders of images, with sub-folders for their classes and parts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def read_image_folder(path: Path) -> dict[str, Dataset]:
 
 
 def _images(folder: Path) -> list[tuple[Path, str]]:
-    """Return the images below a folder with the name of the sub-folder they lie in, ``""`` for none."""
+    """Return the images below a folder with the name of their sub-folder, ``""`` for none."""
     results = []
     for entry in _visible(folder):
         if entry.is_dir():
@@ -70,7 +70,7 @@ def _is_image(file: Path) -> bool:
 
 
 def _stack(root: Path, parts: list[list[Path]]) -> list[np.ndarray]:
-    """Return uint8 pixels ``(N, H, W, C)`` of each part, all of the shape of the very first image."""
+    """Return uint8 pixels ``(N, H, W, C)`` of each part, all of the shape of the first image."""
     first = parts[0][0]
     shape = _pixels(first, root).shape
     stacks = []
@@ -80,7 +80,8 @@ def _stack(root: Path, parts: list[list[Path]]) -> list[np.ndarray]:
             pixels = _pixels(file, root)
             if pixels.shape != shape:
                 raise InputError(
-                    f"images must all be of one size: {first.relative_to(root)} is {_described(shape)}, "
+                    f"images must all be of one size: {first.relative_to(root)} is "
+                    f"{_described(shape)}, "
                     f"{file.relative_to(root)} is {_described(pixels.shape)}"
                 )
             stack[row] = pixels
@@ -95,7 +96,8 @@ def _pixels(file: Path, root: Path) -> np.ndarray:
         with Image.open(file) as image:
             if image.mode not in _GREY_MODES + _COLOUR_MODES:
                 raise InputError(
-                    f"images must have 8 bits a channel, {file.relative_to(root)} has mode {image.mode}"
+                    f"images must have 8 bits a channel, {file.relative_to(root)} has mode "
+                    f"{image.mode}"
                 )
             pixels = np.asarray(image.convert("L" if image.mode in _GREY_MODES else "RGB"))
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:

@@ -173,15 +173,9 @@ def sweep(
                 f"'schedule' must give the β of a sweep, got one that is to be found: {target}"
             )
         settings = Settings(
-            target,
-            rate,
-            epochs,
-            batch_size,
-            gradient_clip,
-            early_stopping,
-            seed,
-            precision=precision,
-        )
+            epochs, batch_size, gradient_clip, early_stopping, seed, precision,
+            beta=target, learning_rate=rate,
+        )  # fmt: skip
         with seeded(seed, WEIGHTS_STREAM):
             vae = make_vae(seed)
         if not isinstance(vae, nn.Module):
