@@ -18,7 +18,13 @@ from pyro_bvae import BetaVAE, inference_gaps
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.marginal import AnnealingSettings, Sandwich, annealing, chains
+from pyro_bvae.evaluation.marginal import (
+    AnnealingSettings,
+    Sandwich,
+    annealing,
+    annealing_run,
+    chains,
+)
 from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, hmc_step
 from pyro_bvae.evaluation.marginal.temperatures import find_plan
 from pyro_bvae.oracle import LinearGaussian
@@ -341,8 +347,8 @@ def test_both_directions_follow_one_plan(
         moves.append((temperature.clone(), step.clone()))
         return hmc_step(path, state, temperature, step, num_steps)
 
-    monkeypatch.setattr(annealing, "find_plan", planned)
-    monkeypatch.setattr(annealing, "hmc_step", recorded)
+    monkeypatch.setattr(annealing_run, "find_plan", planned)
+    monkeypatch.setattr(annealing_run, "hmc_step", recorded)
     x, vae = linear.sample(5), linear.amortized_vae()
     settings = AnnealingSettings(
         num_temperatures=7, num_chains=4, leapfrog_steps=1, pilot_temperatures=5
@@ -375,7 +381,9 @@ def test_the_plan_is_made_without_the_chains(linear: LinearGaussian) -> None:
         )
         with open_program(vae.model, vae.guide, (x,)) as program:
             plans.append(
-                annealing._Run(program, (x,), "prior", settings, 5, tqdm(disable=True)).plan
+                annealing_run.AnnealingRun(
+                    program, (x,), "prior", settings, 5, tqdm(disable=True)
+                ).plan
             )
     assert torch.equal(plans[0].steps, plans[1].steps) and torch.equal(
         plans[0].temperatures, plans[1].temperatures
@@ -666,7 +674,7 @@ def test_chains_that_disagree_or_hardly_move_are_not_trusted(
         plan = find_plan(*args)
         return plan._replace(steps=1e4 * plan.steps)
 
-    monkeypatch.setattr(annealing, "find_plan", stuck)
+    monkeypatch.setattr(annealing_run, "find_plan", stuck)
     estimate = annealed_evidence(vague.model, vague.guide, x, settings=settings)
     assert (estimate.effective_sample_size > 60).all() and estimate.untrusted == 6
 
@@ -757,13 +765,13 @@ def test_bounds_that_lie_apart_are_not_trusted(
     the lower bound."""
     x, vae = linear.sample(12), linear.amortized_vae()
     assert bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK).upper.untrusted <= 1
-    run = annealing._Run.backward
+    run = annealing_run.AnnealingRun.backward
 
     def stuck(self: Any, latents: Any) -> Any:
         results = run(self, latents)
         return results._replace(average=results.average._replace(value=results.average.value + 1.0))
 
-    monkeypatch.setattr(annealing._Run, "backward", stuck)
+    monkeypatch.setattr(annealing_run.AnnealingRun, "backward", stuck)
     results = bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK)
     assert results.upper.untrusted == results.gap.untrusted == 12 and results.lower.untrusted <= 1
     assert results.upper.monte_carlo_error >= results.gap.monte_carlo_error > 0

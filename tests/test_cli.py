@@ -212,8 +212,8 @@ def test_the_same_evaluation_twice_gives_the_same_file(
     assert main(["evaluate", str(run), *QUICK]) == 0
     assert (run / "evaluation.json").read_bytes() == before
     shown = capsys.readouterr().out
-    assert "objective  D + 3 R" in shown
-    assert "8 test data, 30 particles each" in shown
+    assert "Objective, D + βR" in shown
+    assert "8 test data, 30 particles each, trained at β = 3" in shown
     assert "of 2 latents active" in shown
 
 

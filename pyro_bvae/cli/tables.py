@@ -48,7 +48,10 @@ def evaluation_table(evaluation: Evaluation) -> str:
             numbers = f"{row.value:>10.3f}{row.standard_error:>12.3f}{row.monte_carlo_error:>13.4f}"
             lines.append(f"{label:<28}{numbers}" + ("" if row.trusted else "  untrusted"))
     evidence = evaluation.evidence
-    lines.append(f"{len(evidence.per_datum)} test data, {evidence.num_samples} particles each")
+    lines.append(
+        f"{len(evidence.per_datum)} test data, {evidence.num_samples} particles each,"
+        f" trained at β = {evaluation.training_beta:g}"
+    )
     if evaluation.given is not None:
         lines.append(f"all densities are given the {evaluation.given} of the data")
     if evaluation.kl is not None:

@@ -89,8 +89,8 @@ def to_arviz(
         num_predictive: For how many of these draws the observed sites are drawn as well, which
             takes the memory of so many copies of the data, twice; at most ``num_draws``, and 0 for
             no such groups.
-        attributes: Attributes of the whole, such as the configuration. Those without a type in netCDF
-            (None, truth values, lists, mappings, dataclasses) is written as JSON. The package, its
+        attributes: Attributes of the whole, such as the configuration. Those without a type in
+            netCDF (None, truth values, lists, mappings, dataclasses) are written as JSON. The package, its
             version, the model's name, ``seed``, ``num_draws`` and ``num_predictive`` are there in
             any case.
         data_plate: Name of the data plate, where the latents share more than one.

@@ -154,9 +154,9 @@ class LocalAutoregressivePosterior(nn.Module):
     r"""The flow guide with a mean, scale and summary for each datum; its steps are frozen.
 
     That is the family of a :class:`FlowPosterior` for a datum: its network's outputs for the
-    datum are free, and the steps shared by all data are not. The parameters are the shift of the mean in
-    units of the starting scale, the log of the factor on that scale, and the shift of the summary
-    in units of its own size, at least 1.
+    datum are free, and the shared steps are not. The parameters are the shift of the mean in units
+    of the starting scale, the log of the factor on that scale, and the shift of the summary in
+    units of its own size, at least 1.
 
     Args:
         loc: Starting means, shape ``(N, L)`` or with more leading dimensions.

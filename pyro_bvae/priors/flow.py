@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.distributions import DiagonalNormal
 
-# What one coupling may do to the log of a scale: extreme latents keep a finite density through many
-# layers.
+# The most that one coupling does to the log of a scale: extreme latents keep a finite density
+# through many layers.
 _LOG_SCALE_BOUND = 2.0
 # Weights of a coupling's last layer, of those that torch gives: the flow starts near the standard
 # normal.

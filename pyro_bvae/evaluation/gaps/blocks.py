@@ -119,18 +119,8 @@ def gap_block(
     if modes is None and starts:
         modes = find_modes(program, args, 1.0, starts, stream_seed(seed, 4))
     mixed, has_tails = _mixed(program, args, request, refits, modes)
-    mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if len(mixed) > 1 else ()
-
-    def weigh(guide: Function) -> Weights:
-        with seeded(seed, 2), torch.no_grad():
-            return sample_weights(
-                program, args, request.num_samples, guide, mixture if guide in mixed else ()
-            )
-
-    weights = {
-        guide: weigh(guide)
-        for guide in (program.guide, *mixed, *(part.guide for part in refits.all))
-    }
+    guides = (program.guide, *mixed, *(part.guide for part in refits.all))
+    weights = _weights(program, args, request.num_samples, seed, guides, mixed)
     own = weights[program.guide]
     pooled = torch.cat([weights[guide].mixed for guide in mixed])
     evidence, linearised = _pooled_evidence(
@@ -169,6 +159,25 @@ def gap_block(
         None if modes is None else modes.counts.cpu(),
         "" if modes is None else modes.looked,
     )
+
+
+@torch.no_grad()
+def _weights(
+    program: Program,
+    args: tuple[Any, ...],
+    num_samples: int,
+    seed: int,
+    guides: tuple[Function, ...],
+    mixed: tuple[Function, ...],
+) -> dict[Function, Weights]:
+    """Return the weights of guides that share their noise, the mixed ones also as a mixture."""
+    mixture = tuple(Component(guide, 1 / len(mixed)) for guide in mixed) if len(mixed) > 1 else ()
+    weights = {}
+    for guide in dict.fromkeys(guides):
+        with seeded(seed, 2):
+            shares = mixture if guide in mixed else ()
+            weights[guide] = sample_weights(program, args, num_samples, guide, shares)
+    return weights
 
 
 def _gap_values(

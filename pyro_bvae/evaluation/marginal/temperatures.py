@@ -1,6 +1,6 @@
 r"""The plan of an annealing run: temperatures and step sizes of a short pilot run.
 
-A plan that adapts to the chains it moves is no valid annealing, so a few chains of their own walk the path
+A plan that adapts to the chains it moves is no valid annealing, so a few other chains walk the path
 first. They take steps of equal thermodynamic length, :math:`dt \propto 1 /
 \operatorname{std}_{f_t}(b)`, which puts temperatures where the density changes most (Gelman and
 Meng 1998), and tune a step size for each datum along the way.

@@ -154,7 +154,8 @@ def newton_gain(program: Program, args: tuple[Any, ...], guide: Function, beta: 
     .. math:: \tfrac12\, g^\top \Lambda^{-1} g, \qquad g = \mathbb{E}_q[\nabla f],
         \quad \Lambda = -\mathbb{E}_q[\nabla^2 f],
 
-    both of a linear function fitted to the gradients at draws, and without the noise of g. It is the same in any units.
+    both of a linear function fitted to the gradients at draws, and without the noise of g. It is
+    the same in any units.
 
     Raises:
         InputError: as :class:`Target`.

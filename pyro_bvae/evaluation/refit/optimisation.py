@@ -147,7 +147,8 @@ def refit(
 ) -> Refit:
     """Fit free parameters for each datum of a block under the β-objective.
 
-    After the descent comes the certificate: the gain of another gradient step, with far less noise. Data that gain take it, and are certified again.
+    After the descent comes the certificate: the gain of another gradient step, with far less noise.
+    Data that gain take it, and are certified again.
 
     Args:
         program: The program.
