@@ -1,4 +1,4 @@
-"""Why latents collapse, and what to do about each cause."""
+"""The causes of collapsed latents, and a remedy for each."""
 
 from pyro_bvae.core.lazy import door
 

@@ -1,4 +1,4 @@
-"""From what was measured of latents that carry nothing to why they do not."""
+"""The cause of each collapsed latent, from measurements."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ UNSEEN = 0.01
 # A refit uses a latent whose mean has at least this variance over the data and whose worth is at
 # least this share of β, and gains at least this share of β by all of them.
 _REFIT_VARIANCE, _REFIT_WORTH, _REFIT_GAIN = 0.05, 0.25, 0.1
-# What is above the threshold by less than the first factor, or above the noise by less than the
+# A ratio above the threshold by less than the first factor, or above the noise by less than the
 # second, pays so little that training need not have found it.
 _MARGIN, _NOISE_MARGIN = 1.5, 1.25
 _ROUNDING = 1e-6
@@ -47,7 +47,7 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True)
 class LatentDiagnosis:
-    r"""What was found of one latent.
+    r"""The diagnosis of one latent.
 
     Attributes:
         index: Which latent.
@@ -56,10 +56,10 @@ class LatentDiagnosis:
             2016).
         mean_variance: That variance.
         rate: Its mean KL between guide and prior, in nats; None where guide or prior is no product.
-        worth: What it is worth to ``log p(x|z)`` beside another datum's, in nats.
+        worth: Its worth to ``log p(x|z)`` beside another datum's, in nats.
         reaction: How much ``log p(x|z)`` moves when it alone is drawn anew from the prior, in nats.
         refit_variance: The variance of the locally refitted means; None where there was no refit.
-        eigenvalue: The largest eigenvalue of what is left unexplained that falls to it,
+        eigenvalue: The largest eigenvalue of the residuals that falls to it,
             :math:`\lambda / \sigma^2`, in units of the likelihood's variance; None for latents that
             carry something. Collapsed latents are
             interchangeable: the largest falls to the first in the order of causes.
@@ -87,12 +87,12 @@ class Measurements(NamedTuple):
         mean_variances: ``(L,)``.
         rates: ``(L,)`` or None.
         reactions: ``(L,)``.
-        worths: What each latent is worth in nats beside another datum's, ``(L,)``.
+        worths: The worth of each latent in nats beside another datum's, ``(L,)``.
         used: Which latents carry something, ``(L,)``.
-        worth: What all of them are worth together, and standard error.
+        worth: The worth of all together, and standard error.
         interaction: Nats that features are worth to each other under the same z, and standard
             error.
-        spectrum: Of what is left unexplained.
+        spectrum: Of the residuals.
         noise_variance: Of the likelihood.
         local: The local refit; None where there was no call for one, or none to be had.
     """
@@ -130,7 +130,7 @@ def in_use(mean_variances: Tensor, worths: Tensor, errors: Tensor) -> Tensor:
 
     Args:
         mean_variances: Variances of the posterior means over the data, ``(L,)``.
-        worths: What each is worth in nats, ``(L,)``.
+        worths: The worth of each in nats, ``(L,)``.
         errors: Their standard errors.
     """
     return (mean_variances > ACTIVE_VARIANCE) & (
@@ -141,10 +141,10 @@ def in_use(mean_variances: Tensor, worths: Tensor, errors: Tensor) -> Tensor:
 def latent_causes(
     result: Measurements, flow_of: Callable[[int, Tensor], Flow]
 ) -> tuple[LatentDiagnosis, ...]:
-    """Return what was found of each latent.
+    """Return the diagnosis of each latent.
 
     Args:
-        result: What was measured.
+        result: The measurements.
         flow_of: Looks whether the encoder can make a latent follow a target, ``(N,)``.
     """
     used = result.used
@@ -192,7 +192,7 @@ def _lagging(result: Measurements) -> Tensor:
 
 
 def _by_spectrum(result: Measurements, place: int) -> Cause:
-    """Return why no latent carries a direction of what is left unexplained."""
+    """Return why no latent carries a direction of the residuals."""
     spectrum = result.spectrum
     if place >= len(spectrum.values) or float(spectrum.values[place]) <= spectrum.edge:
         return Cause.NO_SIGNAL

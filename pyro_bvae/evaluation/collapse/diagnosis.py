@@ -30,29 +30,29 @@ from pyro_bvae.evaluation.collapse.spectrum import residuals_of, spectrum
 from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory
 from pyro_bvae.program.program import Program, open_program
 
-# Data behind what takes a pass of the decoder for each latent, and behind the refit.
+# Data behind measurements that take a pass of the decoder for each latent, and behind the refit.
 _PASSES, _REFITS = 512, 128
 
 
 @dataclass(frozen=True, eq=False)
 class Diagnosis:
-    r"""What a diagnosis found; it prints itself.
+    r"""The result of a diagnosis; it prints itself.
 
     Attributes:
         cause: The gravest cause, or ``Cause.HEALTHY``: latents without signal beside others that
             carry all there is are no illness.
         beta: The β of training.
-        latents: What was found of each latent.
+        latents: The diagnosis of each latent.
         findings: One for each cause, the gravest first: evidence and remedy.
-        eigenvalues: Of what is left unexplained, :math:`\lambda_i / \sigma^2` in units of the
+        eigenvalues: Of the residuals, :math:`\lambda_i / \sigma^2` in units of the
             likelihood's variance, largest first; a latent pays where one is above β.
-        edge: What the largest of them would be for noise alone.
+        edge: The largest of them under noise alone.
         noise_variance: The likelihood's variance, mean over data and features: :math:`\sigma^2`.
-        worth: What the right latents are worth to ``log p(x|z)`` beside another datum's, in nats,
+        worth: The worth of the right latents to ``log p(x|z)`` beside another datum's, in nats,
             and its standard error.
-        interaction: What features are worth to each other under the same latents, in nats, and its
+        interaction: The worth of features to each other under the same latents, in nats, and its
             standard error: 0 where they are independent given z.
-        notes: What else is to be said.
+        notes: Further observations, in words.
     """
 
     cause: Cause
@@ -96,9 +96,9 @@ def diagnose(
     r"""Find the latents that carry nothing, and the cause for each.
 
     A latent carries something if its posterior mean follows the data and another datum's would be
-    worse. For the others the likelihood's Pearson residuals r at the encoder's answer say what is
-    left to carry, once what is linear
-    in the latents in use is taken out: a linear VAE opens a latent where
+    worse. For the others the Pearson residuals r at the encoder's answer show the signal
+    left to carry, without the part that is linear in the latents in use: a linear VAE opens a
+    latent where
 
     .. math:: \lambda_i / \sigma^2 = \operatorname{eig}_i \operatorname{Cov}(r) > \beta ,
 

@@ -137,7 +137,7 @@ class Flow(NamedTuple):
     """Whether gradients can make the encoder's answer follow the data.
 
     Attributes:
-        ratio: Squared gradient of what follows the data beside that of what is the same for all of
+        ratio: Squared gradient of the part that follows the data beside that of the part common to
             them.
         blocked: Whether there is none.
     """

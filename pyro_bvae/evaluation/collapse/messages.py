@@ -1,4 +1,4 @@
-"""What a diagnosis says: the evidence for each cause, and the smallest thing to try."""
+"""The findings of a diagnosis: the numbers behind each cause, and the smallest remedy."""
 
 from __future__ import annotations
 
@@ -77,14 +77,14 @@ def findings_of(
 
 
 def notes_of(result: Measurements, latents: tuple[LatentDiagnosis, ...]) -> tuple[str, ...]:
-    """Return what else is to be said: directions that would pay, for which there is no latent."""
+    """Return the directions that would pay, for which there is no latent, in words."""
     collapsed = sum(latent.cause is not Cause.HEALTHY for latent in latents)
     more = result.pays[collapsed:]
     if not bool(more.any()):
         return ()
     left = float(result.spectrum.left[collapsed])
     return (
-        f"beyond the latents there are, what is left would pay for more: {int(more.sum())} (λ/σ²"
+        f"beyond the latents there are, the residuals would pay for more: {int(more.sum())} (λ/σ²"
         f" up to {left:.3g})",
     )
 
@@ -112,10 +112,7 @@ def _listed(numbers: list[float]) -> str:
 
 def _threshold(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     numbers, edge = _eigenvalues(concerned), result.spectrum.edge
-    left = (
-        f"what the decoder leaves unexplained has λ/σ² = {_listed(numbers)}, above noise"
-        f" ({edge:.3g})"
-    )
+    left = f"the decoder's residuals have λ/σ² = {_listed(numbers)}, above noise ({edge:.3g})"
     if numbers[0] > result.beta:
         evidence = (
             f"{left} but not clearly above β = {result.beta:g}: at most worth little more than its"
@@ -143,11 +140,9 @@ def _bypass(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str
     )
     return (
         "log p(x|z) is no sum over features: under the same z they are worth"
-        f" {_with_error(result.interaction)} nats to"
-        f" each other, while the right z is worth {_with_error(result.worth)}. Of λ/σ² = {whole}"
-        " that independent"
-        f" features would leave to the latents, the decoder explains {explained} by itself",
-        "let the decoder see less of the features (a short window, dropout on what it sees), or"
+        f" {_with_error(result.interaction)} nats to each other, while the right z is worth"
+        f" {_with_error(result.worth)}. Of λ/σ² = {whole} that independent features would leave to the latents, the decoder explains {explained} by itself",
+        "let the decoder see less of the features (a short window, dropout on its input), or"
         " hold a rate with free bits or a target rate; a lower β alone gives it no need of z",
     )
 
@@ -157,9 +152,9 @@ def _lagging(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[st
     assert local is not None
     return (
         f"refitted for each datum, the guide has a rate of {local.rate:.2f} nats (the encoder"
-        f" {local.encoder_rate:.2f})"
-        f" and an objective that is {_with_error((local.gain, local.error))} nats better: the"
-        " decoder can use what the encoder does not give, and gradients reach the encoder",
+        f" {local.encoder_rate:.2f}) and an objective that is"
+        f" {_with_error((local.gain, local.error))} nats better: the decoder can use latents that"
+        " the encoder does not give, and gradients reach the encoder",
         "take several steps of the encoder for each of the decoder until the refit gains nothing"
         " (He et al. 2019); no change of the model is needed",
     )
@@ -179,7 +174,7 @@ def _dead(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, 
     if len(set(blocked) | set(unseen)) < len(concerned):
         reasons.append("encoder and decoder both start too near zero to leave it")
     return (
-        f"what is left unexplained has λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β"
+        f"the decoder's residuals have λ/σ² = {_listed(_eigenvalues(concerned))}, which pays at β"
         f" = {result.beta:g}, and nothing moves towards it: {'; '.join(reasons)}",
         "initialise them anew (weights of random sign, biases of zero, an activation without a"
         " dead side such as SiLU) and train again with a smaller learning rate or a warm-up of β",
@@ -189,7 +184,7 @@ def _dead(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, 
 def _no_signal(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str, str]:
     top = max(_eigenvalues(concerned))
     return (
-        f"what is left unexplained has λ/σ² of {top:.3g} at most, and noise alone would show"
+        f"the decoder's residuals have λ/σ² of {top:.3g} at most, and noise alone would show"
         f" {result.spectrum.edge:.3g}:"
         f" there is {'next to ' if top > result.spectrum.edge else ''}nothing to encode",
         f"nothing, or as many latents fewer: {len(concerned)}",

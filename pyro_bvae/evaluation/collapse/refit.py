@@ -1,4 +1,4 @@
-"""What a guide without an encoder would make of the latents: the local refit, in short."""
+"""The latents under a guide without an encoder: the local refit, in short."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ class LocalAnswer(NamedTuple):
 
     Attributes:
         variances: Of the refitted means over the data, ``(L,)``, without their Monte Carlo error.
-        worths: What each refitted latent is worth beside another datum's, ``(L,)``, in nats.
+        worths: The worth of each refitted latent beside another datum's, ``(L,)``, in nats.
         worth_errors: Their standard errors, ``(L,)``.
-        gain: What the β-objective gains by the refit, mean over the data, in nats.
+        gain: The gain of the β-objective by the refit, mean over the data, in nats.
         error: Its standard error over the data.
         rate: The refit's rate, in nats.
         encoder_rate: The encoder's.

@@ -31,7 +31,7 @@ _VARIANCE_ERRORS = 3.0
 
 
 class Residuals(NamedTuple):
-    """What is left of the data.
+    """Residuals of the data.
 
     Attributes:
         pearson: In units of the likelihood's own standard deviation, ``(N, D)``; 0 for entries that
@@ -49,13 +49,13 @@ class Residuals(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    r"""Eigenvalues of what is left, in units of the likelihood's variance, largest first.
+    r"""Eigenvalues of the residuals, in units of the likelihood's variance, largest first.
 
     Attributes:
         values: Of the data's residuals, ``(r,)``.
         explained: Variance of the likelihood itself along the same directions, ``(r,)``; 1 for
             independent features.
-        edge: What the largest would be if features had nothing in common and no more variance than
+        edge: The largest if features had nothing in common and no more variance than
             the likelihood says.
         scores: Of each datum along the directions, ``(N, r)``.
     """
@@ -153,8 +153,8 @@ def spectrum(residuals: Residuals, carried: Tensor) -> Spectrum:
     """Take the residuals apart into directions.
 
     Args:
-        residuals: What is left of the data.
-        carried: Means of the latents that are in use, ``(N, a)``: what is linear in them is not for
+        residuals: The residuals.
+        carried: Means of the latents that are in use, ``(N, a)``: a part linear in them is not for
             another latent to carry, and is taken out.
     """
     rows = residuals.pearson
@@ -165,9 +165,9 @@ def spectrum(residuals: Residuals, carried: Tensor) -> Spectrum:
     explained = torch.ones_like(values)
     if residuals.drawn is not None:
         explained = (residuals.drawn @ right.mT).square().mean(0).clamp(min=1e-12)
-    if residuals.num_draws is not None:  # without what the mean of few draws adds along a direction
+    if residuals.num_draws is not None:  # without the variance of a mean of few draws
         values = values * (1 + 1 / residuals.num_draws) - explained / residuals.num_draws
-    # Each latent in use has taken a direction's noise along with its signal: what is left has the
+    # Each latent in use has taken a direction's noise along with its signal: the residual has the
     # rest of them.
     lost = min(carried.shape[1], rows.shape[1] - 1)
     return Spectrum(
@@ -178,9 +178,8 @@ def spectrum(residuals: Residuals, carried: Tensor) -> Spectrum:
 def _edge(rows: Tensor) -> float:
     """Return the largest eigenvalue that independent features would show (Horn 1965).
 
-    Each feature is permuted on its own. One that has more variance than the likelihood says, beyond
-    the error of a variance, is brought back to what it says: what is above that is for a latent to
-    explain.
+    Each feature is permuted on its own. One that has more variance than the likelihood, beyond
+    the error of a variance, is scaled back to it: the excess is for a latent to explain.
     """
     squares = rows.square()
     variance = squares.mean(0)

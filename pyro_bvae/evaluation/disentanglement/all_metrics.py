@@ -1,4 +1,4 @@
-"""Every metric of a representation, each beside what it gives where there is nothing to find."""
+"""Every metric of a representation, each beside its values under nulls."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def score_codes(
 ) -> Disentanglement:
     r"""Score a representation by every metric, each with its interval and beside its nulls.
 
-    Three nulls say what a number is worth: the same code *rotated* at random, which carries the
+    Three nulls put a number in proportion: the same code *rotated* at random, which carries the
     same but along no axis; the code of an *untrained* encoder; and *shuffled* factors, of which
     nothing can be known.
 
@@ -123,7 +123,7 @@ def score_codes(
         factors: Classes of the data, shape ``(N, F)``, F at least 2.
         untrained: Codes ``(N, *)`` of encoders that were not trained, one for each draw; none to
             leave that null out.
-        metrics: What to score by: :data:`FAST_METRICS` leaves out DCI, whose trees take minutes; a
+        metrics: The metrics: :data:`FAST_METRICS` leaves out DCI, whose trees take minutes; a
             metric with other settings is ``functools.partial(dci, predictor=...)``.
         factor_names: Name of each factor.
         num_nulls: Draws of rotations and of shuffled factors.
@@ -133,7 +133,7 @@ def score_codes(
         Scores and nulls. References: those of the metrics; Locatello et al. 2019 on reading them.
 
     Raises:
-        InputError: for what a metric cannot use.
+        InputError: for codes or factors that a metric cannot use.
     """
     import pandas as pd
 
@@ -170,7 +170,7 @@ def disentanglement(
             factors do.
         make_untrained: Builds the untrained model of a seed; None for a copy of the model with its
             encoder's weights set to torch's initial ones.
-        metrics: What to score by.
+        metrics: Names of the metrics.
         num_data: Take so many of the data at random; None for all.
         num_nulls: Draws of each null.
         seed: Seed of all draws.
@@ -179,8 +179,7 @@ def disentanglement(
         Scores and nulls.
 
     Raises:
-        InputError: if the data have no factors, are fewer than ``num_data``, or for what a metric
-            cannot use.
+        InputError: if the data have no factors, are fewer than ``num_data``, or do not fit a metric.
     """
     check_count("num_nulls", num_nulls)
     if data.factors is None:

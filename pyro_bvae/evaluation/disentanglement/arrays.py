@@ -19,7 +19,7 @@ _MOST_VALUES = 0.5
 
 
 class Paired(NamedTuple):
-    """Codes and what is known about the same data.
+    """Codes and factors of the same data.
 
     Attributes:
         codes: Shape ``(N, D)``, floating, of the precision they came in.
@@ -57,7 +57,7 @@ def paired(
 
     Args:
         codes: The representation, shape ``(N, D)``.
-        factors: What is known about the data, shape ``(N, F)``: numbers that stand for classes.
+        factors: Known factors of the data, shape ``(N, F)``: numbers that stand for classes.
         factor_names: Name of each factor.
         least_latents: How many latents a metric takes.
         least_factors: How many factors it takes.

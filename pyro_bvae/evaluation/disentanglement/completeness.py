@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class DCI:
-    """Disentanglement, completeness and informativeness, and what they are made of.
+    """Disentanglement, completeness and informativeness, and their ingredients.
 
     Attributes:
         disentanglement: Whether each latent matters to one factor only, with a part for each

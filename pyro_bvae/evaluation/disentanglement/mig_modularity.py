@@ -27,8 +27,8 @@ def mutual_information(
     r"""Return the mutual information of every latent with every factor, in nats.
 
     Of the counts of a latent's bins and a factor's values:
-    :math:`I(z_d; v_j) = \sum p(b, v) \log \frac{p(b, v)}{p(b) p(v)}`. It is what the scores of the
-    field are defined by, and too large by about :math:`(B - 1)(K_j - 1) / 2N`;
+    :math:`I(z_d; v_j) = \sum p(b, v) \log \frac{p(b, v)}{p(b) p(v)}`. The scores of the
+    field are defined by it; it is too large by about :math:`(B - 1)(K_j - 1) / 2N`, and
     :func:`pyro_bvae.evaluation.read_latents` has an estimate without bins.
 
     Args:
@@ -112,8 +112,8 @@ def modularity(
     v_{j_d})^2} \Big),
         \quad j_d = \arg\max_j I(z_d; v_j)
 
-    A latent that is constant counts 0. One of pure noise does not: the ratio is of what it tells by
-    chance, so that a perfect code with two idle latents of seven has 0.89, and noise alone 0.72, in
+    A latent that is constant counts 0. One of pure noise does not: the ratio is of chance
+    information, so that a perfect code with two idle latents of seven has 0.89, and noise alone 0.72, in
     the field's reference as here. Read it beside the null of shuffled factors.
 
     Args:

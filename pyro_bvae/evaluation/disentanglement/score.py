@@ -23,7 +23,7 @@ class Score:
     """A score of a representation between 0 and 1, with how sure it is.
 
     Attributes:
-        name: What is measured.
+        name: The name of the metric.
         value: The score.
         standard_error: Over data that are drawn again; None where no bootstrap was asked for.
         parts: A row for each factor (or latent) that the score is made of: ``value`` and
@@ -90,7 +90,7 @@ def bootstrap_errors(
     r"""Return the standard deviation of a statistic over data that are drawn again.
 
     Data drawn with replacement are the same data, each weighted by how often it was drawn. So
-    nothing is copied, and what does not depend on the weights, such as the cells that data fall
+    nothing is copied, and whatever does not depend on the weights, such as the cells that data fall
     into, is found once (Efron 1979).
 
     Args:

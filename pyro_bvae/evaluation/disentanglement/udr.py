@@ -61,7 +61,7 @@ class Ranking:
 def rank_correlation(first: Array, second: Array) -> Array:
     """Return the absolute rank correlation of each latent with each, of shape ``(D, E)``.
 
-    Reference: Spearman 1904. What is constant is correlated with nothing: 0.
+    Reference: Spearman 1904. A constant is correlated with nothing: 0.
     """
     from scipy.stats import rankdata
 
@@ -98,7 +98,7 @@ def unsupervised_disentanglement_ranking(
 
     Args:
         runs: A sweep with two seeds or more for each β.
-        data: What to encode; None for the held-out data of the sweep.
+        data: Data to encode; None for the held-out data of the sweep.
         relation: From two codes ``(N, D)`` and ``(N, E)`` to ``(D, E)``, between 0 and 1.
         num_bootstrap: How often partners are drawn again for the interval; 0 for none.
         seed: Seed of the draws, and of KLs that have no closed form.

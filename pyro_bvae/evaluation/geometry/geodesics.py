@@ -34,7 +34,7 @@ class Geodesic:
         energy: Of the path, :math:`(T - 1) \sum_t |f(z_{t+1}) - f(z_t)|^2`: at least the square of
             the length, and equal to it at constant pace.
         straight_energy: Of the straight line at equal steps of the latents.
-        decoded: What the decoder shows along the path: the means of :math:`p(x|z)`, ``(T, D)``.
+        decoded: The features along the path: the means of :math:`p(x|z)`, ``(T, D)``.
         straight_decoded: Likewise along the straight line.
         converged: Whether the last 20 iterations lowered the energy by less than the tolerance.
         iterations: How many there were.
@@ -93,7 +93,7 @@ def geodesic(
         start: Latents :math:`z_0`, ``(L,)``.
         end: Latents :math:`z_1`, ``(L,)``.
         context: Context of the whole path, one row, if the decoder takes one.
-        view: What of :math:`p(x|z)` is looked at.
+        view: The features of :math:`p(x|z)` to look at.
         num_terms: Number K of polynomials.
         num_points: Number T of points at which path and straight line are decoded. Lengths are
             those of their chords: too small by a share of order :math:`T^{-2}`.
@@ -177,7 +177,7 @@ def _spread(context: Context | None, num_points: int) -> Context | None:
 
 
 def _measure(views: Tensor) -> tuple[float, float]:
-    """Return length and energy of a path from what it shows, ``(T, D)``."""
+    """Return length and energy of a path from its features, ``(T, D)``."""
     steps = views.double().diff(dim=0).square().sum(-1)
     return float(steps.sqrt().sum()), float(len(steps) * steps.sum())
 

@@ -1,9 +1,8 @@
 r"""The geometry of a decoder's latents: Jacobians, singular values and the pull-back metric.
 
 A decoder maps latents to features, :math:`z \mapsto f(z)`, and a step in the latents is as long as
-what it changes
-there: :math:`|dx|^2 = dz^\top G(z) \, dz` with :math:`G = J^\top J` and :math:`J = \partial f /
-\partial z`. What f is, a *view* of :math:`p(x|z)` says: its :func:`means`, or coordinates in which
+its image: :math:`|dx|^2 = dz^\top G(z) \, dz` with :math:`G = J^\top J` and :math:`J = \partial f /
+\partial z`. A *view* of :math:`p(x|z)` defines f: its :func:`means`, or coordinates in which
 Fisher and Rao's metric is the straight one.
 """
 
@@ -91,7 +90,7 @@ def fisher_rao(distribution: Any) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class RotationTest:
-    """A score of the latents' axes, beside what it is in axes rotated at random.
+    """A score of the latents' axes, beside its values in axes rotated at random.
 
     Attributes:
         estimate: The score, mean over the data, with its standard error over them.
@@ -177,7 +176,7 @@ def decoder_jacobian(
             returns :math:`p(x|z)`. It is run in eval mode, and its mode restored.
         z: Latents, ``(N, L)``.
         context: Their context, if the decoder takes one.
-        view: What of :math:`p(x|z)` is looked at.
+        view: The features of :math:`p(x|z)` to look at.
 
     Raises:
         InputError: if the latents do not fit the decoder or are not finite, if it returns no
@@ -210,7 +209,7 @@ def decoder_geometry(
         vae: A model with a ``decoder``, or a decoder; see :func:`decoder_jacobian`.
         z: Latents, ``(N, L)``: posterior means of data, ``vae.encode(x)``, or draws of the prior.
         context: Their context, if the decoder takes one.
-        view: What of :math:`p(x|z)` is looked at: :func:`means`, or :func:`fisher_rao`.
+        view: The features of :math:`p(x|z)`: :func:`means`, or :func:`fisher_rao`.
         active: The latents whose angles are scored, ``(L,)``, bool; by default those with a
             variance above 0.01 over the data (all for a single datum).
         num_rotations: Number M of random rotations.
@@ -263,7 +262,7 @@ def check_latents(vae: Any, z: Tensor) -> None:
     """Raise unless latents can be given to the decoder: their shape, type and values.
 
     Raises:
-        InputError: naming what is wrong.
+        InputError: naming the mistake.
     """
     if not callable(_decoder(vae)):
         raise InputError(
@@ -281,7 +280,7 @@ def check_latents(vae: Any, z: Tensor) -> None:
 
 
 def view_of(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
-    """Return what a view shows at latents ``(N, L)``, as rows ``(N, D)``.
+    """Return a view's features at latents ``(N, L)``, as rows ``(N, D)``.
 
     Raises:
         InputError: if the decoder does not take the latents, or returns something else than N
@@ -340,7 +339,7 @@ def _jacobian(vae: Any, z: Tensor, context: Context | None, view: View) -> Tenso
     except (InputError, RuntimeError, NotImplementedError) as error:
         raise InputError(f"the decoder cannot be differentiated in its latents: {error}") from error
     check_finite("the decoder's Jacobian", jacobian)
-    # What is detached or rounded has a derivative of exactly zero, and moves all the same.
+    # A detached or rounded output has a derivative of exactly zero, and moves all the same.
     for latent in (jacobian == 0).flatten(0, 1).all(0).nonzero().flatten().tolist():
         if not torch.allclose(view_of(vae, z + axes[latent], context, view), values):
             raise InputError(

@@ -1,4 +1,4 @@
-"""What the latents tell of the data: rates, mutual information, and holes of the aggregate."""
+"""Information of the latents on the data: rates, mutual information, holes."""
 
 from pyro_bvae.core.lazy import door
 

@@ -25,7 +25,7 @@ from pyro_bvae.program.sites import Site, product_base, unwrapped
 _ON_CPU, _ON_CUDA = (256, 2048), (4096, 16_384)
 # Numbers in a tile where each latent has a density of its own.
 _NUMBERS = 2_000_000
-# Below this an exponential is nothing beside 1, and the processor's arithmetic on what is left of
+# Below this an exponential is nothing beside 1, and the processor's arithmetic on the remains of
 # it is slow.
 _NEGLIGIBLE = -80.0
 # Nats that a product in float32 may be off by at most.
@@ -83,7 +83,7 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
 
     The exponents are one matrix product, of :math:`(z^2, z, 1)` and :math:`(-\tfrac12 \sigma^{-2},
     \mu \sigma^{-2},
-    \cdot)`. The terms of a square cancel, and what is left is good to 1e-3 nats: in float32 where
+    \cdot)`. The terms of a square cancel, and the rest is good to 1e-3 nats: in float32 where
     means are some dozens of scales from their centre, in float64 elsewhere, down to scales of 1e-5
     times the spread of the means.
     """
@@ -115,8 +115,7 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
             parts = []
             for tile in tiles:
                 tile_exponents = exponents[: len(some) * tile.shape[1]].view(len(some), -1)
-                # Exponentials are taken in float32: of what is near the largest it leaves nothing
-                # out.
+                # Exponentials are taken in float32, which keeps all terms near the largest.
                 parts.append(_log_sum(torch.mm(factors, tile, out=tile_exponents).float()))
             sums.append(torch.stack(parts).logsumexp(0))
     return torch.cat(sums)

@@ -23,7 +23,7 @@ _ERRORS = 3.0
 
 
 class CurvePoint(NamedTuple):
-    """What the models of one β, which differ in their seed, make of the data.
+    """Rate and distortion of the models of one β, which differ in their seed.
 
     Attributes:
         beta: The β.
@@ -151,7 +151,7 @@ def rate_distortion(
     p(x|z)
 
     Args:
-        sweep: A sweep, or what else has ``runs``, or an iterable of them: each with ``beta`` and
+        sweep: A sweep, or anything with ``runs``, or an iterable of them: each with ``beta`` and
             ``vae``, or a pair.
         data: Held-out data ``(N, D)``; those of the sweep by default.
         num_samples: Particles for each datum; the rate needs none where the KL is a closed form.

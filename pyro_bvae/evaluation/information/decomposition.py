@@ -138,7 +138,7 @@ def decompose_kl(
     all N data given,
     none left out and none weighted: the terms are those of the empirical distribution, and the only
     error is that of the draws. Where Pyro knows the mean KL in closed form, it is the rate, and
-    what the draws make of it tells the parts how far off they are (a control variate). The second
+    its estimate from the draws is a control variate for the parts. The second
     split is for priors that are products of independent
     dimensions and guides whose single dimensions have a density: products and correlated normals.
 
@@ -205,8 +205,7 @@ def _aggregate(program: Program, draws: LatentDraws, split: bool, progress: bool
 def _decompose(draws: LatentDraws, aggregate: Aggregate, reason: str | None) -> KLDecomposition:
     log_ratio = draws.log_guide - draws.log_prior
     joint = aggregate.joint.reshape(log_ratio.shape)
-    # What the draws make of the KL beyond what it is: its mean is 0, and terms that move with it
-    # are freed of it.
+    # The draws' error of the KL, of mean 0: terms that move with it are freed of it.
     surplus = torch.zeros_like(log_ratio) if draws.rate is None else log_ratio - draws.rate
     rate, information = log_ratio - surplus, _freed(draws.log_guide - joint, surplus)
     parts: tuple[Estimate | None, Estimate | None] = (None, None)

@@ -33,14 +33,14 @@ _CONSTANT = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class LatentReading:
-    """What the latents of a representation carry.
+    """Associations of the latents of a representation.
 
     Attributes:
         latents: A row for each latent, ``z0`` and so on: ``kl`` (mean over the data, nats; NaN
             where there is none), ``standard_error``, ``mean_variance`` (of the posterior mean, over
             the data) and ``active`` (it is above 0.01).
         correlation: Of each active latent's posterior mean with each factor, and with each class (1
-            within it, 0 elsewhere); NaN for what is constant. Active latents come in the order of
+            within it, 0 elsewhere); NaN for constants. Active latents come in the order of
             their KL, or of their variance.
         mutual_information: Of each active latent's posterior mean with each factor, and with the
             label, in nats.
@@ -92,12 +92,12 @@ def read_latents(
     seed: int = 0,
     progress: bool = False,
 ) -> LatentReading:
-    r"""Find the active latents, and what they say of labels and factors.
+    r"""Find the active latents, and their association with labels and factors.
 
     The KL of each latent tells which are used; the correlation and the mutual information of their
-    posterior means with what is known about the data tell for what. Mutual information is
+    posterior means with labels and factors tell for which. Mutual information is
     scikit-learn's estimate from nearest neighbours, in nats, whose error is some hundredths at a
-    thousand data; it sees what is not linear. Factors of at most 20 whole numbers are taken as
+    thousand data; it sees nonlinear association. Factors of at most 20 whole numbers are taken as
     choices between them, others as continuous.
 
     Args:
@@ -105,7 +105,7 @@ def read_latents(
         guide: Its guide.
         *args: The arguments of both.
         labels: Class of each datum, whole numbers, shape ``(N,)``.
-        factors: What is known about the data, shape ``(N, F)`` or ``(N,)``.
+        factors: Known factors of the data, shape ``(N, F)`` or ``(N,)``.
         label_names: Name of each class.
         factor_names: Name of each factor.
         num_samples: Draws for each datum, where a KL has no closed form.
@@ -216,7 +216,7 @@ def _known(
 
 
 def _rows(name: str, values: Values, num_data: int) -> Array:
-    """Return what is known as finite numbers, one row for each datum."""
+    """Return factors as finite numbers, one row for each datum."""
     rows = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values)
     if rows.ndim == 0 or len(rows) != num_data:
         size = len(rows) if rows.ndim else "a single number"
@@ -263,9 +263,8 @@ def _mutual_information(means: Array, known: _Known, seed: int) -> Array:
         if is_label and len(values) == len(target) > 1:
             raise InputError(
                 f"'labels' must be classes that some data share, got {len(values)} labels for as"
-                " many data: what the"
-                " latents say of such a label is how well they tell each datum, which decompose_kl"
-                " measures; give numbers as 'factors'"
+                " many data: their association with latents is that of each datum, which"
+                " decompose_kl measures; give numbers as 'factors'"
             )
         # Of a choice that no two data share neighbours tell nothing: it is a number.
         choice = is_label or len(values) == 1 or (whole and len(values) < len(target))

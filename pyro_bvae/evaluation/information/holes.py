@@ -155,7 +155,7 @@ def hole_mass(
         \mathbb{P}_{x, \, z \sim q(z|x)} [\log q(z) < t] = \text{share}
 
     with the threshold t from held-out data x, one draw for each: data that the aggregate does not
-    hold, so that posteriors too narrow to reach beyond their own datum count for what they are.
+    hold, so that posteriors too narrow to reach beyond their own datum count as narrow.
     Whether prior and aggregated posterior are one distribution is tested by the energy distance of
     draws of the prior and of encoded held-out data, and for each latent by the test of Kolmogorov
     and Smirnov.
@@ -230,7 +230,7 @@ def log_aggregate(
         *args: The arguments of both, over whose data the aggregated posterior is taken.
         points: Values of the latent without the dimension of the data, ``(M, *)``.
         data_plate: Name of the data plate, where the latent has more than one.
-        seed: Seed of what the guide may draw besides; the densities do not depend on it.
+        seed: Seed of the guide's further draws; the densities do not depend on it.
         progress: Show a progress bar.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Draws of the one latent of a program, with what the guide and the prior say of them."""
+"""Draws of the one latent of a program, with their densities under guide and prior."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_bvae.program.sites import is_delta, product_base
 
 
 class LatentDraws(NamedTuple):
-    """K draws for each of N data, float64 but for the draws themselves; None for what there is not.
+    """K draws for each of N data, float64 but for the draws themselves; None where there is none.
 
     Attributes:
         values: The draws, ``(K, N, *)``.

@@ -37,7 +37,7 @@ _LEAST_DRAWS = 4
 
 @dataclass(frozen=True)
 class Draws:
-    """What a method found of N problems.
+    """The draws of a method for N problems.
 
     Attributes:
         sites: Draws of each site by name, ``(C, K, N, ...)``.

@@ -18,7 +18,7 @@ from pyro_bvae.evaluation.marginal.hmc import Path
 
 # The share a of the prior, and the degrees of freedom of the heavy-tailed components.
 PRIOR_SHARE, _DEGREES = 0.05, 5.0
-# No component is given up, since what it was drawn for may have been missed so far.
+# No component is given up, since its region may have been missed so far.
 _LEAST_SHARE = 0.02
 
 

@@ -2,7 +2,7 @@ r"""An inverse problem as a Pyro model: prior, decoder, operator and noise.
 
 :math:`z \sim p(z)`, x from the decoder, :math:`y \sim \text{noise}(A(x))`.
 
-What x is, is a part of its own. With :class:`DrawnSignal` it is a draw, :math:`x \sim p(x \mid z)`,
+The meaning of x is a part. With :class:`DrawnSignal` it is a draw, :math:`x \sim p(x \mid z)`,
 with the likelihood's noise: integrated out of y, and drawn given z and y. With :class:`MeanSignal`
 it is the decoder's mean, and y differs from A(x) by the observation's noise alone: for a likelihood
 that is a device of training more than a model of the data.
@@ -28,7 +28,7 @@ _NUMBERS = 2_000_000
 
 
 class Signal(Protocol):
-    """What x is, given the decoder's distribution."""
+    """The meaning of x, given the decoder's distribution."""
 
     def observe(self, likelihood: Any, operator: Any, noise: Any) -> Any:
         """Return the distribution of y given z."""
@@ -73,7 +73,7 @@ class MeanSignal:
     r"""x is the decoder's mean, :math:`\mathbb{E}[x \mid z]`, for any operator and noise."""
 
     def observe(self, likelihood: Any, operator: Any, noise: Any) -> Any:
-        """Return the noise about what is seen of the mean."""
+        """Return the noise about the operator's image of the mean."""
         return noise(operator(likelihood.mean))
 
     def restore(self, likelihood: Any, operator: Any, noise: Any, y: Tensor) -> Tensor:
@@ -104,9 +104,9 @@ class InverseProblem:
     Args:
         prior: ``prior()`` returns p(z).
         decoder: ``decoder(z)``, or ``decoder(z, context)``, returns p(x|z).
-        operator: From x to what is seen of it.
+        operator: From x to its measurements.
         noise: From that to a distribution of y.
-        signal: What x is; by default :class:`DrawnSignal` where there is a closed form, else
+        signal: The meaning of x; by default :class:`DrawnSignal` where there is a closed form, else
             :class:`MeanSignal`.
 
     Raises:
@@ -164,7 +164,7 @@ class InverseProblem:
                 ) from error
             if seen.shape != y.shape:
                 raise InputError(
-                    f"'y' must hold what 'operator' gives, {seen.shape[-1]} numbers, got"
+                    f"'y' must hold the {seen.shape[-1]} numbers of 'operator', got"
                     f" {y.shape[-1]}; of a whole x that is operator(x)"
                 )
             self._choose(likelihood)

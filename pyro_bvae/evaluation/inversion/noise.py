@@ -40,7 +40,7 @@ class NormalNoise:
     .. math:: y \mid z \sim \mathcal{N}(A \mu, A S A^\top + s^2 I),
 
     and draws of x given z and y are exact: a draw of x and y, moved by :math:`S A^\top (A S A^\top
-    + s^2 I)^{-1}` times what y is off (Matheron's rule; Wilson et al. 2020).
+    + s^2 I)^{-1}` times the residual of y (Matheron's rule; Wilson et al. 2020).
 
     Args:
         scale: s, positive; None has it inferred, as site ``noise_scale``.
@@ -104,7 +104,7 @@ class CountThinning:
 
     Poisson, negative binomial and zero-inflated negative binomial counts of mean :math:`\mu`,
     thinned, are such counts of mean :math:`p \mu`, with the same dispersion and the same losses;
-    what was not kept is drawn exactly too. The operator has to pick features as they are
+    the lost counts are drawn exactly too. The operator has to pick features as they are
     (:class:`Mask`), since thinning takes whole counts.
 
     Args:
@@ -120,7 +120,7 @@ class CountThinning:
         self.probability = float(probability)
 
     def __call__(self, signal: Tensor) -> dist.Distribution:
-        """Return the distribution of what is kept of counts; raises for what are no counts."""
+        """Return the distribution of the kept counts; raises for values that are no counts."""
         if bool(((signal != signal.round()) | (signal < 0)).any()):
             raise InputError(
                 "CountThinning takes whole counts of x, not means; leave 'signal' at DrawnSignal()"

@@ -19,8 +19,7 @@ from pyro_bvae.evaluation.inversion.methods import Draws
 from pyro_bvae.evaluation.inversion.mixture import resampled
 from pyro_bvae.evaluation.inversion.scout import Scouted
 
-# Chains whose r-hat is above have not mixed (1.01 is what Vehtari et al. 2021 ask of a
-# publication).
+# Chains whose r-hat is above have not mixed (Vehtari et al. 2021 ask for 1.01 in print).
 MOST_R_HAT = 1.05
 # Below so many effective draws in all, chains that seem to have mixed have had no time to differ.
 LEAST_EFFECTIVE = 50.0
@@ -81,7 +80,7 @@ def occupy(
         vectors: The same in unconstrained coordinates, ``(C, K, d)``.
         scouted: The modes, of one problem; None where nobody looked.
         num_seated: How many modes, the heaviest first, had a chain that started there.
-        seed: Of what is drawn again.
+        seed: Of the resampling.
     """
     fit = results.pareto_k is not None
     followed = torch.cat([value.flatten(2) for value in results.sites.values()], 2)

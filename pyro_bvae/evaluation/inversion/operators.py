@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 
-# x, (*, D), to what would be seen of it without noise, (*, M).
+# x, (*, D), to its measurements without noise, (*, M).
 Operator = Callable[[Tensor], Tensor]
 
 
@@ -168,7 +168,7 @@ def _separable(image_shape: Sequence[int], along: Callable[[int], Tensor]) -> Te
 def _smoothing(size: int, width: float) -> Tensor:
     place = torch.arange(size, dtype=torch.double)
     weights = (-0.5 * ((place.unsqueeze(1) - place) / width).square()).exp()
-    # What is below a millionth is nothing, and a matrix of zeros is said to be one.
+    # A weight below a millionth is nothing, and a matrix of zeros is said to be one.
     weights = weights.where(weights > 1e-6, 0.0)
     return weights / weights.sum(1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""What an inversion found: draws at any time, and summaries where the chains have mixed."""
+"""The result of an inversion: draws, and summaries where the chains have mixed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyro_bvae.evaluation.inversion.occupancy import LEAST_EFFECTIVE, MOST_R_HAT
 
 # A fit whose importance weights have a heavier tail is none (Vehtari et al. 2024).
 _MOST_PARETO_K = 0.7
-# Above this share of draws in holes the decoder speaks of what it has never seen.
+# Above this share of draws in holes the decoder extrapolates.
 _MOST_IN_HOLES = 0.05
 
 
@@ -29,7 +29,7 @@ class Inversion:
     Attributes:
         z: Draws of the latents, ``(C, K, L)``.
         x: Draws of the datum, ``(C, K, D)``: with :class:`MeanSignal` the decoder's means at z.
-        y: What was observed, ``(M,)``.
+        y: The observation, ``(M,)``.
         noise_scale: Draws of an inferred scale, ``(C, K)``; None for a known one.
         r_hat: The largest r-hat of latents and scale; NaN for a fit, which has no chains.
         effective_draws: The smallest effective sample size of latents and scale.
@@ -38,7 +38,7 @@ class Inversion:
         in_holes: Which draws lie in holes of the aggregated posterior, ``(C, K)``; None where
             nobody asked.
         method: Name of the method.
-        signal: Name of what x is.
+        signal: Name of the meaning of x.
         modes: The modes that were looked for before the draws, and how much of the mass and of the
             draws lies in each; None where the model cannot be run for many particles at once.
     """

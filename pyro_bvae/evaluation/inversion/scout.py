@@ -142,7 +142,7 @@ def scout(
     Args:
         vae: The model.
         problem: The problems.
-        y: What was seen.
+        y: The observations.
         context: Its context.
         chosen: The starts, from each of which several climbs begin.
         begin: Where the chains would start, ``(C, N, L)``: more climbs.

@@ -1,4 +1,4 @@
-"""Inversion: what a VAE, as a prior, and an observation say of a datum."""
+"""Inversion: the posterior of a datum under a VAE as the prior and an observation."""
 
 from __future__ import annotations
 
@@ -36,23 +36,23 @@ def invert(
     context: Context | None = None,
     seed: int = 0,
 ) -> Inversion:
-    r"""Draw from the posterior of latents and datum, given what was seen of the datum.
+    r"""Draw from the posterior of latents and datum, given an observation of the datum.
 
     .. math:: p(z, x \mid y) \propto p(z) \, p(x \mid z) \, p(y \mid A(x))
 
-    The decoder stays as it is. What x is, is said by ``signal``: a draw of the decoder's
+    The decoder stays as it is. ``signal`` defines x: a draw of the decoder's
     distribution, or its mean.
 
     Args:
         vae: A model with a ``prior``, a ``decoder`` and, for starts, an encoder.
-        y: What was seen of one datum, ``(M,)``.
+        y: The observation of one datum, ``(M,)``.
         operator: A, from ``(*, D)`` to ``(*, M)``: a :class:`LinearOperator` such as :class:`Mask`,
             or any callable.
         noise: From A(x) to a distribution of y: :class:`NormalNoise`, of known or inferred scale,
             :class:`CountThinning`, or any callable; a positive number s is ``NormalNoise(s)``.
         prior: p(z) in the place of the model's own, such as one that was fitted to its aggregated
             posterior.
-        signal: What x is; by default :class:`DrawnSignal` where there is a closed form, else
+        signal: The meaning of x; by default :class:`DrawnSignal` where there is a closed form, else
             :class:`MeanSignal`.
         method: :class:`NUTSMethod` by default, or :class:`BatchedHMCMethod`, or
             :class:`VariationalMethod`.
@@ -160,7 +160,7 @@ def _rows(y: Tensor, vae: Any) -> Tensor:
         )
     if not isinstance(y, Tensor) or y.dim() != 1 or not y.numel():
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise InputError(f"'y' must be what was seen of one datum, a tensor (M,), got {got}")
+        raise InputError(f"'y' must be the observation of one datum, a tensor (M,), got {got}")
     check_finite("y", y)
     like = next(vae.parameters(), None) if isinstance(vae, torch.nn.Module) else None
     return (y.to(like) if like is not None else y).unsqueeze(0)

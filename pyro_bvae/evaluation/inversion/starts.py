@@ -116,7 +116,7 @@ def start_chains(
     """Return the start of each chain, ``(C, N, L)``: the starts in turn, a seed for each.
 
     Raises:
-        InputError: for no start, or one that gives another shape or what is not finite.
+        InputError: for no start, or one of another shape or of values that are not finite.
     """
     if not starts:
         raise InputError("'starts' must hold at least one start, got none; PriorStart() is one")

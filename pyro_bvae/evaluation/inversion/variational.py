@@ -1,4 +1,4 @@
-"""Fits to the posterior of an inverse problem, and what importance weights make of them."""
+"""Fits to the posterior of an inverse problem, and their correction by importance weights."""
 
 from __future__ import annotations
 

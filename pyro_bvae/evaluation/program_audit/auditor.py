@@ -36,7 +36,7 @@ __all__ = ["Audit", "Finding", "audit"]
 
 @dataclass(frozen=True)
 class Audit:
-    """What an audit found; it prints itself.
+    """The result of an audit; it prints itself.
 
     Attributes:
         findings: Errors first, each once.

@@ -34,8 +34,8 @@ def check_store(view: View, stored: dict[str, Tensor]) -> Iterator[Finding]:
     """Find parameters that the store takes for others.
 
     Args:
-        view: The program's first run; a second one already sees what the store made of the first.
-        stored: What the user's store held before, unconstrained.
+        view: The program's first run; a second one already sees the store after the first.
+        stored: The user's store before, unconstrained.
     """
     guide, model = _params(view.guide), _params(view.model)
     for name, node in [*guide.items(), *model.items()]:

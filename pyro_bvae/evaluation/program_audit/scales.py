@@ -1,4 +1,4 @@
-"""What an audit looks for among scales and masks: β on one side only, on the data, or for good."""
+"""An audit of scales and masks: β on one side only, on the data, or for good."""
 
 from __future__ import annotations
 

@@ -25,12 +25,12 @@ _PROBE = 2.537
 
 
 class View(NamedTuple):
-    """A program run once: the traces of both functions, as far as each came, and what stopped it.
+    """A program run once: the traces of both functions, as far as each came, and its errors.
 
     Attributes:
         model: Trace of the model, with the guide's latents where they fit.
         guide: Trace of the guide.
-        failures: What each function that did not run to its end raised, by name.
+        failures: The error of each function that did not run to its end, by name.
         num_data: First size of the first tensor among the arguments; None without one.
         sizes: Every size of every tensor among the arguments.
     """
@@ -104,9 +104,7 @@ def look(
         model_trace, error = _run(poutine.replay(model, trace=guide_trace), args, model_kwargs)
         if error is not None:
             failures["model"] = error
-            alone, other = _run(
-                model, args, model_kwargs
-            )  # the guide's latents may be what does not fit
+            alone, other = _run(model, args, model_kwargs)  # the guide's latents may not fit
             if other is None:
                 model_trace = alone
     leaves = [
@@ -130,7 +128,7 @@ class Betas(NamedTuple):
 
     Attributes:
         args: Positional arguments before β.
-        plain: Without β; a function whose β has no default is given 1, or what the user gave if
+        plain: Without β; a function whose β has no default is given 1, or the user's value if
             that is no number.
         given: With the β that the user gave; None without one.
         probe: With a β of our own; None where no function takes a β that is a number.

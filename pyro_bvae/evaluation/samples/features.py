@@ -99,8 +99,8 @@ class PrincipalFeatures:
 class LabelClassifier:
     """A classifier of labels: its hidden layer is a space, its probabilities score samples.
 
-    It is scikit-learn's perceptron of one hidden layer. What it says of data it was not fitted to
-    is kept, to hold what it says of samples against. Being sure of something that is like no datum
+    It is scikit-learn's perceptron of one hidden layer. Its output on data it was not fitted to
+    is kept, as a standard for that on samples. Being sure of something that is like no datum
     is a fault that classifiers have.
 
     Args:

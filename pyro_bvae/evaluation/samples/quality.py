@@ -39,7 +39,7 @@ class SampleScore:
     Attributes:
         value: The score.
         standard_error: How far that of other samples and other data would lie.
-        real: What it is, or would be on average, for real data in place of the samples.
+        real: Its value, or its mean, for real data in place of the samples.
     """
 
     value: float
@@ -56,7 +56,7 @@ class SampleScore:
 
 @dataclass(frozen=True, eq=False)
 class LabelQuality:
-    """What a classifier of the data's labels says of samples.
+    """Labels of samples by a classifier of the data's labels.
 
     Attributes:
         confident: Share of the samples of whose class it is sure.
@@ -102,7 +102,7 @@ class SampleQuality:
             error.
         accuracy: Share of held-out rows that a classifier tells to be data or samples.
         p_value: Of that accuracy, if there were nothing to tell.
-        labels: What a classifier of labels says, if there is one.
+        labels: Scores by a classifier of labels, if there is one.
         num_real: Number of data.
         num_samples: Number of samples.
         neighbours: How many neighbours a ball holds.
@@ -172,12 +172,12 @@ def sample_quality(
     Neighbours and moments are those of the features; only the two-sample test looks at the rows
     themselves, so that a choice of features that were fitted to the data does not bias its p-value.
     Give data that no model was trained on: a model that has them by heart would score well on them.
-    The mean of a decoder is no draw from it: what is scored is what is given.
+    The mean of a decoder is no draw from it: the samples are scored as given.
 
     Errors are the spread of each score over random halves of data and samples, which is that of
     sets of full size (the delete-half jackknife, Shao and Wu 1989), and somewhat too large where
     samples are as good as data; resampling with replacement would make neighbours of copies. One
-    half of the data against the other tells what real data get. The Fréchet distance of halves has
+    half of the data against the other is the value of real data. The Fréchet distance of halves has
     twice the bias of the whole, by which the bias is known; p-value and error of the accuracy are
     those of the classifier as fitted.
 
@@ -269,7 +269,7 @@ def _features(name: str, features: Features, rows: Tensor) -> Tensor:
 def _against_halves(
     x: Tensor, y: Tensor, neighbours: int, num_splits: int, seed: int
 ) -> dict[str, SampleScore]:
-    """Return the scores in a space of features, with what random halves say of them."""
+    """Return the scores in a space of features, with their values on random halves."""
     whole = _scores(x, y, neighbours)
     generator = torch.Generator().manual_seed(sklearn_seed(seed, 4))
     halves, among_real = [], []
@@ -278,8 +278,7 @@ def _against_halves(
         halves.append(_scores(first, _half(y, generator)[0], neighbours))
         among_real.append(_scores(first, second, neighbours))
     real = {name: _mean(among_real, name) for name in whole}
-    # What is known exactly of real data, and the bias at these sizes from that of two halves, 4 /
-    # N.
+    # Exact values for real data, and the bias at these sizes from that of two halves, 4 / N.
     real |= {"density": 1.0, "coverage": expected_coverage(len(x), len(y), neighbours)}
     real["frechet"] *= (1 + len(x) / len(y)) / 4
     results = {

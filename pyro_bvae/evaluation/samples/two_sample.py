@@ -43,7 +43,7 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
 
     The ball :math:`B_k` of a point reaches to its k-th nearest neighbour in its own set. Where
     points share a distance, as those of counts and binary data do, density and coverage are means
-    over the orders in which chance would put them, so that what is expected of samples drawn as the
+    over the orders in which chance would put them, so that the expectation for samples drawn as the
     data are, 1 and :func:`expected_coverage`, holds for ties
     too: a sample at the rim of a ball counts as :math:`(k - l) / (e + 1)` of one where l data lie
     inside and e on it.
@@ -169,7 +169,7 @@ def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) 
     r"""Test whether two sets of rows are of one distribution, by a classifier of the two.
 
     It is fitted to one half of each and scored on the other, on as many of the one as of the other;
-    what it sees are whitened principal components of the half that it is fitted to. If there is
+    its inputs are whitened principal components of the half that it is fitted to. If there is
     nothing to tell, the number of right answers is at most as spread as that of n tosses of a coin,
     and the p-value is that number's. Reference: Lopez-Paz and Oquab 2017.
 

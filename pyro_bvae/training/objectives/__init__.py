@@ -1,4 +1,4 @@
-"""Objectives: what a fit maximises."""
+"""Objectives that a fit maximises."""
 
 from pyro_bvae.core.lazy import door
 
