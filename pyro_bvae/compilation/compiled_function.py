@@ -1,8 +1,8 @@
-"""Functions of tensors, captured as a graph of operations and compiled, so that Python is out of the loop.
+"""Functions of tensors, captured as graphs of operations and compiled, without Python.
 
-A Pyro program is Python: effect handlers, traces, distributions made and thrown away. What is left
-of it once it has run is a list of tensor operations. :func:`compiled` records that list and has
-Inductor make machine code of it, which its cache on disk keeps between runs.
+A Pyro program is Python: effect handlers, traces, distributions made and thrown away. One run of it
+leaves a list of tensor operations. :func:`compiled` records that list and has Inductor make machine
+code of it, which its cache on disk keeps between runs.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
     Args:
         function: Takes a list of tensors and returns a list of tensors. Its Python control flow and
             all numbers in it that are no tensors are those of the example.
-        example: What it is run on, once; tensors that it changes in place are to be copies.
+        example: Its argument in the one run; tensors that it changes in place are to be copies.
 
     Raises:
-        CannotCompile: if it asks a tensor for its value, or does what cannot be recorded.
+        CannotCompile: if it asks a tensor for its value, or does something that cannot be recorded.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -75,7 +75,7 @@ def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
 
 
 def compiled(function: Function, example: Tensors) -> tuple[Function, float]:
-    """Capture a function and compile it, for tensors of the example's shapes, and return it with the seconds it took.
+    """Capture and compile a function for the example's shapes; return it with the seconds taken.
 
     Random numbers are those of the global generator, in the order in which the function itself
     draws them.
@@ -119,7 +119,7 @@ def _compile(graph: torch.fx.GraphModule, example: Tensors) -> Function:
 
 
 def _identity(graph: torch.fx.GraphModule, example: Tensors) -> object:
-    """Return what two graphs have in common if one may stand for the other."""
+    """Return a key that two graphs share if one may stand for the other."""
     constants = [
         getattr(graph, str(node.target)) for node in graph.graph.nodes if node.op == "get_attr"
     ]
@@ -153,7 +153,7 @@ def _explain(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the compiler says to its developers from a user's screen."""
+    """Keep the compiler's messages to its developers from a user's screen."""
     logger = logging.getLogger("torch")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -169,7 +169,7 @@ class Swapped:
     """Modules whose parameters and buffers can be given from outside, as a list of tensors.
 
     Args:
-        modules: The modules; what is captured with stand-ins in their places reads those.
+        modules: The modules; a capture with stand-ins in their places reads the stand-ins.
     """
 
     def __init__(self, *modules: nn.Module) -> None:

@@ -15,7 +15,7 @@ _LARGE = 2**14
 
 
 def products(one: Tensor, other: Tensor) -> Tensor:
-    """Return the products of R pairs of matrices; of large ones one by one, which the libraries are better at."""
+    """Return the products of R pairs of matrices, one by one: libraries are faster at large ones."""
     if one.is_cuda:
         return torch.bmm(one, other)
     result = one.new_empty(len(one), one.shape[1], other.shape[2])
@@ -25,10 +25,12 @@ def products(one: Tensor, other: Tensor) -> Tensor:
 
 
 class StackedAffine(torch.autograd.Function):
-    r"""R affine maps, :math:`x_r W_r^\top + b_r`, shapes ``(R, N, D)``, ``(R, F, D)`` and ``(R, F)``.
+    r"""R affine maps, :math:`x_r W_r^\top + b_r`.
+
+    x has shape ``(R, N, D)``, W ``(R, F, D)`` and b ``(R, F)``.
 
     The gradient of W comes as a contiguous tensor. Of a batched product with :math:`W^\top`, which
-    is what vmap makes of an affine map, it comes transposed and is copied on its way into
+    vmap makes of an affine map, it comes transposed and is copied on its way into
     ``W.grad``: a fifth of a step of large networks.
     """
 
@@ -40,7 +42,7 @@ class StackedAffine(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep what the gradients take."""
+        """Keep the inputs that the gradients need."""
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
@@ -82,7 +84,7 @@ class _Affine(torch.autograd.Function):
 
 
 class AffineMaps(TorchFunctionMode):  # type: ignore[misc]
-    """Has large affine maps that are vectorised in the body be :class:`StackedAffine`, in full precision."""
+    """Replaces large affine maps, vectorised in the body, by :class:`StackedAffine`."""
 
     def __torch_function__(
         self,
@@ -91,7 +93,7 @@ class AffineMaps(TorchFunctionMode):  # type: ignore[misc]
         args: Any = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call a function of torch's, or what takes its place."""
+        """Call a function of torch's, or its replacement."""
         if func is not torch.nn.functional.linear or not _pays(*args, **(kwargs or {})):
             return func(*args, **(kwargs or {}))
         return _affine(*args, **(kwargs or {}))

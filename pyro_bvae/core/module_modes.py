@@ -20,7 +20,7 @@ from pyro_bvae.core.errors import InputError
 
 
 def owner(function: Callable[..., Any]) -> nn.Module | None:
-    """Return the module that a bound method, or a module used as a function, belongs to, through handlers too."""
+    """Return the module that a method or a callable belongs to, through Pyro's handlers too."""
     if isinstance(function, functools.partial):
         parts = (function.func, *function.args)
         return next(
@@ -32,7 +32,7 @@ def owner(function: Callable[..., Any]) -> nn.Module | None:
 
 
 def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
-    """Return the modules that a function can reach: its owner, and those in its closure and its globals."""
+    """Return the modules that a function can reach: its owner, its closure's and its globals'."""
     if isinstance(
         function, functools.partial
     ):  # Pyro's handlers wrap a function so, with it among the arguments
@@ -58,7 +58,7 @@ def modules_of(function: Callable[..., Any]) -> list[nn.Module]:
 
 @contextmanager
 def evaluating(*functions: Callable[..., Any]) -> Iterator[None]:
-    """Run the body with the modules that functions can reach in eval mode, and restore each one's mode afterwards.
+    """Run the body with the modules that functions reach in eval mode, and restore each mode.
 
     They are found through attributes, containers, closures, defaults, helpers and handlers, as in
     :func:`names_in`. Other modules, such as those that another thread trains, are left alone.
@@ -88,7 +88,7 @@ _MODAL = (
 
 
 class EvalModeCheck(TorchFunctionMode):
-    """Refuses dropout and batch norm in train mode in the body, and in this thread: of modules out of reach.
+    """Refuses dropout and batch norm in train mode, of modules out of reach, in this thread.
 
     Raises:
         InputError: at such an operation.
@@ -102,15 +102,16 @@ class EvalModeCheck(TorchFunctionMode):
             # Without running statistics batch norm takes those of the batch in either mode.
             if given.arguments["training"] and given.arguments.get("running_mean", 0) is not None:
                 raise InputError(
-                    f"the program runs {func.__name__} in train mode, in a module that cannot be reached from model and"
-                    " guide: call .eval() on that module before, or make it an attribute of the module that uses it"
+                    f"the program runs {func.__name__} in train mode, in a module that cannot be"
+                    " reached from model and guide: call .eval() on that module before, or make it an"
+                    " attribute of the module that uses it"
                 )
         return func(*args, **(kwargs or {}))
 
 
 @contextmanager
 def frozen(*functions: Callable[..., Any]) -> Iterator[None]:
-    """Run the body with no parameter of the modules behind ``functions`` requiring a gradient, and restore that."""
+    """Run the body with the parameters of the modules behind ``functions`` as constants."""
     modules = {module for function in functions for module in modules_of(function)}
     trained = {
         parameter
@@ -128,7 +129,7 @@ def frozen(*functions: Callable[..., Any]) -> Iterator[None]:
 
 
 def leaves(value: Tensor) -> list[Tensor]:
-    """Return the tensors at which a backward pass from a value leaves gradients: its graph knows, whoever owns them."""
+    """Return the tensors at which a backward pass from a value leaves gradients, by its graph."""
     nodes: list[Any] = [value.grad_fn]
     seen: set[Any] = set()
     results: dict[int, Tensor] = {}
@@ -144,7 +145,7 @@ def leaves(value: Tensor) -> list[Tensor]:
 
 
 def names_in(**holders: Any) -> dict[int, str]:
-    """Return where tensors are found in objects, by identity: names of parameters, attributes and variables.
+    """Return the places of tensors in objects, by identity: parameters, attributes, variables.
 
     Functions are searched through their closures, defaults and globals; a tensor may be used and
     not be found.
@@ -172,7 +173,7 @@ _OWN = frozenset(vars(nn.Module()))  # attributes that every module has
 
 
 def _reachable(holders: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield objects and all that can be reached from them, each once and with a name, the nearest first."""
+    """Yield objects and all that they reach, each once and with a name, the nearest first."""
     seen: dict[int, Any] = {}  # with the objects, so that no identity is used twice
     level = list(holders.items())
     for _ in range(_DEPTH + 1):
@@ -187,7 +188,7 @@ def _reachable(holders: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _inside(value: Any) -> Iterator[tuple[str, Any]]:
-    """Yield what an object holds, or a function refers to, with names."""
+    """Yield the objects that an object holds, or a function refers to, with names."""
     if isinstance(value, dict):
         yield from ((str(key), part) for key, part in value.items())
     elif isinstance(value, list | tuple | set | frozenset | deque):
@@ -215,7 +216,7 @@ def _inside(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _referred(function: Any) -> Iterator[tuple[str, Any]]:
-    """Yield the closure, the globals and the defaults of a function, and the function that it wraps."""
+    """Yield a function's closure, globals and defaults, and the function that it wraps."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # a variable that has no value yet
             yield name, cell.cell_contents

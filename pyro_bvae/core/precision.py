@@ -1,4 +1,4 @@
-"""Precision: matrix products in full where two ways to a number are compared, networks in half where one trains."""
+"""Precision: matrix products in full where numbers are compared, networks in half in training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _half: ContextVar[bool] = ContextVar("_half", default=False)
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Run the body with matrix products in full float32, and restore the caller's precision afterwards."""
+    """Run the body with matrix products in full float32, and restore the caller's precision."""
     precision, tf32 = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     torch.set_float32_matmul_precision("highest")
     torch.backends.cudnn.allow_tf32 = False
@@ -31,9 +31,9 @@ def full_precision() -> Iterator[None]:
 
 @contextmanager
 def networks_in(precision: str) -> Iterator[None]:
-    """Run the networks of the package's parts in bfloat16 in the body, if ``precision`` is ``bf16``, in this thread.
+    """Run the parts' networks in bfloat16, if ``precision`` is ``bf16``, in this thread.
 
-    Only networks: what they give is brought back to their input's type, so that distributions,
+    Only networks: their outputs are brought back to their inputs' type, so that distributions,
     draws and densities, whose sums over features and data bfloat16 would spoil, are computed as
     always.
     """
@@ -71,7 +71,7 @@ def _fast_products_are_exact() -> bool:
 
 @contextmanager
 def fast_products(device: torch.device) -> Iterator[None]:
-    """Run the body with float32 matrix products on the CPU by oneDNN, where it is exact to float32 rounding.
+    """Run the body with float32 products on the CPU by oneDNN, where that is as exact.
 
     ``torch.set_float32_matmul_precision("medium")`` allows bfloat16, which processors without AMX
     do not use: there it only chooses another library, up to twice as fast. Where it does lose

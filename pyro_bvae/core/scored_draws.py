@@ -1,4 +1,4 @@
-"""Draws that come with their log density, for distributions whose density is cheapest where the noise is known."""
+"""Draws with their log density, for distributions whose density is cheapest by the noise."""
 
 from __future__ import annotations
 

@@ -16,14 +16,14 @@ _MEAN_NOISES, _AT_A_TIME = 256, 16
 
 
 class AutoregressiveStep(Protocol):
-    r"""One step of a flow: gains and shifts of each dimension as functions of those before it in ``order``."""
+    r"""One step of a flow: gains and shifts of a dimension by those before it in ``order``."""
 
     @property
     def order(self) -> Sequence[int]:
         """The dimensions, each of which depends on those before it."""
 
     def __call__(self, u: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """Return log gains and shifts, each ``(*, D)``, at ``u``, ``(*, D)``, given a summary ``(*, H)``."""
+        """Return log gains and shifts, ``(*, D)`` each, at ``u`` given a summary ``(*, H)``."""
 
 
 class AutoregressiveNormal(dist.TorchDistribution):
@@ -43,7 +43,7 @@ class AutoregressiveNormal(dist.TorchDistribution):
     Args:
         loc: :math:`\mu`, shape ``(*, D)``.
         scale: :math:`\sigma`, positive, of the same shape.
-        summary: What the steps know of the data, shape ``(*, H)``.
+        summary: The data's summary for the steps, shape ``(*, H)``.
         steps: The steps, first to last.
         noise: Distribution of each :math:`\epsilon_d`, scalar, or of all of them as one event; the
             standard normal by default.
@@ -87,7 +87,7 @@ class AutoregressiveNormal(dist.TorchDistribution):
         return self.push(self._draw_noise(sample_shape))[0]
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        """Draw with a gradient, and return draws ``(*, D)`` and their log density ``(*)``, by their noise."""
+        """Return draws with a gradient, ``(*, D)``, and their log density by the noise, ``(*)``."""
         noise = self._draw_noise(sample_shape)
         value, log_det = self.push(noise)
         return value, self._log_noise(noise) - log_det
@@ -107,7 +107,7 @@ class AutoregressiveNormal(dist.TorchDistribution):
         return density if self.noise.event_shape else density.sum(-1)
 
     def push(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the value of a noise, ``(*, N, D)``, and the log determinant of the map, ``(*, N)``."""
+        """Return the value of a noise, ``(*, N, D)``, and the map's log determinant, ``(*, N)``."""
         log_det = self.scale.log().sum(-1)
         for step in self.steps:
             log_gain, shift = step(noise, self.summary)
@@ -116,7 +116,7 @@ class AutoregressiveNormal(dist.TorchDistribution):
         return self.loc + self.scale * noise, log_det
 
     def pull(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the noise of a value, ``(*, N, D)``, and the log determinant of the map there, ``(*, N)``."""
+        """Return the noise of a value, ``(*, N, D)``, and the map's log determinant, ``(*, N)``."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         u, log_det = (value.expand(shape) - self.loc) / self.scale, self.scale.log().sum(-1)
         for step in reversed(self.steps):
@@ -158,7 +158,7 @@ class AutoregressiveNormal(dist.TorchDistribution):
 
 
 def _invert(step: AutoregressiveStep, v: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-    """Return what a step maps to ``v`` and the log gains there, each ``(*, D)``: one dimension after the other."""
+    """Return the inverse of a step at ``v`` and the log gains there, ``(*, D)`` each, by dimension."""
     u, log_gains = torch.zeros_like(v), torch.zeros_like(v)
     for dim in step.order:
         log_gain, shift = step(u, summary)

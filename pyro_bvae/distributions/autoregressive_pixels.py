@@ -64,12 +64,12 @@ class AutoregressivePixels(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        r"""The probability of each pixel given the *means* of those before it, in D passes: not the exact mean.
+        r"""Each pixel's probability given the *means* of those before it: not the exact mean.
 
         .. math:: \pi_d = \operatorname{sigmoid}(l_d + m_d(\pi_{<d}))
 
         The exact mean is a sum over all images. The two agree for the first pixel, and for all
-        where m is 0; else this is a smooth picture of what the distribution expects, and the mean
+        where m is 0; else this is a smooth picture of the distribution's expectation, and the mean
         of draws is the thing to compute with.
         """
         return self._in_turn(self.logits, torch.sigmoid)

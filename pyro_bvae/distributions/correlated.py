@@ -16,19 +16,19 @@ from torch.distributions.kl import register_kl
 
 
 def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Multiply ``(N, I, J)`` by ``(*, N, J)``, one matrix product a datum for all its particles, ``(*, N, I)``."""
+    """Multiply ``(N, I, J)`` by ``(*, N, J)``, one product a datum for all particles, ``(*, N, I)``."""
     return torch.einsum("...ij,...j->...i", matrix, vector)
 
 
 class FullRankNormal(dist.MultivariateNormal):
-    r"""Pyro's normal of a Cholesky factor, with one matrix product a datum for all draws :math:`\mu + C \epsilon`."""
+    r"""Pyro's normal of a Cholesky factor C: draws :math:`\mu + C \epsilon` in one product a datum."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with a gradient."""
         return self._push(self._draw_noise(sample_shape))
 
     def rsample_and_log_prob(self, sample_shape: Any = ()) -> tuple[Tensor, Tensor]:
-        """Draw with a gradient, and return draws ``(*, D)`` and their log density ``(*)``, by their noise.
+        """Return draws with a gradient, ``(*, D)``, and their log density by the noise, ``(*)``.
 
         That density stays finite however badly conditioned C is, where a triangular solve in
         float32 overflows.
@@ -51,10 +51,10 @@ class FullRankNormal(dist.MultivariateNormal):
 
 
 class LowRankNormal(dist.TorchDistribution):
-    r"""A normal with covariance :math:`S (I + V V^\top) S`: a diagonal S and a factor V of few columns.
+    r"""A normal with covariance :math:`S (I + V V^\top) S`, S diagonal and V of few columns.
 
     It is Pyro's ``LowRankMultivariateNormal`` with its factor in units of the diagonal, which is
-    what keeps it stable: with :math:`y = S^{-1}(z - \mu)` and :math:`c = (I + V^\top V)^{-1} V^\top
+    stable: with :math:`y = S^{-1}(z - \mu)` and :math:`c = (I + V^\top V)^{-1} V^\top
     y`, the distance is a sum of squares,
 
     .. math:: \|y - V c\|^2 + \|c\|^2, \qquad \tfrac12 \log |\Sigma| = \sum_d \log s_d + \tfrac12
@@ -142,7 +142,7 @@ class LowRankNormal(dist.TorchDistribution):
 
     @property
     def scale_tril(self) -> Tensor:
-        """The Cholesky factor of the covariance, ``(*, D, D)``, which is what low rank saves: for small D."""
+        """The Cholesky factor of the covariance, ``(*, D, D)``, for small D: low rank saves it."""
         identity = torch.eye(self.event_shape[0], dtype=self.loc.dtype, device=self.loc.device)
         tril = self.scale.unsqueeze(-1) * torch.linalg.cholesky(
             identity + self.factor @ self.factor.mT

@@ -1,4 +1,4 @@
-r"""Distributions of counts, by the logarithm of their mean: safe at zero, and at very large counts and dispersions.
+r"""Distributions of counts by the logarithm of their mean: safe at zero and at large counts.
 
 The log gamma functions of a count's density cancel each other where its arguments are large. Here
 each is taken apart by Stirling's formula, :math:`\log \Gamma(a) = (a - \tfrac12) \log a - a +
@@ -32,7 +32,7 @@ _COUNTS = 2**15
 
 
 def _in_blocks(function: Callable[..., Any], *tensors: Tensor) -> Any:
-    """Return a function of tensors that broadcast, or several, a block of their first dimension after the other."""
+    """Return functions of tensors that broadcast, in blocks of their first dimension."""
     shape = torch.broadcast_shapes(*(tensor.shape for tensor in tensors))
     rows = max(1, _COUNTS * shape[0] // max(1, shape.numel())) if shape else 1
     whole = is_capturing() or any(tensor.is_cuda for tensor in tensors)
@@ -52,7 +52,7 @@ def _in_blocks(function: Callable[..., Any], *tensors: Tensor) -> Any:
 
 
 def _moved(a: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    r"""Return 1 where a is small, a moved up by 8 there, and :math:`a` and :math:`a (a + 7)`, held below 8."""
+    r"""Return 1 where a is small, a raised by 8 there, and a and :math:`a (a + 7)` held below 8."""
     is_small, small = (a < _LARGE).to(a.dtype), a.clamp(max=_LARGE)
     return is_small, a + _SHIFT * is_small, small, small * (small + (_SHIFT - 1))
 
@@ -67,7 +67,7 @@ def _stirling_tail(a: Tensor) -> Tensor:
 
 
 def _remainder(a: Tensor) -> Tensor:
-    r"""Return :math:`\log \Gamma(a) - a \log a + a - \tfrac12 \log 2\pi`, small arguments by the recurrence."""
+    r"""Return :math:`\log \Gamma(a) - a \log a + a - \tfrac12 \log 2\pi`, by recurrence for small a."""
     is_small, far, small, pairs = _moved(a)
     log_far = far.log()
     log_product = (pairs * (pairs + 6) * (pairs + 10) * (pairs + 12)).log()
@@ -102,7 +102,7 @@ def _log_factorial(value: Tensor) -> Tensor:
 
 
 def _log_ratio(total: Tensor, expected: Tensor, difference: Tensor) -> Tensor:
-    """Return the log of the ratio of two positive numbers whose difference is known to all its digits."""
+    """Return the log of the ratio of two positive numbers whose difference is exact."""
     sign = 2 * (difference >= 0).to(difference.dtype) - 1
     return sign * torch.log1p(sign * difference / torch.minimum(total, expected))
 
@@ -264,7 +264,7 @@ class Counts(dist.TorchDistribution):
 
 
 class PoissonCounts(Counts):
-    r"""Poisson counts, :math:`\log p(x) = x \log \mu - \mu - \log x!`; mean and variance are :math:`\mu`.
+    r"""Poisson counts, :math:`\log p(x) = x \log \mu - \mu - \log x!`, of mean :math:`\mu`.
 
     Args:
         log_mean: Logarithm of the mean, any shape.

@@ -19,7 +19,7 @@ class NormalMixture(dist.TorchDistribution):
     Draws have implicit gradients in all parameters, logits included (Figurnov et al. 2018). With
     the responsibilities :math:`w_c \propto \pi_c \prod_{e<d} q_c(z_e)` of the components for the
     dimensions before d, a draw moves with the parameters such that the conditional distribution
-    function stays what it is,
+    function stays the same,
 
     .. math:: F_d = \sum_c w_c \, \Phi\Big(\frac{z_d - \mu_{cd}}{\sigma_{cd}}\Big), \qquad
         \partial z_d = - \, \partial F_d \Big/ \frac{\partial F_d}{\partial z_d},

@@ -29,7 +29,7 @@ class DiagonalNormal(dist.Independent):  # type: ignore[misc]
 
     @classmethod
     def of(cls, loc: Tensor, scale: Tensor) -> DiagonalNormal:
-        """Return the distribution of means ``(*, D)`` and positive scales that broadcast with them."""
+        """Return the distribution of means ``(*, D)`` and positive scales of like shape."""
         return cls(dist.Normal(loc, scale), 1)
 
     def log_prob(self, value: Tensor) -> Tensor:

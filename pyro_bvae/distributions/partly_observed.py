@@ -17,7 +17,7 @@ class PartlyObserved(dist.Independent):  # type: ignore[misc]
 
     .. math:: \log p(x_O) = \sum_{d \in O} \log p(x_d), \qquad O = \{d : x_d \text{ is no NaN}\},
 
-    the marginal density of what was observed: ``poutine.mask``, feature by feature. No gradient
+    the marginal density of the observed features: ``poutine.mask``, feature by feature. No gradient
     sees the NaN. Where nothing was observed it is 0, exactly. Draws are complete.
     """
 
@@ -33,13 +33,14 @@ class PartlyObserved(dist.Independent):  # type: ignore[misc]
             or distribution.base_dist.event_shape
         ):
             raise InputError(
-                "missing entries need a likelihood whose features are independent given z, a distribution with"
+                "missing entries need a likelihood whose features are independent given z, a"
+                " distribution with"
                 f" .to_event(1); got {type(distribution).__name__}"
             )
         return cls(distribution.base_dist, distribution.reinterpreted_batch_ndims)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Return the log density of what was observed of ``(*, D)``, shape ``(*)``."""
+        """Return the log density of the observed features of ``(*, D)``, shape ``(*)``."""
         missing = torch.isnan(value)
         filled = torch.where(missing, _inside(self.base_dist.support), value)
         factors = self.base_dist.log_prob(filled).masked_fill(missing, 0)
@@ -47,7 +48,7 @@ class PartlyObserved(dist.Independent):  # type: ignore[misc]
 
 
 def _inside(support: Any) -> float | Tensor:
-    """Return a value in a support, off the edges of a continuous one, where a density or its slope may be infinite."""
+    """Return a value inside a support, off its edges, where a density's slope may be infinite."""
     for number in (0.5, 1.0, 0.0):
         if bool(torch.as_tensor(support.check(torch.tensor(number))).all()):
             return number

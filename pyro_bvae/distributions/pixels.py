@@ -17,7 +17,7 @@ from pyro_bvae.core.capturing import is_capturing
 
 
 class GreyBernoulli(dist.Bernoulli):
-    """A Bernoulli whose log density is also evaluated between 0 and 1: the cross-entropy of grey pixels.
+    """A Bernoulli with the cross-entropy of grey pixels, between 0 and 1, as its log density.
 
     On greys it is a loss and no normalised density; on 0 and 1 it is the Bernoulli. It draws 0 and
     1.
@@ -31,7 +31,7 @@ _PIXELS = 2**19
 
 
 class Pixels(dist.Independent):  # type: ignore[misc]
-    r"""Independent :class:`GreyBernoulli` pixels, scored in fewer operations where no gradient is asked for.
+    r"""Independent :class:`GreyBernoulli` pixels, in fewer operations where no gradient is needed.
 
     .. math::
         \log p(x) = \log \prod_d \operatorname{sigmoid}(|l_d|) - \tfrac12 \sum_d [|l_d| - (2 x_d -
@@ -80,7 +80,7 @@ def _log_product(factors: Tensor) -> Tensor:
 
 
 class ContinuousBernoulliPixels(dist.TorchDistribution):
-    r"""The density :math:`p(x) = e^{l x} / \int_0^1 e^{l t} dt` on [0, 1] (Loaiza-Ganem and Cunningham 2019).
+    r"""The density :math:`p(x) = e^{l x} / \int_0^1 e^{l t} dt` on [0, 1] (Loaiza-Ganem 2019).
 
     Written in its natural parameter, so that it needs no probability that could round to 0 or 1.
 
@@ -148,7 +148,7 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
         return torch.where(size < 1, series, closed)
 
     def _parts(self, border: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the sizes of l, l where it is small, and its size elsewhere: a clamp has no slope at a border."""
+        """Return the size of l, l where small, and its size elsewhere, with slopes at the borders."""
         size = self.logits.abs()
         is_small = size < border
         return size, torch.where(is_small, self.logits, 0.0), torch.where(is_small, border, size)
@@ -233,12 +233,12 @@ class DiscretizedLogistic(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        r"""Means, :math:`\frac{1}{255} \sum_{k=1}^{255} P(255 x \ge k)`, the sum over all levels."""
+        r"""Means, :math:`\frac{1}{255} \sum_{k=1}^{255} P(255 x \ge k)`."""
         return self._over_levels(lambda edges, loc: torch.ones_like(edges))
 
     @property
     def variance(self) -> Tensor:
-        """Variances, by the same sum, about the nearest level to the mean, so that no large squares cancel."""
+        """Variances, by the same sum about the level nearest the mean: no large squares cancel."""
         mean = self.mean
         centre = mean.detach()
         second = self._over_levels(lambda edges, centre: 2 * (edges - centre), centre)
@@ -248,7 +248,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def _over_levels(
         self, weigh: Callable[[Tensor, Tensor], Tensor], centre: Tensor | None = None
     ) -> Tensor:
-        """Return the sum over the edges between levels of a weight times the probability above, over 255."""
+        """Return the sum over the levels' edges of a weight times the probability above, over 255."""
         edges = (
             torch.arange(PIXEL_LEVELS - 1, dtype=self.loc.dtype, device=self.loc.device) + 0.5
         ) / (PIXEL_LEVELS - 1)

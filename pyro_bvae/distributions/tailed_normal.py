@@ -1,4 +1,4 @@
-"""A normal with defensive tails, from which importance samples reach further than the normal does."""
+"""A normal with defensive tails, whose importance samples reach further than a normal's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _WHOLE = 2 / 3
 
 
 class TailedNormal(dist.TorchDistribution):
-    r"""A normal mixed with wider versions of itself, for defensive importance sampling (Hesterberg 1995).
+    r"""A normal mixed with wider versions of itself, for defensive sampling (Hesterberg 1995).
 
     .. math::
         q(z) = (1 - \alpha) \, \mathcal{N}(\mu, \Sigma)

@@ -29,12 +29,12 @@ def sample_tempered(distribution: Any, temperature: float, sample_shape: torch.S
     .. math:: z = \mu + T \, (z' - \mu), \qquad z' \sim p,
 
     for a distribution of location :math:`\mu` (normal, Laplace, Student-t), whose variance becomes
-    :math:`T^2` of what it was. A flow is given its noise so, before it is transformed (Kingma and
-    Dhariwal 2018). At T = 1 these are the distribution's own draws, at T = 0 the location, or what
-    a flow makes of it.
+    :math:`T^2` times its own. A flow is given its noise so, before it is transformed (Kingma and
+    Dhariwal 2018). At T = 1 these are the distribution's own draws, at T = 0 the location, or
+    its image under a flow.
 
     Args:
-        distribution: What to draw from.
+        distribution: The distribution of the draws.
         temperature: T, non-negative.
         sample_shape: How many draws.
 
@@ -66,6 +66,7 @@ def sample_tempered(distribution: Any, temperature: float, sample_shape: torch.S
     if hasattr(flow, "transform") and hasattr(flow, "base"):
         return flow.transform.inv(sample_tempered(flow.base, temperature, sample_shape))  # type: ignore[union-attr]
     raise InputError(
-        f"'temperature' must be 1 for a {type(inner).__name__}, which has no location to draw together about, got"
+        f"'temperature' must be 1 for a {type(inner).__name__}, which has no location to draw"
+        " together about, got"
         f" {temperature}; normal, Laplace and Student-t priors and flows have one"
     )

@@ -248,8 +248,8 @@ def draw_gap_rows(
         axes: Where to draw.
         rows: Name, colour and estimate: the whole, then its parts.
         error: Key of the error, whose lines are twice as long to either side.
-        below: Rows of their own, set apart, each on a pale bar as long as the first part: what they
-            leave of it.
+        below: Rows of their own, set apart, each on a pale bar as long as the first part: the rest
+            of it.
     """
     parts = rows[1:]
     ends = {True: 0.0, False: 0.0}

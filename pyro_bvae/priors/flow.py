@@ -105,7 +105,7 @@ class FlowPrior(nn.Module):
 
 
 def _identity_spline(latent_dim: int, num_bins: int, bound: float) -> nn.Module:
-    """Return a spline that is the identity: pieces of equal width and height with a slope of one."""
+    """Return a spline that is the identity: equal pieces with a slope of one."""
     spline = pyro_transforms.Spline(latent_dim, count_bins=num_bins, bound=bound)
     with torch.no_grad():
         for parameter in (

@@ -46,8 +46,8 @@ def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
     rows, num_data = [], evaluation.get("num_data")
     if (untrusted := (evaluation.get("pareto_k") or {}).get("untrusted")) is not None:
         meaning = (
-            "Data whose importance weights are too uneven, by their Pareto k, for the evidence to be"
-            " trusted."
+            "Data whose importance weights are too uneven, by their Pareto k, for the evidence to"
+            " be trusted."
         )
         rows.append(Row("Untrusted evidence", f"{untrusted} of {num_data}", "", "", meaning))
     if (certified := (evaluation.get("refits") or {}).get("certified")) is not None:

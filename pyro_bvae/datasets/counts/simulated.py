@@ -166,8 +166,8 @@ def negative_binomial_factors(
         truth: The parameters; by default :func:`negative_binomial_truth` of ``seed``.
         library_size: Median of the size factors l, the expected counts of a datum.
         library_scale: Standard deviation of log l.
-        observed_size: Give the total counts of each datum as its size factor in place of l: what
-            one has of real data. The model with l is then only nearly the true one.
+        observed_size: Give the total counts of each datum as its size factor in place of l,
+            as one has of real data. The model with l is then only nearly the true one.
         validation: Fraction or number of data; 0 for none.
         test: Fraction or number of data.
         seed: Of parameters, data and split.
