@@ -82,7 +82,7 @@ def _forget(graph: GraphModule, chosen: Node, source: Node) -> None:
 
 
 def fold_constants(graph: GraphModule) -> None:
-    """Compute constants by the operations themselves: a compiled cosine differs in its last digit."""
+    """Compute constants by the operations themselves: a compiled cosine is another."""
     values: dict[Node, Any] = {}
     for node in list(graph.graph.nodes):
         if node.op == "get_attr":

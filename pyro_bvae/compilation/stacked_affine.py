@@ -15,7 +15,7 @@ _LARGE = 2**14
 
 
 def products(one: Tensor, other: Tensor) -> Tensor:
-    """Return the products of R pairs of matrices, one by one: libraries are faster at large ones."""
+    """Return the products of R pairs of matrices, one by one, which is faster for large ones."""
     if one.is_cuda:
         return torch.bmm(one, other)
     result = one.new_empty(len(one), one.shape[1], other.shape[2])

@@ -103,8 +103,8 @@ class EvalModeCheck(TorchFunctionMode):
             if given.arguments["training"] and given.arguments.get("running_mean", 0) is not None:
                 raise InputError(
                     f"the program runs {func.__name__} in train mode, in a module that cannot be"
-                    " reached from model and guide: call .eval() on that module before, or make it an"
-                    " attribute of the module that uses it"
+                    " reached from model and guide: call .eval() on that module before, or make"
+                    " it an attribute of the module that uses it"
                 )
         return func(*args, **(kwargs or {}))
 

@@ -158,7 +158,7 @@ class AutoregressiveNormal(dist.TorchDistribution):
 
 
 def _invert(step: AutoregressiveStep, v: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the inverse of a step at ``v`` and the log gains there, ``(*, D)`` each, by dimension."""
+    """Return the inverse of a step at ``v`` and the log gains there, ``(*, D)`` each."""
     u, log_gains = torch.zeros_like(v), torch.zeros_like(v)
     for dim in step.order:
         log_gain, shift = step(u, summary)

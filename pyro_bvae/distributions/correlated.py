@@ -16,12 +16,12 @@ from torch.distributions.kl import register_kl
 
 
 def matrix_vector(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Multiply ``(N, I, J)`` by ``(*, N, J)``, one product a datum for all particles, ``(*, N, I)``."""
+    """Multiply ``(N, I, J)`` by ``(*, N, J)``, one product a datum, ``(*, N, I)``."""
     return torch.einsum("...ij,...j->...i", matrix, vector)
 
 
 class FullRankNormal(dist.MultivariateNormal):
-    r"""Pyro's normal of a Cholesky factor C: draws :math:`\mu + C \epsilon` in one product a datum."""
+    r"""Pyro's normal of a Cholesky factor C: all draws of a datum in one product."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         """Draw with a gradient."""

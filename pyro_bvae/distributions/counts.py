@@ -67,7 +67,7 @@ def _stirling_tail(a: Tensor) -> Tensor:
 
 
 def _remainder(a: Tensor) -> Tensor:
-    r"""Return :math:`\log \Gamma(a) - a \log a + a - \tfrac12 \log 2\pi`, by recurrence for small a."""
+    r"""Return :math:`\log \Gamma(a) - a \log a + a - \tfrac12 \log 2\pi`, for a > 0."""
     is_small, far, small, pairs = _moved(a)
     log_far = far.log()
     log_product = (pairs * (pairs + 6) * (pairs + 10) * (pairs + 12)).log()

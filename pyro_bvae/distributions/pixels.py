@@ -148,7 +148,7 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
         return torch.where(size < 1, series, closed)
 
     def _parts(self, border: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the size of l, l where small, and its size elsewhere, with slopes at the borders."""
+        """Return the size of l, l where small, and its size elsewhere, all with slopes."""
         size = self.logits.abs()
         is_small = size < border
         return size, torch.where(is_small, self.logits, 0.0), torch.where(is_small, border, size)
@@ -248,7 +248,7 @@ class DiscretizedLogistic(dist.TorchDistribution):
     def _over_levels(
         self, weigh: Callable[[Tensor, Tensor], Tensor], centre: Tensor | None = None
     ) -> Tensor:
-        """Return the sum over the levels' edges of a weight times the probability above, over 255."""
+        """Return the sum over the levels' edges of weighted probabilities above, over 255."""
         edges = (
             torch.arange(PIXEL_LEVELS - 1, dtype=self.loc.dtype, device=self.loc.device) + 0.5
         ) / (PIXEL_LEVELS - 1)
