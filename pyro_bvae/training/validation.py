@@ -19,7 +19,7 @@ from pyro_bvae.training.objectives.loss import Loss
 _COLUMNS = tuple(f"validation_{name}" for name in ("objective", "distortion", "rate", "elbo"))
 
 
-class HeldOut:
+class Validation:
     """Held-out data of a training run, measured with the same noise every time: curves move with the weights alone.
 
     Args:
@@ -44,8 +44,8 @@ class HeldOut:
             else stream_seed(VALIDATION_STREAM, self.ranks.rank)
         )
 
-    def try_out(self) -> None:
-        """Measure two data, to hear what is wrong with them."""
+    def dry_run(self) -> None:
+        """Measure two data, so that their faults are found."""
         self._measure(self.data[:2], 1.0)
 
     def measure(self, epoch: int, beta: float) -> Row:

@@ -22,7 +22,7 @@ _REMEDY = (
 )
 
 
-def try_out(
+def dry_run(
     loss: Loss, trained: Sequence[Tensor], x: Tensor, context: Context | None, beta: float
 ) -> None:
     """Run an objective once under Pyro's checks, and see that whatever it has a gradient for is trained.

@@ -16,11 +16,6 @@ from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.objectives.loss import Loss
 from pyro_bvae.training.steps.step import Step
 
-#: Steps from which a run repays being compiled: the compiler takes as long as some ten thousand
-#: steps of a small network save. The number decides alone, and no clock, so that the same run is
-#: always run the same way.
-WORTH_COMPILING = 10_000
-
 # How far the compiled loss and gradients may be from the plain ones, in norm, before they are not
 # trusted.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}
@@ -60,8 +55,8 @@ class CompiledStep(Step):
         self._trained = [numbers[id(parameter)] for parameter in self.parameters]
         self._run: object = None
         self._signature: tuple[object, ...] | None = None
-        #: What became of the compilation, in words; empty before it was tried.
-        self.said = ""
+        #: Outcome of the compilation; empty before it was tried.
+        self.report = ""
 
     def prepare(self, x: Tensor, context: Context | None, beta: float) -> bool:
         """Compile the step for batches like this one; return whether it could be, and say how it went in ``said``."""
@@ -73,9 +68,9 @@ class CompiledStep(Step):
             self._compare(x, context, beta)
         except CannotCompile as reason:
             self._run = self._signature = None
-            self.said = f"the step is not compiled: {reason}"
+            self.report = f"the step is not compiled: {reason}"
             return False
-        self.said = f"compiled the step in {time.perf_counter() - started:.1f} s"
+        self.report = f"compiled the step in {time.perf_counter() - started:.1f} s"
         return True
 
     def gradients(self, x: Tensor, context: Context | None, beta: float | Tensor) -> Tensor:

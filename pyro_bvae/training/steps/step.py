@@ -53,13 +53,16 @@ class Step:
         """Take a step at the optimizer's own learning rate."""
         stats, self.size = self.joint_gradients(x, context, beta)
         if stats.is_cuda:
-            self._clip(stats[3])
-            step_if_finite(self.optimizer, stats)
-        elif all(
-            map(math.isfinite, numbers := stats.tolist())
-        ):  # one look, for all that is asked of them
-            if self.gradient_clip is not None and numbers[3] > self.gradient_clip:
-                self._clip(stats[3])
+            self._clip(stats[..., 3])
+            # Fused Adam decides on the device whether the step would spoil the weights.
+            infinite = ~torch.isfinite(stats).all()
+            self.optimizer.found_inf = infinite.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            return stats
+        numbers = stats.flatten().tolist()
+        if all(map(math.isfinite, numbers)):
+            if self.gradient_clip is not None and max(numbers[3::4]) > self.gradient_clip:
+                self._clip(stats[..., 3])
             self._update()
         return stats
 
@@ -97,8 +100,7 @@ class Step:
             )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        fused = self.parameters[0].device.type in ("cpu", "cuda")
-        return torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
+        return adam(self.parameters)
 
     def joint_gradients(
         self, x: Tensor, context: Context | None, beta: float | Tensor
@@ -152,13 +154,7 @@ class Step:
             nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
 
 
-def step_if_finite(optimizer: torch.optim.Optimizer, stats: Tensor) -> None:
-    """Take a step, unless the numbers behind it are not finite and it would spoil the weights."""
-    finite = torch.isfinite(stats).all()
-    if not stats.is_cuda:
-        if bool(finite):
-            optimizer.step()
-        return
-    # Fused Adam decides on the device, without a look from here.
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    optimizer.step()
+def adam(parameters: Sequence[nn.Parameter]) -> torch.optim.Adam:
+    """Return Adam, fused where the device has it; each step sets the learning rate."""
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(parameters, lr=1e-3, fused=fused)
