@@ -1,4 +1,4 @@
-"""``fit``: the SVI loop that one would write, with what one would forget."""
+"""``fit``: stochastic variational inference of one model."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def fit(
     r"""Train a model and guide by stochastic variational inference.
 
     Each step is that of ``pyro.infer.SVI`` with ``Trace_ELBO`` (or the given objective) and Adam on
-    a mini-batch: the same loss, the same gradients, without a synchronisation with the device. What
-    a step does is a function of ``seed``, the epoch and the parameters, so a resumed run continues
+    a mini-batch: the same loss, the same gradients, without a synchronisation with the device. Each
+    step is a function of ``seed``, the epoch and the parameters, so a resumed run continues
     as if it had never stopped. The caller's parameter store, random state and train or eval mode
     are left as they were.
 
@@ -83,7 +83,7 @@ def fit(
             same numbers to rounding, in about two thirds of the time on a CPU, after seconds of
             compiling. By default where a run has
             :data:`~pyro_bvae.training.steps.single.WORTH_COMPILING` steps or more; a program that
-            cannot be compiled is run as it is, and ``History.step`` says why.
+            cannot be compiled is run as it is, and ``History.step`` has the reason.
         objective: The objective; the β-bound by default. Others are
             :class:`~pyro_bvae.training.IWELBO` (importance weighted),
             :class:`~pyro_bvae.training.FreeBits`, :class:`~pyro_bvae.training.ControlledCapacity`

@@ -38,7 +38,7 @@ from pyro_bvae.training.step_metrics import count_active
 from pyro_bvae.training.target_rate import TargetRate
 from pyro_bvae.training.validation import Validation
 
-# Data whose posterior means say which latents are active.
+# Data over whose posterior means active latents are counted.
 _FEW = 256
 
 
@@ -120,11 +120,11 @@ class TrainingState:
         Raises:
             InputError: if it has other parameters than the optimizer of the checkpoint.
         """
-        self.optimizer, saved, self._saved_optimizer = optimizer, self._saved_optimizer, None
-        if saved is None:
+        self.optimizer = optimizer
+        if self._saved_optimizer is None:
             return
         try:
-            optimizer.load_state_dict(saved)
+            optimizer.load_state_dict(self._saved_optimizer)
         except ValueError as error:
             raise InputError(
                 f"cannot resume {self.output}: other parameters of the model were trained"
@@ -139,7 +139,7 @@ class TrainingState:
         """Run objective and validation once, so that their faults come before the first epoch.
 
         Raises:
-            InputError: as :func:`~pyro_bvae.fit` says.
+            InputError: as of :func:`~pyro_bvae.fit`.
         """
         size = self.settings.batch_size
         num_steps(self.batches, size, self.ranks)  # an error, before a process waits for another
@@ -218,6 +218,7 @@ class TrainingState:
     def record(self, row: Row) -> None:
         """Append the row of an epoch, keep the weights if they are the best, write files."""
         self.history.rows.append(row)
+        self._saved_optimizer = None
         final_beta = self.final_beta
         score = row["distortion"] + final_beta * row["rate"]
         if self.loss.has_own_objective:

@@ -41,7 +41,7 @@ class ModelsStep(Protocol):
         ...
 
     def run(self, batch: Batch, betas: Sequence[float | Tensor], learning_rate: float) -> Tensor:
-        """Take a step; return loss, distortion, rate, gradient norm per datum: ``(4,)``, ``(R, 4)``."""
+        """Take a step; return loss, distortion, rate, gradient norm per datum, ``(R, 4)``."""
         ...
 
     def hand_back(self) -> None:
@@ -96,7 +96,7 @@ class Trainer:
                 mininterval=0.5,
             )
             stack.enter_context(bar)
-            if first < self.settings.epochs:
+            if not all(state.is_over for state in self.states):
                 # By the steps of the whole training: one that is resumed is compiled alike.
                 self.step.prepare(total, bar)
             for epoch in range(first, self.settings.epochs):
@@ -116,7 +116,9 @@ class Trainer:
         """Take the steps of an epoch and return its row for each model."""
         settings, started, count = self.settings, time.perf_counter(), len(self.active)
         metrics, betas, learning_rate = StepMetrics(count, self.device), [], 0.0
-        controlled = [(r, state) for r, state in enumerate(self.active) if state.controller]
+        controlled = [
+            (r, state) for r, state in enumerate(self.active) if state.controller is not None
+        ]
         for index, batch in enumerate(self.step.batches(epoch)):
             done = epoch + index / self.num_steps
             betas = [state.beta(done) for state in self.active]

@@ -1,4 +1,4 @@
-"""A first look at an objective, before training: that the program runs, and that all it trains is the module's."""
+"""The dry run of an objective: its program runs, and all that it trains is the module's."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite, listed
 from pyro_bvae.core.module_modes import evaluating, leaves, names_in
+from pyro_bvae.training.batches import rows_of
 from pyro_bvae.training.objectives.loss import Loss
 from pyro_bvae.training.objectives.terms import TraceTerms
 
 _REMEDY = (
-    "make the part that uses them an nn.Module that holds them, or assign their module to it (vae.extra = module);"
-    " requires_grad_(False) keeps them as they are"
+    "make the part that uses them an nn.Module that holds them, or assign their module to it"
+    " (vae.extra = module); requires_grad_(False) keeps them as they are"
 )
 
 
 def dry_run(
     loss: Loss, trained: Sequence[Tensor], x: Tensor, context: Context | None, beta: float
 ) -> None:
-    """Run an objective once under Pyro's checks, and see that whatever it has a gradient for is trained.
+    """Run an objective once under Pyro's checks, and check that each leaf of it is trained.
 
     Args:
         loss: The objective of a module.
@@ -41,11 +42,8 @@ def dry_run(
     """
     for name, parameter in loss.vae.named_parameters():
         check_finite(f"vae.{name}", parameter.detach())
-    given = (
-        None
-        if context is None
-        else Context(*(None if part is None else part.detach() for part in context))
-    )
+    if context is not None:
+        context = Context(*(None if part is None else part.detach() for part in context))
     # In eval mode, so that no batch-norm statistic moves.
     with (
         evaluating(loss.vae),
@@ -53,14 +51,14 @@ def dry_run(
         pyro.validation_enabled(),
         torch.enable_grad(),
     ):
-        terms = loss(x.detach(), given, beta)
+        terms = loss(x.detach(), context, beta)
     own = {id(parameter) for parameter in loss.vae.parameters()}
     nodes: dict[str, Any] = dict(capture.trace.nodes)
     for name, site in nodes.items():
         if site["type"] == "param" and id(site["value"].unconstrained()) not in own:
             raise InputError(
-                f"'{name}' is a pyro.param outside the module, which fit would not train: make it an "
-                "nn.Parameter or a PyroParam of the module, or train with pyro.infer.SVI"
+                f"'{name}' is a pyro.param outside the module, which fit would not train: make it"
+                " an nn.Parameter or a PyroParam of the module, or train with pyro.infer.SVI"
             )
     # An objective may have a network, and a way to train it, of its own.
     check_owned(terms.loss, trained, loss.objective, vae=loss.vae)
@@ -69,11 +67,11 @@ def dry_run(
 def check_owned(
     value: Tensor, trained: Sequence[Tensor], other: object = None, **holder: nn.Module
 ) -> None:
-    """Raise unless all that a value has a gradient for is known: what nobody owns is silently never trained.
+    """Raise unless all leaves of a value are known: one that nobody owns is never trained.
 
     Args:
         value: A loss, with its graph.
-        trained: What steps will change.
+        trained: The tensors that steps will change.
         other: An object whose tensors may be in the graph too.
         **holder: The module in training, by the name that a message gives it.
 
@@ -83,7 +81,8 @@ def check_owned(
     ((name, module),) = holder.items()
     if not value.requires_grad:
         raise InputError(
-            f"'{name}' has no parameter that the objective has a gradient for, so none would be trained"
+            f"'{name}' has no parameter that the objective has a gradient for, so none would be"
+            " trained"
         )
     known = {id(tensor) for tensor in trained}
     loose = [leaf for leaf in leaves(value) if id(leaf) not in known]
@@ -98,18 +97,20 @@ def check_owned(
     )
     if {id(leaf) for leaf in loose} <= {id(parameter) for parameter in module.parameters()}:
         raise InputError(
-            f"'{name}' makes parameters when it is first run: run it once before it is trained; got {named}"
+            f"'{name}' makes parameters when it is first run: run it once before it is trained;"
+            f" got {named}"
         )
     count = f"{len(loose)} tensor{'s' * (len(loose) > 1)}"
     raise InputError(
-        f"'{name}' uses {count} that it does not own, so training would never change them: {named}; {_REMEDY}"
+        f"'{name}' uses {count} that it does not own, so training would never change them:"
+        f" {named}; {_REMEDY}"
     )
 
 
 def takes_one(vae: Any, x: Tensor, context: Context | None) -> bool:
-    """Whether a module in train mode can be run on one datum; batch norm, for one, has no variance of it.
+    """Whether a module in train mode can be run on one datum; batch norm, for one, cannot.
 
-    What it cannot do of two data either is another fault. Its buffers are left as they were.
+    A failure on two data as well is another fault. Its buffers are left as they were.
 
     Args:
         vae: A module with ``model`` and ``guide``.
@@ -126,16 +127,10 @@ def takes_one(vae: Any, x: Tensor, context: Context | None) -> bool:
 
 @torch.no_grad()
 def _runs(vae: Any, x: Tensor, context: Context | None, count: int) -> bool:
-    rows = torch.zeros(
-        count, dtype=torch.long, device=x.device
-    )  # of one datum, since there may be one alone
-    few = (
-        None
-        if context is None
-        else Context(*(None if part is None else part[rows] for part in context))
-    )
+    # Copies of one datum, since there may be one alone.
+    rows = torch.zeros(count, dtype=torch.long, device=x.device)
     try:
-        TraceTerms().terms(vae.model, vae.guide, x[rows], few)
+        TraceTerms().terms(vae.model, vae.guide, x[rows], rows_of(context, rows))
     except (ValueError, RuntimeError):
         return False
     return True

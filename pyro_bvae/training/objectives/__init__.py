@@ -1,1 +1,1 @@
-"""Objectives: what a fit maximises."""
+"""Objectives of training."""

@@ -18,7 +18,7 @@ from pyro_bvae.vae import BetaVAE
 
 
 class CannotStack(Exception):
-    """Replicas cannot be one program; the message says why, as the end of a sentence."""
+    """Replicas cannot be one program; the message is the reason, as the end of a sentence."""
 
 
 class StackedParameter(NamedTuple):
@@ -36,7 +36,7 @@ class StackedParameter(NamedTuple):
 class StackedNetwork(nn.Module):
     """Networks of one architecture as one: each maps its own rows, all in the same operations.
 
-    Only what goes from tensors to tensors is vectorised so; whatever a network draws is refused
+    Only functions from tensors to tensors are vectorised so; the draws of a network are an error
     when it is called.
 
     Args:
@@ -69,7 +69,7 @@ class StackedNetwork(nn.Module):
             stacked.append(
                 StackedParameter(whole, tuple(network.get_parameter(name) for network in networks))
             )
-        # What runs the weights, in a list so that its own are none of this module's.
+        # The module that runs the weights, in a list so that its own are none of this module's.
         self._template = [copy.deepcopy(networks[0]).to("meta")]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ class Replicas(nn.Module):
         vaes: The models, which are left as they are.
 
     Raises:
-        CannotStack: if their parts cannot be stacked. That the result is right is for
-            :meth:`rehearse` to see.
+        CannotStack: if their parts cannot be stacked. The rehearsal checks
+            the result.
     """
 
     def __init__(self, vaes: Sequence[BetaVAE]) -> None:
@@ -156,12 +156,6 @@ class Replicas(nn.Module):
             parts[replica].copy_(whole[replica].view_as(parts[replica]))
 
 
-def _is_network(name: str, module: nn.Module) -> bool:
-    """Whether a module of a part goes from tensor to tensor: by its name, or as it names what it takes and gives."""
-    sized = hasattr(module, "in_features") and hasattr(module, "out_features")
-    return name == "network" or sized or isinstance(module, nn.Sequential)
-
-
 def _stack(
     target: nn.Module, modules: Sequence[nn.Module], stacked: list[StackedParameter]
 ) -> None:
@@ -184,14 +178,16 @@ def _stack(
             raise CannotStack(f"their buffers '{name}' differ")
     for name, child in list(target.named_children()):
         children = [module.get_submodule(name) for module in modules]
-        if _is_network(name, child):
+        # A network goes from tensor to tensor, by its name or its sizes.
+        sized = hasattr(child, "in_features") and hasattr(child, "out_features")
+        if name == "network" or sized or isinstance(child, nn.Sequential):
             setattr(target, name, StackedNetwork(children, stacked))
         else:
             _stack(child, children, stacked)
 
 
 class ReplicaTerms(TraceTerms):
-    """The terms of a program over a ``replicas`` plate, each an entry for a replica, shape ``(R,)``."""
+    """The terms of a program over a ``replicas`` plate, each of shape ``(R,)``."""
 
     def terms(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any

@@ -51,7 +51,13 @@ class StackedModels(Step):
             settings.gradient_clip,
             settings.precision,
         )
-        self.noise_shape = self._shape_of_draws()
+        vae, (x, context) = states[0].vae, states[0].first_batch()
+        with private_store(vae.model), seeded(0), torch.no_grad(), pyro.poutine.trace() as traced:
+            vae.guide(x, context)
+        nodes: dict[str, Any] = dict(traced.trace.nodes)
+        if [n for n, site in nodes.items() if site["type"] == "sample" and n != "data"] != ["z"]:
+            raise CannotStack("their guides have other draws than 'z'")
+        self.noise_shape = torch.Size(nodes["z"]["value"].shape[1:])
         self._rehearse()
         for state in states:
             state.adopt(adam(state.parameters))
@@ -86,17 +92,6 @@ class StackedModels(Step):
         )
         if len({tuple(beta == 0 for beta in each) for each in betas if any(each)}) > 1:
             raise CannotStack("their β are 0 at different times, and their priors are learned")
-
-    def _shape_of_draws(self) -> torch.Size:
-        """Return the shape of the latent noise of a datum."""
-        vae, (x, context) = self.states[0].vae, self.states[0].first_batch()
-        with private_store(vae.model), seeded(0), torch.no_grad(), pyro.poutine.trace() as traced:
-            vae.guide(x, context)
-        nodes: dict[str, Any] = dict(traced.trace.nodes)
-        draws = [n for n, site in nodes.items() if site["type"] == "sample" and n != "data"]
-        if draws != ["z"]:
-            raise CannotStack("their guides have other draws than 'z'")
-        return torch.Size(nodes["z"]["value"].shape[1:])
 
     def _rehearse(self) -> None:
         """Raise unless the program has the losses, gradients and draws of the models."""

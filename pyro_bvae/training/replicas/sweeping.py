@@ -1,4 +1,4 @@
-"""``sweep``: models over β and seeds, trained side by side as one Pyro program."""
+"""``sweep``: models over β and seeds, trained in the same steps as one Pyro program."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ class Replica:
     """One model of a sweep.
 
     Attributes:
-        beta: Its β at the end of training.
+        beta: Its entry of ``betas``: the β at the end of training, or with
+            :class:`~pyro_bvae.training.TargetRate` the rate to reach.
         seed: Its seed.
         vae: The trained model.
         history: Its metrics.
@@ -80,16 +81,11 @@ class Sweep(Sequence[Replica]):
         return self.runs[index]
 
     def __str__(self) -> str:
-        shown = (
-            "objective",
-            "distortion",
-            "rate",
-            "validation_objective",
-            "validation_elbo",
-            "active_units",
-        )
+        shown = "objective distortion rate validation_objective validation_elbo active_units"
         columns = [
-            name for name in shown if self.runs and all(name in run.history for run in self.runs)
+            name
+            for name in shown.split()
+            if self.runs and all(name in run.history for run in self.runs)
         ]
         lines = [
             f"{'beta':>8}{'seed':>6}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)
@@ -134,9 +130,9 @@ def sweep(
     give it, and so ends, but for rounding, as the model which that would train. Networks are
     stacked, as ``torch.func`` stacks ensembles, and the program is held to the models' own losses
     and gradients on a few data before it is trained. Models that cannot be stacked are trained one
-    after the other, with a warning that says why: those with batch norm, with a flow as a guide, of
-    another objective than the β-bound, or in compiled steps. So are two or three large models on a
-    CPU, without a warning, since they would gain nothing.
+    after the other, with a warning that gives the reason: those with batch norm, with a flow as a
+    guide, of another objective than the β-bound, or in compiled steps. So are two or three large
+    models on a CPU, without a warning, since they would gain nothing.
 
     Under ``torchrun`` each process trains its share, every ``WORLD_SIZE``-th model, and returns
     that.
@@ -202,7 +198,9 @@ def sweep(
         )
         state.label = f"β = {beta:g}, seed {seed}"
         states[beta, seed] = of_seed[seed] = state
-    _check_distinct(list(states.values()))
+    parameters = [parameter for state in states.values() for parameter in state.parameters]
+    if len({id(parameter) for parameter in parameters}) < len(parameters):
+        raise InputError("'make_vae' must build a new model at each call, got one twice")
     for state in states.values():
         if not resume:
             state.refuse_to_overwrite()
@@ -220,7 +218,7 @@ def sweep(
 
 
 def assigned(betas: Sequence[float], seeds: Sequence[int]) -> list[tuple[float, int]]:
-    """Return β and seed of each replica of this process: all of them, or every ``WORLD_SIZE``-th under ``torchrun``.
+    """Return β and seed of each model of this process, under ``torchrun`` its share.
 
     Args:
         betas: The β of a sweep.
@@ -259,8 +257,10 @@ def _train(states: list[TrainingState], compile: bool | None, progress: bool) ->
         else:  # runs that are resumed may have come to different epochs
             groups.setdefault(len(state.history.rows), []).append(state)
     for group in groups.values():
-        stacked = None
-        if not _gain_nothing(group):
+        stacked, weights = None, sum(parameter.numel() for parameter in group[0].parameters)
+        large = weights >= _LARGE.get(len(group), math.inf)
+        # One model, or on a CPU few large ones, gain nothing.
+        if not (large and (group[0].device.type == "cpu" or len(group) == 1)):
             try:
                 if compile:
                     raise CannotStack("a compiled step is of one model")
@@ -274,20 +274,6 @@ def _train(states: list[TrainingState], compile: bool | None, progress: bool) ->
             continue
         for state in group:
             Trainer([state], SingleModel(state, compile)).run(progress)
-
-
-def _gain_nothing(states: list[TrainingState]) -> bool:
-    """Whether stacking costs more than it saves: for one model, or for few large ones on a CPU."""
-    weights = sum(parameter.numel() for parameter in states[0].parameters)
-    least = _LARGE.get(len(states), math.inf)
-    return weights >= least and (states[0].device.type == "cpu" or len(states) == 1)
-
-
-def _check_distinct(states: list[TrainingState]) -> None:
-    """Raise if two models are one."""
-    parameters = [parameter for state in states for parameter in state.parameters]
-    if len({id(parameter) for parameter in parameters}) < len(parameters):
-        raise InputError("'make_vae' must build a new model at each call, got one twice")
 
 
 def _data_for(seed: int, data: Any, validation: Any, same: TrainingState | None) -> tuple[Any, Any]:

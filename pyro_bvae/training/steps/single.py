@@ -1,4 +1,4 @@
-"""The step of one model: what :class:`~pyro_bvae.training.trainer.Trainer` drives in ``fit``."""
+"""The step of one model, for :class:`~pyro_bvae.training.trainer.Trainer`."""
 
 from __future__ import annotations
 
