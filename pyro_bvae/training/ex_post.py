@@ -102,7 +102,8 @@ class _Run:
         self, vae: BetaVAE, prior: nn.Module, learning_rate: float, epochs: int, seed: int
     ) -> None:
         if not isinstance(prior, nn.Module) or prior is vae.prior:
-            got = "the model's own" if prior is vae.prior else type(prior).__name__
+            itself = prior is vae.prior
+            got = "the prior of the model itself" if itself else type(prior).__name__
             raise InputError(
                 f"'prior' must be a module of its own, such as a MixturePrior, got {got}"
             )
