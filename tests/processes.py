@@ -41,6 +41,7 @@ from pyro_bvae.training import (
     TraceTerms,
     TrainingError,
     process_group,
+    state,
     trainer,
 )
 from pyro_bvae.training.steps import compiled as compiled_module
@@ -120,7 +121,7 @@ def gradients(
     model, x = vae(), numbers(count)[ranks.share(count)]
     step = kind(Loss(model, objective), list(model.parameters()), clip, "float32", ranks)
     if isinstance(step, CompiledStep):
-        assert not len(x) or step.prepare(x, None, 2.0), step.said
+        assert not len(x) or step.prepare(x, None, 2.0), step.report
     stats, size = step.joint_gradients(x, None, torch.tensor(2.0, dtype=torch.double))
     results = [parameter.grad.clone() for parameter in model.parameters()]
     step(x, None, 2.0, 1e-2)
@@ -202,8 +203,8 @@ def cases(ranks: Ranks, folder: Path) -> dict[str, Any]:
     results["compiled"] = gradients(ranks, 7, OBJECTIVES["bound"], CompiledStep)
     results["ddp"] = wrapped(ranks)
     writes: list[str] = []
-    save = trainer.save_checkpoint
-    trainer.save_checkpoint = lambda path, state: (writes.append(path.name), save(path, state))
+    save = state.save_checkpoint
+    state.save_checkpoint = lambda path, content: (writes.append(path.name), save(path, content))
     # Weights that differ at first, which the first process's take the place of.
     results["fit"] = run(vae(3 + ranks.rank), folder / "two")
     results["writes"] = writes

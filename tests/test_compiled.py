@@ -83,7 +83,7 @@ def check_against_pyro(parts: dict[str, str], dtype: torch.dtype) -> None:
     vae, data = vae.to(dtype), data.to(dtype=dtype)
     with private_store(vae.model), pyro.validation_enabled(False):
         step = CompiledStep(Loss(vae), list(vae.parameters()), None, "float32")
-        assert step.prepare(data.x, data.context, 1.0), step.said
+        assert step.prepare(data.x, data.context, 1.0), step.report
         for beta in (0.0, 2.5):
             torch.manual_seed(7)
             stats = step.gradients(data.x, data.context, beta)
@@ -197,7 +197,7 @@ def test_mixed_precision_is_captured_with_the_step() -> None:
     vae, x = small_vae().float(), bits().float()
     with private_store(vae.model), pyro.validation_enabled(False):
         step = CompiledStep(Loss(vae), list(vae.parameters()), None, "bf16")
-        assert step.prepare(x, None, 1.0), step.said
+        assert step.prepare(x, None, 1.0), step.report
         torch.manual_seed(0)
         half = step.gradients(x, None, 1.0)
         torch.manual_seed(0)
@@ -283,7 +283,7 @@ def test_only_a_run_that_repays_it_is_compiled(
 ) -> None:
     monkeypatch.setattr(compiled_module, "compiled", only_captured)
     monkeypatch.setattr(
-        "pyro_bvae.training.trainer.WORTH_COMPILING", worth
+        "pyro_bvae.training.steps.single.WORTH_COMPILING", worth
     )  # the run has four epochs of three steps
     _, history = weights_after(None)  # type: ignore[arg-type]
     assert history.step.startswith("compiled") is tried

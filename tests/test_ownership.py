@@ -323,7 +323,7 @@ def test_the_remedy_trains_as_a_module_does_and_can_be_resumed(tmp_path: Path) -
 
 
 def test_the_remedy_can_be_swept_with_a_warning() -> None:
-    with pytest.warns(UserWarning, match="the replicas are trained one after the other"):
+    with pytest.warns(UserWarning, match="the models are trained one after the other"):
         models = sweep(given, data(), betas=(0.5, 2.0), **QUICK)
     alone = given()
     fit(alone, data(), beta=2.0, **QUICK)

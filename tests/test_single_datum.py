@@ -141,7 +141,7 @@ def test_a_run_that_is_resumed_joins_too(tmp_path: Path) -> None:
     "layer", [lambda: nn.BatchNorm1d(8), lambda: nn.BatchNorm1d(8, track_running_stats=False)]
 )
 def test_a_sweep_joins_too(layer: Callable[[], nn.Module]) -> None:
-    with pytest.warns(UserWarning, match="the replicas are trained one after the other"):
+    with pytest.warns(UserWarning, match="the models are trained one after the other"):
         models = sweep(lambda seed: vae(layer), data(17), betas=(0.5, 1.0), batch_size=8, **QUICK)
     alone = vae(layer)
     fit(alone, data(17), beta=1.0, batch_size=8, **QUICK)

@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import pyro_bvae
 from pyro_bvae import BetaVAE, Context, Decoder, InputError, fit, sweep
 from pyro_bvae.cli import main
+from pyro_bvae.compilation.compiled_function import capture
 from pyro_bvae.compilation.stacked_affine import StackedAffine
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
@@ -36,12 +37,21 @@ from pyro_bvae.networks import MLP, ConvolutionalDecoder, ConvolutionalEncoder
 from pyro_bvae.posteriors import FlowPosterior, FullRankPosterior, NormalPosterior
 from pyro_bvae.priors import LearnedNormalPrior, NormalPrior, VampPrior
 from pyro_bvae.runs import TrainConfig, train, train_sweep
-from pyro_bvae.training import Constant, LinearWarmup, TargetRate, TrainingError, load_checkpoint
+from pyro_bvae.training import (
+    Constant,
+    FreeBits,
+    LinearWarmup,
+    TargetRate,
+    TraceTerms,
+    TrainingError,
+    load_checkpoint,
+)
 from pyro_bvae.training.replicas.program import CannotStack, Replicas
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
+from pyro_bvae.training.steps import compiled as compiled_module
 
 N, D, L = 40, 10, 3
-ONE_BY_ONE = "the replicas are trained one after the other"
+ONE_BY_ONE = "the models are trained one after the other"
 Settings = dict[str, Any]
 QUICK: Settings = {"epochs": 2, "batch_size": 16, "learning_rate": 1e-2, "progress": False}
 
@@ -279,9 +289,7 @@ def test_what_cannot_be_stacked_is_trained_one_after_the_other(
         assert distance(run.vae, alone) == 0.0
 
 
-def test_batches_of_a_dispersion_early_stopping_and_loaders_are_trained_one_after_the_other() -> (
-    None
-):
+def test_batches_of_a_dispersion_and_loaders_are_trained_one_after_the_other() -> None:
     with pytest.warns(
         UserWarning, match=f"{ONE_BY_ONE}, since their program fails: ValueError: at site"
     ):
@@ -294,12 +302,119 @@ def test_batches_of_a_dispersion_early_stopping_and_loaders_are_trained_one_afte
             betas=(1, 2),
             **QUICK,
         )
-    with pytest.warns(UserWarning, match="early stopping"):
-        sweep(plain, bits(), betas=(1, 2), early_stopping=1, **QUICK)
     loader = torch.utils.data.DataLoader(bits(), batch_size=16, shuffle=True)
     with pytest.warns(UserWarning, match="a loader has no order for each seed"):
         trained = sweep(plain, loader, betas=(1.0, 2.0), **QUICK)
     assert distance(trained[1].vae, separately(plain, loader, 2.0, 0, **QUICK)[0]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"objective": FreeBits(0.1)}, "their objective is not the β-bound of one particle"),
+        ({"objective": TraceTerms(num_particles=2)}, "not the β-bound of one particle"),
+        ({"compile": True}, "a compiled step is of one model"),
+    ],
+    ids=["free-bits", "particles", "compiled"],
+)
+def test_objectives_and_compiled_steps_are_those_of_fit(
+    options: Settings, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def captured(function: Any, example: Any) -> tuple[Any, float]:
+        graph = capture(function, [tensor.detach().clone() for tensor in example])
+        return torch.no_grad()(lambda tensors: graph(*tensors)), 0.0
+
+    monkeypatch.setattr(compiled_module, "compiled", captured)
+    with pytest.warns(UserWarning, match=f"{ONE_BY_ONE}, since .*{reason}"):
+        trained = sweep(plain, bits(), betas=(0.5, 2.0), **options, **QUICK)
+    for run in trained:
+        alone, history = separately(plain, bits(), run.beta, run.seed, **options, **QUICK)
+        assert distance(run.vae, alone) == 0.0
+        assert (
+            run.history.step[:8] == history.step[:8] == ("compiled" if "compile" in options else "")
+        )
+
+
+# -- the loop of fit, for each model of a stack
+
+LONG: Settings = {**QUICK, "epochs": 12, "learning_rate": Constant(0.1), "validation": bits()[:10]}
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (plain, {"early_stopping": 2}),
+        (frozen, {"early_stopping": 2}),
+        (plain, {"schedule": TargetRate}),
+        (plain, {"schedule": lambda nats: TargetRate(nats, hold=0.7), "early_stopping": 1}),
+    ],
+    ids=["early-stopping", "frozen", "target-rate", "both"],
+)
+def test_models_stop_early_and_find_their_beta_as_in_fit(
+    make: Callable[[int], BetaVAE], options: Settings
+) -> None:
+    trained = sweep(make, bits(), betas=(0.3, 1.0, 2.5), seeds=(0, 1), **options, **LONG)
+    schedule = options.pop("schedule", float)
+    for run in trained:
+        alone, history = separately(make, bits(), schedule(run.beta), run.seed, **options, **LONG)
+        assert distance(run.vae, alone) < 1e-9
+        assert len(run.history.rows) == len(history.rows)
+        assert run.history["beta"] == pytest.approx(history["beta"], rel=1e-9)
+        assert run.history["objective"] == pytest.approx(history["objective"], rel=1e-9)
+    lengths = {len(run.history.rows) for run in trained}
+    assert len(lengths) > 1 or "early_stopping" not in options
+    assert len({run.history["beta"][-1] for run in trained}) > 1
+
+
+def test_callbacks_are_each_model_s_own() -> None:
+    rows: dict[tuple[float, int], list[Any]] = {}
+    weights: dict[tuple[float, int], Tensor] = {}
+
+    def callbacks(run: Any) -> list[Any]:
+        own = rows.setdefault((run.beta, run.seed), [])
+        bias = run.vae.encoder.network.layers[0].bias
+        return [own.append, lambda row: weights.update({(run.beta, run.seed): bias.clone()})]
+
+    trained = sweep(plain, bits(), betas=(0.5, 2.0), callbacks=callbacks, **QUICK)
+    for run in trained:
+        assert rows[run.beta, run.seed] == run.history.rows
+        bias = run.vae.encoder.network.layers[0].bias
+        assert torch.equal(weights[run.beta, run.seed], bias)
+
+
+class Interrupt(Exception):
+    """A power cut."""
+
+
+@pytest.mark.parametrize("place", [(0.5, 2), (2.0, 2)], ids=["amid-an-epoch", "after-an-epoch"])
+@pytest.mark.parametrize("schedule", [float, TargetRate])
+def test_a_sweep_that_is_resumed_is_one_that_never_stopped(
+    place: tuple[float, int], schedule: Any, tmp_path: Path
+) -> None:
+    settings = {**LONG, "epochs": 5, "early_stopping": 2, "betas": (0.5, 2.0), "schedule": schedule}
+
+    def callbacks(run: Any) -> list[Any]:
+        def cut(row: dict[str, float]) -> None:
+            if (run.beta, row["epoch"]) == place:
+                raise Interrupt
+
+        return [cut]
+
+    whole = sweep(plain, bits(), output=tmp_path / "whole", **settings)
+    with pytest.raises(Interrupt):
+        sweep(plain, bits(), output=tmp_path / "parts", callbacks=callbacks, **settings)
+    resumed = sweep(plain, bits(), output=tmp_path / "parts", resume=True, **settings)
+    for one, other in zip(whole, resumed, strict=True):
+        # Where one of two was an epoch ahead, they have gone on apart: the same but for rounding.
+        assert distance(one.vae, other.vae) <= (0.0 if place[0] == 2.0 else 1e-9)
+        assert len(one.history.rows) == len(other.history.rows)
+        assert one.history["objective"] == pytest.approx(other.history["objective"], rel=1e-9)
+    again = sweep(plain, bits(), output=tmp_path / "parts", resume=True, **settings)
+    assert [run.history.rows for run in again] == [run.history.rows for run in resumed]
+    assert all(
+        distance(*pair) == 0
+        for pair in zip((r.vae for r in again), (r.vae for r in resumed), strict=True)
+    )
 
 
 def test_learned_priors_whose_beta_is_0_at_different_times_are_trained_one_after_the_other() -> (
@@ -417,10 +532,8 @@ def test_run_directories_are_those_of_fit_and_can_be_resumed(tmp_path: Path) -> 
         ({"seeds": ()}, "'seeds' must name at least one, got none"),
         ({"seeds": (3, 3)}, "'seeds' must be different from each other, got 3 twice"),
         ({"seeds": (-1,)}, "'seeds' must be non-negative integers, got -1"),
-        (
-            {"schedule": TargetRate},
-            "'schedule' must give the β of a sweep, got one that is to be found",
-        ),
+        ({"schedule": TargetRate, "betas": (0.0,)}, "'nats' must be positive and finite, got 0.0"),
+        ({"resume": True}, "'resume' needs 'output', the directory of the runs to continue"),
         ({"epochs": 0}, "'epochs' must be a positive integer, got 0"),
     ],
 )
@@ -575,11 +688,11 @@ def test_few_large_replicas_are_not_stacked(
     ]  # its name in the package is the function's
     tried: list[int] = []
 
-    def side_by_side(replicas: list[Any]) -> None:
+    def stack(replicas: list[Any]) -> None:
         tried.append(len(replicas))
         raise CannotStack("this is a test")
 
-    monkeypatch.setattr(module, "SideBySide", side_by_side)
+    monkeypatch.setattr(module, "StackedModels", stack)
     if large:
         monkeypatch.setattr(module, "_LARGE", {1: 0, 2: 1, 3: 1})
     x = torch.rand(8, 6)

@@ -81,7 +81,7 @@ def parts_of(objective: TotalCorrelation, index: list[int]) -> Tensor:
     datum has."""
     with GivenNoise({"z": NOISE[index]}):
         ((model_trace, guide_trace),) = objective._get_traces(*subsampled(index), (), {})
-    return objective.divergence(find_latent(model_trace, guide_trace, None, ()))
+    return objective.kl(find_latent(model_trace, guide_trace, None, ()))
 
 
 def program(latent_prior: Callable, posterior: Callable) -> BetaVAE:

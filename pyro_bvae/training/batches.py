@@ -1,4 +1,4 @@
-"""What ``fit`` takes as data, seen as batches."""
+"""Training data of all kinds, as batches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm
 
 
 class Ready:
-    """Makes batches ready for a model: in its type, on its device, and checked as it will see them."""
+    """Makes batches ready for a model: in its type, on its device, and checked."""
 
     def __init__(self, dtype: torch.dtype, device: torch.device, check: Check) -> None:
         self.dtype, self.device, self.check = dtype, device, check
@@ -57,28 +57,23 @@ class LoaderBatches:
         return len(self.loader)  # type: ignore[arg-type]
 
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield the loader's batches; a shuffling loader takes its order from the global generator, which is seeded."""
+        """Yield the loader's batches; a shuffling one draws from the global generator."""
         if isinstance(sampler := getattr(self.loader, "sampler", None), DistributedSampler):
             sampler.set_epoch(epoch)  # which everybody forgets
         for index, item in enumerate(self.loader):
-            parts = (
-                item if isinstance(item, list | tuple) and not isinstance(item, Context) else [item]
-            )
-            context = next((part for part in parts if isinstance(part, Context)), None)
-            if not isinstance(parts[0], Tensor) or parts[0].dim() < 2:
-                shown = (
-                    tuple(parts[0].shape)
-                    if isinstance(parts[0], Tensor)
-                    else type(parts[0]).__name__
-                )
+            several = isinstance(item, list | tuple) and not isinstance(item, Context)
+            x, *others = item if several else [item]
+            context = next((part for part in others if isinstance(part, Context)), None)
+            if not isinstance(x, Tensor) or x.dim() < 2:
+                got = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise InputError(
-                    f"a loader's items must be, or start with, a tensor (B, D), got {shown}"
+                    f"a loader's items must be, or start with, a tensor (B, D), got {got}"
                 )
-            yield self.ready(parts[0].flatten(1), context, index)
+            yield self.ready(x.flatten(1), context, index)
 
 
 class LazyBatches:
-    """Data that have their own batches but not all in memory, such as a :class:`~pyro_bvae.datasets.LazyDataset`.
+    """Data with batches of their own and not all in memory, such as lazy ones.
 
     Batches are checked as they come, until an epoch has shown all the data there are; with
     ``checks_all``, for data of which an epoch shows a part, in every epoch.
@@ -99,7 +94,7 @@ class LazyBatches:
 
 
 class Shares:
-    """Data of which each process takes its share of every batch: the batches are those of one process alone.
+    """Data of which each process takes its share of every batch of one process alone.
 
     Args:
         data: The data, of which each process has all.
@@ -114,21 +109,21 @@ class Shares:
         return self.data.num_batches(batch_size)
 
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
-        """Yield this process's share of each batch of an epoch; one of a short batch may be empty."""
+        """Yield this process's share of each batch; that of a short batch may be empty."""
         for x, context in self.data.batches(batch_size, seed=seed, epoch=epoch):
             rows = self.ranks.share(x.shape[0])
             yield x[rows], context and context.take(rows)
 
 
 class Joined:
-    """Batches of which the last is joined to the one before it, where it is too short for a layer of the model.
+    """Batches of which the last, too short for a layer of the model, joins the one before it.
 
     Batch norm, for one, learns nothing from one datum. Whatever order data have, they keep.
 
     Args:
         data: The batches.
-        short: Whether the last batch is too short; None where nobody knows before it is there, such
-            as of a loader: it is then if it has one datum.
+        short: Whether the last batch is too short; None where its size is unknown, as of a loader:
+            it is then if it has one datum.
     """
 
     def __init__(self, data: Batches, short: bool | None) -> None:
@@ -162,12 +157,12 @@ def _together(one: Batch, other: Batch) -> Batch:
 
 
 def joined(data: Batches, batch_size: int, first: int, ranks: Ranks) -> Batches:
-    """Return data for a model that learns from no datum alone: no process has one of them in a batch.
+    """Return data in batches of which no process gets a single datum.
 
     Args:
         data: The data, as :func:`as_batches` has made them ready.
         batch_size: Data in a batch of all processes.
-        first: Data in the first batch, which tells of a loader how large its batches are.
+        first: Data in the first batch, the batch size of a loader.
         ranks: The processes.
 
     Raises:
@@ -181,8 +176,8 @@ def joined(data: Batches, batch_size: int, first: int, ranks: Ranks) -> Batches:
         if number < least:
             each = f" for {ranks.size} processes" if ranks.size > 1 else ""
             raise InputError(
-                f"{name} must be at least {least}{each}, got {number}: a layer of the model, such as batch norm,"
-                " learns from no datum alone"
+                f"{name} must be at least {least}{each}, got {number}:"
+                " a layer of the model, such as batch norm, learns from no datum alone"
             )
     own = shared(data, ranks)
     if count is None:
@@ -193,9 +188,9 @@ def joined(data: Batches, batch_size: int, first: int, ranks: Ranks) -> Batches:
 
 
 def may_be_single(data: Batches, batch_size: int, ranks: Ranks, vae: nn.Module) -> bool:
-    """Return whether a process may get a batch of one datum; of a loader, whether the model is known to care."""
+    """Return whether a process may get a batch of one datum that the model cannot learn from."""
     least, count = 2 * ranks.size, _count(data)
-    if count is None:  # only what is known to need more than one datum
+    if count is None:  # of a loader: known layers alone
         return any(isinstance(module, _BATCH_NORMS) for module in vae.modules())
     return min(batch_size, count) < least or _is_short(count, batch_size, least)
 
@@ -214,8 +209,8 @@ def shared(data: Batches, ranks: Ranks) -> Batches:
     """Return the share of one process in data that :func:`as_batches` has made ready.
 
     Rows of a table are looked up by the process whose they are alone. A loader gives each process
-    what it gives: under ``torchrun`` it has to have a ``DistributedSampler``, whose batch size is
-    that of one process, and which repeats data to make the shares equal unless it is told
+    its items: under ``torchrun`` it has to have a ``DistributedSampler``, whose batch size is
+    that of one process, and which repeats data to make the shares equal except with
     ``drop_last=True``.
 
     Args:
@@ -234,7 +229,8 @@ def shared(data: Batches, ranks: Ranks) -> Batches:
         ):
             raise InputError(
                 "a loader must give each process its share: give the DataLoader a"
-                f" torch.utils.data.DistributedSampler, got a {type(loader.sampler).__name__}, or give fit the data"
+                " torch.utils.data.DistributedSampler, got a"
+                f" {type(loader.sampler).__name__}, or give fit the data"
             )
         return data
     if isinstance(data, LazyBatches) and isinstance(data.data, LazyDataset):
@@ -256,10 +252,6 @@ def num_steps(data: Batches, batch_size: int, ranks: Ranks) -> int:
     return counts[0]
 
 
-def _finite(x: Tensor, context: Context | None) -> None:
-    check_finite("x", x)
-
-
 def as_batches(
     data: Any, dtype: torch.dtype, device: torch.device, check: Check | None = None
 ) -> Batches:
@@ -267,13 +259,12 @@ def as_batches(
 
     Args:
         data: A tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`, a
-            :class:`~pyro_bvae.datasets.LazyDataset` or what else has its methods ``num_batches``
-            and ``batches``, a ``torch.utils.data.Dataset`` whose items are ``x`` or start with it,
-            an array mapped from a file, or a loader.
+            :class:`~pyro_bvae.datasets.LazyDataset` or any object with its methods
+            ``num_batches`` and ``batches``, a ``torch.utils.data.Dataset`` whose items are ``x`` or
+            start with it, an array mapped from a file, or a loader.
         dtype: Floating type of the model.
         device: Device of the model.
-        check: Raises for data that the model cannot explain; what is not in memory is checked batch
-            by batch.
+        check: Raises for data that the model cannot explain; runs by batch on lazy data.
 
     Raises:
         InputError: for anything else, or no data.
@@ -290,7 +281,7 @@ def as_batches(
         data = LazyDataset(data, dtype=dtype)
     elif isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
         data = LazyDataset.of_items(data, dtype)
-    ready = Ready(dtype, device, check or _finite)
+    ready = Ready(dtype, device, check or (lambda x, context: check_finite("x", x)))
     if isinstance(data, Batches):
         return LazyBatches(data, ready)
     if hasattr(data, "__iter__") and hasattr(data, "__len__") and not isinstance(data, np.ndarray):
@@ -298,5 +289,6 @@ def as_batches(
             raise InputError("empty data set: the loader has no batches")
         return LoaderBatches(data, ready)
     raise InputError(
-        f"'data' must be a tensor (N, D), a Dataset or a torch DataLoader with a length, got {type(data).__name__}"
+        "'data' must be a tensor (N, D), a Dataset or a torch DataLoader with a length, got"
+        f" {type(data).__name__}"
     )

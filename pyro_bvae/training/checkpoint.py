@@ -28,8 +28,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         WriteError: if the file system does not take it.
     """
     make_directory(path.parent)
-    # Put together in memory: torch's own writer says of a full disk that it is somewhere else than
-    # it thought.
+    # Put together in memory: the errors of torch's own writer on a full disk mislead.
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, "version": _VERSION, **state}, buffer)
     with atomic_write(path, "wb") as stream:
@@ -37,7 +36,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Read a checkpoint, without executing what is in it.
+    """Read a checkpoint, without executing its content.
 
     Raises:
         InputError: if the file is missing, truncated, or no checkpoint of this package.
@@ -45,14 +44,11 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     if not path.is_file():
         raise InputError(f"there is no checkpoint at {path}")
     with path.open("rb") as stream, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # torch remarks on files of other origins, which are refused below
+        # torch warns of files of other origins, which are refused below.
+        warnings.simplefilter("ignore")
         try:
             state = torch.load(stream, map_location=device, weights_only=True)
-        except (
-            Exception
-        ) as error:  # a damaged file can make the reader raise anything, OSError included
+        except Exception as error:  # whose type a damaged file may choose
             raise InputError(
                 f"{path} cannot be read as a checkpoint: it is truncated or of another origin"
             ) from error

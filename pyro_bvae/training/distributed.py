@@ -1,15 +1,15 @@
-"""Training on several processes: whose share of a batch is whose, and what they tell each other.
+"""Training on several processes: their shares of a batch and their messages.
 
 Every process holds the whole model and its share of each batch, and a step sums loss, gradients and
 number of data over the processes in one message, a flattened buffer. Since a loss is a sum over
 data, the sum over the shares is the gradient of the joint batch, so a run means the same on any
 number of processes and can be resumed on another.
 
-This is what ``DistributedDataParallel`` does, written out, for three reasons. It averages over
+``DistributedDataParallel`` does the same; it is written out for three reasons. It averages over
 processes, which is the gradient of the joint batch only where all shares are of one size; here the
 last batch may leave a process with less, or with nothing. It works by hooks in the backward pass of
 autograd, and a compiled step has none. And the networks of VAEs
-are small: there is no backward pass long enough to hide messages behind. What it asks of a module
+are small: there is no backward pass long enough to hide messages behind. The contract with a module
 holds: :class:`~pyro_bvae.training.Loss` owns the parameters of model and guide, which handing
 ``Trace_ELBO`` their bound methods does not, and its forward pass is the loss, so whoever wishes can
 wrap it.
@@ -60,7 +60,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, count: int) -> slice:
-        """Return this process's share of so many rows: shares are disjoint, and differ by one row at most."""
+        """Return this process's share of so many rows; shares differ by one row at most."""
         least, more = divmod(count, self.size)
         start = self.rank * least + min(self.rank, more)
         return slice(start, start + least + (self.rank < more))
@@ -77,7 +77,7 @@ class Ranks:
         return values
 
     def gather(self, value: _Value) -> list[_Value]:
-        """Return what each process has to say, in the order of their ranks.
+        """Return the values of all processes, in the order of their ranks.
 
         Raises:
             TrainingError: if another process has ended.
@@ -108,7 +108,7 @@ def check_shareable(module: nn.Module, objective: object) -> None:
     """Raise unless the loss of a batch is the sum of the losses of its shares.
 
     Args:
-        module: What is trained.
+        module: The module in training.
         objective: Its objective.
 
     Raises:
@@ -116,31 +116,32 @@ def check_shareable(module: nn.Module, objective: object) -> None:
     """
     if isinstance(objective, KLObjective):
         raise InputError(
-            f"'objective' must be a sum over data to be trained on several processes, got {objective}, which looks at"
-            " the batch as a whole: train it on one process, or take the β-bound or IWELBO"
+            "'objective' must be a sum over data to be trained on several processes, got"
+            f" {objective}, which looks at the batch as a whole: train it on one"
+            " process, or take the β-bound or IWELBO"
         )
     name = next(
         (name for name, part in module.named_modules() if isinstance(part, _BatchNorm)), None
     )
     if name is not None:
         raise InputError(
-            f"'{name}' is a batch norm, whose statistics are those of one process's share: train on one process, or"
-            " take a layer norm"
+            f"'{name}' is a batch norm, whose statistics are those of one process's share: train on"
+            " one process, or take a layer norm"
         )
 
 
 def place() -> tuple[int, int]:
-    """Return which process this is of those that ``torchrun`` has started, and how many there are."""
+    """Return the rank of this process among those of ``torchrun``, and their number."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def was_restarted() -> bool:
-    """Whether ``torchrun --max-restarts`` has started this process again, after one of the processes had ended."""
+    """Whether ``torchrun --max-restarts`` has started this process again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def own_device(device: str | None) -> str | None:
-    """Return the device of this process of those of a machine: ``cuda`` is the one of its local rank."""
+    """Return the device of this process; ``cuda`` is the one of its local rank."""
     return (
         f"cuda:{os.environ['LOCAL_RANK']}"
         if device == "cuda" and "LOCAL_RANK" in os.environ

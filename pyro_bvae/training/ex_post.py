@@ -1,4 +1,4 @@
-r"""The prior fitted after the fact: maximum likelihood on draws of the aggregated posterior, all else left as it is."""
+"""The prior fitted after training, by maximum likelihood on the aggregated posterior."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def fit_ex_post_prior(
     progress: bool = True,
     seed: int = 0,
 ) -> BetaVAE:
-    r"""Fit a prior to the aggregated posterior of a trained model, and return the model with that prior.
+    r"""Return a trained model with a prior that is fitted to its aggregated posterior.
 
     .. math:: \max_\psi \; \frac1N \sum_n \mathbb{E}_{q(z|x_n)} [\log p_\psi(z)]
 
     Draws are fresh at every step. Encoder and decoder are shared with the model that is given,
-    which keeps its own prior; nothing of it is trained. The bound of the data gains exactly what
-    the prior comes nearer,
+    which keeps its own prior; nothing of it is trained. The bound of the data gains exactly the
+    KL by which the prior comes nearer,
 
     .. math:: \text{ELBO}_\psi - \text{ELBO} = KL(q(z) \,\|\, p(z)) - KL(q(z) \,\|\, p_\psi(z)),
 
@@ -52,11 +52,11 @@ def fit_ex_post_prior(
 
     Args:
         vae: The trained model.
-        data: What it was trained on: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`,
+        data: Its training data: a tensor ``(N, D)``, a :class:`~pyro_bvae.datasets.Dataset`,
             or a torch loader.
         prior: The new prior, such as a :class:`~pyro_bvae.priors.MixturePrior` or a
-            :class:`~pyro_bvae.priors.FlowPrior`; trained in place. What it shares with the model,
-            such as the encoder that a VampPrior looks through, stays as it is.
+            :class:`~pyro_bvae.priors.FlowPrior`; trained in place. Parts that it shares with the
+            model, such as the encoder that a VampPrior looks through, stay as they are.
         epochs: Passes over the data.
         validation: Held-out data: the prior is that of the epoch in which draws of theirs are most
             probable.
@@ -86,7 +86,7 @@ def fit_ex_post_prior(
     kept_out = None if validation is None else run.ready(validation)
     with evaluating(vae, prior), seeded(seed), pyro.validation_enabled(False):
         run.check(next(iter(batches.batches(batch_size, seed=seed, epoch=0))))
-        draws = None if kept_out is None else run.held_out_draws(kept_out, batch_size)
+        draws = None if kept_out is None else run.validation_draws(kept_out, batch_size)
         with tqdm(range(epochs), disable=not progress, unit="epoch", desc="ex-post prior") as bar:
             for epoch in bar:
                 run.epoch(batches, batch_size, epoch)
@@ -102,9 +102,10 @@ class _Run:
         self, vae: BetaVAE, prior: nn.Module, learning_rate: float, epochs: int, seed: int
     ) -> None:
         if not isinstance(prior, nn.Module) or prior is vae.prior:
+            itself = prior is vae.prior
+            got = "the prior of the model itself" if itself else type(prior).__name__
             raise InputError(
-                "'prior' must be a module of its own, such as a MixturePrior, got"
-                f" {'the prior of the model itself' if prior is vae.prior else type(prior).__name__}"
+                f"'prior' must be a module of its own, such as a MixturePrior, got {got}"
             )
         own = {id(parameter) for parameter in vae.parameters()}
         self.parameters = [
@@ -112,8 +113,8 @@ class _Run:
         ]
         if not self.parameters:
             raise InputError(
-                f"'prior' ({type(prior).__name__}) has no parameter of its own that requires a gradient, so there is"
-                " nothing to fit: a MixturePrior or a FlowPrior has"
+                f"'prior' ({type(prior).__name__}) has no parameter of its own that requires a"
+                " gradient, so there is nothing to fit: a MixturePrior or a FlowPrior has"
             )
         self.vae, self.prior, self.seed, self.epochs = vae, prior, seed, epochs
         self.schedule = OneCycle(learning_rate)
@@ -143,13 +144,14 @@ class _Run:
         drawn, law = self.draw(*batch), self.prior()
         if tuple(law.event_shape) != tuple(drawn.shape[1:]) or len(law.batch_shape):
             raise InputError(
-                f"'prior' must return a distribution with batch shape () and event shape {tuple(drawn.shape[1:])}, as"
-                f" the guide has, got batch shape {tuple(law.batch_shape)} and event shape {tuple(law.event_shape)}"
+                "'prior' must return a distribution with batch shape () and event shape"
+                f" {tuple(drawn.shape[1:])}, as the guide has, got batch shape"
+                f" {tuple(law.batch_shape)} and event shape {tuple(law.event_shape)}"
             )
         check_owned(law.log_prob(drawn).mean(), self.parameters, self.vae, prior=self.prior)
 
-    def held_out_draws(self, data: Batches, batch_size: int) -> Tensor:
-        """Return draws of held-out data, the same for every epoch."""
+    def validation_draws(self, data: Batches, batch_size: int) -> Tensor:
+        """Return draws of validation data, the same for every epoch."""
         torch.manual_seed(stream_seed(self.seed, VALIDATION_STREAM))
         return torch.cat(
             [self.draw(*batch) for batch in data.batches(batch_size, seed=self.seed, epoch=0)]
@@ -165,8 +167,8 @@ class _Run:
             loss = -self.prior().log_prob(self.draw(*batch)).mean()
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
-                    f"the log density of draws under the prior stopped being finite in epoch {epoch + 1}: lower the"
-                    " learning rate"
+                    "the log density of draws under the prior stopped being finite in epoch"
+                    f" {epoch + 1}: lower the learning rate"
                 )
             # Gradients of these parameters alone: a prior may share the encoder.
             for parameter, gradient in zip(
@@ -182,7 +184,7 @@ class _Run:
         self.mean = -total / steps
 
     def score(self, draws: Tensor | None) -> float:
-        """Return the mean log density of held-out draws, and keep the prior if it is the best; else of the epoch's."""
+        """Return the mean log density of validation draws, else of the epoch's; keep the best."""
         if draws is None:
             return self.mean
         with torch.no_grad():

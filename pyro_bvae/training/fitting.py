@@ -1,4 +1,4 @@
-"""``fit``: the SVI loop that one would write, with what one would forget."""
+"""``fit``: stochastic variational inference of one model."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives.terms import Objective
 from pyro_bvae.training.schedules import OneCycle, Schedule, as_schedule
 from pyro_bvae.training.settings import Settings
+from pyro_bvae.training.state import TrainingState
+from pyro_bvae.training.steps.single import SingleModel
 from pyro_bvae.training.trainer import Trainer
 
 Callback = Callable[[Row], None]
@@ -43,8 +45,8 @@ def fit(
     r"""Train a model and guide by stochastic variational inference.
 
     Each step is that of ``pyro.infer.SVI`` with ``Trace_ELBO`` (or the given objective) and Adam on
-    a mini-batch: the same loss, the same gradients, without a synchronisation with the device. What
-    a step does is a function of ``seed``, the epoch and the parameters, so a resumed run continues
+    a mini-batch: the same loss, the same gradients, without a synchronisation with the device. Each
+    step is a function of ``seed``, the epoch and the parameters, so a resumed run continues
     as if it had never stopped. The caller's parameter store, random state and train or eval mode
     are left as they were.
 
@@ -80,8 +82,8 @@ def fit(
         compile: Whether loss and gradients are compiled, for batches of the first one's shape: the
             same numbers to rounding, in about two thirds of the time on a CPU, after seconds of
             compiling. By default where a run has
-            :data:`~pyro_bvae.training.steps.compiled.WORTH_COMPILING` steps or more; a program that
-            cannot be compiled is run as it is, and ``History.step`` says why.
+            :data:`~pyro_bvae.training.steps.single.WORTH_COMPILING` steps or more; a program that
+            cannot be compiled is run as it is, and ``History.step`` has the reason.
         objective: The objective; the β-bound by default. Others are
             :class:`~pyro_bvae.training.IWELBO` (importance weighted),
             :class:`~pyro_bvae.training.FreeBits`, :class:`~pyro_bvae.training.ControlledCapacity`
@@ -111,9 +113,13 @@ def fit(
     if current_ranks().is_first:
         settings.warn_of_unfinished_warmup()
     directory = None if output is None else Path(output)
-    trainer = Trainer(vae, data, settings, validation, objective, device, directory, compile)
+    ranks = current_ranks()
+    state = TrainingState(vae, data, settings, validation, objective, device, directory, ranks)
+    state.callbacks = callbacks
     if resume:
-        trainer.resume()
+        state.resume()
     else:
-        trainer.refuse_to_overwrite()
-    return trainer.run(progress, callbacks)
+        state.refuse_to_overwrite()
+    state.check()
+    Trainer([state], SingleModel(state, compile)).run(progress)
+    return state.history

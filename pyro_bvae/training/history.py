@@ -1,4 +1,4 @@
-"""What training saw, epoch by epoch."""
+"""Metrics of a training, epoch by epoch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class History(Mapping[str, list[float]]):
 
     Args:
         rows: One dictionary an epoch.
-        remarks: What the checklist saw before and during training.
+        remarks: Remarks of the checklist before and during training.
     """
 
     def __init__(self, rows: list[Row] | None = None, remarks: Sequence[Remark] = ()) -> None:
@@ -58,7 +58,7 @@ class History(Mapping[str, list[float]]):
 
     @classmethod
     def read(cls, path: Path) -> History:
-        """Read what :meth:`write` wrote.
+        """Read the file of :meth:`write`.
 
         Raises:
             InputError: if the file holds anything else.

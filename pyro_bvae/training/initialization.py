@@ -1,9 +1,7 @@
-"""Where a decoder starts: at the data's mean, and not somewhere."""
+"""The start of a decoder at the data's mean."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -41,7 +39,7 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
 
     which is the logit of the mean for Bernoulli pixels, the mean for normal features, and as easily
     found for any other likelihood. The bias of a convolution is one for all pixels of a channel,
-    and so is the best one. Training then starts from what can be had without a code, and not with
+    and so is the best one. Training then starts from the best without a code, and not with
     finding it.
 
     Args:
@@ -82,14 +80,15 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
     optimizer.step(closure)  # type: ignore[arg-type, no-untyped-call]
     if not bool(torch.isfinite(bias).all()):
         raise InputError(
-            "'x' must have a finite best start of the decoder, got none: scale it, as by (x - mean) / sd"
+            "'x' must have a finite best start of the decoder, got none: scale it, as by"
+            " (x - mean) / sd"
         )
     with torch.no_grad():
         last.bias.copy_(bias)
 
 
 def last_bias(vae: Any, context: Context | None = None) -> LastBias | None:
-    """Return the bias that a decoder's network adds last, or None where there is none to be found.
+    """Return the bias that a decoder's network adds last, or None where there is none.
 
     A bias is the last one if a change of it is a change of the outputs, whatever the latents are.
 
@@ -113,18 +112,23 @@ def last_bias(vae: Any, context: Context | None = None) -> LastBias | None:
 def _places(
     vae: Any, network: nn.Module, bias: nn.Parameter, context: Context | None
 ) -> Tensor | None:
-    """Return which entry of a bias is added to each output, or None where that is not all that it does."""
+    """Return the entry of a bias that is added to each output, or None if it does more."""
     spacing = 1 / len(bias)
     steps = torch.arange(len(bias), dtype=bias.dtype, device=bias.device) * spacing + 1
-    before = bias.clone()
-    with evaluating(vae), _outputs_of(network) as outputs:
-        try:
-            for moved in (torch.zeros_like(bias), steps):
-                bias.copy_(moved)
-                with seeded(0, PROBE_STREAM):
-                    _decode(vae, context)
-        finally:
-            bias.copy_(before)
+    rows = torch.arange(2)
+    if context is not None:
+        rows = rows % min(len(part) for part in context if part is not None)
+    given = () if context is None else (context.take(rows),)
+    before, outputs = bias.clone(), list[Tensor]()
+    hook = network.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    try:
+        for moved in (torch.zeros_like(bias), steps):
+            bias.copy_(moved)
+            with evaluating(vae), seeded(0, PROBE_STREAM):
+                vae.decoder(vae.prior().expand([2]).sample(), *given)
+    finally:
+        bias.copy_(before)
+        hook.remove()
     if len(outputs) != 2 or outputs[0].shape != outputs[1].shape:
         return None
     change = (outputs[1] - outputs[0]).flatten(0, -2)
@@ -133,23 +137,3 @@ def _places(
         return None
     added = steps[places.long()]
     return places.long() if bool(((change - added).abs() < spacing / 4).all()) else None
-
-
-@contextmanager
-def _outputs_of(network: nn.Module) -> Iterator[list[Tensor]]:
-    """Take note of the outputs of a network in the body."""
-    results: list[Tensor] = []
-    hook = network.register_forward_hook(lambda module, inputs, output: results.append(output))
-    try:
-        yield results
-    finally:
-        hook.remove()
-
-
-def _decode(vae: Any, context: Context | None, count: int = 2) -> Any:
-    """Decode draws from the prior."""
-    z = vae.prior().expand([count]).sample()
-    if context is None:
-        return vae.decoder(z)
-    rows = torch.arange(count) % min(len(part) for part in context if part is not None)
-    return vae.decoder(z, context.take(rows))

@@ -14,7 +14,7 @@ from pyro_bvae.core.errors import InputError, check_count
 
 
 class Schedule(Protocol):
-    """What :func:`~pyro_bvae.fit` takes for β and for the learning rate."""
+    """A value over the epochs of a training: β, or the learning rate."""
 
     def __call__(self, epoch: float, epochs: int) -> float:
         """Return the value after ``epoch`` of ``epochs`` epochs."""
@@ -34,7 +34,7 @@ class Constant:
 
 @dataclass(frozen=True)
 class LinearWarmup:
-    """From ``start`` to ``value`` in a straight line over the first ``warmup_epochs``, then constant.
+    """From ``start`` to ``value`` in a straight line over ``warmup_epochs``, then constant.
 
     For β this is KL annealing (Bowman et al. 2016). ``fit`` warns of a warm-up that outlives the
     training.
@@ -73,7 +73,7 @@ class CosineWarmup(LinearWarmup):
 
 @dataclass(frozen=True)
 class Cyclical:
-    """From 0 to ``value`` in a straight line and then constant, again in each of several cycles (Fu et al. 2019).
+    """From 0 to ``value`` in a straight line, then constant, in each cycle (Fu et al. 2019).
 
     The cycles are of one length and fill the training, which ends at ``value``, however short it
     is.
@@ -102,7 +102,7 @@ class Cyclical:
 
 @dataclass(frozen=True)
 class OneCycle:
-    """Up to ``value`` over the first part of training and down to nearly zero, both by a half cosine (Smith 2018).
+    """Up to ``value`` and down to nearly zero, both by a half cosine (Smith 2018).
 
     Attributes:
         value: The highest learning rate.

@@ -62,30 +62,25 @@ class Settings(FitOptions):
         return float(self.beta(float(self.epochs), self.epochs))
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share; the number of epochs may grow."""
+        """Return the settings that a resumed run shares with its checkpoint."""
         schedules = {
             name: repr(schedule)
             if is_dataclass(schedule)
             else getattr(schedule, "__qualname__", type(schedule).__name__)
             for name, schedule in (("beta", self.beta), ("learning_rate", self.learning_rate))
         }
-        return {
-            **schedules,
-            "batch_size": self.batch_size,
-            "gradient_clip": self.gradient_clip,
-            "seed": self.seed,
-            "precision": self.precision,
-        }
+        names = ("batch_size", "gradient_clip", "seed", "precision")
+        return schedules | {name: getattr(self, name) for name in names}
 
     def warn_of_unfinished_warmup(self) -> None:
         """Warn if β is still on its way when training ends, or has only just arrived."""
         target = getattr(self.beta, "value", self.final_beta)
         advice = f"train for more than {self.epochs} epochs or warm up in fewer"
         if abs(self.final_beta - target) > 1e-9 * max(1.0, abs(target)):
-            seen = f"it ends at β = {self.final_beta:.4g}, not at {target:.4g}"
-            warnings.warn(f"the warm-up of β outlives the training: {seen}; {advice}", stacklevel=3)
+            seen = "outlives the training:"
+            seen += f" it ends at β = {self.final_beta:.4g}, not at {target:.4g}"
         elif getattr(self.beta, "warmup_epochs", 0) >= self.epochs:
-            seen = f"no step is taken at β = {target:.4g}"
-            warnings.warn(
-                f"the warm-up of β is as long as the training: {seen}; {advice}", stacklevel=3
-            )
+            seen = f"is as long as the training: no step is taken at β = {target:.4g}"
+        else:
+            return
+        warnings.warn(f"the warm-up of β {seen}; {advice}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""What is watched while a module trains: the numbers of its steps, and how many latents are active."""
+"""Metrics of the steps of a training, and the number of active latents."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_bvae.core.context import Context
 from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 from pyro_bvae.program.sites import samples
-from pyro_bvae.training.checks.nonfinite import TrainingError, describe_nonfinite
-from pyro_bvae.training.distributed import Ranks
+from pyro_bvae.training.history import Row
 
 # Steps between two looks at the losses on an accelerator, where each look waits for the device.
 LOOK_EVERY = 20
 
 
 def count_active(guide: Callable[..., Any], *args: Any) -> float | None:
-    """Return how many latents of a guide are active on some data, or None where it does not know its means.
+    """Return the number of latents of a guide that are active on some data.
 
-    A mean of one datum alone does not vary, which says nothing of the latents: None, too.
+    None stands for a guide whose means are unknown, and for a single datum, whose mean does not
+    vary.
 
     Args:
         guide: A Pyro guide.
@@ -40,63 +39,54 @@ def count_active(guide: Callable[..., Any], *args: Any) -> float | None:
     return float(sum((mean.var(0) > ACTIVE_VARIANCE).sum() for mean in means))
 
 
-class Watch:
-    """Sums of a step's numbers over an epoch, looked at as often as looking is cheap.
+class StepMetrics:
+    """Sums over the steps of an epoch: loss, distortion, rate, gradient norm of each of R models.
 
     Args:
-        vae: The module in training.
-        device: Where it is trained.
-        epoch: Number of the epoch, from 1.
-        ranks: The processes that train together: the numbers are those of all, and so is what is
-            raised.
+        num_models: R.
+        device: Device of the training.
     """
 
-    def __init__(self, vae: Any, device: torch.device, epoch: int, ranks: Ranks) -> None:
-        self.vae, self.epoch, self.ranks = vae, epoch, ranks
-        self.sums = (
-            [0.0] * 4 if device.type == "cpu" else torch.zeros(4, dtype=torch.double, device=device)
-        )
-        self.look_every = 1 if device.type == "cpu" else LOOK_EVERY
-        self.steps = self.count = 0
-        self.last: tuple[Tensor, int] | None = None
+    def __init__(self, num_models: int, device: torch.device) -> None:
+        cpu, size = device.type == "cpu", 4 * num_models
+        #: The sums of the first model, then those of the second, and so on.
+        self.sums = [0.0] * size if cpu else torch.zeros(size, dtype=torch.double, device=device)
+        self.look_every = 1 if cpu else LOOK_EVERY
+        self.steps = self.count = self.size = 0
+        self.stats = torch.zeros(size)
 
-    def add(
-        self, stats: Tensor, size: int, x: Tensor, context: Context | None, beta: float | Tensor
-    ) -> None:
-        """Add loss, distortion, rate and gradient norm of a step, shape ``(4,)``, on so many data of all processes.
-
-        Raises:
-            TrainingError: if one of them is not finite, naming epoch, step, batch and what it was.
-        """
+    def add(self, stats: Tensor, size: int) -> None:
+        """Add the numbers of a step, shape ``(4,)`` or ``(R, 4)``, on ``size`` data."""
+        self.stats = stats.flatten()
         if isinstance(self.sums, Tensor):
-            self.sums += stats
+            self.sums += self.stats
         else:  # numbers are added sooner than tensors
-            self.sums = list(map(operator.add, self.sums, stats.tolist()))
-        self.steps += 1
-        self.count += size
-        self.last = (stats, size)
-        if self.steps % self.look_every == 0 and not self._is_finite():
-            where = f"epoch {self.epoch}, step {self.steps} (batch {self.steps - 1})"
-            raise TrainingError(
-                f"{where}: {describe_nonfinite(self.vae, x, context, beta, stats, self.ranks.gather)}"
-            )
+            self.sums = list(map(operator.add, self.sums, self.stats.tolist()))
+        self.steps, self.count, self.size = self.steps + 1, self.count + size, size
 
-    def recent(self) -> tuple[float, float]:
-        """Return distortion and rate per datum of the last batch."""
-        assert self.last is not None
-        stats, size = self.last
-        return float(stats[1]) / size, float(stats[2]) / size
+    def recent(self) -> Row:
+        """Return distortion and rate per datum of the first model in the last step."""
+        values = {"distortion": self.stats[1], "rate": self.stats[2]}
+        return {name: float(value) / self.size for name, value in values.items()}
 
-    def finish(self) -> list[float]:
-        """Return the sums of loss, distortion, rate and gradient norm."""
-        if not self._is_finite():
-            raise TrainingError(
-                f"epoch {self.epoch}: the loss or its gradient stopped being finite"
-            )
-        return [float(value) for value in self.sums]
+    def is_finite(self) -> bool:
+        """Whether all sums are finite; their total is one number to look at."""
+        total = self.sums.sum().item() if isinstance(self.sums, Tensor) else sum(self.sums)
+        return math.isfinite(total)
 
-    def _is_finite(self) -> bool:
-        # What is not finite leaves no finite total, and one number is looked at sooner than four.
-        return math.isfinite(
-            self.sums.sum().item() if isinstance(self.sums, Tensor) else sum(self.sums)
-        )
+    def first_nonfinite(self) -> tuple[int, Tensor]:
+        """Return the number of the first model whose sums are not finite, and its last step's."""
+        finite = torch.isfinite(torch.as_tensor(self.sums)).view(-1, 4).all(1)
+        number = int(finite.int().argmin())
+        return number, self.stats.view(-1, 4)[number]
+
+    def means(self) -> list[Row]:
+        """Return the metrics of each model: the norm a step, the others per datum."""
+        sums = [float(value) for value in self.sums]
+        rows = []
+        for start in range(0, len(sums), 4):
+            *totals, norm = sums[start : start + 4]
+            row = {"gradient_norm": norm / self.steps}
+            names = ("objective", "distortion", "rate")
+            rows.append(row | {n: v / self.count for n, v in zip(names, totals, strict=True)})
+        return rows

@@ -1,4 +1,4 @@
-"""A rate to hold instead of a β to choose: β follows from what the rate is."""
+"""A rate to hold instead of a β to choose: β follows from the rate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FARTHEST, _KEPT = math.log(1e4), 0.9
 
 @dataclass(frozen=True)
 class TargetRate:
-    r"""The β that makes the rate so many nats, found while training: what ``fit`` takes as ``beta``.
+    r"""The β at which the rate is so many nats, found in training, as ``beta`` of ``fit``.
 
     .. math::
         \log \beta_t = I_t + k_p e_t, \qquad I_{t+1} = I_t + k_i e_t, \qquad
@@ -55,7 +55,7 @@ class TargetRate:
             raise InputError(f"'hold' must lie in [0, 1), got {self.hold}")
 
     def __call__(self, epoch: float, epochs: int) -> float:
-        """Return the first β: all that is known of it before training."""
+        """Return the first β."""
         return self.start
 
     def controller(self, device: torch.device | str = "cpu") -> RateController:
@@ -64,16 +64,16 @@ class TargetRate:
 
 
 class RateController:
-    """β and what it follows from: a few numbers on the device of the training, which are part of its checkpoint.
+    """The state of a controlled β: a few numbers on the device, part of the checkpoint.
 
     Args:
-        target: What to reach, and how.
+        target: The rate to reach, and the gains.
         device: Where the rates are.
     """
 
     def __init__(self, target: TargetRate, device: torch.device | str = "cpu") -> None:
         self.target = target
-        # The integral, the moving average of the rate and the weight of what has gone into it.
+        # The integral, the moving average of the rate, and its weight.
         self._state = torch.tensor(
             [math.log(target.start), 0.0, 0.0], dtype=torch.double, device=device
         )
@@ -90,7 +90,7 @@ class RateController:
         return log_beta.clamp(-_FARTHEST, _FARTHEST).exp()
 
     def update(self, rate: Tensor) -> None:
-        """Take notice of the rate of a step, nats per datum, shape ``()``."""
+        """Update the state by the rate of a step, nats per datum, shape ``()``."""
         kept = torch.tensor([1.0, _KEPT, _KEPT], dtype=torch.double, device=self._state.device)
         rate = rate.detach().to(self._state)
         self._state = self._state * kept + (1 - kept) * torch.stack(

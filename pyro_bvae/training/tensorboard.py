@@ -10,10 +10,10 @@ from pyro_bvae.training.history import Row
 
 
 class TensorBoard:
-    """Writes the metrics of each epoch where TensorBoard reads them: ``fit(..., callbacks=[TensorBoard(folder)])``.
+    """A callback of ``fit`` that writes the metrics of each epoch for TensorBoard.
 
-    It needs ``pip install pyro-bvae[tensorboard]``. What a resumed run repeats takes the place of
-    what was there.
+    It needs ``pip install pyro-bvae[tensorboard]``. Epochs that a resumed run repeats replace
+    the earlier ones.
 
     Args:
         directory: Folder of the event files.
@@ -36,7 +36,8 @@ class TensorBoard:
         """Write the metrics of an epoch."""
         epoch = int(row["epoch"])
         if self._writer is None:
-            self._writer = self._make(str(self.directory), purge_step=epoch)  # type: ignore[no-untyped-call]
+            make: Any = self._make
+            self._writer = make(str(self.directory), purge_step=epoch)
         for name, value in row.items():
             if name != "epoch":
                 group, _, rest = name.partition("_")

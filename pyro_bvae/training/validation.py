@@ -1,4 +1,4 @@
-"""Held-out data, and what a module in training makes of them."""
+"""Validation data, and their measurements in training."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from pyro_bvae.training.objectives.loss import Loss
 _COLUMNS = tuple(f"validation_{name}" for name in ("objective", "distortion", "rate", "elbo"))
 
 
-class HeldOut:
-    """Held-out data of a training run, measured with the same noise every time: curves move with the weights alone.
+class Validation:
+    """Validation data of a training, measured with the same noise after every epoch.
 
     Args:
         vae: The module in training.
         data: The data, on its device.
-        loss: The loss that is made small.
+        loss: The loss.
         batch_size: Data that the loss takes at a time.
         ranks: The processes that train together: each measures its share, and all get the same
             numbers.
@@ -39,18 +39,16 @@ class HeldOut:
         self.ranks = ranks or Ranks()
         rows = self.ranks.share(len(data))
         self._share = data[rows] if rows.stop > rows.start else None
-        self._seed = (
-            VALIDATION_STREAM
-            if self.ranks.size == 1
-            else stream_seed(VALIDATION_STREAM, self.ranks.rank)
-        )
+        self._seed = VALIDATION_STREAM
+        if self.ranks.size > 1:
+            self._seed = stream_seed(VALIDATION_STREAM, self.ranks.rank)
 
-    def try_out(self) -> None:
-        """Measure two data, to hear what is wrong with them."""
+    def dry_run(self) -> None:
+        """Measure two data, which shows their faults."""
         self._measure(self.data[:2], 1.0)
 
     def measure(self, epoch: int, beta: float) -> Row:
-        """Return the columns of the metrics that are about held-out data.
+        """Return the columns of the metrics that are about validation data.
 
         Args:
             epoch: Number of the epoch, for the error.
@@ -64,9 +62,13 @@ class HeldOut:
         try:
             if self._share is not None:
                 row = self._measure(self._share, beta)
-        except ValueError as error:  # a check that values which are not finite do not pass, or one of something else
+        except ValueError as error:  # of a check, perhaps one that is not about finite values
             row, cause = dict.fromkeys(_COLUMNS, math.nan), error
-        row = self._joined(row)
+        if self.ranks.size > 1:  # the means over the data of all processes
+            count = 0 if self._share is None else len(self._share)
+            values = torch.tensor([*row.values()], dtype=torch.double, device=self.data.x.device)
+            means = self.ranks.sum(values * count) / len(self.data)
+            row = dict(zip(row, means.tolist(), strict=True))
         if all(map(math.isfinite, row.values())):
             return row
         share = self.data[:0] if self._share is None else self._share
@@ -74,33 +76,19 @@ class HeldOut:
         with evaluating(self.vae):
             if cause is not None and find_nonfinite(self.vae, *args) is None:
                 raise cause
-            said = describe_nonfinite(self.vae, *args, gather=self.ranks.gather)
-            raise TrainingError(f"epoch {epoch}, validation: {said}") from cause
-
-    def _joined(self, row: Row) -> Row:
-        """Return the means over the data of all processes."""
-        if self.ranks.size == 1:
-            return row
-        count = 0 if self._share is None else len(self._share)
-        values = (
-            torch.tensor([*row.values()], dtype=torch.double, device=self.data.x.device) * count
-        )
-        return dict(zip(row, (self.ranks.sum(values) / len(self.data)).tolist(), strict=True))
+            text = describe_nonfinite(self.vae, *args, gather=self.ranks.gather)
+            raise TrainingError(f"epoch {epoch}, validation: {text}") from cause
 
     @torch.no_grad()
     def _measure(self, data: Dataset, beta: float) -> Row:
         args = arguments(data.x, data.context)
         measured = elbo_parts(self.vae.model, self.vae.guide, *args, num_samples=1, seed=self._seed)
-        own = (
-            self._own_objective(data, beta)
-            if self.loss.has_own_objective
-            else measured.objective(beta).value
-        )
+        if self.loss.has_own_objective:
+            batches = data.batches(self.batch_size, seed=0, epoch=0, shuffle=False)
+            with evaluating(self.vae), seeded(self._seed):
+                total = sum(float(self.loss(*batch, beta).loss) for batch in batches)
+            own = total / len(data)
+        else:
+            own = measured.objective(beta).value
         values = (own, measured.distortion.value, measured.rate.value, measured.elbo.value)
         return dict(zip(_COLUMNS, values, strict=True))
-
-    def _own_objective(self, data: Dataset, beta: float) -> float:
-        """Return the mean of an objective that is not the β-bound."""
-        batches = data.batches(self.batch_size, seed=0, epoch=0, shuffle=False)
-        with evaluating(self.vae), seeded(self._seed):
-            return sum(float(self.loss(*batch, beta).loss) for batch in batches) / len(data)

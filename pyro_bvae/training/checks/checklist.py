@@ -1,7 +1,7 @@
-r"""The training checklist as code: what is seen before, during and after training, and what to try.
+r"""The training checklist as code: remarks before, during and after training.
 
-Every remark has the number behind it. What makes a training useless is grave, and ``fit`` warns of
-it; all of it is in ``History.remarks``, in the checkpoint and on the page of the run.
+Every remark has the number behind it. One that makes a training useless is grave, and ``fit`` warns
+of it; all are in ``History.remarks``, in the checkpoint and on the page of the run.
 """
 
 from __future__ import annotations
@@ -22,8 +22,7 @@ from pyro_bvae.distributions import GreyBernoulli
 from pyro_bvae.program.sites import unwrapped
 from pyro_bvae.training.initialization import last_bias
 
-# Data that are looked at before training, and draws from the prior whose decoding says where the
-# decoder starts.
+# Data that are looked at before training, and draws whose decodings are the decoder's start.
 _LOOKED_AT, _DRAWS = 4096, 64
 # Standard deviations of the data by which a decoder may start off their mean, and the share of them
 # that another start has to take away to be worth it.
@@ -38,17 +37,17 @@ _STANDARDISE = "standardise each column, (x - mean) / sd with the training data'
 _NO_RATE, _NO_RATE_EACH, _RISE = 0.2, 0.02, 0.01
 # Share of the rate from which a variational gap is large.
 _FAR = 0.25
-# Epochs before which nothing is said of where a training goes.
+# Epochs before which there is no remark on the course of a training.
 _SOON = 5
 
 
 class Remark(NamedTuple):
-    """Something that was seen, and what to try.
+    """An observation, and advice.
 
     Attributes:
         when: ``before``, ``during`` or ``after`` training.
-        seen: What was seen, with its number.
-        advice: What to try.
+        seen: The observation, with its number.
+        advice: The remedy to try.
         grave: Whether a training is of no use with it.
     """
 
@@ -69,9 +68,9 @@ def check_before(
 
     Constant features, features that are not scaled, values that another likelihood is meant for, a
     code as wide as the data, a decoder that starts far from the data's mean, β = 0; and, for a
-    normal likelihood of fixed σ, a β above
-    which nothing is encoded: where :math:`\beta \sigma^2` is above the largest eigenvalue of the
-    data's covariance, the optimum of a linear decoder has rate 0 (Lucas et al. 2019).
+    normal likelihood of fixed σ, a β above which nothing is encoded: where :math:`\beta \sigma^2`
+    is above the largest eigenvalue of the data's covariance, the optimum of a linear decoder has
+    rate 0 (Lucas et al. 2019).
 
     Args:
         vae: A module with a ``prior`` and a ``decoder``; of any other only the data are looked at.
@@ -84,32 +83,23 @@ def check_before(
     remarks = list(_of_features(x)) if len(x) > 1 else []
     if beta == 0:
         seen = "β is 0, so the code is not held to the prior"
-        remarks.append(
-            Remark(
-                "before", seen, "this is an autoencoder; its samples from the prior mean nothing"
-            )
-        )
+        advice = "this is an autoencoder; its samples from the prior mean nothing"
+        remarks.append(Remark("before", seen, advice))
     if not (hasattr(vae, "prior") and hasattr(vae, "decoder")):
         return remarks
     latent_dim = latent_dim_of(vae)
     if latent_dim is not None and latent_dim >= x.shape[1]:
         seen = f"the code has {latent_dim} latents for {x.shape[1]} features"
-        remarks.append(
-            Remark(
-                "before", seen, "fewer do; those that are not needed carry nothing, and cost time"
-            )
-        )
+        advice = "fewer do; those that are not needed carry nothing, and cost time"
+        remarks.append(Remark("before", seen, advice))
     with evaluating(vae), seeded(0, PROBE_STREAM):
         z = vae.prior().expand([min(_DRAWS, len(x))]).sample()
         decoded = vae.decoder(*arguments(z, context and context.take(slice(_DRAWS))))
     remarks += _of_likelihood(x, decoded)
-    unscaled = list(_of_scales(x, decoded))
-    remarks += unscaled or _of_start(
-        vae, x, context, decoded
-    )  # a scale that is off is the cause of both
-    if not any(
-        True for _ in getattr(getattr(vae.decoder, "likelihood", None), "parameters", tuple)()
-    ):
+    # A scale that is off is the cause of both.
+    remarks += list(_of_scales(x, decoded)) or _of_start(vae, x, context, decoded)
+    likelihood = getattr(vae.decoder, "likelihood", None)
+    if not any(True for _ in getattr(likelihood, "parameters", tuple)()):
         remarks += _of_threshold(x, decoded, beta)
     return remarks
 
@@ -118,7 +108,8 @@ def _of_features(x: Tensor) -> Iterator[Remark]:
     seen_values = x.nan_to_num(nan=torch.inf).amin(0), x.nan_to_num(nan=-torch.inf).amax(0)
     constant = (seen_values[0] >= seen_values[1]).nonzero().flatten().tolist()
     if constant:
-        seen = f"{len(constant)} of {x.shape[1]} features have one value in all of {len(x)} data ({_columns(constant)})"
+        seen = f"{len(constant)} of {x.shape[1]} features have one value in all of {len(x)} data"
+        seen += f" ({_columns(constant)})"
         advice = "they carry nothing; look whether they should vary"
         yield Remark("before", seen, advice, len(constant) == x.shape[1])
 
@@ -129,63 +120,59 @@ def _columns(numbers: Sequence[int]) -> str:
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation of each feature, of what was observed of it."""
+    """Return mean and standard deviation of each feature, over its observed values."""
     x = x.double()
     mean = x.nanmean(0)
     return mean, (x - mean).square().nanmean(0).sqrt()
 
 
 def _of_scales(x: Tensor, decoded: Any) -> Iterator[Remark]:
-    """Say where features are so large, for a density of real numbers, that one of them outweighs all others."""
+    """Remark on features so large that one outweighs all others in a density of reals."""
     if len(x) < 2 or unwrapped(decoded).support is not constraints.real:
         return
     mean, spread = _moments(x)
     size = torch.maximum(mean.abs(), spread)
     wide = ((size > _WIDE) & (spread > 0)).nonzero().flatten().tolist()
-    if not wide or not bool(
-        torch.isfinite(size[wide]).all()
-    ):  # what is too large to be squared stops the training
+    if not wide or not bool(torch.isfinite(size[wide]).all()):  # an error in training
         return
     largest = max(wide, key=lambda column: float(size[column]))
-    seen = f"{len(wide)} of {x.shape[1]} features are not scaled ({_columns(wide)}): column {largest} has mean"
-    seen += f" {float(mean[largest]):.3g} and sd {float(spread[largest]):.3g}"
+    seen = f"{len(wide)} of {x.shape[1]} features are not scaled ({_columns(wide)}): column"
+    seen += f" {largest} has mean {float(mean[largest]):.3g} and sd {float(spread[largest]):.3g}"
     yield Remark("before", seen, _STANDARDISE, grave=float(size[largest]) > _FAR_TOO_WIDE)
 
 
 def _of_likelihood(x: Tensor, decoded: Any) -> Iterator[Remark]:
-    """Say where the values are those of another likelihood."""
+    """Remark on values that are those of another likelihood."""
     values = x[~torch.isnan(x)]
     base = unwrapped(decoded)
     bits = bool(((values == 0) | (values == 1)).all())
     if isinstance(base, GreyBernoulli) and not bits:
         share = float(((values > 0) & (values < 1)).float().mean())
-        seen = f"{100 * share:.0f}% of the values are greys, of which a Bernoulli has a cross-entropy and no density"
-        yield Remark(
-            "before",
-            seen,
-            "binarise them, or take ContinuousBernoulliLikelihood, to compare evidence",
-        )
+        seen = f"{100 * share:.0f}% of the values are greys,"
+        seen += " of which a Bernoulli has a cross-entropy and no density"
+        advice = "binarise them, or take ContinuousBernoulliLikelihood, to compare evidence"
+        yield Remark("before", seen, advice)
     if base.support is not constraints.real:
         return
     if bits:
         seen = "all values are 0 or 1, and the likelihood is a density of real numbers"
         yield Remark("before", seen, "take BernoulliLikelihood")
     elif bool((values == values.round()).all()) and bool((values >= 0).all()):
-        seen = f"all values are counts, up to {float(values.max()):g}, and the likelihood is a density of real numbers"
-        pixels = ", or divide pixels by 255" if float(values.max()) == 255 else ""
+        most = float(values.max())
+        seen = f"all values are counts, up to {most:g}, and the likelihood is a density of"
+        seen += " real numbers"
+        pixels = ", or divide pixels by 255" if most == 255 else ""
         yield Remark("before", seen, f"take NegativeBinomialLikelihood{pixels}")
 
 
 def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Iterator[Remark]:
-    """Say how far from the data's mean the decoder starts, and what brings it nearer, if anything does."""
+    """Remark on a decoder that starts far from the data's mean, with a remedy, if there is one."""
     try:
         start = decoded.mean.reshape(-1, x.shape[1]).mean(0)
     except (NotImplementedError, RuntimeError):
         return
     mean, spread = _moments(x)
-    varies = (
-        spread > 0
-    )  # a feature that is constant or was never observed is no number of standard deviations off
+    varies = spread > 0  # not of features that are constant or never observed
     unit = spread[varies].square().mean().sqrt()
     off = float((start - mean)[varies].square().mean().sqrt() / unit) if bool(varies.any()) else 0.0
     if not off > _OFF:
@@ -193,28 +180,24 @@ def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Ite
     seen = f"the untrained decoder is {off:.1f} standard deviations of the data off their mean"
     last, likelihood = last_bias(vae, context), getattr(vae.decoder, "likelihood", None)
     if last is None or likelihood is None:
-        advice = "a decoder whose network ends with a bias could be started there; training finds it, in some steps"
+        advice = "a decoder whose network ends with a bias could start there; training finds it"
         yield Remark("before", seen, advice)
         return
-    # The bias moves what it gives by itself, and not what latents add to it.
+    # The bias moves its own part of the mean, and not the part that latents add.
     given = () if context is None else (context.take(slice(_DRAWS)),)
     count = min(_DRAWS, len(x)) if given else 1
-    alone = (
-        likelihood(last.bias[last.places].expand(count, -1), *given)
-        .mean.reshape(-1, x.shape[1])
-        .mean(0)
-    )
+    alone = likelihood(last.bias[last.places].expand(count, -1), *given).mean
+    alone = alone.reshape(-1, x.shape[1]).mean(0)
     left = (_shared(mean, last.places) - mean).square() + (start - alone).square()
     if float(left[varies].mean().sqrt() / unit) < (1 - _GAIN) * off:
-        advice = (
-            "--start-at-mean, or training.start_at_mean(vae, x), sets the bias of its last layer"
-        )
+        advice = "--start-at-mean, or training.start_at_mean(vae, x), sets the bias of its last"
+        advice += " layer"
         yield Remark("before", seen, advice)
 
 
 def _shared(mean: Tensor, places: Tensor) -> Tensor:
-    """Return the means that features have together with those that share an entry of the last bias with them."""
-    groups = places[: len(mean)]  # a likelihood's first parameter of each feature says where it is
+    """Return the mean of each feature over all that share its entry of the last bias."""
+    groups = places[: len(mean)]  # by a likelihood's first parameter of each feature
     count = int(places.max()) + 1
     known = torch.isfinite(mean)
     sums, sizes = mean.new_zeros(count), mean.new_zeros(count)
@@ -223,11 +206,11 @@ def _shared(mean: Tensor, places: Tensor) -> Tensor:
 
 
 def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
-    """Say where β is above the largest threshold of a normal likelihood with a fixed scale."""
+    """Remark on a β above the largest threshold of a normal likelihood of fixed scale."""
     base = unwrapped(decoded)
     if not isinstance(base, torch.distributions.Normal) or bool(torch.isnan(x).any()) or len(x) < 2:
         return
-    if bool(base.scale.amax() > base.scale.amin()):  # the decoder has a say in it
+    if bool(base.scale.amax() > base.scale.amin()):  # it varies with the decoder
         return
     noise = float(base.scale.square().mean())
     covariance = torch.cov(x.T.double(), correction=0).reshape(x.shape[1], -1)
@@ -235,10 +218,10 @@ def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
         return
     largest = float(torch.linalg.eigvalsh(covariance)[-1])
     if 0 < largest < beta * noise:
-        seen = f"β σ² is {beta * noise:.3g}, above the largest eigenvalue {largest:.3g} of the data's covariance"
-        advice = (
-            f"every latent will collapse; take β below {largest / noise:.3g}, or a smaller scale"
-        )
+        seen = f"β σ² is {beta * noise:.3g}, above the largest eigenvalue {largest:.3g} of the"
+        seen += " data's covariance"
+        least = f"{largest / noise:.3g}"
+        advice = f"every latent will collapse; take β below {least}, or a smaller scale"
         yield Remark("before", seen, advice, grave=True)
 
 
@@ -249,7 +232,7 @@ def check_during(
     latent_dim: int | None = None,
     before: Sequence[Remark] = (),
 ) -> list[Remark]:
-    """Look over the metrics of a training: a rate near zero or exploding, an objective that turned, units that died.
+    """Look over the metrics of a training: its rate, objective, active units and gradients.
 
     A rate that rises is healthy while the held-out bound rises with it, and no remark is made of
     it.
@@ -257,72 +240,59 @@ def check_during(
     Args:
         rows: The metrics, one dictionary an epoch, as ``History.rows``.
         clip: Limit on the gradient's norm per datum.
-        latent_dim: How many latents share the rate, where it is known.
-        before: What was seen before training: the cause of what is seen after it may be among it.
+        latent_dim: Number of latents that share the rate, where it is known.
+        before: The remarks before training, which may hold the cause of those after it.
     """
     if not rows:
         return []
-    slow = (
-        _STANDARDISE
-        if any(_STANDARDISE in remark.advice for remark in before)
-        else "lower the learning rate"
-    )
+    unscaled = any(_STANDARDISE in remark.advice for remark in before)
+    slow = _STANDARDISE if unscaled else "lower the learning rate"
     results = [*_of_rate(rows, latent_dim), *_of_explosion(rows), *_of_turns(rows, slow)]
     return [*results, *_of_units_lost(rows), *_of_gradients(rows, clip, slow)]
 
 
 def check_after(evaluation: Mapping[str, Any]) -> list[Remark]:
-    """Look over what was measured after training: units that carry nothing, and a bound that is far off.
+    """Look over an evaluation after training: idle units, and a loose bound.
 
     Args:
-        evaluation: What ``evaluation.json`` holds.
+        evaluation: The content of ``evaluation.json``.
     """
-    return [*_of_units(evaluation), *_of_gap(evaluation)]
-
-
-def _of_units(evaluation: Mapping[str, Any]) -> Iterator[Remark]:
+    results = []
     active = (evaluation.get("active_units") or {}).get("active") or []
     idle = len(active) - sum(active)
     if active and idle == len(active):
         seen = f"none of {len(active)} latents is active on the test data"
-        yield Remark("after", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
+        advice = "pyro_bvae.diagnose(vae, data) names the cause"
+        results.append(Remark("after", seen, advice, grave=True))
     elif idle:
         seen = f"{idle} of {len(active)} latents are not active on the test data"
-        yield Remark(
-            "after",
-            seen,
-            "nothing is lost with fewer; pyro_bvae.diagnose(vae, data) names the cause",
-        )
-
-
-def _of_gap(evaluation: Mapping[str, Any]) -> Iterator[Remark]:
-    gap, rate = (
-        ((evaluation.get(name) or {}).get("value")) for name in ("variational_gap", "rate")
-    )
+        advice = "nothing is lost with fewer; pyro_bvae.diagnose(vae, data) names the cause"
+        results.append(Remark("after", seen, advice))
+    names = ("variational_gap", "rate")
+    gap, rate = ((evaluation.get(name) or {}).get("value") for name in names)
     if gap is not None and rate and gap > _FAR * rate:
-        seen = f"the ELBO is {gap:.3g} nats below the evidence, {100 * gap / rate:.0f}% of the rate of {rate:.3g} nats"
-        yield Remark(
-            "after",
-            seen,
-            "the verdict says which part of the gap is largest, and what makes it smaller",
-        )
+        share = f"{100 * gap / rate:.0f}% of the rate of {rate:.3g} nats"
+        seen = f"the ELBO is {gap:.3g} nats below the evidence, {share}"
+        advice = "the verdict says which part of the gap is largest, and what makes it smaller"
+        results.append(Remark("after", seen, advice))
+    return results
 
 
 def _of_rate(rows: Sequence[dict[str, float]], latent_dim: int | None) -> Iterator[Remark]:
-    """Say where the rate is next to nothing: in all, for so many latents, or with none of them active."""
+    """Remark on a rate next to nothing: in all, for so many latents, or with none active."""
     last = rows[-1]
     least = max(_NO_RATE, min(1.0, _NO_RATE_EACH * (latent_dim or 0)))
     none_active = last.get("active_units") == 0 and last["rate"] < 1
     if len(rows) >= _SOON and last["beta"] > 0 and (last["rate"] < least or none_active):
-        of = (
-            "the latents" if latent_dim is None else f"{latent_dim} latent{'s' * (latent_dim != 1)}"
-        )
-        seen = f"the rate is {last['rate']:.2g} nats at the end: {of} carry next to nothing (posterior collapse)"
+        plural = "s" * (latent_dim != 1)
+        of = "the latents" if latent_dim is None else f"{latent_dim} latent{plural}"
+        seen = f"the rate is {last['rate']:.2g} nats at the end: {of} carry next to nothing"
+        seen += " (posterior collapse)"
         yield Remark("during", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
 
 
 def _of_explosion(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
-    """Say where the rate of the last half grew by half, and the held-out bound fell: what it carries is no help."""
+    """Remark on a rate that grew by half in the last half, while the validation bound fell."""
     half = rows[len(rows) // 2]
     last = rows[-1]
     if len(rows) < 2 * _SOON or "validation_elbo" not in last or half["beta"] != last["beta"]:
@@ -331,42 +301,38 @@ def _of_explosion(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
     if last["rate"] > 1.5 * half["rate"] and fall > _RISE * abs(half["validation_elbo"]):
         grew = f"the rate grew from {half['rate']:.3g} to {last['rate']:.3g} nats"
         seen = f"{grew}, and the held-out ELBO fell by {fall:.3g}"
-        yield Remark(
-            "during", seen, "raise β, or stop earlier: the code is of the training data alone"
-        )
+        advice = "raise β, or stop earlier: the code is of the training data alone"
+        yield Remark("during", seen, advice)
 
 
 def _of_units_lost(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
-    """Say where fewer units are active than have been at the same β."""
+    """Remark on fewer active units than there were at the same β."""
     same = [row for row in rows if row["beta"] == rows[-1]["beta"] and "active_units" in row]
     if len(same) < _SOON:
         return
     most = max(same, key=lambda row: row["active_units"])
     lost = most["active_units"] - same[-1]["active_units"]
     if lost > 0:
-        seen = f"{lost:g} of {most['active_units']:g} units that were active at epoch {most['epoch']:g} are not any more"
-        yield Remark(
-            "during", seen, "pyro_bvae.diagnose(vae, data) says whether there was signal for them"
-        )
+        seen = f"{lost:g} of {most['active_units']:g} units that were active at epoch"
+        seen += f" {most['epoch']:g} are not any more"
+        advice = "pyro_bvae.diagnose(vae, data) says whether there was signal for them"
+        yield Remark("during", seen, advice)
 
 
 def _of_turns(rows: Sequence[dict[str, float]], slow: str) -> Iterator[Remark]:
-    """Say where an objective is well above its best, among the epochs at the final β."""
+    """Remark on an objective well above its best, among the epochs at the final β."""
     same = [row for row in rows if row["beta"] == rows[-1]["beta"]]
-    for column, what in (
-        ("validation_objective", "held-out objective"),
-        ("objective", "training objective"),
-    ):
+    names = {"validation_objective": "held-out objective", "objective": "training objective"}
+    for column, name in names.items():
         if column not in rows[-1] or len(same) < _SOON:
             continue
         best = min(same, key=lambda row: row[column])
         rise = same[-1][column] - best[column]
-        if (
-            rise > _RISE * max(1.0, abs(best[column]))
-            and len(same) - same.index(best) > len(same) / 5
-        ):
+        late = len(same) - same.index(best) > len(same) / 5
+        if late and rise > _RISE * max(1.0, abs(best[column])):
             rate = same[-1]["rate"] - best["rate"]
-            seen = f"the {what} rose by {rise:.3g} nats since epoch {best['epoch']:g}, the rate by {rate:.3g}"
+            seen = f"the {name} rose by {rise:.3g} nats since epoch {best['epoch']:g},"
+            seen += f" the rate by {rate:.3g}"
             advice = "early_stopping ends there, a smaller network or more data go further"
             if column == "objective":
                 advice = f"{slow}, or clip gradients"
@@ -379,5 +345,6 @@ def _of_gradients(
 ) -> Iterator[Remark]:
     clipped = sum(row["gradient_norm"] >= clip for row in rows) if clip is not None else 0
     if clipped > len(rows) / 2:
-        seen = f"the mean gradient norm was above its limit {clip:g} in {clipped} of {len(rows)} epochs"
+        seen = f"the mean gradient norm was above its limit {clip:g} in {clipped} of"
+        seen += f" {len(rows)} epochs"
         yield Remark("during", seen, f"{slow}, or raise gradient_clip if the loss falls steadily")

@@ -1,4 +1,4 @@
-"""A first look at an objective, before training: that the program runs, and that all it trains is the module's."""
+"""The dry run of an objective: its program runs, and all that it trains is the module's."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from pyro_bvae.training.objectives.loss import Loss
 from pyro_bvae.training.objectives.terms import TraceTerms
 
 _REMEDY = (
-    "make the part that uses them an nn.Module that holds them, or assign their module to it (vae.extra = module);"
-    " requires_grad_(False) keeps them as they are"
+    "make the part that uses them an nn.Module that holds them, or assign their module to it"
+    " (vae.extra = module); requires_grad_(False) keeps them as they are"
 )
 
 
-def try_out(
+def dry_run(
     loss: Loss, trained: Sequence[Tensor], x: Tensor, context: Context | None, beta: float
 ) -> None:
-    """Run an objective once under Pyro's checks, and see that whatever it has a gradient for is trained.
+    """Run an objective once under Pyro's checks, and check that each leaf of it is trained.
 
     Args:
         loss: The objective of a module.
@@ -41,7 +41,7 @@ def try_out(
     """
     for name, parameter in loss.vae.named_parameters():
         check_finite(f"vae.{name}", parameter.detach())
-    given = context and context.map(Tensor.detach)
+    context = context and context.map(Tensor.detach)
     # In eval mode, so that no batch-norm statistic moves.
     with (
         evaluating(loss.vae),
@@ -49,14 +49,14 @@ def try_out(
         pyro.validation_enabled(),
         torch.enable_grad(),
     ):
-        terms = loss(x.detach(), given, beta)
+        terms = loss(x.detach(), context, beta)
     own = {id(parameter) for parameter in loss.vae.parameters()}
     nodes: dict[str, Any] = dict(capture.trace.nodes)
     for name, site in nodes.items():
         if site["type"] == "param" and id(site["value"].unconstrained()) not in own:
             raise InputError(
-                f"'{name}' is a pyro.param outside the module, which fit would not train: make it an "
-                "nn.Parameter or a PyroParam of the module, or train with pyro.infer.SVI"
+                f"'{name}' is a pyro.param outside the module, which fit would not train: make it"
+                " an nn.Parameter or a PyroParam of the module, or train with pyro.infer.SVI"
             )
     # An objective may have a network, and a way to train it, of its own.
     check_owned(terms.loss, trained, loss.objective, vae=loss.vae)
@@ -65,11 +65,11 @@ def try_out(
 def check_owned(
     value: Tensor, trained: Sequence[Tensor], other: object = None, **holder: nn.Module
 ) -> None:
-    """Raise unless all that a value has a gradient for is known: what nobody owns is silently never trained.
+    """Raise unless all leaves of a value are known: one that nobody owns is never trained.
 
     Args:
         value: A loss, with its graph.
-        trained: What steps will change.
+        trained: The tensors that steps will change.
         other: An object whose tensors may be in the graph too.
         **holder: The module in training, by the name that a message gives it.
 
@@ -79,7 +79,8 @@ def check_owned(
     ((name, module),) = holder.items()
     if not value.requires_grad:
         raise InputError(
-            f"'{name}' has no parameter that the objective has a gradient for, so none would be trained"
+            f"'{name}' has no parameter that the objective has a gradient for, so none would be"
+            " trained"
         )
     known = {id(tensor) for tensor in trained}
     loose = [leaf for leaf in leaves(value) if id(leaf) not in known]
@@ -94,18 +95,20 @@ def check_owned(
     )
     if {id(leaf) for leaf in loose} <= {id(parameter) for parameter in module.parameters()}:
         raise InputError(
-            f"'{name}' makes parameters when it is first run: run it once before it is trained; got {named}"
+            f"'{name}' makes parameters when it is first run: run it once before it is trained;"
+            f" got {named}"
         )
     count = f"{len(loose)} tensor{'s' * (len(loose) > 1)}"
     raise InputError(
-        f"'{name}' uses {count} that it does not own, so training would never change them: {named}; {_REMEDY}"
+        f"'{name}' uses {count} that it does not own, so training would never change them:"
+        f" {named}; {_REMEDY}"
     )
 
 
 def takes_one(vae: Any, x: Tensor, context: Context | None) -> bool:
-    """Whether a module in train mode can be run on one datum; batch norm, for one, has no variance of it.
+    """Whether a module in train mode can be run on one datum; batch norm, for one, cannot.
 
-    What it cannot do of two data either is another fault. Its buffers are left as they were.
+    A failure on two data as well is another fault. Its buffers are left as they were.
 
     Args:
         vae: A module with ``model`` and ``guide``.
@@ -122,12 +125,10 @@ def takes_one(vae: Any, x: Tensor, context: Context | None) -> bool:
 
 @torch.no_grad()
 def _runs(vae: Any, x: Tensor, context: Context | None, count: int) -> bool:
-    rows = torch.zeros(
-        count, dtype=torch.long, device=x.device
-    )  # of one datum, since there may be one alone
-    few = context and context.take(rows)
+    # Copies of one datum, since there may be one alone.
+    rows = torch.zeros(count, dtype=torch.long, device=x.device)
     try:
-        TraceTerms().terms(vae.model, vae.guide, x[rows], few)
+        TraceTerms().terms(vae.model, vae.guide, x[rows], context and context.take(rows))
     except (ValueError, RuntimeError):
         return False
     return True

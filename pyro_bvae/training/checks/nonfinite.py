@@ -1,4 +1,4 @@
-"""When training leaves the finite numbers: what, and where."""
+"""The parameter, site or gradient in which training leaves the finite numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ADVICE = (
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names what stopped being finite. The last checkpoint stays good."""
+    """Training cannot go on; the message names the cause. The last checkpoint stays good."""
 
 
 def find_nonfinite(
@@ -61,7 +61,7 @@ def describe_nonfinite(
     stats: Tensor | None = None,
     gather: Callable[[str | None], list[str | None]] = lambda result: [result],
 ) -> str:
-    """Return what stopped being finite and what to do, where something did.
+    """Return the cause of a number that is not finite, and advice.
 
     Args:
         vae: The module in training.
@@ -69,24 +69,16 @@ def describe_nonfinite(
         context: Its context.
         beta: The β of the step.
         stats: Loss, distortion, rate and gradient norm of the step.
-        gather: Collects what the processes that train together have found, each on its own share of
-            the batch.
+        gather: Collects the causes of the processes that train together, each on its share of the
+            batch.
     """
     each = gather(find_nonfinite(vae, x, context, beta) if x.shape[0] else None)
     result = next((text for text in each if text is not None), None)
     if result is None and stats is not None and not bool(torch.isfinite(stats[3])):
-        result = f"the gradient{_of_parameters(vae)} is not finite"
+        pairs = [(n, p.grad) for n, p in vae.named_parameters() if p.grad is not None]
+        bad = [name for name, gradient in pairs if not bool(torch.isfinite(gradient).all())]
+        more = f" and {len(bad) - 1} more" if len(bad) > 1 else ""
+        known = bad and not len(bad) == len(pairs) > 1  # all of them name no cause
+        owner = f" of parameter '{bad[0]}'{more}" if known else ""
+        result = f"the gradient{owner} is not finite"
     return f"{result or 'the loss is not finite'}; {_ADVICE}"
-
-
-def _of_parameters(vae: Any) -> str:
-    """Return whose gradient is not finite, in words; nothing where it is all of them, which says nothing."""
-    gradients = {
-        name: parameter.grad
-        for name, parameter in vae.named_parameters()
-        if parameter.grad is not None
-    }
-    bad = [name for name, gradient in gradients.items() if not bool(torch.isfinite(gradient).all())]
-    if not bad or len(bad) == len(gradients) > 1:
-        return ""
-    return f" of parameter '{bad[0]}'" + (f" and {len(bad) - 1} more" if len(bad) > 1 else "")

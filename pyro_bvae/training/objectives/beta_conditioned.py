@@ -1,4 +1,4 @@
-r"""One model for all β: β is drawn for each datum and told to encoder and decoder, as their last covariate."""
+"""One model for all β, which is the last covariate of its encoder and decoder."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from pyro.util import warn_if_nan
 from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
@@ -21,7 +20,7 @@ from pyro_bvae.vae import BetaVAE
 
 
 class ConditionedBeta(TraceTerms):
-    r"""The β-bound at a β drawn for each datum and told to the networks: an objective for :func:`~pyro_bvae.fit`.
+    r"""The β-bound at a β drawn for each datum, which the networks take as a covariate.
 
     .. math::
         \sum_n \Bigl( - \mathbb{E}_{q(z \mid x_n, \beta_n)} \log p(x_n \mid z, \beta_n)
@@ -34,7 +33,7 @@ class ConditionedBeta(TraceTerms):
 
     The last covariate of the data is log β, which this objective overwrites: :func:`with_beta` puts
     it there, and :func:`at_beta` is the trained model at one β. The β of ``fit`` multiplies those
-    drawn: leave it at 1. What ``fit`` logs of held-out data beside the objective is measured at the
+    drawn: leave it at 1. ``fit`` measures the distortion and rate of validation data at the
     β that they carry.
 
     Args:
@@ -74,24 +73,16 @@ class ConditionedBeta(TraceTerms):
         """Return the terms of one batch: distortion and rate are means over the β drawn."""
         if context is None or context.covariates is None:
             raise InputError(
-                "the data must carry log β as their last covariate, got none: see training.with_beta"
+                "the data must carry log β as their last covariate, got none: see"
+                " training.with_beta"
             )
         drawn = self.draw(x)
         covariates = torch.cat([context.covariates[:, :-1], drawn.log().unsqueeze(1)], dim=1)
         return super().terms(model, guide, x, context._replace(covariates=covariates), beta * drawn)
 
-    @torch.no_grad()
-    def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
-        """Return the loss of one batch as a number, without gradients: what ``SVI.evaluate_loss`` calls."""
-        loss = self.terms(model, guide, *args, **kwargs).loss
-        warn_if_nan(loss, "loss")
-        return float(loss)
-
 
 def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
-    """Return data with log β as their last covariate, which :class:`ConditionedBeta` overwrites in training.
+    """Return data with log β as their last covariate, for :class:`ConditionedBeta`.
 
     Args:
         data: The data, ``(N, D)``.
@@ -101,18 +92,17 @@ def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
         InputError: if β is not positive.
     """
     data = Dataset(data) if isinstance(data, Tensor) else data
-    return replace(data, context=_told(data.x, beta, data.context))
+    return replace(data, context=_conditioned(data.x, beta, data.context))
 
 
 def at_beta(vae: BetaVAE, beta: float) -> BetaVAE:
-    """Return a β-conditioned model at one β: an ordinary model with the same parameters, not a copy of them.
+    """Return a β-conditioned model at one β: an ordinary model that shares its parameters.
 
-    It takes data without log β, so that whatever measures or draws from a
-    :class:`~pyro_bvae.BetaVAE` takes it.
+    It takes data without log β, as any :class:`~pyro_bvae.BetaVAE`.
 
     Args:
         vae: A model whose encoder and decoder have log β as their last covariate.
-        beta: The β that they are told, positive.
+        beta: The β, positive.
 
     Raises:
         InputError: if β is not positive.
@@ -122,7 +112,7 @@ def at_beta(vae: BetaVAE, beta: float) -> BetaVAE:
 
 
 class _AtBeta(nn.Module):
-    """An encoder or decoder that is told the same β for all data."""
+    """An encoder or decoder at the same β for all data."""
 
     def __init__(self, part: Any, beta: float) -> None:
         super().__init__()
@@ -131,11 +121,11 @@ class _AtBeta(nn.Module):
         self.latent_dim, self.num_features = latent_dim_of(part), num_features_of(part)
 
     def forward(self, value: Tensor, context: Context | None = None) -> Any:
-        return self.part(value, _told(value, self.beta, context))
+        return self.part(value, _conditioned(value, self.beta, context))
 
 
-def _told(value: Tensor, beta: float, context: Context | None) -> Context:
-    """Return a context of the data of ``value``, shape ``(*, N, D)``, with log β as the last covariate."""
+def _conditioned(value: Tensor, beta: float, context: Context | None) -> Context:
+    """Return the context of data ``(*, N, D)`` with log β as its last covariate."""
     check_number("beta", beta, positive=True)
     column = value.new_full((value.shape[-2], 1), math.log(beta))
     context = Context() if context is None else context

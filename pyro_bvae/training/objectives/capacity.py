@@ -11,7 +11,7 @@ from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number
 
 
 class ControlledCapacity(KLObjective):
-    r"""Controlled capacity (Burgess et al. 2018), an objective for ``pyro.infer.SVI`` and for :func:`~pyro_bvae.fit`.
+    r"""Controlled capacity (Burgess et al. 2018), for ``pyro.infer.SVI`` and ``fit``.
 
     .. math::
         - \sum_n \mathbb{E}_{q(z \mid x_n)} \log p(x_n \mid z)
@@ -38,13 +38,13 @@ class ControlledCapacity(KLObjective):
     Args:
         capacity: The mean KL in nats at β = 1, at least 0.
         gamma: Weight γ of the distance from it, positive. The gradient grows with it: ``fit`` clips
-            at 200 a datum unless it is told otherwise.
+            at 200 a datum by default.
         num_particles: Draws for each datum, at least 1.
         data_plate: Name of the data plate, where the latent has more than one.
 
     Raises:
-        InputError: if an argument cannot be used; at a step, if β differs between data, and as
-            :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
+        InputError: if an argument cannot be used; at a step, if β differs between data, and as of
+            :class:`~pyro_bvae.training.objectives.kl.KLObjective`.
     """
 
     def __init__(
@@ -61,9 +61,10 @@ class ControlledCapacity(KLObjective):
         self.capacity, self.gamma = float(capacity), float(gamma)
 
     def __repr__(self) -> str:
-        return f"ControlledCapacity({self.capacity}, gamma={self.gamma}, num_particles={self.num_particles})"
+        settings = f"gamma={self.gamma}, num_particles={self.num_particles}"
+        return f"ControlledCapacity({self.capacity}, {settings})"
 
-    def divergence(self, latent: Latent) -> Tensor:
+    def kl(self, latent: Latent) -> Tensor:
         """Return the KL in the batch shape of the latent, ``(N,)``."""
         guide, model = latent.guide, latent.model
         try:
@@ -79,8 +80,8 @@ class ControlledCapacity(KLObjective):
         if is_validation_enabled() and not bool((shares == shares.flatten()[0]).all()):
             low, high = float(shares.min()), float(shares.max())
             raise InputError(
-                "'beta' must be one number for all data, the share of the capacity that is open, got values from"
-                f" {low:.4g} to {high:.4g}"
+                "'beta' must be one number for all data, the share of the capacity that is open,"
+                f" got values from {low:.4g} to {high:.4g}"
             )
         total = latent.subsampling * kl.sum()
         return self.gamma * (total - latent.num_data * self.capacity * shares.mean()).abs()

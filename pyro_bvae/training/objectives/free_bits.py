@@ -1,4 +1,4 @@
-"""Free bits: the KL of a latent costs nothing below a threshold, so that it is not given up early in training."""
+"""Free bits: the KL of a latent costs nothing below a threshold."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number, 
 
 
 class FreeBits(KLObjective):
-    r"""Free bits (Kingma et al. 2016), an objective for ``pyro.infer.SVI`` and for :func:`~pyro_bvae.fit`.
+    r"""Free bits (Kingma et al. 2016), for ``pyro.infer.SVI`` and ``fit``.
 
     .. math::
         - \sum_n \mathbb{E}_{q(z \mid x_n)} \log p(x_n \mid z)
@@ -33,7 +33,8 @@ class FreeBits(KLObjective):
 
     Raises:
         InputError: if an argument cannot be used; at a step, if guide or prior is no product of
-            dimensions, and as :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
+            dimensions, and as of
+            :class:`~pyro_bvae.training.objectives.kl.KLObjective`.
     """
 
     def __init__(
@@ -46,8 +47,8 @@ class FreeBits(KLObjective):
     def __repr__(self) -> str:
         return f"FreeBits({self.nats_per_latent}, num_particles={self.num_particles})"
 
-    def divergence(self, latent: Latent) -> Tensor:
-        """Return the KL of each dimension, batch shape and event shape of the latent: ``(N, L)``."""
+    def kl(self, latent: Latent) -> Tensor:
+        """Return the KL of each dimension, ``(N, L)``."""
         guide, prior = (
             product_base("FreeBits needs a KL", *pair)
             for pair in (("guide", latent.guide), ("prior", latent.model))

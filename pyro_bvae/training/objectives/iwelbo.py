@@ -1,4 +1,4 @@
-r"""The importance weighted bound as a training objective, with a weight for each datum and particle.
+r"""The importance weighted bound as a training objective, with weights of each datum.
 
 .. math::
     \mathcal{L}_K = \sum_n \log \frac1K \sum_{k=1}^K w_{nk}, \qquad z_{nk} \sim q(z \mid x_n)
@@ -18,7 +18,6 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
-from pyro.util import warn_if_nan
 
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.module_modes import evaluating
@@ -29,7 +28,7 @@ from pyro_bvae.training.objectives.terms import StepsByTerms, Terms
 
 
 class IWELBO(StepsByTerms, ELBO):
-    r"""The importance weighted bound, an objective for ``pyro.infer.SVI`` and for :func:`~pyro_bvae.fit`.
+    r"""The importance weighted bound, for ``pyro.infer.SVI`` and ``fit``.
 
     The loss is :math:`-\mathcal{L}_K` with
 
@@ -68,9 +67,9 @@ class IWELBO(StepsByTerms, ELBO):
         doubly_reparametrized: Whether the guide's gradient is the doubly reparametrised one.
         data_plate: Name of the data plate, where the latents share more than one.
         vectorize_particles: Draw all particles at once, by a plate around the program. A program
-            that weighs otherwise inside of that plate is found out at the first step and run one
+            that weighs otherwise inside of that plate is recognised at the first step and run one
             particle at a time, with a warning.
-        max_plate_nesting: Number of dimensions that the program's plates take; found out where it
+        max_plate_nesting: Number of dimensions that the program's plates take; measured where it
             is not given.
         retain_graph: Whether ``loss_and_grads`` keeps the graph.
 
@@ -103,14 +102,15 @@ class IWELBO(StepsByTerms, ELBO):
         self._is_vectorized: bool | None = None if vectorize_particles else False
 
     def __repr__(self) -> str:
-        return f"IWELBO(num_particles={self.num_particles}, doubly_reparametrized={self.doubly_reparametrized})"
+        doubly = f"doubly_reparametrized={self.doubly_reparametrized}"
+        return f"IWELBO(num_particles={self.num_particles}, {doubly})"
 
     def terms(self, model: Function, guide: Function, *args: Any, **kwargs: Any) -> Terms:
-        """Return the terms of one batch: the loss, and the particles' mean distortion and rate at β = 1."""
+        """Return the terms of one batch; distortion and rate are means over the particles."""
         if isinstance(poutine.unwrap(guide), Messenger):
             raise InputError(
-                f"'guide' must be a function or a module, got the effect handler {type(guide).__name__}, which"
-                " Trace_ELBO accepts"
+                "'guide' must be a function or a module, got the effect handler"
+                f" {type(guide).__name__}, which Trace_ELBO accepts"
             )
         pair = Pair(model, guide, args, kwargs)
         if self._is_vectorized is None:
@@ -121,22 +121,14 @@ class IWELBO(StepsByTerms, ELBO):
             runs = [self._run(pair)]
             runs += [self._run(pair, runs[0].subsample()) for _ in range(1, self.num_particles)]
         log_weights = torch.cat([run.log_weights for run in runs])
-        for run, weights in zip(
-            runs, log_weights.detach().softmax(0).chunk(len(runs)), strict=True
-        ):
-            run.set_weights(weights)
+        weights = log_weights.detach().softmax(0).chunk(len(runs))
+        for run, own in zip(runs, weights, strict=True):
+            run.set_weights(own)
         bound = (log_weights.logsumexp(0) - math.log(self.num_particles)).sum()
         with torch.no_grad():
             distortion = torch.stack([run.distortion() for run in runs]).sum() / self.num_particles
             rate = torch.stack([run.rate() for run in runs]).sum() / self.num_particles
         return Terms(-runs[0].plate_scale * bound, distortion, rate)
-
-    @torch.no_grad()
-    def loss(self, model: Function, guide: Function, *args: Any, **kwargs: Any) -> float:
-        """Return the loss of one batch as a number, without gradients: what ``SVI.evaluate_loss`` calls."""
-        loss = self.terms(model, guide, *args, **kwargs).loss
-        warn_if_nan(loss, "loss")
-        return float(loss)
 
     def _get_trace(
         self, model: Function, guide: Function, args: Any, kwargs: Any
@@ -154,33 +146,28 @@ class IWELBO(StepsByTerms, ELBO):
 
     @torch.no_grad()
     def _vectorizes(self, pair: Pair) -> bool:
-        """Find the dimension of the particles, and whether two drawn together weigh what each weighs alone."""
+        """Find the particles' dimension, and whether two weigh the same together and alone."""
         with (
             evaluating(pair.model, pair.guide),
             poutine.block(),
             seeded(0, PROBE_STREAM),
             full_precision(),
         ):
-            alone = self._run(pair)  # says what is wrong with the program itself
+            alone = self._run(pair)  # raises for faults of the program itself
             if self.max_plate_nesting == math.inf:
                 self.max_plate_nesting = alone.plate_nesting + 1
             try:
-                together = Run(
-                    self._with_particles(pair), -int(self.max_plate_nesting), self.data_plate
-                )
-                again = [
-                    Run(pair, None, self.data_plate, start=together.particle(k)) for k in range(2)
-                ]
-                same = torch.cat([run.log_weights for run in again])
-                if torch.allclose(
-                    together.log_weights[:2], same, rtol=1e-4, atol=1e-3, equal_nan=True
-                ):
+                dim, plate = -int(self.max_plate_nesting), self.data_plate
+                together = Run(self._with_particles(pair), dim, plate)
+                again = [Run(pair, None, plate, start=together.particle(k)) for k in range(2)]
+                weights = together.log_weights[:2], torch.cat([run.log_weights for run in again])
+                if torch.allclose(*weights, rtol=1e-4, atol=1e-3, equal_nan=True):
                     return True
             except (RuntimeError, ValueError, IndexError):
                 pass
         warnings.warn(
-            "the program gives other weights with a plate of particles around it than without (does it mix or count"
-            " batch dimensions?), so IWELBO runs it one particle at a time, which is slow",
+            "the program gives other weights with a plate of particles around it than without (does"
+            " it mix or count batch dimensions?), so IWELBO runs it one particle at a time, slowly",
             stacklevel=2,
         )
         return False

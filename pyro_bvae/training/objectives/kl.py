@@ -1,4 +1,4 @@
-"""What objectives of the KL itself share: the one latent site of a program, its KL, and the distortion of the draws."""
+"""Objectives of the KL itself: the latent site of a program, its KL and its distortion."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from pyro import poutine
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import Trace_ELBO
 from pyro.poutine.util import is_validation_enabled
-from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent
 
@@ -23,7 +22,7 @@ from pyro_bvae.training.objectives.terms import StepsByTerms, Terms, subsample_s
 
 
 class Latent(NamedTuple):
-    """The latent site of a program as a trace of the guide and one of the model hold it, and its data plate."""
+    """The latent site of a program in the traces of guide and model, and its data plate."""
 
     guide: Site
     model: Site
@@ -31,26 +30,26 @@ class Latent(NamedTuple):
 
     @property
     def num_data(self) -> float:
-        """The number of data that the loss stands for: those of the whole plate, where it is subsampled."""
+        """The number of data of the whole plate, also where it is subsampled."""
         size: int = self.plate.size
         return size * subsample_scale(self.plate)
 
     @property
     def subsampling(self) -> float:
-        """The factor that subsampled plates put into the scale of the site: 1 where nothing is subsampled."""
+        """The factor of subsampled plates in the scale of the site; 1 without any."""
         return math.prod(subsample_scale(frame) for frame in self.guide["cond_indep_stack"])
 
     @property
     def weights(self) -> Tensor:
-        """The scale of the site, which is β times ``subsampling``, and 0 where it is masked; in its batch shape."""
+        """The scale of the site, β times ``subsampling``, 0 where masked; in its batch shape."""
         return _weights(self.guide)
 
 
 class KLObjective(StepsByTerms, Trace_ELBO):
-    """An objective of the distortion and of the KL between guide and prior, for programs with one latent site.
+    """An objective of distortion and KL to the prior, for programs with one latent site.
 
-    A subclass says what the divergence of a batch is and what is made of it. The draws serve the
-    distortion, and the divergence only where it has no closed form. The rate of its
+    A subclass defines the KL of a batch and its penalty. The draws serve the
+    distortion, and the KL only where it has no closed form. The rate of its
     :class:`~pyro_bvae.training.Terms` is that KL at β = 1.
 
     Args:
@@ -69,12 +68,12 @@ class KLObjective(StepsByTerms, Trace_ELBO):
         self.data_plate = data_plate
 
     @abstractmethod
-    def divergence(self, latent: Latent) -> Tensor:
+    def kl(self, latent: Latent) -> Tensor:
         """Return the KL at β = 1, at least in the batch shape of the latent."""
 
     @abstractmethod
     def penalty(self, latent: Latent, kl: Tensor) -> Tensor:
-        """Return what the loss holds besides the distortion, from the particles' mean divergence; a scalar."""
+        """Return the loss without the distortion, from the particles' mean KL; a scalar."""
 
     def terms(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -88,20 +87,11 @@ class KLObjective(StepsByTerms, Trace_ELBO):
                 for site in samples(model_trace).values()
                 if site["is_observed"]
             ]
-            kls.append(self.divergence(latent))
+            kls.append(self.kl(latent))
             distortions.append(-sum(observed, kls[-1].new_zeros(())))
         kl, distortion = torch.stack(kls).mean(0), torch.stack(distortions).mean()
         loss = distortion + self.penalty(latent, kl)
         return Terms(loss, distortion.detach(), latent.subsampling * kl.detach().sum())
-
-    @torch.no_grad()
-    def loss(
-        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
-    ) -> float:
-        """Return the loss of one batch as a number, without gradients: what ``SVI.evaluate_loss`` calls."""
-        loss = self.terms(model, guide, *args, **kwargs).loss
-        warn_if_nan(loss, "loss")
-        return float(loss)
 
 
 def find_latent(
@@ -110,7 +100,7 @@ def find_latent(
     data_plate: str | None,
     arguments: tuple[Any, ...],
 ) -> Latent:
-    """Return the latent site of two traces: only of a single one does the KL depend on the data alone.
+    """Return the one latent site of two traces.
 
     Args:
         model_trace: A trace of the model with its log densities.
@@ -119,14 +109,15 @@ def find_latent(
         arguments: Those of the program, whose tensors tell the number of data.
 
     Raises:
-        InputError: as :class:`KLObjective` says.
+        InputError: as of :class:`KLObjective`.
     """
     sites = samples(guide_trace)
     latents = tuple(name for name, site in samples(model_trace).items() if not site["is_observed"])
     if len(latents) != 1 or tuple(sites) != latents:
         raise InputError(
             "an objective of the KL needs one latent site, the same in guide and model, got"
-            f" {', '.join(sites) or 'none'} in the guide and {', '.join(latents) or 'none'} in the model"
+            f" {', '.join(sites) or 'none'} in the guide and {', '.join(latents) or 'none'} in the"
+            " model"
         )
     (name,) = latents
     latent = Latent(
@@ -137,8 +128,8 @@ def find_latent(
     family = type(latent.guide["fn"]).__name__
     if not latent.guide["fn"].has_rsample:
         raise InputError(
-            f"guide site '{name}' of family {family} has no reparametrised draws: an objective of the KL accepts sites"
-            " whose has_rsample is True, such as Normal"
+            f"guide site '{name}' of family {family} has no reparametrised draws: an objective of"
+            " the KL accepts sites whose has_rsample is True, such as Normal"
         )
     # Tensors are looked at with Pyro's validation only: to look is to wait for the device.
     if is_validation_enabled() and not torch.allclose(
@@ -150,12 +141,12 @@ def find_latent(
     return latent
 
 
-def product_base(need: str, what: str, site: Site) -> Any:
+def product_base(need: str, owner: str, site: Site) -> Any:
     """Return the distribution of the single dimensions of a product.
 
     Args:
-        need: Who needs what of each latent, in words.
-        what: Whose distribution it is, in words.
+        need: The need of an objective for the error, as in "FreeBits needs a KL".
+        owner: ``guide`` or ``prior``.
         site: A traced site.
 
     Raises:
@@ -166,8 +157,8 @@ def product_base(need: str, what: str, site: Site) -> Any:
         base = base.base_dist
     if base.event_shape:
         raise InputError(
-            f"{need} of each latent, but the {what} ({type(base).__name__}) is no product of independent dimensions;"
-            " such as NormalPosterior and NormalPrior are accepted"
+            f"{need} of each latent, but the {owner} ({type(base).__name__}) is no product of"
+            " independent dimensions; such as NormalPosterior and NormalPrior are accepted"
         )
     return base
 
@@ -180,9 +171,8 @@ def check_number(name: str, value: float, *, positive: bool = False) -> None:
     """
     good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
     if not good or value < 0 or (positive and value == 0):
-        raise InputError(
-            f"'{name}' must be {'positive' if positive else 'non-negative'} and finite, got {value!r}"
-        )
+        sign = "positive" if positive else "non-negative"
+        raise InputError(f"'{name}' must be {sign} and finite, got {value!r}")
 
 
 def _weights(site: Site) -> Tensor:

@@ -1,4 +1,4 @@
-"""The loss as a module: what optimizers, compilers and process groups can hold."""
+"""The loss as a module, for optimizers, compilers and process groups."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_bvae.training.objectives.terms import Objective, Terms, TraceTerms
 
 
 class Loss(nn.Module):
-    """The objective of a module with ``model`` and ``guide``, as a module that owns their parameters.
+    """The objective of a model and guide, as a module that owns their parameters.
 
     Pyro's own ``Trace_ELBO()(vae.model, vae.guide)`` is handed bound methods and registers no
     parameter at all.

@@ -1,4 +1,4 @@
-"""Runs of a program for objectives that weigh particles: log weights of each datum, and gradients of the draws."""
+"""Runs of a program for objectives that weigh particles: log weights and gradients."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Run:
     them: it is ``plate_scale``.
 
     Args:
-        pair: What is run.
+        pair: The model and guide that are run.
         particle_dim: The dimension of the particles' plate, if the pair has one.
         data_plate: Name of the data plate, where the latents share more than one.
         doubly: Whether the guide's score is taken out of the gradient of the log weights, and that
@@ -98,21 +98,25 @@ class Run:
         )
 
     def _without_score(self, pair: Pair, drawn: poutine.Trace) -> Tensor:
-        """Return zeros ``(K, N)`` that take the guide's score from a gradient; the draws' factors stand in for it."""
+        """Return zeros ``(K, N)`` that take the guide's score out of a gradient."""
         sites = _noisy(drawn)
         _check_scales(sites)
         still = _at(pair, drawn, {name: site["value"].detach() for name, site in sites.items()})
         if is_validation_enabled():
             with torch.no_grad():
-                _check_rerun(self._per_datum(drawn), self._per_datum(self.guide_trace))
+                rerun = self._per_datum(drawn), self._per_datum(self.guide_trace)
+            if not torch.allclose(*rerun, rtol=1e-4, atol=1e-3, equal_nan=True):
+                raise InputError(
+                    "'doubly_reparametrized' needs a guide that is a function of its draws; this"
+                    " one gives other densities at the same draws when it is run again (dropout?)"
+                )
         score = self._per_datum(still, sites)
         return score - score.detach()
 
     def _slowed(self, drawn: poutine.Trace) -> dict[str, Tensor]:
-        """Return the draws, with gradients that are multiplied by factors which are known once the weights are."""
-        values = {
-            name: site["value"].view_as(site["value"]) for name, site in _noisy(drawn).items()
-        }
+        """Return the draws, whose gradients are multiplied by the factors of the weights."""
+        sites = _noisy(drawn).items()
+        values = {name: site["value"].view_as(site["value"]) for name, site in sites}
         # The hooks know the factors alone: with a trace in reach, they would keep alive the graph
         # that holds them.
         factors = self.factors
@@ -122,7 +126,7 @@ class Run:
         return values
 
     def set_weights(self, weights: Tensor) -> None:
-        """Set the factors of the draws' gradients from the normalised weights of this run's particles, ``(K, N)``."""
+        """Set the factors of the draws' gradients from the normalised weights, ``(K, N)``."""
         if self.particle_dim is None:
             spread = weights[0].reshape(-1, *[1] * (-self.plate.dim - 1))
         else:
@@ -131,14 +135,13 @@ class Run:
                 weights.shape[0], *[1] * between, weights.shape[1], *[1] * inner
             )
         for name, site in _noisy(self.guide_trace).items():
-            beta = scale_and_mask(
-                weights.new_ones(()), site["scale"] / self.plate_scale, site["mask"]
-            )
+            scale = site["scale"] / self.plate_scale
+            beta = scale_and_mask(weights.new_ones(()), scale, site["mask"])
             factor = 1 - beta * (1 - spread)
             self.factors[name] = factor.reshape(*factor.shape, *[1] * site["fn"].event_dim)
 
     def _per_datum(self, trace: poutine.Trace, names: Iterable[str] | None = None) -> Tensor:
-        """Return the log density of a trace's sites, summed over all but particles and data, ``(K, N)``."""
+        """Return the log density of a trace's sites for each particle and datum, ``(K, N)``."""
         trace.compute_log_prob()
         kept = (self.plate.dim, self.particle_dim)
         densities = []
@@ -151,23 +154,18 @@ class Run:
 
     def distortion(self) -> Tensor:
         """Return minus the log likelihood of the observed sites, summed over particles and data."""
-        observed = [
-            s["log_prob_sum"] for s in samples(self.model_trace).values() if s["is_observed"]
-        ]
-        return -torch.stack(observed).sum()
+        sites = samples(self.model_trace).values()
+        return -torch.stack([s["log_prob_sum"] for s in sites if s["is_observed"]]).sum()
 
     def rate(self) -> Tensor:
-        """Return the log density of the guide over that of the latents at β = 1, summed over particles and data."""
+        """Return log q(z|x) - log p(z) at β = 1, summed over particles and data."""
         guide = [log_density(site) for site in samples(self.guide_trace).values()]
-        latent = [
-            log_density(site)
-            for site in samples(self.model_trace).values()
-            if not site["is_observed"]
-        ]
+        sites = samples(self.model_trace).values()
+        latent = [log_density(site) for site in sites if not site["is_observed"]]
         return torch.stack(guide).sum() - torch.stack(latent).sum()
 
     def particle(self, k: int) -> poutine.Trace:
-        """Return a trace from which a guide starts at the draws and the subsample of one particle."""
+        """Return a trace that starts a guide at the draws and the subsample of a particle."""
         assert self.particle_dim is not None
         values = {}
         for name, site in _noisy(self.guide_trace).items():
@@ -175,12 +173,12 @@ class Run:
         return _moved(self.guide_trace, values)
 
     def subsample(self) -> poutine.Trace:
-        """Return a trace from which a guide starts at the subsample of this run, with draws of its own."""
+        """Return a trace that starts a guide at the subsample of this run."""
         return _moved(self.guide_trace, {})
 
 
 def _noisy(guide_trace: poutine.Trace) -> dict[str, Site]:
-    """Return the sites at which a guide draws; points, such as those of autoguides, follow from these."""
+    """Return the sites at which a guide draws, without points as those of autoguides."""
     return {name: site for name, site in samples(guide_trace).items() if not is_delta(site["fn"])}
 
 
@@ -196,7 +194,7 @@ def _moved(guide_trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.
 
 
 def _at(pair: Pair, guide_trace: poutine.Trace, values: Mapping[str, Tensor]) -> poutine.Trace:
-    """Return the trace of a guide at other draws, run again if what it does at one site may depend on another."""
+    """Return the trace of a guide at other draws, run again if it has several sites."""
     moved = _moved(guide_trace, values)
     return moved if len(samples(guide_trace)) == 1 else pair.run_guide(moved)
 
@@ -208,12 +206,13 @@ def _find_plate(
     particle_dim: int | None,
     data_plate: str | None,
 ) -> Any:
-    """Return the frame of the data plate, or raise if the program has no weights for each datum."""
+    """Return the frame of the data plate, or raise if no datum has weights of its own."""
     for name, site in samples(guide_trace).items():
         if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
             raise InputError(
-                f"guide site '{name}' of family {type(site['fn']).__name__} has no reparametrised draws: IWELBO accepts"
-                " sites whose has_rsample is True, such as Normal; Trace_ELBO accepts the others"
+                f"guide site '{name}' of family {type(site['fn']).__name__} has no reparametrised"
+                " draws: IWELBO accepts sites whose has_rsample is True, such as Normal; Trace_ELBO"
+                " accepts the others"
             )
     guide_sites, model_sites = _bare(guide_trace, particle_dim), _bare(model_trace, particle_dim)
     plate = find_plate(
@@ -229,37 +228,32 @@ def _find_plate(
 
 
 def _bare(trace: poutine.Trace, particle_dim: int | None) -> poutine.Trace:
-    """Return a trace without the particles' plate, and without masks: on a latent they are β = 0, which is legal."""
+    """Return a trace without the particles' plate, and without masks, which may be β = 0."""
     bare = trace.copy()
     for name, site in samples(trace).items():
-        frames = tuple(
-            frame
-            for frame in site["cond_indep_stack"]
-            if frame.dim is None or frame.dim != particle_dim
-        )
-        bare.nodes[name] = {**site, "mask": None, "cond_indep_stack": frames}
+        stack = site["cond_indep_stack"]
+        frames = [frame for frame in stack if frame.dim is None or frame.dim != particle_dim]
+        bare.nodes[name] = {**site, "mask": None, "cond_indep_stack": tuple(frames)}
     return bare
 
 
 def _check_subsampling(name: str, site: Site, plate: Any) -> None:
     for frame in site["cond_indep_stack"]:
-        if frame.name == plate.name and (frame.size, frame.full_size) != (
-            plate.size,
-            plate.full_size,
-        ):
+        sizes = tuple(f"{each.size} of {each.full_size}" for each in (frame, plate))
+        if frame.name == plate.name and sizes[0] != sizes[1]:
             raise InputError(
-                f"plate '{plate.name}' must have one size and subsample in model and guide, got {frame.size} of"
-                f" {frame.full_size} at site '{name}' and {plate.size} of {plate.full_size} elsewhere"
+                f"plate '{plate.name}' must have one size and subsample in model and guide, got"
+                f" {sizes[0]} at site '{name}' and {sizes[1]} elsewhere"
             )
         if frame.name != plate.name and subsample_scale(frame) != 1:
             raise InputError(
-                f"plate '{frame.name}' of site '{name}' is subsampled ({frame.size} of {frame.full_size}) inside the"
+                f"plate '{frame.name}' of site '{name}' is subsampled ({sizes[0]}) inside the"
                 f" weights; IWELBO accepts a subsample of the data plate '{plate.name}' alone"
             )
 
 
 def _check_scales(sites: Mapping[str, Site]) -> None:
-    """Raise if the sites of a doubly reparametrised guide differ in scale: their gradients could not be told apart."""
+    """Raise if the sites of a doubly reparametrised guide differ in scale."""
     first, *others = sites
     for name in others:
         scales = [torch.as_tensor(sites[site]["scale"]) for site in (first, name)]
@@ -269,14 +263,6 @@ def _check_scales(sites: Mapping[str, Site]) -> None:
         )
         if looked_at and not torch.allclose(*torch.broadcast_tensors(*scales)):
             raise InputError(
-                "'doubly_reparametrized' needs the same scale (β) at all sites of the guide, got others at"
-                f" '{first}' and '{name}'"
+                "'doubly_reparametrized' needs the same scale (β) at all sites of the guide, got"
+                f" others at '{first}' and '{name}'"
             )
-
-
-def _check_rerun(drawn: Tensor, again: Tensor) -> None:
-    if not torch.allclose(drawn, again, rtol=1e-4, atol=1e-3, equal_nan=True):
-        raise InputError(
-            "'doubly_reparametrized' needs a guide that is a function of its draws; this one gives other densities at"
-            " the same draws when it is run again (dropout?)"
-        )

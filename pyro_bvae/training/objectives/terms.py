@@ -15,10 +15,10 @@ from torch import Tensor
 
 
 class Terms(NamedTuple):
-    """What an objective says of a batch: scalars, summed over its data, in nats.
+    """Scalars of an objective, summed over the data of a batch, in nats.
 
     Attributes:
-        loss: What is minimised, with its gradient.
+        loss: The loss, with its gradient.
         distortion: Minus the reconstruction log-likelihood, without gradient.
         rate: ``log q(z|x) - log p(z)`` of the draws, at β = 1 and without gradient.
     """
@@ -29,7 +29,7 @@ class Terms(NamedTuple):
 
 
 class Objective(Protocol):
-    """What training takes as an objective: anything that says the terms of a batch."""
+    """A training objective: anything that returns the terms of a batch."""
 
     def terms(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
@@ -39,7 +39,7 @@ class Objective(Protocol):
 
 
 class StepsByTerms:
-    """What SVI and ``Loss`` call, from the terms of a batch: mixed into a ``pyro.infer.ELBO`` that has them."""
+    """The methods that SVI calls, mixed into a ``pyro.infer.ELBO`` with :meth:`terms`."""
 
     num_particles: int
     retain_graph: bool | None
@@ -57,15 +57,24 @@ class StepsByTerms:
     def loss_and_grads(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> float:
-        """Return the loss of one batch as a number, and accumulate its gradients: what SVI calls."""
+        """Return the loss of one batch as a number, and accumulate its gradients."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         loss.backward(retain_graph=self.retain_graph)  # type: ignore[no-untyped-call]
         warn_if_nan(loss, "loss")
         return float(loss.detach())
 
+    @torch.no_grad()
+    def loss(
+        self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> float:
+        """Return the loss of one batch as a number, without gradients."""
+        loss = self.terms(model, guide, *args, **kwargs).loss
+        warn_if_nan(loss, "loss")
+        return float(loss)
+
 
 class TraceTerms(StepsByTerms, Trace_ELBO):
-    """Pyro's ``Trace_ELBO``, its loss and its gradients, without a synchronisation with the device in each step.
+    """Pyro's ``Trace_ELBO``, its loss and gradients, without waiting for the device.
 
     ``Trace_ELBO`` turns its loss into a Python number several times a step; here it stays a tensor,
     and comes with distortion and rate apart.
@@ -75,24 +84,17 @@ class TraceTerms(StepsByTerms, Trace_ELBO):
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> Terms:
         """Return the terms of one batch, averaged over the particles."""
-        particles = [
-            self._terms(*traces) for traces in self._get_traces(model, guide, args, kwargs)
-        ]
-        return Terms(
-            *(
-                torch.stack(values).sum() / self.num_particles
-                for values in zip(*particles, strict=True)
-            )
-        )
+        traces = self._get_traces(model, guide, args, kwargs)
+        columns = zip(*(self._terms(*pair) for pair in traces), strict=True)
+        return Terms(*(torch.stack(values).sum() / self.num_particles for values in columns))
 
     def _terms(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> Terms:
         loss: Any
-        model_sites: list[Any] = [
-            site for site in model_trace.nodes.values() if site["type"] == "sample"
+        sites: list[list[Any]] = [
+            [site for site in trace.nodes.values() if site["type"] == "sample"]
+            for trace in (model_trace, guide_trace)
         ]
-        guide_sites: list[Any] = [
-            site for site in guide_trace.nodes.values() if site["type"] == "sample"
-        ]
+        model_sites, guide_sites = sites
         if all(is_identically_zero(site["score_parts"].score_function) for site in guide_sites):
             loss = sum(site["log_prob_sum"] for site in guide_sites) - sum(
                 site["log_prob_sum"] for site in model_sites
@@ -102,7 +104,7 @@ class TraceTerms(StepsByTerms, Trace_ELBO):
             loss = value + (surrogate - surrogate.detach())
         with torch.no_grad():
             observed = [site["log_prob_sum"] for site in model_sites if site["is_observed"]]
-            # The scale of the latents is the objective's; the rate is what it would be without.
+            # The scale of the latents is the objective's; the rate is without it.
             rate = sum(log_density(site) for site in guide_sites) - sum(
                 log_density(site) for site in model_sites if not site["is_observed"]
             )
@@ -111,12 +113,12 @@ class TraceTerms(StepsByTerms, Trace_ELBO):
 
 
 def subsample_scale(frame: Any) -> float:
-    """Return the factor by which a plate scales its sites: the number of its data over that of its subsample."""
+    """Return the factor by which a plate scales its sites: its data over its subsample."""
     return 1.0 if frame.full_size in (None, frame.size) else frame.full_size / frame.size
 
 
 def log_density(site: Any) -> Tensor:
-    """Return a traced site's log density, summed, at β = 1: of its scales only those of subsampled plates are kept."""
+    """Return a traced site's log density, summed, at β = 1 and at the scale of subsampling."""
     scale = math.prod(subsample_scale(frame) for frame in site["cond_indep_stack"])
     total: Tensor = site["unscaled_log_prob"].sum()
     return total if scale == 1 else scale * total

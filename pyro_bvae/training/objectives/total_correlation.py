@@ -1,4 +1,4 @@
-"""Total correlation: of the KL, β weighs only how far the latents are from independent over all the data."""
+"""Total correlation: β weighs the dependence of the latents over all the data alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def stratified_weights(batch_size: int, num_data: int) -> tuple[float, float]:
 
 
 def minibatch_weights(batch_size: int, num_data: int) -> tuple[float, float]:
-    r"""Return the weights of minibatch weighted sampling (Chen et al. 2018, appendix C.1), :math:`1 / (N B)` for all.
+    r"""Return :math:`1 / (N B)`, minibatch weighted sampling (Chen et al. 2018, appendix C.1).
 
     They make the aggregated posterior too small, by a factor between B, where posteriors are far
     apart, and N, where they are all the same; so the total correlation of L latents is too large by
@@ -63,7 +63,7 @@ def minibatch_weights(batch_size: int, num_data: int) -> tuple[float, float]:
 
 
 class TotalCorrelation(KLObjective):
-    r"""The total-correlation objective (Chen et al. 2018), for ``pyro.infer.SVI`` and for :func:`~pyro_bvae.fit`.
+    r"""The total-correlation objective (Chen et al. 2018), for ``pyro.infer.SVI`` and ``fit``.
 
     .. math::
         \sum_n \Bigl[ - \log p(x_n \mid z_n)
@@ -96,7 +96,7 @@ class TotalCorrelation(KLObjective):
 
     Args:
         num_data: N, the number of data that batches are drawn from: ``len(splits.train)``. A
-            subsampled plate says it itself.
+            subsampled plate has it itself.
         num_particles: Draws for each datum, at least 1.
         mutual_information: α, at least 0.
         dimension_wise: γ, at least 0.
@@ -107,7 +107,8 @@ class TotalCorrelation(KLObjective):
     Raises:
         InputError: if an argument cannot be used; at a step, if guide or prior is no product of
             dimensions, if the number of data is not known, is not that of the plate or is less than
-            that of the batch, and as :class:`~pyro_bvae.training.objectives.kl.KLObjective` says.
+            that of the batch, and as of
+            :class:`~pyro_bvae.training.objectives.kl.KLObjective`.
     """
 
     def __init__(
@@ -126,24 +127,24 @@ class TotalCorrelation(KLObjective):
         check_number("dimension_wise", dimension_wise)
         if not callable(weights):
             raise InputError(
-                f"'weights' must be a function of B and N, such as stratified_weights, got {weights!r}"
+                "'weights' must be a function of B and N, such as stratified_weights, got"
+                f" {weights!r}"
             )
         super().__init__(num_particles, data_plate=data_plate)
         self.num_data, self.weights = num_data, weights
-        self.mutual_information, self.dimension_wise = (
-            float(mutual_information),
-            float(dimension_wise),
-        )
+        self.mutual_information = float(mutual_information)
+        self.dimension_wise = float(dimension_wise)
 
     def __repr__(self) -> str:
         weights = getattr(self.weights, "__name__", type(self.weights).__name__)
         return (
-            f"TotalCorrelation({self.num_data}, num_particles={self.num_particles}, mutual_information="
-            f"{self.mutual_information}, dimension_wise={self.dimension_wise}, weights={weights})"
+            f"TotalCorrelation({self.num_data}, num_particles={self.num_particles},"
+            f" mutual_information={self.mutual_information}, dimension_wise={self.dimension_wise},"
+            f" weights={weights})"
         )
 
-    def divergence(self, latent: Latent) -> Tensor:
-        r"""Return :math:`\log q(z_n \mid x_n) - \log p(z_n)` of the draws in three parts, shape ``(3, N)``.
+    def kl(self, latent: Latent) -> Tensor:
+        r"""Return :math:`\log q(z_n \mid x_n) - \log p(z_n)` in three parts, ``(3, N)``.
 
         They are mutual information, total correlation and dimension-wise KL.
         """
@@ -158,9 +159,8 @@ class TotalCorrelation(KLObjective):
     def penalty(self, latent: Latent, kl: Tensor) -> Tensor:
         """Return the three parts by their weights, summed over the data."""
         information, correlation, dimension_wise = kl
-        betas = _by_datum(latent.weights, latent, 0).mean(
-            -1
-        )  # with the factor of subsampling, as scales have it
+        # With the factor of subsampling, as scales have it.
+        betas = _by_datum(latent.weights, latent, 0).mean(-1)
         rest = self.mutual_information * information + self.dimension_wise * dimension_wise
         return (betas * correlation).sum() + latent.subsampling * rest.sum()
 
@@ -178,7 +178,7 @@ class TotalCorrelation(KLObjective):
         return joint.movedim(0, -1), marginals.movedim(0, -1)
 
     def _log_weights(self, latent: Latent, densities: Tensor) -> Tensor:
-        """Return the logarithms of the weights for densities ``(B, *, B, L)``, broadcasting to ``(B, *, B)``."""
+        """Return the log weights for densities ``(B, *, B, L)``, broadcasting to ``(B, *, B)``."""
         size = latent.plate.size
         weights = self.weights(size, self._count_data(latent.plate))
         own, other = (math.log(weight) if weight > 0 else -math.inf for weight in weights)
@@ -186,14 +186,14 @@ class TotalCorrelation(KLObjective):
         return log_weights.reshape(size, *[1] * (densities.dim() - 3), size)
 
     def _count_data(self, plate: Any) -> int:
-        """Return the number of data that a batch is drawn from, or raise where nothing tells it."""
+        """Return the number of data that a batch is drawn from, or raise where it is unknown."""
         size: int = plate.size
         whole = size if plate.full_size is None else plate.full_size
         num_data: int | None = whole if whole != size else self.num_data
         if num_data is None:
             raise InputError(
-                f"'num_data' must be given, the number of data that batches of {size} are drawn from: plate"
-                f" '{plate.name}' is not subsampled and does not tell"
+                f"'num_data' must be given, the number of data that batches of {size} are drawn"
+                f" from: plate '{plate.name}' is not subsampled and does not tell"
             )
         if self.num_data not in (None, num_data):
             raise InputError(
@@ -201,12 +201,13 @@ class TotalCorrelation(KLObjective):
             )
         if num_data < size:
             raise InputError(
-                f"'num_data' must be at least {size}, the number of data of this batch, got {num_data}"
+                f"'num_data' must be at least {size}, the number of data of this batch, got"
+                f" {num_data}"
             )
         return num_data
 
 
 def _by_datum(values: Tensor, latent: Latent, event_dim: int) -> Tensor:
-    """Return values with all dimensions right of the data plate as one, ``(*, N, L)``; L may be 1."""
+    """Return values with the dimensions right of the data plate as one, ``(*, N, L)``."""
     inner = event_dim - latent.plate.dim - 1
     return values.reshape(*values.shape[: values.dim() - inner], -1)

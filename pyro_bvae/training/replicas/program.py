@@ -18,10 +18,10 @@ from pyro_bvae.vae import BetaVAE
 
 
 class CannotStack(Exception):
-    """Replicas cannot be one program; the message says why, as the end of a sentence."""
+    """Replicas cannot be one program; the message is the reason, as the end of a sentence."""
 
 
-class Stacked(NamedTuple):
+class StackedParameter(NamedTuple):
     """A parameter of R replicas, and theirs.
 
     Attributes:
@@ -36,7 +36,7 @@ class Stacked(NamedTuple):
 class StackedNetwork(nn.Module):
     """Networks of one architecture as one: each maps its own rows, all in the same operations.
 
-    Only what goes from tensors to tensors is vectorised so; whatever a network draws is refused
+    Only functions from tensors to tensors are vectorised so; the draws of a network are an error
     when it is called.
 
     Args:
@@ -52,7 +52,7 @@ class StackedNetwork(nn.Module):
             change.
     """
 
-    def __init__(self, networks: Sequence[nn.Module], stacked: list[Stacked]) -> None:
+    def __init__(self, networks: Sequence[nn.Module], stacked: list[StackedParameter]) -> None:
         super().__init__()
         if any(True for network in networks for _ in network.buffers()):
             raise CannotStack("a network has buffers, such as those of batch norm")
@@ -67,9 +67,9 @@ class StackedNetwork(nn.Module):
         )
         for name, whole in zip(self.names, self.weights, strict=True):
             stacked.append(
-                Stacked(whole, tuple(network.get_parameter(name) for network in networks))
+                StackedParameter(whole, tuple(network.get_parameter(name) for network in networks))
             )
-        # What runs the weights, in a list so that its own are none of this module's.
+        # The module that runs the weights, in a list so that its own are none of this module's.
         self._template = [copy.deepcopy(networks[0]).to("meta")]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,8 +101,8 @@ class Replicas(nn.Module):
         vaes: The models, which are left as they are.
 
     Raises:
-        CannotStack: if their parts cannot be stacked. That the result is right is for
-            :meth:`rehearse` to see.
+        CannotStack: if their parts cannot be stacked. The rehearsal checks
+            the result.
     """
 
     def __init__(self, vaes: Sequence[BetaVAE]) -> None:
@@ -115,7 +115,7 @@ class Replicas(nn.Module):
             ):
                 raise CannotStack("their parts share parameters")
         self.count = len(vaes)
-        self.stacked: list[Stacked] = []
+        self.stacked: list[StackedParameter] = []
         self.vae = copy.deepcopy(vaes[0])
         _stack(self.vae, vaes, self.stacked)
 
@@ -133,6 +133,22 @@ class Replicas(nn.Module):
         with pyro.plate("replicas", self.count, dim=-2):
             return self.vae.guide(x, context, beta)
 
+    @property
+    def trained(self) -> list[StackedParameter]:
+        """The parameters that require a gradient."""
+        return [stacked for stacked in self.stacked if stacked.whole.requires_grad]
+
+    def keep(self, remaining: Sequence[int]) -> None:
+        """Go on with some of the models, by their positions among those so far."""
+        stacked, self.count = self.stacked, len(remaining)
+        self.stacked = []
+        for whole, parts in stacked:
+            whole.grad, whole.data = None, whole.data[list(remaining)]
+            self.stacked.append(StackedParameter(whole, tuple(parts[r] for r in remaining)))
+        for module in self.modules():
+            if isinstance(module, StackedNetwork):
+                module.count = self.count
+
     @torch.no_grad()
     def hand_back(self, replica: int) -> None:
         """Give a replica its weights."""
@@ -140,13 +156,9 @@ class Replicas(nn.Module):
             parts[replica].copy_(whole[replica].view_as(parts[replica]))
 
 
-def _is_network(name: str, module: nn.Module) -> bool:
-    """Whether a module of a part goes from tensor to tensor: by its name, or as it names what it takes and gives."""
-    sized = hasattr(module, "in_features") and hasattr(module, "out_features")
-    return name == "network" or sized or isinstance(module, nn.Sequential)
-
-
-def _stack(target: nn.Module, modules: Sequence[nn.Module], stacked: list[Stacked]) -> None:
+def _stack(
+    target: nn.Module, modules: Sequence[nn.Module], stacked: list[StackedParameter]
+) -> None:
     """Give a copy of the first of some modules the parameters of all."""
     if len({type(module) for module in modules}) > 1:
         raise CannotStack("their parts are of different types")
@@ -160,20 +172,22 @@ def _stack(target: nn.Module, modules: Sequence[nn.Module], stacked: list[Stacke
             torch.stack([part.detach() for part in parts]).unsqueeze(1), parts[0].requires_grad
         )
         setattr(target, name, whole)
-        stacked.append(Stacked(whole, parts))
+        stacked.append(StackedParameter(whole, parts))
     for name, buffer in target.named_buffers(recurse=False):
         if not all(torch.equal(buffer, module.get_buffer(name)) for module in modules):
             raise CannotStack(f"their buffers '{name}' differ")
     for name, child in list(target.named_children()):
         children = [module.get_submodule(name) for module in modules]
-        if _is_network(name, child):
+        # A network goes from tensor to tensor, by its name or its sizes.
+        sized = hasattr(child, "in_features") and hasattr(child, "out_features")
+        if name == "network" or sized or isinstance(child, nn.Sequential):
             setattr(target, name, StackedNetwork(children, stacked))
         else:
             _stack(child, children, stacked)
 
 
 class ReplicaTerms(TraceTerms):
-    """The terms of a program over a ``replicas`` plate, each an entry for a replica, shape ``(R,)``."""
+    """The terms of a program over a ``replicas`` plate, each of shape ``(R,)``."""
 
     def terms(
         self, model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any

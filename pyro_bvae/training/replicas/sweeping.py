@@ -1,7 +1,8 @@
-"""``sweep``: models over β and seeds, trained side by side as one Pyro program."""
+"""``sweep``: models over β and seeds, trained in the same steps as one Pyro program."""
 
 from __future__ import annotations
 
+import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,14 +15,17 @@ from torch import nn
 from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.training.checkpoint import checkpoint_path
 from pyro_bvae.training.distributed import own_device, place
-from pyro_bvae.training.history import History
+from pyro_bvae.training.history import History, Row
+from pyro_bvae.training.objectives.terms import Objective
 from pyro_bvae.training.replicas.program import CannotStack
-from pyro_bvae.training.replicas.side_by_side import SideBySide
-from pyro_bvae.training.replicas.trainer import ReplicaTrainer
+from pyro_bvae.training.replicas.stacked import StackedModels
 from pyro_bvae.training.schedules import OneCycle, Schedule, as_schedule
 from pyro_bvae.training.settings import Settings
-from pyro_bvae.training.target_rate import TargetRate
+from pyro_bvae.training.state import TrainingState
+from pyro_bvae.training.steps.single import SingleModel
+from pyro_bvae.training.trainer import Trainer
 from pyro_bvae.vae import BetaVAE
 
 # Weights of a model from which so many replicas are no faster stacked than apart (measured on one
@@ -34,7 +38,8 @@ class Replica:
     """One model of a sweep.
 
     Attributes:
-        beta: Its β at the end of training.
+        beta: Its entry of ``betas``: the β at the end of training, or with
+            :class:`~pyro_bvae.training.TargetRate` the rate to reach.
         seed: Its seed.
         vae: The trained model.
         history: Its metrics.
@@ -76,16 +81,11 @@ class Sweep(Sequence[Replica]):
         return self.runs[index]
 
     def __str__(self) -> str:
-        shown = (
-            "objective",
-            "distortion",
-            "rate",
-            "validation_objective",
-            "validation_elbo",
-            "active_units",
-        )
+        shown = "objective distortion rate validation_objective validation_elbo active_units"
         columns = [
-            name for name in shown if self.runs and all(name in run.history for run in self.runs)
+            name
+            for name in shown.split()
+            if self.runs and all(name in run.history for run in self.runs)
         ]
         lines = [
             f"{'beta':>8}{'seed':>6}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)
@@ -111,70 +111,81 @@ def sweep(
     gradient_clip: float | None = 200.0,
     early_stopping: int | None = None,
     precision: str = "float32",
+    compile: bool | None = None,
+    objective: Objective | None = None,
     device: str | None = None,
     output: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
+    callbacks: Callable[[Replica], Sequence[Callable[[Row], None]]] = lambda replica: (),
 ) -> Sweep:
-    r"""Train a model for each β and seed, side by side: R replicas as one Pyro program, and one step for all of them.
+    r"""Train a model for each β and seed: R models as one Pyro program, in the same steps.
 
     .. math:: \mathcal{L} = \sum_r \sum_n \Big( \mathbb{E}_{q_r(z \mid x_{rn})} [-\log p_r(x_{rn}
     \mid z)]
         + \beta_r \, KL(q_r(z \mid x_{rn}) \,\|\, p_r(z)) \Big)
 
-    Each replica has the noise, the order of data, the limit on its gradient and the schedule of β
-    that ``fit(make_vae(seed), data, beta=schedule(beta), seed=seed, ...)`` would give it, and so
-    ends, but for rounding, as the model which that would train. Networks are stacked, as
-    ``torch.func`` stacks ensembles, and the program is held to the models' own losses and gradients
-    on a few data before it is trained. What cannot be stacked, such as batch norm or a flow as a
-    guide, is trained one after the other as ``fit`` does it, with a warning that says why; so are
-    two or three large models on a CPU, without one, since they would gain nothing.
+    Each model has the noise, the order of data, the limit on its gradient, the schedule of β and
+    the early stopping that ``fit(make_vae(seed), data, beta=schedule(beta), seed=seed, ...)`` would
+    give it, and so ends, but for rounding, as the model which that would train. Networks are
+    stacked, as ``torch.func`` stacks ensembles, and the program is held to the models' own losses
+    and gradients on a few data before it is trained. Models that cannot be stacked are trained one
+    after the other, with a warning that gives the reason: those with batch norm, with a flow as a
+    guide, of another objective than the β-bound, or in compiled steps. So are two or three large
+    models on a CPU, without a warning, since they would gain nothing.
 
-    Under ``torchrun`` each process trains its share, every ``WORLD_SIZE``-th replica, and returns
+    Under ``torchrun`` each process trains its share, every ``WORLD_SIZE``-th model, and returns
     that.
 
     Args:
         make_vae: Builds the untrained model of a seed, a new one at each call. It is called with
             torch's generators seeded by the seed, so that it need not do so itself.
         data: Training data, as ``fit`` takes them, or a function from a seed to them.
-        betas: The β of the replicas.
+        betas: The β of the models.
         seeds: Their seeds: of weights, order of data and noise. Each β is trained with each.
-        schedule: From a β to what ``fit`` takes for it, such as ``lambda beta: LinearWarmup(beta,
-            10)``.
+        schedule: From an entry of ``betas`` to the ``beta`` of ``fit``, such as ``lambda beta:
+            LinearWarmup(beta, 10)``. With :class:`~pyro_bvae.training.TargetRate` the entries are
+            rates in nats, and each model finds its β.
         epochs: Passes over the data.
-        validation: Held-out data, or a function from a seed to them.
-        batch_size: Data in a step, of each replica.
+        validation: Validation data, or a function from a seed to them.
+        batch_size: Data in a step, of each model.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
-        gradient_clip: Upper limit on the norm of each replica's gradient per datum; None for no
+        gradient_clip: Upper limit on the norm of each model's gradient per datum; None for no
             limit.
-        early_stopping: As of ``fit``; replicas are then trained one after the other.
+        early_stopping: As of ``fit``, for each model: one that stops leaves the others, which go
+            on.
         precision: As of ``fit``.
+        compile: As of ``fit`` for models that are trained one after the other; True has them
+            trained so, False and None leave a stacked step uncompiled.
+        objective: As of ``fit``; each model gets a copy.
         device: Where to train; ``cuda`` is the device of the process under ``torchrun``.
-        output: Directory of a run directory ``beta<β>-seed<seed>`` for each replica, which ``fit``
+        output: Directory of a run directory ``beta<β>-seed<seed>`` for each model, which ``fit``
             could resume; None to write nothing.
+        resume: Continue the runs in ``output`` from their last checkpoints, and train the others
+            from their beginning.
         progress: Show a progress bar.
+        callbacks: From a model, before its training, to functions that are called with the metrics
+            of each of its epochs.
 
     Returns:
-        The trained models. The ``seconds`` of their histories are shares of what the replicas took
-        together.
+        The trained models. The ``seconds`` of their histories are shares of the time that the
+        models took together.
 
     Raises:
-        InputError: if there is no β, or one is negative or there twice, and likewise for seeds; for
-            what ``fit`` would not take; and if a run directory holds a run.
-        TrainingError: if a loss or gradient stops being finite, naming the replica.
+        InputError: if there is no β, or one is negative or there twice, and likewise for seeds; as
+            ``fit`` does; and if a run directory holds a run and ``resume`` is false.
+        TrainingError: if a loss or gradient stops being finite, naming the model.
     """
+    if resume and output is None:
+        raise InputError("'resume' needs 'output', the directory of the runs to continue")
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
     directory, device = None if output is None else Path(output), own_device(device)
-    replicas: dict[tuple[float, int], ReplicaTrainer] = {}
-    of_seed: dict[int, ReplicaTrainer] = {}
+    states: dict[tuple[float, int], TrainingState] = {}
+    of_seed: dict[int, TrainingState] = {}
     for beta, seed in assigned(betas, seeds):
-        target = as_schedule(schedule(beta))
-        if isinstance(target, TargetRate):
-            raise InputError(
-                f"'schedule' must give the β of a sweep, got one that is to be found: {target}"
-            )
         settings = Settings(
             epochs, batch_size, gradient_clip, early_stopping, seed, precision,
-            beta=target, learning_rate=rate,
+            beta=as_schedule(schedule(beta)), learning_rate=rate,
         )  # fmt: skip
         with seeded(seed, WEIGHTS_STREAM):
             vae = make_vae(seed)
@@ -182,21 +193,32 @@ def sweep(
             raise InputError(f"'make_vae' must build a model, got {vae!r}")
         own = None if directory is None else directory / replica_name(beta, seed)
         given = _data_for(seed, data, validation, of_seed.get(seed))
-        replica = ReplicaTrainer(vae, given[0], settings, given[1], device, own)
-        replicas[beta, seed] = of_seed[seed] = replica
-    if replicas:
-        next(iter(replicas.values())).settings.warn_of_unfinished_warmup()
-        _check_new(list(replicas.values()))
-        _train(list(replicas.values()), progress and place()[0] == 0)
-    runs = (
-        Replica(*key, replica.vae, replica.history, replica.output)
-        for key, replica in replicas.items()
-    )
+        state = TrainingState(
+            vae, given[0], settings, given[1], copy.deepcopy(objective), device, own
+        )
+        state.label = f"β = {beta:g}, seed {seed}"
+        states[beta, seed] = of_seed[seed] = state
+    parameters = [parameter for state in states.values() for parameter in state.parameters]
+    if len({id(parameter) for parameter in parameters}) < len(parameters):
+        raise InputError("'make_vae' must build a new model at each call, got one twice")
+    for state in states.values():
+        if not resume:
+            state.refuse_to_overwrite()
+        elif state.output and checkpoint_path(state.output, "last").exists():
+            state.resume()
+    if states:
+        next(iter(states.values())).settings.warn_of_unfinished_warmup()
+    for state in states.values():
+        state.check()
+    runs = [Replica(*key, state.vae, state.history, state.output) for key, state in states.items()]
+    for run, state in zip(runs, states.values(), strict=True):
+        state.callbacks = callbacks(run)
+    _train(list(states.values()), compile, progress and place()[0] == 0)
     return Sweep(tuple(runs), None if callable(validation) else validation)
 
 
 def assigned(betas: Sequence[float], seeds: Sequence[int]) -> list[tuple[float, int]]:
-    """Return β and seed of each replica of this process: all of them, or every ``WORLD_SIZE``-th under ``torchrun``.
+    """Return β and seed of each model of this process, under ``torchrun`` its share.
 
     Args:
         betas: The β of a sweep.
@@ -226,45 +248,37 @@ def replica_name(beta: float, seed: int) -> str:
     return f"beta{short if float(short) == beta else repr(float(beta))}-seed{seed}"
 
 
-def _train(replicas: list[ReplicaTrainer], progress: bool) -> None:
-    """Train replicas side by side, or one after the other where that cannot be."""
-    for replica in replicas:
-        replica.check()
-    if _gain_nothing(replicas):
-        for replica in replicas:
-            replica.run(progress, ())
-        return
-    try:
-        together = SideBySide(replicas)
-    except CannotStack as reason:
-        warnings.warn(f"the replicas are trained one after the other, since {reason}", stacklevel=4)
-        for replica in replicas:
-            replica.run(progress, ())
-    else:
-        together.run(progress)
+def _train(states: list[TrainingState], compile: bool | None, progress: bool) -> None:
+    """Train models in the same steps, or one after the other where that cannot be."""
+    groups: dict[int, list[TrainingState]] = {}
+    for state in states:
+        if state.is_over:
+            state.finish()
+        else:  # runs that are resumed may have come to different epochs
+            groups.setdefault(len(state.history.rows), []).append(state)
+    for group in groups.values():
+        stacked, weights = None, sum(parameter.numel() for parameter in group[0].parameters)
+        large = weights >= _LARGE.get(len(group), math.inf)
+        # One model, or on a CPU few large ones, gain nothing.
+        if not (large and (group[0].device.type == "cpu" or len(group) == 1)):
+            try:
+                if compile:
+                    raise CannotStack("a compiled step is of one model")
+                stacked = StackedModels(group)
+            except CannotStack as reason:
+                warnings.warn(
+                    f"the models are trained one after the other, since {reason}", stacklevel=4
+                )
+        if stacked is not None:
+            Trainer(group, stacked).run(progress)
+            continue
+        for state in group:
+            Trainer([state], SingleModel(state, compile)).run(progress)
 
 
-def _gain_nothing(replicas: list[ReplicaTrainer]) -> bool:
-    """Whether stacking costs a step more than it saves: one replica, or on a CPU few with large networks."""
-    weights = sum(parameter.numel() for parameter in replicas[0].parameters)
-    least = _LARGE.get(len(replicas), math.inf)
-    return weights >= least and (replicas[0].device.type == "cpu" or len(replicas) == 1)
-
-
-def _check_new(replicas: list[ReplicaTrainer]) -> None:
-    """Raise if replicas are one model, or were trained before."""
-    if len({id(parameter) for replica in replicas for parameter in replica.parameters}) < sum(
-        len(replica.parameters) for replica in replicas
-    ):
-        raise InputError("'make_vae' must build a new model at each call, got one twice")
-    for replica in replicas:
-        replica.refuse_to_overwrite()
-
-
-def _data_for(
-    seed: int, data: Any, validation: Any, same: ReplicaTrainer | None
-) -> tuple[Any, Any]:
-    """Return the data of a seed; where a replica of it has them ready on the device, those."""
+def _data_for(seed: int, data: Any, validation: Any, same: TrainingState | None) -> tuple[Any, Any]:
+    """Return the data of a seed; where a model of it has them ready on the device, those."""
     if same is not None and isinstance(same.data, Dataset):
-        return same.data, None if same.held_out is None else same.held_out.data
-    return tuple(part(seed) if callable(part) else part for part in (data, validation))  # type: ignore[return-value]
+        return same.data, None if same.validation is None else same.validation.data
+    own, other = (part(seed) if callable(part) else part for part in (data, validation))
+    return own, other

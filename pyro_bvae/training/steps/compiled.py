@@ -1,4 +1,4 @@
-"""The compiled step: loss and gradients of a batch captured once, as one function of tensors, and compiled."""
+"""The compiled step: loss and gradients as one captured function of tensors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import time
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyro_bvae.compilation.compiled_function import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.precision import networks_in
 from pyro_bvae.core.seeds import seeded
-from pyro_bvae.training.distributed import Ranks
-from pyro_bvae.training.objectives.loss import Loss
 from pyro_bvae.training.steps.step import Step
-
-#: Steps from which a run repays being compiled: the compiler takes as long as some ten thousand
-#: steps of a small network save. The number decides alone, and no clock, so that the same run is
-#: always run the same way.
-WORTH_COMPILING = 10_000
 
 # How far the compiled loss and gradients may be from the plain ones, in norm, before they are not
 # trusted.
@@ -28,44 +21,28 @@ _TOLERANCE_BF16 = 0.05
 
 
 class CompiledStep(Step):
-    r"""A step whose loss and gradients are compiled for batches of one shape; other batches take the plain way.
+    r"""A step that is compiled for batches of one shape and plain for others.
 
     The operations of forward and backward are recorded while the program runs under Pyro's
     handlers, with parameters, buffers, data and β as inputs, so that schedules work, and compiled
     by Inductor; random numbers are drawn from the global generator in the order of the plain step.
     Before the first compiled step both ways are run on one batch with one seed, and the plain one
-    is kept if they disagree.
-
-    Args:
-        loss: The objective of the module in training.
-        parameters: What is trained.
-        gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
-        precision: What the networks of the parts are run in.
-        ranks: The processes that train together. Each compiles for the shape of its share; messages
-            are not compiled.
+    is kept if they disagree. Each of several processes compiles for the shape of its share, and
+    messages are not compiled. Arguments are those of :class:`Step`.
     """
 
-    def __init__(
-        self,
-        loss: Loss,
-        parameters: Sequence[nn.Parameter],
-        gradient_clip: float | None,
-        precision: str,
-        ranks: Ranks | None = None,
-    ) -> None:
-        super().__init__(loss, parameters, gradient_clip, precision, ranks)
-        self._module = Swapped(loss)
+    _run: object = None
+    _signature: tuple[object, ...] | None = None
+    #: Outcome of the compilation; empty before it was tried.
+    report = ""
+
+    def prepare(self, x: Tensor, context: Context | None, beta: float) -> bool:
+        """Compile the step for batches like this one; return whether it could be."""
+        started = time.perf_counter()
+        self._module = Swapped(self.loss)
         numbers = {id(tensor): number for number, tensor in enumerate(self._module.tensors())}
         self._count = len(numbers)
         self._trained = [numbers[id(parameter)] for parameter in self.parameters]
-        self._run: object = None
-        self._signature: tuple[object, ...] | None = None
-        #: What became of the compilation, in words; empty before it was tried.
-        self.said = ""
-
-    def prepare(self, x: Tensor, context: Context | None, beta: float) -> bool:
-        """Compile the step for batches like this one; return whether it could be, and say how it went in ``said``."""
-        started = time.perf_counter()
         inputs = self._inputs(x, context, beta)
         try:
             self._run, _ = compiled(lambda tensors: self._function(tensors, context), inputs)
@@ -73,13 +50,13 @@ class CompiledStep(Step):
             self._compare(x, context, beta)
         except CannotCompile as reason:
             self._run = self._signature = None
-            self.said = f"the step is not compiled: {reason}"
+            self.report = f"the step is not compiled: {reason}"
             return False
-        self.said = f"compiled the step in {time.perf_counter() - started:.1f} s"
+        self.report = f"compiled the step in {time.perf_counter() - started:.1f} s"
         return True
 
     def gradients(self, x: Tensor, context: Context | None, beta: float | Tensor) -> Tensor:
-        """Leave the gradients of a batch at the parameters; return (loss, distortion, rate, their norm per datum)."""
+        """Leave the gradients of a batch at the parameters; return its statistics."""
         if self._signature is None or signature(x, context) != self._signature:
             return super().gradients(x, context, beta)
         for parameter in self.parameters:
@@ -100,12 +77,11 @@ class CompiledStep(Step):
         ]
 
     def _function(self, tensors: Tensors, context: Context | None) -> Tensors:
-        """Return stats and gradients as a function of :meth:`_inputs`; only the layout of ``context`` is used."""
+        """Return statistics and gradients from :meth:`_inputs`, with a layout of the context."""
         own, (x, *given, beta) = list(tensors[: self._count]), tensors[self._count :]
         for number in self._trained:
             own[number] = own[number].detach().requires_grad_()
-        parts = iter(given)
-        rebuilt = context and context.map(lambda _: next(parts))
+        rebuilt = as_laid_out(context, given)
         with networks_in(self.precision), torch.enable_grad(), self._module.given(own):
             terms = self.loss(x, rebuilt, beta)
             trained = [own[number] for number in self._trained]
@@ -117,35 +93,33 @@ class CompiledStep(Step):
         return [torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm]), *gradients]
 
     def _compare(self, x: Tensor, context: Context | None, beta: float) -> None:
-        """Raise unless the compiled gradients of a batch are the plain ones, with buffers and generator as before."""
+        """Raise unless compiled and plain gradients of a batch agree; buffers stay as they are."""
         buffers = {name: buffer.clone() for name, buffer in self.loss.named_buffers()}
         results: list[list[Tensor]] = []
         for way in (super().gradients, self.gradients):
             with seeded(0):
                 stats = way(x, context, beta)
-            results.append([stats, *(_or_zero(parameter) for parameter in self.parameters)])
+            pairs = [(each, each.grad) for each in self.parameters]
+            results.append([stats, *(torch.zeros_like(p) if g is None else g for p, g in pairs)])
             for name, buffer in self.loss.named_buffers():
                 buffer.copy_(buffers[name])
-        tolerance = (
-            _TOLERANCE_BF16
-            if self.precision == "bf16"
-            else _TOLERANCE.get(x.dtype, _TOLERANCE_BF16)
-        )
-        whole = x.shape[0] * float(
-            results[0][0][3]
-        )  # beside whose rounding a gradient of nearly 0 is not looked at
+        half = self.precision == "bf16" or x.dtype not in _TOLERANCE
+        tolerance = _TOLERANCE_BF16 if half else _TOLERANCE[x.dtype]
+        # The norm of all gradients: one of nearly 0 is not compared beside its rounding.
+        whole = x.shape[0] * float(results[0][0][3])
         for plain, fast in zip(*results, strict=True):
             apart = float((plain - fast).detach().norm())
             if not apart <= tolerance * max(float(plain.norm()), 1e-3 * whole):
-                raise CannotCompile(
-                    f"compiled and plain gradients differ by {apart:.2g} of {float(plain.norm()):.2g}"
-                )
+                size = f"{apart:.2g} of {float(plain.norm()):.2g}"
+                raise CannotCompile(f"compiled and plain gradients differ by {size}")
 
 
-def _or_zero(parameter: nn.Parameter) -> Tensor:
-    return torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+def as_laid_out(context: Context | None, given: Sequence[Tensor]) -> Context | None:
+    """Return a context with some tensors in the places of the parts of another."""
+    parts = iter(given)
+    return context and context.map(lambda _: next(parts))
 
 
 def signature(x: Tensor, context: Context | None) -> tuple[object, ...]:
-    """Return what a compiled function is specialised to."""
+    """Return the shapes and the type to which a compiled function is specialised."""
     return (x.shape, x.dtype, *(None if part is None else part.shape for part in context or ()))

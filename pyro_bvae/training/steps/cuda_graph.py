@@ -1,4 +1,4 @@
-"""The step on CUDA: gradients, clipping and Adam captured once as one graph of kernels, and launched as one."""
+"""The step on CUDA: gradients, clipping and Adam as one graph of kernels."""
 
 from __future__ import annotations
 
@@ -6,22 +6,16 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.training.steps.compiled import CompiledStep, signature
+from pyro_bvae.training.steps.compiled import CompiledStep, as_laid_out, signature
 
 
 class GraphedStep(CompiledStep):
-    """A compiled step of which nothing is left to the host but to copy a batch, β and the learning rate in.
+    """A compiled step for which the host only copies a batch, β and the learning rate in.
 
     The first step of the compiled shape is launched kernel by kernel, for Adam to make its state;
     the second is captured, and it and all later ones are replayed. Random numbers go on from the
-    device's generator.
-
-    Args:
-        loss: The objective of the module in training.
-        parameters: What is trained.
-        gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
-        precision: What the networks of the parts are run in.
-        ranks: One process alone.
+    device's generator. Arguments are those of :class:`~pyro_bvae.training.steps.step.Step`, of one
+    process alone.
     """
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
@@ -36,7 +30,7 @@ class GraphedStep(CompiledStep):
     def __call__(
         self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float
     ) -> Tensor:
-        """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
+        """Take a step; return loss, distortion, rate, gradient norm per datum, ``(4,)``."""
         for group in self.optimizer.param_groups:  # those of a checkpoint are tensors of their own
             group["lr"] = self._rate
         self._rate.fill_(learning_rate)
@@ -62,8 +56,6 @@ class GraphedStep(CompiledStep):
         """Record a step on tensors of the graph's own."""
         self._inside = tuple(tensor.to(self._rate.device, copy=True) for tensor in given)
         x, *others, beta = self._inside
-        parts = iter(others)
-        layout = context and context.map(lambda _: next(parts))
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
-            self._stats = self.take(x, layout, beta)
+            self._stats = self.take(x, as_laid_out(context, others), beta)

@@ -1,4 +1,4 @@
-"""One step of training: gradients of a batch, summed over processes, their norm kept in bounds, Adam."""
+"""One step of training: gradients of a batch, summed over processes, clipped, and Adam."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Step:
 
     Args:
         loss: The objective of the module in training.
-        parameters: What is trained.
+        parameters: The trained parameters.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
-        precision: What the networks of the parts are run in.
+        precision: Precision of the networks of the parts.
         ranks: The processes that train together, each of which gives the step its share of a batch.
     """
 
@@ -36,7 +36,7 @@ class Step:
     ) -> None:
         self.loss, self.parameters, self.ranks = loss, list(parameters), ranks or Ranks()
         self.gradient_clip, self.precision = gradient_clip, precision
-        #: How many data the last step was of, those of all processes.
+        #: Number of data of the last step, those of all processes.
         self.size = 0
         self._counts = torch.zeros(0)
         self.optimizer = self._make_optimizer()
@@ -44,7 +44,11 @@ class Step:
     def __call__(
         self, x: Tensor, context: Context | None, beta: float | Tensor, learning_rate: float
     ) -> Tensor:
-        """Take one step and return (loss, distortion, rate, gradient norm per datum), shape ``(4,)``."""
+        """Take a step; return its statistics.
+
+        Returns:
+            Loss, distortion, rate and gradient norm per datum, shape ``(4,)``.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         return self.take(x, context, beta)
@@ -53,27 +57,29 @@ class Step:
         """Take a step at the optimizer's own learning rate."""
         stats, self.size = self.joint_gradients(x, context, beta)
         if stats.is_cuda:
-            self._clip(stats[3])
-            step_if_finite(self.optimizer, stats)
-        elif all(
-            map(math.isfinite, numbers := stats.tolist())
-        ):  # one look, for all that is asked of them
-            if self.gradient_clip is not None and numbers[3] > self.gradient_clip:
-                self._clip(stats[3])
+            self._clip(stats[..., 3])
+            # Fused Adam decides on the device whether the step would spoil the weights.
+            infinite = ~torch.isfinite(stats).all()
+            self.optimizer.found_inf = infinite.float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+            return stats
+        numbers = stats.flatten().tolist()
+        if all(map(math.isfinite, numbers)):
+            if self.gradient_clip is not None and max(numbers[3::4]) > self.gradient_clip:
+                self._clip(stats[..., 3])
             self._update()
         return stats
 
     def _update(self) -> None:
-        """Take a step of fused Adam without what ``optimizer.step`` does besides, which is a tenth of a small step."""
+        """Take a step of fused Adam alone; the rest of ``optimizer.step`` is a tenth of a step."""
         (group,), state = self.optimizer.param_groups, self.optimizer.state
         gradients = [parameter.grad for parameter in self.parameters if parameter.grad is not None]
         if not group["fused"] or not len(state) == len(gradients) == len(self.parameters):
-            self.optimizer.step()  # which makes the state of what has none
+            self.optimizer.step()  # which makes states
             return
         each = [state[parameter] for parameter in self.parameters]
-        if (
-            each[0]["step"]._base is not self._counts
-        ):  # counts are views of one tensor, to be raised at once
+        # Counts are views of one tensor, to be raised at once.
+        if each[0]["step"]._base is not self._counts:
             self._counts = torch.stack([one["step"] for one in each])
             for place, one in enumerate(each):
                 one["step"] = self._counts[place]
@@ -97,13 +103,12 @@ class Step:
             )
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        fused = self.parameters[0].device.type in ("cpu", "cuda")
-        return torch.optim.Adam(self.parameters, lr=1e-3, fused=fused)
+        return adam(self.parameters)
 
     def joint_gradients(
         self, x: Tensor, context: Context | None, beta: float | Tensor
     ) -> tuple[Tensor, int]:
-        """Leave the gradients of the batch of all processes at the parameters; return what is :meth:`gradients`' of it.
+        """Leave the gradients of the batch of all processes at the parameters.
 
         Args:
             x: This process's share of the batch, which may be empty.
@@ -119,7 +124,7 @@ class Step:
             return self.gradients(x, context, beta), size
         if size:
             stats = self.gradients(x, context, beta)
-        else:  # a program has nothing to say of no data, but the others wait for this process
+        else:  # no data; but the others wait for this process
             self.optimizer.zero_grad(set_to_none=True)
             stats = x.new_zeros(4)
         gradients = [
@@ -136,7 +141,7 @@ class Step:
         return torch.cat([whole[:3], whole[4:].norm().unsqueeze(0) / count]), count
 
     def gradients(self, x: Tensor, context: Context | None, beta: float | Tensor) -> Tensor:
-        """Leave the gradients of a batch at the parameters; return (loss, distortion, rate, their norm per datum)."""
+        """Leave the gradients of a batch at the parameters; return its statistics, ``(4,)``."""
         self.optimizer.zero_grad(set_to_none=True)
         with networks_in(self.precision):
             terms = self.loss(x, context, beta)
@@ -146,19 +151,13 @@ class Step:
         return torch.stack([terms.loss.detach(), terms.distortion, terms.rate, norm])
 
     def _clip(self, norm_per_datum: Tensor) -> None:
-        """Clip the gradients of a batch, whose norm is known and, where that can be seen, finite."""
+        """Clip the gradients of a batch to the limit, given their norm."""
         if self.gradient_clip is not None:
             limit, norm = self.gradient_clip * self.size, norm_per_datum * self.size
             nn.utils.clip_grads_with_norm_(self.parameters, limit, norm)
 
 
-def step_if_finite(optimizer: torch.optim.Optimizer, stats: Tensor) -> None:
-    """Take a step, unless the numbers behind it are not finite and it would spoil the weights."""
-    finite = torch.isfinite(stats).all()
-    if not stats.is_cuda:
-        if bool(finite):
-            optimizer.step()
-        return
-    # Fused Adam decides on the device, without a look from here.
-    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]
-    optimizer.step()
+def adam(parameters: Sequence[nn.Parameter]) -> torch.optim.Adam:
+    """Return Adam, fused where the device has it; each step sets the learning rate."""
+    fused = parameters[0].device.type in ("cpu", "cuda")
+    return torch.optim.Adam(parameters, lr=1e-3, fused=fused)
