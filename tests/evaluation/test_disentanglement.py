@@ -46,7 +46,7 @@ from pyro_bvae.plots import disentanglement_scores
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 CODES = np.load(DATA / "disentanglement_codes.npz")
 REFERENCE = json.loads((DATA / "disentanglement_scores.json").read_text(encoding="utf-8"))
 FACTORS = CODES["factors"]

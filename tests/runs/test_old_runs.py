@@ -9,7 +9,7 @@ import pytest
 import pyro_bvae
 from pyro_bvae.runs import choose_data
 
-RUNS = Path(__file__).parent / "data" / "run-0.1.0"
+RUNS = Path(__file__).parents[1] / "data" / "run-0.1.0"
 
 
 @pytest.mark.parametrize("name", ["csv", "digits"])

@@ -22,7 +22,7 @@ from pyro_bvae.evaluation.program_audit.auditor import Audit, audit
 
 
 def load_benchmark() -> ModuleType:
-    path = Path(__file__).parents[1] / "analysis" / "audit_benchmark.py"
+    path = Path(__file__).parents[2] / "analysis" / "audit_benchmark.py"
     specification = importlib.util.spec_from_file_location("audit_benchmark", path)
     module = importlib.util.module_from_spec(specification)
     sys.modules[specification.name] = module

@@ -381,7 +381,7 @@ def test_impossible_numbers_of_starts_are_refused() -> None:
 
 
 def test_planted_modes_are_found_or_flagged_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1]))
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2]))
     from analysis.trust_parts import modes
 
     rows: list[dict[str, Any]] = list(modes.gaps_rows(8, seed=3))

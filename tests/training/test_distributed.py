@@ -23,7 +23,7 @@ from pyro_bvae.runs import TrainConfig, train
 from pyro_bvae.runs.evaluation_files import evaluate_shares
 from pyro_bvae.training import History, Ranks, load_checkpoint
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 ALONE = Ranks()
 # What has noise of the processes', or none of its own.
 OWN_NOISE = {"seconds", "validation_distortion", "validation_rate", "validation_elbo"}

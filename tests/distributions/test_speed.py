@@ -297,7 +297,7 @@ def test_who_looks_on_or_changes_a_layer_is_not_passed_over() -> None:
 # -- the benchmark
 # --------------------------------------------------------------------------------------------
 
-ANALYSIS = Path(__file__).parents[1] / "analysis"
+ANALYSIS = Path(__file__).parents[2] / "analysis"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "analysis"))
 from trust_parts import bounds, guides, report
 
 from pyro_bvae import elbo

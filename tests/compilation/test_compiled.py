@@ -13,7 +13,6 @@ import pyro
 import pytest
 import torch
 from pyro.infer import Trace_ELBO
-from test_matrix import data_for
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, evidence, fit
@@ -33,6 +32,7 @@ from pyro_bvae.training import FreeBits, LinearWarmup, Loss
 from pyro_bvae.training.steps import compiled as compiled_module
 from pyro_bvae.training.steps.compiled import CompiledStep
 from pyro_bvae.training.steps.step import Step
+from tests.runs.test_matrix import data_for
 
 TOLERANCES = {torch.float32: 1e-5, torch.float64: 1e-10}
 MEMBERS = [
