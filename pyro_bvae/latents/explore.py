@@ -91,7 +91,10 @@ def traverse(
         codes[row, :, latent] = steps[row]
     rows = torch.zeros(steps.numel(), dtype=torch.long)
     context = None if one is None else one[rows].context
-    own_kl, names = None if kl is None else kl[list(moved)], () if whole is None else whole.feature_names
+    own_kl, names = (
+        None if kl is None else kl[list(moved)],
+        () if whole is None else whole.feature_names,
+    )
     return Traversal(moved, steps, codes, _decode(vae, codes, context), own_kl, names)
 
 
