@@ -6,6 +6,7 @@ import json
 import os
 from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,7 @@ def write_report(
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
     conditional = run.splits.test.context is not None
     remarks = run.history.remarks + check_after(evaluation)
-    page = render(evaluation, run.config.options(), sections(run, evaluation), conditional, remarks)
+    page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
     path = directory / "report.html" if output is None else Path(output)
     with atomic_write(path) as stream:
         stream.write(page)
