@@ -135,7 +135,8 @@ def _bypass(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str
     return (
         "log p(x|z) is no sum over features: under the same z they are worth"
         f" {_with_error(result.interaction)} nats to each other, while the right z is worth"
-        f" {_with_error(result.worth)}. Of λ/σ² = {whole} that independent features would leave to the latents, the decoder explains {explained} by itself",
+        f" {_with_error(result.worth)}. Of λ/σ² = {whole} that independent features"
+        f" would leave to the latents, the decoder explains {explained} by itself",
         "let the decoder see less of the features (a short window, dropout on its input), or"
         " hold a rate with free bits or a target rate; a lower β alone gives it no need of z",
     )
