@@ -31,12 +31,12 @@ from pyro_bvae.evaluation.disentanglement import (
     explicitness,
     factor_vae_score,
     modularity,
+    mutual_information,
     mutual_information_gap,
     sap,
     score_codes,
     unsupervised_disentanglement_ranking,
 )
-from pyro_bvae.evaluation.disentanglement import mig_modularity as mutual_information
 from pyro_bvae.evaluation.disentanglement.linear_svm import Machines
 from pyro_bvae.evaluation.disentanglement.sap_explicitness import _Areas, _placements
 from pyro_bvae.likelihoods import NormalLikelihood

@@ -3,37 +3,29 @@
 from __future__ import annotations
 
 import warnings
-from typing import Literal
+from dataclasses import dataclass
 
-from pyro_bvae.core.findings import Finding
 from pyro_bvae.evaluation.collapse.causes import UNSEEN, Cause, LatentDiagnosis, Measurements
 
 # Numbers that are written out one by one.
 _MOST_NUMBERS = 6
 
 
-class CollapseFinding(Finding):
-    """One cause of collapse, with the latents that it concerns as its subject."""
+@dataclass(frozen=True)
+class CollapseFinding:
+    """One cause, the latents that it concerns, and a remedy.
 
-    @property
-    def cause(self) -> Cause:
-        """The cause."""
-        return Cause(self.code)
+    Attributes:
+        cause: The cause.
+        latents: Indices of the latents.
+        observation: The numbers behind it, in words.
+        remedy: The smallest thing to try.
+    """
 
-    @property
-    def latents(self) -> tuple[int, ...]:
-        """Indices of the latents."""
-        return self.subject
-
-    @property
-    def observation(self) -> str:
-        """The numbers behind it, in words."""
-        return self.message
-
-    @property
-    def remedy(self) -> str:
-        """The smallest thing to try."""
-        return self.advice
+    cause: Cause
+    latents: tuple[int, ...]
+    observation: str
+    remedy: str
 
     @property
     def evidence(self) -> str:
@@ -49,8 +41,8 @@ class CollapseFinding(Finding):
     def __str__(self) -> str:
         noun = "latent" if len(self.latents) == 1 else "latents"
         return (
-            f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.message}"
-            f"\n    try: {self.advice}"
+            f"{self.cause}  ({noun} {ranges(self.latents)})\n    {self.observation}\n    try:"
+            f" {self.remedy}"
         )
 
 
@@ -70,9 +62,11 @@ def findings_of(
         concerned = [latent for latent in latents if latent.cause is cause]
         if concerned:
             observation, remedy = say(result, concerned)
-            severity: Literal["note", "warning"] = "note" if cause is Cause.NO_SIGNAL else "warning"
-            subject = tuple(latent.index for latent in concerned)
-            findings.append(CollapseFinding(cause, severity, subject, observation, remedy))
+            findings.append(
+                CollapseFinding(
+                    cause, tuple(latent.index for latent in concerned), observation, remedy
+                )
+            )
     return tuple(findings)
 
 
@@ -141,8 +135,8 @@ def _bypass(result: Measurements, concerned: list[LatentDiagnosis]) -> tuple[str
     return (
         "log p(x|z) is no sum over features: under the same z they are worth"
         f" {_with_error(result.interaction)} nats to each other, while the right z is worth"
-        f" {_with_error(result.worth)}. Of λ/σ² = {whole} that independent features would leave to"
-        f" the latents, the decoder explains {explained} by itself",
+        f" {_with_error(result.worth)}. Of λ/σ² = {whole} that independent features"
+        f" would leave to the latents, the decoder explains {explained} by itself",
         "let the decoder see less of the features (a short window, dropout on its input), or"
         " hold a rate with free bits or a target rate; a lower β alone gives it no need of z",
     )

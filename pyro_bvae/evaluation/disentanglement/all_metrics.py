@@ -179,7 +179,7 @@ def disentanglement(
         Scores and nulls.
 
     Raises:
-        InputError: if data lack factors, are fewer than ``num_data``, or do not fit a metric.
+        InputError: if the data have no factors, are fewer than ``num_data`` or fit no metric.
     """
     check_count("num_nulls", num_nulls)
     if data.factors is None:

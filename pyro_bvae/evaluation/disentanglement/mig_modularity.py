@@ -113,8 +113,8 @@ def modularity(
         \quad j_d = \arg\max_j I(z_d; v_j)
 
     A latent that is constant counts 0. One of pure noise does not: the ratio is of chance
-    information, so that a perfect code with two idle latents of seven has 0.89, and noise alone
-    0.72, in the field's reference as here. Read it beside the null of shuffled factors.
+    information. A perfect code with two idle latents of seven has 0.89, and noise alone 0.72, in
+    the field's reference as here. Read it beside the null of shuffled factors.
 
     Args:
         codes: The representation, shape ``(N, D)``.
