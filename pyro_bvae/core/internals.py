@@ -17,10 +17,12 @@ from torch.utils._pytree import (
 
 __all__ = [
     "HAS_ONEDNN",
+    "fused_adam",
     "is_deterministic",
     "is_hooked",
     "is_transformed",
     "keystr",
+    "mask_of",
     "onednn_linear",
     "tree_flatten",
     "tree_flatten_with_path",
@@ -29,6 +31,8 @@ __all__ = [
     "tree_unflatten",
 ]
 
+#: Adam's update of many tensors at once, in place, without the rest of ``optimizer.step``.
+fused_adam = torch._fused_adam_
 HAS_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -48,6 +52,11 @@ def is_transformed(tensor: Tensor) -> bool:
 def is_hooked(*modules: nn.Module) -> bool:
     """Whether a hook sees the input or output of a module."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def mask_of(distribution: Any) -> Any:
+    """Return the mask of Pyro's ``MaskedDistribution``."""
+    return distribution._mask
 
 
 def is_deterministic(site: Any) -> bool:

@@ -27,7 +27,7 @@ from pyro_bvae.program.program import Function, Program, open_program
 # ArviZ's names of the first two dimensions of all draws.
 _DRAWN = ("chain", "draw")
 # Variables as xarray takes them: names of all dimensions, and values.
-_Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
+Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
 def to_arviz(
@@ -91,8 +91,8 @@ def to_arviz(
             no such groups.
         attributes: Attributes of the whole, such as the configuration. Those without a type in
             netCDF (None, truth values, lists, mappings, dataclasses) are written as JSON. The
-            package, its version, the model's name, ``seed``, ``num_draws`` and ``num_predictive`` are there in
-            any case.
+            package, its version, the model's name, ``seed``, ``num_draws`` and ``num_predictive`` are
+            there in any case.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of the draws; the caller's generators are left alone. The draws of the guide do
             not depend on ``num_predictive``.
@@ -116,8 +116,8 @@ def to_arviz(
         groups = _arrays(draw_groups(program, num_draws, num_predictive, seed), program.plate.name)
         groups["constant_data"] = _constants(program, groups["observed_data"], evaluation)
     numbers = {"seed": seed, "num_draws": num_draws, "num_predictive": num_predictive}
-    about = {**_library(), "model": _name_of(model), **numbers, **(attributes or {})}
-    return _wrap(groups, {str(name): _attribute(value) for name, value in about.items()})
+    about = {**library(), "model": _name_of(model), **numbers, **(attributes or {})}
+    return to_datatree(groups, {str(name): _attribute(value) for name, value in about.items()})
 
 
 def write_arviz(data: Any, path: Path) -> None:
@@ -144,15 +144,15 @@ def _dim(name: str) -> str:
     return f"{name}_" if name in _DRAWN else name
 
 
-def _arrays(groups: Groups, plate: str) -> dict[str, _Arrays]:
+def _arrays(groups: Groups, plate: str) -> dict[str, Arrays]:
     """Add the chain to draws, and take the draws away from the rest."""
-    arrays: dict[str, _Arrays] = {}
+    arrays: dict[str, Arrays] = {}
     for group, variables in groups.items():
         drawn = group != "observed_data"
         arrays[group] = {
             name: (
                 (*(_DRAWN if drawn else ()), *map(_dim, (plate, *dims))),
-                _array(values if drawn else values[0]),
+                as_array(values if drawn else values[0]),
             )
             for name, (values, dims) in variables.items()
         }
@@ -163,16 +163,17 @@ def _arrays(groups: Groups, plate: str) -> dict[str, _Arrays]:
     return arrays
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def as_array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor as an array of a type that netCDF has."""
     tensor = tensor.detach().cpu()
     # Neither NumPy nor netCDF has all of torch's short floats.
     return (tensor.float() if tensor.dtype in (torch.half, torch.bfloat16) else tensor).numpy()
 
 
-def _constants(program: Program, observed: _Arrays, evaluation: Evaluation | None) -> _Arrays:
+def _constants(program: Program, observed: Arrays, evaluation: Evaluation | None) -> Arrays:
     """Return the arguments beside the data that go with them, and the estimates of each datum."""
     data_dim = _dim(program.plate.name)
-    constants: _Arrays = {}
+    constants: Arrays = {}
     if evaluation is not None:
         estimates = {
             "elbo": evaluation.bound.elbo.per_datum,
@@ -180,14 +181,14 @@ def _constants(program: Program, observed: _Arrays, evaluation: Evaluation | Non
         }
         if evaluation.evidence.pareto_k is not None:
             estimates["pareto_k"] = evaluation.evidence.pareto_k
-        constants = {name: ((data_dim,), _array(value)) for name, value in estimates.items()}
+        constants = {name: ((data_dim,), as_array(value)) for name, value in estimates.items()}
     model = inspect.unwrap(program.model)  # of Pyro's handlers
     signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)
     arguments = signature.bind(*program.args).arguments
     for path, leaf in tree_flatten_with_path(dict(arguments))[0]:
         if not isinstance(leaf, Tensor) or leaf.dim() == 0 or leaf.shape[0] != program.num_data:
             continue
-        value = _array(leaf)
+        value = as_array(leaf)
         if any(np.array_equal(value, known, equal_nan=True) for _, known in observed.values()):
             continue
         name = _free(re.sub(r"\W+", "_", keystr(path)).strip("_"), constants)
@@ -206,7 +207,7 @@ def _free(name: str, taken: Iterable[str]) -> str:
 # --------------------------------------------------------------------------------------------
 
 
-def _wrap(groups: dict[str, _Arrays], attributes: dict[str, Any]) -> Any:
+def to_datatree(groups: dict[str, Arrays], attributes: dict[str, Any]) -> Any:
     """Make ArviZ's object of datasets that name their own dimensions.
 
     ``arviz.from_dict`` takes the dimensions of a name for all groups, where the same site has
@@ -223,7 +224,7 @@ def _wrap(groups: dict[str, _Arrays], attributes: dict[str, Any]) -> Any:
         return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attributes), **datasets})
 
 
-def _dataset(variables: _Arrays) -> Any:
+def _dataset(variables: Arrays) -> Any:
     import xarray
 
     sizes = {
@@ -240,7 +241,8 @@ def _dataset(variables: _Arrays) -> Any:
     )
 
 
-def _library() -> dict[str, str]:
+def library() -> dict[str, str]:
+    """Return the attributes that name this package and its version."""
     try:
         return {"inference_library": "pyro-bvae", "inference_library_version": version("pyro-bvae")}
     except PackageNotFoundError:

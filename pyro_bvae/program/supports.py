@@ -23,6 +23,8 @@ from torch.distributions import (
 )
 from torch.distributions.constraints import MixtureSameFamilyConstraint
 
+from pyro_bvae.core.internals import mask_of
+
 # An angle's density repeats itself beyond one turn; torch gives the whole line as its support.
 _ONE_TURN = constraints.interval(-math.pi, math.pi)
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
@@ -172,7 +174,7 @@ def _(distribution: ExpandedDistribution, value: Tensor) -> Tensor | None:
 @inside.register
 def _(distribution: dist.MaskedDistribution, value: Tensor) -> Tensor | None:
     within = inside(distribution.base_dist, value)
-    unseen = ~torch.as_tensor(distribution._mask, dtype=torch.bool, device=value.device)
+    unseen = ~torch.as_tensor(mask_of(distribution), dtype=torch.bool, device=value.device)
     return None if within is None else within | unseen
 
 

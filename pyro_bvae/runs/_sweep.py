@@ -68,7 +68,7 @@ def train_sweep(
         write_config(run, directory / "config.json")
 
     settings = training.settings()
-    for name in ("beta", "seed", "compile"):
+    for name in ("beta", "seed"):
         del settings[name]
     return sweep(
         lambda seed: untrained(config.with_options(seed=seed), parts[seed]),

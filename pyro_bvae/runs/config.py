@@ -71,7 +71,7 @@ class TrainingOptions(FitOptions):
     def beta_schedule(self) -> float | Schedule:
         """Return β as :func:`~pyro_bvae.fit` takes it."""
         if self.target_rate is not None:
-            from pyro_bvae.training.target_rate import TargetRate
+            from pyro_bvae.training.objectives.target_rate import TargetRate
 
             return TargetRate(self.target_rate, start=self.beta)
         if self.schedule == "cyclical":

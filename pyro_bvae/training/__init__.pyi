@@ -26,6 +26,8 @@ from pyro_bvae.training.objectives import TraceTerms as TraceTerms
 from pyro_bvae.training.objectives import at_beta as at_beta
 from pyro_bvae.training.objectives import reparametrize as reparametrize
 from pyro_bvae.training.objectives import with_beta as with_beta
+from pyro_bvae.training.objectives.target_rate import RateController as RateController
+from pyro_bvae.training.objectives.target_rate import TargetRate as TargetRate
 from pyro_bvae.training.replicas.sweeping import Replica as Replica
 from pyro_bvae.training.replicas.sweeping import Sweep as Sweep
 from pyro_bvae.training.replicas.sweeping import sweep as sweep
@@ -35,6 +37,4 @@ from pyro_bvae.training.schedules import Cyclical as Cyclical
 from pyro_bvae.training.schedules import LinearWarmup as LinearWarmup
 from pyro_bvae.training.schedules import OneCycle as OneCycle
 from pyro_bvae.training.schedules import Schedule as Schedule
-from pyro_bvae.training.target_rate import RateController as RateController
-from pyro_bvae.training.target_rate import TargetRate as TargetRate
 from pyro_bvae.training.tensorboard import TensorBoard as TensorBoard

@@ -33,10 +33,10 @@ from pyro_bvae.training.checks.dry_run import dry_run, takes_one
 from pyro_bvae.training.distributed import Ranks, check_shareable, own_device
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives.loss import Loss
+from pyro_bvae.training.objectives.target_rate import TargetRate
 from pyro_bvae.training.objectives.terms import Objective, StepsByTerms
 from pyro_bvae.training.settings import Settings
-from pyro_bvae.training.step_metrics import count_active
-from pyro_bvae.training.target_rate import TargetRate
+from pyro_bvae.training.steps.step_metrics import count_active
 from pyro_bvae.training.validation import Validation
 
 # Data over whose posterior means active latents are counted.

@@ -16,7 +16,7 @@ from pyro_bvae.training.batches import Batch, num_steps
 from pyro_bvae.training.checks.nonfinite import TrainingError
 from pyro_bvae.training.history import Row
 from pyro_bvae.training.state import TrainingState, in_training
-from pyro_bvae.training.step_metrics import LOOK_EVERY, StepMetrics
+from pyro_bvae.training.steps.step_metrics import LOOK_EVERY, StepMetrics
 
 
 class ModelsStep(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.arviz import _array, _Arrays, _library, _wrap
+from pyro_bvae.evaluation.arviz import Arrays, as_array, library, to_datatree
 from pyro_bvae.evaluation.information.holes import log_aggregate
 from pyro_bvae.evaluation.inversion.occupancy import LEAST_EFFECTIVE, MOST_R_HAT, FoundModes
 
@@ -159,18 +159,18 @@ class Inversion:
         NUTS reports divergences as a number.
         """
         drawn = ("chain", "draw")
-        groups: dict[str, _Arrays] = {
+        groups: dict[str, Arrays] = {
             "posterior": {
-                "z": ((*drawn, "latent"), _array(self.z)),
-                "x": ((*drawn, "feature"), _array(self.x)),
+                "z": ((*drawn, "latent"), as_array(self.z)),
+                "x": ((*drawn, "feature"), as_array(self.x)),
             },
             "sample_stats": {},
-            "observed_data": {"y": (("measurement",), _array(self.y))},
+            "observed_data": {"y": (("measurement",), as_array(self.y))},
         }
         if self.noise_scale is not None:
-            groups["posterior"]["noise_scale"] = (drawn, _array(self.noise_scale))
+            groups["posterior"]["noise_scale"] = (drawn, as_array(self.noise_scale))
         if self.in_holes is not None:
-            groups["sample_stats"]["in_hole"] = (drawn, _array(self.in_holes))
+            groups["sample_stats"]["in_hole"] = (drawn, as_array(self.in_holes))
         about = {"method": self.method, "signal": self.signal, "divergences": self.divergences}
         numbers = {
             "r_hat": self.r_hat,
@@ -178,7 +178,7 @@ class Inversion:
             "pareto_k": self.pareto_k,
         }
         known = {name: value for name, value in numbers.items() if value is not None}
-        return _wrap(groups, {**_library(), **about, **known})
+        return to_datatree(groups, {**library(), **about, **known})
 
 
 @dataclass(frozen=True, eq=False)

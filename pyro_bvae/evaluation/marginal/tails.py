@@ -15,6 +15,7 @@ from pyro.poutine.util import site_is_subsample
 from torch.distributions import IndependentTransform
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.internals import mask_of
 from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import AutoregressiveNormal, LowRankNormal, NormalMixture
@@ -158,7 +159,7 @@ def _check_bijective(distribution: torch.distributions.TransformedDistribution) 
 
 @heavier.register
 def _(distribution: dist.MaskedDistribution, tails: Tails) -> Any:
-    return dist.MaskedDistribution(heavier(distribution.base_dist, tails), distribution._mask)
+    return dist.MaskedDistribution(heavier(distribution.base_dist, tails), mask_of(distribution))
 
 
 @heavier.register

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
+from pyro_bvae.core.internals import fused_adam
 from pyro_bvae.core.precision import networks_in
 from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.objectives.loss import Loss
@@ -86,7 +87,7 @@ class Step:
         beta1, beta2 = group["betas"]
         with torch.no_grad():
             self._counts += 1
-            torch._fused_adam_(
+            fused_adam(
                 cast("list[Tensor]", self.parameters),
                 gradients,
                 [one["exp_avg"] for one in each],
