@@ -9,7 +9,7 @@ Everything that the package estimates is held to this model (probabilistic PCA: 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -146,8 +146,9 @@ class LinearGaussian:
         scale = self.precision(beta).diagonal().rsqrt()
         encoder = MLP(self.weight.shape[0], self.weight.shape[1], hidden=()).double()
         with torch.no_grad():
-            encoder.layers[0].weight.copy_(mean_factor * matrix)  # type: ignore[operator, union-attr]
-            encoder.layers[0].bias.copy_(mean_factor * bias)  # type: ignore[operator, union-attr]
+            affine = cast("nn.Linear", encoder.layers[0])
+            affine.weight.copy_(mean_factor * matrix)
+            affine.bias.copy_(mean_factor * bias)
         return self._with_encoder(_LinearPosterior(encoder, scale_factor * scale))
 
     def _with_encoder(self, encoder: nn.Module) -> BetaVAE:

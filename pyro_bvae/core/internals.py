@@ -18,6 +18,7 @@ from torch.utils._pytree import (
 __all__ = [
     "HAS_ONEDNN",
     "fused_adam",
+    "is_capturing",
     "is_deterministic",
     "is_hooked",
     "is_transformed",
@@ -42,6 +43,17 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: st
         x.contiguous(), weight, bias, activation, [], ""
     )
     return mapped
+
+
+def is_capturing() -> bool:
+    """Whether this thread's operations are being recorded as a graph.
+
+    Work that is done piece by piece for a processor's cache is in vain then.
+    """
+    if torch.compiler.is_compiling():
+        return True
+    by_make_fx = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY)
+    return by_make_fx is not None
 
 
 def is_transformed(tensor: Tensor) -> bool:

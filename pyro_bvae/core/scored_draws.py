@@ -27,7 +27,8 @@ class ScoredDraws(Messenger):  # type: ignore[misc]
     def _pyro_post_sample(self, msg: dict[str, Any]) -> None:
         if "unscaled_log_prob" in msg and "score_parts" not in msg:
             log_prob = msg["unscaled_log_prob"]
-            parts = ScoreParts(log_prob, 0, log_prob).scale_and_mask(msg["scale"], msg["mask"])  # type: ignore[arg-type]
+            parts: Any = ScoreParts(log_prob, 0, log_prob)  # type: ignore[arg-type]
+            parts = parts.scale_and_mask(msg["scale"], msg["mask"])
             msg["score_parts"], msg["log_prob"], msg["log_prob_sum"] = (
                 parts,
                 parts.log_prob,

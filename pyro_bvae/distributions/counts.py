@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_bvae.core.capturing import is_capturing
+from pyro_bvae.core.internals import is_capturing
 from pyro_bvae.distributions.wide import wide
 
 _HALF_LOG_2PI = 0.5 * math.log(2 * math.pi)

@@ -67,7 +67,8 @@ class NormalMixture(dist.TorchDistribution):
         parameters = (self.logits, self.locs, self.scales)
         with torch.no_grad():
             logits = self.logits.expand(*self.batch_shape, -1)
-            which = torch.distributions.Categorical(logits=logits).sample(torch.Size(sample_shape))  # type: ignore[no-untyped-call]
+            components: Any = torch.distributions.Categorical
+            which = components(logits=logits).sample(torch.Size(sample_shape))
             index = which[..., None, None].expand(*shape[:-1], 1, shape[-1])
             loc, scale = (
                 part.expand(*shape[:-1], *part.shape[-2:]).gather(-2, index).squeeze(-2)

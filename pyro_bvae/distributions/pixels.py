@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from pyro_bvae.core.capturing import is_capturing
+from pyro_bvae.core.internals import is_capturing
 
 
 class GreyBernoulli(dist.Bernoulli):

@@ -50,21 +50,20 @@ def sample_tempered(distribution: Any, temperature: float, sample_shape: torch.S
     if temperature == 1:
         draws: Tensor = distribution.sample(sample_shape)
         return draws
-    inner = distribution
+    inner: Any = distribution
     while isinstance(inner, torch_dist.Independent):
         inner = inner.base_dist
     if isinstance(inner, _LOCATED):
-        return inner.loc + temperature * (inner.sample(sample_shape) - inner.loc)  # type: ignore[no-any-return]
+        return inner.loc + temperature * (inner.sample(sample_shape) - inner.loc)
     if isinstance(inner, torch_dist.TransformedDistribution):
         draws = sample_tempered(inner.base_dist, temperature, sample_shape)
         for transform in inner.transforms:
             draws = transform(draws)
         return draws
-    flow = getattr(
-        inner, "dist", None
-    )  # a flow of Zuko in Pyro's adapter, whose transform leads to the noise
+    # A flow of Zuko in Pyro's adapter, whose transform leads to the noise.
+    flow = getattr(inner, "dist", None)
     if hasattr(flow, "transform") and hasattr(flow, "base"):
-        return flow.transform.inv(sample_tempered(flow.base, temperature, sample_shape))  # type: ignore[union-attr]
+        return flow.transform.inv(sample_tempered(flow.base, temperature, sample_shape))
     raise InputError(
         f"'temperature' must be 1 for a {type(inner).__name__}, which has no location to draw"
         " together about, got"

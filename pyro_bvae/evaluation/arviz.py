@@ -91,8 +91,8 @@ def to_arviz(
             no such groups.
         attributes: Attributes of the whole, such as the configuration. Those without a type in
             netCDF (None, truth values, lists, mappings, dataclasses) are written as JSON. The
-            package, its version, the model's name, ``seed``, ``num_draws`` and ``num_predictive`` are
-            there in any case.
+            package, its version, the model's name, ``seed``, ``num_draws`` and
+            ``num_predictive`` are there in any case.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of the draws; the caller's generators are left alone. The draws of the guide do
             not depend on ``num_predictive``.

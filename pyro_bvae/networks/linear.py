@@ -8,9 +8,14 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.core.capturing import is_capturing
 from pyro_bvae.core.errors import check_count
-from pyro_bvae.core.internals import HAS_ONEDNN, is_hooked, is_transformed, onednn_linear
+from pyro_bvae.core.internals import (
+    HAS_ONEDNN,
+    is_capturing,
+    is_hooked,
+    is_transformed,
+    onednn_linear,
+)
 
 # Activations, without settings of their own, that oneDNN applies to an output before it
 # is written.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -37,10 +38,10 @@ def kl_parts(parts: KLDecomposition) -> Figure:
         parts: Result of :func:`pyro_bvae.decompose_kl`.
     """
     split = parts.total_correlation is not None
-    named = [("=  mutual information I(x; z)", BLUE, parts.mutual_information)]
+    named: list[Any] = [("=  mutual information I(x; z)", BLUE, parts.mutual_information)]
     if split:
-        named += [("+  total correlation", ORANGE, parts.total_correlation)]  # type: ignore[list-item]
-        named += [("+  dimension-wise KL", GREEN, parts.dimension_wise_kl)]  # type: ignore[list-item]
+        named += [("+  total correlation", ORANGE, parts.total_correlation)]
+        named += [("+  dimension-wise KL", GREEN, parts.dimension_wise_kl)]
     else:
         named += [("+  KL(q(z) || p(z))", ORANGE, parts.marginal_kl)]
     rows = [

@@ -147,7 +147,8 @@ class FlowPosterior(AmortizedPosterior):
         """Return :math:`q(z | x)`."""
         outputs, latent_dim = self.parameters_of(x, context)
         loc, raw_scale, summary = outputs.split((latent_dim, latent_dim, self.summary_dim), dim=-1)
-        return AutoregressiveNormal(loc, positive(raw_scale), summary, self.steps)  # type: ignore[arg-type]
+        steps: Any = self.steps
+        return AutoregressiveNormal(loc, positive(raw_scale), summary, steps)
 
 
 class LocalAutoregressivePosterior(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Decoder, evidence, fit
 from pyro_bvae.compilation import compiled_function as compiling
 from pyro_bvae.compilation.compiled_function import Swapped, capture, compiled
-from pyro_bvae.core.capturing import is_capturing
+from pyro_bvae.core.internals import is_capturing
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products
 from pyro_bvae.datasets import Dataset

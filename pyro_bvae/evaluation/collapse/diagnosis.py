@@ -138,7 +138,8 @@ def diagnose(
                 f" {name}"
             )
     args = _arguments(vae, data, num_data, seed)
-    with open_program(vae.model, vae.guide, args, data_plate=data_plate, seed=seed) as program:  # type: ignore[arg-type]
+    pair: tuple[Any, Any] = vae.model, vae.guide
+    with open_program(*pair, args, data_plate=data_plate, seed=seed) as program:
         result, latents, notes = _examine(program, args, float(beta), seed, local_guide)
     findings = findings_of(result, latents)
     return Diagnosis(
