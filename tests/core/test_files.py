@@ -37,7 +37,7 @@ def test_a_file_that_the_disk_does_not_take_leaves_the_one_before(tmp_path: Path
     )
     assert (
         done.stdout.strip()
-        == f"cannot write {path}: File too large; what was there before is untouched"
+        == f"cannot write {path}: File too large; the file there is untouched"
     )
     assert done.stderr == ""
     assert torch.equal(load_checkpoint(path)["model"]["weight"], torch.ones(3))

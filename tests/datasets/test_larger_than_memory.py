@@ -33,8 +33,8 @@ file[:: rows // 64] = np.random.default_rng(0).normal(size=(64, features))
 del file
 
 # The limit counts what a process has of its own, and no file that it has mapped to read.
-used = int(next(line for line in open("/proc/self/status") if line.startswith("VmData")).split()[1])
-* 1024 limit = used + 300_000_000
+line = next(line for line in open("/proc/self/status") if line.startswith("VmData"))
+limit = 1024 * int(line.split()[1]) + 300_000_000
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 table = np.load(sys.argv[1], mmap_mode="r")
 assert table.nbytes > 300_000_000
