@@ -36,8 +36,7 @@ def test_a_file_that_the_disk_does_not_take_leaves_the_one_before(tmp_path: Path
         timeout=120,
     )
     assert (
-        done.stdout.strip()
-        == f"cannot write {path}: File too large; the file there is untouched"
+        done.stdout.strip() == f"cannot write {path}: File too large; the file there is untouched"
     )
     assert done.stderr == ""
     assert torch.equal(load_checkpoint(path)["model"]["weight"], torch.ones(3))

@@ -669,5 +669,5 @@ def test_an_estimate_says_how_many_data_are_untrusted() -> None:
 
 @pytest.mark.parametrize(("old", "new"), [("bound", "elbo_parts"), ("Bound", "ElboParts")])
 def test_names_of_the_last_release_give_the_new_ones_with_a_warning(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"evaluation.{new}"):
+    with pytest.warns(DeprecationWarning, match=rf"evaluation\.marginal\.{new}"):
         assert getattr(evaluation, old) is getattr(evaluation, new)

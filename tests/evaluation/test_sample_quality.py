@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.samples import quality as sample_quality
+from pyro_bvae.evaluation import sample_quality
 from pyro_bvae.evaluation.samples import two_sample as sample_scores
 from pyro_bvae.evaluation.samples.features import LabelClassifier, PrincipalFeatures
 from pyro_bvae.evaluation.samples.two_sample import (

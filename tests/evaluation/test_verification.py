@@ -46,7 +46,7 @@ def only_importance(monkeypatch):
     """Reduce the suite to importance sampling on the smallest model."""
     parts = tuple(part for part in verification._PARTS if part.what == "importance sampling")
     monkeypatch.setattr(verification, "_PARTS", parts)
-    monkeypatch.setattr(cli, "verify", partial(verify, latents=(2,)))
+    monkeypatch.setattr(verification, "verify", partial(verify, latents=(2,)))
 
 
 def states(checks):
@@ -153,7 +153,7 @@ def test_a_trap_is_well_if_it_is_refused_or_called_untrusted(change, state):
 def test_a_program_that_is_measured_as_something_else_is_found(monkeypatch, capsys):
     parts = tuple(part for part in verification._PARTS if part.what == "traps")
     monkeypatch.setattr(verification, "_PARTS", parts)
-    monkeypatch.setattr(cli, "verify", partial(verify, latents=(2,)))
+    monkeypatch.setattr(verification, "verify", partial(verify, latents=(2,)))
     monkeypatch.setattr(
         verification_traps, "evidence", lambda *_, **__: replace(good, reliable=None)
     )
