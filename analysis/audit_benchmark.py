@@ -1066,7 +1066,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows(table)
     for row in table:
-        print(f"{row['program']:<50}{row['planted']:<24}{row['right']:<5}{row['result']}")
+        print(f"{row['program']:<50}{row['planted']:<24}{row['right']:<5}{row['found']}")
     result = sum(row["right"] == "yes" for row in table[: len(MISTAKES)])
     alarms = sum(row["right"] == "no" for row in table[len(MISTAKES) :])
     print(

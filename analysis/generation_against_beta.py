@@ -32,9 +32,8 @@ from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from pyro_bvae import BetaVAE, Decoder, datasets, decompose_kl, sweep
-from pyro_bvae.evaluation import elbo_parts
+from pyro_bvae.evaluation import elbo_parts, sample_quality
 from pyro_bvae.evaluation.samples import LabelClassifier, PrincipalFeatures, SampleQuality
-from pyro_bvae.evaluation.samples import quality as sample_quality
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior

@@ -34,9 +34,8 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit
-from pyro_bvae.evaluation import Estimate, elbo_parts, hole_mass
+from pyro_bvae.evaluation import Estimate, elbo_parts, hole_mass, sample_quality
 from pyro_bvae.evaluation.information import HoleMass
-from pyro_bvae.evaluation.samples import quality as sample_quality
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
