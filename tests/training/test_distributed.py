@@ -266,5 +266,5 @@ def test_torchrun_starts_again_where_the_run_was(tmp_path: Path) -> None:
     rows = History.read(tmp_path / "run" / "metrics.csv").rows
     assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
     assert "exitcode: -9" in done.stderr
-    assert done.stdout.count("evidence  log p(x)") == 1, "one process prints"
+    assert done.stdout.count("Evidence, log p(x)") == 1, "one process prints"
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["num_data"] == 5
