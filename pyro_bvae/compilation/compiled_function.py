@@ -24,8 +24,8 @@ from pyro_bvae.core.seeds import seeded
 Tensors = Sequence[Tensor]
 Function = Callable[[Tensors], Tensors]
 
-# What this process has compiled, by operations, shapes and constants; with its graph, so that a
-# large constant, which is known by its identity, lives as long and no other can take its place.
+# Compiled functions of this process, by operations, shapes and constants. Each has its graph, so
+# that a large constant, known by its identity, lives as long and no other can take its place.
 _known: dict[object, tuple[Function, torch.fx.GraphModule]] = {}
 _MOST_KNOWN = 16
 
@@ -43,7 +43,7 @@ class CannotCompile(Exception):
 
 @contextmanager
 def _recording() -> Iterator[None]:
-    # An empty store: what a program registers while it is recorded are stand-ins, which nobody
+    # An empty store: parameters registered while recording are stand-ins, which nobody
     # should see again.
     store = pyro.get_param_store().scope()
     with store, pyro.validation_enabled(False), seeded(0), warnings.catch_warnings():

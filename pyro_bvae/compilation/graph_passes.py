@@ -127,8 +127,8 @@ def take_biases_apart(graph: GraphModule) -> None:
             bias, *factors = node.args
             with graph.graph.inserting_before(node):
                 product = graph.graph.call_function(aten.mm.default, tuple(factors))
-                # As a difference, which is the sum to the bit: of a sum the compiler would make
-                # what it was.
+                # As a difference, which is the sum to the bit: a sum the compiler would turn back
+                # into the product with its bias.
                 minus = graph.graph.call_function(aten.neg.default, (bias,))
                 whole = graph.graph.call_function(aten.sub.Tensor, (product, minus))
             minus.meta, whole.meta, product.meta = bias.meta, node.meta, node.meta

@@ -156,7 +156,7 @@ class _OldModule(ModuleType):
     """A module of 0.1.0, whose names are looked up where they are now."""
 
     def __getattr__(self, name: str) -> Any:
-        # The import hid what bears this module's name today, such as the function `training.fit`.
+        # The import hid the object of this name today, such as the function `training.fit`.
         package, _, own = self.__name__.rpartition(".")
         vars(sys.modules[package]).pop(own, None)
         return load_moved(self.__name__, name)

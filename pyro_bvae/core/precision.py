@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-#: What the networks of the parts can be run in while training.
+#: Number types of the parts' networks in training.
 PRECISIONS = ("float32", "bf16")
 
 _half: ContextVar[bool] = ContextVar("_half", default=False)
