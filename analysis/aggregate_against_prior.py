@@ -15,10 +15,9 @@ at every β: there β is but another noise. Both are held to ``decompose_kl``.
 
 Trained: two latents, data of a ring of five clumps bent into six features, networks from linear to
 64 wide and then trained for longer, and diagonal, full-rank (two seeds) and flow guides (one), each
-at β = 0.5, 1 and 2, measured on data that no model has seen.
-What a flexible model is, the planted density says: KL(q(z) || p(z)) can be no more than the bound
-falls short of the data's own log density, in the mean, at any β: as a marginal of :math:`KL(p(x)
-q(z|x) \| p_\theta(x, z))`.
+at β = 0.5, 1 and 2, measured on data that no model has seen. What a flexible model is, the planted
+density says: KL(q(z) || p(z)) can be no more than the bound falls short of the data's own log
+density, in the mean, at any β: as a marginal of :math:`KL(p(x) q(z|x) \| p_\theta(x, z))`.
 
     python analysis/aggregate_against_prior.py
 

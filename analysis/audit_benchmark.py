@@ -1,6 +1,6 @@
 """Mistakes planted in sound Pyro programs: does the audit find each, and is it silent where nothing is wrong?
 
-python analysis/audit_benchmark.py
+Run it by ``python analysis/audit_benchmark.py``.
 """
 
 from __future__ import annotations

@@ -1,11 +1,10 @@
 """Can one model that is told β replace a model for each β?
 
 MNIST (20,000 images), one hidden layer of 400, 20 latents. A sweep trains a model for each of six β
-from 0.1 to 8. A
-single one is trained with β drawn for each image and told to encoder and decoder: appended to their
-inputs, or scaling and shifting their layers, for 9 epochs where a model of the sweep has 10. D + βR
-on the test images at each β, as paired differences to the separate model, and the time of training,
-against that of a model that is told nothing.
+from 0.1 to 8. A single one is trained with β drawn for each image and told to encoder and decoder:
+appended to their inputs, or scaling and shifting their layers, for 9 epochs where a model of the
+sweep has 10. D + βR on the test images at each β, as paired differences to the separate model, and
+the time of training, against that of a model that is told nothing.
 
     python analysis/beta_conditioned.py --data-root FOLDER_THAT_HOLDS_MNIST
     python analysis/beta_conditioned.py --quick

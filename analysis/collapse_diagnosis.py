@@ -4,7 +4,7 @@ Sizes, noise, strength of the signal, β, likelihood and the way of planting cha
 Thresholds of the doctor and ways of planting were settled on the seeds from 1000; the table is one
 run of the seeds from 0.
 
-python analysis/collapse_diagnosis.py
+    python analysis/collapse_diagnosis.py
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ everywhere else. It is the same `BetaVAE` with a longer decoder and ``missing=Tr
 sees pixels alone.
 
     python analysis/disentanglement.py              # 64 pixels, two processes of one thread
-    python analysis/disentanglement.py --size 32    # the same at 32 pixels, with its own folder of
-    results
+    python analysis/disentanglement.py --size 32    # the same at 32 pixels, its own results
 
 DCI takes small forests here, not the reference's boosting: its scores compare with each other only.
 Each trained model and its scores are kept in the folder ``--scratch``, so that a run that was

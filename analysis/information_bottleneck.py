@@ -5,15 +5,14 @@ from 0.01 to 30. The labels take no part in training. Three informations of held
 each between bounds that are said:
 
 - I(x; z): at least that over the empirical held-out data, which cannot pass log N; at most the
-rate, the mean KL.
+  rate, the mean KL.
 - I(z; y): at least H(y) minus the log-loss of a classifier, fitted to draws of z for the training
-half; at most H(y).
+  half; at most H(y).
 - I(z; x̂), x̂ drawn from p(x|z): its mean is a function of z, with which information would be
-infinite, so the noise of
-  the likelihood is kept. q(z) is the held-out aggregate. At least the contrastive bound of M draws,
-  which cannot pass log M; at most the lesser of that bound without a draw's own density and of a
-  normal channel, half the log determinant of I + C / σ² with C the covariance of the decoder's
-  means (Poole et al. 2019, Cover and Thomas 2006).
+  infinite, so the noise of the likelihood is kept. q(z) is the held-out aggregate. At least the
+  contrastive bound of M draws, which cannot pass log M; at most the lesser of that bound without a
+  draw's own density and of a normal channel, half the log determinant of I + C / σ² with C the
+  covariance of the decoder's means (Poole et al. 2019, Cover and Thomas 2006).
 
     python analysis/information_bottleneck.py
 """

@@ -1,9 +1,8 @@
 """Does an inversion that uses a VAE as its prior believe in what the decoder was never taught, and is it calibrated?
 
-    python analysis/inversion.py --data-root DATA      # the peril, and inpainting of MNIST digits
-    python analysis/inversion.py --quick               # the same with scikit-learn's digits, fewer
-    problems python analysis/inversion.py --calibration         # simulation-based calibration, on
-    its own
+    python analysis/inversion.py --data-root DATA   # the peril, and inpainting of MNIST digits
+    python analysis/inversion.py --quick            # scikit-learn's digits, and fewer problems
+    python analysis/inversion.py --calibration      # simulation-based calibration alone
 
 The peril: a bump on a circle of 24 pixels, whose two latents lie on a ring of radius 2.5. The
 decoder is taught there and nowhere else, so that under the standard normal prior nearly all mass is

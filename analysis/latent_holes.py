@@ -6,14 +6,11 @@ posterior, a mixture of normals and a flow, encoder and decoder untouched (Ghosh
 and Wipf 2019), and all three are measured on images that no part has seen:
 
 - the hole mass, the share of the prior where log q(z) is below what 99% of encoded test images
-have, and the p-value
-  of the energy distance between prior and aggregated posterior;
+  have, and the p-value of the energy distance between prior and aggregated posterior;
 - the evidence of 100 test images by importance sampling, and the bound of 2,000, each as the gain
-over the standard
-  prior, image by image;
+  over the standard prior, image by image;
 - the quality of as many samples as test images, noise included: Fréchet distance of 32 whitened
-principal components
-  without its bias, density and coverage.
+  principal components without its bias, density and coverage.
 
     python analysis/latent_holes.py --data-root FOLDER_THAT_HOLDS_MNIST
 

@@ -2,9 +2,8 @@
 
 For each seed: the exact evidence, every estimator's value, its Monte Carlo error and whether it
 calls itself trusted; the two-sided bounds of bidirectional Monte Carlo on simulated data; and, for
-the first seeds, the inference gaps.
-A run goes on where it stopped: what is measured is kept. Annealing runs twenty seeds side by side
-on one model.
+the first seeds, the inference gaps. A run goes on where it stopped: what is measured is kept.
+Annealing runs twenty seeds side by side on one model.
 
     python analysis/oracle_evidence.py                      # all; about two hours on one core
     python analysis/oracle_evidence.py --seeds 20           # the same for the first 20

@@ -2,13 +2,13 @@
 
 Binarised MNIST (pixels drawn once), 20,000 training images, 16 latents, encoder and decoder of four
 layers of 200, and a masked autoregressive likelihood (one layer of 500), trained for 10 epochs.
-Plain training at β = 1 first; then, one
-at a time: KL annealing, free bits, decoders that see less of the image, and a lower β. The last row
-trains encoder and decoder of one layer, which is not among the usual remedies, to see whether the
-collapse was worth it to the model or only the easier thing to learn. Rate, distortion, ELBO and
-evidence are those at β = 1 of 256 test images, whatever was trained on; the evidence is by
-importance sampling, 2000 samples, and low where its weights are untrusted. One training run each,
-so that the errors, which are those over images, do not hold the spread of runs.
+Plain training at β = 1 first; then, one at a time: KL annealing, free bits, decoders that see less
+of the image, and a lower β. The last row trains encoder and decoder of one layer, which is not
+among the usual remedies, to see whether the collapse was worth it to the model or only the easier
+thing to learn. Rate, distortion, ELBO and evidence are those at β = 1 of 256 test images, whatever
+was trained on; the evidence is by importance sampling, 2000 samples, and low where its weights are
+untrusted. One training run each, so that the errors, which are those over images, do not hold the
+spread of runs.
 
 The rate falls to zero, and annealing does not keep it up. A few free bits or a lower β bring nats
 back, for a gain of half a nat of evidence at most; free bits in excess cost two, and decoders that

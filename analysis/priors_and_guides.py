@@ -7,8 +7,8 @@ evidence by importance sampling from guide and refits together beside it. One tr
 Guides change the evidence little, so that of three is measured on 256 images.
 
 With 20,000 training images instead, the setting of an earlier table, the normal guide's decoder was
-as good as those of
-the richer guides: the flow guide gained -0.07 ± 0.22 nats of evidence, the VampPrior 3.17 ± 0.57.
+as good as those of the richer guides: the flow guide gained -0.07 ± 0.22 nats of evidence, the
+VampPrior 3.17 ± 0.57.
 
     python analysis/priors_and_guides.py --data-root FOLDER_THAT_HOLDS_MNIST
 

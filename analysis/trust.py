@@ -1,18 +1,17 @@
 """Is a number right when it calls itself trusted? Coverage of the estimates that say so, against exact values.
 
-``guides``: evidence from guides that are too narrow, too wide or misplaced, for every proposal and
-average.
-``annealing``: annealed evidence with few and with many temperatures and chains.
-``bounds``: the ELBO where log weights have heavy tails.
-``gaps`` and ``inversions``: posteriors of two modes, of which a guide knows one, and of one mode.
+- ``guides``: evidence from guides that are too narrow, too wide or misplaced, for every proposal
+  and average.
+- ``annealing``: annealed evidence with few and with many temperatures and chains.
+- ``bounds``: the ELBO where log weights have heavy tails.
+- ``gaps`` and ``inversions``: posteriors of two modes, of which a guide knows one, and of one mode.
 
 A run goes on where it stopped: a setting that is in a table is not measured again. Parts can run at
 once.
 
-    python analysis/trust.py                      # all, with 1,000 repetitions a setting: hours of
-    one core python analysis/trust.py --only guides        # one part
-    python analysis/trust.py --quick              # coarser settings and fewer repetitions, in under
-    five minutes
+    python analysis/trust.py                   # all, 1,000 repetitions a setting: hours of one core
+    python analysis/trust.py --only guides     # one part
+    python analysis/trust.py --quick           # coarser and fewer: under five minutes
 """
 
 from __future__ import annotations

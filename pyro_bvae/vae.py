@@ -122,9 +122,9 @@ class BetaVAE(nn.Module):
 
     With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood,
     so that every number (objective, bound, evidence, gaps) is that of the observed entries: enough
-    if missingness does not depend on the missing values (Rubin 1976; in a VAE
-    Mattei and Frellsen 2019). The encoder is shown 0 in its place: a guide that is to tell it from
-    a 0 takes ``torch.isnan(x)`` among its covariates.
+    if missingness does not depend on the missing values (Rubin 1976; in a VAE Mattei and Frellsen
+    2019). The encoder is shown 0 in its place: a guide that is to tell it from a 0 takes
+    ``torch.isnan(x)`` among its covariates.
 
     Args:
         prior: ``prior()`` returns :math:`p(z)`, event shape ``(L,)``.

@@ -1,9 +1,8 @@
 """``measuring``: each measurement as a multiple of its matrix products, and how its cost grows with the work.
 
 The products are those of the rows that the measurement itself sent through encoder and decoder,
-counted in a run of
-its own: forward, and back to the latents where it asks for a gradient. ``decompose_kl`` is held
-against the product and the exponential of each pair of a draw and a datum.
+counted in a run of its own: forward, and back to the latents where it asks for a gradient.
+``decompose_kl`` is held against the product and the exponential of each pair of a draw and a datum.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Pyro's parameter store without its trap.
 
 The store is global and keyed by name. A second module registered under a name that is taken gets
-the first module's
-parameters handed back: an optimizer then trains those, and the second module silently never moves.
-Here that is an error in words, and whatever the package runs itself works on a private copy of the
-store.
+the first module's parameters handed back: an optimizer then trains those, and the second module
+silently never moves. Here that is an error in words, and whatever the package runs itself works on
+a private copy of the store.
 """
 
 from __future__ import annotations

@@ -17,12 +17,11 @@ class AutoregressivePixels(dist.TorchDistribution):
     r"""Binary pixels, each of which sees those before it (Germain et al. 2015).
 
     .. math:: \log p(x) = \sum_d \log \mathrm{Bernoulli}(x_d; \, \operatorname{sigmoid}(l_d +
-    m_d(x_{<d})))
+        m_d(x_{<d})))
 
     for logits l and a function m of the pixels. m knows nothing of l, so that it is evaluated once
-    for ``(N, D)``
-    pixels however many l they are scored under: ``(K, N, D)`` logits cost one pass over N. A draw
-    takes D passes.
+    for ``(N, D)`` pixels however many l they are scored under: ``(K, N, D)`` logits cost one pass
+    over N. A draw takes D passes.
 
     Args:
         logits: l, shape ``(*, D)``.

@@ -58,7 +58,7 @@ class LowRankNormal(dist.TorchDistribution):
     y`, the distance is a sum of squares,
 
     .. math:: \|y - V c\|^2 + \|c\|^2, \qquad \tfrac12 \log |\Sigma| = \sum_d \log s_d + \tfrac12
-    \log |I + V^\top V|,
+        \log |I + V^\top V|,
 
     where the usual formula subtracts two large numbers. Nothing of size D × D is made.
 

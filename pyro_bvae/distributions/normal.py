@@ -21,7 +21,7 @@ class DiagonalNormal(dist.Independent):  # type: ignore[misc]
     r"""Independent normals over the last dimension, as one event.
 
     .. math:: \log p(x) = -\tfrac12 \sum_d [(x_d - \mu_d) / \sigma_d]^2 - \sum_d \log \sigma_d -
-    \tfrac D2 \log 2\pi
+        \tfrac D2 \log 2\pi
 
     It is ``Normal(loc, scale).to_event(1)``, to rounding. Logarithms of scales are taken before
     they are expanded over particles and data, and few terms are written to memory.

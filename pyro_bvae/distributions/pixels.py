@@ -38,9 +38,8 @@ class Pixels(dist.Independent):  # type: ignore[misc]
         1) l_d]
 
     for logits l. The factors lie in [1/2, 1], so that one logarithm serves as many as cannot
-    underflow, and nothing
-    large cancels between the two sums: the result is that of the usual formula to rounding, also
-    for extreme logits.
+    underflow, and nothing large cancels between the two sums: the result is that of the usual
+    formula to rounding, also for extreme logits.
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -192,9 +191,8 @@ grey_levels = _GreyLevels()
 class DiscretizedLogistic(dist.TorchDistribution):
     r"""Grey levels k/255 with the probability that a logistic variable falls into their bin.
 
-    The difference of two sigmoids is taken as the product
-    :math:`\operatorname{sigmoid}(a) \operatorname{sigmoid}(-b) (1 - e^{b - a})`,
-    which neither cancels nor underflows.
+    The difference of two sigmoids is taken as the product :math:`\operatorname{sigmoid}(a)
+    \operatorname{sigmoid}(-b) (1 - e^{b - a})`, which neither cancels nor underflows.
 
     Args:
         loc: Locations, any shape.

@@ -48,23 +48,20 @@ def to_arviz(
     latent of a datum, so that every variable has the data's dimension. The groups:
 
     - ``posterior``: each latent, **drawn from the guide**. These are no draws of the posterior
-    until they are weighed:
-      :math:`w_{kn} = \exp` of ``log_weight``, datum by datum.
+      until they are weighed: :math:`w_{kn} = \exp` of ``log_weight``, datum by datum.
     - ``sample_stats``: ``log_weight`` of each draw and datum, and its parts: ``log_prior``
-    :math:`\log p(z)`,
-      ``log_observed`` :math:`\log p(x|z)` of all observed sites and factors, ``log_guide``
-      :math:`\log q(z|x)`, so that ``log_weight = log_prior + log_observed - log_guide``. β does not
-      enter; masks do.
+      :math:`\log p(z)`, ``log_observed`` :math:`\log p(x|z)` of all observed sites and factors,
+      ``log_guide`` :math:`\log q(z|x)`, so that ``log_weight = log_prior + log_observed -
+      log_guide``. β does not enter; masks do.
     - ``log_likelihood``: :math:`\log p(x|z)` of each observed site, summed over its features.
     - ``posterior_predictive``: each observed site, drawn at the first ``num_predictive`` draws of
-    ``posterior``.
+      ``posterior``.
     - ``prior``, ``prior_predictive``: latents and observed sites, drawn from the model; factors
-    count in neither.
+      count in neither.
     - ``observed_data``: the value of each observed site.
     - ``constant_data``: the tensor arguments with a row for each datum that are no observed site's
-    value, such as
-      ``context_covariates``, and of an evaluation the per-datum ``elbo``, ``evidence`` and
-      ``pareto_k``.
+      value, such as ``context_covariates``, and of an evaluation the per-datum ``elbo``,
+      ``evidence`` and ``pareto_k``.
 
     Where the model cannot draw its data (a distribution without ``sample``), a warning says
     so and the groups of prior and prediction are left out. A slash in a name becomes a dot, and a

@@ -26,7 +26,7 @@ class MaskedNetwork(nn.Module):
     r"""A perceptron whose output d sees features d - w to d - 1 (after Germain et al. 2015).
 
     .. math:: m(x) = A x + V h_K, \qquad h_k = \operatorname{silu}(W_k h_{k-1} + b_k), \qquad h_0 =
-    x
+        x
 
     with masks on all weights. Each unit stands for an interval of features, and is connected to the
     units of the layer below whose intervals lie within its own. The intervals end at places spread

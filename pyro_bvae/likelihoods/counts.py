@@ -2,9 +2,8 @@ r"""Likelihoods of counts: a rate from the decoder, a size factor from the conte
 
 The mean is :math:`\mu = s \rho`: s is the size factor of the datum, 1 without one, and :math:`\rho`
 comes from the decoder, by :class:`SoftmaxRate` or :class:`ExpRate`. Where s was computed from x, as
-an observed library size is, the
-evidence is conditional on it: :math:`\log p(x \mid s)`, and comparable only between models that are
-given the same s.
+an observed library size is, the evidence is conditional on it: :math:`\log p(x \mid s)`, and
+comparable only between models that are given the same s.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Networks: tensor to tensor, with any leading batch dimensions.
 
-Every network names its sizes, ``in_features`` and ``out_features``, so that parts
-which do not fit together are refused when they are put together. Data are flat; a convolutional
-network owns its reshape.
+Every network names its sizes, ``in_features`` and ``out_features``, so that parts which do not fit
+together are refused when they are put together. Data are flat; a convolutional network owns its
+reshape.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class ResidualMLP(nn.Module):
     r"""A deep perceptron of pre-activation residual blocks (He et al. 2016).
 
     .. math:: h_0 = W_0 x + b_0, \qquad h_i = h_{i-1} + B_i \, a(A_i \, a(h_{i-1})), \qquad y = W
-    a(h_M) + b,
+        a(h_M) + b,
 
     biases of the blocks left out. The last map of a block starts at zero, so that every block
     starts as the identity and depth costs nothing at the start (Goyal et al. 2017).

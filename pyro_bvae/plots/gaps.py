@@ -56,8 +56,7 @@ def gap_bar(
 
     Returns:
         A row for the total, stacked from its parts (negative ones left of zero), a row for each
-        part, and one for each
-        richer family: the approximation gap that it would leave.
+        part, and one for each richer family: the approximation gap that it would leave.
     """
     parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
     known = [(sign, colour, part) for sign, colour, part in parts if part is not None]

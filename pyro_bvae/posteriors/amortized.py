@@ -114,7 +114,7 @@ class LowRankPosterior(AmortizedPosterior):
     r"""The normal guide with correlations of low rank, for latents too many for a full matrix.
 
     .. math:: q(z \mid x) = \mathcal{N}(\mu, S (I + V V^\top) S), \qquad S = \operatorname{diag}
-    \sigma, \quad
+        \sigma, \quad
         V = B / \sqrt{R + \|B\|^2 / 100^2},
 
     with a network for :math:`(\mu, s, B)`, B of R columns, and :math:`\sigma =

@@ -24,7 +24,7 @@ class MixturePosterior(AmortizedPosterior):
     r"""The guide of several modes, a mixture of C diagonal normals.
 
     .. math:: q(z \mid x) = \sum_c \pi_c \, \mathcal{N}(z; \mu_c + a_c, \operatorname{diag}
-    \sigma_c^2),
+        \sigma_c^2),
 
     with a network for the logits of :math:`\pi`, :math:`\mu` and s, and :math:`\sigma =
     \operatorname{softplus}(s)` plus a floor of 1e-5. The :math:`a_c` are fixed offsets of half a

@@ -81,10 +81,9 @@ class VampPrior(nn.Module):
     .. math:: p(z) = \sum_k \pi_k \, q(z \mid u_k)
 
     At the best pseudo-inputs it comes near the aggregate posterior, the prior under which the bound
-    is highest. It is
-    learned by the same objective: gradients of :math:`\log p(z)` move pseudo-inputs and encoder.
-    The encoder is the model's own; in a state dictionary its parameters stand under the prior's
-    name too.
+    is highest. It is learned by the same objective: gradients of :math:`\log p(z)` move
+    pseudo-inputs and encoder. The encoder is the model's own; in a state dictionary its parameters
+    stand under the prior's name too.
 
     Args:
         encoder: ``encoder(u)``, or ``encoder(u, context)``, returns :math:`q(z|u)`, with a density

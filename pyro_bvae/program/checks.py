@@ -128,9 +128,8 @@ def check_rows(
 ) -> None:
     """Raise unless all observed data lie in the support of their likelihood.
 
-    Missing values (NaN) and masked ones are let through. Supports that move with the latents
-    are no matter of
-    the data alone: the density is minus infinity outside, at every particle.
+    Missing values (NaN) and masked ones are let through. Supports that move with the latents are no
+    matter of the data alone: the density is minus infinity outside, at every particle.
 
     Raises:
         InputError: naming the site, the datum and the value.

@@ -31,8 +31,8 @@ def write_report(
     """Write one HTML page, with its figures inside it, about a trained and evaluated run.
 
     Args:
-        run_directory: The run that ``pyro-bvae train`` wrote, with the
-            ``evaluation.json`` of ``pyro-bvae evaluate``.
+        run_directory: The run that ``pyro-bvae train`` wrote, with the ``evaluation.json`` of
+            ``pyro-bvae evaluate``.
         output: Path of the page; ``report.html`` in the run directory if None.
 
     Returns:

@@ -47,7 +47,7 @@ def annotate(
     - ``obs["pyro_bvae_evidence_error"]``: its Monte Carlo standard error.
     - ``obs["pyro_bvae_evidence_trusted"]``: whether its weights can be trusted, by Pareto k.
     - ``uns["pyro_bvae"]``: the seed, the number of samples, the number of genes and the layer
-    (``X`` for none).
+      (``X`` for none).
 
     A backed ``AnnData`` is annotated in memory: ``adata.write_h5ad(path)`` writes a copy with the
     results.

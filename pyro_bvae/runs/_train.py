@@ -41,9 +41,9 @@ def train(
 ) -> Run:
     """Train the model of a configuration into a run directory.
 
-    All input is checked before anything is written or removed. The
-    processes that ``torchrun`` starts train one model together, and the first of them writes; those
-    that it starts again continue the run.
+    All input is checked before anything is written or removed. The processes that ``torchrun``
+    starts train one model together, and the first of them writes; those that it starts again
+    continue the run.
 
     Args:
         config: The configuration.

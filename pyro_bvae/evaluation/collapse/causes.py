@@ -61,8 +61,8 @@ class LatentDiagnosis:
         refit_variance: The variance of the locally refitted means; None where there was no refit.
         eigenvalue: The largest eigenvalue of the residuals that falls to it,
             :math:`\lambda / \sigma^2`, in units of the likelihood's variance; None for latents that
-            carry something. Collapsed latents are
-            interchangeable: the largest falls to the first in the order of causes.
+            carry something. Collapsed latents are interchangeable: the largest falls to the first
+            in the order of causes.
         blocked: Whether no gradient can make the encoder's answer follow the data; None where it
             was not looked at.
     """

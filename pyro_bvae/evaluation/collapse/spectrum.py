@@ -55,8 +55,8 @@ class Spectrum(NamedTuple):
         values: Of the data's residuals, ``(r,)``.
         explained: Variance of the likelihood itself along the same directions, ``(r,)``; 1 for
             independent features.
-        edge: The largest if features had nothing in common and no more variance than
-            the likelihood says.
+        edge: The largest if features had nothing in common and no more variance than the likelihood
+            says.
         scores: Of each datum along the directions, ``(N, r)``.
     """
 

@@ -29,11 +29,10 @@ def beta_vae_score(
 ) -> Score:
     r"""Return how well the factor that pairs of data share can be told from how their codes differ.
 
-    A group is L pairs that share the value of one factor j: from :math:`\frac1L \sum_l |z_{l1} -
-    z_{l2}|` a linear classifier, trained on groups of the first half of the data, tells j for
-    groups of the second. Chance is 1 / F. A
-    rotated code can still score high: the metric asks for a trace of each factor, not a latent of
-    its own.
+    A group is L pairs that share the value of one factor j: from
+    :math:`\frac1L \sum_l |z_{l1} - z_{l2}|` a linear classifier, trained on groups of the first
+    half of the data, tells j for groups of the second. Chance is 1 / F. A rotated code can still
+    score high: the metric asks for a trace of each factor, not a latent of its own.
 
     Args:
         codes: The representation, shape ``(N, D)``; the scale of a latent does not matter.

@@ -60,13 +60,12 @@ def dci(
     its rows or columns made to add up to 1,
 
     .. math:: \mathrm{D} = \sum_d \frac{\sum_j R_{dj}}{\sum_{dj} R_{dj}} \Big(1 - \frac{H(R_{d
-    \cdot})}{\log F}\Big),
+        \cdot})}{\log F}\Big),
         \quad \mathrm{C} = \sum_j \frac{\sum_d R_{dj}}{\sum_{dj} R_{dj}} \Big(1 - \frac{H(R_{\cdot
         j})}{\log D}\Big),
 
     and I the accuracy of the classifiers. All three are 1 for a perfect code. Codes that tell
-    nothing still have
-    an accuracy: that of guessing.
+    nothing still have an accuracy: that of guessing.
 
     Each boosted classifier takes a hundred trees a class: seconds for 2,000 data, minutes for
     50,000. A forest takes a tenth of that, but its importances, and so its scores, are others. The

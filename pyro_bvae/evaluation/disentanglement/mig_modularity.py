@@ -63,8 +63,7 @@ def mutual_information_gap(
     .. math:: \mathrm{MIG} = \frac1F \sum_j \frac{I(z_{(1)}; v_j) - I(z_{(2)}; v_j)}{H(v_j)}
 
     It is 1 for a code with one latent for each factor, up to the mutual information that latents
-    and factors have by
-    chance in few data: 0.994 for the field's perfect code of 4,000.
+    and factors have by chance in few data: 0.994 for the field's perfect code of 4,000.
 
     Args:
         codes: The representation, shape ``(N, D)``, D at least 2.
@@ -109,7 +108,7 @@ def modularity(
     r"""Return how far each latent tells of one factor only.
 
     .. math:: \frac1D \sum_d \Big( 1 - \frac{\sum_{j \ne j_d} I(z_d; v_j)^2}{(F - 1)\, I(z_d;
-    v_{j_d})^2} \Big),
+        v_{j_d})^2} \Big),
         \quad j_d = \arg\max_j I(z_d; v_j)
 
     A latent that is constant counts 0. One of pure noise does not: the ratio is of chance

@@ -78,9 +78,8 @@ def explicitness(
 
     The mean over factors of the mean over their values of the area under the ROC curve, on the
     second half of the data, of a logistic regression trained on the first. It is 0.5 for codes that
-    tell nothing, and not rescaled. A value in
-    the middle of a line is not told by a linear classifier: a perfect code of ordered factors need
-    not reach 1.
+    tell nothing, and not rescaled. A value in the middle of a line is not told by a linear
+    classifier: a perfect code of ordered factors need not reach 1.
 
     Args:
         codes: The representation, shape ``(N, D)``; each latent is scaled to unit variance.

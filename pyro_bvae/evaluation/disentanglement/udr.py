@@ -89,7 +89,7 @@ def unsupervised_disentanglement_ranking(
     not idle (KL above 0.01 nats),
 
     .. math:: \mathrm{UDR}_{ij} = \frac{1}{D_i + D_j} \Big( \sum_b \frac{\max_a R_{ab}^2}{\sum_a
-    R_{ab}}
+        R_{ab}}
         + \sum_a \frac{\max_b R_{ab}^2}{\sum_b R_{ab}} \Big),
 
     and the score of a model the median over its partners j. It is 1 where all found the same up to

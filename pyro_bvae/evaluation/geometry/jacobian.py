@@ -123,12 +123,11 @@ class DecoderGeometry:
         metric: The pull-back metric :math:`G = J^\top J`, ``(N, L, L)``.
         active: The latents whose angles are scored, ``(L,)``.
         orthogonality: One minus the mean :math:`|\cos|` of the angles between columns of J, pairs
-            weighted by the
-            product of their lengths: 1 where the columns are orthogonal. None for fewer than two
-            active latents.
+            weighted by the product of their lengths: 1 where the columns are orthogonal. None for
+            fewer than two active latents.
         alignment: How far the singular directions lie along single latents: their largest squared
-            coordinate, mean
-            weighted by squared singular values: 1 where each belongs to one latent. None likewise.
+            coordinate, mean weighted by squared singular values: 1 where each belongs to one
+            latent. None likewise.
     """
 
     singular_values: Tensor

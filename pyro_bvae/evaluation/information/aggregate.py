@@ -81,11 +81,10 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
 
     .. math:: \log \frac1N \sum_m \prod_d \mathcal{N}(z_d; \mu_{md}, \sigma_{md}^2)
 
-    The exponents are one matrix product, of :math:`(z^2, z, 1)` and :math:`(-\tfrac12 \sigma^{-2},
-    \mu \sigma^{-2},
-    \cdot)`. The terms of a square cancel, and the rest is good to 1e-3 nats: in float32 where
-    means are some dozens of scales from their centre, in float64 elsewhere, down to scales of 1e-5
-    times the spread of the means.
+    The exponents are one matrix product, of :math:`(z^2, z, 1)` and
+    :math:`(-\tfrac12 \sigma^{-2}, \mu \sigma^{-2}, \cdot)`. The terms of a square cancel, and the
+    rest is good to 1e-3 nats: in float32 where means are some dozens of scales from their centre,
+    in float64 elsewhere, down to scales of 1e-5 times the spread of the means.
     """
     centre = normals.loc.mean(0)
     points, loc = points.double() - centre, normals.loc - centre

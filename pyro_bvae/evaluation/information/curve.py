@@ -148,7 +148,7 @@ def rate_distortion(
     r"""Measure rate and distortion of each model of a sweep on held-out data.
 
     .. math:: R = \mathbb{E}_x KL(q(z|x) \,\|\, p(z)), \qquad D = -\mathbb{E}_x \mathbb{E}_q \log
-    p(x|z)
+        p(x|z)
 
     Args:
         sweep: A sweep, or anything with ``runs``, or an iterable of them: each with ``beta`` and

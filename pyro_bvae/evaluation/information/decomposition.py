@@ -135,17 +135,16 @@ def decompose_kl(
             + \underbrace{\sum_d \mathbb{E} \log \frac{q(z_d)}{p(z_d)}}_{\text{dimension-wise KL}}
 
     with means over data and draws of the guide, and :math:`q(z) = \frac1N \sum_m q(z | x_m)` over
-    all N data given,
-    none left out and none weighted: the terms are those of the empirical distribution, and the only
-    error is that of the draws. Where Pyro knows the mean KL in closed form, it is the rate, and
-    its estimate from the draws is a control variate for the parts. The second
-    split is for priors that are products of independent
-    dimensions and guides whose single dimensions have a density: products and correlated normals.
+    all N data given, none left out and none weighted: the terms are those of the empirical
+    distribution, and the only error is that of the draws. Where Pyro knows the mean KL in closed
+    form, it is the rate, and its estimate from the draws is a control variate for the parts. The
+    second split is for priors that are products of independent dimensions and guides whose single
+    dimensions have a density: products and correlated normals.
 
     The standard error over the data holds to first order, the aggregated posterior's dependence on
-    them included. Every
-    draw meets every posterior: time grows with ``num_samples`` times N squared, memory with N
-    beside a block. Diagonal normal guides take one matrix product for it, others their densities.
+    them included. Every draw meets every posterior: time grows with ``num_samples`` times N
+    squared, memory with N beside a block. Diagonal normal guides take one matrix product for it,
+    others their densities.
 
     Args:
         model: A Pyro model with one latent site under a plate over the data.

@@ -43,9 +43,8 @@ class Draws:
         sites: Draws of each site by name, ``(C, K, N, ...)``.
         divergences: How many transitions diverged in each problem, ``(N,)``.
         pareto_k: Tail shape of the importance weights of a fit, ``(N,)``; None for chains. Infinite
-            where draws of the
-            prior find mass that the fit does not reach: its own weights have no tail that could say
-            so.
+            where draws of the prior find mass that the fit does not reach: its own weights have no
+            tail that could say so.
         effective: Effective draws behind those that importance weights have picked, ``(N,)``; None
             for all others.
     """

@@ -40,8 +40,8 @@ def invert(
 
     .. math:: p(z, x \mid y) \propto p(z) \, p(x \mid z) \, p(y \mid A(x))
 
-    The decoder stays as it is. ``signal`` defines x: a draw of the decoder's
-    distribution, or its mean.
+    The decoder stays as it is. ``signal`` defines x: a draw of the decoder's distribution, or its
+    mean.
 
     Args:
         vae: A model with a ``prior``, a ``decoder`` and, for starts, an encoder.

@@ -41,11 +41,10 @@ class VariationalMethod:
     """Full-rank normals fitted to the posterior in unconstrained coordinates, one a start.
 
     Draws come from the mixture of the fits, with the shares that importance weights give them. The
-    Pareto k of their
-    weights says whether it can be trusted: below 0.7 (Yao et al. 2018; Vehtari et al. 2024). A
-    small share of the prior says whether there is mass where the fits have none. Where either
-    fails, draws are picked by the weights of Student-t components that have been moved to where the
-    mass is, and k is theirs.
+    Pareto k of their weights says whether it can be trusted: below 0.7 (Yao et al. 2018; Vehtari et
+    al. 2024). A small share of the prior says whether there is mass where the fits have none. Where
+    either fails, draws are picked by the weights of Student-t components that have been moved to
+    where the mass is, and k is theirs.
 
     Attributes:
         num_draws: K.

@@ -164,8 +164,8 @@ def _places(
     """Return the starts of the climbs, ``(S, B, d)``, and the number of other data's codes.
 
     Of draws of the prior, other data's codes and the guide's answer mirrored in the prior, those
-    farthest from any that
-    is likelier: the peaks of a density among its points (Rodriguez and Laio 2014).
+    farthest from any that is likelier: the peaks of a density among its points (Rodriguez and Laio
+    2014).
     """
     mirrored = 2 * prior.median(0).values - code
     num_codes = min(_CODES, len(code) - 1)

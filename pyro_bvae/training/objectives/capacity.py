@@ -29,8 +29,7 @@ class ControlledCapacity(KLObjective):
 
     and with stock SVI ``svi.step(x, beta=min(1.0, step / 100_000))``. The share is read from the
     scale of the latent site, so no other scale may be around it; it is one number for all data. It
-    is no β of measurements after
-    training either: there, the objective is that of no one β.
+    is no β of measurements after training either: there, the objective is that of no one β.
 
     The KL is a closed form where Pyro knows one; else it is the mean of ``log q - log p`` of the
     draws, whose distance from C is a little too large on average. It is an objective and no bound.

@@ -33,8 +33,7 @@ class FreeBits(KLObjective):
 
     Raises:
         InputError: if an argument cannot be used; at a step, if guide or prior is no product of
-            dimensions, and as of
-            :class:`~pyro_bvae.training.objectives.kl.KLObjective`.
+            dimensions, and as of :class:`~pyro_bvae.training.objectives.kl.KLObjective`.
     """
 
     def __init__(

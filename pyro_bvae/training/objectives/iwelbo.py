@@ -56,9 +56,8 @@ class IWELBO(StepsByTerms, ELBO):
     share gets the sum of its two parts, whose expectation is that of the plain gradient as well.
 
     A doubly reparametrised guide has to evaluate its density at given values, so a flow needs an
-    inverse. A guide of
-    several sites is run three times a step: it must be a function of its draws (no dropout) and
-    have the same scale (β) at all of them.
+    inverse. A guide of several sites is run three times a step: it must be a function of its draws
+    (no dropout) and have the same scale (β) at all of them.
 
     Like Pyro's objectives with particles in a plate, an instance serves one program.
 

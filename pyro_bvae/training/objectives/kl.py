@@ -48,9 +48,9 @@ class Latent(NamedTuple):
 class KLObjective(StepsByTerms, Trace_ELBO):
     """An objective of distortion and KL to the prior, for programs with one latent site.
 
-    A subclass defines the KL of a batch and its penalty. The draws serve the
-    distortion, and the KL only where it has no closed form. The rate of its
-    :class:`~pyro_bvae.training.Terms` is that KL at β = 1.
+    A subclass defines the KL of a batch and its penalty. The draws serve the distortion, and the KL
+    only where it has no closed form. The rate of its :class:`~pyro_bvae.training.Terms` is that KL
+    at β = 1.
 
     Args:
         num_particles: Draws for each datum, at least 1.

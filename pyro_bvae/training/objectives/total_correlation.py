@@ -25,9 +25,8 @@ def stratified_weights(batch_size: int, num_data: int) -> tuple[float, float]:
     where the posterior that a draw is from is in the batch for certain, and stands for itself
     alone. The estimate of the aggregated posterior is unbiased over batches without replacement.
     Chen et al. give one other datum a smaller weight than the rest; this is the mean over which one
-    it is, of less variance, and exactly 1/N where B = N. A
-    single datum has no others to stand for: its weight is then 1, so that its total correlation is
-    0.
+    it is, of less variance, and exactly 1/N where B = N. A single datum has no others to stand for:
+    its weight is then 1, so that its total correlation is 0.
 
     Args:
         batch_size: B.
@@ -47,9 +46,8 @@ def minibatch_weights(batch_size: int, num_data: int) -> tuple[float, float]:
 
     They make the aggregated posterior too small, by a factor between B, where posteriors are far
     apart, and N, where they are all the same; so the total correlation of L latents is too large by
-    up to :math:`(L - 1) \log N`. Gradients
-    do not know of factors: theirs are those of the plain mean over the batch. A batch of all data
-    is no sample: there each weight is 1/N.
+    up to :math:`(L - 1) \log N`. Gradients do not know of factors: theirs are those of the plain
+    mean over the batch. A batch of all data is no sample: there each weight is 1/N.
 
     Args:
         batch_size: B.
@@ -84,11 +82,10 @@ class TotalCorrelation(KLObjective):
         q(z_n) = sum of w_nm q(z_n | x_m) over the data m of the batch,
 
     which is exact for a batch of all data. The logarithm of an estimate is too small on average, of
-    the joint density
-    more than of the marginals: the fewer posteriors of a batch reach to a draw, the more mutual
-    information is over- and total correlation underestimated, so batches should not be small. Time
-    and memory grow with :math:`B^2 L`: on a CPU, of 20 latents, some milliseconds of a step at B =
-    128 and a second at B = 1000.
+    the joint density more than of the marginals: the fewer posteriors of a batch reach to a draw,
+    the more mutual information is over- and total correlation underestimated, so batches should not
+    be small. Time and memory grow with :math:`B^2 L`: on a CPU, of 20 latents, some milliseconds of
+    a step at B = 128 and a second at B = 1000.
 
     β is read from the scale of the latent site, so no other scale or mask may be around it; a β for
     each datum weighs its total correlation. Dimensions right of the data plate are latents of a

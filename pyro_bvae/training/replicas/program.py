@@ -91,7 +91,7 @@ class Replicas(nn.Module):
     r"""R β-VAEs of the same parts as one Pyro program, each with its own weights, data and β.
 
     .. math:: z_{rn} \sim p_r(z), \quad x_{rn} \sim p_r(x \mid z_{rn}), \qquad z_{rn} \sim q_r(z
-    \mid x_{rn})
+        \mid x_{rn})
 
     in the plates ``replicas`` and ``data``. It is itself a :class:`~pyro_bvae.BetaVAE` whose
     networks are stacked (:class:`StackedNetwork`) and whose other parameters, of shape ``(R, 1,
@@ -101,8 +101,7 @@ class Replicas(nn.Module):
         vaes: The models, which are left as they are.
 
     Raises:
-        CannotStack: if their parts cannot be stacked. The rehearsal checks
-            the result.
+        CannotStack: if their parts cannot be stacked. The rehearsal checks the result.
     """
 
     def __init__(self, vaes: Sequence[BetaVAE]) -> None:

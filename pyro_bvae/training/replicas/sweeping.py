@@ -122,7 +122,7 @@ def sweep(
     r"""Train a model for each β and seed: R models as one Pyro program, in the same steps.
 
     .. math:: \mathcal{L} = \sum_r \sum_n \Big( \mathbb{E}_{q_r(z \mid x_{rn})} [-\log p_r(x_{rn}
-    \mid z)]
+        \mid z)]
         + \beta_r \, KL(q_r(z \mid x_{rn}) \,\|\, p_r(z)) \Big)
 
     Each model has the noise, the order of data, the limit on its gradient, the schedule of β and
