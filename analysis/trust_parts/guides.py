@@ -147,14 +147,12 @@ def rows(cell: Cell, repetitions: int, seed: int = 0) -> list[dict[str, Any]]:
     estimate = evidence(model, guide, x, average=every, **options)
     reliable = estimate.reliable
     assert reliable is not None and estimate.errors is not None
-    usual = torch.cat([part.error for part in kept["plain"]])
-    rounding = (estimate.errors.square() - usual.square()).clamp(
-        min=0
-    )  # is added where averages end
+    # Rounding and the uncertainty of the error itself are added where averages end.
+    added = estimate.errors / torch.cat([part.error for part in kept["plain"]])
     results = []
     for name, parts in kept.items():
         value, error, bias, _ = (torch.cat(entries) for entries in zip(*parts, strict=True))
-        off, half_width = value - exact, 1.96 * (error.square() + bias.square() + rounding).sqrt()
+        off, half_width = value - exact, 1.96 * torch.hypot(added * error, bias)
         covered = (off.abs() <= half_width) & reliable
         trusted = int(reliable.sum())
         results.append(

@@ -144,6 +144,40 @@ def test_the_error_is_the_spread_of_replicates(
     assert float(result.error.square().mean().sqrt() / spread) == pytest.approx(1, abs=allowed)
 
 
+def test_degrees_of_freedom_are_those_of_the_kurtosis() -> None:
+    samples = torch.zeros(200, 3, dtype=torch.double)
+    samples[:, 0] = torch.randn(200, dtype=torch.double)
+    samples[7, 1] = 5.0  # one of 200: of kurtosis (1 - 3 p (1 - p)) / p (1 - p)
+    degrees = averages.degrees_of_freedom(samples)
+    assert 100 < float(degrees[0]) <= 199
+    share = 0.005 * 0.995
+    assert float(degrees[1]) == pytest.approx(400 / ((1 - 3 * share) / share - 1))
+    assert float(degrees[2]) == 199  # equal ones
+    # Degrees over the tenth percentile of their chi-square, by tables: 20.599 and 0.2107.
+    limits = averages.variance_limit(torch.tensor([30.0, 2.0]), 0.1)
+    assert limits.tolist() == pytest.approx([1.4564, 9.4912], rel=1e-4)
+
+
+def test_a_trusted_error_is_that_of_the_largest_likely_spread() -> None:
+    """Log-normal weights of which about 240 of 1,000 are effective.
+
+    Those that are trusted drew few large weights, so that their values and usual errors are small.
+    """
+    log_weights = 1.2 * torch.randn(1000, 1500, dtype=torch.double) - 0.72
+    block = EvidenceBlock.from_log_weights(log_weights, has_tails=True)
+    usual = averages.plain(log_weights).error
+    sure = block.reliable
+    assert 600 < int(sure.sum()) < 1500
+    assert torch.equal(block.error[~sure], usual[~sure]) and (block.error[sure] > usual[sure]).all()
+
+    def covered(error: Tensor) -> float:
+        inside = block.value.abs() <= 1.96 * torch.hypot(error, block.bias)
+        return float(inside[sure].double().mean())
+
+    assert covered(usual) + 0.02 < covered(block.error)
+    assert 0.93 < covered(block.error) < 0.97
+
+
 def test_the_bias_of_the_plain_average_is_what_it_says() -> None:
     log_weights = 0.6 * torch.randn(24, 30_000, dtype=torch.double) - 0.18
     average = averages.plain(log_weights)

@@ -64,6 +64,27 @@ def error_of_mean(samples: Tensor) -> Tensor:
     return samples.double().std(0) / math.sqrt(samples.shape[0])
 
 
+def variance_limit(degrees: Tensor, level: float) -> Tensor:
+    """Return the upper limit of a normal variance over its estimate, by degrees of freedom."""
+    from scipy.special import chdtri
+
+    freedom = degrees.double().cpu()
+    return (freedom / torch.from_numpy(chdtri(freedom.numpy(), 1 - level))).to(degrees.device)
+
+
+def degrees_of_freedom(samples: Tensor) -> Tensor:
+    r"""Return those of the samples' variance, :math:`2 K / (\kappa - 1)`, ``(K, N)`` to ``(N,)``.
+
+    The variance of so many normal numbers is known as well as that of K of kurtosis :math:`\kappa`
+    (Satterthwaite 1946). They are at most K - 1.
+    """
+    num_samples = len(samples)
+    squares = (samples.double() - samples.double().mean(0)).square()
+    kurtosis = squares.square().mean(0) / squares.mean(0).square()
+    degrees = 2 * num_samples / (kurtosis - 1)
+    return torch.nan_to_num(degrees, nan=math.inf).clamp(max=num_samples - 1)
+
+
 def plain(log_weights: Tensor) -> Average:
     r"""Return the lower bound :math:`\log \frac1K \sum_k w_k` (Burda et al. 2016)."""
     # The delta method: log(mean w) moves by mean(w) / E[w] - 1.

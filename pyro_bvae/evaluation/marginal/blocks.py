@@ -8,9 +8,18 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.marginal.averages import Averaging, effective_sample_size, plain
+from pyro_bvae.evaluation.marginal.averages import (
+    Averaging,
+    degrees_of_freedom,
+    effective_sample_size,
+    normalized_weights,
+    plain,
+    variance_limit,
+)
 from pyro_bvae.evaluation.marginal.psis import has_reliable_weights
 
+# Level of the upper limit of the weights' variance that errors are taken from.
+_ERROR_LEVEL = 0.1
 # Weights that are averaged at a time: an average takes many times their memory.
 _MOST_AVERAGED = 256_000
 
@@ -35,10 +44,13 @@ class EvidenceBlock(NamedTuple):
     ) -> EvidenceBlock:
         """Summarise log weights ``(K, B)``, few data at a time to save memory.
 
+        The error of a reliable datum is that of the 90% upper limit of its weights' variance. A few
+        large weights make most of it; where they were not drawn by chance, it is too small, the
+        value is low, and the datum passes for reliable.
+
         A datum that is not reliable may lie as far above its estimate as that lies above most of
-        its log weights,
-        which is counted as a bias: for log-normal weights the rest of the gap is at most about as
-        large.
+        its log weights, which is counted as a bias: for log-normal weights the rest of the gap is
+        at most about as large.
 
         Args:
             log_weights: Log weights.
@@ -57,6 +69,8 @@ def _evidence_of(
     value, error, bias, k = average(log_weights)
     ess = effective_sample_size(log_weights)
     reliable = has_reliable_weights(log_weights, k, ess, has_tails)
+    spread = variance_limit(degrees_of_freedom(normalized_weights(log_weights)), _ERROR_LEVEL)
+    error = torch.where(reliable, error * spread.sqrt(), error)
     if not bool(reliable.all()):
         beyond = value[~reliable] - log_weights[:, ~reliable].double().median(0).values
         bias = bias.masked_scatter(~reliable, torch.maximum(bias[~reliable], beyond))

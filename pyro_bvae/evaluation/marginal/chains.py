@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.evaluation.estimate import pareto_k_limit
-from pyro_bvae.evaluation.marginal.averages import Average, effective_sample_size, plain
+from pyro_bvae.evaluation.marginal.averages import (
+    Average,
+    degrees_of_freedom,
+    effective_sample_size,
+    normalized_weights,
+    plain,
+    variance_limit,
+)
 
 # Effective share of the weights below which chains disagree too much; log weights of variance log 4
 # have a quarter.
@@ -50,15 +57,16 @@ def upper_limit(num_chains: int, level: float) -> float:
 def average(log_weights: Tensor) -> Average:
     r"""Return the plain average of chains' weights, with the error of the largest likely variance.
 
-    The error is the usual one times the root of the 90% upper limit of a variance: 1.6 for 8
-    chains, 1.2 for 32. So a spread that is small by chance, by which chains are also called
-    trusted, makes no small error.
+    The error is the usual one times the root of the 90% upper limit of the weights' variance: 1.6
+    for 8 chains whose weights are near normal, 1.2 for 32, more where few of them are large. So a
+    spread that is small by chance, by which chains are also called trusted, makes no small error.
 
     Args:
         log_weights: Shape ``(C, N)``.
     """
     usual = plain(log_weights)
-    error = usual.error * upper_limit(len(log_weights), _ERROR_LEVEL) ** 0.5
+    degrees = degrees_of_freedom(normalized_weights(log_weights))
+    error = usual.error * variance_limit(degrees, _ERROR_LEVEL).sqrt()
     return usual._replace(error=error, bias=0.5 * torch.nan_to_num(error).square())
 
 
@@ -81,12 +89,11 @@ def trusted(
     With the 95% upper limit :math:`\bar s^2` of the variance of the log weights, all of:
 
     - The effective share of normal log weights of that variance, :math:`\exp(-\bar s^2)`, is at
-    least a quarter.
+      least a quarter.
     - So is the share of the weights themselves.
     - At least a fifth of the moves is accepted.
     - There are at least 11 chains of at least 25 temperatures: fewer chains show no spread, and log
-    weights of fewer
-      temperatures are no sum that is near normal.
+      weights of fewer temperatures are no sum that is near normal.
 
     Of 100 chains or more the Pareto k is estimated, and stands for the limits on :math:`\bar s`.
 

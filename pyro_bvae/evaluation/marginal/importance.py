@@ -5,8 +5,7 @@ r"""Importance-weighted evidence, and the weights that every estimate of this pa
     \sim q(z \mid x)
 
 is a stochastic lower bound of the evidence that tightens with K (Burda et al. 2016), at β = 1
-whatever the model was
-trained with: scales never enter a weight.
+whatever the model was trained with: scales never enter a weight.
 """
 
 from __future__ import annotations
@@ -240,10 +239,9 @@ def evidence(
     r"""Estimate the evidence :math:`\log p(x)` of each datum by importance sampling.
 
     The plain average is a lower bound in expectation, low by about half the squared Monte Carlo
-    error of a datum, and
-    by more where Pareto k is above its limit: the weights' tail is then too heavy for K samples,
-    neither value nor errors are to be trusted, and the estimate says so. Memory is that of the
-    weights of one block of data.
+    error of a datum, and by more where Pareto k is above its limit: the weights' tail is then too
+    heavy for K samples, neither value nor errors are to be trusted, and the estimate says so.
+    Memory is that of the weights of one block of data.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.

@@ -37,9 +37,8 @@ def smooth(log_weights: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         The smoothed log weights, ``(K, N)``, float64, on the scale of the given ones, and the tail
         shape k, ``(N,)``. k is 0 where the log weights are constant to rounding, which is a perfect
-        guide; infinite, never trusted, where
-        K is below 25 or a weight is infinite or NaN: such weights stay as they are. Weights of zero
-        are no tail.
+        guide; infinite, never trusted, where K is below 25 or a weight is infinite or NaN: such
+        weights stay as they are. Weights of zero are no tail.
     """
     rounding = 16 * torch.finfo(log_weights.dtype).eps
     weights = log_weights.detach().double().cpu()
@@ -103,9 +102,8 @@ def has_reliable_weights(
 
     Pareto k is an estimate, and it is lowest where the tail was not drawn. So it must lie below its
     limit by two of its errors, or by itself where 1,000 draws are effective; and the effective
-    sample must be 100, or half of the draws.
-    Draws of a guide alone cannot show the weights beyond it: without wider tails around it k must
-    lie below 0, where weights are bounded.
+    sample must be 100, or half of the draws. Draws of a guide alone cannot show the weights beyond
+    it: without wider tails around it k must lie below 0, where weights are bounded.
 
     Args:
         log_weights: Log weights.
