@@ -19,6 +19,7 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.evaluation.refit.curvature import Target, noises
 from pyro_bvae.evaluation.refit.local_guides import local_guide_of
+from pyro_bvae.evaluation.refit.mode_guides import mode_guide
 from pyro_bvae.evaluation.refit.modes import find_modes
 from pyro_bvae.evaluation.refit.optimisation import Refit, refit
 from pyro_bvae.posteriors import LocalTransformedPosterior, local_posterior
@@ -391,3 +392,48 @@ def test_planted_modes_are_found_or_flagged_and_no_others(monkeypatch: pytest.Mo
     assert len(two) == len(one) == 4
     assert all(row["found"] or row["flagged"] for row in two)
     assert not any(row["flagged"] for row in one)
+
+
+def test_one_guide_draws_from_all_modes_by_mass_and_evenly() -> None:
+    x = torch.zeros(3, dtype=torch.double)
+    with open_program(*two_modes(0.1), (x,)) as program:
+        modes = find_modes(program, (x,), 1.0, 6, seed=0)
+        assert modes is not None and modes.counts.tolist() == [2] * 3
+        guide = mode_guide(program, (x,), modes)
+        torch.manual_seed(0)
+        values = program.draw(4000, (x,), guide).values
+        density = program.log_guide(values, (x,), guide)
+    drawn = (values["z"] > 0).double().mean()
+    assert float(drawn) == pytest.approx(0.5 * 0.1 + 0.25, abs=4 * (0.3 * 0.7 / 12_000) ** 0.5)
+    found = modes.distinct[:, 0]
+    loc, order = modes.locs[found, 0, 0].sort()  # the mode at -3 first
+    scale = modes.factors[found, 0, 0, 0][order]
+    shares = dist.Categorical(torch.tensor([0.7, 0.3], dtype=torch.double))
+    mixture = dist.MixtureSameFamily(shares, dist.StudentT(5.0, loc, scale))
+    assert torch.allclose(density, mixture.log_prob(values["z"]), atol=0.02)
+
+
+@pytest.mark.parametrize("off", [0.0, 0.2])
+def test_only_data_that_are_not_certified_are_polished(off: float) -> None:
+    """The posterior is N(x / 2, 1 / 2); the guides of the last two of six data are off."""
+
+    def model(x: Tensor, shift: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor, shift: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2 + 0.5**0.5 * shift, 0.5**0.5))
+
+    x = torch.linspace(-1, 1, 6, dtype=torch.double)
+    shift = torch.tensor([0, 0, 0, 0, off, off], dtype=torch.double)
+    with open_program(model, guide, (x, shift)) as program:
+        results = refit(program, (x, shift), 1.0, STILL, seed=0)
+    loc, _ = results.guide.normal_parameters()["z"]  # type: ignore[attr-defined]
+    assert torch.allclose(loc[:4], x[:4] / 2, atol=1e-6)
+    assert bool(results.certified.all()) and ((loc - x / 2).square() < 0.01).all()
+    # A gradient of 64 times 8 particles and 3 times 4 times 128 draws; then twice the draws, of two.
+    first, again = 64 * 8 + 12 * 128, 64 * 8 + 24 * 128
+    beside = 1 * 8 + 2 * 128 + 2 * 256
+    assert results.cost == 6 * (first + beside) + (2 * again if off else 0)

@@ -18,7 +18,7 @@ from pyro_bvae.evaluation.marginal.proposals import TAIL_SHARE, Component
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.evaluation.marginal.tails import robust_guide
 from pyro_bvae.evaluation.refit.joint_guides import Family, JointLocalGuide
-from pyro_bvae.evaluation.refit.mode_guides import mode_guides
+from pyro_bvae.evaluation.refit.mode_guides import mode_guide
 from pyro_bvae.evaluation.refit.modes import Modes, find_modes
 from pyro_bvae.evaluation.refit.optimisation import (
     LocalGuideFactory,
@@ -109,8 +109,8 @@ def gap_block(
     """Measure evidence, bound and gaps of one block of data.
 
     The guides share their noise, so that differences of their bounds have small errors. The
-    evidence is weighed with the draws of guide and refits and heavy-tailed ones around each mode
-    that was found, as one sample of their mixture. The error of a gap is that of the mean of its
+    evidence is weighed with the draws of guide and refits and heavy-tailed ones around the modes
+    that were found, as one sample of their mixture. The error of a gap is that of the mean of its
     paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
     """
     refits = _refits(program, args, request, seed, on_progress)
@@ -217,19 +217,18 @@ def _mixed(
 ) -> tuple[tuple[Function, ...], bool]:
     """Return the guides behind the evidence, and whether some of them have tails.
 
-    They are the guide, its refits, the refit with tails and a heavy-tailed guide in each mode; the
-    guide with tails alone where they cannot be mixed.
+    They are the guide, its refits, and heavy-tailed draws of all modes, or of the refit where no
+    modes were searched for; the guide with tails alone where they cannot be mixed.
     """
     own_family = request.local_guide is None or has_density(program, args, refits.best.guide)
     if not (program.proposes_latents_alone and own_family):
         guide, has_tails = robust_guide(program, TAIL_SHARE, program.guide, args)
         return (guide,), has_tails
     fitted = (program.guide, refits.best.guide, *(part.guide for part in refits.families))
+    if modes is not None:
+        return (*fitted, mode_guide(program, args, modes)), True
     tailed, has_tails = robust_guide(program, TAIL_SHARE, refits.best.guide, args)
-    wider = (tailed,) if has_tails else ()
-    if modes is None:
-        return (*fitted, *wider), has_tails
-    return (*fitted, *wider, *mode_guides(program, args, modes)), True
+    return (*fitted, *((tailed,) if has_tails else ())), has_tails
 
 
 def _refit_noise(refits: _Refits) -> Tensor:

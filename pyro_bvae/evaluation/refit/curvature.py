@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.internals import tree_leaves, tree_map
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.program import Function, Program
 
@@ -25,6 +26,16 @@ MOST_CORRELATED, ROWS = 64, 16_384
 _GAIN_DRAWS, _PER_COORDINATE, _LEAST_CURVATURE = 256, 4, 0.01
 # Draws behind the mean of a guide that does not say it, and numbers that are held at a time.
 _MEAN_DRAWS, _MEAN_NUMBERS = 8192, 2**24
+
+
+def rows_of(program: Program, args: tuple[Any, ...], index: Tensor) -> tuple[Any, ...]:
+    """Return the arguments for some data of a block, by their places in it."""
+    sliced = iter(
+        isinstance(leaf, Tensor) and leaf.dim() > 0 and leaf.shape[0] == program.num_data
+        for leaf in tree_leaves(program.args)
+    )
+    rows: tuple[Any, ...] = tree_map(lambda leaf: leaf[index] if next(sliced) else leaf, args)
+    return rows
 
 
 class Target:
@@ -45,6 +56,10 @@ class Target:
         self.coordinates = Coordinates(program, args)
         self.num_data = program.count(args)
         self.cost = 0
+
+    def rows(self, index: Tensor) -> Target:
+        """Return f of some of the data, by their places in the block."""
+        return Target(self.program, rows_of(self.program, self.args, index), self.beta)
 
     def _some(self, vectors: Tensor) -> Tensor:
         values, log_jacobian = self.coordinates.unflatten(vectors)
@@ -106,7 +121,7 @@ def noises(size: int, least: int) -> Tensor:
     if size > MOST_CORRELATED:
         half = torch.randint(2, (max(least // 2, MOST_CORRELATED // 2), size)).double() * 2 - 1
         return torch.cat([half, -half])
-    turns = max(2, math.ceil(least / (2 * size)))
+    turns = math.ceil(least / (2 * size))
     squares = chi2.ppf((np.arange(turns) + 0.5) / turns, size)
     parts = []
     for square in squares * size / squares.mean():

@@ -92,6 +92,24 @@ class LocalGuide(nn.Module):
         for local, source in zip(self.locals, other.locals, strict=True):
             copy_rows(better, local, source, len(local().batch_shape) + data_dim)
 
+    def rows(self, program: Program, args: tuple[Any, ...], index: Tensor) -> LocalGuide:
+        """Return the guide of some of the data, by their arguments and their places."""
+        part = local_guide_of(program, args)
+        for local, source in zip(part.locals, self.locals, strict=True):
+            dim = len(source().batch_shape) + program.plate.dim
+            with torch.no_grad():
+                for mine, theirs in zip(_state(local), _state(source), strict=True):
+                    mine.copy_(theirs.index_select(dim, index))
+        return part
+
+    def put(self, index: Tensor, other: LocalGuide, data_dim: int) -> None:
+        """Take over the parameters of a guide of some of the data, by their places."""
+        for local, source in zip(self.locals, other.locals, strict=True):
+            dim = len(local().batch_shape) + data_dim
+            with torch.no_grad():
+                for mine, theirs in zip(_state(local), _state(source), strict=True):
+                    mine.index_copy_(dim, index, theirs)
+
     def restart(self) -> None:
         """Count parameters in units of the present member, where the family can."""
         for local in self.locals:
@@ -157,20 +175,21 @@ def _move(local: Any, values: Tensor) -> tuple[Tensor, Tensor]:
 
 def copy_rows(chosen: Tensor, module: nn.Module, source: nn.Module, batch_dim: int) -> None:
     """Copy parameters and starts of the ``chosen`` data, ``(B,)``, along ``batch_dim``."""
-
-    def own(one: nn.Module) -> list[Tensor]:
-        starts = [
-            part
-            for name, part in one.named_buffers()
-            if name.rpartition(".")[2].startswith("start_")
-        ]
-        return [*one.parameters(), *starts]
-
     with torch.no_grad():
-        for mine, theirs in zip(own(module), own(source), strict=True):
+        for mine, theirs in zip(_state(module), _state(source), strict=True):
             mine.copy_(
                 torch.where(chosen.reshape(-1, *[1] * (mine.dim() - batch_dim - 1)), theirs, mine)
             )
+
+
+def _state(module: nn.Module) -> list[Tensor]:
+    """Return the parameters and their starts, which have a row for each datum."""
+    starts = [
+        part
+        for name, part in module.named_buffers()
+        if name.rpartition(".")[2].startswith("start_")
+    ]
+    return [*module.parameters(), *starts]
 
 
 def _local(name: str, site: Site) -> nn.Module:

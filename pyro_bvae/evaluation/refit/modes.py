@@ -290,11 +290,14 @@ def _distinct(
             (between * torch.linalg.solve(covariance, between)).sum((-2, -1)).clamp(min=0).sqrt()
         )
     apart = heavy[first] & heavy[second] & (lengths > _APART)
-    if bool((tried := apart.any(1)).any()):
-        one, other = first[tried], second[tried]
-        apart[tried] &= (
-            _dips(target, locs[one], factors[one], locs[other], factors[other], dtype) > _DIP
-        )
+    if bool(apart.any()):
+        tried, rows = (apart.any(dim).nonzero()[:, 0] for dim in (1, 0))
+        if not target.program.sliceable:
+            rows = torch.arange(target.num_data, device=rows.device)
+        some, pair = target.rows(rows), (first[tried], second[tried])
+        ends = (part[side][:, rows] for side in pair for part in (locs, factors))
+        apart[tried[:, None], rows] &= _dips(some, *ends, dtype) > _DIP
+        target.cost += math.ceil(some.cost * len(rows) / target.num_data)
     for row, earlier, later in zip(apart, first.tolist(), second.tolist(), strict=True):
         distinct[later] &= ~distinct[earlier] | row
     return distinct

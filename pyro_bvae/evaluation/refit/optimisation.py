@@ -26,7 +26,7 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.refit.certificates import certify, gradients_of
-from pyro_bvae.evaluation.refit.curvature import newton_gain, noises
+from pyro_bvae.evaluation.refit.curvature import newton_gain, noises, rows_of
 from pyro_bvae.evaluation.refit.joint_guides import JointLocalGuide
 from pyro_bvae.evaluation.refit.local_guides import LocalGuide, local_guide_of, local_refusal
 from pyro_bvae.evaluation.refit.modes import Modes, find_modes
@@ -189,10 +189,10 @@ def refit(
             )
     cost = program.count(args) * (descent.particles + 2 * len(placed) * settings.check_particles)
     cost += 0 if modes is None else program.count(args) * modes.cost
-    certified, remaining, particles = _certified(
+    certified, remaining, evaluations = _certified(
         program, args, guide, beta, settings, seed, on_progress
     )
-    cost += program.count(args) * particles
+    cost += evaluations
     return Refit(guide, certified.cpu(), descent.steps, cost, noise, remaining, modes)
 
 
@@ -218,40 +218,59 @@ def _certified(
     seed: int,
     on_progress: Callable[[str], Any],
 ) -> tuple[Tensor, Tensor, int]:
-    """Return the certified data, their gains left, and the evaluations for each datum."""
-    keeps, particles = callable(getattr(guide, "keep", None)), 0
+    """Return the certified data, their gains left, and the evaluations over all data."""
     own = isinstance(guide, (LocalGuide, JointLocalGuide))
     if own:
         guide.restart()
+    certified, gain, cost = _polished(program, args, guide, beta, settings, seed, on_progress)
+    try:
+        newton = newton_gain(program, args, guide, beta) if own else None
+    except InputError:  # latents without coordinates
+        newton = None
+    if newton is None:
+        return certified, gain, cost
+    certified = certified & (newton.gain + 2 * newton.error <= settings.certified_gain)
+    return certified, torch.maximum(gain, beta * newton.gain), cost + len(gain) * newton.draws
+
+
+def _polished(
+    program: Program,
+    args: tuple[Any, ...],
+    guide: Any,
+    beta: float,
+    settings: RefitSettings,
+    seed: int,
+    on_progress: Callable[[str], Any],
+) -> tuple[Tensor, Tensor, int]:
+    """Return the data that a gradient step would not gain, their gains, and all evaluations.
+
+    A datum that is not certified takes the step and is tried again, alone with its like where the
+    block can be divided.
+    """
+    divides, cost = isinstance(guide, LocalGuide) and program.sliceable, 0
+    part, dim = guide, program.plate.dim
     for attempt in range(_POLISHES + 1):
         on_progress(f"refit at β = {beta:g}, certificate")
-        results = certify(
-            program,
-            args,
-            guide,
-            beta,
-            settings,
-            stream_seed(seed, 3, attempt),
-            looks=_LOOKS * 2**attempt,
-        )
-        particles += results.particles
-        certified = results.gain + 2 * results.error <= settings.certified_gain * beta
-        if bool(certified.all()) or attempt == _POLISHES or not keeps:
+        looks, stream = _LOOKS * 2**attempt, stream_seed(seed, 3, attempt)
+        results = certify(program, args, part, beta, settings, stream, looks=looks)
+        cost += len(results.gain) * results.particles
+        sure = results.gain + 2 * results.error <= settings.certified_gain * beta
+        if attempt == 0:
+            rows = torch.arange(len(sure), device=sure.device)
+            certified, gain = sure.clone(), results.gain.clone()
+        certified[rows], gain[rows] = sure, results.gain
+        if bool(sure.all()) or attempt == _POLISHES or not callable(getattr(guide, "keep", None)):
             break
         for place, stepped in enumerate(results.stepped):
-            guide.keep(
-                (results.best == place) & (results.gain > results.error), stepped, program.plate.dim
-            )
-    remaining = results.gain.clamp(min=0)
-    try:
-        left = newton_gain(program, args, guide, beta) if own else None
-    except InputError:  # latents without coordinates
-        left = None
-    if left is not None:
-        certified = certified & (left.gain + 2 * left.error <= settings.certified_gain)
-        remaining = torch.maximum(remaining, beta * left.gain)
-        particles += left.draws
-    return certified, remaining, particles
+            better = ~sure & (results.best == place) & (results.gain > results.error)
+            part.keep(better, stepped, dim)
+        if divides:
+            if part is not guide:
+                guide.put(rows, part, dim)
+            left = (~sure).nonzero()[:, 0]
+            rows, args = rows[left], rows_of(program, args, left)
+            part = part.rows(program, args, left)
+    return certified, gain.clamp(min=0), cost
 
 
 # Modes at which the guide's family is tried.
