@@ -33,6 +33,7 @@ from pyro_bvae.evaluation.inversion import (
     AggregateHoles,
     BatchedHMCMethod,
     InverseProblem,
+    InversionSettings,
     Mask,
     MeanSignal,
     NormalNoise,
@@ -246,8 +247,7 @@ def inpainting(data_root: Path | None) -> list[str]:
             prior=prior,
             signal=MeanSignal(),
             method=method,
-            data=train,
-            holes=holes,
+            settings=InversionSettings(data=train, holes=holes),
         )
         results.append((row, y, one))
         lines.append(f"digit {int(labels[row])}: " + str(one).replace("\n", "; "))

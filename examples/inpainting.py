@@ -15,7 +15,13 @@ import torch
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit, invert
 from pyro_bvae.evaluation import hole_mass
-from pyro_bvae.evaluation.inversion import AggregateHoles, Mask, NormalNoise, NUTSMethod
+from pyro_bvae.evaluation.inversion import (
+    AggregateHoles,
+    InversionSettings,
+    Mask,
+    NormalNoise,
+    NUTSMethod,
+)
 from pyro_bvae.likelihoods import LearnedScale, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
@@ -43,9 +49,10 @@ def main(epochs: int, num_draws: int) -> None:
     operator = Mask(torch.arange(64) < 32)
     y = operator(truth) + 0.1 * torch.randn(32)
     method = NUTSMethod(num_chains=2, num_draws=num_draws, num_warmup=num_draws)
+    settings = InversionSettings(data=train, holes=holes)
     for name, prior in (("standard normal", vae.prior), ("fitted mixture", repaired.prior)):
         inversion = invert(
-            vae, y, operator, NormalNoise(0.1), prior=prior, method=method, data=train, holes=holes
+            vae, y, operator, NormalNoise(0.1), prior=prior, method=method, settings=settings
         )
         print(f"{name}\n{inversion}")
         if inversion.problem is None:

@@ -18,7 +18,7 @@ from pyro_bvae.core.errors import InputError, check_beta, check_finite
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import register
 from pyro_bvae.core.precision import run_network
-from pyro_bvae.core.protocols import latent_dim_of, num_features_of
+from pyro_bvae.core.protocols import latent_dim_of, num_features_of, part_of, size_of
 from pyro_bvae.core.seeds import GENERATE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 from pyro_bvae.distributions.tempered import sample_tempered
@@ -72,21 +72,15 @@ class Decoder(nn.Module):
         super().__init__()
         self.network = network
         self.likelihood = likelihood
-        in_features = getattr(network, "in_features", None)
-        self.latent_dim = in_features - num_covariates if isinstance(in_features, int) else None
-        self.num_features = self._num_features()
-
-    def _num_features(self) -> int | None:
-        out_features = getattr(self.network, "out_features", None)
-        per_feature = getattr(self.likelihood, "parameters_per_feature", 1)
-        if out_features is None:
-            return None
-        if out_features % per_feature:
+        in_features, outputs = (size_of(network, f"{end}_features") for end in ("in", "out"))
+        self.latent_dim = None if in_features is None else in_features - num_covariates
+        per_feature = size_of(likelihood, "parameters_per_feature") or 1
+        if outputs is not None and outputs % per_feature:
             raise InputError(
                 f"'likelihood' wants {per_feature} parameters a feature, but 'network' gives"
-                f" {out_features} outputs"
+                f" {outputs} outputs"
             )
-        return out_features // per_feature
+        self.num_features = None if outputs is None else outputs // per_feature
 
     def forward(self, z: Tensor, context: Context | None = None) -> dist.Distribution:
         """Return :math:`p(x | z)`."""
@@ -195,7 +189,7 @@ class BetaVAE(nn.Module):
                 " as missing"
             )
         check_finite("x", x.masked_fill(unseen, 0) if self.missing else x)
-        support = getattr(getattr(self.decoder, "likelihood", None), "support", None)
+        support = part_of(self, "decoder", "likelihood", "support")
         if support is None:
             return
         inside = support.check(x) | unseen if self.missing else support.check(x)

@@ -9,7 +9,11 @@ import pytest
 
 import pyro_bvae
 from pyro_bvae import evaluation
-from pyro_bvae.core.moved import MOVED, RENAMED
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.moved import MOVED, RENAMED, grouped
+from pyro_bvae.datasets import from_anndata, h5ad
+from pyro_bvae.evaluation.inversion import invert
+from pyro_bvae.evaluation.refit import RefitSettings
 
 #: What ``pyro_bvae.evaluation`` exported in 0.1.0.
 EVALUATION = [
@@ -228,3 +232,49 @@ def test_a_file_that_is_a_folder_today_keeps_its_names() -> None:
         ("training.objectives", "TraceTerms"),
     ):
         assert callable(getattr(importlib.import_module(f"pyro_bvae.{place}"), name))
+
+
+def test_keywords_that_a_record_holds_today_work_with_a_warning() -> None:
+    @grouped("settings", RefitSettings, families="families", starts="num_starts")
+    def call(x: int, *, settings: RefitSettings | None = None) -> tuple[int, RefitSettings | None]:
+        return x, settings
+
+    assert call(1) == (1, None)
+    given = RefitSettings(max_rounds=7)
+    assert call(2, settings=given) == (2, given)
+    value, message = warned(lambda: call(3, families=("flow",), starts=0))
+    assert value == (3, RefitSettings(families=("flow",), num_starts=0))
+    assert message.startswith(
+        "'families', 'starts' of call is now settings=RefitSettings(families=..., num_starts=...);"
+    )
+    value, _ = warned(lambda: call(4, settings=given, starts=2))
+    assert value == (4, RefitSettings(max_rounds=7, num_starts=2))
+    with pytest.raises(TypeError, match="no_such"):
+        call(5, no_such=1)
+
+
+KEYWORDS = {
+    "inference_gaps": (lambda **old: pyro_bvae.inference_gaps(None, None, **old), "settings"),
+    "invert": (lambda **old: invert(None, None, None, 1.0, **old), "settings"),
+    "from_anndata": (lambda **old: from_anndata(None, **old), "columns"),
+    "h5ad": (lambda **old: h5ad("no such file", **old), "columns"),
+}
+FORMER = {
+    "inference_gaps": ("families", "local_guide"),
+    "invert": ("starts", "data", "holes"),
+    "from_anndata": ("label_column", "batch_column", "split_column"),
+    "h5ad": ("label_column", "batch_column", "split_column"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "old"), [(name, old) for name, names in FORMER.items() for old in names]
+)
+def test_former_keywords_warn_with_their_new_spelling(name: str, old: str) -> None:
+    call, new = KEYWORDS[name]
+    value = ("no such family",) if old == "families" else "part"
+    with (
+        pytest.warns(DeprecationWarning, match=rf"'{old}' of {name} is now {new}="),
+        pytest.raises((InputError, AttributeError)),  # of the other arguments, which make no sense
+    ):
+        call(**{old: value})

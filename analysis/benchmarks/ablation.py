@@ -17,11 +17,8 @@ from benchmarks.common import Row, Setting, images, make_vae, processor, seconds
 from benchmarks.contenders import COMPILED, Task, contenders_for
 from benchmarks.evidence import ours as evidence_of
 from benchmarks.turns import in_turns
-from pyro_bvae import sweep
 
 TABLE = "ablation.csv"
-# Models of a sweep whose steps are one program, and their training data.
-REPLICAS, SWEPT = 8, 2048
 
 
 class Trick(NamedTuple):
@@ -57,11 +54,7 @@ STEP: dict[str, Trick] = {
 }
 EVIDENCE: dict[str, Trick] = {
     "affine maps by oneDNN": Trick("networks.linear", "Linear.can_fuse", lambda *_: False),
-    "malloc keeps large blocks": Trick("evaluation.marginal.importance", "_HEAP", 0),
     "four passes of draws at once": Trick("evaluation.marginal.importance", "_PASSES_AHEAD", 1),
-}
-SWEEP: dict[str, Trick] = {
-    "stacked affine maps": Trick("compilation.stacked_affine", "_LARGE", 2**62)
 }
 
 
@@ -128,13 +121,6 @@ def benchmark_ablation(setting: Setting) -> None:
     """Write the table of the tricks."""
     vae, x = make_vae(setting.device), images(setting, setting.num_data)
     evidence = evidence_of(vae, x)
-    trained = (images(setting, SWEPT, train=True) > 0.5).float()
-
-    def swept() -> None:
-        betas = [0.5 + 0.25 * place for place in range(REPLICAS)]
-        sweep(lambda seed: make_vae(setting.device), trained, betas=betas, epochs=1, progress=False)
-
     rows = step_rows(setting)
     rows += rows_in_turns(EVIDENCE, f"evidence of {len(x)} data", evidence.run, setting)
-    rows += rows_in_turns(SWEEP, f"an epoch of {REPLICAS} models", swept, setting)
     write(setting, rows, TABLE)

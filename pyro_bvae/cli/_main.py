@@ -8,7 +8,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import tyro
@@ -16,7 +15,6 @@ import tyro
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.runs.config import read_config
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
@@ -37,11 +35,11 @@ def _parse(arguments: Sequence[str]) -> Any:
         description="β-variational autoencoders as Pyro programs.",
         args=list(arguments),
     )
-    if isinstance(command, Train) and command.resume:
-        saved = read_config(command.directory / "config.json")
-        default = replace(command, config=saved)
-        rest = list(arguments)[list(arguments).index("train") + 1 :]
-        return tyro.cli(Train, default=default, args=rest, prog="pyro-bvae train")
+    if isinstance(command, Train | Sweep) and command.resume:
+        name = type(command).__name__.lower()
+        rest = list(arguments)[list(arguments).index(name) + 1 :]
+        default: Any = command.resumed()
+        return tyro.cli(type(command), default=default, args=rest, prog=f"pyro-bvae {name}")
     return command
 
 
@@ -60,7 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         advice = (
-            "; 'train --resume' continues from the last finished epoch" if "train" in given else ""
+            f"; '{name} --resume' continues from the last finished epoch"
+            if (name := next((each for each in given if each in ("train", "sweep")), None))
+            else ""
         )
         print(f"interrupted{advice}", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ Torch and the rooms that need it are imported when a command runs, not when it i
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,7 +14,8 @@ import tyro
 
 from pyro_bvae import report, runs
 from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
-from pyro_bvae.runs.config import TrainConfig, TrainingOptions
+from pyro_bvae.core.errors import InputError, listed
+from pyro_bvae.runs.config import TrainConfig, TrainingOptions, read_config
 
 # An option is spelled by its own name, without that of the part that it belongs to.
 _FLAT = (tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes)
@@ -45,6 +46,10 @@ class Train:
         """The run directory."""
         name = f"{self.config.data.dataset}-beta{self.config.training.beta:g}"
         return self.output or Path("runs") / name
+
+    def resumed(self) -> Train:
+        """Return the command that the output directory was made by."""
+        return replace(self, config=read_config(self.directory / "config.json"))
 
     def run(self) -> None:
         """Run the command."""
@@ -84,6 +89,7 @@ class _SweepConfig(TrainConfig):
     training: _ReplicaOptions
 
 
+_BETAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
 _DEFAULT_SWEEP = _SweepConfig(training=_ReplicaOptions())
 
 
@@ -95,25 +101,53 @@ class Sweep:
     """
 
     config: Annotated[_SweepConfig, *_FLAT] = _DEFAULT_SWEEP
-    betas: tuple[float, ...] = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
+    betas: tuple[float, ...] = _BETAS
     """The weights of the KL."""
+    target_rate: tuple[float, ...] = ()
+    """Rates in nats to train to, each by a β that is adapted from 1 on; instead of --betas."""
     seeds: int = 1
-    """How many seeds for each β, from --seed on."""
+    """How many seeds for each β or rate, from --seed on."""
     output: Path | None = None
-    """Directory of the runs, beta<β>-seed<seed>; runs/<dataset>-sweep by default."""
+    """Directory of the runs, beta<β>-seed<seed> or rate<nats>-seed<seed>; runs/<dataset>-sweep by
+    default."""
+    resume: bool = False
+    """Continue the runs in the output directory, with their configuration, β and seeds."""
     overwrite: bool = False
     """Replace the runs in the output directory."""
 
+    @property
+    def directory(self) -> Path:
+        """The directory of the run directories."""
+        return self.output or Path("runs") / f"{self.config.data.dataset}-sweep"
+
+    def resumed(self) -> Sweep:
+        """Return the command that the output directory was made by."""
+        config, betas, rates, seeds = runs.saved_sweep(self.directory)
+        options = {
+            field.name: vars(config.training)[field.name] for field in fields(_ReplicaOptions)
+        }
+        common = _SweepConfig(config.data, config.model, _ReplicaOptions(**options))
+        return replace(self, config=common, betas=betas or _BETAS, target_rate=rates, seeds=seeds)
+
     def run(self) -> None:
         """Run the command."""
-        directory = self.output or Path("runs") / f"{self.config.data.dataset}-sweep"
-        config = TrainConfig(self.config.data, self.config.model, self.config.training)
-        print(
-            runs.train_sweep(
-                config, directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite
+        if self.target_rate and self.betas != _BETAS:
+            raise InputError(
+                f"'--betas' and '--target-rate' exclude each other, got {listed(self.betas, 10)}"
+                f" and {listed(self.target_rate, 10)}"
             )
+        trained = runs.train_sweep(
+            TrainConfig(self.config.data, self.config.model, self.config.training),
+            self.directory,
+            betas=() if self.target_rate else self.betas,
+            target_rates=self.target_rate,
+            seeds=self.seeds,
+            resume=self.resume,
+            overwrite=self.overwrite,
         )
-        print(f"run directories: {directory / 'beta*-seed*'}")
+        print(trained)
+        kind = "rate" if self.target_rate else "beta"
+        print(f"run directories: {self.directory / f'{kind}*-seed*'}")
 
 
 @dataclass(frozen=True)

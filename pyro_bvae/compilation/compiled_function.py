@@ -41,16 +41,6 @@ class CannotCompile(Exception):
         super().__init__(line[:200])
 
 
-@contextmanager
-def _recording() -> Iterator[None]:
-    # An empty store: parameters registered while recording are stand-ins, which nobody
-    # should see again.
-    store = pyro.get_param_store().scope()
-    with store, pyro.validation_enabled(False), seeded(0), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
     """Record the operations that a function does on an example.
 
@@ -67,8 +57,11 @@ def capture(function: Function, example: Tensors) -> torch.fx.GraphModule:
     def unpacked(*arguments: Tensor) -> Tensors:
         return function(arguments)
 
+    # Parameters registered while recording are stand-ins, which nobody should see again.
+    empty = pyro.get_param_store().scope()
     try:
-        with _recording():
+        with empty, pyro.validation_enabled(False), seeded(0), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return cast("torch.fx.GraphModule", make_fx(unpacked)(*example))
     except Exception as error:
         raise CannotCompile(_explain(error)) from error

@@ -60,8 +60,14 @@ def select_by_masks(graph: GraphModule) -> None:
                 whole.meta = node.meta
         node.replace_all_uses_with(whole)
         graph.graph.erase_node(node)
-        if source is not None:
-            _forget(graph, value, source)
+        if source is None:
+            continue
+        # The entries that the mask has chosen go, if nothing but their type is still asked for.
+        for user in list(value.users):
+            if user.target is aten.new_zeros.default:
+                user.replace_input_with(value, source)
+        if not value.users:
+            graph.graph.erase_node(value)
 
 
 def _covers(mask: object, tensor: object) -> bool:
@@ -70,15 +76,6 @@ def _covers(mask: object, tensor: object) -> bool:
         return False
     one, other = mask.meta["val"], tensor.meta["val"]
     return one.dtype == torch.bool and one.shape == other.shape
-
-
-def _forget(graph: GraphModule, chosen: Node, source: Node) -> None:
-    """Remove entries that a mask has chosen, if nothing but their type is still asked for."""
-    for user in list(chosen.users):
-        if user.target is torch.ops.aten.new_zeros.default:
-            user.replace_input_with(chosen, source)
-    if not chosen.users:
-        graph.graph.erase_node(chosen)
 
 
 def fold_constants(graph: GraphModule) -> None:

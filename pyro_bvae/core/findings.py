@@ -1,9 +1,11 @@
-"""The one record of a check: of an audit, a diagnosis, a verdict."""
+"""The one record of a check: of an audit, a diagnosis, a verdict, the training checklist."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
+
+Severity: TypeAlias = Literal["error", "warning", "note"]
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Finding:
     """
 
     code: str
-    severity: Literal["error", "warning", "note"]
+    severity: Severity
     subject: tuple[Any, ...]
     message: str
     advice: str = ""

@@ -7,13 +7,15 @@ module that is gone.
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import wraps
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import spec_from_loader
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 _EVALUATION = (
     "collapse",
@@ -150,6 +152,44 @@ def load_moved(old: str, name: str) -> Any:
         stacklevel=3,
     )
     return getattr(module, new)
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def grouped(
+    argument: str, record: type[Any], **fields: str
+) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Let a function take for one release, with a warning, keywords that a record holds today.
+
+    Args:
+        argument: The function's argument that takes the record; None stands for its defaults.
+        record: A frozen data class.
+        **fields: The old keywords, each with its field of the record.
+    """
+
+    def decorate(function: Callable[P, T]) -> Callable[P, T]:
+        @wraps(function)
+        def call(*args: P.args, **given: P.kwargs) -> T:
+            old = [name for name in fields if name in given]
+            if old:
+                values = {fields[name]: given.pop(name) for name in old}
+                today = ", ".join(f"{name}=..." for name in values)
+                warnings.warn(
+                    f"{', '.join(map(repr, old))} of {function.__name__} is now"
+                    f" {argument}={record.__name__}({today}); the old spelling goes with the next"
+                    " release",
+                    DeprecationWarning,
+                    stacklevel=2,
+                )
+                current: Any = given.get(argument) or record()
+                given[argument] = replace(current, **values)
+            return function(*args, **given)
+
+        return call
+
+    return decorate
 
 
 class _OldModule(ModuleType):

@@ -87,18 +87,35 @@ class VAE(ChecksData, HasPosterior, Protocol):
         """Return the weights."""
 
 
+def part_of(owner: object, *names: str) -> Any:
+    """Return a part of a model by its names from outside in, or None where there is none.
+
+    Args:
+        owner: A model of anybody's, or a part of it.
+        *names: Such as ``"decoder", "likelihood"``.
+    """
+    part: Any = owner
+    for name in names:
+        part = getattr(part, name, None)
+    return part
+
+
+def size_of(part: object, name: str) -> int | None:
+    """Return a size that a network, part or model states, such as ``in_features``, or None."""
+    size = part_of(part, name)
+    return size if isinstance(size, int) else None
+
+
 def latent_dim_of(part: object) -> int | None:
     """Return the number of latents that a model or part states, or None."""
-    size = getattr(part, "latent_dim", None)
-    return size if isinstance(size, int) else None
+    return size_of(part, "latent_dim")
 
 
 def num_features_of(part: object) -> int | None:
     """Return the number of features that a model or part states, or None."""
-    size = getattr(part, "num_features", None)
-    return size if isinstance(size, int) else None
+    return size_of(part, "num_features")
 
 
 def takes_missing(vae: object) -> bool:
     """Whether a model takes NaN as a missing entry."""
-    return bool(getattr(vae, "missing", False))
+    return bool(part_of(vae, "missing"))

@@ -2,6 +2,7 @@ from pyro_bvae.core.seeds import stream_seed as stream_seed
 from pyro_bvae.datasets.counts import CellFormat as CellFormat
 from pyro_bvae.datasets.counts import CellSplits as CellSplits
 from pyro_bvae.datasets.counts import CountTruth as CountTruth
+from pyro_bvae.datasets.counts import ObsColumns as ObsColumns
 from pyro_bvae.datasets.counts import check_counts as check_counts
 from pyro_bvae.datasets.counts import from_anndata as from_anndata
 from pyro_bvae.datasets.counts import h5ad as h5ad

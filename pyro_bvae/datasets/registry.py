@@ -49,6 +49,17 @@ def _sprites(size: int, look: str = "", *, seed: int, validation: float | None =
     return sprite_renderer.sprites(_NUM_SPRITES, count, size=size, seed=seed, look=style)
 
 
+def _h5ad(
+    label_column: str | None = None,
+    batch_column: str | None = None,
+    split_column: str | None = None,
+    **options: Any,
+) -> Splits:
+    from pyro_bvae.datasets.counts.anndata import ObsColumns, h5ad
+
+    return h5ad(columns=ObsColumns(label_column, batch_column, split_column), **options)
+
+
 _SPLIT, _MNIST = ("seed", "validation"), ("root", "validation")
 SOURCES: dict[str, Source] = {
     "digits": Source("images.handwritten:digits", _SPLIT),
@@ -67,7 +78,7 @@ SOURCES: dict[str, Source] = {
         file="a .csv, .npy or .npz file, or a folder of images",
     ),
     "h5ad": Source(
-        "counts.anndata:h5ad",
+        _h5ad,
         (*_SPLIT, "path", "split_column", "layer", "label_column", "batch_column", "min_counts",
          "min_cells", "backed"),
         file="an .h5ad file",

@@ -185,37 +185,10 @@ class _NegativeBinomialLogProb(torch.autograd.Function):
         return of_mean, None if of_theta is None else of_theta.to(theta.dtype), None
 
 
-def _poisson(log_mean: Tensor, value: Tensor, factorial: Tensor) -> Tensor:
+def _poisson(log_mean: Tensor, value: Tensor) -> Tensor:
     dtype = _dtype(log_mean, value)
     log_mean, value = wide(log_mean, value)
-    return (value * log_mean + (value - log_mean.exp()) - factorial).to(dtype)
-
-
-def _slope_of_poisson(log_mean: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-    dtype = log_mean.dtype
-    log_mean, value, gradient = wide(log_mean, value, gradient)
-    return (gradient * (value - log_mean.exp())).to(dtype)
-
-
-class _PoissonLogProb(torch.autograd.Function):
-    r"""The log probability with its gradient written out, :math:`x - \mu`."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(log_mean: Tensor, value: Tensor) -> Tensor:
-        return _in_blocks(_poisson, log_mean, value, _in_blocks(_log_factorial, value))
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        log_mean, value = ctx.saved_tensors
-        return _in_blocks(_slope_of_poisson, log_mean, value, *gradients).sum_to_size(
-            log_mean.shape
-        ), None
+    return (value * log_mean + (value - log_mean.exp()) - _log_factorial(value)).to(dtype)
 
 
 class Counts(dist.TorchDistribution):
@@ -237,16 +210,13 @@ class Counts(dist.TorchDistribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Counts:
         """Return the distribution with a larger batch shape."""
-        new = self._get_checked_instance(Counts, _instance)
+        new = type(self).__new__(type(self)) if _instance is None else _instance
         batch_shape = torch.Size(batch_shape)
         for name in self._shared:
             setattr(new, name, getattr(self, name))
         Counts.__init__(new, self.log_mean.expand(batch_shape), batch_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
-
-    def _get_checked_instance(self, cls: Any, _instance: Any = None) -> Any:
-        return type(self).__new__(type(self)) if _instance is None else _instance
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Return the log probability of counts."""
@@ -275,7 +245,7 @@ class PoissonCounts(Counts):
         super().__init__(log_mean, log_mean.shape, validate_args)
 
     def _log_prob(self, value: Tensor) -> Tensor:
-        log_prob: Tensor = _PoissonLogProb.apply(self.log_mean, value)
+        log_prob: Tensor = _in_blocks(_poisson, self.log_mean, value)
         return log_prob
 
     @property

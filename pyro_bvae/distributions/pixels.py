@@ -67,15 +67,13 @@ def _score(logits: Tensor, signs: Tensor) -> Tensor:
     """Return the log density of pixels x, ``(*, D)`` to ``(*)``, given ``1 - 2 x``."""
     sizes = logits.abs()
     surplus = torch.addcmul(sizes, signs, logits).sum(-1)
-    return _log_product(sizes.sigmoid_()) - surplus / 2
-
-
-def _log_product(factors: Tensor) -> Tensor:
-    """Return the log of the product of factors in [1/2, 1] over the last dimension."""
-    size, most = factors.shape[-1], int(-math.log2(torch.finfo(factors.dtype).tiny))
+    # The product of factors in [1/2, 1], in groups that do not underflow.
+    factors, most = sizes.sigmoid_(), int(-math.log2(torch.finfo(sizes.dtype).tiny))
+    size = factors.shape[-1]
     groups = max(1, math.ceil(size / most))
     whole, rest = factors.split([size - size % groups, size % groups], -1)
-    return whole.unflatten(-1, (groups, -1)).prod(-1).log_().sum(-1) + rest.log().sum(-1)
+    log_product = whole.unflatten(-1, (groups, -1)).prod(-1).log_().sum(-1) + rest.log().sum(-1)
+    return log_product - surplus / 2
 
 
 class ContinuousBernoulliPixels(dist.TorchDistribution):

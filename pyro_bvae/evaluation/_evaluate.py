@@ -23,6 +23,7 @@ from pyro_bvae.evaluation.marginal.bounds import (
 from pyro_bvae.evaluation.marginal.importance import evidence
 from pyro_bvae.evaluation.refit.joint_guides import family_of
 from pyro_bvae.evaluation.refit.optimisation import refit_refusal
+from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.evaluation.rows import Row, rows_of
 from pyro_bvae.program.program import Function, open_program
 
@@ -96,6 +97,12 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of ``evaluation.json``: numbers, lists and None."""
+        gaps, k = self.gaps, self.evidence.pareto_k
+        assert k is not None
+        finite, refits = k[torch.isfinite(k)], None
+        if gaps is not None:
+            certified = int(gaps.certified.sum())
+            refits = {"converged": gaps.converged, "certified": certified, "steps": gaps.steps}
         return {
             "beta": self.training_beta,
             "num_data": len(self.evidence.per_datum),
@@ -106,10 +113,17 @@ class Evaluation:
             },
             "given": self.given,
             "verdict": self.verdict,
-            **_refits_dict(self.gaps),
+            "families": {
+                name: _describe(gap) for name, gap in (gaps.families if gaps else {}).items()
+            },
+            "refits": refits,
             "gaps_note": self.gaps_note,
             **_kl_dict(self.kl),
-            "pareto_k": _k_dict(self.evidence),
+            "pareto_k": {
+                f"share_above_{PARETO_K_LIMIT}": float((k > PARETO_K_LIMIT).double().mean()),
+                "untrusted": self.evidence.untrusted,
+                "max": float(finite.max()) if len(finite) else None,
+            },
         }
 
 
@@ -124,20 +138,6 @@ def _describe(estimate: Estimate) -> dict[str, Any]:
         else {"trusted": estimate.trusted, "untrusted_data": estimate.untrusted}
     )
     return {**numbers, **trust, **({"cost": estimate.cost} if estimate.cost else {})}
-
-
-def _refits_dict(gaps: InferenceGaps | None) -> dict[str, Any]:
-    if gaps is None:
-        return {"families": {}, "refits": None}
-    refits = {
-        "converged": gaps.converged,
-        "certified": int(gaps.certified.sum()),
-        "steps": gaps.steps,
-    }
-    return {
-        "families": {name: _describe(gap) for name, gap in gaps.families.items()},
-        "refits": refits,
-    }
 
 
 def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
@@ -167,18 +167,6 @@ def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
     return {"kl_per_dimension": values, "kl_note": kl.reason, "active_units": units}
 
 
-def _k_dict(evidence: Estimate) -> dict[str, Any]:
-    assert evidence.pareto_k is not None
-    finite = evidence.pareto_k[torch.isfinite(evidence.pareto_k)]
-    return {
-        f"share_above_{PARETO_K_LIMIT}": float(
-            (evidence.pareto_k > PARETO_K_LIMIT).double().mean()
-        ),
-        "untrusted": evidence.untrusted,
-        "max": float(finite.max()) if len(finite) else None,
-    }
-
-
 def evaluate(
     model: Function,
     guide: Function,
@@ -201,7 +189,7 @@ def evaluate(
             are left out.
         num_samples: Particles for each datum.
         families: Richer families to fit to each datum too, as
-            :func:`~pyro_bvae.evaluation.inference_gaps` takes them.
+            :class:`~pyro_bvae.evaluation.RefitSettings` takes them.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of all draws.
         progress: Show progress bars.
@@ -220,7 +208,12 @@ def evaluate(
             note = refit_refusal(program)
     if note is None:
         gaps = inference_gaps(
-            model, guide, *args, training_beta=training_beta, families=families, **numbers
+            model,
+            guide,
+            *args,
+            training_beta=training_beta,
+            settings=RefitSettings(families=tuple(families)),
+            **numbers,
         )
         likelihood, parts = gaps.evidence, gaps.bound
     else:

@@ -262,10 +262,10 @@ def _attribute(value: Any) -> Any:
     fits = isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
     if isinstance(value, str | float) or fits:
         return value
-    return json.dumps(value, default=_plain)
 
+    def plain(part: Any) -> Any:
+        if is_dataclass(part) and not isinstance(part, type):
+            return asdict(part)
+        return part.tolist() if hasattr(part, "tolist") else str(part)
 
-def _plain(value: Any) -> Any:
-    if is_dataclass(value) and not isinstance(value, type):
-        return asdict(value)
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    return json.dumps(value, default=plain)

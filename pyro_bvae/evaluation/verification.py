@@ -231,7 +231,11 @@ def _traps(subject: _Subject) -> Iterator[Check]:
     """Yield programs that invite a wrong number: right, untrusted, or refused."""
     for trap in traps(subject.x.dtype, subject.x.device, subject.seed):
         if trap.exact is None:
-            refused = _refusal(trap.measure)
+            refused = ""
+            try:
+                trap.measure()
+            except InputError as error:
+                refused = str(error)
             yield Check(
                 trap.what,
                 1,
@@ -255,15 +259,6 @@ def _traps(subject: _Subject) -> Iterator[Check]:
             trusted=estimate.trusted,
             expected="right or untrusted",
         )
-
-
-def _refusal(measure: Callable[[], Any]) -> str:
-    """Return the words in which a measurement is refused, empty where it is not."""
-    try:
-        measure()
-    except InputError as error:
-        return str(error)
-    return ""
 
 
 class _Part(NamedTuple):

@@ -81,7 +81,14 @@ def traverse(
         kl, order = _order(vae, some)
         latents = order if latents is None else latents
     code = _code(vae, one, start)
-    moved = _checked_latents(latents, len(code))
+    if not len(latents):
+        raise InputError(
+            "no latent is active, or 'latents' is empty: name those to move, such as latents=[0, 1]"
+        )
+    for latent in latents:
+        if not 0 <= latent < len(code):
+            raise InputError(f"'latents' must be among 0 to {len(code) - 1}, got {latent}")
+    moved = tuple(int(latent) for latent in latents)
     steps = (
         values(vae, some, moved, num_steps) if callable(values) else _numbers(values, len(moved))
     )
@@ -171,7 +178,14 @@ def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Em
     for x, context in _blocks(vae, whole):
         means.append(vae.encode(x, context))
         if scales:
-            spreads.append(_scales(vae, x, context))
+            with torch.no_grad(), evaluating(vae.posterior):
+                guide = vae.posterior(x, context)
+                try:
+                    spreads.append(guide.stddev)
+                except NotImplementedError:
+                    raise InputError(
+                        f"'scales': the guide ({type(guide).__name__}) knows no standard deviation"
+                    ) from None
     known = whole.labels, whole.factors, whole.label_names, whole.factor_names
     return Embedding(torch.cat(means), torch.cat(spreads) if scales else None, *known)
 
@@ -272,19 +286,6 @@ def _decode(vae: VAE, codes: Tensor, context: Context | None) -> Tensor:
     return x.unflatten(0, codes.shape[:2])
 
 
-@torch.no_grad()
-def _scales(vae: VAE, x: Tensor, context: Context | None) -> Tensor:
-    with evaluating(vae.posterior):
-        posterior = vae.posterior(x, context)
-        try:
-            scales: Tensor = posterior.stddev
-        except NotImplementedError:
-            raise InputError(
-                f"'scales': the guide ({type(posterior).__name__}) knows no standard deviation"
-            ) from None
-    return scales
-
-
 def _row(data: Dataset | LazyDataset, datum: int) -> Dataset:
     if not 0 <= datum < len(data):
         raise InputError(
@@ -320,17 +321,6 @@ def _code(vae: VAE, one: Dataset | None, start: Tensor | None) -> Tensor:
     check_finite("start", start)
     own = next(vae.parameters(), None)
     return start if own is None else start.to(own)
-
-
-def _checked_latents(latents: Sequence[int], latent_dim: int) -> tuple[int, ...]:
-    if not len(latents):
-        raise InputError(
-            "no latent is active, or 'latents' is empty: name those to move, such as latents=[0, 1]"
-        )
-    for latent in latents:
-        if not 0 <= latent < latent_dim:
-            raise InputError(f"'latents' must be among 0 to {latent_dim - 1}, got {latent}")
-    return tuple(int(latent) for latent in latents)
 
 
 def _numbers(values: Tensor | Sequence[float], num_latents: int) -> Tensor:

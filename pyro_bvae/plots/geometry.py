@@ -9,8 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.evaluation.geometry.axes import RotationTest
 from pyro_bvae.evaluation.geometry.geodesics import Geodesic
-from pyro_bvae.evaluation.geometry.jacobian import DecoderGeometry, RotationTest
+from pyro_bvae.evaluation.geometry.jacobian import DecoderGeometry
 from pyro_bvae.plots.style import (
     BLUE,
     GREY,

@@ -44,45 +44,26 @@ def log_densities(result: HoleMass) -> Figure:
     figure = new_figure(8, 4)
     axes = figure.subplots()
     axes.axvspan(low, result.threshold, color="#F1F1F1", zorder=0)
-    for values, colour, name in (
-        (data, BLUE, "encoded held-out data"),
-        (prior, ORANGE, "draws of the prior"),
-    ):
-        shares = np.full(len(values), 100 / len(values))
-        axes.hist(
-            np.clip(values, low, high),
-            edges.tolist(),
-            weights=shares,
-            color=colour,
-            alpha=0.6,
-            label=name,
-        )
+    groups = (data, BLUE, "encoded held-out data"), (prior, ORANGE, "draws of the prior")
+    for values, colour, name in groups:
+        style: dict[str, Any] = {
+            "weights": np.full(len(values), 100 / len(values)),
+            "color": colour,
+            "label": name,
+        }
+        axes.hist(np.clip(values, low, high), edges.tolist(), alpha=0.6, **style)
     axes.axvline(result.threshold, color=INK, linewidth=1.5, linestyle=(0, (4, 3)))
     axes.set_xlim(low, high)
     mass, share = 100 * result.hole_mass.value, 100 * result.share
     caption = f"holes: {mass:.1f}% of the prior,\n{share:g}% of held-out data"
     room = result.threshold - low > 0.35 * (high - low)
-    place: dict[str, Any] = {
-        "xytext": (-6 if room else 6, -6),
-        "ha": "right" if room else "left",
-        "va": "top",
-    }
     axes.margins(y=0.25)
-    at: dict[str, Any] = {
-        "xy": (result.threshold, 1),
-        "xycoords": ("data", "axes fraction"),
-        "textcoords": "offset points",
-    }
-    axes.annotate(caption, **at, **place, **TEXT)
-    title = (
-        f"{100 * result.hole_mass.value:.1f}% of the prior lies where hardly any data are encoded"
-    )
-    tidy(
-        axes,
-        title,
-        "log q(z) of the aggregated posterior, nats (first bin: that or less)",
-        "share, %",
-    )
+    place: dict[str, Any] = {"ha": "right" if room else "left", "va": "top"}
+    place |= {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    axes.annotate(caption, (result.threshold, 1), (-6 if room else 6, -6), **place, **TEXT)
+    title = f"{mass:.1f}% of the prior lies where hardly any data are encoded"
+    xlabel = "log q(z) of the aggregated posterior, nats (first bin: that or less)"
+    tidy(axes, title, xlabel, "share, %")
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1, 0.5))
     return figure
 

@@ -55,7 +55,10 @@ def traversal_grid(
         return plots.traversals(
             images, values[0], kl, image_shape, traversal.latents[:_MOST_LATENTS], around=around
         )
-    rows = [f"{name}\n{_range(own)}" for name, own in zip(_names(traversal), values, strict=True)]
+    rows = [
+        f"{name}\n{number(own.min())} to {number(own.max())}"
+        for name, own in zip(_names(traversal), values, strict=True)
+    ]
     columns = ["lowest", *[""] * (values.shape[1] - 2), "highest"][: values.shape[1]]
     title = f"Moving one latent per row, the others held at {around}"
     xlabel = "value of the row's latent, in equal steps over the range at the left"
@@ -205,10 +208,6 @@ def _names(traversal: Traversal, between: str = "  ") -> list[str]:
     return [f"z{latent}{nats}" for latent, nats in zip(traversal.latents, kl, strict=True)][
         :_MOST_LATENTS
     ]
-
-
-def _range(values: Array) -> str:
-    return f"{number(values.min())} to {number(values.max())}"
 
 
 def _ways(results: Mapping[str, Interpolation]) -> Iterator[tuple[str, Array, Array, Array]]:

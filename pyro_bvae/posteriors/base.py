@@ -11,6 +11,7 @@ from torch.nn.functional import softplus
 from pyro_bvae.core.context import Context, with_covariates
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.precision import run_network
+from pyro_bvae.core.protocols import size_of
 
 # Keeps a scale off zero in float32, where the density of a collapsed posterior would overflow.
 _SCALE_FLOOR = 1e-5
@@ -55,12 +56,9 @@ class AmortizedPosterior(nn.Module):
             )
         self.network, self.inputs = network, inputs
         self._num_outputs, self._outputs = num_outputs, outputs
-        out_features = getattr(network, "out_features", None)
-        self.latent_dim = (
-            self._count_latents(out_features) if isinstance(out_features, int) else None
-        )
-        in_features = getattr(network, "in_features", None)
-        self.num_features = in_features - num_covariates if isinstance(in_features, int) else None
+        in_features, count = (size_of(network, f"{end}_features") for end in ("in", "out"))
+        self.latent_dim = None if count is None else self._count_latents(count)
+        self.num_features = None if in_features is None else in_features - num_covariates
 
     def parameters_of(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, int]:
         """Return the network's output for data ``(*, D)``, and its number of latents."""

@@ -195,7 +195,11 @@ class LocalAutoregressivePosterior(nn.Module):
         self.shift = nn.Parameter(torch.zeros_like(loc))
         self.log_factor = nn.Parameter(torch.zeros_like(loc))
         self.summary_shift = nn.Parameter(torch.zeros_like(summary))
-        self.steps = nn.ModuleList(_frozen(step) for step in steps)
+        self.steps = nn.ModuleList(copy.deepcopy(step) for step in steps)
+        for module in self.steps.modules():  # parameters become buffers: they are no datum's own
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                delattr(module, name)
+                module.register_buffer(name, parameter.detach())
         self.event_dim = event_dim
         self.latent_dim = loc.shape[-1]
 
@@ -218,16 +222,6 @@ class LocalAutoregressivePosterior(nn.Module):
             self.start_scale * self.log_factor.exp(),
             self.start_summary + size * self.summary_shift,
         )
-
-
-def _frozen(step: nn.Module) -> nn.Module:
-    """Return a copy of a step whose parameters are buffers: they are no datum's own."""
-    step = copy.deepcopy(step)
-    for module in step.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            delattr(module, name)
-            module.register_buffer(name, parameter.detach())
-    return step
 
 
 @local_posterior.register

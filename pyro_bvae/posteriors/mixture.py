@@ -72,16 +72,12 @@ class MixturePosterior(AmortizedPosterior):
         outputs, latent_dim = self.parameters_of(x, context)
         logits, rest = outputs.tensor_split((self.num_components,), dim=-1)
         locs, raw_scales = rest.unflatten(-1, (2, self.num_components, latent_dim)).unbind(-3)
-        return NormalMixture(
-            logits, locs + _offsets(self.num_components, latent_dim).to(locs), positive(raw_scales)
-        )
-
-
-def _offsets(num_components: int, latent_dim: int) -> Tensor:
-    """Return cosines of zero sum over the components, by latent, ``(C, L)``."""
-    component = torch.arange(num_components).unsqueeze(-1) + 0.5
-    frequency = 1 + torch.arange(latent_dim) % (num_components - 1)
-    return _APART * math.sqrt(2) * torch.cos(math.pi * component * frequency / num_components)
+        # Offsets are cosines of zero sum over the components, by latent, (C, L).
+        count = self.num_components
+        component = torch.arange(count).unsqueeze(-1) + 0.5
+        frequency = 1 + torch.arange(latent_dim) % (count - 1)
+        offsets = _APART * math.sqrt(2) * torch.cos(math.pi * component * frequency / count)
+        return NormalMixture(logits, locs + offsets.to(locs), positive(raw_scales))
 
 
 class LocalMixturePosterior(nn.Module):

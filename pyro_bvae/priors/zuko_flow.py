@@ -63,7 +63,22 @@ class ZukoPrior(nn.Module):
     def __init__(self, flow: Callable[[], Any]) -> None:
         super().__init__()
         self.flow = flow
-        self.latent_dim = _latent_dim_of(flow)
+        try:
+            distribution = flow()
+            batch, event = distribution.batch_shape, distribution.event_shape
+            if len(event) == 1:
+                distribution.log_prob(distribution.sample())
+        except (TypeError, AttributeError, RuntimeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"'flow' must be a Zuko flow without context, got {type(flow).__name__}: {reason}"
+            ) from error
+        if len(batch) or len(event) != 1:
+            raise InputError(
+                "'flow' must return a distribution with batch shape () and event shape (L,), as a"
+                f" flow of Zuko does, got {type(distribution).__name__}"
+            )
+        self.latent_dim = int(event[0])
 
     @classmethod
     def neural_spline(
@@ -95,22 +110,3 @@ class ZukoPrior(nn.Module):
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""
         return ZukoDistribution(self.flow())
-
-
-def _latent_dim_of(flow: Callable[[], Any]) -> int:
-    try:
-        distribution = flow()
-        if len(distribution.event_shape) == 1:
-            distribution.log_prob(distribution.sample())
-    except (TypeError, AttributeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"'flow' must be a Zuko flow without context, got {type(flow).__name__}: {reason}"
-        ) from error
-    batch, event = (getattr(distribution, f"{part}_shape", None) for part in ("batch", "event"))
-    if batch is None or event is None or len(batch) or len(event) != 1:
-        raise InputError(
-            "'flow' must return a distribution with batch shape () and event shape (L,), as a flow"
-            f" of Zuko does, got {type(distribution).__name__}"
-        )
-    return int(event[0])

@@ -110,13 +110,18 @@ class Coordinates:
 
 def _place(program: Program, name: str, site: Site) -> _Place:
     try:
-        transform = _simplified(bijection_of(site["fn"]))
+        transform = bijection_of(site["fn"])
     except NotImplementedError as error:
         support = support_of(site["fn"])
         raise InputError(
             f"latent '{name}' has the support {support}, which no bijection maps to the reals:"
             f" {error}"
         ) from error
+    inner = transform
+    while isinstance(inner, IndependentTransform):
+        inner = inner.base_transform
+    if isinstance(inner, ComposeTransform) and not inner.parts:
+        transform = identity_transform
     # As the values are under a plate of particles: with every batch dimension to the right of it.
     missing = -program.particle_dim - 1 - (site["value"].dim() - site["fn"].event_dim)
     shape = torch.Size([*[1] * missing, *transform.inverse_shape(site["value"].shape)])
@@ -125,13 +130,3 @@ def _place(program: Program, name: str, site: Site) -> _Place:
     )
     rest = torch.Size(size for dim, size in enumerate(shape) if dim != len(shape) + data_dim)
     return _Place(transform, data_dim, rest, math.prod(rest))
-
-
-def _simplified(transform: Transform) -> Transform:
-    """Return the identity for an identity in wrappers."""
-    inner = transform
-    while isinstance(inner, IndependentTransform):
-        inner = inner.base_transform
-    return (
-        identity_transform if isinstance(inner, ComposeTransform) and not inner.parts else transform
-    )

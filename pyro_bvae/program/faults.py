@@ -188,28 +188,13 @@ def broadcasts(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterat
                 own in (1, size) for own, size in zip(fn.event_shape, event, strict=True)
             )
             if not (alike or event == fn.event_shape) or not fits:
-                yield _misfit(
-                    program,
-                    name,
-                    tuple(value.shape),
-                    tuple(fn.batch_shape + fn.event_shape),
-                    latent,
-                )
-
-
-def _misfit(
-    program: str, name: str, value: tuple[int, ...], shape: tuple[int, ...], latent: bool
-) -> Fault:
-    if program == "model" and latent:
-        words = f"latent '{name}' has shape {value} in the guide and {shape} in the model"
-    else:
-        words = (
-            f"the value of site '{name}' of the {program} has shape {value}, its distribution"
-            f" {shape}"
-        )
-    return Fault(
-        "broadcast", (name,), f"{words}: their log density would broadcast; give both one shape"
-    )
+                got, shape = tuple(value.shape), tuple(fn.batch_shape + fn.event_shape)
+                words = f"the value of site '{name}' of the {program} has shape {got}, its"
+                words += f" distribution {shape}"
+                if program == "model" and latent:
+                    words = f"latent '{name}' has shape {got} in the guide and {shape} in the model"
+                words += ": their log density would broadcast; give both one shape"
+                yield Fault("broadcast", (name,), words)
 
 
 def _stripped(shape: torch.Size) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
 from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.program import Function, Program
-from pyro_bvae.program.sites import Site, Sites, samples
+from pyro_bvae.program.sites import Site, Sites, samples, unwrapped
 
 # Data that are drawn for together, and rows (draws times data) that one pass decodes.
 _MOST_DATA, _ROWS = 512, 8192
@@ -177,14 +177,8 @@ def _observed(program: Program, sites: Sites) -> list[tuple[str, Site]]:
     return [
         (name, site)
         for name, site in sites.items()
-        if name not in program.latents and not _is_factor(site["fn"])
+        if name not in program.latents and not isinstance(unwrapped(site["fn"]), dist.Unit)
     ]
-
-
-def _is_factor(distribution: Any) -> bool:
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return isinstance(distribution, dist.Unit)
 
 
 def _gather(program: Program, runs: list[Sites], names: Iterable[str]) -> dict[str, Variable]:

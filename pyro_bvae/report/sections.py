@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_bvae import plots
 from pyro_bvae.core.context import arguments
+from pyro_bvae.core.protocols import part_of
 from pyro_bvae.evaluation import count_checks
 from pyro_bvae.priors import NormalPrior
 
@@ -62,8 +63,8 @@ def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
 
 def _counts(run: Any) -> Section | None:
     """Return the posterior predictive checks of counts; None where the data are none."""
-    likelihood = getattr(getattr(run.vae, "decoder", None), "likelihood", None)
-    if getattr(likelihood, "support", None) is not constraints.nonnegative_integer:
+    support = part_of(run.vae, "decoder", "likelihood", "support")
+    if support is not constraints.nonnegative_integer:
         return None
     test = run.splits.test[:NUM_CHECKED].dense()
     args = arguments(test.x, test.context)

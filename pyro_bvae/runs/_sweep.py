@@ -1,40 +1,72 @@
-"""Sweeps over β and seeds of a configuration: directories of runs."""
+"""Sweeps over β, or over rates, and seeds of a configuration: directories of runs."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.runs._train import check_device, check_splits, untrained
+from pyro_bvae.runs._train import check_device, check_output, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
-from pyro_bvae.runs.config import TrainConfig, write_config
-from pyro_bvae.runs.directory import remove_run
-from pyro_bvae.training import Sweep, sweep
+from pyro_bvae.runs.config import TrainConfig, read_config, write_config
+from pyro_bvae.runs.directory import remove_evaluation, remove_run
+from pyro_bvae.training import Sweep, checkpoint_path, load_checkpoint, sweep
+from pyro_bvae.training.distributed import was_restarted
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
+
+
+def saved_sweep(output: Path) -> tuple[TrainConfig, tuple[float, ...], tuple[float, ...], int]:
+    """Return configuration, β, target rates and number of seeds of the sweep in a directory.
+
+    Raises:
+        InputError: if the directory holds no run of a sweep, or one that cannot be read.
+    """
+    runs = [
+        read_config(path)
+        for kind in ("beta", "rate")
+        for path in sorted(output.glob(f"{kind}*-seed*/config.json"))
+    ]
+    if not runs:
+        raise InputError(f"{output} holds no sweep: it has no run directory beta*-seed*")
+    rates = {run.training.target_rate for run in runs}
+    betas = {run.training.beta for run in runs if None in rates}
+    seeds = {run.training.seed for run in runs}
+    common = runs[0].with_options(target_rate=None, seed=min(seeds))
+    return (
+        common,
+        tuple(sorted(betas)),
+        tuple(sorted(rate for rate in rates if rate is not None)),
+        len(seeds),
+    )
 
 
 def train_sweep(
     config: TrainConfig,
     output: Path,
     *,
-    betas: tuple[float, ...],
+    betas: tuple[float, ...] = (),
+    target_rates: tuple[float, ...] = (),
     seeds: int = 1,
+    resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
 ) -> Sweep:
     """Train the models of a configuration with several β and seeds, each into a run directory.
 
-    Each run directory, ``output/beta<β>-seed<seed>``, is as ``train`` would have left it for a
-    configuration of this β and seed, random splits of the data included; :func:`pyro_bvae.load`
-    reads it.
+    Each run directory, ``output/beta<β>-seed<seed>`` or ``output/rate<nats>-seed<seed>``, is as
+    ``train`` would have left it for a configuration of this β, or of this target rate, and this
+    seed, random splits of the data included; :func:`pyro_bvae.load` reads it.
 
     Args:
-        config: The configuration; its β is not looked at, and its seed is the first one.
+        config: The configuration; its β is not looked at, and its seed is the first one. With
+            target rates it is the first β.
         output: Directory of the run directories.
         betas: The β.
+        target_rates: In place of β, rates in nats, for each of which a β is found.
         seeds: Number of seeds.
+        resume: Continue the runs that are there, and train the others from their beginning;
+            processes that ``torchrun`` starts again do so.
         overwrite: Remove runs that are there already.
         progress: Show a progress bar.
 
@@ -42,63 +74,78 @@ def train_sweep(
         InputError: if the configuration, β, the number of seeds or a directory cannot be used.
     """
     check_count("seeds", seeds)
-    training = config.training
-    if training.target_rate is not None:
+    if resume and overwrite:
+        raise InputError("'--resume' and '--overwrite' exclude each other")
+    if was_restarted():
+        resume, overwrite = True, False
+    if config.training.target_rate is not None:
         raise InputError(
-            f"'target_rate' finds a β, and a sweep is given its own; got {training.target_rate}"
+            "'target_rate' finds a β, and a sweep takes several as 'target_rates'; got"
+            f" {config.training.target_rate}"
         )
-    numbers = range(training.seed, training.seed + seeds)
-    replicas = assigned(betas, numbers)
-    config = config.resolved()
-    directories = {
-        output / replica_name(beta, seed): config.with_options(beta=beta, seed=seed)
-        for beta, seed in replicas
-    }
-    for run in directories.values():
+    if betas and target_rates:
+        raise InputError(
+            f"'betas' and 'target_rates' exclude each other, got {betas} and {target_rates}"
+        )
+    option: Literal["beta", "target_rate"] = "target_rate" if target_rates else "beta"
+    numbers = range(config.training.seed, config.training.seed + seeds)
+    replicas = assigned(target_rates or betas, numbers)
+    config, configs = _configs(config, output, option, replicas, resume)
+    check_device(config.training.device)
+    for directory, run in configs.items():
         check_config(run)
-    check_device(training.device)
-    _check_new(directories, overwrite)
+        check_output(run, directory, resume and _is_run(directory), overwrite)
     parts = {seed: load_data(config.with_options(seed=seed)) for _, seed in replicas}
     for seed, splits in parts.items():
         check_splits(untrained(config.with_options(seed=seed), splits), splits)
-    for directory, run in directories.items():
+    for directory, run in configs.items():
         if overwrite:
             remove_run(directory)
+        last = checkpoint_path(directory, "last")
+        if last.exists() and len(load_checkpoint(last, "cpu")["history"]) < run.training.epochs:
+            remove_evaluation(directory)  # of a model that is trained further
         make_directory(directory)
         write_config(run, directory / "config.json")
 
-    settings = training.settings()
+    settings = config.training.settings()
     for name in ("beta", "seed"):
         del settings[name]
     return sweep(
         lambda seed: untrained(config.with_options(seed=seed), parts[seed]),
         lambda seed: parts[seed].train,
-        betas=betas,
+        betas=target_rates or betas,
         seeds=numbers,
-        schedule=lambda beta: replace(training, beta=beta).beta_schedule(),
+        schedule=lambda value: config.with_options(**{option: value}).training.beta_schedule(),
         validation=lambda seed: parts[seed].validation,
         **settings,
-        device=training.device,
+        device=config.training.device,
         output=output,
+        resume=resume,
         progress=progress,
     )
 
 
-def _check_new(directories: dict[Path, TrainConfig], overwrite: bool) -> None:
-    """Raise if there is something where a run is to be written."""
-    for directory in directories:
-        if directory.exists() and not directory.is_dir():
-            raise InputError(
-                f"'output' must be a directory of runs, got one that holds the file {directory}"
-            )
-        if not directory.is_dir() or not any(directory.iterdir()):
-            continue
-        if not overwrite:
-            raise InputError(
-                f"{directory} exists: pass --overwrite to replace it, or another --output"
-            )
-        if not (directory / "config.json").exists():
-            raise InputError(
-                f"{directory} is not a run directory (it has no config.json), so it is not "
-                "overwritten"
-            )
+def _configs(
+    config: TrainConfig,
+    output: Path,
+    option: Literal["beta", "target_rate"],
+    replicas: list[tuple[float, int]],
+    resume: bool,
+) -> tuple[TrainConfig, dict[Path, TrainConfig]]:
+    """Return the configuration that all have in common, and that of each run directory."""
+    kind: Literal["beta", "rate"] = "beta" if option == "beta" else "rate"
+    directories = {output / replica_name(*replica, kind): replica for replica in replicas}
+    there = next((each for each in directories if _is_run(each)), None)
+    if resume and there is not None and config.training.warmup_epochs is None:
+        # A share of the first number of epochs.
+        saved = read_config(there / "config.json").training
+        config = config.with_options(warmup_epochs=saved.warmup_epochs)
+    config = config.resolved()
+    return config, {
+        directory: config.with_options(**{option: value}, seed=seed)
+        for directory, (value, seed) in directories.items()
+    }
+
+
+def _is_run(directory: Path) -> bool:
+    return (directory / "config.json").exists()

@@ -101,7 +101,7 @@ def _prepare(
         config = config.with_options(warmup_epochs=saved.warmup_epochs)
     config = config.resolved()
     check_device(config.training.device)
-    _check_output(config, output, resume, overwrite)
+    check_output(config, output, resume, overwrite)
     splits = load_data(config)
     vae = untrained(config, splits)
     check_splits(vae, splits)
@@ -144,7 +144,8 @@ def check_device(device: str) -> None:
         ) from error
 
 
-def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bool) -> None:
+def check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bool) -> None:
+    """Raise unless a run may be written to, or continued in, a directory."""
     if output.exists() and not output.is_dir():
         raise InputError(f"'output' must be a directory, got the file {output}")
     occupied = output.is_dir() and any(output.iterdir())

@@ -103,7 +103,8 @@ def _remarks(directory: Path, state: dict[str, Any], latent_dim: int | None) -> 
     """Return the checklist's remarks on a run, by its last checkpoint, or else the one at hand."""
     with suppress(InputError):
         state = load_checkpoint(checkpoint_path(directory, "last"))
-    before = [Remark(**remark) for remark in state.get("remarks", ()) if remark["when"] == "before"]
+    remarks = [Remark.read(saved) for saved in state.get("remarks", ())]
+    before = [remark for remark in remarks if remark.when == "before"]
     clip = state["settings"].get("gradient_clip")
     return [*before, *check_during(state["history"], clip, latent_dim=latent_dim, before=before)]
 

@@ -2,11 +2,11 @@ from pyro_bvae.training.checkpoint import checkpoint_path as checkpoint_path
 from pyro_bvae.training.checkpoint import load_checkpoint as load_checkpoint
 from pyro_bvae.training.checkpoint import load_weights as load_weights
 from pyro_bvae.training.checkpoint import save_checkpoint as save_checkpoint
-from pyro_bvae.training.checks.checklist import Remark as Remark
 from pyro_bvae.training.checks.checklist import check_after as check_after
 from pyro_bvae.training.checks.checklist import check_before as check_before
 from pyro_bvae.training.checks.checklist import check_during as check_during
 from pyro_bvae.training.checks.nonfinite import TrainingError as TrainingError
+from pyro_bvae.training.checks.remarks import Remark as Remark
 from pyro_bvae.training.distributed import Ranks as Ranks
 from pyro_bvae.training.distributed import process_group as process_group
 from pyro_bvae.training.ex_post import fit_ex_post_prior as fit_ex_post_prior

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.training.checks.checklist import Remark
+from pyro_bvae.training.checks.remarks import Remark
 
 Row = dict[str, float]
 

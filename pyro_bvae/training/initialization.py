@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.protocols import part_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 
@@ -52,7 +53,7 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
         InputError: if the decoder has no ``network`` whose last operation adds a bias, or no
             ``likelihood``; or if no finite bias is the best one.
     """
-    likelihood, last = getattr(vae.decoder, "likelihood", None), last_bias(vae, context)
+    likelihood, last = part_of(vae, "decoder", "likelihood"), last_bias(vae, context)
     if likelihood is None or last is None:
         raise InputError(
             "'vae' must have a decoder with a likelihood, and a network whose last layer has a bias"
@@ -96,11 +97,11 @@ def last_bias(vae: Any, context: Context | None = None) -> LastBias | None:
         vae: A module with a ``prior`` and a ``decoder``.
         context: The context of at least some data, where there is one.
     """
-    network = getattr(vae.decoder, "network", None)
-    if not isinstance(network, nn.Module) or not hasattr(vae, "prior"):
+    network = part_of(vae, "decoder", "network")
+    if not isinstance(network, nn.Module) or part_of(vae, "prior") is None:
         return None
     for layer in reversed(list(network.modules())):
-        bias = getattr(layer, "bias", None)
+        bias = part_of(layer, "bias")
         if isinstance(bias, nn.Parameter) and bias.dim() == 1 and bias.is_floating_point():
             places = _places(vae, network, bias, context)
             if places is not None:

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,8 +29,9 @@ from pyro_bvae.training.checkpoint import (
     load_weights,
     save_checkpoint,
 )
-from pyro_bvae.training.checks.checklist import Remark, check_before, check_during
+from pyro_bvae.training.checks.checklist import check_before, check_during
 from pyro_bvae.training.checks.dry_run import dry_run, takes_one
+from pyro_bvae.training.checks.remarks import Remark
 from pyro_bvae.training.distributed import Ranks, check_shareable, own_device
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives.loss import Loss
@@ -270,7 +272,7 @@ class TrainingState:
             "model": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "history": self.history.rows,
-            "remarks": [remark._asdict() for remark in self.history.remarks],
+            "remarks": [asdict(remark) for remark in self.history.remarks],
             "best": self.best,
             "stale": self.stale,
             "settings": self.settings.identity(),
@@ -311,7 +313,7 @@ class TrainingState:
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         self._saved_optimizer = state["optimizer"]
-        remarks = [Remark(**remark) for remark in state.get("remarks", ())]
+        remarks = [Remark.read(remark) for remark in state.get("remarks", ())]
         self.history = History(state["history"], remarks)
         self.best, self.stale = state["best"], state["stale"]
 

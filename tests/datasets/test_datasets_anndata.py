@@ -17,7 +17,15 @@ from torch import Tensor
 from pyro_bvae import BetaVAE, Decoder, datasets, evidence, fit
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import stream_seed
-from pyro_bvae.datasets import CellFormat, CellSplits, Dataset, LazyDataset, from_anndata, h5ad
+from pyro_bvae.datasets import (
+    CellFormat,
+    CellSplits,
+    Dataset,
+    LazyDataset,
+    ObsColumns,
+    from_anndata,
+    h5ad,
+)
 from pyro_bvae.datasets.counts import anndata as cells
 from pyro_bvae.datasets.counts import tables as count_tables
 from pyro_bvae.likelihoods import NormalLikelihood
@@ -29,6 +37,7 @@ from pyro_bvae.runs import annotate
 anndata = pytest.importorskip("anndata")
 
 N, GENES = 60, 9
+PLATES = ObsColumns(label="kind", batch="plate")
 KINDS = {"dense": np.asarray, "csr": sp.csr_matrix, "csc": sp.csc_matrix, "csr array": sp.csr_array}
 
 
@@ -89,9 +98,7 @@ def test_counts_are_those_of_the_file_in_the_order_of_the_permutation(
         with pytest.raises(InputError, match="read by rows if it is dense or csr, got csc"):
             h5ad(path, backed=True)
         return
-    splits = h5ad(
-        path, min_counts=3, label_column="kind", batch_column="plate", backed=backed, seed=3
-    )
+    splits = h5ad(path, min_counts=3, columns=PLATES, backed=backed, seed=3)
     assert isinstance(splits.train, Dataset if kind == "dense" and not backed else LazyDataset)
     assert isinstance(splits.test, Dataset) and splits.validation is None and splits.name == "cells"
     order = KEPT[np.random.default_rng(3).permutation(len(KEPT))]
@@ -170,8 +177,7 @@ def test_parts_of_ones_own_and_layers() -> None:
     splits = from_anndata(
         cells_of(np.log1p(x), raw=sp.csr_matrix(x)),
         layer="raw",
-        split_column="part",
-        batch_column="plate",
+        columns=ObsColumns(batch="plate", split="part"),
         seed=9,
     )
     expected = {"train": [0, 1], "test": [2], "validation": [3]}
@@ -202,7 +208,12 @@ def test_the_registry_reads_h5ad_files(tmp_path: Path) -> None:
         "validation": 5,
         "seed": 2,
     }
-    splits, same = datasets.load("h5ad", path=path, **options), h5ad(path, **options)
+    splits = datasets.load("h5ad", path=path, **options)
+    old = (
+        r"'label_column', 'batch_column' of h5ad is now columns=ObsColumns\(label=..., batch=...\)"
+    )
+    with pytest.warns(DeprecationWarning, match=old):
+        same = h5ad(path, **options)
     assert (
         torch.equal(splits.train.x, same.train.x)
         and splits.format == same.format
@@ -262,21 +273,21 @@ REFUSED = {
                                               r"Known: counts, raw"),
     "no layers": (lambda a: None, {"layer": "raw"}, "unknown layer 'raw': there are no layers"),
     "no X": (without_x, {}, "there is no X; give one of the layers: counts, raw"),
-    "labels": (lambda a: None, {"label_column": "kinds"}, r"obs column 'kinds'. Did you mean "
+    "labels": (lambda a: None, {"columns": ObsColumns(label="kinds")}, r"obs column 'kinds'. Did you mean "
                                                           r"'kind'.* Known: depth, "),
-    "batch": (lambda a: None, {"batch_column": "plat"}, "unknown obs column 'plat'. Did you mean "
+    "batch": (lambda a: None, {"columns": ObsColumns(batch="plat")}, "unknown obs column 'plat'. Did you mean "
                                                         "'plate'"),
-    "fractions as labels": (lambda a: None, {"label_column": "depth"}, "'depth': labels must be "
+    "fractions as labels": (lambda a: None, {"columns": ObsColumns(label="depth")}, "'depth': labels must be "
                                                                        "whole numbers"),
-    "gaps": (assign("kind", GAPS), {"label_column": "kind"}, "'kind' has no value for 2 cells, the "
+    "gaps": (assign("kind", GAPS), {"columns": ObsColumns(label="kind")}, "'kind' has no value for 2 cells, the "
                                                              "first is 'cell3'"),
     "unseen batch": (
         assign("odd", ODD),
-        {"batch_column": "odd", "split_column": "part"},
+        {"columns": ObsColumns(batch="odd", split="part")},
         "batch 'odd' of cell 'cell2' in obs column 'odd' is not among those of the training cells: "
         "even",
     ),
-    "parts": (lambda a: None, {"split_column": "kind"}, r"obs column 'kind' must be 'train', .* "
+    "parts": (lambda a: None, {"columns": ObsColumns(split="kind")}, r"obs column 'kind' must be 'train', .* "
                                                         r"got 'a', 'b', 'c'"),
     "too few counts": (lambda a: None, {"min_counts": 1000}, "no cell has 'min_counts' = 1000 "
                                                              "counts, the most is"),
@@ -372,9 +383,7 @@ def expected(vae: BetaVAE, data: Dataset) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("kind", ["dense", "csr", "backed"])
 def test_latents_and_evidence_are_written_back_to_their_cells(kind: str, tmp_path: Path) -> None:
     path = written(tmp_path, counts() if kind == "dense" else sp.csr_matrix(counts()))
-    splits = h5ad(
-        path, min_counts=3, label_column="kind", batch_column="plate", backed=kind == "backed"
-    )
+    splits = h5ad(path, min_counts=3, columns=PLATES, backed=kind == "backed")
     vae = trained(splits)
     adata = anndata.read_h5ad(path, backed="r" if kind == "backed" else None)
     annotate(adata, vae, splits.format, num_samples=200, seed=4)
@@ -409,7 +418,7 @@ def test_latents_and_evidence_are_written_back_to_their_cells(kind: str, tmp_pat
 
 def test_blocks_of_cells_are_put_where_they_belong(monkeypatch: pytest.MonkeyPatch) -> None:
     adata = cells_of(sp.csr_matrix(counts()))
-    splits = from_anndata(adata, min_counts=3, batch_column="plate")
+    splits = from_anndata(adata, min_counts=3, columns=ObsColumns(batch="plate"))
     vae = trained(splits)
     annotate(adata, vae, splits.format, num_samples=2000)
     monkeypatch.setattr("pyro_bvae.runs._annotate._MOST_NUMBERS", 8 * 7)
@@ -422,7 +431,7 @@ def test_blocks_of_cells_are_put_where_they_belong(monkeypatch: pytest.MonkeyPat
 
 def test_other_cells_are_seen_as_the_training_cells() -> None:
     adata = cells_of(sp.csr_matrix(counts()))
-    splits = from_anndata(adata, min_counts=3, batch_column="plate", label_column="kind")
+    splits = from_anndata(adata, min_counts=3, columns=PLATES)
     vae = trained(splits)
     annotate(adata, vae, splits.format, num_samples=50)
     other = adata[
@@ -438,7 +447,7 @@ def test_other_cells_are_seen_as_the_training_cells() -> None:
 
 def test_what_cannot_be_annotated() -> None:
     adata = cells_of(counts())
-    splits = from_anndata(adata, min_counts=3, batch_column="plate")
+    splits = from_anndata(adata, min_counts=3, columns=ObsColumns(batch="plate"))
     vae = trained(splits)
     with pytest.raises(InputError, match=r"must not be a view .* adata.copy\(\)"):
         annotate(adata[:20], vae, splits.format)

@@ -113,7 +113,11 @@ def test_the_full_rank_family_closes_the_gap_of_a_correlated_normal(linear: Line
     exact = linear.gaps(x, guide.mean, guide.stddev)
     assert float(exact.approximation.mean()) > 0.2
     gaps = inference_gaps(
-        vae.model, vae.guide, x, families=("full-rank", "flow"), num_samples=1000, settings=QUICK
+        vae.model,
+        vae.guide,
+        x,
+        num_samples=1000,
+        settings=replace(QUICK, families=("full-rank", "flow")),
     )
     for name in ("variational", "approximation", "amortization"):
         estimate, truth = getattr(gaps, name), float(getattr(exact, name).mean())
@@ -150,9 +154,8 @@ def test_a_joint_family_knows_how_sites_depend_on_each_other() -> None:
         guide_of_drifting,
         x,
         training_beta=2.0,
-        families=("full-rank",),
         num_samples=1000,
-        settings=QUICK,
+        settings=replace(QUICK, families=("full-rank",)),
     )
     assert (
         abs(gaps.evidence.value - float(evidence_of_drifting(x).mean()))
@@ -179,7 +182,8 @@ def test_families_of_positive_latents_bend_in_the_logarithm() -> None:
     exact = dist.GammaPoisson(2 * one, 0.5).log_prob(x)
     gaps = inference_gaps(
         counts, guide_of_counts, x,
-        local_guide=LocalCounts, families=("full-rank", "flow"), num_samples=2000, settings=QUICK,
+        num_samples=2000,
+        settings=replace(QUICK, local_guide=LocalCounts, families=("full-rank", "flow")),
     )  # fmt: skip
     assert (
         abs(gaps.evidence.value - float(exact.mean())) < 4 * gaps.evidence.monte_carlo_error < 0.02
@@ -336,7 +340,11 @@ def test_no_family_ends_below_the_one_before(linear: LinearGaussian) -> None:
     vae = linear.amortized_vae(mean_factor=0.9)
     wild = replace(HASTY, learning_rate=1.0, check_particles=64)
     gaps = inference_gaps(
-        vae.model, vae.guide, x, families=("full-rank", "flow"), num_samples=2000, settings=wild
+        vae.model,
+        vae.guide,
+        x,
+        num_samples=2000,
+        settings=replace(wild, families=("full-rank", "flow")),
     )
     bounds = [gaps.elbo, gaps.elbos["guide"], gaps.elbos["full-rank"], gaps.elbos["flow"]]
     for before, after in itertools.pairwise(bounds):
@@ -363,7 +371,7 @@ def test_a_family_that_many_draws_find_worse_is_not_taken(
     monkeypatch.setattr(gap_blocks, "refit", spoilt)
     x, vae = linear.sample(8), linear.amortized_vae(mean_factor=0.9)
     gaps = inference_gaps(
-        vae.model, vae.guide, x, families=("full-rank",), num_samples=500, settings=HASTY
+        vae.model, vae.guide, x, num_samples=500, settings=replace(HASTY, families=("full-rank",))
     )
     assert torch.equal(gaps.elbos["full-rank"].per_datum, gaps.elbos["guide"].per_datum)
     assert torch.allclose(gaps.families["full-rank"].per_datum, gaps.approximation.per_datum)
@@ -480,7 +488,8 @@ def test_a_site_without_a_reparametrised_draw_is_refused_by_name(
     x = torch.linspace(-1, 1, 4, dtype=torch.double)
     message = f"guide site 'angle' of family {family} has no reparametrised draw"
     with pytest.raises(InputError, match=message):
-        inference_gaps(model, guide, x, local_guide=local_guide, num_samples=10)
+        settings = RefitSettings(local_guide=local_guide)
+        inference_gaps(model, guide, x, settings=settings, num_samples=10)
     with pytest.raises(
         InputError, match="guide site 'angle' of family VonMises needs 'local_guide'"
     ):
@@ -495,7 +504,7 @@ def test_thousands_of_data_are_refitted_at_once() -> None:
         num_particles=4, steps_per_round=15, max_rounds=3, check_particles=16, certified_gain=0.2
     )
     gaps = inference_gaps(
-        vae.model, vae.guide, x, families=("full-rank",), num_samples=50, settings=settings
+        vae.model, vae.guide, x, num_samples=50, settings=replace(settings, families=("full-rank",))
     )
     with torch.no_grad():
         guide = vae.encoder(x)
@@ -525,9 +534,8 @@ def test_the_generalization_gap_is_a_difference_of_amortization_gaps(
         vae.guide,
         x,
         train=(seen,),
-        families=("full-rank",),
         num_samples=1000,
-        settings=QUICK,
+        settings=replace(QUICK, families=("full-rank",)),
     )
     part, train = gaps.generalization, gaps.train
     assert part.value == pytest.approx(gaps.amortization.value - train.amortization.value)
@@ -557,9 +565,8 @@ def test_training_data_come_as_arguments(linear: LinearGaussian) -> None:
 def test_the_evidence_may_come_from_elsewhere(linear: LinearGaussian) -> None:
     x, vae = linear.sample(10), linear.amortized_vae(mean_factor=0.9)
     options: dict[str, Any] = {
-        "families": ("full-rank",),
         "num_samples": 500,
-        "settings": HASTY,
+        "settings": replace(HASTY, families=("full-rank",)),
         "training_beta": 2.0,
     }
     given = Estimate.over_data(linear.evidence(x), torch.full((10,), 0.2), cost=123)
@@ -593,7 +600,8 @@ def test_unknown_families_are_refused_with_the_nearest(linear: LinearGaussian) -
     with pytest.raises(
         InputError, match=r"'fullrank'.*Did you mean 'full-rank'.*Known: flow, full-rank"
     ):
-        inference_gaps(vae.model, vae.guide, linear.sample(2), families=("fullrank",))
+        settings = RefitSettings(families=("fullrank",))
+        inference_gaps(vae.model, vae.guide, linear.sample(2), settings=settings)
 
 
 # -- the verdict

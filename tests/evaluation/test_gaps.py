@@ -281,7 +281,9 @@ def test_a_local_guide_of_ones_own_is_fitted(linear: LinearGaussian) -> None:
                 pyro.sample("top", dist.Normal(self.slope * low, self.log_scale.exp()))
 
     x = torch.randn(12, dtype=torch.double)
-    gaps = inference_gaps(*hierarchical(linear), x, local_guide=Local, num_samples=2000)
+    gaps = inference_gaps(
+        *hierarchical(linear), x, settings=RefitSettings(local_guide=Local), num_samples=2000
+    )
     assert abs(gaps.approximation.value) < max(0.01, 3 * gaps.approximation.monte_carlo_error)
     exact = dist.Normal(0, math.sqrt(3)).log_prob(x).mean()
     assert gaps.evidence.value == pytest.approx(float(exact), abs=0.02)

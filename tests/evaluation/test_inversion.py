@@ -4,6 +4,7 @@ Every operator, every way to the posterior, and what is refused.
 """
 
 import warnings
+from typing import Any
 
 import arviz
 import pyro.distributions as dist
@@ -25,6 +26,7 @@ from pyro_bvae.evaluation.inversion import (
     DrawnSignal,
     EncoderStart,
     Inversion,
+    InversionSettings,
     LinearOperator,
     Mask,
     MeanSignal,
@@ -272,7 +274,7 @@ def test_chains_that_did_not_mix_are_not_summarised() -> None:
         LinearOperator(torch.eye(1)),
         NormalNoise(0.01),
         method=method,
-        starts=starts,
+        settings=InversionSettings(starts),
     )
     assert results.r_hat > 1.5 and "no summary: the chains did not mix: r-hat" in str(results)
     for summary in ("mean", "standard_deviation", "latent_mean", "latent_covariance"):
@@ -288,21 +290,19 @@ def test_chains_that_did_not_mix_are_not_summarised() -> None:
 def test_draws_in_holes_are_flagged() -> None:
     model, operator = truth(), OPERATORS["mask"]
     vae, data = model.amortized_vae(), model.sample(50)
-    options = {"method": BatchedHMCMethod(16, 20, 30), "data": data}
     y = observe(model, operator)
-    inside = invert(
-        vae, y, operator, NormalNoise(NOISE), holes=AggregateHoles(vae, data, -1e9), **options
-    )
-    outside = invert(
-        vae, y, operator, NormalNoise(NOISE), holes=AggregateHoles(vae, data, 1e9), **options
-    )
+
+    def counted(holes: Any) -> Inversion:
+        method, settings = BatchedHMCMethod(16, 20, 30), InversionSettings(data=data, holes=holes)
+        return invert(vae, y, operator, NormalNoise(NOISE), method=method, settings=settings)
+
+    inside = counted(AggregateHoles(vae, data, -1e9))
+    outside = counted(AggregateHoles(vae, data, 1e9))
     assert (inside.hole_share, outside.hole_share) == (0.0, 1.0)
     assert "beware: 100.0% of the draws lie in holes" in str(outside) and "beware" not in str(
         inside
     )
-    left = invert(
-        vae, y, operator, NormalNoise(NOISE), holes=lambda z: z[:, 0] < inside.z[0, 0, 0], **options
-    )
+    left = counted(lambda z: z[:, 0] < inside.z[0, 0, 0])
     assert left.in_holes is not None and torch.equal(
         left.in_holes, left.z[..., 0] < inside.z[0, 0, 0]
     )
@@ -349,7 +349,7 @@ def test_arviz_reads_the_draws_and_agrees_on_r_hat() -> None:
         operator,
         NormalNoise(),
         method=BatchedHMCMethod(4, 60, 60),
-        holes=lambda z: z[:, 0] < 0,
+        settings=InversionSettings(holes=lambda z: z[:, 0] < 0),
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -18,6 +18,7 @@ from pyro_bvae.evaluation.inversion import (
     BatchedHMCMethod,
     Draws,
     Inversion,
+    InversionSettings,
     MeanSignal,
     NUTSMethod,
     VariationalMethod,
@@ -112,7 +113,8 @@ class OneSided:
 
 def test_chains_that_miss_a_mode_are_no_posterior() -> None:
     """Chains that all start in one mode mix in it, and r-hat has nothing to say."""
-    results = solve(squares(), OneSided(HMC), starts=[lambda *_: torch.ones(1, 1).double()])
+    settings = InversionSettings([lambda *_: torch.ones(1, 1).double()])
+    results = solve(squares(), OneSided(HMC), settings=settings)
     assert results.r_hat <= 1.05
     assert results.problem is not None and "the posterior has 2 modes with 5" in results.problem
     assert (

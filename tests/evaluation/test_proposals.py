@@ -426,8 +426,11 @@ def test_a_local_guide_whose_density_cannot_be_had_is_not_mixed(linear: LinearGa
     x, vae = linear.sample(30), linear.amortized_vae(mean_factor=0.9)
     with pytest.raises(InputError, match=r"'local_guide' must draw the latents \['z'\] themselves"):
         evidence(vae.model, vae.guide, x, proposal=RefitProposal(QUICK, Auxiliary))
+    with pytest.raises(InputError, match=r"'local_guide' must draw the latents"):
+        own = replace(QUICK, local_guide=Auxiliary)
+        evidence(vae.model, vae.guide, x, proposal=RefitProposal(own))
     gaps = inference_gaps(
-        vae.model, vae.guide, x, local_guide=Auxiliary, num_samples=2000, settings=QUICK
+        vae.model, vae.guide, x, num_samples=2000, settings=replace(QUICK, local_guide=Auxiliary)
     )
     exact = linear.evidence(x)
     assert (

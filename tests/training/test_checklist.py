@@ -4,12 +4,14 @@ Each planted fault is seen with its number, and a sound training has no remark.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit
+from pyro_bvae.core.findings import Finding
 from pyro_bvae.likelihoods import (
     BernoulliLikelihood,
     LearnedScale,
@@ -21,7 +23,15 @@ from pyro_bvae.likelihoods import (
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.training import Constant, check_before, check_during, start_at_mean
+from pyro_bvae.training import (
+    Constant,
+    Remark,
+    check_after,
+    check_before,
+    check_during,
+    load_checkpoint,
+    start_at_mean,
+)
 
 FEATURES = 8
 
@@ -118,6 +128,7 @@ def test_what_is_wrong_before_training_is_seen_with_its_number(case: int) -> Non
     assert len(results) == 1, remarks
     assert results[0].grave == grave
     assert results[0].when == "before"
+    assert isinstance(results[0], Finding) and results[0].subject and results[0].code
 
 
 def test_the_threshold_of_collapse_is_the_closed_form() -> None:
@@ -306,3 +317,32 @@ def test_counts_and_pixels_of_likelihoods_of_their_own_need_no_scale() -> None:
 
 def test_one_datum_says_nothing_of_features() -> None:
     assert check_before(vae_of(NormalLikelihood(0.5)), normals(1)) == []
+
+
+def test_a_remark_is_a_finding_with_the_names_that_it_had() -> None:
+    (remark,) = check_before(vae_of(NormalLikelihood(0.5)), with_a_constant(normals()))
+    assert isinstance(remark, Remark) and isinstance(remark, Finding)
+    assert (remark.code, remark.severity, remark.subject) == ("constant-features", "warning", (3,))
+    assert (remark.when, remark.seen, remark.grave) == ("before", remark.message, False)
+    assert str(remark) == f"{remark.seen}: {remark.advice}" and remark.sentence == f"{remark}."
+    units = {"active_units": {"active": [True, False, True, False]}}
+    (idle,) = check_after(units)
+    assert (idle.code, idle.severity, idle.subject) == ("idle-latents", "note", (1, 3))
+    (collapse,) = check_after({"active_units": {"active": [False, False]}})
+    assert (collapse.severity, collapse.subject, collapse.when) == ("error", (0, 1), "after")
+
+
+def test_remarks_of_a_checkpoint_are_read_in_both_forms(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="every latent will collapse"):
+        history = fit(
+            vae_of(NormalLikelihood(1.0)), with_a_constant(normals()), beta=3.0, epochs=2,
+            output=tmp_path, progress=False,
+        )  # fmt: skip
+    saved = load_checkpoint(tmp_path / "checkpoints" / "last.pt", "cpu")["remarks"]
+    assert [Remark.read(each) for each in saved] == [
+        r for r in history.remarks if r.when == "before"
+    ]
+    old = {"when": "during", "seen": "the rate is 0", "advice": "lower β", "grave": True}
+    read = Remark.read(old)
+    assert {name: getattr(read, name) for name in old} == old
+    assert str(read) == "the rate is 0: lower β" and read.severity == "error"

@@ -1,6 +1,7 @@
 """Sweeps: replicas trained side by side are the models that separate training gives."""
 
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -22,7 +23,6 @@ import pyro_bvae
 from pyro_bvae import BetaVAE, Context, Decoder, InputError, fit, sweep
 from pyro_bvae.cli import main
 from pyro_bvae.compilation.compiled_function import capture
-from pyro_bvae.compilation.stacked_affine import StackedAffine
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.likelihoods import (
@@ -471,20 +471,6 @@ def test_replicas_are_one_pyro_program_that_stock_svi_trains() -> None:
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
-def test_affine_maps_have_the_gradients_of_torch_s_own_as_weights_lie() -> None:
-    x, weight, bias = (
-        torch.randn(shape, dtype=torch.double) for shape in ((2, 5, 3), (2, 4, 3), (2, 4))
-    )
-    for tensors in ((x, weight, bias), (x, weight)):
-        ours = [tensor.clone().requires_grad_() for tensor in tensors]
-        theirs = [tensor.clone().requires_grad_() for tensor in tensors]
-        StackedAffine.apply(*ours, *([None] if len(ours) == 2 else [])).square().sum().backward()
-        rows = [nn.functional.linear(*(tensor[r] for tensor in theirs)) for r in range(2)]
-        torch.stack(rows).square().sum().backward()
-        assert all(torch.allclose(a.grad, b.grad) for a, b in zip(ours, theirs, strict=True))
-        assert ours[1].grad.is_contiguous()
-
-
 def test_the_caller_s_state_is_left_alone() -> None:
     pyro.param("mine", torch.ones(2))
     before = torch.get_rng_state()
@@ -599,13 +585,73 @@ def test_a_sweep_of_a_configuration_is_what_train_gives(tmp_path: Path) -> None:
     )  # whose data are split by its seed
     assert distance(read.vae, single.vae) < 1e-3
     assert read.config == pyro_bvae.load(tmp_path / "single").config
-    with pytest.raises(InputError, match=r"beta0\.5-seed0 exists: pass --overwrite"):
+    with pytest.raises(InputError, match=r"beta0\.5-seed0 exists: pass --resume .* --overwrite"):
         train_sweep(config, tmp_path / "sweep", betas=(0.5,), progress=False)
     with pytest.raises(InputError, match="'seeds' must be a positive integer, got 0"):
         train_sweep(config, tmp_path / "new", betas=(0.5,), seeds=0)
     with pytest.raises(InputError, match="'target_rate' finds a β"):
         train_sweep(TrainConfig(target_rate=5.0), tmp_path / "new", betas=(0.5,))
+    with pytest.raises(InputError, match="'betas' and 'target_rates' exclude each other"):
+        train_sweep(config, tmp_path / "new", betas=(0.5,), target_rates=(5.0,))
+    with pytest.raises(InputError, match="'--resume' and '--overwrite' exclude each other"):
+        train_sweep(config, tmp_path / "new", betas=(0.5,), resume=True, overwrite=True)
     assert not (tmp_path / "new").exists()
+
+
+SMALL = ["--hidden", "8", "--latent-dim", "2", "--likelihood", "normal", "--seeds", "2"]
+
+
+def test_the_command_finds_the_beta_of_each_rate_as_train_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = ["--output", str(tmp_path / "sweep")]
+    assert main(["sweep", *SMALL, "--epochs", "3", "--target-rate", "2", "6", *output]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].split()[:3] == ["target", "seed", "beta"]
+    assert {line.split()[0] for line in shown[1:5]} == {"2", "6"}
+    read = pyro_bvae.load(tmp_path / "sweep" / "rate6-seed1", checkpoint="last")
+    single = train(
+        TrainConfig(
+            hidden=(8,), latent_dim=2, likelihood="normal", epochs=3, target_rate=6.0, seed=1
+        ),
+        tmp_path / "single",
+        progress=False,
+    )
+    assert (
+        distance(read.vae, single.vae) < 1e-3
+        and read.config == pyro_bvae.load(tmp_path / "single").config
+    )
+    assert read.training_beta == pytest.approx(single.training_beta, rel=1e-4)
+    assert read.training_beta != 1.0
+
+
+@pytest.mark.parametrize("values", [["--betas", "0.5", "2"], ["--target-rate", "2", "6"]])
+def test_the_command_resumes_a_sweep_from_its_directory_alone(
+    values: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short, whole = tmp_path / "short", tmp_path / "whole"
+    for output in (short, whole):
+        assert main(["sweep", *SMALL, *values, "--epochs", "2", "--output", str(output)]) == 0
+    names = sorted(run.name for run in whole.iterdir())
+    assert len(names) == 4
+    shutil.rmtree(
+        short / names[0] / "checkpoints"
+    )  # as if the machine had failed before its epochs
+    (short / names[1] / "evaluation.json").write_text("{}")
+    again = ["sweep", "--resume", "--output", str(short)]
+    assert main(again) == 0
+    for name in names:
+        one, other = (pyro_bvae.load(part / name, checkpoint="last") for part in (short, whole))
+        assert one.config == other.config and distance(one.vae, other.vae) < 1e-3
+    assert (short / names[1] / "evaluation.json").exists()  # its model is as it was
+    capsys.readouterr()
+    assert main([*again, "--latent-dim", "3"]) == 2
+    assert "latent_dim was 2, got 3" in capsys.readouterr().err
+    assert main([*again, "--epochs", "3"]) == 0
+    assert len(pyro_bvae.load(short / names[1], checkpoint="last").history.rows) == 3
+    assert not (short / names[1] / "evaluation.json").exists()
+    assert main(["sweep", "--resume", "--output", str(tmp_path / "none")]) == 2
+    assert "holds no sweep" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -631,7 +677,15 @@ def test_torchrun_spreads_a_sweep_over_processes(tmp_path: Path) -> None:
 def test_the_command_tells_bad_input_in_a_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for options in (["--betas", "1", "1"], ["--betas", "-1"], ["--betas"], ["--seeds", "0"]):
+    both = ["--betas", "1", "--target-rate", "5"]
+    for options in (
+        both,
+        ["--target-rate", "0"],
+        ["--betas", "1", "1"],
+        ["--betas", "-1"],
+        ["--betas"],
+        ["--seeds", "0"],
+    ):
         assert main(["sweep", *options, "--output", str(tmp_path / "new")]) == 2
         assert capsys.readouterr().err.startswith("error: ")
     assert not (tmp_path / "new").exists()

@@ -1,5 +1,6 @@
 from pyro_bvae.datasets.counts.anndata import CellFormat as CellFormat
 from pyro_bvae.datasets.counts.anndata import CellSplits as CellSplits
+from pyro_bvae.datasets.counts.anndata import ObsColumns as ObsColumns
 from pyro_bvae.datasets.counts.anndata import from_anndata as from_anndata
 from pyro_bvae.datasets.counts.anndata import h5ad as h5ad
 from pyro_bvae.datasets.counts.checks import check_counts as check_counts

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.moved import grouped
 from pyro_bvae.datasets.counts.checks import observed_size_factor
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
 from pyro_bvae.datasets.labels import PARTS, check_parts, encode_labels
@@ -95,6 +96,21 @@ class CellFormat:
         )
 
 
+@dataclass(frozen=True)
+class ObsColumns:
+    """Columns of ``obs`` with a meaning.
+
+    Attributes:
+        label: Labels, such as cell types.
+        batch: Batches, which become one-hot covariates.
+        split: The part of each cell: train, validation or test.
+    """
+
+    label: str | None = None
+    batch: str | None = None
+    split: str | None = None
+
+
 @dataclass(frozen=True, eq=False)
 class CellSplits(Splits):
     """The parts of a data set of cells, and their format, by which other cells are read.
@@ -125,6 +141,12 @@ class CellSplits(Splits):
         )
 
 
+_flat_columns = grouped(
+    "columns", ObsColumns, label_column="label", batch_column="batch", split_column="split"
+)
+
+
+@_flat_columns
 def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) -> CellSplits:
     """Read counts from an ``.h5ad`` file.
 
@@ -145,13 +167,12 @@ def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) 
         raise InputError(f"{path}: {error}") from error
 
 
+@_flat_columns
 def from_anndata(
     adata: AnnData,
     *,
     layer: str | None = None,
-    label_column: str | None = None,
-    batch_column: str | None = None,
-    split_column: str | None = None,
+    columns: ObsColumns | None = None,
     min_counts: float = 0,
     min_cells: int = 1,
     size_factor: bool = True,
@@ -170,10 +191,8 @@ def from_anndata(
     Args:
         adata: The cells; it is not changed.
         layer: Layer with the raw counts; None for ``X``.
-        label_column: Column of ``obs`` with labels, such as cell types.
-        batch_column: Column of ``obs`` whose values become one-hot covariates.
-        split_column: Column of ``obs`` that says train, validation or test; ``validation``,
-            ``test`` and ``seed`` are of no use then.
+        columns: Columns of ``obs`` with labels, batches and parts; ``validation``, ``test`` and
+            ``seed`` are of no use with one of parts.
         min_counts: Leave out cells with fewer counts (of the genes kept).
         min_cells: Leave out genes with counts in fewer cells (of those kept): 1 for genes that are
             never seen.
@@ -190,22 +209,23 @@ def from_anndata(
             has no size factor, a part is empty, or it has a batch that is not among the training
             cells.
     """
+    columns = columns or ObsColumns()
     matrix, selected = select(adata, layer, min_counts, min_cells)
     names = adata.obs_names.to_numpy()
     rows = np.flatnonzero(selected.cells)
-    if split_column is None:
+    if columns.split is None:
         parts = _random_parts(rows, validation, test, seed)
     else:
-        part_of = column(adata, split_column, rows).astype(str)
+        part_of = column(adata, columns.split, rows).astype(str)
         results = sorted(set(part_of.tolist()))
-        check_parts(results[:10], f"the values in obs column '{split_column}'")
+        check_parts(results[:10], f"the values in obs column '{columns.split}'")
         parts = {part: rows[part_of == part] for part in PARTS}
     batches: tuple[str, ...] = ()
-    if batch_column is not None:
-        values = np.unique(column(adata, batch_column, parts["train"]))
+    if columns.batch is not None:
+        values = np.unique(column(adata, columns.batch, parts["train"]))
         batches = tuple(values.astype(str).tolist())
     genes = tuple(gene_names(adata)[selected.genes])
-    seen = CellFormat(genes, layer, label_column, batch_column, batches, min_counts, size_factor)
+    seen = CellFormat(genes, layer, columns.label, columns.batch, batches, min_counts, size_factor)
     whole = seen.cells(adata, matrix, selected)
     place = np.cumsum(selected.cells) - 1
     data = {part: whole[place[members]] for part, members in parts.items() if len(members)}

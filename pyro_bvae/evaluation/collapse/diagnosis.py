@@ -168,7 +168,8 @@ def _examine(
     with torch.no_grad():
         latents, some = Latents(program, args), Latents(program, few)
         variances, reactions = latents.means.double().var(0), some.reactions()
-        together = _mean_and_error(interaction(some))
+        apart = interaction(some)
+        together = float(apart.mean()), float(apart.std() / len(apart) ** 0.5)
         # Features that see each other are drawn one after the other: fewer data will have to do.
         independent = not sees_features(together)
         looked = latents if independent else some
@@ -180,7 +181,12 @@ def _examine(
     note: tuple[str, ...] = ()
     if bool((~used & (reactions > UNSEEN)).any()):
         block = program.take(slice(0, _REFITS)) if program.sliceable else args
-        local, note = _refit(program, block, beta, seed, local_guide)
+        try:
+            local = local_answer(program, block, beta, seed, local_guide)
+        except InputError as error:
+            note = (
+                f"no local refit, so a lagging encoder looks like bad initialisation here: {error}",
+            )
     worth = float(worths[-1]), float(errors[-1])
     rates, noise_variance = latents.rates(), residuals.noise_variance
     result = Measurements(
@@ -201,21 +207,6 @@ def _examine(
         latent_causes(result, lambda index, target: encoder_flow(looked, index, target)),
         note,
     )
-
-
-def _refit(
-    program: Program,
-    args: tuple[Any, ...],
-    beta: float,
-    seed: int,
-    local_guide: LocalGuideFactory | None,
-) -> tuple[LocalAnswer | None, tuple[str, ...]]:
-    try:
-        return local_answer(program, args, beta, seed, local_guide), ()
-    except InputError as error:
-        return None, (
-            f"no local refit, so a lagging encoder looks like bad initialisation here: {error}",
-        )
 
 
 def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
@@ -239,7 +230,3 @@ def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any
     own = next(vae.parameters(), data.x)
     data = data.to(device=own.device, dtype=own.dtype)
     return arguments(data.x, data.context)
-
-
-def _mean_and_error(values: Tensor) -> tuple[float, float]:
-    return float(values.mean()), float(values.std() / len(values) ** 0.5)

@@ -139,7 +139,15 @@ def _score(
     data = paired(codes, factors, factor_names, least_factors=2)
     parts = halves(data)
     for part in parts:
-        _check_groups(part)
+        columns = data.names, part.classes.T, part.sizes, part.values
+        for factor, known, size, each in zip(*columns, strict=True):
+            counts = np.bincount(known, minlength=size)
+            if counts.min() < 2:
+                raise InputError(
+                    "'factors' must have each value at least twice in each half of the data, for"
+                    f" pairs that share it, but '{factor}' is {each[counts.argmin()]:g} once; leave"
+                    " out values that are so rare"
+                )
     values = accuracy(*parts, generator(seed, GROUP_STREAM))
     rng = generator(seed, GROUP_STREAM, BOOTSTRAP_STREAM)
     draws = []
@@ -148,19 +156,6 @@ def _score(
         draws.append(accuracy(again[0], again[1], rng))
     errors = np.std(draws, axis=0, ddof=1) if draws else None
     return Score.of(name, values, errors, data.names, len(data.codes))
-
-
-def _check_groups(data: Paired) -> None:
-    for name, known, size, values in zip(
-        data.names, data.classes.T, data.sizes, data.values, strict=True
-    ):
-        counts = np.bincount(known, minlength=size)
-        if counts.min() < 2:
-            raise InputError(
-                "'factors' must have each value at least twice in each half of the data, for"
-                " pairs that share it, but"
-                f" '{name}' is {values[counts.argmin()]:g} once; leave out values that are so rare"
-            )
 
 
 def _differences(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.core.module_modes import frozen
+from pyro_bvae.core.moved import grouped
 from pyro_bvae.core.seeds import REFIT_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.gaps.blocks import Request, gap_block
@@ -19,23 +19,22 @@ from pyro_bvae.evaluation.marginal.blocks import join_evidence
 from pyro_bvae.evaluation.marginal.bounds import join_bound
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar, stream_blocks
 from pyro_bvae.evaluation.refit.joint_guides import family_of
-from pyro_bvae.evaluation.refit.optimisation import LocalGuideFactory, RefitSettings
+from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.program.program import Function, open_program
 
 #: The reason why a guide trained at β = 0 has no gaps.
 AT_ZERO = "'training_beta' must be positive for the gaps to be finite, got 0"
 
 
+@grouped("settings", RefitSettings, families="families", local_guide="local_guide")
 def inference_gaps(
     model: Function,
     guide: Function,
     *args: Any,
     training_beta: float = 1.0,
     num_samples: int = 5000,
-    families: Sequence[str] = (),
     train: tuple[Any, ...] | None = None,
     evidence: Estimate | None = None,
-    local_guide: LocalGuideFactory | None = None,
     settings: RefitSettings | None = None,
     data_plate: str | None = None,
     seed: int = 0,
@@ -65,18 +64,12 @@ def inference_gaps(
             passed whole.
         training_beta: The β that the guide was trained with, positive.
         num_samples: Particles for each datum behind the evidence and each bound.
-        families: Richer families to fit to each datum too, in this order: ``"full-rank"``, a normal
-            over all latents of a datum, and ``"flow"``, which bends it; each would leave a part of
-            the approximation gap.
         train: Arguments with training data: the gaps are measured on them too, and the difference
             of the amortization gaps is the encoder's failure to generalise.
         evidence: The evidence of the same data from elsewhere, such as
             :func:`~pyro_bvae.evaluation.annealed_evidence`, where importance sampling cannot be
             trusted.
-        local_guide: For guides whose sites have no local version or depend on each other: called
-            with the arguments of a block of data, returns a guide module with free parameters for
-            them.
-        settings: How the local refits run.
+        settings: How the local refits run, of which guide and of which richer families.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of all draws; the caller's generators are left alone.
         progress: Show a progress bar.
@@ -85,9 +78,9 @@ def inference_gaps(
         All gaps with their errors, the evidence, the bound, and a verdict in words.
 
     Raises:
-        InputError: if the guide has no local version and no ``local_guide`` was given, if a guide
-            site has no reparametrised draw, or if β is not positive: at β = 0 the best guide is a
-            point, whose bound is minus infinity.
+        InputError: if the guide has no local version and the settings have no ``local_guide``, if a
+            guide site has no reparametrised draw, or if β is not positive: at β = 0 the best guide
+            is a point, whose bound is minus infinity.
     """
     check_num_samples(num_samples)
     check_beta(training_beta)
@@ -97,11 +90,19 @@ def inference_gaps(
         raise InputError(
             f"'train' must be a tuple of arguments, such as (x,), got a {type(train).__name__}"
         )
-    chosen = tuple(family_of(name) for name in families)
-    request = Request(num_samples, training_beta, settings or RefitSettings(), local_guide, chosen)
+    settings = settings or RefitSettings()
+    chosen = tuple(family_of(name) for name in settings.families)
+    request = Request(num_samples, training_beta, settings, settings.local_guide, chosen)
     options: dict[str, Any] = {"data_plate": data_plate, "progress": progress}
     measured = _measure(
-        model, guide, args, request, tuple(families), seed=seed, title="inference gaps", **options
+        model,
+        guide,
+        args,
+        request,
+        tuple(settings.families),
+        seed=seed,
+        title="inference gaps",
+        **options,
     )
     if evidence is not None:
         measured = _against(measured, evidence)

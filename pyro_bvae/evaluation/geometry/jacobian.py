@@ -8,7 +8,6 @@ Fisher and Rao's metric is the straight one.
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,9 +24,8 @@ from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.protocols import latent_dim_of
-from pyro_bvae.core.seeds import CHOICE_STREAM, seeded
 from pyro_bvae.distributions import PoissonCounts
-from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.geometry.axes import RotationTest, lengths, rotation_tests
 from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 from pyro_bvae.program.sites import unwrapped
 
@@ -89,31 +87,6 @@ def fisher_rao(distribution: Any) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class RotationTest:
-    """A score of the latents' axes, beside its values in axes rotated at random.
-
-    Attributes:
-        estimate: The score, mean over the data, with its standard error over them.
-        null: The same mean after each random rotation of the active latents, shape ``(M,)``.
-    """
-
-    estimate: Estimate
-    null: Tensor
-
-    @property
-    def share(self) -> float:
-        """The share of the rotations, the model's own axes among them, that score as high."""
-        return (1 + int((self.null >= self.estimate.value).sum())) / (1 + len(self.null))
-
-    def __str__(self) -> str:
-        spread = f"{float(self.null.mean()):.3f} ± {float(self.null.std(correction=0)):.3f}"
-        return (
-            f"{self.estimate.value:.3f} ± {self.estimate.standard_error:.3f}; in rotated axes"
-            f" {spread} (standard deviation over {len(self.null)} rotations)"
-        )
-
-
-@dataclass(frozen=True, eq=False)
 class DecoderGeometry:
     r"""The local geometry of a decoder at N latents; it prints itself.
 
@@ -139,8 +112,8 @@ class DecoderGeometry:
     @property
     def cosines(self) -> Tensor:
         """Cosines of the angles between the Jacobian's columns, ``(N, L, L)``; 0 at length 0."""
-        lengths = _lengths(self.metric)
-        products = lengths.unsqueeze(-1) * lengths.unsqueeze(-2)
+        each = lengths(self.metric)
+        products = each.unsqueeze(-1) * each.unsqueeze(-2)
         return torch.where(products > 0, self.metric / products, torch.zeros_like(products))
 
     @property
@@ -224,7 +197,15 @@ def decoder_geometry(
     """
     check_latents(vae, z)
     check_count("num_rotations", num_rotations)
-    chosen = _active(z, active)
+    if active is None:
+        varies = z.var(0) > ACTIVE_VARIANCE if len(z) > 1 else torch.ones_like(z[0])
+        active = varies.bool()
+    elif not isinstance(active, Tensor) or (active.dtype, active.shape) != (
+        torch.bool,
+        z.shape[1:],
+    ):
+        raise InputError(f"'active' must be a bool tensor ({z.shape[1]},), got {active!r}")
+    chosen = active.cpu()
     metrics, singular_values = [], []
     with looking(vae), torch.no_grad():
         width = view_of(vae, z[:1], rows_of(context, slice(0, 1)), view).shape[1]
@@ -233,10 +214,12 @@ def decoder_geometry(
             rows = slice(start, start + size)
             jacobian = _jacobian(vae, z[rows], rows_of(context, rows), view).double()
             metrics.append((jacobian.mT @ jacobian).cpu())
-            singular_values.append(_singular_values(jacobian).cpu())
+            own = torch.linalg.svdvals(jacobian)
+            missing = jacobian.shape[-1] - own.shape[-1]  # features fewer than latents
+            singular_values.append(torch.nn.functional.pad(own, (0, missing)).cpu())
     metric = torch.cat(metrics)
     tests = (
-        _rotation_tests(metric[:, chosen][:, :, chosen], num_rotations, seed)
+        rotation_tests(metric[:, chosen][:, :, chosen], num_rotations, seed)
         if int(chosen.sum()) > 1
         else None
     )
@@ -310,28 +293,13 @@ def _decoder(vae: Any) -> Any:
     return getattr(vae, "decoder", vae)
 
 
-def _active(z: Tensor, active: Tensor | None) -> Tensor:
-    if active is None:
-        return (
-            (z.var(0) > ACTIVE_VARIANCE).cpu()
-            if len(z) > 1
-            else torch.ones(z.shape[1], dtype=torch.bool)
-        )
-    if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != z.shape[1:]:
-        raise InputError(f"'active' must be a bool tensor ({z.shape[1]},), got {active!r}")
-    return active.cpu()
-
-
 def _jacobian(vae: Any, z: Tensor, context: Context | None, view: View) -> Tensor:
     values = view_of(vae, z, context, view)
     check_finite("the decoder's output", values)
     axes = torch.eye(z.shape[1], dtype=z.dtype, device=z.device).unsqueeze(1).expand(-1, *z.shape)
 
-    def push(tangent: Tensor) -> Tensor:
-        pushed: Tensor = jvp(
-            lambda latents: view_of(vae, latents, context, view), (z,), (tangent,)
-        )[1]
-        return pushed
+    def push(tangent: Tensor) -> Any:
+        return jvp(lambda latents: view_of(vae, latents, context, view), (z,), (tangent,))[1]
 
     try:
         jacobian = vmap(push)(axes).movedim(0, -1)
@@ -346,53 +314,3 @@ def _jacobian(vae: Any, z: Tensor, context: Context | None, view: View) -> Tenso
                 " detached, or rounded?"
             )
     return jacobian
-
-
-def _singular_values(jacobian: Tensor) -> Tensor:
-    """Return L singular values a datum, zeros where there are fewer features than latents."""
-    result = torch.linalg.svdvals(jacobian)
-    return torch.nn.functional.pad(result, (0, jacobian.shape[-1] - result.shape[-1]))
-
-
-def _lengths(metric: Tensor) -> Tensor:
-    return metric.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
-
-
-def _rotation_tests(
-    metric: Tensor, num_rotations: int, seed: int
-) -> tuple[RotationTest, RotationTest]:
-    """Score axes and rotated axes, by the metric of the active latents ``(N, A, A)``."""
-    energies, directions = torch.linalg.eigh(metric)
-    own = _orthogonality(metric), _alignment(energies, directions)
-    width = metric.shape[-1]
-    with seeded(seed, CHOICE_STREAM):
-        normal = torch.randn(num_rotations, width, width, dtype=torch.double)
-    # Uniform but for the columns' signs and handedness, to which both scores are blind.
-    rotations = torch.linalg.qr(normal).Q
-    turned = [
-        (_orthogonality(r.mT @ metric @ r), _alignment(energies, r.mT @ directions))
-        for r in rotations
-    ]
-    nulls = (torch.stack([scores.mean() for scores in part]) for part in zip(*turned, strict=True))
-    first, second = (
-        RotationTest(Estimate.over_data(s), null) for s, null in zip(own, nulls, strict=True)
-    )
-    return first, second
-
-
-def _orthogonality(metric: Tensor) -> Tensor:
-    """Return one minus the weighted mean cosine, ``(N, A, A)`` to ``(N,)``; 1 without length."""
-    lengths = _lengths(metric)
-    total = lengths.sum(-1).square() - lengths.square().sum(-1)
-    products = metric.abs().sum((-2, -1)) - lengths.square().sum(-1)
-    return 1 - torch.where(
-        total > 0, products / total.clamp_min(math.ulp(0.0)), torch.zeros_like(total)
-    )
-
-
-def _alignment(energies: Tensor, directions: Tensor) -> Tensor:
-    """Return the weighted largest squared coordinate of singular directions, ``(N,)``."""
-    weights, largest = energies.clamp_min(0), directions.square().amax(-2)
-    total = weights.sum(-1)
-    aligned = (weights * largest).sum(-1) / total.clamp_min(math.ulp(0.0))
-    return torch.where(total > 0, aligned, torch.ones_like(total))

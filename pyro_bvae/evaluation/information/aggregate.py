@@ -115,16 +115,12 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
             for tile in tiles:
                 tile_exponents = exponents[: len(some) * tile.shape[1]].view(len(some), -1)
                 # Exponentials are taken in float32, which keeps all terms near the largest.
-                parts.append(_log_sum(torch.mm(factors, tile, out=tile_exponents).float()))
+                own = torch.mm(factors, tile, out=tile_exponents).float()
+                most = own.amax(1, keepdim=True)
+                own.sub_(most).clamp_(min=_NEGLIGIBLE).exp_()
+                parts.append(own.sum(1).double().log_() + most.squeeze(1))
             sums.append(torch.stack(parts).logsumexp(0))
     return torch.cat(sums)
-
-
-def _log_sum(exponents: Tensor) -> Tensor:
-    """Return the log of the sum of exponentials of each row, in place, ``(A,)``, float64."""
-    most = exponents.amax(1, keepdim=True)
-    exponents.sub_(most).clamp_(min=_NEGLIGIBLE).exp_()
-    return exponents.sum(1).double().log_() + most.squeeze(1)
 
 
 def log_marginals(points: Tensor, normals: Normals) -> Tensor:

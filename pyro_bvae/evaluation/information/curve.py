@@ -187,7 +187,7 @@ def _runs(sweep: Any) -> Iterable[Any]:
 
 
 def _pair(run: Any) -> tuple[float, Any]:
-    beta, vae = (run.beta, run.vae) if hasattr(run, "vae") else run
+    beta, vae = (getattr(run, "final_beta", run.beta), run.vae) if hasattr(run, "vae") else run
     check_beta(beta)
     return float(beta), vae
 

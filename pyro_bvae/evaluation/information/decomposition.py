@@ -15,14 +15,10 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.evaluation.estimate import Estimate
-from pyro_bvae.evaluation.information.aggregate import (
-    Aggregate,
-    aggregate_of,
-    log_marginals,
-    log_mixture,
-)
+from pyro_bvae.evaluation.information.aggregate import Aggregate, log_marginals
 from pyro_bvae.evaluation.information.latent_draws import (
     LatentDraws,
+    aggregate_at,
     check_densities,
     check_one_latent,
     draw_latents,
@@ -30,7 +26,7 @@ from pyro_bvae.evaluation.information.latent_draws import (
 )
 from pyro_bvae.evaluation.marginal.averages import error_of_mean
 from pyro_bvae.evaluation.marginal.importance import check_num_samples
-from pyro_bvae.program.program import Function, Program, open_program
+from pyro_bvae.program.program import Function, open_program
 
 # Draws of all data together, at least: of fewer the spread does not tell the error.
 _LEAST_DRAWS = 4000
@@ -178,27 +174,17 @@ def decompose_kl(
         if num_samples > 1:
             num_samples = max(num_samples, -(-_LEAST_DRAWS // program.num_data))
         draws = draw_latents(program, num_samples, progress)
-        aggregate = _aggregate(program, draws, reason is None, progress)
+        rows = draws.values.flatten(0, 1)
+        aggregate = aggregate_at(program, draws, rows, progress)
+        points, marginals = rows.reshape(len(rows), -1), aggregate.marginals
+        if reason is not None:
+            marginals = None
+        elif points.shape[1] == 1:
+            marginals = aggregate.joint.unsqueeze(1)
+        elif draws.normals is not None:
+            marginals = log_marginals(points, draws.normals)
+        aggregate = aggregate._replace(marginals=marginals)
     return _decompose(draws, aggregate, reason)
-
-
-def _aggregate(program: Program, draws: LatentDraws, split: bool, progress: bool) -> Aggregate:
-    """Return the log densities of the aggregated posterior at all draws, ``(K N,)``."""
-    rows = draws.values.flatten(0, 1)
-    points = rows.reshape(len(rows), -1)
-    if draws.normals is not None and draws.diagonal:
-        result = Aggregate(log_mixture(points, draws.normals, progress), None)
-    else:
-        result = aggregate_of(program, rows, progress)
-    if not split:
-        return result._replace(marginals=None)
-    if points.shape[1] == 1:
-        return result._replace(marginals=result.joint.unsqueeze(1))
-    return (
-        result
-        if draws.normals is None
-        else result._replace(marginals=log_marginals(points, draws.normals))
-    )
 
 
 def _decompose(draws: LatentDraws, aggregate: Aggregate, reason: str | None) -> KLDecomposition:

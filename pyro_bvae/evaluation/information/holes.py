@@ -14,15 +14,10 @@ from torch import Tensor
 from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.seeds import CHOICE_STREAM, PREDICTIVE_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.information.aggregate import (
-    Aggregate,
-    aggregate_of,
-    log_marginals,
-    log_mixture,
-)
+from pyro_bvae.evaluation.information.aggregate import Aggregate, log_marginals
 from pyro_bvae.evaluation.information.energy import EnergyTest, dimension_tests, energy_test
 from pyro_bvae.evaluation.information.latent_draws import (
-    LatentDraws,
+    aggregate_at,
     check_densities,
     check_one_latent,
     draw_latents,
@@ -197,15 +192,22 @@ def hole_mass(
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed}
     with open_program(model, guide, kept, **options) as program, torch.no_grad():
         check_one_latent(program)
-        _check_enough(program.num_data, share)
+        least = math.ceil(1 / min(share, 1 - share))
+        if program.num_data < least:
+            raise InputError(
+                f"'held_out' must hold at least {least} data for a share of {share:g} of them to be"
+                f" seen, got {program.num_data}; a share nearer to one half takes fewer"
+            )
         encoded = draw_latents(program, 1, progress).values[0]
     with open_program(model, guide, args, **options) as program, torch.no_grad():
         check_one_latent(program)
         check_densities(program)
         points = _prior_draws(program, num_samples, seed)
-        result = _log_densities(
-            program, draw_latents(program, 1, False), torch.cat([points, encoded]), progress
-        )
+        draws, rows = draw_latents(program, 1, False), torch.cat([points, encoded])
+        result = aggregate_at(program, draws, rows, progress)
+        if draws.normals is not None:
+            marginals = log_marginals(rows.reshape(len(rows), -1), draws.normals)
+            result = result._replace(marginals=marginals)
         return _summarise(points, encoded, result, share, num_permutations, seed, program.num_data)
 
 
@@ -254,7 +256,7 @@ def log_aggregate(
                 f"'points' must have shape ({shown}), as the latent has, got {tuple(points.shape)}"
             )
         check_finite("points", points)
-        return _joint(program, draws, points.to(draws.values), progress).joint
+        return aggregate_at(program, draws, points.to(draws.values), progress).joint
 
 
 def _check_held_out(args: tuple[Any, ...], kept: tuple[Any, ...]) -> None:
@@ -280,15 +282,6 @@ def _check_held_out(args: tuple[Any, ...], kept: tuple[Any, ...]) -> None:
         )
 
 
-def _check_enough(num_held_out: int, share: float) -> None:
-    least = math.ceil(1 / min(share, 1 - share))
-    if num_held_out < least:
-        raise InputError(
-            f"'held_out' must hold at least {least} data for a share of {share:g} of them to be"
-            f" seen, got {num_held_out}; a share nearer to one half takes fewer"
-        )
-
-
 def _prior_draws(program: Program, num_samples: int, seed: int) -> Tensor:
     """Draw from the prior, which is the same for all data: ``(M, *)``."""
     sites = latent_distributions(program, program.probe)
@@ -301,20 +294,6 @@ def _prior_draws(program: Program, num_samples: int, seed: int) -> Tensor:
         values = sites[1]["fn"].sample(torch.Size([times]))
     rows: Tensor = values.movedim(dim, 1).flatten(0, 1)
     return rows[:num_samples]
-
-
-def _joint(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
-    if draws.normals is not None and draws.diagonal:
-        return Aggregate(log_mixture(rows.reshape(len(rows), -1), draws.normals, progress), None)
-    return aggregate_of(program, rows, progress)
-
-
-def _log_densities(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
-    """Return the log densities at some rows, and those of single dimensions if there are any."""
-    result = _joint(program, draws, rows, progress)
-    if draws.normals is None:
-        return result
-    return result._replace(marginals=log_marginals(rows.reshape(len(rows), -1), draws.normals))
 
 
 def _summarise(

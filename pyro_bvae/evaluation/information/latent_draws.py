@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -9,7 +10,14 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation.information.aggregate import Normals, is_diagonal, normal_marginals
+from pyro_bvae.evaluation.information.aggregate import (
+    Aggregate,
+    Normals,
+    aggregate_of,
+    is_diagonal,
+    log_mixture,
+    normal_marginals,
+)
 from pyro_bvae.evaluation.marginal.bounds import latent_distributions
 from pyro_bvae.evaluation.marginal.importance import data_bar, stream_blocks
 from pyro_bvae.program.program import Program
@@ -147,9 +155,17 @@ def _draw_block(program: Program, block: tuple[Any, ...], num_samples: int) -> L
         flat = rows.flatten(2) if rows.dim() > 2 else rows.unsqueeze(2)
         log_guide = torch.distributions.Normal(*normals).log_prob(flat.double()).sum(2)
     log_prior = _by_datum(program, prior.log_prob(values)).double()
-    return LatentDraws(
-        rows, log_guide.double(), log_prior, _closed_form(program, guide, prior), normals, diagonal
-    )
+    kl: Tensor | None = None
+    with suppress(NotImplementedError):  # there is no closed form
+        kl = _by_datum(program, kl_divergence(guide, prior).unsqueeze(0))[0].double()
+    return LatentDraws(rows, log_guide.double(), log_prior, kl, normals, diagonal)
+
+
+def aggregate_at(program: Program, draws: LatentDraws, rows: Tensor, progress: bool) -> Aggregate:
+    """Return the log densities of the aggregated posterior at rows ``(M, *)``."""
+    if draws.normals is not None and draws.diagonal:
+        return Aggregate(log_mixture(rows.reshape(len(rows), -1), draws.normals, progress), None)
+    return aggregate_of(program, rows, progress)
 
 
 def _propose(program: Program, block: tuple[Any, ...], num_samples: int) -> tuple[Tensor, Tensor]:
@@ -168,11 +184,3 @@ def _by_datum(program: Program, terms: Tensor) -> Tensor:
     """Sum over all dimensions but the first, of particles, and that of the data: ``(K, N)``."""
     moved = terms.movedim(program.plate.dim, 1)
     return moved.flatten(2).sum(2) if moved.dim() > 2 else moved
-
-
-def _closed_form(program: Program, guide: Any, prior: Any) -> Tensor | None:
-    try:
-        kl = kl_divergence(guide, prior)
-    except NotImplementedError:
-        return None
-    return _by_datum(program, kl.unsqueeze(0))[0].double()

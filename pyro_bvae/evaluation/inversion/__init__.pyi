@@ -20,6 +20,7 @@ from pyro_bvae.evaluation.inversion.result import Inversion as Inversion
 from pyro_bvae.evaluation.inversion.solve import invert as invert
 from pyro_bvae.evaluation.inversion.starts import AggregateStart as AggregateStart
 from pyro_bvae.evaluation.inversion.starts import EncoderStart as EncoderStart
+from pyro_bvae.evaluation.inversion.starts import InversionSettings as InversionSettings
 from pyro_bvae.evaluation.inversion.starts import PriorStart as PriorStart
 from pyro_bvae.evaluation.inversion.starts import Start as Start
 from pyro_bvae.evaluation.inversion.starts import start_chains as start_chains

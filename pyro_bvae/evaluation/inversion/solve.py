@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from numbers import Real
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.moved import grouped
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.methods import Draws, NUTSMethod, prepared
 from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, Signal
@@ -18,9 +19,10 @@ from pyro_bvae.evaluation.inversion.noise import NOISE_SITE, NormalNoise
 from pyro_bvae.evaluation.inversion.occupancy import Occupied, occupy
 from pyro_bvae.evaluation.inversion.result import Inversion
 from pyro_bvae.evaluation.inversion.scout import opened_problem, scout
-from pyro_bvae.evaluation.inversion.starts import Start, default_starts, start_chains
+from pyro_bvae.evaluation.inversion.starts import InversionSettings, default_starts, start_chains
 
 
+@grouped("settings", InversionSettings, starts="starts", data="data", holes="holes")
 def invert(
     vae: Any,
     y: Tensor,
@@ -30,9 +32,7 @@ def invert(
     prior: Callable[[], Any] | None = None,
     signal: Signal | None = None,
     method: Callable[..., Draws] | None = None,
-    starts: Sequence[Start] | None = None,
-    data: Tensor | None = None,
-    holes: Callable[[Tensor], Tensor] | None = None,
+    settings: InversionSettings | None = None,
     context: Context | None = None,
     seed: int = 0,
 ) -> Inversion:
@@ -56,12 +56,7 @@ def invert(
             :class:`MeanSignal`.
         method: :class:`NUTSMethod` by default, or :class:`BatchedHMCMethod`, or
             :class:`VariationalMethod`.
-        starts: Where the chains start, in turn; by default at the prior, at the encoder's answer
-            where there is one, and at the aggregated posterior of ``data``.
-        data: Data that the model was trained on, ``(N, D)``, for starts at their aggregated
-            posterior.
-        holes: From latents ``(K, L)`` to whether each lies in a hole of the aggregated posterior,
-            bool, ``(K,)``.
+        settings: Where the chains start, and the holes in which draws are counted.
         context: The context of the one datum, if the decoder takes one.
         seed: Seed of everything random; the caller's generators are left alone.
 
@@ -73,13 +68,14 @@ def invert(
         InputError: if the parts do not fit each other or y, the latents are discrete, or an
             argument cannot be used.
     """
-    method = method or NUTSMethod()
+    method, settings = method or NUTSMethod(), settings or InversionSettings()
+    starts = settings.starts
     noise = _noise(noise)
     rows = _rows(y, vae)
     problem = InverseProblem(prior or vae.prior, vae.decoder, operator, noise, signal)
     with prepared(problem):
         problem.check(rows, context)
-        chosen = default_starts(vae, problem, rows, data) if starts is None else starts
+        chosen = default_starts(vae, problem, rows, settings.data) if starts is None else starts
         num_chains = getattr(method, "num_chains", 1)
         begin = start_chains(
             vae, problem, rows, context, chosen, num_chains, stream_seed(seed, PROPOSAL_STREAM)
@@ -95,7 +91,7 @@ def invert(
         flat = {name: value.flatten(0, 1) for name, value in occupied.draws.sites.items()}
         with seeded(seed, PREDICTIVE_STREAM):
             x = problem.restore(flat, rows, context)
-    return _result(occupied, x, y, problem, type(method).__name__, holes)
+    return _result(occupied, x, y, problem, type(method).__name__, settings.holes)
 
 
 def _vectors(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -89,6 +89,24 @@ class EncoderStart:
 def _encoded(vae: Any, x: Tensor, context: Context | None) -> Tensor:
     drawn: Tensor = vae.posterior(x, context).sample()
     return drawn
+
+
+@dataclass(frozen=True, eq=False)
+class InversionSettings:
+    """Where the chains of an inversion start, and the holes in which its draws are counted.
+
+    Attributes:
+        starts: Starts of the chains, in turn; None for the prior, the encoder's answer where there
+            is one, and the aggregated posterior of ``data``.
+        data: Data that the model was trained on, ``(N, D)``, for starts at their aggregated
+            posterior.
+        holes: From latents ``(K, L)`` to whether each lies in a hole of the aggregated posterior,
+            bool, ``(K,)``, such as :class:`AggregateHoles`.
+    """
+
+    starts: Sequence[Start] | None = None
+    data: Tensor | None = None
+    holes: Callable[[Tensor], Tensor] | None = None
 
 
 def default_starts(

@@ -36,8 +36,6 @@ from pyro_bvae.program.program import Function, Program, open_program
 # is narrower, goes some passes ahead.
 _ON_CPU, _ON_CUDA = (16_384, 8_300_000), (262_144, 250_000_000)
 _PASSES_AHEAD = 4
-# The largest memory block, in bytes, from which glibc's malloc learns by its being freed.
-_HEAP = 32 * 2**20 - 2**13
 # Data that are weighed together, and weights that are held at a time: fewer data where K is large.
 _MOST_DATA, _MOST_WEIGHTS = 512, 2_560_000
 
@@ -89,9 +87,6 @@ def _draws(
     program: Program, num_samples: int, args: tuple[Any, ...], guide: Function
 ) -> Iterator[Particles]:
     """Yield draws of all particles, a few at a time, from a guide that draws more at once."""
-    # After this, malloc keeps freed blocks of up to that size for the next pass; handing them back
-    # to the system and having their pages zeroed anew takes longer than the arithmetic on them.
-    torch.empty(_HEAP, dtype=torch.uint8, device="cpu")
     on_cuda = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(args))
     most, passes = _ON_CUDA if on_cuda else _ON_CPU, _PASSES_AHEAD
     if program.compiled is not None and not on_cuda:

@@ -120,8 +120,7 @@ class RefitProposal:
 
     Attributes:
         settings: How the refits run.
-        local_guide: For guides without a local version: called with the arguments of a block of
-            data, returns a guide module with free parameters for them.
+        local_guide: That of the settings, in its place.
     """
 
     settings: RefitSettings = field(default_factory=RefitSettings)
@@ -131,9 +130,10 @@ class RefitProposal:
         self, program: Program, args: tuple[Any, ...], seed: int
     ) -> tuple[Component, ...]:
         """Return guide and refit."""
+        local_guide = self.local_guide or self.settings.local_guide
         with torch.enable_grad():
-            fitted = refit(program, args, 1.0, self.settings, seed, self.local_guide)
-        if self.local_guide is not None and not has_density(program, args, fitted.guide):
+            fitted = refit(program, args, 1.0, self.settings, seed, local_guide)
+        if local_guide is not None and not has_density(program, args, fitted.guide):
             raise InputError(
                 f"'local_guide' must draw the latents {sorted(program.latents)} themselves and"
                 " nothing beside them, or say what its 'log_density(values)' is: its draws are"

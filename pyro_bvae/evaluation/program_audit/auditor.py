@@ -102,7 +102,9 @@ def audit(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kw
         results += check_store(first, stored)
         results += check_subsamples(first, look(model, guide, args, *plain, stream=1))
         results += check_permanent(first, results)
-        unexplained = list(_unexplained(told))
+        unexplained = [
+            _stopped(program, error) for view in told for program, error in view.failures.items()
+        ]
         if not first.failures:
             try:
                 results += check_gradients(model, guide, args, plain)
@@ -128,12 +130,6 @@ def _on_sites(first: View, weighted: list[View]) -> Iterator[Finding]:
     for view in (first, *weighted):
         yield from check_sides(view)
     yield from check_observed(first, weighted)
-
-
-def _unexplained(views: list[View]) -> Iterator[Finding]:
-    for view in views:
-        for program, error in view.failures.items():
-            yield _stopped(program, error)
 
 
 def _stopped(program: str, error: Exception) -> Finding:

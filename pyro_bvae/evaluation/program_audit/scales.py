@@ -97,12 +97,18 @@ def check_observed(plain: View, weighted: list[View]) -> Iterator[Finding]:
                 or not any(_same(scale, latent) for latent in latent_scales)
             ):
                 continue
-            moved = view is not plain and not _same(scale, _plain_scale(plain, name))
+            before = plain.observed.get(name)
+            moved = view is not plain and not _same(
+                scale, torch.ones(()) if before is None else own_scale(before)
+            )
             yield Finding(
                 "observed-scaled",
                 "error" if moved else "warning",
                 (name,),
-                _observed_words(name, scale),
+                f"observed site '{name}' is scaled by {_words(scale)}, as the latents are: β then"
+                " weighs the whole objective and changes nothing but the step size. Take"
+                " pyro.sample(..., obs=) out of the poutine.scale block; if the scale is that of a"
+                " minibatch, use pyro.plate(name, size=N, subsample_size=B) instead.",
             )
 
 
@@ -111,20 +117,6 @@ def _undoes_plate(site: Site) -> bool:
     factor, scale = subsample_factor(site), own_scale(site)
     return factor != 1 and (
         _same(scale, torch.tensor(factor)) or _same(scale, torch.tensor(1 / factor))
-    )
-
-
-def _plain_scale(plain: View, name: str) -> Tensor:
-    return own_scale(plain.observed[name]) if name in plain.observed else torch.ones(())
-
-
-def _observed_words(name: str, scale: Tensor) -> str:
-    return (
-        f"observed site '{name}' is scaled by {_words(scale)}, as the latents are: β then weighs"
-        " the whole objective"
-        " and changes nothing but the step size. Take pyro.sample(..., obs=) out of the"
-        " poutine.scale block; if the"
-        " scale is that of a minibatch, use pyro.plate(name, size=N, subsample_size=B) instead."
     )
 
 

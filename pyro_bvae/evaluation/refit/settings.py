@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from pyro_bvae.core.errors import InputError
 
@@ -26,6 +28,12 @@ class RefitSettings:
         num_starts: Places beside the encoder's answer from which the posterior's modes are searched
             for: the answer mirrored in the prior, another datum's, draws of the prior; 0 for the
             encoder's answer alone.
+        local_guide: For guides whose sites have no local version or depend on each other: called
+            with the arguments of a block of data, returns a guide module with free parameters for
+            them.
+        families: Richer families that :func:`~pyro_bvae.inference_gaps` fits to each datum too, in
+            this order: ``"full-rank"``, a normal over all latents of a datum, and ``"flow"``,
+            which bends it; each would leave a part of the approximation gap.
     """
 
     num_particles: int = 16
@@ -38,6 +46,8 @@ class RefitSettings:
     check_particles: int = 128
     certified_gain: float = 0.01
     num_starts: int = 6
+    local_guide: Callable[..., Any] | None = None
+    families: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         least = {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -48,7 +47,7 @@ class SampleScore:
 
     def to_dict(self) -> dict[str, float]:
         """Return the numbers for a JSON file."""
-        return {"value": self.value, "standard_error": self.standard_error, "real": self.real}
+        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.value:.3f} ± {self.standard_error:.3f} (real data: {self.real:.3f})"
@@ -215,9 +214,16 @@ def sample_quality(
     if labels is not None:
         classifier = LabelClassifier(rows[0], labels, seed=seed)
     mapped = PrincipalFeatures(rows[0]) if features is None else features
-    x, y = (
-        _features(name, mapped, part) for name, part in zip(("real", "samples"), rows, strict=True)
-    )
+    spaces = []
+    for name, part in zip(("real", "samples"), rows, strict=True):
+        blocks = [torch.as_tensor(mapped(block)).detach().cpu() for block in part.split(_BLOCK)]
+        if sum(map(len, blocks)) != len(part):
+            raise InputError(
+                f"'features' must return one row for each of the {len(part)} of '{name}', got"
+                f" {sum(map(len, blocks))}"
+            )
+        spaces.append(as_rows(f"features of {name}", torch.cat(blocks)))
+    x, y = spaces
     test = two_sample_test(*rows, critic=critic, seed=seed)
     return SampleQuality(
         **_against_halves(x, y, neighbours, num_splits, seed),
@@ -251,19 +257,6 @@ def _check(
                 f"'{name}' must have at least {least} rows, for halves of them to have"
                 f" {neighbours} neighbours, got {len(rows)}"
             )
-
-
-def _features(name: str, features: Features, rows: Tensor) -> Tensor:
-    """Return the features of rows, a block at a time."""
-    results = torch.cat(
-        [torch.as_tensor(features(block)).detach().cpu() for block in rows.split(_BLOCK)]
-    )
-    if len(results) != len(rows):
-        raise InputError(
-            f"'features' must return one row for each of the {len(rows)} of '{name}', got"
-            f" {len(results)}"
-        )
-    return as_rows(f"features of {name}", results)
 
 
 def _against_halves(
@@ -314,10 +307,21 @@ def _label_quality(
 ) -> LabelQuality:
     """Score samples by a classifier, beside data that it was not fitted to."""
     probabilities = torch.cat([classifier.probabilities(block) for block in samples.split(_BLOCK)])
-    score = partial(_label_scores, shares=classifier.shares, confidence=confidence)
+    shares = classifier.shares
+
+    def score(probabilities: Tensor) -> Numbers:
+        each = float(torch.special.entr(probabilities).sum(1).mean())
+        overall = float(torch.special.entr(probabilities.mean(0)).sum())
+        return {
+            "confident": float((probabilities.amax(1) >= confidence).double().mean()),
+            "entropy": each,
+            "class_entropy": overall,
+            "inception_score": math.exp(overall - each),
+            "imbalance": float((_shares(probabilities) - shares).abs().sum()) / 2,
+        }
+
     generator = torch.Generator().manual_seed(sklearn_seed(seed, 5))
     halves = [score(_half(probabilities, generator)[0]) for _ in range(num_splits)]
-    shares = classifier.shares
     # Half the sum of the mean absolute deviations of as many draws.
     chance = float((2 * shares * (1 - shares) / (math.pi * len(samples))).sqrt().sum()) / 2
     real = {**score(classifier.held_out), "imbalance": chance}
@@ -332,18 +336,6 @@ def _label_quality(
         real_shares=shares,
         accuracy=classifier.accuracy,
     )
-
-
-def _label_scores(probabilities: Tensor, shares: Tensor, confidence: float) -> Numbers:
-    each = float(torch.special.entr(probabilities).sum(1).mean())
-    overall = float(torch.special.entr(probabilities.mean(0)).sum())
-    return {
-        "confident": float((probabilities.amax(1) >= confidence).double().mean()),
-        "entropy": each,
-        "class_entropy": overall,
-        "inception_score": math.exp(overall - each),
-        "imbalance": float((_shares(probabilities) - shares).abs().sum()) / 2,
-    }
 
 
 def _shares(probabilities: Tensor) -> Tensor:

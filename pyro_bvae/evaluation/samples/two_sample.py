@@ -93,7 +93,12 @@ def neighbour_scores(real: Tensor, samples: Tensor, neighbours: int = 5) -> Neig
     density = float((inside + rim * of_real.places / (of_real.rim + 1)).sum()) / (
         neighbours * len(samples)
     )
-    covered = torch.where(inside > 0, 1.0, 1 - _all_data(of_real, rim, neighbours))
+    # The probability that all places at a ball's rim fall to data, none to a sample.
+    empty = torch.ones_like(rim)
+    for taken in range(neighbours):
+        share = (of_real.rim - taken).clamp(min=0) / (of_real.rim + rim - taken).clamp(min=1)
+        empty = torch.where(taken < of_real.places, empty * share, empty)
+    covered = torch.where(inside > 0, 1.0, 1 - empty)
     return NeighbourScores(*shares, density, float(covered.mean()))
 
 
@@ -104,15 +109,6 @@ class _Balls(NamedTuple):
     outer: Tensor
     places: Tensor  # neighbours that are left to the rows at the rim
     rim: Tensor  # rows at the rim, at least as many
-
-
-def _all_data(balls: _Balls, rim: Tensor, neighbours: int) -> Tensor:
-    """Return the probability that all places at a ball's rim fall to data, none to a sample."""
-    empty = torch.ones_like(rim)
-    for taken in range(neighbours):
-        share = (balls.rim - taken).clamp(min=0) / (balls.rim + rim - taken).clamp(min=1)
-        empty = torch.where(taken < balls.places, empty * share, empty)
-    return empty
 
 
 def expected_coverage(num_real: int, num_samples: int, neighbours: int) -> float:

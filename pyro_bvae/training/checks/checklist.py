@@ -7,19 +7,21 @@ of it; all are in ``History.remarks``, in the checkpoint and on the page of the 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import listed
+from pyro_bvae.core.findings import Severity
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.protocols import latent_dim_of
+from pyro_bvae.core.protocols import latent_dim_of, part_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import GreyBernoulli
 from pyro_bvae.program.sites import unwrapped
+from pyro_bvae.training.checks.remarks import Remark
 from pyro_bvae.training.initialization import last_bias
 
 # Data that are looked at before training, and draws whose decodings are the decoder's start.
@@ -39,25 +41,6 @@ _NO_RATE, _NO_RATE_EACH, _RISE = 0.2, 0.02, 0.01
 _FAR = 0.25
 # Epochs before which there is no remark on the course of a training.
 _SOON = 5
-
-
-class Remark(NamedTuple):
-    """An observation, and advice.
-
-    Attributes:
-        when: ``before``, ``during`` or ``after`` training.
-        seen: The observation, with its number.
-        advice: The remedy to try.
-        grave: Whether a training is of no use with it.
-    """
-
-    when: str
-    seen: str
-    advice: str
-    grave: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.seen}: {self.advice}"
 
 
 @torch.no_grad()
@@ -84,22 +67,22 @@ def check_before(
     if beta == 0:
         seen = "β is 0, so the code is not held to the prior"
         advice = "this is an autoencoder; its samples from the prior mean nothing"
-        remarks.append(Remark("before", seen, advice))
-    if not (hasattr(vae, "prior") and hasattr(vae, "decoder")):
+        remarks.append(Remark("no-prior", "warning", ("beta",), seen, advice))
+    if part_of(vae, "prior") is None or part_of(vae, "decoder") is None:
         return remarks
     latent_dim = latent_dim_of(vae)
     if latent_dim is not None and latent_dim >= x.shape[1]:
         seen = f"the code has {latent_dim} latents for {x.shape[1]} features"
         advice = "fewer do; those that are not needed carry nothing, and cost time"
-        remarks.append(Remark("before", seen, advice))
+        remarks.append(Remark("wide-code", "warning", ("latent_dim",), seen, advice))
     with evaluating(vae), seeded(0, PROBE_STREAM):
         z = vae.prior().expand([min(_DRAWS, len(x))]).sample()
         decoded = vae.decoder(*arguments(z, context and context.take(slice(_DRAWS))))
     remarks += _of_likelihood(x, decoded)
     # A scale that is off is the cause of both.
     remarks += list(_of_scales(x, decoded)) or _of_start(vae, x, context, decoded)
-    likelihood = getattr(vae.decoder, "likelihood", None)
-    if not any(True for _ in getattr(likelihood, "parameters", tuple)()):
+    likelihood = part_of(vae, "decoder", "likelihood")
+    if not (isinstance(likelihood, nn.Module) and any(True for _ in likelihood.parameters())):
         remarks += _of_threshold(x, decoded, beta)
     return remarks
 
@@ -111,7 +94,9 @@ def _of_features(x: Tensor) -> Iterator[Remark]:
         seen = f"{len(constant)} of {x.shape[1]} features have one value in all of {len(x)} data"
         seen += f" ({_columns(constant)})"
         advice = "they carry nothing; look whether they should vary"
-        yield Remark("before", seen, advice, len(constant) == x.shape[1])
+        grave = len(constant) == x.shape[1]
+        severity: Severity = "error" if grave else "warning"
+        yield Remark("constant-features", severity, tuple(constant), seen, advice)
 
 
 def _columns(numbers: Sequence[int]) -> str:
@@ -138,7 +123,9 @@ def _of_scales(x: Tensor, decoded: Any) -> Iterator[Remark]:
     largest = max(wide, key=lambda column: float(size[column]))
     seen = f"{len(wide)} of {x.shape[1]} features are not scaled ({_columns(wide)}): column"
     seen += f" {largest} has mean {float(mean[largest]):.3g} and sd {float(spread[largest]):.3g}"
-    yield Remark("before", seen, _STANDARDISE, grave=float(size[largest]) > _FAR_TOO_WIDE)
+    grave = float(size[largest]) > _FAR_TOO_WIDE
+    severity: Severity = "error" if grave else "warning"
+    yield Remark("unscaled-features", severity, tuple(wide), seen, _STANDARDISE)
 
 
 def _of_likelihood(x: Tensor, decoded: Any) -> Iterator[Remark]:
@@ -151,18 +138,19 @@ def _of_likelihood(x: Tensor, decoded: Any) -> Iterator[Remark]:
         seen = f"{100 * share:.0f}% of the values are greys,"
         seen += " of which a Bernoulli has a cross-entropy and no density"
         advice = "binarise them, or take ContinuousBernoulliLikelihood, to compare evidence"
-        yield Remark("before", seen, advice)
+        yield Remark("grey-pixels", "warning", ("x",), seen, advice)
     if base.support is not constraints.real:
         return
     if bits:
         seen = "all values are 0 or 1, and the likelihood is a density of real numbers"
-        yield Remark("before", seen, "take BernoulliLikelihood")
+        yield Remark("binary-data", "warning", ("x",), seen, "take BernoulliLikelihood")
     elif bool((values == values.round()).all()) and bool((values >= 0).all()):
         most = float(values.max())
         seen = f"all values are counts, up to {most:g}, and the likelihood is a density of"
         seen += " real numbers"
         pixels = ", or divide pixels by 255" if most == 255 else ""
-        yield Remark("before", seen, f"take NegativeBinomialLikelihood{pixels}")
+        advice = f"take NegativeBinomialLikelihood{pixels}"
+        yield Remark("count-data", "warning", ("x",), seen, advice)
 
 
 def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Iterator[Remark]:
@@ -178,10 +166,10 @@ def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Ite
     if not off > _OFF:
         return
     seen = f"the untrained decoder is {off:.1f} standard deviations of the data off their mean"
-    last, likelihood = last_bias(vae, context), getattr(vae.decoder, "likelihood", None)
+    last, likelihood = last_bias(vae, context), part_of(vae, "decoder", "likelihood")
     if last is None or likelihood is None:
         advice = "a decoder whose network ends with a bias could start there; training finds it"
-        yield Remark("before", seen, advice)
+        yield Remark("decoder-start", "warning", ("x",), seen, advice)
         return
     # The bias moves its own part of the mean, and not the part that latents add.
     given = () if context is None else (context.take(slice(_DRAWS)),)
@@ -192,7 +180,7 @@ def _of_start(vae: Any, x: Tensor, context: Context | None, decoded: Any) -> Ite
     if float(left[varies].mean().sqrt() / unit) < (1 - _GAIN) * off:
         advice = "--start-at-mean, or training.start_at_mean(vae, x), sets the bias of its last"
         advice += " layer"
-        yield Remark("before", seen, advice)
+        yield Remark("decoder-start", "warning", ("x",), seen, advice)
 
 
 def _shared(mean: Tensor, places: Tensor) -> Tensor:
@@ -222,7 +210,7 @@ def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
         seen += " data's covariance"
         least = f"{largest / noise:.3g}"
         advice = f"every latent will collapse; take β below {least}, or a smaller scale"
-        yield Remark("before", seen, advice, grave=True)
+        yield Remark("collapse", "error", ("beta",), seen, advice)
 
 
 def check_during(
@@ -263,18 +251,19 @@ def check_after(evaluation: Mapping[str, Any]) -> list[Remark]:
     if active and idle == len(active):
         seen = f"none of {len(active)} latents is active on the test data"
         advice = "pyro_bvae.diagnose(vae, data) names the cause"
-        results.append(Remark("after", seen, advice, grave=True))
+        results.append(Remark("collapse", "error", tuple(range(idle)), seen, advice, "after"))
     elif idle:
         seen = f"{idle} of {len(active)} latents are not active on the test data"
         advice = "nothing is lost with fewer; pyro_bvae.diagnose(vae, data) names the cause"
-        results.append(Remark("after", seen, advice))
+        which = tuple(number for number, works in enumerate(active) if not works)
+        results.append(Remark("idle-latents", "note", which, seen, advice, "after"))
     names = ("variational_gap", "rate")
     gap, rate = ((evaluation.get(name) or {}).get("value") for name in names)
     if gap is not None and rate and gap > _FAR * rate:
         share = f"{100 * gap / rate:.0f}% of the rate of {rate:.3g} nats"
         seen = f"the ELBO is {gap:.3g} nats below the evidence, {share}"
         advice = "the verdict says which part of the gap is largest, and what makes it smaller"
-        results.append(Remark("after", seen, advice))
+        results.append(Remark("loose-bound", "warning", ("elbo",), seen, advice, "after"))
     return results
 
 
@@ -288,7 +277,8 @@ def _of_rate(rows: Sequence[dict[str, float]], latent_dim: int | None) -> Iterat
         of = "the latents" if latent_dim is None else f"{latent_dim} latent{plural}"
         seen = f"the rate is {last['rate']:.2g} nats at the end: {of} carry next to nothing"
         seen += " (posterior collapse)"
-        yield Remark("during", seen, "pyro_bvae.diagnose(vae, data) names the cause", grave=True)
+        advice = "pyro_bvae.diagnose(vae, data) names the cause"
+        yield Remark("collapse", "error", ("rate",), seen, advice, "during")
 
 
 def _of_explosion(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
@@ -302,7 +292,7 @@ def _of_explosion(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
         grew = f"the rate grew from {half['rate']:.3g} to {last['rate']:.3g} nats"
         seen = f"{grew}, and the held-out ELBO fell by {fall:.3g}"
         advice = "raise β, or stop earlier: the code is of the training data alone"
-        yield Remark("during", seen, advice)
+        yield Remark("overfitting", "warning", ("rate",), seen, advice, "during")
 
 
 def _of_units_lost(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
@@ -316,7 +306,7 @@ def _of_units_lost(rows: Sequence[dict[str, float]]) -> Iterator[Remark]:
         seen = f"{lost:g} of {most['active_units']:g} units that were active at epoch"
         seen += f" {most['epoch']:g} are not any more"
         advice = "pyro_bvae.diagnose(vae, data) says whether there was signal for them"
-        yield Remark("during", seen, advice)
+        yield Remark("lost-units", "warning", ("active_units",), seen, advice, "during")
 
 
 def _of_turns(rows: Sequence[dict[str, float]], slow: str) -> Iterator[Remark]:
@@ -336,7 +326,7 @@ def _of_turns(rows: Sequence[dict[str, float]], slow: str) -> Iterator[Remark]:
             advice = "early_stopping ends there, a smaller network or more data go further"
             if column == "objective":
                 advice = f"{slow}, or clip gradients"
-            yield Remark("during", seen, advice)
+            yield Remark("risen-objective", "warning", (column,), seen, advice, "during")
             return
 
 
@@ -347,4 +337,5 @@ def _of_gradients(
     if clipped > len(rows) / 2:
         seen = f"the mean gradient norm was above its limit {clip:g} in {clipped} of"
         seen += f" {len(rows)} epochs"
-        yield Remark("during", seen, f"{slow}, or raise gradient_clip if the loss falls steadily")
+        advice = f"{slow}, or raise gradient_clip if the loss falls steadily"
+        yield Remark("clipped-gradients", "warning", ("gradient_norm",), seen, advice, "during")

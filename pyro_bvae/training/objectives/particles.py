@@ -100,7 +100,18 @@ class Run:
     def _without_score(self, pair: Pair, drawn: poutine.Trace) -> Tensor:
         """Return zeros ``(K, N)`` that take the guide's score out of a gradient."""
         sites = _noisy(drawn)
-        _check_scales(sites)
+        first, *others = sites
+        for name in others:
+            scales = [torch.as_tensor(sites[site]["scale"]) for site in (first, name)]
+            # Tensors are looked at with Pyro's validation only: to look is to wait for the device.
+            looked_at = is_validation_enabled() or not any(
+                isinstance(sites[site]["scale"], Tensor) for site in (first, name)
+            )
+            if looked_at and not torch.allclose(*torch.broadcast_tensors(*scales)):
+                raise InputError(
+                    "'doubly_reparametrized' needs the same scale (β) at all sites of the guide,"
+                    f" got others at '{first}' and '{name}'"
+                )
         still = _at(pair, drawn, {name: site["value"].detach() for name, site in sites.items()})
         if is_validation_enabled():
             with torch.no_grad():
@@ -208,7 +219,7 @@ def _find_plate(
 ) -> Any:
     """Return the frame of the data plate, or raise if no datum has weights of its own."""
     for name, site in samples(guide_trace).items():
-        if not site["is_observed"] and not getattr(site["fn"], "has_rsample", False):
+        if not site["is_observed"] and not site["fn"].has_rsample:
             raise InputError(
                 f"guide site '{name}' of family {type(site['fn']).__name__} has no reparametrised"
                 " draws: IWELBO accepts sites whose has_rsample is True, such as Normal; Trace_ELBO"
@@ -221,7 +232,19 @@ def _find_plate(
     check_sites(plate, guide_sites, model_sites)
     for trace in (guide_sites, model_sites):
         for name, site in samples(trace).items():
-            _check_subsampling(name, site, plate)
+            for frame in site["cond_indep_stack"]:
+                sizes = tuple(f"{each.size} of {each.full_size}" for each in (frame, plate))
+                if frame.name == plate.name and sizes[0] != sizes[1]:
+                    raise InputError(
+                        f"plate '{plate.name}' must have one size and subsample in model and guide,"
+                        f" got {sizes[0]} at site '{name}' and {sizes[1]} elsewhere"
+                    )
+                if frame.name != plate.name and subsample_scale(frame) != 1:
+                    raise InputError(
+                        f"plate '{frame.name}' of site '{name}' is subsampled ({sizes[0]}) inside"
+                        f" the weights; IWELBO accepts a subsample of the data plate"
+                        f" '{plate.name}' alone"
+                    )
     if is_validation_enabled():
         check_model_guide_match(model_trace, guide_trace)
     return plate
@@ -235,34 +258,3 @@ def _bare(trace: poutine.Trace, particle_dim: int | None) -> poutine.Trace:
         frames = [frame for frame in stack if frame.dim is None or frame.dim != particle_dim]
         bare.nodes[name] = {**site, "mask": None, "cond_indep_stack": tuple(frames)}
     return bare
-
-
-def _check_subsampling(name: str, site: Site, plate: Any) -> None:
-    for frame in site["cond_indep_stack"]:
-        sizes = tuple(f"{each.size} of {each.full_size}" for each in (frame, plate))
-        if frame.name == plate.name and sizes[0] != sizes[1]:
-            raise InputError(
-                f"plate '{plate.name}' must have one size and subsample in model and guide, got"
-                f" {sizes[0]} at site '{name}' and {sizes[1]} elsewhere"
-            )
-        if frame.name != plate.name and subsample_scale(frame) != 1:
-            raise InputError(
-                f"plate '{frame.name}' of site '{name}' is subsampled ({sizes[0]}) inside the"
-                f" weights; IWELBO accepts a subsample of the data plate '{plate.name}' alone"
-            )
-
-
-def _check_scales(sites: Mapping[str, Site]) -> None:
-    """Raise if the sites of a doubly reparametrised guide differ in scale."""
-    first, *others = sites
-    for name in others:
-        scales = [torch.as_tensor(sites[site]["scale"]) for site in (first, name)]
-        # Tensors are looked at with Pyro's validation only: to look is to wait for the device.
-        looked_at = is_validation_enabled() or not any(
-            isinstance(sites[s]["scale"], Tensor) for s in (first, name)
-        )
-        if looked_at and not torch.allclose(*torch.broadcast_tensors(*scales)):
-            raise InputError(
-                "'doubly_reparametrized' needs the same scale (β) at all sites of the guide, got"
-                f" others at '{first}' and '{name}'"
-            )

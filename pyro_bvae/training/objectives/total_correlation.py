@@ -150,7 +150,19 @@ class TotalCorrelation(KLObjective):
         conditional, prior = (
             _by_datum(site["unscaled_log_prob"], latent, 0).sum(-1) for site in sites
         )
-        joint, marginals = self._log_aggregates(latent)
+        base = product_base("TotalCorrelation needs a density", "guide", latent.guide)
+        event_dim = latent.guide["fn"].event_dim
+        # Every draw under every posterior: (B of the draws, *, B of the posteriors, L).
+        pairs = latent.guide["value"].unsqueeze(0).transpose(0, latent.plate.dim - event_dim)
+        densities = _by_datum(base.log_prob(pairs), latent, event_dim)
+        size = latent.plate.size
+        weights = self.weights(size, self._count_data(latent.plate))
+        own, other = (math.log(weight) if weight > 0 else -math.inf for weight in weights)
+        log_weights = densities.new_full((size, size), other).fill_diagonal_(own)
+        log_weights = log_weights.reshape(size, *[1] * (densities.dim() - 3), size)
+        # log q(z_n), and the sum of log q(z_nd), (N,) each.
+        joint = (densities.sum(-1) + log_weights).logsumexp(-1).movedim(0, -1)
+        marginals = (densities + log_weights.unsqueeze(-1)).logsumexp(-2).sum(-1).movedim(0, -1)
         return torch.stack([conditional - joint, joint - marginals, marginals - prior])
 
     def penalty(self, latent: Latent, kl: Tensor) -> Tensor:
@@ -160,27 +172,6 @@ class TotalCorrelation(KLObjective):
         betas = _by_datum(latent.weights, latent, 0).mean(-1)
         rest = self.mutual_information * information + self.dimension_wise * dimension_wise
         return (betas * correlation).sum() + latent.subsampling * rest.sum()
-
-    def _log_aggregates(self, latent: Latent) -> tuple[Tensor, Tensor]:
-        r"""Return :math:`\log q(z_n)` and :math:`\sum_d \log q(z_{nd})`, shapes ``(N,)``."""
-        base = product_base("TotalCorrelation needs a density", "guide", latent.guide)
-        event_dim = latent.guide["fn"].event_dim
-        draws = latent.guide["value"]
-        # Every draw under every posterior: (B of the draws, *, B of the posteriors, L).
-        pairs = draws.unsqueeze(0).transpose(0, latent.plate.dim - event_dim)
-        densities = _by_datum(base.log_prob(pairs), latent, event_dim)
-        log_weights = self._log_weights(latent, densities)
-        joint = (densities.sum(-1) + log_weights).logsumexp(-1)
-        marginals = (densities + log_weights.unsqueeze(-1)).logsumexp(-2).sum(-1)
-        return joint.movedim(0, -1), marginals.movedim(0, -1)
-
-    def _log_weights(self, latent: Latent, densities: Tensor) -> Tensor:
-        """Return the log weights for densities ``(B, *, B, L)``, broadcasting to ``(B, *, B)``."""
-        size = latent.plate.size
-        weights = self.weights(size, self._count_data(latent.plate))
-        own, other = (math.log(weight) if weight > 0 else -math.inf for weight in weights)
-        log_weights = densities.new_full((size, size), other).fill_diagonal_(own)
-        return log_weights.reshape(size, *[1] * (densities.dim() - 3), size)
 
     def _count_data(self, plate: Any) -> int:
         """Return the number of data that a batch is drawn from, or raise where it is unknown."""

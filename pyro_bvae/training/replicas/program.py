@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
-from pyro_bvae.compilation.stacked_affine import AffineMaps
 from pyro_bvae.core.context import Context
 from pyro_bvae.training.objectives.terms import Terms, TraceTerms
 from pyro_bvae.vae import BetaVAE
@@ -76,15 +75,12 @@ class StackedNetwork(nn.Module):
         """Map each replica's rows by its own network."""
         weights = dict(zip(self.names, self.weights, strict=True))
         rows = x.dim() == 2
-        outputs: Tensor = torch.vmap(self._one)(
-            weights, x.unflatten(0, (self.count, -1)) if rows else x
-        )
-        return outputs.flatten(0, 1) if rows else outputs
 
-    def _one(self, weights: dict[str, Tensor], x: Tensor) -> Tensor:
-        with AffineMaps():
-            outputs: Tensor = functional_call(self._template[0], weights, (x,))
-        return outputs
+        def one(weights: dict[str, Tensor], x: Tensor) -> Any:
+            return functional_call(self._template[0], weights, (x,))
+
+        outputs: Tensor = torch.vmap(one)(weights, x.unflatten(0, (self.count, -1)) if rows else x)
+        return outputs.flatten(0, 1) if rows else outputs
 
 
 class Replicas(nn.Module):

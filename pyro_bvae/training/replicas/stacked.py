@@ -13,6 +13,7 @@ from tqdm import tqdm
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import full_precision, networks_in
+from pyro_bvae.core.protocols import part_of
 from pyro_bvae.core.seeds import NOISE_STREAM, seeded, stream_seed
 from pyro_bvae.training.batches import Batch, Joined, LoaderBatches
 from pyro_bvae.training.checks.nonfinite import describe_nonfinite
@@ -82,7 +83,7 @@ class StackedModels(Step):
         if len({state.data.num_batches(1) for state in self.firsts}) > 1:
             raise CannotStack("the seeds have not the same number of data")
         # Where β is 0, ``fit`` has no gradient for a prior, and Adam counts no step for it.
-        prior = getattr(first.vae, "prior", None)
+        prior = part_of(first.vae, "prior")
         if not isinstance(prior, nn.Module) or not any(True for _ in prior.parameters()):
             return
         epochs, steps = first.settings.epochs, first.data.num_batches(self.batch_size)

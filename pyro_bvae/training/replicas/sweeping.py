@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from torch import nn
 
@@ -18,6 +18,7 @@ from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.checkpoint import checkpoint_path
 from pyro_bvae.training.distributed import own_device, place
 from pyro_bvae.training.history import History, Row
+from pyro_bvae.training.objectives.target_rate import TargetRate
 from pyro_bvae.training.objectives.terms import Objective
 from pyro_bvae.training.replicas.program import CannotStack
 from pyro_bvae.training.replicas.stacked import StackedModels
@@ -44,6 +45,7 @@ class Replica:
         vae: The trained model.
         history: Its metrics.
         directory: Its run directory, if there is one.
+        finds_beta: Whether its β was found for a rate.
     """
 
     beta: float
@@ -51,6 +53,12 @@ class Replica:
     vae: BetaVAE
     history: History
     directory: Path | None = None
+    finds_beta: bool = False
+
+    @property
+    def final_beta(self) -> float:
+        """The β at the end of training, given or found."""
+        return self.history["beta"][-1] if self.finds_beta else self.beta
 
 
 @dataclass(frozen=True)
@@ -82,13 +90,15 @@ class Sweep(Sequence[Replica]):
 
     def __str__(self) -> str:
         shown = "objective distortion rate validation_objective validation_elbo active_units"
+        finds = any(run.finds_beta for run in self.runs)
         columns = [
             name
-            for name in shown.split()
+            for name in ("beta " * finds + shown).split()
             if self.runs and all(name in run.history for run in self.runs)
         ]
         lines = [
-            f"{'beta':>8}{'seed':>6}" + "".join(f"{name:>{len(name) + 3}}" for name in columns)
+            f"{'target' if finds else 'beta':>8}{'seed':>6}"
+            + "".join(f"{name:>{len(name) + 3}}" for name in columns)
         ]
         for run in self.runs:
             last = run.history.rows[-1]
@@ -159,8 +169,8 @@ def sweep(
             trained so, False and None leave a stacked step uncompiled.
         objective: As of ``fit``; each model gets a copy.
         device: Where to train; ``cuda`` is the device of the process under ``torchrun``.
-        output: Directory of a run directory ``beta<β>-seed<seed>`` for each model, which ``fit``
-            could resume; None to write nothing.
+        output: Directory of a run directory for each model, ``beta<β>-seed<seed>`` or
+            ``rate<nats>-seed<seed>``, which ``fit`` could resume; None to write nothing.
         resume: Continue the runs in ``output`` from their last checkpoints, and train the others
             from their beginning.
         progress: Show a progress bar.
@@ -191,12 +201,18 @@ def sweep(
             vae = make_vae(seed)
         if not isinstance(vae, nn.Module):
             raise InputError(f"'make_vae' must build a model, got {vae!r}")
-        own = None if directory is None else directory / replica_name(beta, seed)
-        given = _data_for(seed, data, validation, of_seed.get(seed))
+        finds = isinstance(settings.beta, TargetRate)
+        name = replica_name(beta, seed, "rate" if finds else "beta")
+        own = None if directory is None else directory / name
+        same = of_seed.get(seed)
+        if same is not None and isinstance(same.data, Dataset):  # they lie on the device already
+            given = same.data, None if same.validation is None else same.validation.data
+        else:
+            given = tuple(part(seed) if callable(part) else part for part in (data, validation))
         state = TrainingState(
             vae, given[0], settings, given[1], copy.deepcopy(objective), device, own
         )
-        state.label = f"β = {beta:g}, seed {seed}"
+        state.label = f"{'rate' if finds else 'β'} = {beta:g}, seed {seed}"
         states[beta, seed] = of_seed[seed] = state
     parameters = [parameter for state in states.values() for parameter in state.parameters]
     if len({id(parameter) for parameter in parameters}) < len(parameters):
@@ -210,7 +226,10 @@ def sweep(
         next(iter(states.values())).settings.warn_of_unfinished_warmup()
     for state in states.values():
         state.check()
-    runs = [Replica(*key, state.vae, state.history, state.output) for key, state in states.items()]
+    runs = [
+        Replica(*key, state.vae, state.history, state.output, state.controller is not None)
+        for key, state in states.items()
+    ]
     for run, state in zip(runs, states.values(), strict=True):
         state.callbacks = callbacks(run)
     _train(list(states.values()), compile, progress and place()[0] == 0)
@@ -242,10 +261,10 @@ def assigned(betas: Sequence[float], seeds: Sequence[int]) -> list[tuple[float, 
     return [(float(beta), seed) for beta in betas for seed in seeds][rank::processes]
 
 
-def replica_name(beta: float, seed: int) -> str:
-    """Return the name of a replica's run directory, ``beta<β>-seed<seed>``."""
-    short = f"{beta:g}"
-    return f"beta{short if float(short) == beta else repr(float(beta))}-seed{seed}"
+def replica_name(value: float, seed: int, kind: Literal["beta", "rate"] = "beta") -> str:
+    """Return the name of a replica's run directory, such as ``beta<β>-seed<seed>``."""
+    short = f"{value:g}"
+    return f"{kind}{short if float(short) == value else repr(float(value))}-seed{seed}"
 
 
 def _train(states: list[TrainingState], compile: bool | None, progress: bool) -> None:
@@ -274,11 +293,3 @@ def _train(states: list[TrainingState], compile: bool | None, progress: bool) ->
             continue
         for state in group:
             Trainer([state], SingleModel(state, compile)).run(progress)
-
-
-def _data_for(seed: int, data: Any, validation: Any, same: TrainingState | None) -> tuple[Any, Any]:
-    """Return the data of a seed; where a model of it has them ready on the device, those."""
-    if same is not None and isinstance(same.data, Dataset):
-        return same.data, None if same.validation is None else same.validation.data
-    own, other = (part(seed) if callable(part) else part for part in (data, validation))
-    return own, other
