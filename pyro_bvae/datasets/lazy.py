@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_bytes
 from pyro_bvae.datasets.dataset import Dataset, Index
 
 # Numbers that are made dense at a time, 40 MB in float32.
@@ -159,6 +159,8 @@ class LazyDataset:
 
     def dense(self) -> Dataset:
         """Return the data in memory."""
+        count = len(self) * self.num_features
+        check_bytes(count * self.dtype.itemsize, f"a dense copy of {count:,} numbers")
         numbers = self.row_numbers.numpy()
         x = torch.empty(len(self), self.num_features, dtype=self.dtype)
         size = max(1, _MOST_NUMBERS // self.num_features)
