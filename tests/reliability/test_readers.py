@@ -20,7 +20,17 @@ from PIL import Image
 
 from pyro_bvae.cli import main
 from pyro_bvae.core.errors import InputError, check_bytes, listed, max_bytes, unknown_name
-from pyro_bvae.datasets import Dataset, Splits, dsprites, from_anndata, from_path, h5ad, load
+from pyro_bvae.datasets import (
+    Dataset,
+    LazyDataset,
+    Splits,
+    check_counts,
+    dsprites,
+    from_anndata,
+    from_path,
+    h5ad,
+    load,
+)
 from pyro_bvae.report.page import read_evaluation
 from pyro_bvae.runs import TrainConfig, train
 from pyro_bvae.runs.config import read_config
@@ -214,6 +224,8 @@ class TestTables:
             (b"a,b\n", "0 rows"),
             (b"\n\n", "the first row must name the columns"),
             (b"", "the file is empty"),
+            (b"a;b\n1;2\n", "separated by commas, or by tabs in a .tsv file, got the header 'a;b'"),
+            (b"a\tb\n1\t2\n", "separated by commas, or by tabs"),
             (b"a,b,a\n1,2,3\n", "got 'a' twice"),
         ],
     )
@@ -284,6 +296,8 @@ class TestPaths:
             ("x.mtx", "read_mtx('{}').T.write_h5ad('cells.h5ad')"),
             ("x.mtx.gz", "read_mtx('{}').T.write_h5ad('cells.h5ad')"),
             ("x.parquet", "read_parquet('{}').to_csv('data.csv', index=False)"),
+            ("x.npy.gz", "got '.npy.gz'; unpack it first"),
+            ("x.csv.xz", "unpack it first"),
             ("x.rds", "data must be a folder of images or a file .csv"),
         ],
     )
@@ -512,6 +526,8 @@ class TestSparse:
             matrix = getattr(sp, layout)(counts())
             getattr(matrix, key)[place] = value
             refused(lambda matrix=matrix: from_anndata(cells(matrix)), "'X' is not a sound sparse")
+            refused(lambda matrix=matrix: LazyDataset(matrix), "'table' is not a sound sparse")
+            refused(lambda matrix=matrix: check_counts(matrix), "'x' is not a sound sparse")
         twice = getattr(sp, layout)(counts())
         repeated = {"data": twice.data, "indices": twice.indices.copy(), "indptr": twice.indptr}
         repeat(repeated)

@@ -22,8 +22,8 @@ def check_h5ad(path: Path, *, backed: bool) -> None:
     """Raise unless a file has the structure of an ``.h5ad`` file and fits into memory.
 
     Sizes are compared with the limit of memory before anything is read. The pointers of sparse
-    matrices are checked here, and their column numbers by :func:`check_sparse` as the counts are
-    read.
+    matrices are checked here, and their column numbers as the counts are read, by
+    :func:`~pyro_bvae.datasets.counts.checks.check_sparse`.
 
     Args:
         path: The file.
@@ -44,23 +44,6 @@ def check_h5ad(path: Path, *, backed: bool) -> None:
         for name, item in objects:
             if isinstance(item, h5py.Group) and _format(item):
                 _check_pointers(name, item)
-
-
-def check_sparse(matrix: Any, name: str) -> None:
-    """Raise unless a SciPy matrix by rows or columns is one: pointers, column numbers, no repeats.
-
-    Args:
-        matrix: The matrix.
-        name: Its name in the error.
-
-    Raises:
-        InputError: naming the fault.
-    """
-    with readable("sound sparse matrix", f"'{name}'"):
-        matrix.check_format(full_check=True)
-        ordered = matrix if matrix.has_sorted_indices else matrix.sorted_indices()
-        if not ordered.has_canonical_format:
-            raise ValueError("it has several values at one place; sum_duplicates() would add them")
 
 
 def _objects(group: Any) -> Iterator[tuple[str, Any]]:

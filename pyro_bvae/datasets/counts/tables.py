@@ -13,8 +13,8 @@ import numpy as np
 
 from pyro_bvae.core.errors import InputError, listed, unknown_name
 from pyro_bvae.core.inputs.files import readable
-from pyro_bvae.datasets.counts.checks import check_counts
-from pyro_bvae.datasets.counts.h5ad_files import check_h5ad, check_sparse
+from pyro_bvae.datasets.counts.checks import check_counts, check_sparse
+from pyro_bvae.datasets.counts.h5ad_files import check_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -163,7 +163,7 @@ def select(
     matrix = count_matrix(adata, layer)
     kept = np.arange(matrix.shape[1]) if genes is None else genes
     check: Check | None = partial(
-        _check_block, name=layer or "X", row_names=adata.obs_names, column_names=adata.var_names
+        check_counts, name=layer or "X", row_names=adata.obs_names, column_names=adata.var_names
     )
     while True:
         totals, carriers = _count(matrix, kept, min_counts, check)
@@ -196,13 +196,6 @@ def _count(
         totals.append(np.asarray(counts.sum(1, dtype=np.float64)).ravel())
         carriers += np.asarray((counts[totals[-1] >= min_counts] > 0).sum(0)).ravel()
     return np.concatenate(totals), carriers
-
-
-def _check_block(block: Any, name: str, **places: Any) -> None:
-    """Raise unless a block of a matrix, which a file may hold, is sound and has counts."""
-    if hasattr(block, "check_format"):
-        check_sparse(block, name)
-    check_counts(block, name, **places)
 
 
 def _rounded(counts: Any) -> Any:

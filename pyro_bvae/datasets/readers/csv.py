@@ -121,6 +121,11 @@ def _header(path: Path) -> list[str]:
         columns = next(_rows(path), [])
     if not columns:
         raise InputError("empty data set: the first row must name the columns, and is empty")
+    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
+        raise InputError(
+            f"columns must be separated by commas, or by tabs in a .tsv file, got the header "
+            f"{columns[0]!r}"
+        )
     counted = [[str(i) for i in range(start, start + len(columns))] for start in (0, 1)]
     if all(_is_number(column) for column in columns) and columns not in counted:
         raise InputError(f"the first row must name the columns, got the numbers {_shown(columns)}")

@@ -31,6 +31,8 @@ def conversion(path: Path, suffix: str | None = None) -> str:
         suffixes = (part.lower() for part in reversed(path.suffixes))
         suffix = next((part for part in suffixes if part != ".gz"), "")
     line = CONVERSIONS.get(suffix)
+    if line is None and path.suffix.lower() in (".gz", ".xz", ".bz2", ".zip", ".zst"):
+        return "; unpack it first"
     return "" if line is None else f"; convert it: {line.format(path=str(path))}"
 
 
