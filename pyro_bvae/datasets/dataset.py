@@ -240,6 +240,13 @@ def _check_companions(data: Dataset) -> None:
         raise InputError(
             f"'labels' must be torch.int64, got {data.labels.dtype}; use labels.long()"
         )
+    if data.labels is not None and data.label_names:
+        outside = (data.labels < 0) | (data.labels >= len(data.label_names))
+        if bool(outside.any()):
+            raise InputError(
+                f"'label_names' must name every label from 0, got {len(data.label_names)} names "
+                f"and label {data.labels[outside][0].item()}"
+            )
     if size_factor is not None and (size_factor.shape[1] != 1 or not bool((size_factor > 0).all())):
         raise InputError(f"'context.size_factor' must be positive, of shape ({n}, 1)")
     if data.feature_names and len(data.feature_names) != d:

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, listed
 
+_LARGEST = 2**53  # the whole numbers that every type of number tells apart
 PARTS = ("train", "validation", "test")
 WHOLE = "all"
 
@@ -21,7 +22,7 @@ def check_parts(results: list[str], where: str) -> None:
     if not {"train", "test"} <= set(results) <= set(PARTS):
         raise InputError(
             f"{where} must be 'train', 'test' and maybe 'validation', got "
-            f"{', '.join(map(repr, results))}"
+            f"{listed([repr(result) for result in results], 10)}"
         )
 
 
@@ -41,7 +42,11 @@ def encode_labels(values: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
     if values.ndim != 1:
         raise InputError(f"labels must have shape (N,), got {values.shape}")
     if values.dtype.kind in "US":
-        names, codes = np.unique(values.astype(str), return_inverse=True)
+        try:
+            text = values.astype(str)
+        except UnicodeDecodeError as error:
+            raise InputError(f"labels must be text, got bytes that are none: {error}") from error
+        names, codes = np.unique(text, return_inverse=True)
         return torch.from_numpy(codes.astype(np.int64)), tuple(str(name) for name in names)
     if values.dtype.kind not in "biuf":
         raise InputError(f"labels must be whole numbers or text, got type {values.dtype}")
@@ -52,4 +57,10 @@ def encode_labels(values: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
                 f"labels must be whole numbers or text, got {values[bad][0]} in row "
                 f"{int(bad.argmax()) + 1}"
             )
+    large = np.abs(values.astype(np.float64)) > _LARGEST
+    if large.any():
+        raise InputError(
+            f"labels must be below 2^53 in size, got {values[large][0]} in row "
+            f"{int(large.argmax()) + 1}"
+        )
     return torch.from_numpy(values.astype(np.int64)), ()

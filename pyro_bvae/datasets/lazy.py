@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_bytes
+from pyro_bvae.datasets.counts.checks import check_sparse
 from pyro_bvae.datasets.dataset import Dataset, Index
 
 # Numbers that are made dense at a time, 40 MB in float32.
@@ -46,7 +47,8 @@ class LazyDataset:
         device: Where the batches go; the companions stay where they are until then.
 
     Raises:
-        InputError: if the table has no rows to be looked up, or a companion cannot be used.
+        InputError: if the table has no rows to be looked up, or is a sparse matrix that is not
+            sound, or a companion cannot be used.
     """
 
     image_shape: tuple[int, int, int] | None = None
@@ -79,6 +81,9 @@ class LazyDataset:
             raise InputError(
                 f"'feature_names' must name {shape[1]} features, got {len(feature_names)} names"
             )
+        matrix = getattr(table, "X", table)  # of an AnnData
+        if hasattr(matrix, "check_format"):
+            check_sparse(matrix, "table")
         self.table, self.dtype, self.device = table, dtype, torch.device("cpu")
         self.feature_names = feature_names
         self._share: Callable[[int], slice] | None = None
@@ -159,6 +164,8 @@ class LazyDataset:
 
     def dense(self) -> Dataset:
         """Return the data in memory."""
+        count = len(self) * self.num_features
+        check_bytes(count * self.dtype.itemsize, f"a dense copy of {count:,} numbers")
         numbers = self.row_numbers.numpy()
         x = torch.empty(len(self), self.num_features, dtype=self.dtype)
         size = max(1, _MOST_NUMBERS // self.num_features)

@@ -74,8 +74,8 @@ SOURCES: dict[str, Source] = {
     "linear-gaussian": Source("synthetic:linear_gaussian", _SPLIT),
     "counts": Source("counts.simulated:negative_binomial_factors", _SPLIT, note="simulated"),
     "file": Source(
-        "readers.path:from_path", (*_SPLIT, "path", "split_column", "missing"),
-        file="a .csv, .npy or .npz file, or a folder of images",
+        "readers.path:from_path", (*_SPLIT, "path", "split_column", "missing", "skip_unreadable"),
+        file="a .csv, .tsv, .npy or .npz file, or a folder of images",
     ),
     "h5ad": Source(
         _h5ad,
@@ -102,10 +102,12 @@ class DataOptions:
     data_root: str | None = None
     """Folder with downloaded data, such as the one that holds MNIST/raw."""
     path: str | None = None
-    """Your own data: .npz, .npy, .csv or a folder of images for file, .h5ad for h5ad, the public
-    .npz for dsprites."""
+    """Your own data: .npz, .npy, .csv, .tsv (or .gz of them) or a folder of images for file, .h5ad
+    for h5ad, the public .npz for dsprites."""
     split_column: str | None = None
     """Column of a .csv or .h5ad file that says train, validation or test."""
+    skip_unreadable: bool = False
+    """Leave out files of a folder of images that cannot be read, with a warning that names them."""
     layer: str | None = None
     """Layer of an .h5ad file with the raw counts; X without it."""
     label_column: str | None = None
@@ -145,6 +147,7 @@ class DataOptions:
         for name in ("dataset", "size_factor", "binarize"):
             del values[name]
         values |= {"root": values.pop("data_root"), "missing": self.missing == "nan" or None}
+        values["skip_unreadable"] = self.skip_unreadable or None
         share = self.validation
         if isinstance(share, float) and share >= 1 and share.is_integer():
             values["validation"] = int(share)  # a number, which the command line spells as a float

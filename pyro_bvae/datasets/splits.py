@@ -99,6 +99,13 @@ class Splits:
                     f"{self.train.num_features}, "
                     f"{part} has {data.num_features}"
                 )
+        for part in ("train", "validation", "test"):
+            data = getattr(self, part)
+            if getattr(data, "missing", False) and bool(torch.isnan(data.x).all()):
+                raise InputError(
+                    f"nothing is observed: every entry of the {len(data)} data of part '{part}' is "
+                    "missing"
+                )
 
     def binarized(self, mode: str, seed: int = 0) -> Splits:
         """Return the parts with binary pixels.

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.files import read_bytes
 from pyro_bvae.report.sections import Section, sections
 from pyro_bvae.report.tables import headline, notes, summary, verdict
 from pyro_bvae.runs import load
@@ -67,8 +68,10 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
             f"'{directory}' has no evaluation.json; run 'pyro-bvae evaluate {directory}' first"
         )
     try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        evaluation = json.loads(read_bytes(path).decode("utf-8"))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(
             f"'{path}' is no JSON ({error}); run 'pyro-bvae evaluate {directory}' again"
         ) from None

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pyro_bvae import likelihoods, networks, posteriors, priors
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_bytes
 
 
 class Part(NamedTuple):
@@ -87,6 +87,14 @@ def _rate(shape: Any) -> Any:
     return likelihoods.SoftmaxRate() if shape.has_size_factor else likelihoods.ExpRate()
 
 
+def _categorical(options: Any, shape: Any) -> Any:
+    """Return the likelihood of as many categories as the largest value asks for."""
+    count = max(2, shape.num_categories)
+    weights = (min(options.hidden) + 1) * count * shape.num_features
+    check_bytes(16 * weights, f"a decoder of {count:,} categories, the largest value and one more,")
+    return likelihoods.CategoricalLikelihood(count)
+
+
 # Given options and the shape of the data.
 LIKELIHOODS: dict[str, Part] = {
     "bernoulli": Part(lambda options, shape: likelihoods.BernoulliLikelihood()),
@@ -113,9 +121,7 @@ LIKELIHOODS: dict[str, Part] = {
     "discretized-logistic": Part(
         lambda options, shape: likelihoods.DiscretizedLogisticLikelihood(), "8-bit pixels"
     ),
-    "categorical": Part(
-        lambda options, shape: likelihoods.CategoricalLikelihood(max(2, shape.num_categories))
-    ),
+    "categorical": Part(_categorical),
     "poisson": Part(lambda options, shape: likelihoods.PoissonLikelihood(_rate(shape))),
     "negative-binomial": Part(
         lambda options, shape: likelihoods.NegativeBinomialLikelihood(**_counts(options, shape))

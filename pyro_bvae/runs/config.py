@@ -11,6 +11,7 @@ from typing_extensions import Doc
 
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError, choices
+from pyro_bvae.core.inputs.files import read_bytes
 from pyro_bvae.datasets.registry import DataOptions
 from pyro_bvae.runs.catalogue import DISPERSIONS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
 from pyro_bvae.training.schedules import CosineWarmup, Cyclical, LinearWarmup
@@ -177,10 +178,12 @@ def read_config(path: Path) -> TrainConfig:
         InputError: if the file is missing, no JSON, or has fields that are none of a configuration.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_bytes(path).decode("utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path.parent} is not a run directory: it has no {path.name}") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     foreign = f"{path} is no configuration of pyro_bvae"
     if not isinstance(values, dict):

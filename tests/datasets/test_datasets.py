@@ -11,6 +11,8 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, Splits, split, stream_generator, stream_seed
 
+NAMES = tuple(f"class {i}" for i in range(50))
+
 
 def numbered(n=50, d=3, **kwargs):
     """Return data whose first feature is the number of the row."""
@@ -184,7 +186,7 @@ class TestDataset:
         data = numbered(
             labels=torch.arange(50),
             factors=torch.arange(50).unsqueeze(1),
-            label_names=("a",),
+            label_names=NAMES,
             factor_names=("f",),
         )
         mask = torch.zeros(50, dtype=torch.bool)
@@ -203,7 +205,7 @@ class TestDataset:
                 == part.factors[:, 0].tolist()
                 == expected
             )
-            assert part.label_names == ("a",) and part.factor_names == ("f",)
+            assert part.label_names == NAMES and part.factor_names == ("f",)
 
     @pytest.mark.parametrize(
         ("index", "message"),

@@ -319,7 +319,9 @@ def test_files_that_are_no_h5ad(backed: bool, tmp_path: Path) -> None:
     with h5py.File(other, "w") as file:
         file["z"] = np.zeros(3)
     folder.mkdir()
-    for path in (text, other, folder):
+    with pytest.raises(InputError, match=r"folder.h5ad: this is a folder, and a regular file is"):
+        h5ad(folder, backed=backed)
+    for path in (text, other):
         with pytest.raises(InputError, match=rf"{path.name}: this is not a readable h5ad file: "):
             h5ad(path, backed=backed)
     with pytest.raises(InputError, match=r"none.h5ad: there is no such file"):

@@ -35,7 +35,10 @@ class TestAnyFile:
     def test_suffix(self, tmp_path):
         path = tmp_path / "data.xlsx"
         path.write_text("a")
-        refused(path, r"must be a folder of images or a file .csv, .npy, .npz, got '.xlsx'")
+        refused(
+            path,
+            r"must be a folder of images or a file .csv, .csv.gz, .tsv, .tsv.gz, .npy, .npz, got '.xlsx'",
+        )
 
     @pytest.mark.parametrize("suffix", ["csv", "npy", "npz"])
     def test_empty(self, tmp_path, suffix):
@@ -319,7 +322,7 @@ class TestTables:
 
     def test_many_columns_are_not_all_listed(self, tmp_path):
         path = self.write(tmp_path, ",".join(f"c{i}" for i in range(30)) + "\n")
-        refused(path, "c18, c19, and 10 more, got 'part'", split_column="part")
+        refused(path, "c18, c19 and 10 more, got 'part'", split_column="part")
 
 
 class TestImageFolders:

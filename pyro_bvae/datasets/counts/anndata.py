@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.errors import InputError, listed, unknown_name
+from pyro_bvae.core.inputs.files import as_path
 from pyro_bvae.core.moved import grouped
 from pyro_bvae.datasets.counts.checks import observed_size_factor
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
@@ -160,7 +160,7 @@ def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) 
         InputError: if AnnData is not installed, the file cannot be read, or as of
             :func:`from_anndata`.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     try:
         return from_anndata(open_h5ad(path, backed=backed), **{"name": path.stem, **options})
     except InputError as error:
@@ -218,7 +218,7 @@ def from_anndata(
     else:
         part_of = column(adata, columns.split, rows).astype(str)
         results = sorted(set(part_of.tolist()))
-        check_parts(results[:10], f"the values in obs column '{columns.split}'")
+        check_parts(results, f"the values in obs column '{columns.split}'")
         parts = {part: rows[part_of == part] for part in PARTS}
     batches: tuple[str, ...] = ()
     if columns.batch is not None:
@@ -282,7 +282,7 @@ def _one_hot(values: np.ndarray, batches: tuple[str, ...], column: str, names: A
         row = int(unseen.argmax())
         raise InputError(
             f"batch '{values[row]}' of cell '{names[row]}' in obs column '{column}' is not among "
-            f"those of the training cells: {', '.join(batches)}"
+            f"those of the training cells: {listed(batches, 20)}"
         )
     return torch.from_numpy(indicators).float()
 

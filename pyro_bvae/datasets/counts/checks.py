@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.files import readable
 from pyro_bvae.datasets.dataset import Dataset
 
 #: A value this near to a whole number is one, but for rounding; the readers then round it.
@@ -44,8 +45,11 @@ def check_counts(
         first_row: Number of the first row, where ``x`` is one block of a longer table.
 
     Raises:
-        InputError: with index and value of the first entry that is no count.
+        InputError: with index and value of the first entry that is no count, or if a sparse matrix
+            is not sound.
     """
+    if hasattr(x, "check_format"):
+        check_sparse(x, name)
     sparse = x.tocsr() if hasattr(x, "tocsr") else None
     values = _array(x) if sparse is None else sparse.data
     if values.dtype.kind not in "biuf":
@@ -62,6 +66,23 @@ def check_counts(
                 "column", column_names, int(column)
             )
             raise InputError(f"counts in '{name}' must be {wanted}, {shown}{names}")
+
+
+def check_sparse(matrix: Any, name: str) -> None:
+    """Raise unless a SciPy matrix by rows or columns is one: pointers, column numbers, no repeats.
+
+    Args:
+        matrix: The matrix.
+        name: Its name in the error.
+
+    Raises:
+        InputError: naming the fault.
+    """
+    with readable("sound sparse matrix", f"'{name}'"):
+        matrix.check_format(full_check=True)
+        ordered = matrix if matrix.has_sorted_indices else matrix.sorted_indices()
+        if not ordered.has_canonical_format:
+            raise ValueError("it has several values at one place; sum_duplicates() would add them")
 
 
 def observed_size_factor(totals: Tensor, row_names: Sequence[str] | None = None) -> Tensor:

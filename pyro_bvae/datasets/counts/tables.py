@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pyro_bvae.core.errors import InputError, unknown_name
-from pyro_bvae.datasets.counts.checks import check_counts
+from pyro_bvae.core.errors import InputError, listed, unknown_name
+from pyro_bvae.core.inputs.files import readable
+from pyro_bvae.datasets.counts.checks import check_counts, check_sparse
+from pyro_bvae.datasets.counts.h5ad_files import check_h5ad
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -47,19 +49,9 @@ def open_h5ad(path: Path, *, backed: bool) -> AnnData:
         InputError: if there is no such file, or it is no h5ad file.
     """
     anndata = import_anndata()
-    if not path.exists():
-        raise InputError("there is no such file")
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*names are not unique")
-            warnings.filterwarnings("ignore", message=".*without encoding metadata")
-            warnings.filterwarnings(
-                "ignore", message=".*future.infer_string"
-            )  # AnnData, of a setting of pandas 3
-            return anndata.read_h5ad(path, backed="r" if backed else None)
-    except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"this is not a readable h5ad file: {reason}") from error
+    check_h5ad(path, backed=backed)
+    with readable("readable h5ad file"):
+        return anndata.read_h5ad(path, backed="r" if backed else None)
 
 
 def gene_names(adata: AnnData) -> np.ndarray:
@@ -85,12 +77,24 @@ def count_matrix(adata: AnnData, layer: str | None) -> Any:
                 f"unknown layer '{layer}': there are no layers; the counts may be in X, layer=None"
             )
         raise unknown_name("layer", layer, layers)
-    matrix = adata.X if layer is None else adata.layers[layer]
+    with readable("readable table of counts"):
+        matrix = adata.X if layer is None else adata.layers[layer]
     if matrix is None:
-        known = ", ".join(layers) or "none"
+        known = listed(layers, 20) or "none"
         raise InputError(f"there is no X; give one of the layers: {known}")
+    if len(getattr(matrix, "shape", ())) != 2:
+        raise InputError(f"the counts must have shape (N, D), got {type(matrix).__name__}")
+    if tuple(matrix.shape) != adata.shape:
+        raise InputError(
+            f"the counts must have shape {adata.shape}, as there are so many cells and genes, got "
+            f"{tuple(matrix.shape)}"
+        )
     if 0 in matrix.shape:
         raise InputError(f"empty data set: the counts have shape {tuple(matrix.shape)}")
+    if adata.isbacked and layer is None:
+        check_h5ad(Path(str(adata.filename)), backed=True)
+    elif hasattr(matrix, "check_format"):
+        check_sparse(matrix, layer or "X")
     if getattr(matrix, "format", "csr") == "csr":
         return matrix
     if adata.isbacked and layer is None:
@@ -206,4 +210,6 @@ def _blocks(matrix: Any) -> Iterator[tuple[int, Any]]:
     """Yield blocks of rows in memory, with the number of their first."""
     size = max(1, _BLOCK // matrix.shape[1])
     for start in range(0, matrix.shape[0], size):
-        yield start, matrix[start : start + size]
+        with readable("readable table of counts"):  # of a file, where it is backed
+            block = matrix[start : start + size]
+        yield start, block

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import os
 import zipfile
-from pathlib import Path
-from typing import IO, Any
 
 import numpy as np
 import torch
-from numpy.lib import format as npy
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count, listed
+from pyro_bvae.core.inputs.files import as_path, check_file, readable
 from pyro_bvae.datasets.dataset import Dataset
-from pyro_bvae.datasets.readers.arrays import UNREADABLE, features_and_shape
+from pyro_bvae.datasets.readers.arrays import features_and_shape
+from pyro_bvae.datasets.readers.files import check_arrays
+from pyro_bvae.datasets.readers.npy import Header, read_array, read_header
 from pyro_bvae.datasets.seeds import SPLIT_STREAM, stream_generator
 from pyro_bvae.datasets.splits import Splits, split
 
@@ -119,25 +119,21 @@ def dsprites(
         InputError: if the file is not there or cannot be read, or an array is not in it or of
             another length.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     key = "latents_values" if values else "latents_classes"
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such file")
     try:
-        with zipfile.ZipFile(path) as archive:
+        check_file(path)
+        with readable("readable npz archive of numbers"), zipfile.ZipFile(path) as archive:
             _check_keys(archive)
-            shape = _header(archive, "imgs")[0]
+            shape = _header(archive, "imgs").shape
             chosen = _choose(shape, num_data, seed)
+            check_arrays([((max(_BLOCK, len(chosen)), shape[1] * shape[2]), 4)])
             classes, factors = (
                 _table(archive, name, shape)[chosen, 1:] for name in ("latents_classes", key)
             )
             images = _images(archive, chosen)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    except UNREADABLE as error:
-        raise InputError(
-            f"{path}: this is not a readable npz archive of numbers: {error}"
-        ) from error
     data = Dataset(
         x=images.flatten(1),
         labels=torch.from_numpy(classes[:, 0].astype(np.int64)),
@@ -159,27 +155,23 @@ def _numbers(name: str, array: ArrayLike | Tensor) -> np.ndarray:
 def _check_keys(archive: zipfile.ZipFile) -> None:
     keys = sorted(name.removesuffix(".npy") for name in archive.namelist())
     if not {"imgs", "latents_classes", "latents_values"} <= set(keys):
-        shown = ", ".join(keys) or "none"
+        shown = listed(keys, 20) or "none"
         raise InputError(
             f"there must be keys 'imgs', 'latents_classes' and 'latents_values', got {shown}"
         )
 
 
-def _read_header(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    version = npy.read_magic(stream)  # type: ignore[arg-type]
-    read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-    return read(stream)  # type: ignore[arg-type, no-any-return]
-
-
-def _header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    with archive.open(f"{key}.npy") as stream:
-        return _read_header(stream)
+def _header(archive: zipfile.ZipFile, key: str) -> Header:
+    info = archive.getinfo(f"{key}.npy")
+    with archive.open(info) as stream:
+        return read_header(stream, info.file_size)
 
 
 def _choose(shape: tuple[int, ...], num_data: int | None, seed: int) -> np.ndarray:
     """Return the numbers of the images to take, in increasing order."""
     if len(shape) != 3 or 0 in shape:
         raise InputError(f"key 'imgs' must have shape (N, H, W), got {shape}")
+    check_arrays([((shape[0], 1), 8)])  # of an order of all
     if num_data is None:
         return np.arange(shape[0])
     check_count("num_data", num_data)
@@ -195,8 +187,10 @@ def _choose(shape: tuple[int, ...], num_data: int | None, seed: int) -> np.ndarr
 
 def _table(archive: zipfile.ZipFile, key: str, shape: tuple[int, ...]) -> np.ndarray:
     """Read the classes or the values of all images, ``(N, 6)``."""
-    with archive.open(f"{key}.npy") as stream:
-        table = npy.read_array(stream, allow_pickle=False)
+    header, info = _header(archive, key), archive.getinfo(f"{key}.npy")
+    check_arrays([(header.shape, header.dtype.itemsize)])
+    with archive.open(info) as stream:
+        table = read_array(stream, info.file_size)
     columns = len(DSPRITES_FACTORS) + 1
     if table.shape != (shape[0], columns) or table.dtype.kind not in "biuf":
         raise InputError(
@@ -209,8 +203,9 @@ def _table(archive: zipfile.ZipFile, key: str, shape: tuple[int, ...]) -> np.nda
 
 def _images(archive: zipfile.ZipFile, chosen: np.ndarray) -> Tensor:
     """Read images in blocks and keep the chosen ones, ``(N, H, W)``."""
-    with archive.open("imgs.npy") as stream:
-        shape, by_column, dtype = _read_header(stream)
+    info = archive.getinfo("imgs.npy")
+    with archive.open(info) as stream:
+        shape, by_column, dtype = read_header(stream, info.file_size)
         if dtype != np.uint8 or by_column:
             raise InputError(f"key 'imgs' must be uint8 pixels in the order of rows, got {dtype}")
         images = torch.empty(len(chosen), *shape[1:])

@@ -115,7 +115,7 @@ def _fetch(source: Any, folder: Path, class_name: str, download: bool) -> None:
 def _part(source: Any, folder: Path, *, train: bool) -> Dataset:
     try:
         part = source(folder, train=train, download=False)
-    except (OSError, RuntimeError, ValueError, AssertionError, IndexError, KeyError) as error:
+    except Exception as error:  # damaged files bring forth any
         where = folder / source.__name__ / "raw"
         raise InputError(
             f"the {'training' if train else 'test'} files in {where} cannot be read "

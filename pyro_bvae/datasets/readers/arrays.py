@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +10,12 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, listed
+from pyro_bvae.core.inputs.files import readable
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import PARTS, WHOLE, check_parts, encode_labels
+from pyro_bvae.datasets.readers.files import check_arrays
+from pyro_bvae.datasets.readers.npy import NPY_MAGIC, ZIP_MAGIC, read_array, read_header
 
 _DATA_KEYS = ("x", "images")
 _KNOWN_KEYS = (
@@ -27,19 +29,19 @@ _KNOWN_KEYS = (
     "mask",
 )
 _CHANNELS = (1, 3, 4)
-# The errors of numpy and zipfile for a file that its name belies.
-UNREADABLE = (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError)
 
 
 def read_npy(path: Path, *, missing: bool = False) -> dict[str, Dataset]:
     """Read one array of data, of a shape that :func:`features_and_shape` takes."""
-    try:
-        array = np.load(path, allow_pickle=False)
-    except UNREADABLE as error:
-        raise InputError(f"this is not a readable npy file of numbers: {error}") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise InputError("this is an npz archive, not an npy file; name it .npz")
+    with readable("readable npy file of numbers"), path.open("rb") as file:
+        if file.read(len(ZIP_MAGIC)) == ZIP_MAGIC:
+            raise InputError("this is an npz archive, not an npy file; name it .npz")
+        file.seek(0)
+        size = path.stat().st_size
+        header = read_header(file, size)
+        check_arrays([(header.shape, header.dtype.itemsize)])
+        file.seek(0)
+        array = read_array(file, size)
     (x,), shape = features_and_shape([array], divide=array.ndim > 2)
     return {WHOLE: Dataset(x=x, image_shape=shape, missing=missing)}
 
@@ -133,19 +135,28 @@ def _check_array(array: np.ndarray, first: np.ndarray) -> None:
 
 def _archive(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
     """Return the arrays of known keys, and all the keys there are."""
-    known = {
-        key + ending for key in _KNOWN_KEYS for ending in ("", *(f"_{part}" for part in PARTS))
-    }
-    try:
-        # numpy leaves a file open that it cannot read
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {key: archive[key] for key in archive.files if key in known}, archive.files
-    except UNREADABLE as error:
-        raise InputError(
-            f"this is not a readable npz archive of numbers and text: {error}"
-        ) from error
-    except (AttributeError, TypeError) as error:  # a single array has no keys and closes nothing
-        raise InputError("this is a single array, not an npz archive; name it .npy") from error
+    endings = ("", *(f"_{part}" for part in PARTS))
+    known = {f"{key}{ending}.npy" for key in _KNOWN_KEYS for ending in endings}
+    with readable("readable npz archive of numbers and text"), path.open("rb") as file:
+        if file.read(len(NPY_MAGIC)) == NPY_MAGIC:
+            raise InputError("this is a single array, not an npz archive; name it .npy")
+        with zipfile.ZipFile(file) as archive:
+            wanted = [info for info in archive.infolist() if info.filename in known]
+            check_arrays(_size(archive, info) for info in wanted)
+            arrays = {info.filename.removesuffix(".npy"): _array(archive, info) for info in wanted}
+            return arrays, [name.removesuffix(".npy") for name in archive.namelist()]
+
+
+def _size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> tuple[tuple[int, ...], int]:
+    """Return the shape of a member and the bytes of an entry."""
+    with archive.open(info) as stream:
+        header = read_header(stream, info.file_size)
+    return header.shape, header.dtype.itemsize
+
+
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    with archive.open(info) as stream:
+        return read_array(stream, info.file_size)
 
 
 def _layout(arrays: dict[str, np.ndarray], keys: list[str]) -> tuple[str, dict[str, str]]:
@@ -159,7 +170,7 @@ def _layout(arrays: dict[str, np.ndarray], keys: list[str]) -> tuple[str, dict[s
             return key, {part: f"_{part}" for part in results}
     raise InputError(
         "there must be a key 'x' or 'images', or 'x_train' and 'x_test', got "
-        f"{', '.join(sorted(keys)) or 'none'}"
+        f"{listed(sorted(keys), 20) or 'none'}"
     )
 
 
@@ -197,7 +208,8 @@ def _numbers(arrays: dict[str, np.ndarray], key: str) -> Tensor | None:
         return None
     if arrays[key].dtype.kind not in "biuf":
         raise InputError(f"key '{key}' must be numbers, got type {arrays[key].dtype}")
-    return torch.from_numpy(arrays[key].astype(np.float32))
+    with np.errstate(over="ignore"):  # infinite numbers are reported with their index
+        return torch.from_numpy(arrays[key].astype(np.float32))
 
 
 def _names(arrays: dict[str, np.ndarray], key: str) -> tuple[str, ...]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.files import as_path, check_file, status_of
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import WHOLE
 from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
 from pyro_bvae.datasets.readers.csv import read_csv
+from pyro_bvae.datasets.readers.files import conversion
 from pyro_bvae.datasets.readers.image_folders import read_image_folder
 from pyro_bvae.datasets.splits import Splits, split
 
@@ -18,6 +22,9 @@ from pyro_bvae.datasets.splits import Splits, split
 # validation and test.
 READERS: dict[str, Callable[..., dict[str, Dataset]]] = {
     ".csv": read_csv,
+    ".csv.gz": read_csv,
+    ".tsv": read_csv,
+    ".tsv.gz": read_csv,
     ".npy": read_npy,
     ".npz": read_npz,
 }
@@ -31,14 +38,18 @@ def from_path(
     test: float = 0.1,
     seed: int = 0,
     missing: bool = False,
+    skip_unreadable: bool = False,
 ) -> Splits:
     """Read a person's own data.
 
     ``.npz``: key ``x`` (or ``images``), maybe ``labels``, ``factors``, ``size_factor``,
     ``covariates``; for parts of one's own ``x_train``, ``x_test``, maybe ``x_validation``, and so
-    on. ``.npy``: the array. ``.csv``: a header, numeric columns, maybe a column ``label``. A
-    folder: images, sub-folders are classes; sub-folders ``train`` and ``test``, maybe
-    ``validation``, are parts. Images of type uint8 are divided by 255.
+    on. ``.npy``: the array. ``.csv``, ``.tsv``, maybe with ``.gz``: a header, numeric columns,
+    maybe a column ``label``. A folder: images, sub-folders are classes; sub-folders ``train`` and
+    ``test``, maybe ``validation``, are parts. Images of type uint8 are divided by 255.
+
+    Data that need more memory than half of that which is free are refused before they are read;
+    the environment variable ``PYRO_BVAE_MAX_BYTES`` sets another limit.
 
     Args:
         path: The file or folder.
@@ -48,16 +59,18 @@ def from_path(
         test: Likewise, to test on.
         seed: Of the random split, unless the file has parts of its own.
         missing: Take NaN, and empty fields of a csv file, for entries that were not observed.
+        skip_unreadable: Leave out files of a folder that are no readable image; a warning names
+            the first of them.
 
     Raises:
         InputError: if something is missing, cannot be read or cannot be used.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     try:
-        parts = _read(path, split_column, missing)
+        parts = _reader(path, split_column, missing, skip_unreadable)(path)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    name = path.resolve().name if path.is_dir() else path.stem
+    name = path.resolve().name if path.is_dir() else path.name.removesuffix(_suffix(path))
     if WHOLE in parts:
         return split(parts[WHOLE], validation=validation, test=test, seed=seed, name=name)
     return Splits(
@@ -65,22 +78,33 @@ def from_path(
     )
 
 
-def _read(path: Path, split_column: str | None, missing: bool) -> dict[str, Dataset]:
-    suffix = path.suffix.lower()
-    if not path.exists():
-        raise InputError("there is no such file or folder")
-    if split_column is not None and suffix != ".csv":
+def _suffix(path: Path) -> str:
+    """Return the ending of a name that tells the format, .csv.gz of data.v2.csv.gz."""
+    *before, last = ["", *path.suffixes] if path.suffixes else ["", ""]
+    return before[-1] + last if last.lower() == ".gz" else last
+
+
+def _reader(
+    path: Path, split_column: str | None, missing: bool, skip_unreadable: bool
+) -> Callable[[Path], dict[str, Dataset]]:
+    """Return the reader of a file or folder, with the options it takes."""
+    suffix = _suffix(path).lower()
+    is_folder = stat.S_ISDIR(status_of(path).st_mode)
+    reader = None if is_folder else READERS.get(suffix)
+    if split_column is not None and reader is not read_csv:
         raise InputError(f"'split_column' is for csv files, got '{split_column}'")
-    if path.is_dir():
-        return read_image_folder(path)
+    if skip_unreadable and not is_folder:
+        raise InputError(f"'skip_unreadable' is for folders of images, got a file '{suffix}'")
+    if is_folder:
+        return partial(read_image_folder, skip_unreadable=skip_unreadable)
     if suffix == ".h5ad":
         raise InputError("an .h5ad file is data set 'h5ad', read by pyro_bvae.datasets.h5ad")
-    if suffix not in READERS:
+    if reader is None:
         raise InputError(
             f"data must be a folder of images or a file {', '.join(READERS)}, got '{suffix}'"
+            f"{conversion(path)}"
         )
-    if path.stat().st_size == 0:
+    if check_file(path).st_size == 0:
         raise InputError("empty data set: the file is empty")
-    if split_column is not None:
-        return read_csv(path, split_column=split_column, missing=missing)
-    return READERS[suffix](path, missing=missing)
+    options = {} if split_column is None else {"split_column": split_column}
+    return partial(reader, missing=missing, **options)
