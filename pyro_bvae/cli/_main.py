@@ -14,6 +14,7 @@ from typing import Any
 import tyro
 
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
+from pyro_bvae.cli.comparison import Compare
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.runs.config import read_config
@@ -24,6 +25,7 @@ _COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "report": Report,
     "sweep": Sweep,
+    "compare": Compare,
     "verify": Verify,
     **COMMANDS,
 }
