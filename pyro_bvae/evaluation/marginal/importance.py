@@ -24,10 +24,10 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
+from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.averages import Averaging, error_of_mean, plain
 from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock, join_evidence
-from pyro_bvae.evaluation.marginal.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate
 from pyro_bvae.evaluation.marginal.proposals import Component, Proposal, RobustProposal
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
