@@ -1,4 +1,4 @@
-"""Comparison: which of several models explains the same data better, and whether that can be seen."""
+"""Comparison: which of several models explains the same data better, and can that be seen?"""
 
 from pyro_bvae.core.lazy import door
 
