@@ -13,6 +13,7 @@ from typing import Any
 import tyro
 
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
+from pyro_bvae.cli.comparison import Compare
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.core.errors import InputError
 
@@ -22,6 +23,7 @@ _COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "report": Report,
     "sweep": Sweep,
+    "compare": Compare,
     "verify": Verify,
     **COMMANDS,
 }

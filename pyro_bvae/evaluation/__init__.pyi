@@ -1,4 +1,5 @@
 from pyro_bvae.evaluation import collapse as collapse
+from pyro_bvae.evaluation import comparison as comparison
 from pyro_bvae.evaluation import disentanglement as disentanglement
 from pyro_bvae.evaluation import gaps as gaps
 from pyro_bvae.evaluation import geometry as geometry

@@ -12,6 +12,8 @@ from torch import Tensor
 
 #: Above this Pareto k an importance-sampling estimate is not to be trusted (Vehtari et al. 2024).
 PARETO_K_LIMIT = 0.7
+#: The estimators of an evidence that escalates, from cheap to dear.
+METHODS = ("guide", "refit", "annealing")
 #: A mean is trusted with up to this share of untrusted data, whose allowance is then part of its
 #: error.
 UNTRUSTED_SHARE = 0.1
@@ -49,6 +51,8 @@ class Estimate:
             known.
         biases: How far each datum's estimate may be off beside its error, ``(N,)``, such as the
             bias of the log of a mean; None for nothing.
+        methods: For an evidence that escalates, the number in ``METHODS`` of the estimator that
+            each datum's value is of, ``(N,)``: 0 the guide, 1 the refit, 2 annealing.
     """
 
     value: float
@@ -62,6 +66,7 @@ class Estimate:
     cost: int = 0
     errors: Tensor | None = None
     biases: Tensor | None = None
+    methods: Tensor | None = None
 
     @classmethod
     def over_data(
@@ -98,7 +103,7 @@ class Estimate:
             index: A slice, a mask or indices of a tensor ``(N,)``.
         """
         per_datum = self.per_datum[index]
-        names = ("effective_sample_size", "pareto_k", "reliable")
+        names = ("effective_sample_size", "pareto_k", "reliable", "methods")
         parts = {
             name: None if (part := getattr(self, name)) is None else part[index] for name in names
         }
@@ -157,6 +162,10 @@ class Estimate:
             f"{self.value:.3f} ± {self.standard_error:.3f} (standard error over"
             f" {len(self.per_datum)} data) ± {self.monte_carlo_error:.3f} (Monte Carlo)"
         )
+        if self.methods is not None and bool(self.methods.any()):
+            counts = {name: int((self.methods == i).sum()) for i, name in enumerate(METHODS)}
+            shown = [f"{name} {count}" for name, count in counts.items() if count]
+            text += f"; by estimator: {', '.join(shown)}"
         if self.untrusted:
             whose = f"for {self.untrusted} of {len(self.per_datum)} data"
             text += f"; in the error: untrusted {whose}" if self.trusted else f"; UNTRUSTED {whose}"

@@ -33,7 +33,7 @@ def join_estimates(parts: Sequence[Estimate]) -> Estimate:
             else torch.cat([value.cpu() for value in values])
         )
 
-    names = ("effective_sample_size", "pareto_k", "reliable")
+    names = ("effective_sample_size", "pareto_k", "reliable", "methods")
     return Estimate.over_data(
         torch.cat([part.per_datum for part in parts]),
         column("errors"),

@@ -6,6 +6,7 @@ from pyro_bvae.evaluation.marginal.bounds import ElboParts as ElboParts
 from pyro_bvae.evaluation.marginal.bounds import KLPerDimension as KLPerDimension
 from pyro_bvae.evaluation.marginal.bounds import elbo_parts as elbo_parts
 from pyro_bvae.evaluation.marginal.bounds import kl_per_dimension as kl_per_dimension
+from pyro_bvae.evaluation.marginal.escalation import Escalation as Escalation
 from pyro_bvae.evaluation.marginal.importance import elbo as elbo
 from pyro_bvae.evaluation.marginal.importance import evidence as evidence
 from pyro_bvae.evaluation.marginal.proposals import DefensiveProposal as DefensiveProposal

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,10 +23,11 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
+from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.averages import Averaging, error_of_mean, plain
 from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock, join_evidence
-from pyro_bvae.evaluation.marginal.compiled_joint import COMPILED_PASS, compiled_joint
+from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate
 from pyro_bvae.evaluation.marginal.proposals import Component, Proposal, RobustProposal
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.program.densities import LatentValues, LogDensities, Particles
@@ -226,6 +228,7 @@ def evidence(
     num_samples: int = 5000,
     proposal: Proposal | None = None,
     average: Averaging = plain,
+    method: Literal["importance", "auto"] | Escalation = "importance",
     data_plate: str | None = None,
     seed: int = 0,
     compile: bool | None = None,
@@ -253,6 +256,9 @@ def evidence(
         average: The average of the weights: :func:`~pyro_bvae.evaluation.marginal.averages.plain`,
             ``pareto_smoothed``, or ``jackknife(1)`` and ``jackknife(2)``, which are no lower
             bounds.
+        method: ``"importance"``, or ``"auto"``: data whose weights cannot be trusted are measured
+            again with a refitted guide, and where that fails by annealing. An
+            :class:`~pyro_bvae.evaluation.marginal.Escalation` sets the budget and both.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of the draws; the caller's generators are left alone.
         compile: Whether the model's density is compiled, which takes seconds and then saves about a
@@ -269,8 +275,39 @@ def evidence(
         InputError: if the program has no per-datum weights (see the package's README), or its data
             or ``num_samples`` cannot be used.
     """
+    escalation = Escalation() if method == "auto" else method
+    if not (isinstance(escalation, Escalation) or method == "importance"):
+        raise InputError(f"'method' must be 'importance', 'auto' or an Escalation, got {method!r}")
+    options: dict[str, Any] = {
+        "average": average, "data_plate": data_plate, "compile": compile, "progress": progress
+    }  # fmt: skip
+    first = _importance(
+        model, guide, *args, num_samples=num_samples, proposal=proposal or RobustProposal(),
+        seed=seed, **options,
+    )  # fmt: skip
+    if not isinstance(escalation, Escalation):
+        return first
+    again = partial(_importance, num_samples=num_samples, **options)
+    return escalate(
+        model, guide, args, first, again, escalation,
+        seed=seed, data_plate=data_plate, progress=progress,
+    )  # fmt: skip
+
+
+def _importance(
+    model: Function,
+    guide: Function,
+    *args: Any,
+    num_samples: int,
+    proposal: Proposal,
+    average: Averaging,
+    data_plate: str | None,
+    seed: int,
+    compile: bool | None,
+    progress: bool,
+) -> Estimate:
+    """Return the evidence by importance samples of one proposal."""
     check_num_samples(num_samples)
-    proposal = proposal or RobustProposal()
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
         frozen(model, guide),

@@ -1,0 +1,59 @@
+"""The figure of a comparison of models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from matplotlib.figure import Figure
+
+from pyro_bvae.plots.style import (
+    BLUE,
+    GREY,
+    INK,
+    ORANGE,
+    TEXT,
+    new_figure,
+    number,
+    plain,
+    tidy,
+    title_of,
+)
+
+if TYPE_CHECKING:
+    from pyro_bvae.evaluation.comparison import Comparison
+
+
+def comparison(result: Comparison) -> Figure:
+    """Draw how far each model lies behind the best, with the interval of the paired difference.
+
+    Args:
+        result: The comparison, whose verdict is the title.
+
+    Returns:
+        A row a model. An orange row lies behind the best by more than its interval; of a grey row
+        no difference can be seen, or it cannot be measured.
+    """
+    best, *others = result.names
+    figure = new_figure(8.5, 1.9 + 0.5 * len(result.names))
+    axes = figure.subplots()
+    title, notes = title_of(result.verdict)
+    tidy(axes, title, "evidence behind the best, nats a datum", "", grid="x")
+    axes.plot(0, 0, "D", color=BLUE, markersize=7)
+    best_value = float(result.per_datum[0].mean())
+    axes.annotate(f"evidence {number(best_value)}", (0, 0), (-10, 0),
+                  textcoords="offset points", ha="right", va="center", **TEXT)  # fmt: skip
+    for place, name in enumerate(others, 1):
+        pair = result.difference(best, name)
+        low, high = pair.interval
+        colour = ORANGE if pair.seen else GREY
+        axes.plot([-high, -low], [place, place], color=INK, linewidth=1.5)
+        axes.plot(-pair.value, place, "o", color=colour, markeredgecolor=INK, markersize=8)
+        words = f"{number(-pair.value)}" + ("" if pair.measured else "  untrusted")
+        axes.annotate(words, (-low, place), (8, 0), textcoords="offset points", va="center", **TEXT)
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(result.names)), [plain(name) for name in result.names])
+    axes.set_ylim(len(result.names) - 0.5, -0.6)
+    axes.margins(x=0.25)
+    if notes:
+        figure.text(0.02, -0.02, "\n".join(notes), va="top", fontsize=9, color=INK)
+    return figure
