@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.turns import turn
 
 # Streams below a seed, one for each use, so that no two uses share their draws: data sets count
 # from 0.
@@ -38,8 +39,12 @@ def stream_seed(seed: int, *path: int) -> int:
 
 @contextmanager
 def seeded(seed: int, *path: int) -> Iterator[None]:
-    """Run the body with torch's generators seeded, on every device, and restore them afterwards."""
+    """Run the body with torch's generators seeded, on every device, and restore them afterwards.
+
+    The generators are those of the process, so other threads of the package wait meanwhile, see
+    :func:`~pyro_bvae.core.inputs.turns.turn`.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with turn(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(stream_seed(seed, *path))
         yield

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.internals import keystr, tree_flatten_with_path
 from pyro_bvae.core.module_modes import owner
 from pyro_bvae.evaluation._evaluate import Evaluation
@@ -30,6 +31,7 @@ _DRAWN = ("chain", "draw")
 Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
+@exclusive
 def to_arviz(
     model: Function,
     guide: Function,
@@ -120,6 +122,7 @@ def to_arviz(
     return to_datatree(groups, {str(name): _attribute(value) for name, value in about.items()})
 
 
+@public
 def write_arviz(data: Any, path: Path) -> None:
     """Write the result of :func:`to_arviz` as netCDF, which ``arviz.from_netcdf`` reads back."""
     part = path.with_name(f".{path.name}.part")

@@ -7,15 +7,17 @@ brings its test data.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from os import PathLike
 
 import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.data import as_data, is_table, named, shown
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.protocols import VAE, latent_dim_of, takes_missing
+from pyro_bvae.core.protocols import VAE, ChecksData, latent_dim_of, num_features_of, takes_missing
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import kl_per_dimension
 from pyro_bvae.evaluation.latent_results import Embedding, Interpolation, Traversal
@@ -23,7 +25,7 @@ from pyro_bvae.latents.paths import AggregateRange, LatentPath, LinearPath, Valu
 from pyro_bvae.runs import Run, load
 
 # A model, a run, or the directory of one.
-Model = VAE | Run | str | Path
+Model = VAE | Run | str | PathLike[str]
 Data = Tensor | Dataset | LazyDataset
 
 # Data that are encoded or decoded at a time.
@@ -33,6 +35,7 @@ _MOST_DATA = 2000
 _AGGREGATE, _STRAIGHT = AggregateRange(), LinearPath()
 
 
+@exclusive
 def traverse(
     model: Model,
     data: Data | None = None,
@@ -98,6 +101,7 @@ def traverse(
     return Traversal(moved, steps, codes, _decode(vae, codes, context), own_kl, names)
 
 
+@exclusive
 def interpolate(
     model: Model,
     start: Data | None = None,
@@ -154,6 +158,7 @@ def interpolate(
     return Interpolation(first.x, last.x, codes, decoded, first.feature_names)
 
 
+@exclusive
 def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Embedding:
     """Return the codes of data, the encoder's means, beside labels and factors.
 
@@ -176,6 +181,7 @@ def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Em
     return Embedding(torch.cat(means), torch.cat(spreads) if scales else None, *known)
 
 
+@exclusive
 def reconstruct(model: Model, data: Data | None = None) -> Tensor:
     """Return the decoder's means at the posterior means of the latents, shape ``(N, D)``.
 
@@ -191,6 +197,7 @@ def reconstruct(model: Model, data: Data | None = None) -> Tensor:
     return torch.cat([vae.reconstruct(x, context) for x, context in _blocks(vae, whole)])
 
 
+@exclusive
 def generate(
     model: Model,
     num_samples: int,
@@ -228,19 +235,24 @@ def generate(
 
 def _opened(model: Model) -> tuple[VAE, Dataset | LazyDataset | None]:
     """Return the model, and a run's test data."""
-    run = load(model) if isinstance(model, str | Path) else model
+    run = load(model) if isinstance(model, str | PathLike) else model
     if not isinstance(run, Run):
+        if isinstance(run, type) or not isinstance(run, ChecksData):
+            raise InputError(
+                f"'model' must be a BetaVAE, a run or its directory, got {shown(model)}"
+            )
         return run, None
     return run.vae, None if run.splits is None else _ready(run.vae, run.splits.test)
 
 
 def _ready(vae: VAE, data: Data) -> Dataset | LazyDataset:
     """Return data as a data set in the model's type and on its device."""
-    if isinstance(data, Tensor):
-        data = Dataset(data, missing=takes_missing(vae))
-    if not isinstance(data, Dataset | LazyDataset):
-        raise InputError(f"data must be a tensor (N, D) or a data set, got {type(data).__name__}")
     own = next(vae.parameters(), None)
+    if is_table(data):
+        x = as_data("x", data, own, num_features_of(vae))
+        data = Dataset(x, missing=takes_missing(vae))
+    if not isinstance(data, Dataset | LazyDataset):
+        raise InputError(f"data must be a tensor (N, D) or a data set, got {named(data)}")
     return data if own is None else data.to(own.device, own.dtype)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.rows import QUANTITIES
 from pyro_bvae.plots.style import (
     BLUE,
@@ -41,6 +42,7 @@ GAP_PARTS = (
 )
 
 
+@public
 def gap_bar(
     evaluation: Mapping[str, Any],
     error: Literal["standard_error", "monte_carlo_error"] = "standard_error",
@@ -95,6 +97,7 @@ def gap_bar(
     return figure
 
 
+@public
 def inference_gaps(
     gaps: InferenceGaps, error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
 ) -> Figure:
@@ -111,6 +114,7 @@ def inference_gaps(
     return gap_bar({**described, "families": families, "verdict": gaps.verdict}, error)
 
 
+@public
 def per_datum_gaps(gaps: InferenceGaps) -> Figure:
     """Draw the gap of every datum and its parts: a small loss of all data, or a large one of few.
 

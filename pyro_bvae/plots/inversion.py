@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.inversion import Inversion
 from pyro_bvae.plots.style import Values, as_array, mosaic
 
 
+@public
 def inversions(
     results: Sequence[Inversion],
     observations: Values,

@@ -16,6 +16,7 @@ from PIL import Image
 
 from pyro_bvae import plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.latent_results import Interpolation, Traversal
 from pyro_bvae.plots.style import (
     CLASSES,
@@ -35,6 +36,7 @@ _MOST_LATENTS, _MOST_FEATURES = 12, 6
 _FRAME_DPI = 150
 
 
+@public
 def traversal_grid(
     traversal: Traversal, image_shape: Sequence[int], around: str = "a datum's code"
 ) -> Figure:
@@ -63,6 +65,7 @@ def traversal_grid(
     return mosaic(images, image_shape, title, rows=rows, columns=columns, xlabel=xlabel)
 
 
+@public
 def traversal_lines(traversal: Traversal, feature_names: Sequence[str] = ()) -> Figure:
     """Draw a traversal of data that are no images: a panel for each latent, with its main features.
 
@@ -81,6 +84,7 @@ def traversal_lines(traversal: Traversal, feature_names: Sequence[str] = ()) -> 
     return figure
 
 
+@public
 def interpolation_strips(
     results: Mapping[str, Interpolation], image_shape: Sequence[int]
 ) -> Figure:
@@ -110,6 +114,7 @@ def interpolation_strips(
     )
 
 
+@public
 def interpolation_lines(
     results: Mapping[str, Interpolation], feature_names: Sequence[str] = ()
 ) -> Figure:
@@ -144,6 +149,7 @@ def interpolation_lines(
     return figure
 
 
+@public
 def traversal_frames(traversal: Traversal, image_shape: Sequence[int]) -> list[Image.Image]:
     """Return the frames of an animation: the latents of a traversal move side by side, and back.
 
@@ -181,6 +187,7 @@ def traversal_frames(traversal: Traversal, image_shape: Sequence[int]) -> list[I
     return frames + frames[-2:0:-1]
 
 
+@public
 def write_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 90) -> None:
     """Write frames as an endless GIF, whole or not at all.
 

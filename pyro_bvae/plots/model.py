@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.plots.style import (
     BLUE,
     GREY,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     pass
 
 
+@public
 def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: int = 10) -> Figure:
     """Draw images above their reconstructions.
 
@@ -47,6 +49,7 @@ def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: i
     )
 
 
+@public
 def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40) -> Figure:
     """Draw images in rows of ten.
 
@@ -64,6 +67,7 @@ def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40)
     )
 
 
+@public
 def traversals(
     images: Values,
     values: Values,
@@ -91,6 +95,7 @@ def traversals(
     return mosaic(as_array(images), image_shape, title, rows=rows, columns=columns, xlabel=xlabel)
 
 
+@public
 def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
     """Draw the decoded path from one datum's code to another's.
 
@@ -106,6 +111,7 @@ def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
     return mosaic(rows, image_shape, title, rows=pairs, columns=columns, xlabel="share of the way")
 
 
+@public
 def latent_scatter(
     means: Values,
     labels: Values | None,
@@ -154,6 +160,7 @@ def latent_scatter(
     return figure
 
 
+@public
 def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) -> Figure:
     """Draw the KL of every latent in decreasing order.
 
@@ -187,6 +194,7 @@ def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) ->
     return figure
 
 
+@public
 def features(
     x: Values, means: Values | None, title: str, feature_names: Sequence[str] = (), num: int = 6
 ) -> Figure:

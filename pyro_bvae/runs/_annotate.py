@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.anndata import CellFormat
 from pyro_bvae.evaluation import evidence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 _MOST_NUMBERS = 50_000_000
 
 
+@exclusive
 def annotate(
     adata: AnnData,
     vae: Any,

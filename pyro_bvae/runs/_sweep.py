@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.runs._train import check_device, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, write_config
@@ -15,6 +16,7 @@ from pyro_bvae.training import Sweep, sweep
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
 
 
+@exclusive
 def train_sweep(
     config: TrainConfig,
     output: Path,

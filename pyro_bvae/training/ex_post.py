@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
@@ -25,6 +26,7 @@ from pyro_bvae.vae import BetaVAE
 _CLIP = 10.0
 
 
+@exclusive
 def fit_ex_post_prior(
     vae: BetaVAE,
     data: Tensor | Dataset | Any,

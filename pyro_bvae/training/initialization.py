@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
@@ -32,6 +33,7 @@ class LastBias(NamedTuple):
     places: Tensor
 
 
+@exclusive
 def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
     r"""Set the bias of the decoder's last affine map to the best one of a model without latents.
 

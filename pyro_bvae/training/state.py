@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from pyro_bvae.core.atomic_files import make_directory, remove_parts
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import as_data, is_table, named
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import private_store
-from pyro_bvae.core.protocols import ChecksData, latent_dim_of, takes_missing
+from pyro_bvae.core.protocols import ChecksData, latent_dim_of, num_features_of, takes_missing
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.batches import Batch, as_batches, joined, may_be_single, num_steps, shared
@@ -85,10 +86,8 @@ class TrainingState:
             )
         self.device = self.parameters[0].device
         self.data = self._as_batches(data)
-        if not isinstance(validation, Tensor | Dataset | None):
-            raise InputError(
-                f"'validation' must be a tensor or a Dataset, got {type(validation).__name__}"
-            )
+        if not (validation is None or is_table(validation) or isinstance(validation, Dataset)):
+            raise InputError(f"'validation' must be a tensor or a Dataset, got {named(validation)}")
         if isinstance(validation, Dataset) and validation.stochastic_binarization:
             validation = validation.binarized(settings.seed)  # the same pixels after every epoch
         self.loss = Loss(vae, objective)
@@ -110,8 +109,9 @@ class TrainingState:
 
     def _as_batches(self, data: Any) -> Any:
         """Return data as batches; NaN in a tensor is a missing entry if the model has those."""
-        if isinstance(data, Tensor):
-            data = Dataset(data, missing=takes_missing(self.vae))
+        if is_table(data):
+            x = as_data("x", data, self.parameters[0], num_features_of(self.vae))
+            data = Dataset(x, missing=takes_missing(self.vae))
         check = self.vae.check_data if isinstance(self.vae, ChecksData) else None
         return as_batches(data, self.parameters[0].dtype, self.device, check)
 

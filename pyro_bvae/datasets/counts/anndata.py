@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.counts.checks import observed_size_factor
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
 from pyro_bvae.datasets.labels import PARTS, check_parts, encode_labels
@@ -125,6 +126,7 @@ class CellSplits(Splits):
         )
 
 
+@public
 def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) -> CellSplits:
     """Read counts from an ``.h5ad`` file.
 
@@ -145,6 +147,7 @@ def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) 
         raise InputError(f"{path}: {error}") from error
 
 
+@public
 def from_anndata(
     adata: AnnData,
     *,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 
 #: A value this near to a whole number is one, but for rounding; the readers then round it.
@@ -26,6 +27,7 @@ _FAULTS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
 )
 
 
+@public
 def check_counts(
     x: Any,
     name: str = "x",
@@ -81,6 +83,7 @@ def observed_size_factor(totals: Tensor, row_names: Sequence[str] | None = None)
     return totals.unsqueeze(1)
 
 
+@public
 def with_size_factor(data: Dataset) -> Dataset:
     r"""Return counts with the total of each datum as its size factor, :math:`l_n = \sum_d x_{nd}`.
 

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.readers.arrays import UNREADABLE, features_and_shape
 from pyro_bvae.datasets.seeds import SPLIT_STREAM, stream_generator
@@ -25,6 +26,7 @@ _DSPRITES_SHAPES = ("square", "ellipse", "heart")
 _BLOCK = 512
 
 
+@public
 def from_factors(
     images: ArrayLike | Tensor,
     factors: ArrayLike | Tensor,
@@ -75,6 +77,7 @@ def from_factors(
     return split(data, validation=validation, test=test, seed=seed, name=name)
 
 
+@public
 def factor_classes(factors: Tensor) -> Tensor:
     """Number the values of each factor from 0, in increasing order: ``(N, F)`` to long ``(N, F)``.
 
@@ -86,6 +89,7 @@ def factor_classes(factors: Tensor) -> Tensor:
     return torch.stack([column.unique(return_inverse=True)[1] for column in factors.T], dim=1)
 
 
+@public
 def dsprites(
     path: str | os.PathLike[str],
     *,

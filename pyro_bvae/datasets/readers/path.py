@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import WHOLE
 from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
@@ -23,6 +24,7 @@ READERS: dict[str, Callable[..., dict[str, Dataset]]] = {
 }
 
 
+@public
 def from_path(
     path: str | os.PathLike[str],
     *,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, FIT_STREAM, stream_seed
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
@@ -45,6 +46,7 @@ class DCI:
         return "\n".join(str(score) for score in self.scores)
 
 
+@public
 def dci(
     codes: Values,
     factors: Values,

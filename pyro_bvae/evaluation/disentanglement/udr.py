@@ -11,6 +11,7 @@ import torch
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.disentanglement.encoding import encode
@@ -58,6 +59,7 @@ class Ranking:
         return self.table.to_string(index=False, float_format=lambda value: f"{value:.3f}")
 
 
+@public
 def rank_correlation(first: Array, second: Array) -> Array:
     """Return the absolute rank correlation of each latent with each, of shape ``(D, E)``.
 
@@ -75,6 +77,7 @@ def rank_correlation(first: Array, second: Array) -> Array:
     return np.abs(units[0].T @ units[1])
 
 
+@exclusive
 def unsupervised_disentanglement_ranking(
     runs: Iterable[Trained],
     data: Dataset | None = None,

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 
 from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.inputs.programs import program_arguments
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import REFIT_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
@@ -26,6 +28,7 @@ from pyro_bvae.program.program import Function, open_program
 AT_ZERO = "'training_beta' must be positive for the gaps to be finite, got 0"
 
 
+@exclusive
 def inference_gaps(
     model: Function,
     guide: Function,
@@ -97,6 +100,7 @@ def inference_gaps(
         raise InputError(
             f"'train' must be a tuple of arguments, such as (x,), got a {type(train).__name__}"
         )
+    train = train and program_arguments(model, guide, *train)[2:]
     chosen = tuple(family_of(name) for name in families)
     request = Request(num_samples, training_beta, settings or RefitSettings(), local_guide, chosen)
     options: dict[str, Any] = {"data_plate": data_plate, "progress": progress}

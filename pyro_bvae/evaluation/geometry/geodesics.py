@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.evaluation.geometry.jacobian import View, check_latents, looking, means, view_of
 
 # A round of the optimiser, after which its progress is looked at.
@@ -62,6 +63,7 @@ class Geodesic:
         )
 
 
+@exclusive
 def geodesic(
     vae: Any,
     start: Tensor,

@@ -22,6 +22,7 @@ from torch.func import jvp, vmap
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.protocols import latent_dim_of
@@ -163,6 +164,7 @@ class DecoderGeometry:
         )
 
 
+@exclusive
 def decoder_jacobian(
     vae: Any, z: Tensor, context: Context | None = None, *, view: View = means
 ) -> Tensor:
@@ -187,6 +189,7 @@ def decoder_jacobian(
         return _jacobian(vae, z, context, view)
 
 
+@exclusive
 def decoder_geometry(
     vae: Any,
     z: Tensor,
@@ -313,11 +316,8 @@ def _decoder(vae: Any) -> Any:
 
 def _active(z: Tensor, active: Tensor | None) -> Tensor:
     if active is None:
-        return (
-            (z.var(0) > ACTIVE_VARIANCE).cpu()
-            if len(z) > 1
-            else torch.ones(z.shape[1], dtype=torch.bool)
-        )
+        every = torch.ones(z.shape[1], dtype=torch.bool)
+        return (z.var(0) > ACTIVE_VARIANCE).cpu() if len(z) > 1 else every
     if not isinstance(active, Tensor) or active.dtype != torch.bool or active.shape != z.shape[1:]:
         raise InputError(f"'active' must be a bool tensor ({z.shape[1]},), got {active!r}")
     return active.cpu()

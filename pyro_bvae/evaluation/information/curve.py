@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.bounds import elbo_parts
@@ -137,6 +138,7 @@ class RateDistortion:
         return "\n".join([*lines, f"{shape}; knee at β = {self.knee:g}"])
 
 
+@exclusive
 def rate_distortion(
     sweep: Any,
     data: Tensor | Dataset | None = None,

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 
 
 class EnergyTest(NamedTuple):
@@ -37,6 +38,7 @@ class DimensionTests(NamedTuple):
     p_values: Tensor
 
 
+@public
 def energy_test(
     x: Tensor, y: Tensor, *, num_permutations: int = 499, generator: torch.Generator
 ) -> EnergyTest:

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
 from pyro_bvae.evaluation.information.latent_draws import check_one_latent
 from pyro_bvae.evaluation.marginal.bounds import measure_dimensions
@@ -79,6 +80,7 @@ class LatentReading:
         )
 
 
+@exclusive
 def read_latents(
     model: Function,
     guide: Function,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.inversion.methods import BatchedHMCMethod, Draws, prepared
@@ -93,6 +94,7 @@ class Calibration:
         )
 
 
+@exclusive
 def calibrate(
     vae: Any,
     operator: Callable[[Tensor], Tensor],

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.methods import Draws, NUTSMethod, prepared
 from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, Signal
@@ -21,6 +22,7 @@ from pyro_bvae.evaluation.inversion.scout import opened_problem, scout
 from pyro_bvae.evaluation.inversion.starts import Start, default_starts, start_chains
 
 
+@exclusive
 def invert(
     vae: Any,
     y: Tensor,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import HasPosterior, num_features_of
 from pyro_bvae.core.seeds import CHOICE_STREAM, SAMPLE_STREAM, seeded, stream_seed
@@ -104,6 +105,7 @@ def default_starts(
     return tuple(starts)
 
 
+@exclusive
 def start_chains(
     vae: Any,
     problem: InverseProblem,

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 
 
+@public
 @dataclass(frozen=True)
 class RefitSettings:
     """How local refits run.

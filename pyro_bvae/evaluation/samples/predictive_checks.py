@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
 from pyro_bvae.program.predictive import draw_groups
 from pyro_bvae.program.program import Function, open_program
@@ -55,6 +56,7 @@ class CountChecks(NamedTuple):
         return "; ".join(lines)
 
 
+@exclusive
 @torch.no_grad()
 def count_checks(
     model: Function, guide: Function, *args: object, num_copies: int = 20, seed: int = 0

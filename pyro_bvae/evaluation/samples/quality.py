@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.samples.features import (
     Features,
     LabelClassifier,
@@ -154,6 +155,7 @@ class SampleQuality:
         )
 
 
+@public
 def sample_quality(
     real: Values,
     samples: Values,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.samples.features import PrincipalFeatures, fitted_network, sklearn_seed
 
 # Rows that are held against all others at a time.
@@ -165,6 +166,7 @@ class TwoSampleTest(NamedTuple):
     num_held_out: int
 
 
+@public
 def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) -> TwoSampleTest:
     r"""Test whether two sets of rows are of one distribution, by a classifier of the two.
 

@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import listed
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
@@ -60,6 +61,7 @@ class Remark(NamedTuple):
         return f"{self.seen}: {self.advice}"
 
 
+@exclusive
 @torch.no_grad()
 def check_before(
     vae: Any, x: Tensor, context: Context | None = None, beta: float = 1.0
@@ -225,6 +227,7 @@ def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
         yield Remark("before", seen, advice, grave=True)
 
 
+@public
 def check_during(
     rows: Sequence[dict[str, float]],
     clip: float | None = None,
@@ -251,6 +254,7 @@ def check_during(
     return [*results, *_of_units_lost(rows), *_of_gradients(rows, clip, slow)]
 
 
+@public
 def check_after(evaluation: Mapping[str, Any]) -> list[Remark]:
     """Look over an evaluation after training: idle units, and a loose bound.
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of, num_features_of
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.objectives.kl import check_number
@@ -19,6 +20,7 @@ from pyro_bvae.training.objectives.terms import Terms, TraceTerms
 from pyro_bvae.vae import BetaVAE
 
 
+@public
 class ConditionedBeta(TraceTerms):
     r"""The β-bound at a β drawn for each datum, which the networks take as a covariate.
 
@@ -81,6 +83,7 @@ class ConditionedBeta(TraceTerms):
         return super().terms(model, guide, x, context._replace(covariates=covariates), beta * drawn)
 
 
+@public
 def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
     """Return data with log β as their last covariate, for :class:`ConditionedBeta`.
 
@@ -95,6 +98,7 @@ def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
     return replace(data, context=_conditioned(data.x, beta, data.context))
 
 
+@public
 def at_beta(vae: BetaVAE, beta: float) -> BetaVAE:
     """Return a β-conditioned model at one β: an ordinary model that shares its parameters.
 
