@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -30,10 +31,16 @@ def stream_seed(seed: int, *path: int) -> int:
     Raises:
         InputError: for a negative seed.
     """
-    if seed < 0:
+    try:
+        first, *others = (operator.index(number) for number in (seed, *path))
+    except TypeError:
+        raise InputError(
+            f"'seed' must be a non-negative integer, got {(seed, *path)!r:.200}"
+        ) from None
+    if min(first, *others, 0) < 0:
         raise InputError(f"'seed' must be a non-negative integer, got {seed}")
     return int(
-        np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        np.random.SeedSequence([first, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -37,8 +37,8 @@ def to_arviz(
     guide: Function,
     *args: Any,
     evaluation: Evaluation | None = None,
-    num_draws: int = 100,
-    num_predictive: int = 10,
+    num_draws: Annotated[int, "an integer of at least 1"] = 100,
+    num_predictive: Annotated[int, "an integer of at least 0"] = 10,
     attributes: dict[str, Any] | None = None,
     data_plate: str | None = None,
     seed: int = 0,

@@ -298,7 +298,7 @@ def _scales(vae: VAE, x: Tensor, context: Context | None) -> Tensor:
 
 
 def _row(data: Dataset | LazyDataset, datum: int) -> Dataset:
-    if not 0 <= datum < len(data):
+    if not isinstance(datum, int) or not 0 <= datum < len(data):
         raise InputError(
             f"'datum' must be the number of one of {len(data)} data, 0 to {len(data) - 1}, got "
             f"{datum}"

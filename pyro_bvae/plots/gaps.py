@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.rows import QUANTITIES
 from pyro_bvae.plots.style import (
@@ -61,6 +62,9 @@ def gap_bar(
         part, and one for each
         richer family: the approximation gap that it would leave.
     """
+    for key in ("variational_gap", "evidence", "elbo"):
+        if key not in evaluation:
+            raise InputError(f"'evaluation' must have '{key}', as evaluation.json has")
     parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
     known = [(sign, colour, part) for sign, colour, part in parts if part is not None]
     complete = len(known) == len(parts)

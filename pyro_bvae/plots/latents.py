@@ -13,9 +13,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
+from torch import Tensor
 
 from pyro_bvae import plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import shown
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.latent_results import Interpolation, Traversal
 from pyro_bvae.plots.style import (
@@ -220,6 +223,11 @@ def _range(values: Array) -> str:
 
 def _ways(results: Mapping[str, Interpolation]) -> Iterator[tuple[str, Array, Array, Array]]:
     """Yield name, datum, decoded data and datum of each path: those of a pair, then of the next."""
+    for one in results.values():
+        if not isinstance(getattr(one, "start", None), Tensor):
+            raise InputError(f"'results' must hold interpolations by name, got {shown(one)}")
+    if not results:
+        raise InputError("'results' must hold an interpolation at least, got none")
     pairs = len(next(iter(results.values())).start)
     for pair in range(pairs):
         for name, one in results.items():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from tqdm import tqdm
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.protocols import VAE
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.anndata import CellFormat
 from pyro_bvae.evaluation import evidence
@@ -26,7 +27,7 @@ _MOST_NUMBERS = 50_000_000
 @exclusive
 def annotate(
     adata: AnnData,
-    vae: Any,
+    vae: VAE,
     cell_format: CellFormat,
     *,
     num_samples: int = 1000,

@@ -11,6 +11,7 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.protocols import VAE
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 
@@ -34,7 +35,7 @@ class LastBias(NamedTuple):
 
 
 @exclusive
-def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
+def start_at_mean(vae: VAE, x: Tensor, context: Context | None = None) -> None:
     r"""Set the bias of the decoder's last affine map to the best one of a model without latents.
 
     .. math:: b = \arg\max_b \sum_n \log p(x_n \mid \text{parameters} = b)

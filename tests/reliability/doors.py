@@ -174,7 +174,10 @@ def data(right: Any, optional: bool) -> Iterator[tuple[Any, ...]]:
     yield "backwards", array[::-1], whole.flip(0)
     yield "masked", np.ma.masked_array(array), kept
     yield from (("no data", whole[:0]), ("one datum", whole[0]))
-    yield from (("integers", whole.long(), whole.long().float()), ("booleans", whole > 0))
+    yield from (
+        ("integers", whole.long(), whole.long().float()),
+        ("booleans", whole > 0, (whole > 0).float()),
+    )
     yield "infinity", whole.float().masked_fill(torch.ones_like(whole, dtype=torch.bool), math.inf)
     if whole.dim() == 2:
         yield "a table", pd.DataFrame(array), kept
@@ -234,6 +237,14 @@ _DATA |= {"held_out", "validation", "observations", "truths", "inside", "outside
 _DATA |= {"first", "second", "labels", "weight"}
 
 
+# Values that are no mistake here: a seed may be large, and codes may have any leading shape.
+_MEANT: set[tuple[str, ...]] = {("seed", "far too many")}
+_MEANT |= {("factor_classes", "factors", label) for label in ("no data", "infinity")}
+_MEANT |= {(name, "factors", "one feature more") for name in ("factor_classes", "from_factors")}
+_MEANT |= {("from_factors", "images", label) for label in ("one feature more", "images")}
+_MEANT |= {("vae.decode", "z", label) for label in ("no data", "one datum", "two of them")}
+
+
 def kind_of(argument: str, annotation: str) -> Callable[[Any, bool], Iterator[tuple[Any, ...]]]:
     """Return the wrong values for an argument, by its annotation and its name."""
     plain = annotation.replace(" | None", "").strip("'")
@@ -268,7 +279,7 @@ def rows_of(name: str, workshop: Workshop) -> Iterator[Row]:
         annotation = str(parameter.annotation)
         optional = "None" in annotation
         if parameter.kind is parameter.VAR_POSITIONAL:
-            if not given.arguments.get(argument):
+            if not isinstance(next(iter(given.arguments.get(argument, ())), None), Tensor):
                 continue
             right, wrong = given.arguments[argument][0], data
         else:
@@ -276,8 +287,9 @@ def rows_of(name: str, workshop: Workshop) -> Iterator[Row]:
             wrong = kind_of(argument, annotation)
             if wrong is data and not isinstance(right, Tensor | np.ndarray | Dataset | list):
                 wrong = objects
-        for label, *values in wrong(right, optional):
-            yield Row(name, argument, label, *values)
+        for label, value, *twin in wrong(right, optional):
+            is_meant = (argument, label) in _MEANT or (name, argument, label) in _MEANT
+            yield Row(name, argument, label, value, *([value] if is_meant else twin))
     if "guide" in signature.parameters:
         vae = workshop.vae
         yield Row(name, "model, guide", "a module of both", (vae,))
@@ -356,8 +368,8 @@ def _stop(*_: Any) -> None:
 
 def outcome(row: Row, workshop: Workshop, seconds: float = SECONDS) -> tuple[str, str]:
     """Return ``same``, ``refused``, or the fault of a row, with its message."""
-    signal.signal(signal.SIGALRM, _stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    signal.signal(signal.SIGPROF, _stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -371,7 +383,7 @@ def outcome(row: Row, workshop: Workshop, seconds: float = SECONDS) -> tuple[str
     except Exception as error:
         return "raw", f"{type(error).__name__}: {error}"
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if row.twin is SAME:

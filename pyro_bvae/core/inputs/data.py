@@ -11,7 +11,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.internals import is_capturing, is_transformed
 
 #: Numbers in any container: a tensor, an array, a table, a list.
 Values: TypeAlias = Annotated[ArrayLike | Tensor, "numbers"]
@@ -33,6 +34,8 @@ def shown(value: Any) -> str:
         return repr(value) if abs(value) < 10**_QUOTED else f"a number above 10**{_QUOTED}"
     shape = getattr(value, "shape", None)
     named = type(value).__name__
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(shape or ())}, {value.dtype} on {value.device}"
     if isinstance(shape, tuple):
         return f"{named} of shape {tuple(shape)}"
     return f"{named} {value!r}" if isinstance(value, np.generic) else named
@@ -123,9 +126,7 @@ def as_data(
     x = as_tensor(value)
     if x is MISMATCH:
         raise InputError(f"'{name}' must be a tensor (N, D), got {named(value)}")
-    if x.device.type == "meta" or x.is_complex():
-        raise InputError(f"'{name}' must hold real numbers, got {x.dtype} on {x.device}")
-    x = x.detach() if x.layout == torch.strided else x.detach().to_dense()
+    x = _dense(name, x)
     if not x.is_floating_point():
         if isinstance(value, np.ndarray | Tensor):
             raise InputError(
@@ -138,6 +139,13 @@ def as_data(
         target = torch.empty(0) if like is None else like
         x = x.to(target.device, target.dtype)
     return x
+
+
+def _dense(name: str, x: Tensor) -> Tensor:
+    """Return a tensor without gradient and with all its entries."""
+    if x.device.type == "meta" or x.is_complex():
+        raise InputError(f"'{name}' must hold real numbers, got {x.dtype} on {x.device}")
+    return x.detach() if x.layout == torch.strided else x.detach().to_dense()
 
 
 def named(value: Any) -> str:
@@ -186,4 +194,7 @@ def as_codes(z: Any, like: Tensor | None, latent_dim: int | None) -> Tensor:
         raise InputError(f"'z' must be a floating-point tensor (*, L), got {got}")
     if latent_dim is not None and codes.shape[-1] != latent_dim:
         raise InputError(f"'z' must have {latent_dim} latents, got {codes.shape[-1]}")
+    codes = _dense("z", codes)
+    if not is_transformed(codes) and not is_capturing():
+        check_finite("z", codes)
     return codes if like is None else codes.to(like.device, like.dtype)

@@ -9,12 +9,13 @@ import os
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, device
+import torch
+from torch import Tensor
 
 from pyro_bvae.core.inputs.data import MISMATCH, Values, as_numbers, as_tensor, is_array, shown
 
@@ -48,12 +49,11 @@ class Kind:
         """
         from pyro_bvae.core.errors import InputError
 
-        result = self.convert(value)
+        result, is_whole = self.convert(value), "integer" in self.words
         if result is MISMATCH:
             words = _RANGES.get(name, self.words)
             raise InputError(f"'{name}' must be {words}, got {shown(value)}")
-        too_many = type(result) is int and result > LARGEST_COUNT and "seed" not in name
-        if too_many and "integer" in self.words:
+        if type(result) is int and result > LARGEST_COUNT and is_whole and "seed" not in name:
             raise InputError(f"'{name}' must be at most {LARGEST_COUNT:,}, got {shown(value)}")
         return result
 
@@ -62,11 +62,17 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Kind]:
     """Return the kind of each argument of a function whose annotation says one."""
     variables: dict[str, Any] = function.__globals__  # type: ignore[attr-defined]
     names, kinds = _Names(variables), {}
-    for name, text in function.__annotations__.items():
-        annotation = eval(text, variables, names) if isinstance(text, str) else text
-        kind = _kind(annotation)
-        if kind is not None and name != "return":
-            kinds[name] = kind
+    for name, parameter in inspect.signature(function).parameters.items():
+        if (text := parameter.annotation) is parameter.empty:
+            continue
+        kind = _kind(eval(text, variables, names) if isinstance(text, str) else text)
+        if kind is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        if kind is _PLAIN[int] and function.__name__ == "__init__":
+            kind = replace(kind, convert=_whole)  # classes say which numbers they count
+        elif kind is _PLAIN[int] and isinstance(parameter.default, int) and parameter.default > 0:
+            kind = replace(kind, words="a positive integer")
+        kinds[name] = kind
     return kinds
 
 
@@ -113,6 +119,9 @@ def _kind(annotation: Any) -> Kind | None:
     if annotation in _PLAIN:
         return _PLAIN[annotation]
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        kind, words = _kind(arguments[0]), arguments[1]
+        return replace(kind, words=words) if kind and isinstance(words, str) else kind
     if origin in (typing.Union, types.UnionType):
         return _union(arguments)
     if origin is typing.Literal:
@@ -130,11 +139,12 @@ def _class(kind: Any, arguments: tuple[Any, ...]) -> Kind | None:
         return Kind(words, lambda value: value if fits(value) else MISMATCH)
     if not inspect.isclass(kind) or kind in (object, typing.Any, Iterable):
         return None
+    if kind.__name__ in ("BetaVAE", "VAE"):  # a person's own module will do
+        return Kind("a model such as a BetaVAE", _vae)
     if getattr(kind, "_is_protocol", False):
-        called = Kind(_a(kind.__name__), lambda value: _part(value, callable(value)))
-        return called if "__call__" in vars(kind) else None
-    if kind.__name__ == "BetaVAE":  # a person's own module will do
-        return Kind("a model", lambda value: _part(value, hasattr(value, "parameters")))
+        names = [name for name in vars(kind) if name == "__call__" or not name.startswith("_")]
+        fits = functools.partial(_has, names)
+        return Kind(_a(kind.__name__), lambda value: _part(value, fits(value))) if names else None
     words = {"Module": "a module", "Mapping": "a mapping"}.get(kind.__name__, _a(kind.__name__))
     return Kind(words, functools.partial(_instance, kind))
 
@@ -157,11 +167,24 @@ def _sequence(kind: type, arguments: tuple[Any, ...]) -> Kind | None:
     """Return the kind of a sequence of one kind of values, or None if they may be any."""
     members = [member for member in arguments if member is not Ellipsis]
     inner = [_kind(member) for member in members]
-    if not inner or None in inner or len(set(members)) > 1:
+    if kind is tuple and inner and None not in inner and Ellipsis not in arguments:
+        known = typing.cast("list[Kind]", inner)
+        words = f"({', '.join(each.words.partition(' ')[2] or each.words for each in known)})"
+        return Kind(words, lambda value: _entries(known, value))
+    if not inner or None in inner:
         return None
     each = typing.cast("Kind", inner[0])
     words = f"a sequence of {each.words.partition(' ')[2] or each.words}s"
     return Kind(words, lambda value: _items(kind, each, value))
+
+
+def _entries(kinds: list[Kind], value: Any) -> Any:
+    """Return a sequence of as many entries as there are kinds, each converted, as a tuple."""
+    value = value.tolist() if is_array(value) else value
+    if not isinstance(value, list | tuple) or len(value) != len(kinds):
+        return MISMATCH
+    entries = tuple(kind.convert(entry) for kind, entry in zip(kinds, value, strict=True))
+    return MISMATCH if any(entry is MISMATCH for entry in entries) else entries
 
 
 def _items(kind: type, each: Kind, value: Any) -> Any:
@@ -186,9 +209,18 @@ def _instance(kind: type, value: Any) -> Any:
     return value if isinstance(value, kind) else MISMATCH
 
 
+def _has(names: list[str], value: Any) -> bool:
+    return all(hasattr(value, name) for name in names)
+
+
 def _part(value: Any, fits: bool) -> Any:
     """Return an object that fits, unless it is a class in the place of its instance."""
     return value if fits and not isinstance(value, type) else MISMATCH
+
+
+def _vae(value: Any) -> Any:
+    names = ("model", "guide", "decoder", "encoder", "parameters")
+    return _part(value, all(callable(getattr(value, name, None)) for name in names))
 
 
 def _among(choices: tuple[Any, ...], value: Any) -> Any:
@@ -196,16 +228,15 @@ def _among(choices: tuple[Any, ...], value: Any) -> Any:
 
 
 def _integer(value: Any) -> Any:
-    """Return an integer of NumPy or torch as one of Python; other numbers as they are.
+    """Return an integer of NumPy or torch as one of Python."""
+    item = _item(value) if is_array(value) else value
+    return int(item) if isinstance(item, Integral) and not isinstance(item, bool) else MISMATCH
 
-    Functions say by themselves which numbers they count.
-    """
-    if isinstance(value, bool) or (isinstance(value, Real) and not isinstance(value, Integral)):
-        return value
-    if isinstance(value, Integral):
-        return int(value)
-    item = _item(value)
-    return item if isinstance(item, int) and not isinstance(item, bool) else MISMATCH
+
+def _whole(value: Any) -> Any:
+    """Return an integer, as one of Python, or any other number as it is."""
+    result = _integer(value)
+    return value if result is MISMATCH and isinstance(value, Real) else result
 
 
 def _number(value: Any) -> Any:
@@ -223,13 +254,26 @@ def _flag(value: Any) -> Any:
 
 def _item(value: Any) -> Any:
     """Return the one number of an array without dimensions."""
-    return value.item() if is_array(value) and value.ndim == 0 else MISMATCH
+    fits = is_array(value) and value.ndim == 0 and str(getattr(value, "device", "cpu")) != "meta"
+    return value.item() if fits else MISMATCH
 
 
 def _text(value: Any) -> Any:
     return (
-        value if isinstance(value, str) else str(value) if isinstance(value, device) else MISMATCH
+        value
+        if isinstance(value, str)
+        else str(value)
+        if isinstance(value, torch.device)
+        else MISMATCH
     )
+
+
+def _tensor(value: Any) -> Any:
+    """Return a tensor with its gradient, if it has one, and all its entries."""
+    tensor = as_tensor(value)
+    if tensor is MISMATCH or tensor.is_complex() or tensor.device.type == "meta":
+        return MISMATCH
+    return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
 def _is_path(value: Any) -> bool:
@@ -252,6 +296,6 @@ _PLAIN: dict[Any, Kind] = {
     None: Kind("None", functools.partial(_instance, type(None))),
     type(None): Kind("None", functools.partial(_instance, type(None))),
     Path: Kind("a path", _path),
-    Tensor: Kind("a tensor", as_tensor),
+    Tensor: Kind("a tensor of real numbers", _tensor),
     Values: Kind("an array of numbers", as_numbers),
 }

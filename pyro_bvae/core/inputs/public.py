@@ -24,7 +24,7 @@ _NO_MEMORY = (
 
 
 def public(function: _F) -> _F:
-    """Return a function or class that takes its arguments as their annotations say, or refuses them.
+    """Return a function or class that takes arguments as their annotations say, or refuses them.
 
     Integers and numbers of NumPy and torch, arrays, tables and lists are converted where they
     plainly stand for the annotated kind. The arguments ``model, guide, *args`` are those of a

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import MISMATCH, as_numbers
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 
@@ -49,7 +50,10 @@ def check_counts(
         InputError: with index and value of the first entry that is no count.
     """
     sparse = x.tocsr() if hasattr(x, "tocsr") else None
-    values = _array(x) if sparse is None else sparse.data
+    table = x if sparse is not None or isinstance(x, np.ndarray) else as_numbers(x)
+    if table is MISMATCH or table.ndim != 2:
+        raise InputError(f"'{name}' must hold counts, a table (N, D), got {type(x).__name__}")
+    values = _array(table) if sparse is None else sparse.data
     if values.dtype.kind not in "biuf":
         raise InputError(f"'{name}' must hold counts, got type {values.dtype}")
     for wanted, is_bad in _FAULTS:

@@ -13,11 +13,14 @@ from torch import Tensor
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.inputs.data import as_data, is_table, named, shown
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.protocols import num_features_of
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.bounds import elbo_parts
 
+_PAIR = 2
 # Standard errors by which a neighbour may be on the wrong side before a curve is called not
 # monotone, or not convex.
 _ERRORS = 3.0
@@ -170,7 +173,11 @@ def rate_distortion(
         data = getattr(sweep, "validation", None)
     if data is None:
         raise InputError("'data' must be given: the sweep has no held-out data of its own")
-    data = Dataset(data) if isinstance(data, Tensor) else data
+    if is_table(data):
+        vae = runs[0][1]
+        data = Dataset(as_data("x", data, next(vae.parameters(), None), num_features_of(vae)))
+    if not isinstance(data, Dataset):
+        raise InputError(f"'data' must be a tensor (N, D) or a Dataset, got {named(data)}")
     args = arguments(data.x, data.context)
     results: dict[float, list[tuple[Estimate, Estimate]]] = {}
     for beta, vae in sorted(runs, key=lambda run: run[0]):
@@ -185,11 +192,16 @@ def rate_distortion(
 
 def _runs(sweep: Any) -> Iterable[Any]:
     runs: Iterable[Any] = getattr(sweep, "runs", sweep)
+    if isinstance(runs, str | type) or not isinstance(runs, Iterable):
+        raise InputError(f"'sweep' must be a sweep, or pairs of β and model, got {shown(sweep)}")
     return runs
 
 
 def _pair(run: Any) -> tuple[float, Any]:
-    beta, vae = (run.beta, run.vae) if hasattr(run, "vae") else run
+    is_pair = isinstance(run, tuple | list) and len(run) == _PAIR
+    if not is_pair and not hasattr(run, "vae"):
+        raise InputError(f"'sweep' must hold runs, or pairs of β and model, got {shown(run)}")
+    beta, vae = run if is_pair else (run.beta, run.vae)
     check_beta(beta)
     return float(beta), vae
 

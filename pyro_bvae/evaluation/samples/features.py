@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.data import Values
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
 
-Values = ArrayLike | Tensor
 #: A map from rows ``(N, D)`` to features ``(N, F)``.
 Features = Callable[[Tensor], Tensor]
 # Below this share of the largest variance a principal component is rounding.
