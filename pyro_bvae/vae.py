@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context, arguments, check_context, with_covariates
 from pyro_bvae.core.errors import InputError, check_beta, check_count, check_finite
-from pyro_bvae.core.inputs.data import as_codes, as_data, shown
+from pyro_bvae.core.inputs.data import Rows, as_codes, as_data, shown
 from pyro_bvae.core.inputs.programs import as_context
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.module_modes import evaluating
@@ -272,14 +272,14 @@ class BetaVAE(nn.Module):
 
     @exclusive
     @torch.no_grad()
-    def posterior(self, x: Tensor, context: Context | None = None) -> Any:
+    def posterior(self, x: Rows, context: Context | None = None) -> Any:
         """Return :math:`q(z | x)` without a gradient, batch ``(N,)`` and event ``(L,)``."""
         with evaluating(self):
             return self.encoder(*self._taken(x, context))
 
     @exclusive
     @torch.no_grad()
-    def encode(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def encode(self, x: Rows, context: Context | None = None) -> Tensor:
         """Return the posterior means of the latents, shape ``(N, L)``."""
         with evaluating(self):
             return self.encoder(*self._taken(x, context)).mean
@@ -293,12 +293,12 @@ class BetaVAE(nn.Module):
             return self.decoder(*arguments(z, context)).mean
 
     @exclusive
-    def reconstruct(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def reconstruct(self, x: Rows, context: Context | None = None) -> Tensor:
         """Return the means of :math:`p(x | z)` at the posterior means, shape ``(N, D)``."""
         return self.decode(self.encode(x, context), context)
 
     @exclusive
-    def impute(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def impute(self, x: Rows, context: Context | None = None) -> Tensor:
         """Return the data with the reconstruction where they are NaN, shape ``(N, D)``.
 
         It is a mean, of the likelihood at the posterior mean of the latents: of counts, say, no

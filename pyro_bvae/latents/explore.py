@@ -14,11 +14,12 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_count, check_finite
-from pyro_bvae.core.inputs.data import as_data, is_table, named, shown
+from pyro_bvae.core.inputs.data import is_table, named, shown
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.protocols import VAE, ChecksData, latent_dim_of, num_features_of, takes_missing
+from pyro_bvae.core.protocols import VAE, ChecksData, latent_dim_of
 from pyro_bvae.datasets import Dataset, LazyDataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation import kl_per_dimension
 from pyro_bvae.evaluation.latent_results import Embedding, Interpolation, Traversal
 from pyro_bvae.latents.paths import AggregateRange, LatentPath, LinearPath, ValueRange
@@ -248,9 +249,7 @@ def _opened(model: Model) -> tuple[VAE, Dataset | LazyDataset | None]:
 def _ready(vae: VAE, data: Data) -> Dataset | LazyDataset:
     """Return data as a data set in the model's type and on its device."""
     own = next(vae.parameters(), None)
-    if is_table(data):
-        x = as_data("x", data, own, num_features_of(vae))
-        data = Dataset(x, missing=takes_missing(vae))
+    data = as_dataset(data, vae) if is_table(data) else data
     if not isinstance(data, Dataset | LazyDataset):
         raise InputError(f"data must be a tensor (N, D) or a data set, got {named(data)}")
     return data if own is None else data.to(own.device, own.dtype)

@@ -283,7 +283,7 @@ def as_batches(
     elif isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
         data = LazyDataset.of_items(data, dtype)
     ready = Ready(dtype, device, check or (lambda x, context: check_finite("x", x)))
-    if isinstance(data, Batches):
+    if isinstance(data, Batches) and not isinstance(data, type):
         return LazyBatches(data, ready)
     if hasattr(data, "__iter__") and hasattr(data, "__len__") and not isinstance(data, np.ndarray):
         if len(data) == 0:

@@ -17,6 +17,7 @@ _FORMAT = "pyro_bvae.checkpoint"
 _VERSION = 1
 
 
+@public
 def checkpoint_path(run: Path, which: str) -> Path:
     """Return the path of the checkpoint ``last`` or ``best`` of a run directory."""
     return run / "checkpoints" / f"{which}.pt"

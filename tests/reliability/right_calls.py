@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -77,6 +78,7 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        os.chdir(folder)  # wrong paths are relative
         self.results: dict[str, Any] = {}
         self.vae = make_vae()
         generator = torch.Generator().manual_seed(1)
@@ -307,7 +309,9 @@ RIGHT: dict[str, Call] = {
     "at_beta": lambda w: of(make_vae(covariates=1), 2.0),
     "check_before": lambda w: of(w.vae, w.x, None, 1.0),
     "check_during": lambda w: of(
-        [{"epoch": 1.0, "rate": 1.0, "beta": 1.0, "distortion": 1.0}], 200.0, latent_dim=2
+        [{"epoch": 1.0, "rate": 1.0, "beta": 1.0, "distortion": 1.0, "gradient_norm": 1.0}],
+        200.0,
+        latent_dim=2,
     ),
     "check_after": lambda w: of({}),
     "checkpoint_path": lambda w: of(w.folder, "best"),

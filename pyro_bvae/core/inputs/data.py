@@ -16,6 +16,8 @@ from pyro_bvae.core.internals import is_capturing, is_transformed
 
 #: Numbers in any container: a tensor, an array, a table, a list.
 Values: TypeAlias = Annotated[ArrayLike | Tensor, "numbers"]
+#: Rows of data in any container, which :func:`as_data` reads.
+Rows: TypeAlias = ArrayLike | Tensor
 #: The result of a conversion that has no plain meaning.
 MISMATCH: Any = object()
 
@@ -139,6 +141,16 @@ def as_data(
         target = torch.empty(0) if like is None else like
         x = x.to(target.device, target.dtype)
     return x
+
+
+def check_observed(x: Tensor) -> None:
+    """Raise if every entry is missing: there is nothing to learn or to measure.
+
+    Raises:
+        InputError: naming x.
+    """
+    if bool(torch.isnan(x).all()):
+        raise InputError("'x' must have an observed entry, got NaN alone")
 
 
 def _dense(name: str, x: Tensor) -> Tensor:

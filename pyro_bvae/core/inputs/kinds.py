@@ -29,6 +29,23 @@ _RANGES = {
 }
 
 
+# Functions whose class is often given in their place: NormalNoise for NormalNoise(0.1).
+_PARTS = frozenset(
+    [
+        "prior",
+        "decoder",
+        "encoder",
+        "operator",
+        "noise",
+        "method",
+        "holes",
+        "signal",
+        "proposal",
+        "make_untrained",
+    ]
+)
+
+
 @dataclass(frozen=True)
 class Kind:
     """The values that an annotation admits.
@@ -72,7 +89,9 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Kind]:
             kind = replace(kind, convert=_whole)  # classes say which numbers they count
         elif kind is _PLAIN[int] and isinstance(parameter.default, int) and parameter.default > 0:
             kind = replace(kind, words="a positive integer")
-        kinds[name] = kind
+        kinds[name] = (
+            replace(kind, convert=functools.partial(_made, kind)) if name in _PARTS else kind
+        )
     return kinds
 
 
@@ -209,6 +228,10 @@ def _instance(kind: type, value: Any) -> Any:
     return value if isinstance(value, kind) else MISMATCH
 
 
+def _made(kind: Kind, value: Any) -> Any:
+    return _part(kind.convert(value), not isinstance(value, type))
+
+
 def _has(names: list[str], value: Any) -> bool:
     return all(hasattr(value, name) for name in names)
 
@@ -259,13 +282,9 @@ def _item(value: Any) -> Any:
 
 
 def _text(value: Any) -> Any:
-    return (
-        value
-        if isinstance(value, str)
-        else str(value)
-        if isinstance(value, torch.device)
-        else MISMATCH
-    )
+    if isinstance(value, torch.device):
+        return str(value)
+    return value if isinstance(value, str) and "\0" not in value else MISMATCH
 
 
 def _tensor(value: Any) -> Any:
@@ -276,12 +295,22 @@ def _tensor(value: Any) -> Any:
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 
 
+def _device(value: Any) -> Any:
+    """Return the name of a device that there is, or None."""
+    try:
+        torch.empty(1, device=value)
+    except (RuntimeError, AssertionError, TypeError):
+        return MISMATCH
+    return None if value is None else str(value)
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, os.PathLike)
 
 
 def _path(value: Any) -> Any:
-    return Path(value) if isinstance(value, str | os.PathLike) and str(value) else MISMATCH
+    fits = isinstance(value, str | os.PathLike) and str(value) and "\0" not in str(value)
+    return Path(value) if fits else MISMATCH
 
 
 def _a(name: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.core.inputs.data import MISMATCH, as_data, as_tensor, shown
+from pyro_bvae.core.inputs.data import MISMATCH, as_data, as_tensor, check_observed, shown
 from pyro_bvae.core.module_modes import owner
 from pyro_bvae.core.protocols import ChecksData, num_features_of
 
@@ -74,9 +75,28 @@ def _converted(vae: nn.Module | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return (first, *others)
     own = next(vae.parameters(), None)
     x = as_data("x", first, own, num_features_of(vae))
+    check_observed(x)
     if others:
         others[0] = as_context(others[0], x)
     return (x, *others)
+
+
+@contextmanager
+def fitting_networks(vae: Any) -> Iterator[None]:
+    """Run a model for the first time, and name networks that do not fit each other or the data.
+
+    Raises:
+        InputError: with torch's reason, for a model of parts; another program keeps its error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(vae, ChecksData) or "shape" not in str(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the model's networks do not fit each other, or the data: {reason}"
+        ) from error
 
 
 def as_context(context: Any, x: Tensor) -> Context | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import inspect
 from collections.abc import Callable
@@ -79,6 +80,10 @@ def _entry(function: Any, held: Callable[[], AbstractContextManager[None]]) -> A
         try:
             with held():
                 return function(*given, *args[len(given) :], **named)
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            raise InputError(f"the name of a file is too long: {error.filename}") from error
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
                 reason = " ".join(str(error).split())[:200]

@@ -10,10 +10,10 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.lib import format as npy
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.core.inputs.data import Values
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.readers.arrays import UNREADABLE, features_and_shape
@@ -28,8 +28,8 @@ _BLOCK = 512
 
 @public
 def from_factors(
-    images: Values,
-    factors: Values,
+    images: ArrayLike | Tensor,
+    factors: ArrayLike | Tensor,
     *,
     factor_names: tuple[str, ...] = (),
     validation: float = 0.1,
@@ -84,7 +84,7 @@ def factor_classes(factors: Tensor) -> Tensor:
     Raises:
         InputError: for another shape.
     """
-    if factors.ndim != 2:
+    if factors.ndim != 2 or not factors.shape[1]:
         raise InputError(f"'factors' must have shape (N, F), got {tuple(factors.shape)}")
     return torch.stack([column.unique(return_inverse=True)[1] for column in factors.T], dim=1)
 
@@ -153,7 +153,7 @@ def dsprites(
     return split(data, validation=validation, test=test, seed=seed, name="dsprites")
 
 
-def _numbers(name: str, array: Values) -> np.ndarray:
+def _numbers(name: str, array: ArrayLike | Tensor) -> np.ndarray:
     result = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     if result.dtype.kind not in "biuf":
         raise InputError(f"'{name}' must be numbers, got type {result.dtype}")

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta, check_count
-from pyro_bvae.core.inputs.data import as_data, is_table, named
 from pyro_bvae.core.inputs.public import exclusive
-from pyro_bvae.core.protocols import num_features_of, takes_missing
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.collapse.causes import (
     UNSEEN,
     Cause,
@@ -223,11 +222,7 @@ def _refit(
 
 def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
     """Return arguments of model and guide: some data on the module's device, and context."""
-    if is_table(data):
-        x = as_data("x", data, next(vae.parameters(), None), num_features_of(vae))
-        data = Dataset(x, missing=takes_missing(vae))
-    if not isinstance(data, Dataset):
-        raise InputError(f"'data' must be a tensor (N, D) or a Dataset, got {named(data)}")
+    data = as_dataset(data, vae)
     if len(data) < 3:
         raise InputError(
             f"'data' must hold at least 3 data for a variance over them, got {len(data)}"

@@ -148,10 +148,9 @@ def _check(
     max_iterations: int,
 ) -> None:
     for name, value in (("start", start), ("end", end)):
-        if not isinstance(value, Tensor) or value.dim() != 1:
-            got = (
-                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            )
+        if value.dim() != 1 or not value.is_floating_point():
+            got = f"shape {tuple(value.shape)}"
+            got += "" if value.is_floating_point() else f" of {value.dtype}"
             raise InputError(f"'{name}' must be a tensor (L,), got {got}")
     if start.shape != end.shape:
         raise InputError(f"'end' must have {len(start)} latents as 'start' has, got {len(end)}")

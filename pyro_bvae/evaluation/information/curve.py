@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta
-from pyro_bvae.core.inputs.data import as_data, is_table, named, shown
+from pyro_bvae.core.inputs.data import shown
 from pyro_bvae.core.inputs.public import exclusive
-from pyro_bvae.core.protocols import num_features_of
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.bounds import elbo_parts
 
@@ -173,11 +173,7 @@ def rate_distortion(
         data = getattr(sweep, "validation", None)
     if data is None:
         raise InputError("'data' must be given: the sweep has no held-out data of its own")
-    if is_table(data):
-        vae = runs[0][1]
-        data = Dataset(as_data("x", data, next(vae.parameters(), None), num_features_of(vae)))
-    if not isinstance(data, Dataset):
-        raise InputError(f"'data' must be a tensor (N, D) or a Dataset, got {named(data)}")
+    data = as_dataset(data, runs[0][1])
     args = arguments(data.x, data.context)
     results: dict[float, list[tuple[Estimate, Estimate]]] = {}
     for beta, vae in sorted(runs, key=lambda run: run[0]):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import HasPosterior, num_features_of
@@ -122,6 +122,7 @@ def start_chains(
     """
     if not starts:
         raise InputError("'starts' must hold at least one start, got none; PriorStart() is one")
+    check_count("num_chains", num_chains)
     results = []
     for chain in range(num_chains):
         start = starts[chain % len(starts)]

@@ -15,6 +15,7 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of, num_features_of
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.training.objectives.kl import check_number
 from pyro_bvae.training.objectives.terms import Terms, TraceTerms
 from pyro_bvae.vae import BetaVAE
@@ -94,7 +95,7 @@ def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
     Raises:
         InputError: if β is not positive.
     """
-    data = Dataset(data) if isinstance(data, Tensor) else data
+    data = as_dataset(data)
     return replace(data, context=_conditioned(data.x, beta, data.context))
 
 
