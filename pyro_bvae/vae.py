@@ -14,7 +14,10 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context, arguments, check_context, with_covariates
-from pyro_bvae.core.errors import InputError, check_beta, check_finite
+from pyro_bvae.core.errors import InputError, check_beta, check_count, check_finite
+from pyro_bvae.core.inputs.data import Rows, as_codes, as_data, shown
+from pyro_bvae.core.inputs.programs import as_context
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import register
 from pyro_bvae.core.precision import run_network
@@ -66,6 +69,7 @@ class Decoder(nn.Module):
         ``(*, N, L)`` to a distribution with batch shape ``(*, N)`` and event shape ``(D,)``.
     """
 
+    @public
     def __init__(
         self, network: nn.Module, likelihood: nn.Module, *, num_covariates: int = 0
     ) -> None:
@@ -135,6 +139,7 @@ class BetaVAE(nn.Module):
         InputError: if the parts state sizes that disagree.
     """
 
+    @public
     def __init__(
         self,
         prior: Prior,
@@ -145,6 +150,12 @@ class BetaVAE(nn.Module):
         name: str = "beta_vae",
     ) -> None:
         super().__init__()
+        for role, part in (("prior", prior), ("decoder", decoder), ("encoder", encoder)):
+            if isinstance(part, type) or not callable(part):
+                raise InputError(
+                    f"'{role}' must be a function or module that returns a distribution, got"
+                    f" {shown(part)}"
+                )
         self.prior, self.decoder, self.encoder = prior, decoder, encoder
         self.missing, self.name = missing, name
         self.latent_dim = self._agreed("latents", latent_dim_of)
@@ -204,6 +215,13 @@ class BetaVAE(nn.Module):
         if self.num_features is not None and x.shape[-1] != self.num_features:
             raise InputError(f"'x' must have {self.num_features} features, got {x.shape[-1]}")
 
+    def _taken(self, x: Any, context: Any) -> tuple[Any, ...]:
+        """Return data and context as the encoder takes them, checked."""
+        x = as_data("x", x, next(self.parameters(), None), self.num_features)
+        context = as_context(context, x)
+        self.check_data(x, context)
+        return arguments(self._shown(x), context)
+
     def model(
         self, x: Tensor, context: Context | None = None, beta: float | Tensor = 1.0
     ) -> Tensor:
@@ -246,37 +264,45 @@ class BetaVAE(nn.Module):
         """Return the encoder's view of the data: 0 for missing entries."""
         return x.masked_fill(torch.isnan(x), 0) if self.missing else x
 
+    @exclusive
     @torch.no_grad()
-    def posterior(self, x: Tensor, context: Context | None = None) -> Any:
+    def posterior(self, x: Rows, context: Context | None = None) -> Any:
         """Return :math:`q(z | x)` without a gradient, batch ``(N,)`` and event ``(L,)``."""
         with evaluating(self):
-            return self.encoder(*arguments(self._shown(x), context))
+            return self.encoder(*self._taken(x, context))
 
+    @exclusive
     @torch.no_grad()
-    def encode(self, x: Tensor, context: Context | None = None) -> Tensor:
+    def encode(self, x: Rows, context: Context | None = None) -> Tensor:
         """Return the posterior means of the latents, shape ``(N, L)``."""
         with evaluating(self):
-            return self.encoder(*arguments(self._shown(x), context)).mean
+            return self.encoder(*self._taken(x, context)).mean
 
+    @exclusive
     @torch.no_grad()
     def decode(self, z: Tensor, context: Context | None = None) -> Tensor:
         """Return the means of :math:`p(x | z)` at given latents, shape ``(*, L)`` to ``(*, D)``."""
+        z = as_codes(z, next(self.parameters(), None), self.latent_dim)
         with evaluating(self):
             return self.decoder(*arguments(z, context)).mean
 
-    def reconstruct(self, x: Tensor, context: Context | None = None) -> Tensor:
+    @exclusive
+    def reconstruct(self, x: Rows, context: Context | None = None) -> Tensor:
         """Return the means of :math:`p(x | z)` at the posterior means, shape ``(N, D)``."""
         return self.decode(self.encode(x, context), context)
 
-    def impute(self, x: Tensor, context: Context | None = None) -> Tensor:
+    @exclusive
+    def impute(self, x: Rows, context: Context | None = None) -> Tensor:
         """Return the data with the reconstruction where they are NaN, shape ``(N, D)``.
 
         It is a mean, of the likelihood at the posterior mean of the latents: of counts, say, no
         whole number. For draws of missing entries, run the model under ``poutine.uncondition`` with
         the guide's latents.
         """
+        x = as_data("x", x, next(self.parameters(), None), self.num_features)
         return torch.where(torch.isnan(x), self.reconstruct(x, context), x)
 
+    @exclusive
     @torch.no_grad()
     def generate(
         self,
@@ -304,6 +330,9 @@ class BetaVAE(nn.Module):
         Raises:
             InputError: if the temperature is negative, or is not 1 and the prior has no location.
         """
+        check_count("num_samples", num_samples)
+        if context is not None:
+            check_context(context, num_samples)
         with evaluating(self), seeded(seed, GENERATE_STREAM):
             z = sample_tempered(self.prior(), temperature, torch.Size([num_samples]))
             likelihood = self.decoder(*arguments(z, context))

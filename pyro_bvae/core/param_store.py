@@ -16,6 +16,7 @@ import pyro
 from torch import nn
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.turns import turn
 from pyro_bvae.core.module_modes import owner
 
 
@@ -51,15 +52,18 @@ def private_store(*functions: Callable[..., Any]) -> Iterator[None]:
 
     The copy holds the user's parameters, so that trained ``pyro.param`` values stay visible,
     without the entries of other modules under the names of the modules that own ``functions``.
+    The store is that of the process, so other threads of the package wait meanwhile, see
+    :func:`~pyro_bvae.core.inputs.turns.turn`.
     """
     store = pyro.get_param_store()
-    state = store.get_state()
-    for module in {owner(function) for function in functions}:
-        name = getattr(module, "name", None)
-        if module is None or not isinstance(name, str):
-            continue
-        for full_name, parameter in _entries(name, module):
-            if state["params"].get(full_name, parameter) is not parameter:
-                del state["params"][full_name], state["constraints"][full_name]
-    with store.scope(state):
-        yield
+    with turn():
+        state = store.get_state()
+        for module in {owner(function) for function in functions}:
+            name = getattr(module, "name", None)
+            if module is None or not isinstance(name, str):
+                continue
+            for full_name, parameter in _entries(name, module):
+                if state["params"].get(full_name, parameter) is not parameter:
+                    del state["params"][full_name], state["constraints"][full_name]
+        with store.scope(state):
+            yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.turns import turn
 
 # Streams below a seed, one for each use, so that no two uses share their draws: data sets count
 # from 0.
@@ -29,17 +31,27 @@ def stream_seed(seed: int, *path: int) -> int:
     Raises:
         InputError: for a negative seed.
     """
-    if seed < 0:
+    try:
+        first, *others = (operator.index(number) for number in (seed, *path))
+    except TypeError:
+        raise InputError(
+            f"'seed' must be a non-negative integer, got {(seed, *path)!r:.200}"
+        ) from None
+    if min(first, *others, 0) < 0:
         raise InputError(f"'seed' must be a non-negative integer, got {seed}")
     return int(
-        np.random.SeedSequence([seed, *path]).generate_state(1, np.uint64)[0] >> np.uint64(1)
+        np.random.SeedSequence([first, *others]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     )
 
 
 @contextmanager
 def seeded(seed: int, *path: int) -> Iterator[None]:
-    """Run the body with torch's generators seeded, on every device, and restore them afterwards."""
+    """Run the body with torch's generators seeded, on every device, and restore them afterwards.
+
+    The generators are those of the process, so other threads of the package wait meanwhile, see
+    :func:`~pyro_bvae.core.inputs.turns.turn`.
+    """
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    with turn(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(stream_seed(seed, *path))
         yield

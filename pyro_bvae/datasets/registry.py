@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typing_extensions import Doc
 
 from pyro_bvae.core.errors import InputError, choices, unknown_name
+from pyro_bvae.core.inputs.public import public
 
 if TYPE_CHECKING:
     from pyro_bvae.datasets.splits import Splits
@@ -162,6 +163,7 @@ def available() -> tuple[str, ...]:
     return tuple(SOURCES)
 
 
+@public
 def load(
     name: str,
     *,

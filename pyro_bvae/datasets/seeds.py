@@ -35,6 +35,10 @@ def stream_generator(seed: int, epoch: int, stream: int) -> torch.Generator:
     for name, value in (("seed", seed), ("epoch", epoch), ("stream", stream)):
         # Above 32 bits a number would spill into its neighbour's word, and two streams could
         # coincide.
-        if not hasattr(value, "__index__") or not 0 <= operator.index(value) < 2**32:
+        try:
+            fits = 0 <= operator.index(value) < 2**32
+        except TypeError:
+            fits = False
+        if not fits:
             raise InputError(f"'{name}' must be an integer from 0 to 4294967295, got {value!r}")
     return torch.Generator().manual_seed(stream_seed(seed, epoch, stream))

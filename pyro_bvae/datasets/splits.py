@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.lazy import LazyDataset
 from pyro_bvae.datasets.seeds import SPLIT_STREAM, stream_generator
@@ -57,6 +58,7 @@ def part_sizes(total: int, validation: float, test: float) -> tuple[int, int, in
     return num_train, num_validation, num_test
 
 
+@public
 def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: str) -> Splits:
     """Split at random, as a pure function of the seed.
 

@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.seeds import SYNTHESIS_STREAM, WEIGHT_STREAM, stream_generator
 from pyro_bvae.datasets.splits import Splits, split
 
 
+@public
 def linear_gaussian_weight(num_features: int = 10, latent_dim: int = 3, seed: int = 0) -> Tensor:
     r"""Return the weight :func:`linear_gaussian` draws from the same seed.
 
@@ -26,6 +28,7 @@ def linear_gaussian_weight(num_features: int = 10, latent_dim: int = 3, seed: in
     return torch.randn(num_features, latent_dim, generator=generator) / math.sqrt(latent_dim)
 
 
+@public
 def linear_gaussian(
     num_data: int = 5000,
     *,

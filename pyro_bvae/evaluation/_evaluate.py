@@ -11,6 +11,7 @@ import torch
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import check_beta
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate, both_reliable
 from pyro_bvae.evaluation.gaps.measure import AT_ZERO, inference_gaps
 from pyro_bvae.evaluation.gaps.result import InferenceGaps
@@ -167,6 +168,7 @@ def _kl_dict(kl: KLPerDimension | None) -> dict[str, Any]:
     return {"kl_per_dimension": values, "kl_note": kl.reason, "active_units": units}
 
 
+@exclusive
 def evaluate(
     model: Function,
     guide: Function,

@@ -11,13 +11,14 @@ from collections.abc import Iterable
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.internals import keystr, tree_flatten_with_path
 from pyro_bvae.core.module_modes import owner
 from pyro_bvae.evaluation._evaluate import Evaluation
@@ -30,13 +31,14 @@ _DRAWN = ("chain", "draw")
 Arrays = dict[str, tuple[tuple[str, ...], np.ndarray]]
 
 
+@exclusive
 def to_arviz(
     model: Function,
     guide: Function,
     *args: Any,
     evaluation: Evaluation | None = None,
-    num_draws: int = 100,
-    num_predictive: int = 10,
+    num_draws: Annotated[int, "an integer of at least 1"] = 100,
+    num_predictive: Annotated[int, "an integer of at least 0"] = 10,
     attributes: dict[str, Any] | None = None,
     data_plate: str | None = None,
     seed: int = 0,
@@ -117,6 +119,7 @@ def to_arviz(
     return to_datatree(groups, {str(name): _attribute(value) for name, value in about.items()})
 
 
+@public
 def write_arviz(data: Any, path: Path) -> None:
     """Write the result of :func:`to_arviz` as netCDF, which ``arviz.from_netcdf`` reads back."""
     part = path.with_name(f".{path.name}.part")

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation._evaluate import Evaluation
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps.result import InferenceGaps
 from pyro_bvae.evaluation.marginal.bounds import ElboParts, KLPerDimension
 
 
+@public
 def join_estimates(parts: Sequence[Estimate]) -> Estimate:
     """Return the estimate over the data of several, one after the other.
 
@@ -44,6 +46,7 @@ def join_estimates(parts: Sequence[Estimate]) -> Estimate:
     )
 
 
+@public
 def join_evaluations(parts: Sequence[Evaluation], kl: KLPerDimension | None) -> Evaluation:
     """Return the evaluation of all data from those of their parts.
 

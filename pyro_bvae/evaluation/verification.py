@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import seeded, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps.measure import inference_gaps
@@ -281,6 +282,7 @@ _PARTS = (
 )
 
 
+@exclusive
 def verify(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,

@@ -6,24 +6,28 @@ brings its test data.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from os import PathLike
 
 import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.data import is_table, named, shown
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.protocols import VAE, latent_dim_of, takes_missing
+from pyro_bvae.core.protocols import VAE, ChecksData, latent_dim_of
 from pyro_bvae.datasets import Dataset, LazyDataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation import kl_per_dimension
 from pyro_bvae.evaluation.latent_results import Embedding, Interpolation, Traversal
 from pyro_bvae.latents.paths import AggregateRange, LatentPath, LinearPath, ValueRange
 from pyro_bvae.runs import Run, load
 
 # A model, a run, or the directory of one.
-Model = VAE | Run | str | Path
+Model = VAE | Run | str | PathLike[str]
 Data = Tensor | Dataset | LazyDataset
 
 # Data that are encoded or decoded at a time.
@@ -33,6 +37,7 @@ _MOST_DATA = 2000
 _AGGREGATE, _STRAIGHT = AggregateRange(), LinearPath()
 
 
+@exclusive
 def traverse(
     model: Model,
     data: Data | None = None,
@@ -105,6 +110,7 @@ def traverse(
     return Traversal(moved, steps, codes, _decode(vae, codes, context), own_kl, names)
 
 
+@exclusive
 def interpolate(
     model: Model,
     start: Data | None = None,
@@ -161,6 +167,7 @@ def interpolate(
     return Interpolation(first.x, last.x, codes, decoded, first.feature_names)
 
 
+@exclusive
 def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Embedding:
     """Return the codes of data, the encoder's means, beside labels and factors.
 
@@ -190,6 +197,7 @@ def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Em
     return Embedding(torch.cat(means), torch.cat(spreads) if scales else None, *known)
 
 
+@exclusive
 def reconstruct(model: Model, data: Data | None = None) -> Tensor:
     """Return the decoder's means at the posterior means of the latents, shape ``(N, D)``.
 
@@ -205,6 +213,7 @@ def reconstruct(model: Model, data: Data | None = None) -> Tensor:
     return torch.cat([vae.reconstruct(x, context) for x, context in _blocks(vae, whole)])
 
 
+@exclusive
 def generate(
     model: Model,
     num_samples: int,
@@ -242,19 +251,22 @@ def generate(
 
 def _opened(model: Model) -> tuple[VAE, Dataset | LazyDataset | None]:
     """Return the model, and a run's test data."""
-    run = load(model) if isinstance(model, str | Path) else model
+    run = load(os.fspath(model)) if isinstance(model, str | PathLike) else model
     if not isinstance(run, Run):
+        if isinstance(run, type) or not isinstance(run, ChecksData):
+            raise InputError(
+                f"'model' must be a BetaVAE, a run or its directory, got {shown(model)}"
+            )
         return run, None
     return run.vae, None if run.splits is None else _ready(run.vae, run.splits.test)
 
 
 def _ready(vae: VAE, data: Data) -> Dataset | LazyDataset:
     """Return data as a data set in the model's type and on its device."""
-    if isinstance(data, Tensor):
-        data = Dataset(data, missing=takes_missing(vae))
-    if not isinstance(data, Dataset | LazyDataset):
-        raise InputError(f"data must be a tensor (N, D) or a data set, got {type(data).__name__}")
     own = next(vae.parameters(), None)
+    data = as_dataset(data, vae) if is_table(data) else data
+    if not isinstance(data, Dataset | LazyDataset):
+        raise InputError(f"data must be a tensor (N, D) or a data set, got {named(data)}")
     return data if own is None else data.to(own.device, own.dtype)
 
 
@@ -287,7 +299,7 @@ def _decode(vae: VAE, codes: Tensor, context: Context | None) -> Tensor:
 
 
 def _row(data: Dataset | LazyDataset, datum: int) -> Dataset:
-    if not 0 <= datum < len(data):
+    if not isinstance(datum, int) or not 0 <= datum < len(data):
         raise InputError(
             f"'datum' must be the number of one of {len(data)} data, 0 to {len(data) - 1}, got "
             f"{datum}"

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import SAMPLE_STREAM, seeded
 from pyro_bvae.datasets import Dataset
@@ -35,6 +36,7 @@ class ValueRange(Protocol):
         ...
 
 
+@public
 @dataclass(frozen=True)
 class AggregateRange:
     r"""Equal steps between two quantiles of a latent under the aggregate posterior of the data.
@@ -76,6 +78,7 @@ class AggregateRange:
         return _steps(low, high, num_steps)
 
 
+@public
 @dataclass(frozen=True)
 class PriorRange:
     """Equal steps over so many standard deviations of the prior to either side of its mean.

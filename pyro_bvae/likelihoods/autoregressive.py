@@ -15,6 +15,7 @@ from torch.nn.functional import silu
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import AutoregressivePixels
 
 # The factor of the weights into the outputs at the start, which is then near independent
@@ -92,6 +93,7 @@ def _masked(
     return MaskedLinear(len(starts), len(outer_ends), mask.to(torch.get_default_dtype()), bias=bias)
 
 
+@public
 class AutoregressiveBernoulliLikelihood(nn.Module):
     r"""Binary pixels that see latents and earlier pixels (Gulrajani et al. 2017).
 

@@ -10,10 +10,12 @@ from torch.distributions import constraints
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import DiagonalNormal
 from pyro_bvae.likelihoods.scales import FixedScale, Scale
 
 
+@public
 class _LocationScale(nn.Module):
     """A likelihood whose decoder gives locations, and whose scale is a part of its own."""
 
@@ -70,6 +72,7 @@ class LaplaceLikelihood(_LocationScale):
         return dist.Laplace(*self.scale(parameters)).to_event(1)
 
 
+@public
 class StudentTLikelihood(_LocationScale):
     r"""Independent Student-t features, which bear outliers (Lange et al. 1989).
 

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import (
     NegativeBinomialCounts,
     PoissonCounts,
@@ -56,6 +57,7 @@ class ExpRate(nn.Module):
         return _bounded(outputs + _log_size(context, outputs), None, _MOST_LOG_MEAN)
 
 
+@public
 class LearnedDispersion(nn.Module):
     r"""A learned dispersion :math:`\theta`: shared, for each feature, or for each and batch.
 
@@ -128,6 +130,7 @@ class _CountLikelihood(nn.Module):
         self.rate = ExpRate() if rate is None else rate
 
 
+@public
 class PoissonLikelihood(_CountLikelihood):
     r"""Independent Poisson counts, :math:`\log p(x|z) = \sum_d x_d \log \mu_d - \mu_d - \log x_d!`.
 
@@ -151,6 +154,7 @@ class PoissonLikelihood(_CountLikelihood):
         return PoissonCounts(self.rate(parameters, context)).to_event(1)
 
 
+@public
 class NegativeBinomialLikelihood(_CountLikelihood):
     r"""Independent negative binomial counts, of variance :math:`\mu + \mu^2 / \theta`.
 

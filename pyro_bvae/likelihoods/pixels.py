@@ -9,6 +9,7 @@ from torch.nn.functional import softplus
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import (
     PIXEL_LEVELS,
     ContinuousBernoulliPixels,
@@ -84,6 +85,7 @@ class DiscretizedLogisticLikelihood(nn.Module):
         return DiscretizedLogistic(loc, self.floor + softplus(raw_scale)).to_event(1)
 
 
+@public
 class CategoricalLikelihood(nn.Module):
     r"""Independent categories 0 to C - 1 with the decoder's outputs as logits.
 

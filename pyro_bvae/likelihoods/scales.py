@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 
 
+@public
 class FixedScale(nn.Module):
     """A scale that is given: one number, or one for each feature."""
 
@@ -29,6 +31,7 @@ class FixedScale(nn.Module):
         return parameters, self.scale.to(parameters).expand_as(parameters)
 
 
+@public
 class LearnedScale(nn.Module):
     r"""A learned scale, :math:`\sigma = \text{floor} + \operatorname{softplus}(s)`.
 
@@ -63,6 +66,7 @@ class LearnedScale(nn.Module):
         return parameters, self.scale.expand_as(parameters)
 
 
+@public
 class DecoderScale(nn.Module):
     """A scale for each datum and feature, from the second half of the decoder's output.
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.networks.linear import check_sizes
 from pyro_bvae.networks.mlp import MLP
 
@@ -30,6 +31,7 @@ def _stages(image_shape: Sequence[int]) -> tuple[int, tuple[int, ...], int]:
     return channels, _STAGES[side], side // 2 ** len(_STAGES[side])
 
 
+@public
 class ConvolutionalEncoder(nn.Module):
     r"""Strided convolutions from an image to features, then one hidden layer.
 
@@ -70,6 +72,7 @@ class ConvolutionalEncoder(nn.Module):
         return self.head(torch.cat([features.reshape(*x.shape[:-1], -1), extra], dim=-1))
 
 
+@public
 class ConvolutionalDecoder(nn.Module):
     r"""The mirror image of :class:`ConvolutionalEncoder`, from features to an image.
 

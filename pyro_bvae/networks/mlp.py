@@ -12,9 +12,11 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.networks.linear import Linear, check_sizes, in_turn
 
 
+@public
 class MLP(nn.Module):
     r"""A multilayer perceptron: affine maps with an activation between them.
 
@@ -53,6 +55,7 @@ class MLP(nn.Module):
         return in_turn(self.layers, x)
 
 
+@public
 class ResidualMLP(nn.Module):
     r"""A deep perceptron of pre-activation residual blocks (He et al. 2016).
 

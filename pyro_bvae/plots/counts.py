@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.samples.predictive_checks import CountChecks
 from pyro_bvae.plots.style import as_array, new_figure, tidy
 
 OBSERVED, SIMULATED = "#1A1A1A", "#0072B2"
 
 
+@public
 def count_checks(checks: CountChecks) -> Figure:
     """Draw zeros, variance against mean, and library size, observed beside simulated.
 

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.information.curve import RateDistortion
 
 _BLUE, _ORANGE, _GREY = "#0072B2", "#D55E00", "#8a8a8a"
 
 
+@public
 def rate_distortion(
     curve: RateDistortion,
     analytic: tuple[Sequence[float], Sequence[float]] | None = None,

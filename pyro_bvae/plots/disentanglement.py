@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.disentanglement import Disentanglement
 from pyro_bvae.plots.style import BLUE, GREEN, GREY, INK, ORANGE, TEXT, new_figure, number, tidy
 
@@ -14,6 +15,7 @@ from pyro_bvae.plots.style import BLUE, GREEN, GREY, INK, ORANGE, TEXT, new_figu
 _NULLS = {"rotated": ("o", ORANGE), "untrained": ("s", GREEN), "shuffled": ("D", INK)}
 
 
+@public
 def disentanglement_scores(result: Disentanglement) -> Figure:
     """Draw every score as a bar with its 95% interval, and its nulls as marks on the same row.
 

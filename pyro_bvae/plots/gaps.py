@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.rows import QUANTITIES
 from pyro_bvae.plots.style import (
     BLUE,
@@ -41,6 +43,7 @@ GAP_PARTS = (
 )
 
 
+@public
 def gap_bar(
     evaluation: Mapping[str, Any],
     error: Literal["standard_error", "monte_carlo_error"] = "standard_error",
@@ -58,6 +61,9 @@ def gap_bar(
         A row for the total, stacked from its parts (negative ones left of zero), a row for each
         part, and one for each richer family: the approximation gap that it would leave.
     """
+    for key in ("variational_gap", "evidence", "elbo"):
+        if key not in evaluation:
+            raise InputError(f"'evaluation' must have '{key}', as evaluation.json has")
     parts = [(sign, colour, evaluation.get(key)) for sign, colour, key in GAP_PARTS]
     known = [(sign, colour, part) for sign, colour, part in parts if part is not None]
     complete = len(known) == len(parts)
@@ -94,6 +100,7 @@ def gap_bar(
     return figure
 
 
+@public
 def inference_gaps(
     gaps: InferenceGaps, error: Literal["standard_error", "monte_carlo_error"] = "standard_error"
 ) -> Figure:
@@ -110,6 +117,7 @@ def inference_gaps(
     return gap_bar({**described, "families": families, "verdict": gaps.verdict}, error)
 
 
+@public
 def per_datum_gaps(gaps: InferenceGaps) -> Figure:
     """Draw the gap of every datum and its parts: a small loss of all data, or a large one of few.
 

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.geometry.axes import RotationTest
 from pyro_bvae.evaluation.geometry.geodesics import Geodesic
 from pyro_bvae.evaluation.geometry.jacobian import DecoderGeometry
@@ -30,6 +31,7 @@ from pyro_bvae.plots.style import (
 _WRITTEN = 12
 
 
+@public
 def decoder_geometry(result: DecoderGeometry) -> Figure:
     """Draw the Jacobians' spectrum, the angles of their columns, and scores of axes and rotations.
 
@@ -45,6 +47,7 @@ def decoder_geometry(result: DecoderGeometry) -> Figure:
     return figure
 
 
+@public
 def geodesic(result: Geodesic, image_shape: Sequence[int], num: int = 10) -> Figure:
     """Draw the decoded data along the straight line and the geodesic, at equal steps of each.
 

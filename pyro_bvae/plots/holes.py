@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.information.holes import HoleMass
 from pyro_bvae.plots.style import (
     BLUE,
@@ -26,6 +27,7 @@ from pyro_bvae.plots.style import (
 _BINS, _BELOW = 50, 1.2
 
 
+@public
 def log_densities(result: HoleMass) -> Figure:
     """Draw log q(z) over draws of the prior and over encoded held-out data, and where holes begin.
 
@@ -68,6 +70,7 @@ def log_densities(result: HoleMass) -> Figure:
     return figure
 
 
+@public
 def hole_samples(
     result: HoleMass, inside: Values, outside: Values, image_shape: Sequence[int]
 ) -> Figure:

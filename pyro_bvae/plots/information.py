@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.information.decomposition import KLDecomposition
 from pyro_bvae.evaluation.information.factors import LatentReading
 from pyro_bvae.plots.style import (
@@ -31,6 +32,7 @@ _MOST_ROWS = 24
 _NOTABLE, _FAINT = 0.35, "#8A8A8A"
 
 
+@public
 def kl_parts(parts: KLDecomposition) -> Figure:
     """Draw the mean KL and the parts that add up to it, with two Monte Carlo errors to either side.
 
@@ -67,6 +69,7 @@ def kl_parts(parts: KLDecomposition) -> Figure:
     return figure
 
 
+@public
 def latent_reading(reading: LatentReading) -> Figure:
     """Draw the KL of active latents, and heat maps of correlation and mutual information.
 

@@ -8,10 +8,12 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.inversion import Inversion
-from pyro_bvae.plots.style import Values, as_array, mosaic
+from pyro_bvae.plots.style import Values, as_array, mosaic, shaped
 
 
+@public
 def inversions(
     results: Sequence[Inversion],
     observations: Values,
@@ -38,7 +40,8 @@ def inversions(
     Raises:
         InputError: if there is not one observation and one truth for each inversion.
     """
-    seen, real = as_array(observations), as_array(truths)
+    seen = shaped("observations", observations, 2)
+    real = shaped("truths", truths, 2, seen.shape[1])
     check_count("num_draws", num_draws)
     if not len(results) or len(seen) != len(results) or len(real) != len(results):
         raise InputError(

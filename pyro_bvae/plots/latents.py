@@ -13,9 +13,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from PIL import Image
+from torch import Tensor
 
 from pyro_bvae import plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import shown
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.latent_results import Interpolation, Traversal
 from pyro_bvae.plots.style import (
     CLASSES,
@@ -35,6 +39,7 @@ _MOST_LATENTS, _MOST_FEATURES = 12, 6
 _FRAME_DPI = 150
 
 
+@public
 def traversal_grid(
     traversal: Traversal, image_shape: Sequence[int], around: str = "a datum's code"
 ) -> Figure:
@@ -66,6 +71,7 @@ def traversal_grid(
     return mosaic(images, image_shape, title, rows=rows, columns=columns, xlabel=xlabel)
 
 
+@public
 def traversal_lines(traversal: Traversal, feature_names: Sequence[str] = ()) -> Figure:
     """Draw a traversal of data that are no images: a panel for each latent, with its main features.
 
@@ -84,6 +90,7 @@ def traversal_lines(traversal: Traversal, feature_names: Sequence[str] = ()) -> 
     return figure
 
 
+@public
 def interpolation_strips(
     results: Mapping[str, Interpolation], image_shape: Sequence[int]
 ) -> Figure:
@@ -113,6 +120,7 @@ def interpolation_strips(
     )
 
 
+@public
 def interpolation_lines(
     results: Mapping[str, Interpolation], feature_names: Sequence[str] = ()
 ) -> Figure:
@@ -147,6 +155,7 @@ def interpolation_lines(
     return figure
 
 
+@public
 def traversal_frames(traversal: Traversal, image_shape: Sequence[int]) -> list[Image.Image]:
     """Return the frames of an animation: the latents of a traversal move side by side, and back.
 
@@ -184,6 +193,7 @@ def traversal_frames(traversal: Traversal, image_shape: Sequence[int]) -> list[I
     return frames + frames[-2:0:-1]
 
 
+@public
 def write_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 90) -> None:
     """Write frames as an endless GIF, whole or not at all.
 
@@ -212,6 +222,11 @@ def _names(traversal: Traversal, between: str = "  ") -> list[str]:
 
 def _ways(results: Mapping[str, Interpolation]) -> Iterator[tuple[str, Array, Array, Array]]:
     """Yield name, datum, decoded data and datum of each path: those of a pair, then of the next."""
+    for one in results.values():
+        if not isinstance(getattr(one, "start", None), Tensor):
+            raise InputError(f"'results' must hold interpolations by name, got {shown(one)}")
+    if not results:
+        raise InputError("'results' must hold an interpolation at least, got none")
     pairs = len(next(iter(results.values())).start)
     for pair in range(pairs):
         for name, one in results.items():

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.plots.style import (
     BLUE,
     GREY,
@@ -25,6 +27,7 @@ from pyro_bvae.plots.style import (
     draw_prior,
     mosaic,
     new_figure,
+    shaped,
     tidy,
 )
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     pass
 
 
+@public
 def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: int = 10) -> Figure:
     """Draw images above their reconstructions.
 
@@ -41,12 +45,17 @@ def reconstructions(x: Values, means: Values, image_shape: Sequence[int], num: i
         image_shape: ``(H, W)`` or ``(C, H, W)`` with one or three channels; D is its product.
         num: How many to draw, the first ones.
     """
-    pairs = np.stack([as_array(x)[:num], as_array(means)[:num]])
+    data = shaped("x", x, 2)
+    fits = shaped("means", means, 2, data.shape[1])
+    check_count("num", num)
+    count = min(num, len(data), len(fits))
+    pairs = np.stack([data[:count], fits[:count]])
     return mosaic(
         pairs, image_shape, "Data and their reconstructions", rows=("data", "reconstruction")
     )
 
 
+@public
 def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40) -> Figure:
     """Draw images in rows of ten.
 
@@ -56,7 +65,8 @@ def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40)
         title: The title of the figure.
         num: How many to draw, the first ones.
     """
-    images = as_array(x)[:num]
+    check_count("num", num)
+    images = shaped("x", x, 2)[:num]
     columns = max(1, min(10, len(images)))
     blank = np.full((-len(images) % columns, images.shape[1]), np.nan)
     return mosaic(
@@ -64,6 +74,7 @@ def image_grid(x: Values, image_shape: Sequence[int], title: str, num: int = 40)
     )
 
 
+@public
 def traversals(
     images: Values,
     values: Values,
@@ -83,14 +94,17 @@ def traversals(
         latents: Index of each row's latent.
         around: Where all other latents are held, in words.
     """
-    nats = [""] * len(latents) if kl is None else [f"  KL {value:.2f}" for value in as_array(kl)]
+    pictures, steps = shaped("images", images, 3), shaped("values", values, 1)
+    known = None if kl is None else shaped("kl", kl, 1, len(latents))
+    nats = [""] * len(latents) if known is None else [f"  KL {value:.2f}" for value in known]
     rows = [f"z{latent}{suffix}" for latent, suffix in zip(latents, nats, strict=True)]
     title = f"Moving one latent per row, the others held at {around}"
-    columns = [f"{value:.3g}".replace("-", "−") for value in as_array(values)]
+    columns = [f"{value:.3g}".replace("-", "−") for value in steps]
     xlabel = "value of the row's latent" + ("" if kl is None else " (its KL in nats)")
-    return mosaic(as_array(images), image_shape, title, rows=rows, columns=columns, xlabel=xlabel)
+    return mosaic(pictures, image_shape, title, rows=rows, columns=columns, xlabel=xlabel)
 
 
+@public
 def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
     """Draw the decoded path from one datum's code to another's.
 
@@ -99,13 +113,14 @@ def interpolation(images: Values, image_shape: Sequence[int]) -> Figure:
             other.
         image_shape: ``(H, W)`` or ``(C, H, W)``.
     """
-    rows = as_array(images)
+    rows = shaped("images", images, 3)
     columns = [f"{100 * step / max(1, rows.shape[1] - 1):.0f}%" for step in range(rows.shape[1])]
     pairs = [f"pair {i + 1}" for i in range(len(rows))]
     title = "From one datum's code to another's, in a straight line"
     return mosaic(rows, image_shape, title, rows=pairs, columns=columns, xlabel="share of the way")
 
 
+@public
 def latent_scatter(
     means: Values,
     labels: Values | None,
@@ -124,9 +139,11 @@ def latent_scatter(
         label_names: Names of the classes, by number.
         normal_prior: Mark one and two standard deviations of a standard normal prior.
     """
-    codes = as_array(means)
-    classes = None if labels is None else as_array(labels).reshape(-1)
-    weight = codes.var(axis=0) if kl is None else as_array(kl)
+    codes = shaped("means", means, 2)
+    classes = (
+        None if labels is None else shaped("labels", as_array(labels).reshape(-1), 1, len(codes))
+    )
+    weight = codes.var(axis=0) if kl is None else shaped("kl", kl, 1, codes.shape[1])
     first, *rest = (int(latent) for latent in np.argsort(-weight, kind="stable")[:2])
     suffixes = {
         latent: "" if kl is None else f"  (KL {weight[latent]:.2f} nats)"
@@ -154,6 +171,7 @@ def latent_scatter(
     return figure
 
 
+@public
 def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) -> Figure:
     """Draw the KL of every latent in decreasing order.
 
@@ -163,11 +181,16 @@ def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) ->
         standard_error: Standard errors over data in nats, shape ``(L,)``; the lines are twice as
             long.
     """
-    nats, is_active = as_array(kl), as_array(active).astype(bool)
+    nats = shaped("kl", kl, 1)
+    is_active = shaped("active", active, 1, len(nats)).astype(bool)
     order = np.argsort(-nats, kind="stable")
     figure = new_figure(min(4.5 + 0.35 * len(nats), 12), 3.8)
     axes = figure.subplots()
-    error = None if standard_error is None else 2 * as_array(standard_error)
+    error = (
+        None
+        if standard_error is None
+        else 2 * shaped("standard_error", standard_error, 1, len(nats))
+    )
     title = (
         f"KL per latent: {nats.sum():.1f} nats in total, {is_active.sum()} of {len(nats)} active"
     )
@@ -187,6 +210,7 @@ def kl_bars(kl: Values, active: Values, standard_error: Values | None = None) ->
     return figure
 
 
+@public
 def features(
     x: Values, means: Values | None, title: str, feature_names: Sequence[str] = (), num: int = 6
 ) -> Figure:
@@ -199,7 +223,11 @@ def features(
         feature_names: Names of the D features.
         num: How many to draw, the first ones.
     """
-    data, fits = as_array(x)[:num], None if means is None else as_array(means)[:num]
+    check_count("num", num)
+    data = shaped("x", x, 2)[:num]
+    fits = None if means is None else shaped("means", means, 2, data.shape[1])[:num]
+    if fits is not None and len(fits) < len(data):
+        raise InputError(f"'means' must have a row for each of {len(data)} data, got {len(fits)}")
     columns = min(3, len(data))
     figure = new_figure(12 if columns > 1 else 6, 0.6 + 2.6 * math.ceil(len(data) / columns))
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)

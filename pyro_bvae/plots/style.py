@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import Values
 
 Array = NDArray[Any]
-Values = ArrayLike | Tensor
 # A name, a colour and an estimate: its value and errors by name.
 GapRow = tuple[str, str, Mapping[str, Any]]
 
@@ -46,6 +46,28 @@ HALO = [withStroke(linewidth=3, foreground="white")]
 def as_array(values: Values) -> Array:
     """Return values as a NumPy array."""
     return values.detach().cpu().numpy() if isinstance(values, Tensor) else np.asarray(values)
+
+
+def shaped(name: str, values: Values, dims: int, width: int | None = None) -> Array:
+    """Return values as an array of so many dimensions, none of them empty.
+
+    Args:
+        name: The argument, for the error.
+        values: The values.
+        dims: The number of dimensions.
+        width: The size of the last one, if it is known.
+
+    Raises:
+        InputError: for another shape.
+    """
+    array = as_array(values)
+    if array.ndim != dims or 0 in array.shape or width not in (None, array.shape[-1]):
+        last = "..." if width is None else width
+        wanted = f"{dims} dimensions" if dims > 1 else "one dimension"
+        raise InputError(
+            f"'{name}' must have {wanted}, the last of size {last}, got shape {array.shape}"
+        )
+    return array.astype(float) if array.dtype == bool else array
 
 
 def plain(text: object) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.plots.style import (
     BLUE,
     GREEN,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     pass
 
 
+@public
 def training_curves(history: Mapping[str, Sequence[float]]) -> Figure:
     """Draw distortion, rate and objective over the epochs, on training and validation data.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import DiagonalNormal, FullRankNormal, LowRankNormal
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 
@@ -19,6 +20,7 @@ from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 _FACTOR_BOUND = 100.0
 
 
+@public
 class NormalPosterior(AmortizedPosterior):
     r"""The diagonal normal guide, :math:`\mathcal{N}(\mu(x), \operatorname{diag} \sigma(x)^2)`.
 
@@ -60,6 +62,7 @@ class NormalPosterior(AmortizedPosterior):
         return DiagonalNormal.of(loc, positive(raw_scale))
 
 
+@public
 class FullRankPosterior(AmortizedPosterior):
     r"""The normal guide with a covariance matrix for each datum, by its Cholesky factor.
 
@@ -110,6 +113,7 @@ class FullRankPosterior(AmortizedPosterior):
         return FullRankNormal(loc, scale_tril=positive(raw_scale).unsqueeze(-1) * unit)
 
 
+@public
 class LowRankPosterior(AmortizedPosterior):
     r"""The normal guide with correlations of low rank, for latents too many for a full matrix.
 

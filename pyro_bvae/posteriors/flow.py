@@ -16,6 +16,7 @@ from torch.nn.functional import logsigmoid
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import AutoregressiveNormal
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
@@ -68,6 +69,7 @@ class GatedStep(nn.Module):
         return log_gate - logsigmoid(torch.full_like(logit, _REST)), torch.sigmoid(-logit) * target
 
 
+@public
 class FlowPosterior(AmortizedPosterior):
     r"""The flow guide: a diagonal normal whose noise goes through gated autoregressive steps.
 

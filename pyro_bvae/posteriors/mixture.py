@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import NormalMixture
 from pyro_bvae.posteriors.base import AmortizedPosterior, positive
 from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior, moved, start_anew
@@ -20,6 +21,7 @@ from pyro_bvae.posteriors.local import check_start, check_whole, local_posterior
 _APART = 0.5
 
 
+@public
 class MixturePosterior(AmortizedPosterior):
     r"""The guide of several modes, a mixture of C diagonal normals.
 

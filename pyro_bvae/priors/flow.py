@@ -13,6 +13,7 @@ from pyro.nn import DenseNN
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import DiagonalNormal
 
 # The most that one coupling does to the log of a scale: extreme latents keep a finite density
@@ -41,6 +42,7 @@ class UncachedTransformedDistribution(dist.TransformedDistribution):
         self._transforms = transforms
 
 
+@public
 class FlowPrior(nn.Module):
     r"""A normalizing flow: noise through an elementwise spline, then through affine couplings.
 

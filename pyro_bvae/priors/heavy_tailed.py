@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 
 
+@public
 class LaplacePrior(nn.Module):
     r"""Independent Laplace latents of unit variance.
 
@@ -45,6 +47,7 @@ class LaplacePrior(nn.Module):
         return dist.Laplace(self.loc, self.scale).to_event(1)
 
 
+@public
 class StudentTPrior(nn.Module):
     r"""Independent Student-t latents of unit variance.
 

@@ -9,10 +9,12 @@ import torch
 from torch import nn
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import NormalMixture
 from pyro_bvae.priors.scales import positive, raw_of
 
 
+@public
 class MixturePrior(nn.Module):
     r"""A mixture of normals with learned weights, means and scales.
 

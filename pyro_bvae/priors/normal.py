@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import DiagonalNormal
 from pyro_bvae.priors.scales import positive, raw_of
 
 
+@public
 class NormalPrior(nn.Module):
     r"""The standard normal prior, :math:`p(z) = \mathcal{N}(0, I)`.
 
@@ -41,6 +43,7 @@ class NormalPrior(nn.Module):
         return DiagonalNormal.of(self.loc, self.scale)
 
 
+@public
 class LearnedNormalPrior(nn.Module):
     r"""A learned normal prior, :math:`p(z) = \mathcal{N}(\mu, \operatorname{diag} \sigma^2)`.
 

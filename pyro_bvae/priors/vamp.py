@@ -13,6 +13,7 @@ from torch.distributions import Transform, constraints, transform_to
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of, num_features_of
 
 # How far inside of an edge of the support pseudo-inputs start, of its width or in units: on the
@@ -75,6 +76,7 @@ class VectorMixture(dist.TorchDistribution):
         return (weights * spread).sum(0).expand(self.batch_shape + self.event_shape)
 
 
+@public
 class VampPrior(nn.Module):
     r"""A mixture of the guide's posteriors at learned pseudo-inputs (Tomczak and Welling 2018).
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 
 
 class ZukoDistribution(ZukoToPyro):  # type: ignore[misc]
@@ -44,6 +45,7 @@ class ZukoDistribution(ZukoToPyro):  # type: ignore[misc]
         return ZukoDistribution(self.dist.expand(torch.Size(batch_shape)))
 
 
+@public
 class ZukoPrior(nn.Module):
     r"""A normalizing flow of the package Zuko, such as ``zuko.flows.NSF(features=10)``.
 

@@ -16,6 +16,7 @@ import torch
 from pyro import poutine
 
 from pyro_bvae.core.context import check_contexts
+from pyro_bvae.core.inputs.programs import fitting_networks
 from pyro_bvae.core.module_modes import EvalModeCheck, evaluating, owner
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products, full_precision
@@ -196,7 +197,8 @@ def open_program(
         seeded(seed, PROGRAM_STREAM),
         fast_products(device),
     ):
-        program = Program(model, guide, args, data_plate)
+        with fitting_networks(vae):
+            program = Program(model, guide, args, data_plate)
         if not program.vectorized:
             warnings.warn(
                 "the program gives other weights with a plate of particles around it than without"

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import read_bytes
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.report.sections import Section, sections
 from pyro_bvae.report.tables import headline, notes, summary, verdict
 from pyro_bvae.runs import load
@@ -26,6 +27,7 @@ from pyro_bvae.training import Remark, check_after
 DPI = 200
 
 
+@public
 def write_report(
     run_directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
 ) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.protocols import VAE
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.anndata import CellFormat
 from pyro_bvae.evaluation import evidence
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 _MOST_NUMBERS = 50_000_000
 
 
+@exclusive
 def annotate(
     adata: AnnData,
-    vae: Any,
+    vae: VAE,
     cell_format: CellFormat,
     *,
     num_samples: int = 1000,
@@ -93,7 +96,7 @@ def annotate(
             "latents": vae.encode(*args).double().cpu(),
             "evidence": estimate.per_datum,
             "evidence_error": estimate.errors,
-            "evidence_trusted": estimate.reliable,
+            "evidence_trusted": torch.as_tensor(estimate.reliable),
         }
         for name, values in block.items():
             # Cells that are left out have NaN, and no trust.

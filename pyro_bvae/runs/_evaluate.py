@@ -9,6 +9,7 @@ import torch
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import Evaluation
@@ -18,6 +19,7 @@ from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
 from pyro_bvae.training.distributed import own_device, process_group
 
 
+@exclusive
 def evaluate_run(
     directory: Path,
     *,
@@ -71,6 +73,7 @@ def evaluate_run(
     return evaluation
 
 
+@public
 def choose_data(
     data: Dataset | LazyDataset, num_data: int | None, seed: int
 ) -> Dataset | LazyDataset:

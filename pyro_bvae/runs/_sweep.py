@@ -7,6 +7,7 @@ from typing import Literal
 
 from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.runs._train import check_device, check_output, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config, write_config
@@ -41,6 +42,7 @@ def saved_sweep(output: Path) -> tuple[TrainConfig, tuple[float, ...], tuple[flo
     )
 
 
+@exclusive
 def train_sweep(
     config: TrainConfig,
     output: Path,

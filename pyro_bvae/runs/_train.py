@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.datasets import Splits
 from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config, write_config
@@ -29,6 +30,7 @@ from pyro_bvae.vae import BetaVAE
 _CHECKED = 4096
 
 
+@exclusive
 def train(
     config: TrainConfig,
     output: Path,
@@ -114,6 +116,7 @@ def _prepare(
     return config, vae, splits, state
 
 
+@exclusive
 def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
     """Return the untrained model of a configuration, started at the data's mean on request."""
     vae = build_vae(config, Shape.of(splits.train))
@@ -124,6 +127,7 @@ def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
     return vae
 
 
+@public
 def check_splits(vae: BetaVAE, splits: Splits) -> None:
     """Raise unless a model can explain all parts of its data."""
     for data in (splits.train, splits.validation, splits.test):
@@ -133,6 +137,7 @@ def check_splits(vae: BetaVAE, splits: Splits) -> None:
             vae.check_data(x, context)
 
 
+@public
 def check_device(device: str) -> None:
     """Raise unless torch can use a device of this name."""
     try:

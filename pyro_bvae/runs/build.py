@@ -13,6 +13,7 @@ from torch.distributions import constraints
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_beta, check_count, unknown_name
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
 from pyro_bvae.datasets.registry import read
@@ -66,6 +67,7 @@ class Shape:
         )
 
 
+@public
 def check_config(config: TrainConfig) -> None:
     """Raise for a name or a number that can be seen to be wrong without data.
 
@@ -92,11 +94,13 @@ def check_config(config: TrainConfig) -> None:
     config.data.check()
 
 
+@public
 def load_data(config: TrainConfig) -> Splits:
     """Return the data set of a configuration."""
     return read(config.data, config.training.seed)
 
 
+@exclusive
 def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
     """Return the untrained model of a configuration, its weights drawn from its seed."""
     check_config(config)

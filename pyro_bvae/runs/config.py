@@ -12,6 +12,7 @@ from typing_extensions import Doc
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError, choices
 from pyro_bvae.core.inputs.files import read_bytes
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.registry import DataOptions
 from pyro_bvae.runs.catalogue import DISPERSIONS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
 from pyro_bvae.training.schedules import CosineWarmup, Cyclical, LinearWarmup
@@ -164,6 +165,7 @@ _TYPES: dict[str, Any] = {
 }
 
 
+@public
 def write_config(config: TrainConfig, path: Path) -> None:
     """Write a configuration as JSON, each option by the name that the command line gives it."""
     with atomic_write(path) as stream:
@@ -171,6 +173,7 @@ def write_config(config: TrainConfig, path: Path) -> None:
         stream.write("\n")
 
 
+@public
 def read_config(path: Path) -> TrainConfig:
     """Read a configuration, whose options may stand in the parts ``data``, ``model``, ``training``.
 

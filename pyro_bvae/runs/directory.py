@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.datasets import Splits
 from pyro_bvae.runs.build import Shape, build_vae, load_data
@@ -58,6 +59,7 @@ class Run:
         yield from (self.vae, self.config, self.splits)
 
 
+@public
 def load(
     run: str | Path,
     model: nn.Module | None = None,

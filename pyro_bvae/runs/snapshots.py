@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pyro_bvae import plots
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
 from pyro_bvae.core.errors import check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.history import Row
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _NUM_RECONSTRUCTIONS, _DPI = 10, 100
 
 
+@public
 class Snapshots:
     """Reconstructions and samples every few epochs, as a callback of :func:`~pyro_bvae.fit`.
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sequ
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.inputs.data import as_data, is_table, named
 from pyro_bvae.core.protocols import Batch, Batches
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.training.distributed import Ranks
@@ -269,8 +270,8 @@ def as_batches(
     Raises:
         InputError: for anything else, or no data.
     """
-    if isinstance(data, Tensor):
-        data = Dataset(data)
+    if is_table(data):
+        data = Dataset(as_data("x", data))
     if isinstance(data, Dataset):
         data = data.to(device=device, dtype=dtype)
         if check is not None:
@@ -282,7 +283,7 @@ def as_batches(
     elif isinstance(data, torch.utils.data.Dataset) and hasattr(data, "__len__"):
         data = LazyDataset.of_items(data, dtype)
     ready = Ready(dtype, device, check or (lambda x, context: check_finite("x", x)))
-    if isinstance(data, Batches):
+    if isinstance(data, Batches) and not isinstance(data, type):
         return LazyBatches(data, ready)
     if hasattr(data, "__iter__") and hasattr(data, "__len__") and not isinstance(data, np.ndarray):
         if len(data) == 0:
@@ -290,5 +291,5 @@ def as_batches(
         return LoaderBatches(data, ready)
     raise InputError(
         "'data' must be a tensor (N, D), a Dataset or a torch DataLoader with a length, got"
-        f" {type(data).__name__}"
+        f" {named(data)}"
     )

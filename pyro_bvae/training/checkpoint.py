@@ -11,16 +11,19 @@ import torch
 
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 
 _FORMAT = "pyro_bvae.checkpoint"
 _VERSION = 1
 
 
+@public
 def checkpoint_path(run: Path, which: str) -> Path:
     """Return the path of the checkpoint ``last`` or ``best`` of a run directory."""
     return run / "checkpoints" / f"{which}.pt"
 
 
+@public
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     """Write a checkpoint atomically; an earlier one at the same path survives any failure.
 
@@ -35,6 +38,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         stream.write(buffer.getbuffer())
 
 
+@public
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """Read a checkpoint, without executing its content.
 
@@ -61,6 +65,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
+@public
 def load_weights(vae: torch.nn.Module, state: dict[str, Any], path: Path) -> None:
     """Put a checkpoint's weights into a module.
 

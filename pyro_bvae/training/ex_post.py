@@ -12,9 +12,12 @@ from tqdm import tqdm
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.data import is_table
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.training.batches import Batches, as_batches
 from pyro_bvae.training.checks.dry_run import check_owned
 from pyro_bvae.training.checks.nonfinite import TrainingError
@@ -25,6 +28,7 @@ from pyro_bvae.vae import BetaVAE
 _CLIP = 10.0
 
 
+@exclusive
 def fit_ex_post_prior(
     vae: BetaVAE,
     data: Tensor | Dataset | Any,
@@ -125,8 +129,7 @@ class _Run:
     def ready(self, data: Any) -> Batches:
         """Return data as batches that the model can take."""
         some = next(self.vae.parameters(), self.parameters[0])
-        if isinstance(data, Tensor):
-            data = Dataset(data, missing=self.vae.missing)
+        data = as_dataset(data, self.vae) if is_table(data) else data
         return as_batches(data, some.dtype, some.device, self.vae.check_data)
 
     def draw(self, x: Tensor, context: Context | None) -> Tensor:

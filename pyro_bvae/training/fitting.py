@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.distributed import current_ranks
 from pyro_bvae.training.history import History, Row
@@ -21,6 +22,7 @@ from pyro_bvae.training.trainer import Trainer
 Callback = Callable[[Row], None]
 
 
+@exclusive
 def fit(
     vae: nn.Module,
     data: Tensor | Dataset | Any,

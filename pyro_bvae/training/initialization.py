@@ -9,8 +9,10 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import as_data
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.protocols import part_of
+from pyro_bvae.core.protocols import VAE, num_features_of, part_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions.partly_observed import PartlyObserved
 
@@ -33,7 +35,8 @@ class LastBias(NamedTuple):
     places: Tensor
 
 
-def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
+@exclusive
+def start_at_mean(vae: VAE, x: Tensor, context: Context | None = None) -> None:
     r"""Set the bias of the decoder's last affine map to the best one of a model without latents.
 
     .. math:: b = \arg\max_b \sum_n \log p(x_n \mid \text{parameters} = b)
@@ -58,7 +61,8 @@ def start_at_mean(vae: Any, x: Tensor, context: Context | None = None) -> None:
         raise InputError(
             "'vae' must have a decoder with a likelihood, and a network whose last layer has a bias"
         )
-    x = x[:_MOST_DATA].to(last.bias)
+    x = as_data("x", x, last.bias, num_features_of(vae))[:_MOST_DATA]
+    vae.check_data(x)
     given = () if context is None else (context.take(slice(_MOST_DATA)).to(last.bias),)
     # Not at 0 itself, where densities with a removable singularity may have no slope.
     bias = torch.full_like(last.bias, _NEAR_0).requires_grad_()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 
 
 class Schedule(Protocol):
@@ -21,6 +22,7 @@ class Schedule(Protocol):
         ...
 
 
+@public
 @dataclass(frozen=True)
 class Constant:
     """The same value throughout."""
@@ -32,6 +34,7 @@ class Constant:
         return self.value
 
 
+@public
 @dataclass(frozen=True)
 class LinearWarmup:
     """From ``start`` to ``value`` in a straight line over ``warmup_epochs``, then constant.
@@ -53,6 +56,7 @@ class LinearWarmup:
         return self.start + (self.value - self.start) * min(1.0, epoch / self.warmup_epochs)
 
 
+@public
 @dataclass(frozen=True)
 class CosineWarmup(LinearWarmup):
     """From ``start`` to ``value`` by a half cosine over the first ``warmup_epochs``, then constant.
@@ -71,6 +75,7 @@ class CosineWarmup(LinearWarmup):
         return _half_cosine(self.start, self.value, min(1.0, epoch / self.warmup_epochs))
 
 
+@public
 @dataclass(frozen=True)
 class Cyclical:
     """From 0 to ``value`` in a straight line, then constant, in each cycle (Fu et al. 2019).
@@ -100,6 +105,7 @@ class Cyclical:
         return self.value * min(1.0, epoch * self.num_cycles / epochs % 1.0 / self.rise)
 
 
+@public
 @dataclass(frozen=True)
 class OneCycle:
     """Up to ``value`` and down to nearly zero, both by a half cosine (Smith 2018).

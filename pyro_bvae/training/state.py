@@ -17,11 +17,14 @@ from torch import Tensor, nn
 from pyro_bvae.core.atomic_files import make_directory, remove_parts
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import check_observed, is_table, named
+from pyro_bvae.core.inputs.programs import fitting_networks
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import private_store
-from pyro_bvae.core.protocols import ChecksData, latent_dim_of, takes_missing
+from pyro_bvae.core.protocols import ChecksData, latent_dim_of
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.training.batches import Batch, as_batches, joined, may_be_single, num_steps, shared
 from pyro_bvae.training.checkpoint import (
     checkpoint_path,
@@ -78,6 +81,12 @@ class TrainingState:
         self.ranks = ranks or Ranks()
         if device is not None:
             vae.to(own_device(device))
+        for name in ("model", "guide"):
+            if not callable(getattr(vae, name, None)):
+                raise InputError(
+                    f"'vae' must have Pyro functions model and guide, got {type(vae).__name__}"
+                    f" without {name}"
+                )
         self.vae: Any = vae  # with model and guide, which a plain module has not
         self.settings, self.output = settings, output
         self.parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
@@ -87,10 +96,8 @@ class TrainingState:
             )
         self.device = self.parameters[0].device
         self.data = self._as_batches(data)
-        if not isinstance(validation, Tensor | Dataset | None):
-            raise InputError(
-                f"'validation' must be a tensor or a Dataset, got {type(validation).__name__}"
-            )
+        if not (validation is None or is_table(validation) or isinstance(validation, Dataset)):
+            raise InputError(f"'validation' must be a tensor or a Dataset, got {named(validation)}")
         if isinstance(validation, Dataset) and validation.stochastic_binarization:
             validation = validation.binarized(settings.seed)  # the same pixels after every epoch
         self.loss = Loss(vae, objective)
@@ -112,8 +119,9 @@ class TrainingState:
 
     def _as_batches(self, data: Any) -> Any:
         """Return data as batches; NaN in a tensor is a missing entry if the model has those."""
-        if isinstance(data, Tensor):
-            data = Dataset(data, missing=takes_missing(self.vae))
+        data = as_dataset(data, self.vae) if is_table(data) else data
+        if isinstance(data, Dataset):
+            check_observed(data.x)
         check = self.vae.check_data if isinstance(self.vae, ChecksData) else None
         return as_batches(data, self.parameters[0].dtype, self.device, check)
 
@@ -150,7 +158,8 @@ class TrainingState:
         with in_training(self.vae, self.settings.seed):
             x, context = self.first_batch()
             few = context and context.take(slice(2))
-            dry_run(self.loss, self.parameters, x[:2], few, self.final_beta)
+            with fitting_networks(self.vae):
+                dry_run(self.loss, self.parameters, x[:2], few, self.final_beta)
             if self.validation is not None:
                 self.validation.dry_run()
             single = may_be_single(self.data, size, self.ranks, self.vae)

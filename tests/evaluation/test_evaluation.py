@@ -615,13 +615,13 @@ def test_partly_masked_latents_and_guide_factors_are_refused(linear: LinearGauss
         evidence(vae.model, guide, x)
 
 
-def test_data_of_another_dtype_are_refused_in_words(linear: LinearGaussian) -> None:
-    vae = linear.amortized_vae()
-    with pytest.raises(
-        InputError,
-        match=r"'x' must be torch.float64 on cpu as the model is, got torch.float32 on cpu",
-    ):
-        evidence(vae.model, vae.guide, linear.sample(3).float())
+def test_data_of_another_dtype_are_those_of_the_model(linear: LinearGaussian) -> None:
+    vae, x = linear.amortized_vae(), linear.sample(3).float()
+    expected = evidence(vae.model, vae.guide, x.double(), num_samples=10).per_datum
+    assert torch.equal(evidence(vae.model, vae.guide, x, num_samples=10).per_datum, expected)
+    words = r"'x' must be torch.float64 on cpu as the model is, got torch.float32 on cpu"
+    with pytest.raises(InputError, match=words):
+        vae.check_data(x)
 
 
 def test_draws_of_the_model_are_not_the_draws_of_the_guide() -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, listed, unknown_name
 from pyro_bvae.core.inputs.files import as_path
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.moved import grouped
 from pyro_bvae.datasets.counts.checks import observed_size_factor
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
@@ -147,6 +148,7 @@ _flat_columns = grouped(
 
 
 @_flat_columns
+@public
 def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) -> CellSplits:
     """Read counts from an ``.h5ad`` file.
 
@@ -168,6 +170,7 @@ def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) 
 
 
 @_flat_columns
+@public
 def from_anndata(
     adata: AnnData,
     *,

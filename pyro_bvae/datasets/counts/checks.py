@@ -11,7 +11,9 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import MISMATCH, as_numbers
 from pyro_bvae.core.inputs.files import readable
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 
 #: A value this near to a whole number is one, but for rounding; the readers then round it.
@@ -27,6 +29,7 @@ _FAULTS: tuple[tuple[str, Callable[[np.ndarray], np.ndarray]], ...] = (
 )
 
 
+@public
 def check_counts(
     x: Any,
     name: str = "x",
@@ -51,7 +54,10 @@ def check_counts(
     if hasattr(x, "check_format"):
         check_sparse(x, name)
     sparse = x.tocsr() if hasattr(x, "tocsr") else None
-    values = _array(x) if sparse is None else sparse.data
+    table = x if sparse is not None or isinstance(x, np.ndarray) else as_numbers(x)
+    if table is MISMATCH or table.ndim != 2:
+        raise InputError(f"'{name}' must hold counts, a table (N, D), got {type(x).__name__}")
+    values = _array(table) if sparse is None else sparse.data
     if values.dtype.kind not in "biuf":
         raise InputError(f"'{name}' must hold counts, got type {values.dtype}")
     for wanted, is_bad in _FAULTS:
@@ -102,6 +108,7 @@ def observed_size_factor(totals: Tensor, row_names: Sequence[str] | None = None)
     return totals.unsqueeze(1)
 
 
+@public
 def with_size_factor(data: Dataset) -> Dataset:
     r"""Return counts with the total of each datum as its size factor, :math:`l_n = \sum_d x_{nd}`.
 

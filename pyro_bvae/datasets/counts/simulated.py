@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.checks import with_size_factor
 from pyro_bvae.datasets.dataset import Dataset
@@ -94,6 +95,7 @@ class CountTruth:
         return counts * (generator.random(counts.shape) >= self.zero_inflation.double().numpy())
 
 
+@public
 def negative_binomial_truth(
     num_features: int = 50,
     latent_dim: int = 3,
@@ -139,6 +141,7 @@ def negative_binomial_truth(
     )
 
 
+@public
 def negative_binomial_factors(
     num_data: int = 5000,
     *,

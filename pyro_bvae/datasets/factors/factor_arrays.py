@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, listed
 from pyro_bvae.core.inputs.files import as_path, check_file, readable
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.readers.arrays import features_and_shape
 from pyro_bvae.datasets.readers.files import check_arrays
@@ -25,6 +26,7 @@ _DSPRITES_SHAPES = ("square", "ellipse", "heart")
 _BLOCK = 512
 
 
+@public
 def from_factors(
     images: ArrayLike | Tensor,
     factors: ArrayLike | Tensor,
@@ -75,17 +77,19 @@ def from_factors(
     return split(data, validation=validation, test=test, seed=seed, name=name)
 
 
+@public
 def factor_classes(factors: Tensor) -> Tensor:
     """Number the values of each factor from 0, in increasing order: ``(N, F)`` to long ``(N, F)``.
 
     Raises:
         InputError: for another shape.
     """
-    if factors.ndim != 2:
+    if factors.ndim != 2 or not factors.shape[1]:
         raise InputError(f"'factors' must have shape (N, F), got {tuple(factors.shape)}")
     return torch.stack([column.unique(return_inverse=True)[1] for column in factors.T], dim=1)
 
 
+@public
 def dsprites(
     path: str | os.PathLike[str],
     *,

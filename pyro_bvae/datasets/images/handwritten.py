@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.splits import Splits, split
 
 
+@public
 def digits(*, validation: float = 0.1, test: float = 0.2, seed: int = 0) -> Splits:
     """Return scikit-learn's digits, grey values in [0, 1], ``(N, 64)``, with labels.
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.factors.space import Correlation, FactorSpace, Fixed
 from pyro_bvae.datasets.images.sprite_styles import Look
@@ -40,6 +41,7 @@ _MARGIN = 0.26
 _BLOCK = 64
 
 
+@public
 def sprites(
     num_train: int = 8000,
     num_validation: int = 1000,
@@ -100,6 +102,7 @@ def sprites(
     )
 
 
+@public
 def render_sprites(factors: Tensor, size: int = 64) -> Tensor:
     """Render sprites from the indices of their factors.
 

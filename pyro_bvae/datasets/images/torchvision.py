@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.splits import Splits, held_out_count
 
@@ -26,6 +27,7 @@ _FILES = (
 _Path = str | os.PathLike[str]
 
 
+@public
 def mnist(root: _Path | None = None, *, validation: float = 5000, download: bool = True) -> Splits:
     """Return MNIST (LeCun et al., 1998): grey values in [0, 1], ``(N, 784)``, with labels.
 
@@ -41,6 +43,7 @@ def mnist(root: _Path | None = None, *, validation: float = 5000, download: bool
     return _load("MNIST", "mnist", root, validation, download)
 
 
+@public
 def fashion_mnist(
     root: _Path | None = None, *, validation: float = 5000, download: bool = True
 ) -> Splits:
@@ -48,6 +51,7 @@ def fashion_mnist(
     return _load("FashionMNIST", "fashion-mnist", root, validation, download)
 
 
+@public
 def kmnist(root: _Path | None = None, *, validation: float = 5000, download: bool = True) -> Splits:
     """Return Kuzushiji-MNIST (Clanuwat et al. 2018), from ``KMNIST/raw``, as :func:`mnist` does."""
     return _load("KMNIST", "kmnist", root, validation, download)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import as_path, check_file, status_of
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import WHOLE
 from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
@@ -30,6 +31,7 @@ READERS: dict[str, Callable[..., dict[str, Dataset]]] = {
 }
 
 
+@public
 def from_path(
     path: str | os.PathLike[str],
     *,

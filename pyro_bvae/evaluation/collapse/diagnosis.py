@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta, check_count
-from pyro_bvae.core.protocols import takes_missing
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.collapse.causes import (
     UNSEEN,
     Cause,
@@ -83,6 +84,7 @@ class Diagnosis:
         )
 
 
+@exclusive
 def diagnose(
     vae: nn.Module,
     data: Tensor | Dataset,
@@ -211,13 +213,7 @@ def _examine(
 
 def _arguments(vae: nn.Module, data: Any, num_data: int, seed: int) -> tuple[Any, ...]:
     """Return arguments of model and guide: some data on the module's device, and context."""
-    if isinstance(data, Tensor):
-        data = Dataset(data, missing=takes_missing(vae))
-    if not isinstance(data, Dataset):
-        hint = "; use its dense()" if callable(getattr(data, "dense", None)) else ""
-        raise InputError(
-            f"'data' must be a tensor (N, D) or a Dataset, got {type(data).__name__}{hint}"
-        )
+    data = as_dataset(data, vae)
     if len(data) < 3:
         raise InputError(
             f"'data' must hold at least 3 data for a variance over them, got {len(data)}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import NULL_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, paired
@@ -102,6 +103,7 @@ class Disentanglement:
         )
 
 
+@public
 def score_codes(
     codes: Values,
     factors: Values,
@@ -152,6 +154,7 @@ def score_codes(
     return Disentanglement(scores, nulls, len(data.codes))
 
 
+@exclusive
 def disentanglement(
     vae: BetaVAE,
     data: Dataset,

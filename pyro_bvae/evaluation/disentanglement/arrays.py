@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import Values
 
 Array = NDArray[Any]
-Values = ArrayLike | Tensor
 
 # A factor is continuous when it takes more values than this share of the data.
 _MOST_VALUES = 0.5

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, GROUP_STREAM
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
@@ -17,6 +18,7 @@ from pyro_bvae.evaluation.marginal.bounds import ACTIVE_VARIANCE
 _Accuracy = Callable[[Paired, Paired, np.random.Generator], Array]
 
 
+@public
 def beta_vae_score(
     codes: Values,
     factors: Values,
@@ -73,6 +75,7 @@ def beta_vae_score(
     )
 
 
+@public
 def factor_vae_score(
     codes: Values,
     factors: Values,

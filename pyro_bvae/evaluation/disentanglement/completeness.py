@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import shown
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM, FIT_STREAM, stream_seed
 from pyro_bvae.evaluation.disentanglement.arrays import Paired, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.score import Array, Score, check_bootstrap, generator
@@ -45,6 +48,7 @@ class DCI:
         return "\n".join(str(score) for score in self.scores)
 
 
+@public
 def dci(
     codes: Values,
     factors: Values,
@@ -96,6 +100,10 @@ def dci(
     check_bootstrap(num_bootstrap)
     data = paired(codes, factors, factor_names, least_latents=2, least_factors=2)
     parts = halves(data)
+    if predictor is not None and (isinstance(predictor, type) or not hasattr(predictor, "fit")):
+        raise InputError(
+            f"'predictor' must be a classifier of scikit-learn's, got {shown(predictor)}"
+        )
     classifier = GradientBoostingClassifier() if predictor is None else predictor
     table, trained, accuracy = _fit(classifier, *parts, seed)
     rng = generator(seed, BOOTSTRAP_STREAM)

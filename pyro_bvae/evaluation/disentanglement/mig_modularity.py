@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Paired, Values, paired
 from pyro_bvae.evaluation.disentanglement.score import Score, bootstrap_errors
 
@@ -21,6 +22,7 @@ _ROUNDING = 1e-12
 NUM_BINS = 20
 
 
+@public
 def mutual_information(
     codes: Values, factors: Values, *, bins: int = NUM_BINS, factor_names: Sequence[str] = ()
 ) -> pd.DataFrame:
@@ -49,6 +51,7 @@ def mutual_information(
     return pd.DataFrame(_information(_cells(data, bins)).table, data.latents, list(data.names))
 
 
+@public
 def mutual_information_gap(
     codes: Values,
     factors: Values,
@@ -96,6 +99,7 @@ def mutual_information_gap(
     return Score.of("MIG", statistic(_information(cells)), errors, data.names, len(data.codes))
 
 
+@public
 def modularity(
     codes: Values,
     factors: Values,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.disentanglement.arrays import Array, Values, halves, paired
 from pyro_bvae.evaluation.disentanglement.linear_svm import Machines
 from pyro_bvae.evaluation.disentanglement.score import Score, bootstrap_errors
@@ -14,6 +15,7 @@ from pyro_bvae.evaluation.disentanglement.score import Score, bootstrap_errors
 _SAP_C = 0.01
 
 
+@public
 def sap(
     codes: Values,
     factors: Values,
@@ -66,6 +68,7 @@ def sap(
     return Score.of("SAP", statistic(np.ones(len(flat))), errors, data.names, len(data.codes))
 
 
+@public
 def explicitness(
     codes: Values,
     factors: Values,

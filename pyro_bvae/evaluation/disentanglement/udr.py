@@ -11,6 +11,8 @@ import torch
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import Values
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import BOOTSTRAP_STREAM
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.disentanglement.encoding import encode
@@ -58,14 +60,19 @@ class Ranking:
         return self.table.to_string(index=False, float_format=lambda value: f"{value:.3f}")
 
 
-def rank_correlation(first: Array, second: Array) -> Array:
+@public
+def rank_correlation(first: Values, second: Values) -> Array:
     """Return the absolute rank correlation of each latent with each, of shape ``(D, E)``.
 
     Reference: Spearman 1904. A constant is correlated with nothing: 0.
     """
     from scipy.stats import rankdata
 
-    ranks = [rankdata(codes, axis=0) for codes in (first, second)]
+    codes = [np.asarray(part) for part in (first, second)]
+    if any(part.ndim != 2 for part in codes) or len(codes[0]) != len(codes[1]):
+        shapes = f"{codes[0].shape} and {codes[1].shape}"
+        raise InputError(f"'first' and 'second' must be codes of the same N data, got {shapes}")
+    ranks = [rankdata(part, axis=0) for part in codes]
     centred = [part - part.mean(0) for part in ranks]
     lengths = [np.sqrt((part**2).sum(0)) for part in centred]
     units = [
@@ -75,6 +82,7 @@ def rank_correlation(first: Array, second: Array) -> Array:
     return np.abs(units[0].T @ units[1])
 
 
+@exclusive
 def unsupervised_disentanglement_ranking(
     runs: Iterable[Trained],
     data: Dataset | None = None,
@@ -112,7 +120,9 @@ def unsupervised_disentanglement_ranking(
     import pandas as pd
 
     check_bootstrap(num_bootstrap)
-    models = list(runs)
+    models = [] if isinstance(runs, str | type) or not isinstance(runs, Iterable) else list(runs)
+    if not models or not all(hasattr(model, "vae") for model in models):
+        raise InputError(f"'runs' must be a sweep, or its models, got {type(runs).__name__}")
     shown = getattr(runs, "validation", None) if data is None else data
     if not isinstance(shown, Dataset):
         raise InputError(

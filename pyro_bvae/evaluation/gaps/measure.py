@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.inputs.programs import program_arguments
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.moved import grouped
 from pyro_bvae.core.seeds import REFIT_STREAM, stream_seed
@@ -27,6 +29,7 @@ AT_ZERO = "'training_beta' must be positive for the gaps to be finite, got 0"
 
 
 @grouped("settings", RefitSettings, families="families", local_guide="local_guide")
+@exclusive
 def inference_gaps(
     model: Function,
     guide: Function,
@@ -93,6 +96,7 @@ def inference_gaps(
     settings = settings or RefitSettings()
     chosen = tuple(family_of(name) for name in settings.families)
     request = Request(num_samples, training_beta, settings, settings.local_guide, chosen)
+    train = train and program_arguments(model, guide, *train)[2:]
     options: dict[str, Any] = {"data_plate": data_plate, "progress": progress}
     measured = _measure(
         model,

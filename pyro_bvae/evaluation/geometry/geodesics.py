@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.evaluation.geometry.jacobian import View, check_latents, looking, means, view_of
 
 # A round of the optimiser, after which its progress is looked at.
@@ -62,6 +63,7 @@ class Geodesic:
         )
 
 
+@exclusive
 def geodesic(
     vae: Any,
     start: Tensor,
@@ -146,10 +148,9 @@ def _check(
     max_iterations: int,
 ) -> None:
     for name, value in (("start", start), ("end", end)):
-        if not isinstance(value, Tensor) or value.dim() != 1:
-            got = (
-                f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-            )
+        if value.dim() != 1 or not value.is_floating_point():
+            got = f"shape {tuple(value.shape)}"
+            got += "" if value.is_floating_point() else f" of {value.dtype}"
             raise InputError(f"'{name}' must be a tensor (L,), got {got}")
     if start.shape != end.shape:
         raise InputError(f"'end' must have {len(start)} latents as 'start' has, got {len(end)}")

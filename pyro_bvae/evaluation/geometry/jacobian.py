@@ -21,6 +21,7 @@ from torch.func import jvp, vmap
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.protocols import latent_dim_of
@@ -135,6 +136,7 @@ class DecoderGeometry:
         )
 
 
+@exclusive
 def decoder_jacobian(
     vae: Any, z: Tensor, context: Context | None = None, *, view: View = means
 ) -> Tensor:
@@ -159,6 +161,7 @@ def decoder_jacobian(
         return _jacobian(vae, z, context, view)
 
 
+@exclusive
 def decoder_geometry(
     vae: Any,
     z: Tensor,

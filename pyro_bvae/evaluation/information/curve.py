@@ -13,10 +13,14 @@ from torch import Tensor
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.inputs.data import shown
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.bounds import elbo_parts
 
+_PAIR = 2
 # Standard errors by which a neighbour may be on the wrong side before a curve is called not
 # monotone, or not convex.
 _ERRORS = 3.0
@@ -137,6 +141,7 @@ class RateDistortion:
         return "\n".join([*lines, f"{shape}; knee at β = {self.knee:g}"])
 
 
+@exclusive
 def rate_distortion(
     sweep: Any,
     data: Tensor | Dataset | None = None,
@@ -168,7 +173,7 @@ def rate_distortion(
         data = getattr(sweep, "validation", None)
     if data is None:
         raise InputError("'data' must be given: the sweep has no held-out data of its own")
-    data = Dataset(data) if isinstance(data, Tensor) else data
+    data = as_dataset(data, runs[0][1])
     args = arguments(data.x, data.context)
     results: dict[float, list[tuple[Estimate, Estimate]]] = {}
     for beta, vae in sorted(runs, key=lambda run: run[0]):
@@ -183,11 +188,16 @@ def rate_distortion(
 
 def _runs(sweep: Any) -> Iterable[Any]:
     runs: Iterable[Any] = getattr(sweep, "runs", sweep)
+    if isinstance(runs, str | type) or not isinstance(runs, Iterable):
+        raise InputError(f"'sweep' must be a sweep, or pairs of β and model, got {shown(sweep)}")
     return runs
 
 
 def _pair(run: Any) -> tuple[float, Any]:
-    beta, vae = (getattr(run, "final_beta", run.beta), run.vae) if hasattr(run, "vae") else run
+    is_pair = isinstance(run, tuple | list) and len(run) == _PAIR
+    if not is_pair and not hasattr(run, "vae"):
+        raise InputError(f"'sweep' must hold runs, or pairs of β and model, got {shown(run)}")
+    beta, vae = run if is_pair else (getattr(run, "final_beta", run.beta), run.vae)
     check_beta(beta)
     return float(beta), vae
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.information.aggregate import Aggregate, log_marginals
 from pyro_bvae.evaluation.information.latent_draws import (
@@ -112,6 +113,7 @@ _PARTS = {
 }
 
 
+@exclusive
 def decompose_kl(
     model: Function,
     guide: Function,

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.public import public
 
 
 class EnergyTest(NamedTuple):
@@ -37,6 +38,7 @@ class DimensionTests(NamedTuple):
     p_values: Tensor
 
 
+@public
 def energy_test(
     x: Tensor, y: Tensor, *, num_permutations: int = 499, generator: torch.Generator
 ) -> EnergyTest:
@@ -114,6 +116,8 @@ def _check(x: Tensor, y: Tensor) -> None:
             f"'x' and 'y' must be rows (N, L) of one width, got {tuple(x.shape)} and"
             f" {tuple(y.shape)}"
         )
+    check_finite("x", x)
+    check_finite("y", y)
     if min(len(x), len(y)) < 2:
         raise InputError(
             f"a two-sample test takes at least 2 rows of each, got {len(x)} and {len(y)}"

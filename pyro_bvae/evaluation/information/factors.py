@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import Values
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
 from pyro_bvae.evaluation.information.latent_draws import check_one_latent
 from pyro_bvae.evaluation.marginal.bounds import measure_dimensions
@@ -21,7 +23,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 Array = NDArray[Any]
-Values = ArrayLike | Tensor
 # A factor of whole numbers that takes no more values than this is a choice between them.
 _MOST_CHOICES = 20
 # Neighbours of each datum that the estimate of mutual information looks at, as is scikit-learn's
@@ -79,6 +80,7 @@ class LatentReading:
         )
 
 
+@exclusive
 def read_latents(
     model: Function,
     guide: Function,

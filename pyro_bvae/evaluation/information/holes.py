@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.programs import program_arguments
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.seeds import CHOICE_STREAM, PREDICTIVE_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.information.aggregate import Aggregate, log_marginals
@@ -130,6 +132,7 @@ class HoleMass:
         )
 
 
+@exclusive
 def hole_mass(
     model: Function,
     guide: Function,
@@ -188,6 +191,7 @@ def hole_mass(
     if not 0 < share < 1:
         raise InputError(f"'share' must lie between 0 and 1, got {share}")
     kept = held_out if isinstance(held_out, tuple) else (held_out,)
+    kept = program_arguments(model, guide, *kept, name="hole_mass")[2:]
     _check_held_out(args, kept)
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed}
     with open_program(model, guide, kept, **options) as program, torch.no_grad():
@@ -211,6 +215,7 @@ def hole_mass(
         return _summarise(points, encoded, result, share, num_permutations, seed, program.num_data)
 
 
+@exclusive
 def log_aggregate(
     model: Function,
     guide: Function,

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.inversion.methods import BatchedHMCMethod, Draws, prepared
-from pyro_bvae.evaluation.inversion.model import InverseProblem, Signal
+from pyro_bvae.evaluation.inversion.model import InverseProblem, Signal, check_vae
 from pyro_bvae.evaluation.inversion.starts import PriorStart, start_chains
 
 # Expected ranks in a bin, below which the chi-square distribution is no guide.
@@ -93,6 +94,7 @@ class Calibration:
         )
 
 
+@exclusive
 def calibrate(
     vae: Any,
     operator: Callable[[Tensor], Tensor],
@@ -129,6 +131,7 @@ def calibrate(
     """
     check_count("num_problems", num_problems)
     check_count("num_ranked", num_ranked)
+    check_vae(vae)
     method = method or BatchedHMCMethod()
     problem = InverseProblem(prior or vae.prior, vae.decoder, operator, noise, signal)
     with prepared(problem):

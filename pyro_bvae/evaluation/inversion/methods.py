@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.module_modes import evaluating, frozen
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import full_precision
@@ -55,6 +56,7 @@ class Draws:
     effective: Tensor | None = None
 
 
+@public
 @dataclass(frozen=True)
 class NUTSMethod:
     """Pyro's No-U-Turn sampler: chains in turn, each with a seed and a start of its own.
@@ -135,6 +137,7 @@ class NUTSMethod:
         return run.get_samples(), len(run.diagnostics()["divergences"]["chain 0"])
 
 
+@public
 @dataclass(frozen=True)
 class BatchedHMCMethod:
     """Hamiltonian Monte Carlo with trajectories of one length, all chains of all problems at once.

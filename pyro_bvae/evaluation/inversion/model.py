@@ -95,6 +95,18 @@ class Simulated(NamedTuple):
     y: Tensor  # (N, M)
 
 
+def check_vae(vae: Any) -> None:
+    """Raise unless a model has a prior and a decoder.
+
+    Raises:
+        InputError: with its type.
+    """
+    if not all(callable(getattr(vae, name, None)) for name in ("decoder", "prior")):
+        raise InputError(
+            f"'vae' must be a model with a prior and a decoder, got {type(vae).__name__}"
+        )
+
+
 class InverseProblem:
     """The Pyro program of an inversion, for any number N of observations at once.
 

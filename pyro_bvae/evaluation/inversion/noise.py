@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import (
     DiagonalNormal,
     FullRankNormal,
@@ -31,6 +32,7 @@ from pyro_bvae.program.sites import unwrapped
 NOISE_SITE = "noise_scale"
 
 
+@public
 class NormalNoise:
     r"""Independent normal noise, :math:`y \sim \mathcal{N}(A(x), s^2 I)`.
 
@@ -97,6 +99,7 @@ class NormalNoise:
         return drawn.unsqueeze(-1)
 
 
+@public
 class CountThinning:
     r"""Each count is kept with probability p, :math:`y_m \sim \mathrm{Binomial}(x_m, p)`.
 

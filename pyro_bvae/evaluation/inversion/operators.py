@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 
 # x, (*, D), to its measurements without noise, (*, M).
 Operator = Callable[[Tensor], Tensor]
 
 
+@public
 class LinearOperator:
     r"""A linear operator, :math:`A(x) = A x`.
 
@@ -66,6 +68,7 @@ class LinearOperator:
         return y @ torch.linalg.pinv(self.matrix).to(y).mT
 
 
+@public
 class Mask(LinearOperator):
     """Inpainting: some features are seen as they are, the others not at all.
 
@@ -91,6 +94,7 @@ class Mask(LinearOperator):
         super().__init__(torch.eye(len(flat), dtype=torch.double, device=flat.device)[flat])
 
 
+@public
 class Blur(LinearOperator):
     r"""Each pixel becomes a mean of its neighbours, with normal weights of scale ``width``.
 
@@ -110,6 +114,7 @@ class Blur(LinearOperator):
         super().__init__(_separable(image_shape, lambda size: _smoothing(size, width)))
 
 
+@public
 class Downsample(LinearOperator):
     """Squares of pixels become their mean.
 
@@ -130,6 +135,7 @@ class Downsample(LinearOperator):
         super().__init__(_separable(image_shape, lambda size: _means(size, factor)))
 
 
+@public
 class RandomProjection(LinearOperator):
     r"""Random weighted sums of all features: compressed sensing (Candès and Tao 2006).
 

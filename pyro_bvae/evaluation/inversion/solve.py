@@ -11,10 +11,11 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.moved import grouped
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.methods import Draws, NUTSMethod, prepared
-from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, Signal
+from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, Signal, check_vae
 from pyro_bvae.evaluation.inversion.noise import NOISE_SITE, NormalNoise
 from pyro_bvae.evaluation.inversion.occupancy import Occupied, occupy
 from pyro_bvae.evaluation.inversion.result import Inversion
@@ -23,6 +24,7 @@ from pyro_bvae.evaluation.inversion.starts import InversionSettings, default_sta
 
 
 @grouped("settings", InversionSettings, starts="starts", data="data", holes="holes")
+@exclusive
 def invert(
     vae: Any,
     y: Tensor,
@@ -150,10 +152,7 @@ def _noise(noise: Any) -> Callable[[Tensor], Any]:
 
 def _rows(y: Tensor, vae: Any) -> Tensor:
     """Return y as one row, in the model's type; raise unless it is one finite vector."""
-    if not callable(getattr(vae, "decoder", None)) or not callable(getattr(vae, "prior", None)):
-        raise InputError(
-            f"'vae' must be a model with a prior and a decoder, got {type(vae).__name__}"
-        )
+    check_vae(vae)
     if not isinstance(y, Tensor) or y.dim() != 1 or not y.numel():
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise InputError(f"'y' must be the observation of one datum, a tensor (M,), got {got}")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import HasPosterior, num_features_of
 from pyro_bvae.core.seeds import CHOICE_STREAM, SAMPLE_STREAM, seeded, stream_seed
@@ -122,6 +123,7 @@ def default_starts(
     return tuple(starts)
 
 
+@exclusive
 def start_chains(
     vae: Any,
     problem: InverseProblem,
@@ -138,6 +140,7 @@ def start_chains(
     """
     if not starts:
         raise InputError("'starts' must hold at least one start, got none; PriorStart() is one")
+    check_count("num_chains", num_chains)
     results = []
     for chain in range(num_chains):
         start = starts[chain % len(starts)]

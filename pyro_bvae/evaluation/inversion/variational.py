@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import REFIT_STREAM, seeded
 from pyro_bvae.evaluation.inversion.methods import Draws, check_counts, opened_for
 from pyro_bvae.evaluation.inversion.mixture import (
@@ -36,6 +37,7 @@ _LEAST_SHARE, _LEAST_EFFECTIVE = 0.1, 100.0
 _DRAWS_EACH, _ROUNDS = 4, 3
 
 
+@public
 @dataclass(frozen=True)
 class VariationalMethod:
     """Full-rank normals fitted to the posterior in unconstrained coordinates, one a start.

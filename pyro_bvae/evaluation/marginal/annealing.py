@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import ANNEALING_STREAM, SIMULATION_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
@@ -52,6 +53,7 @@ class Sandwich(NamedTuple):
     simulated: LatentValues
 
 
+@exclusive
 def annealed_evidence(
     model: Function,
     guide: Function,
@@ -109,6 +111,7 @@ def annealed_evidence(
     return _join(blocks, settings)
 
 
+@exclusive
 def bidirectional_evidence(
     model: Function,
     guide: Function,

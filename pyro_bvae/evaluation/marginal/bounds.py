@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm import tqdm
 
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.marginal.averages import error_of_mean
 from pyro_bvae.evaluation.marginal.importance import (
@@ -155,6 +156,7 @@ def closed_form_rate(program: Program, args: tuple[Any, ...]) -> Tensor | None:
     return program.per_datum(guide_site, kl)[0]
 
 
+@exclusive
 def elbo_parts(
     model: Function,
     guide: Function,
@@ -247,6 +249,7 @@ class _Moments:
         return self.squares / max(self.count - 1, 1)
 
 
+@exclusive
 def kl_per_dimension(
     model: Function,
     guide: Function,

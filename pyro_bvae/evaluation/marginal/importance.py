@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
@@ -221,6 +222,7 @@ def map_weights(
         ]
 
 
+@exclusive
 def evidence(
     model: Function,
     guide: Function,
@@ -327,6 +329,7 @@ def _importance(
     return join_evidence(blocks, num_samples, cost)
 
 
+@exclusive
 def elbo(
     model: Function,
     guide: Function,

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.marginal.tails import (
     HeavierTails,
     StudentTails,
@@ -62,6 +63,7 @@ class Proposal(Protocol):
         """Return the components, whose shares add up to 1."""
 
 
+@public
 @dataclass(frozen=True)
 class RobustProposal:
     """The guide with wider tails around it and a share of prior draws: the default.
@@ -110,6 +112,7 @@ class GuideProposal:
         return (Component(program.guide, 1.0),)
 
 
+@public
 @dataclass(frozen=True)
 class RefitProposal:
     """The guide and its local refit under the ELBO, in equal parts; the refit has tails.
@@ -145,6 +148,7 @@ class RefitProposal:
         )
 
 
+@public
 @dataclass(frozen=True)
 class HeavyTailedProposal:
     """A proposal mixed with Student-t distributions of its own locations and scales.
@@ -186,6 +190,7 @@ class HeavyTailedProposal:
         return _whole([*light, *heavy])
 
 
+@public
 @dataclass(frozen=True)
 class DefensiveProposal:
     """A proposal mixed with the prior (Hesterberg 1995), which bounds the weights.

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.marginal.hmc import Path, evaluate_path, hmc_step
 
 
+@public
 @dataclass(frozen=True)
 class AnnealingSettings:
     """How annealed importance sampling runs.

@@ -9,6 +9,7 @@ from typing import Any
 import pyro
 
 from pyro_bvae.core.findings import Finding
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.evaluation.program_audit.faults import check_context, check_noise, check_supports
@@ -63,6 +64,7 @@ class Audit:
         )
 
 
+@exclusive
 def audit(model: Callable[..., Any], guide: Callable[..., Any], *args: Any, **kwargs: Any) -> Audit:
     r"""Look any Pyro model and guide over for mistakes that change numbers and raise nothing.
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 
 
+@public
 @dataclass(frozen=True)
 class RefitSettings:
     """How local refits run.

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.inputs.data import Values
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, stream_seed
 
-Values = ArrayLike | Tensor
 #: A map from rows ``(N, D)`` to features ``(N, F)``.
 Features = Callable[[Tensor], Tensor]
 # Below this share of the largest variance a principal component is rounding.
@@ -63,6 +63,7 @@ def fitted_network(x: Tensor, targets: Any, hidden: int, seed: int, steps: int =
     return network
 
 
+@public
 class PrincipalFeatures:
     r"""The leading principal components of data, each with mean 0 and variance 1 over them.
 
@@ -96,6 +97,7 @@ class PrincipalFeatures:
         return (x.double() - self.mean) @ self.directions
 
 
+@public
 class LabelClassifier:
     """A classifier of labels: its hidden layer is a space, its probabilities score samples.
 

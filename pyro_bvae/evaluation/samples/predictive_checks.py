@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, seeded
 from pyro_bvae.program.predictive import draw_groups
 from pyro_bvae.program.program import Function, open_program
@@ -55,6 +56,7 @@ class CountChecks(NamedTuple):
         return "; ".join(lines)
 
 
+@exclusive
 @torch.no_grad()
 def count_checks(
     model: Function, guide: Function, *args: object, num_copies: int = 20, seed: int = 0
@@ -71,6 +73,7 @@ def count_checks(
     Raises:
         InputError: for fewer copies, or a model that does not observe one table or cannot draw it.
     """
+    check_count("num_copies", num_copies)
     if num_copies < 2:
         raise InputError(f"'num_copies' must be at least 2, got {num_copies}")
     with open_program(model, guide, args) as program, seeded(seed, PREDICTIVE_STREAM):

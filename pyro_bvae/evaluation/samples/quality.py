@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.samples.features import (
     Features,
     LabelClassifier,
@@ -153,6 +154,7 @@ class SampleQuality:
         )
 
 
+@public
 def sample_quality(
     real: Values,
     samples: Values,

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.evaluation.samples.features import PrincipalFeatures, fitted_network, sklearn_seed
+from pyro_bvae.core.inputs.data import shown
+from pyro_bvae.core.inputs.public import public
+from pyro_bvae.evaluation.samples.features import (
+    PrincipalFeatures,
+    as_rows,
+    fitted_network,
+    sklearn_seed,
+)
 
 # Rows that are held against all others at a time.
 _BLOCK = 512
@@ -161,6 +168,7 @@ class TwoSampleTest(NamedTuple):
     num_held_out: int
 
 
+@public
 def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) -> TwoSampleTest:
     r"""Test whether two sets of rows are of one distribution, by a classifier of the two.
 
@@ -181,6 +189,11 @@ def two_sample_test(x: Tensor, y: Tensor, *, critic: Any = None, seed: int = 0) 
     """
     from scipy.stats import binomtest  # slow to import
 
+    x, y = as_rows("x", x), as_rows("y", y)
+    if x.shape[1] != y.shape[1]:
+        raise InputError(f"'y' must have {x.shape[1]} features as 'x' has, got {y.shape[1]}")
+    if critic is not None and (isinstance(critic, type) or not hasattr(critic, "fit")):
+        raise InputError(f"'critic' must be a classifier of scikit-learn's, got {shown(critic)}")
     size = min(len(x), len(y))
     if size < 4:
         raise InputError(

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import listed
 from pyro_bvae.core.findings import Severity
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import latent_dim_of, part_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
@@ -213,6 +214,7 @@ def _of_threshold(x: Tensor, decoded: Any, beta: float) -> Iterator[Remark]:
         yield Remark("collapse", "error", ("beta",), seen, advice)
 
 
+@public
 def check_during(
     rows: Sequence[dict[str, float]],
     clip: float | None = None,
@@ -239,6 +241,7 @@ def check_during(
     return [*results, *_of_units_lost(rows), *_of_gradients(rows, clip, slow)]
 
 
+@public
 def check_after(evaluation: Mapping[str, Any]) -> list[Remark]:
     """Look over an evaluation after training: idle units, and a loose bound.
 

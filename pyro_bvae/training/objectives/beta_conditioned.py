@@ -12,13 +12,16 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of, num_features_of
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.training.objectives.kl import check_number
 from pyro_bvae.training.objectives.terms import Terms, TraceTerms
 from pyro_bvae.vae import BetaVAE
 
 
+@public
 class ConditionedBeta(TraceTerms):
     r"""The β-bound at a β drawn for each datum, which the networks take as a covariate.
 
@@ -81,6 +84,7 @@ class ConditionedBeta(TraceTerms):
         return super().terms(model, guide, x, context._replace(covariates=covariates), beta * drawn)
 
 
+@public
 def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
     """Return data with log β as their last covariate, for :class:`ConditionedBeta`.
 
@@ -91,10 +95,11 @@ def with_beta(data: Tensor | Dataset, beta: float = 1.0) -> Dataset:
     Raises:
         InputError: if β is not positive.
     """
-    data = Dataset(data) if isinstance(data, Tensor) else data
+    data = as_dataset(data)
     return replace(data, context=_conditioned(data.x, beta, data.context))
 
 
+@public
 def at_beta(vae: BetaVAE, beta: float) -> BetaVAE:
     """Return a β-conditioned model at one β: an ordinary model that shares its parameters.
 

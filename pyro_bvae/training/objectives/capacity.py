@@ -7,9 +7,11 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number
 
 
+@public
 class ControlledCapacity(KLObjective):
     r"""Controlled capacity (Burgess et al. 2018), for ``pyro.infer.SVI`` and ``fit``.
 

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number, product_base
 
 
+@public
 class FreeBits(KLObjective):
     r"""Free bits (Kingma et al. 2016), for ``pyro.infer.SVI`` and ``fit``.
 

@@ -20,6 +20,7 @@ from pyro.infer import ELBO
 from pyro.poutine.messenger import Messenger
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.precision import full_precision
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
@@ -27,6 +28,7 @@ from pyro_bvae.training.objectives.particles import Function, Pair, Run
 from pyro_bvae.training.objectives.terms import StepsByTerms, Terms
 
 
+@public
 class IWELBO(StepsByTerms, ELBO):
     r"""The importance weighted bound, for ``pyro.infer.SVI`` and ``fit``.
 

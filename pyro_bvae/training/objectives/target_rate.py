@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import public
 
 # How far log β may go from 0, and how fast the rate that it is steered by forgets.
 _FARTHEST, _KEPT = math.log(1e4), 0.9
 
 
+@public
 @dataclass(frozen=True)
 class TargetRate:
     r"""The β at which the rate is so many nats, found in training, as ``beta`` of ``fit``.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.training.objectives.kl import KLObjective, Latent, check_number, product_base
 
 # From the size of a batch and the number of data: the weight of a datum's own posterior, and that
@@ -60,6 +61,7 @@ def minibatch_weights(batch_size: int, num_data: int) -> tuple[float, float]:
     return weight, weight
 
 
+@public
 class TotalCorrelation(KLObjective):
     r"""The total-correlation objective (Chen et al. 2018), for ``pyro.infer.SVI`` and ``fit``.
 

@@ -13,6 +13,7 @@ from typing import Any, Literal, overload
 from torch import nn
 
 from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.checkpoint import checkpoint_path
@@ -107,6 +108,7 @@ class Sweep(Sequence[Replica]):
         return "\n".join(lines)
 
 
+@exclusive
 def sweep(
     make_vae: Callable[[int], BetaVAE],
     data: Any,
