@@ -294,9 +294,9 @@ def _distinct(
         tried, rows = (apart.any(dim).nonzero()[:, 0] for dim in (1, 0))
         if not target.program.sliceable:
             rows = torch.arange(target.num_data, device=rows.device)
-        some, pair = target.rows(rows), (first[tried], second[tried])
-        ends = (part[side][:, rows] for side in pair for part in (locs, factors))
-        apart[tried[:, None], rows] &= _dips(some, *ends, dtype) > _DIP
+        some, one, other = target.rows(rows), first[tried], second[tried]
+        starts, ends = ((locs[side][:, rows], factors[side][:, rows]) for side in (one, other))
+        apart[tried[:, None], rows] &= _dips(some, *starts, *ends, dtype) > _DIP
         target.cost += math.ceil(some.cost * len(rows) / target.num_data)
     for row, earlier, later in zip(apart, first.tolist(), second.tolist(), strict=True):
         distinct[later] &= ~distinct[earlier] | row
