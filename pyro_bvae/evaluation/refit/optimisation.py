@@ -244,17 +244,18 @@ def _polished(
 ) -> tuple[Tensor, Tensor, int]:
     """Return the data that a gradient step would not gain, their gains, and all evaluations.
 
-    A datum that is not certified takes the step and is tried again, alone with its like where the
-    block can be divided.
+    Data that gain take the step. Those that are not certified or gain notably are tried again,
+    without the others where the block can be divided.
     """
     divides, cost = isinstance(guide, LocalGuide) and program.sliceable, 0
+    limit = settings.certified_gain * beta
     part, dim = guide, program.plate.dim
     for attempt in range(_POLISHES + 1):
         on_progress(f"refit at β = {beta:g}, certificate")
         looks, stream = _LOOKS * 2**attempt, stream_seed(seed, 3, attempt)
         results = certify(program, args, part, beta, settings, stream, looks=looks)
         cost += len(results.gain) * results.particles
-        sure = results.gain + 2 * results.error <= settings.certified_gain * beta
+        sure = results.gain + 2 * results.error <= limit
         if attempt == 0:
             rows = torch.arange(len(sure), device=sure.device)
             certified, gain = sure.clone(), results.gain.clone()
@@ -262,12 +263,12 @@ def _polished(
         if bool(sure.all()) or attempt == _POLISHES or not callable(getattr(guide, "keep", None)):
             break
         for place, stepped in enumerate(results.stepped):
-            better = ~sure & (results.best == place) & (results.gain > results.error)
+            better = (results.best == place) & (results.gain > results.error)
             part.keep(better, stepped, dim)
         if divides:
             if part is not guide:
                 guide.put(rows, part, dim)
-            left = (~sure).nonzero()[:, 0]
+            left = (~sure | (results.gain > _NOTABLE * limit)).nonzero()[:, 0]
             rows, args = rows[left], rows_of(program, args, left)
             part = part.rows(program, args, left)
     return certified, gain.clamp(min=0), cost
@@ -280,6 +281,8 @@ _LAST_ROUNDS = 4
 # How often the data that a certificate's own step improves take that step, and looks behind the
 # first certificate.
 _POLISHES, _LOOKS = 3, 4
+# The part of the certified gain that is notable: the step that gained it has not ended there.
+_NOTABLE = 0.25
 
 
 def refit_refusal(program: Program) -> str | None:
