@@ -254,7 +254,10 @@ def test_keywords_that_a_record_holds_today_work_with_a_warning() -> None:
 
 
 KEYWORDS = {
-    "inference_gaps": (lambda **old: pyro_bvae.inference_gaps(None, None, **old), "settings"),
+    "inference_gaps": (
+        lambda **old: pyro_bvae.inference_gaps(None, None, num_samples=0, **old),
+        "settings",
+    ),
     "invert": (lambda **old: invert(None, None, None, 1.0, **old), "settings"),
     "from_anndata": (lambda **old: from_anndata(None, **old), "columns"),
     "h5ad": (lambda **old: h5ad("no such file", **old), "columns"),

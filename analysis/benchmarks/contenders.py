@@ -404,4 +404,5 @@ def train(name: str, setting: Setting, turn: Callable[[], None]) -> None:
         from benchmarks.ablation import without  # which times the contenders of this file
 
         without(contender.removeprefix("without "))(task)
+        return
     contenders_for(model, setting.device)[contender](task)

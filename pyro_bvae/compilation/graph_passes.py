@@ -1,4 +1,9 @@
-"""Passes over a captured graph before it is compiled: the same numbers, in fewer seconds."""
+"""Passes over a captured graph before it is compiled: the same numbers, in fewer seconds.
+
+The time that a step of an MLP takes without each of them, in units of the whole, is in
+``analysis/results/speed/ablation.csv``: 1.13 without :func:`take_biases_apart`, 1.10 without
+:func:`turn_products`. :func:`fold_constants` saves nothing in that step; it is for exactness.
+"""
 
 from __future__ import annotations
 

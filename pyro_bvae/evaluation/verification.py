@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -312,7 +311,9 @@ def verify(
         raise InputError(f"'dtype' must be torch.float32 or torch.float64, got {dtype}")
     todo = [(size, part) for size in latents for part in _PARTS if size <= part.most_latents]
     results: list[Check] = []
-    with _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # on small products, threads mostly wait for each other
+    try:
         for size, part in tqdm(todo, desc="verify", disable=not progress, unit="part", leave=False):
             subject = _subject(size, part.beta, device, dtype, seed)
             try:
@@ -323,15 +324,6 @@ def verify(
                         part.what, size, math.nan, math.nan, math.nan, math.nan, False, str(error)
                     )
                 )
-    return results
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Run the body on one thread: on small products, threads mostly wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
     finally:
         torch.set_num_threads(threads)
+    return results

@@ -35,7 +35,20 @@ def count_checks(checks: CountChecks) -> Figure:
         markersize=3,
         linewidth=0.7,
     )
-    _mean_variance(variance, checks)
+    tidy(variance, "Variance of each feature", "mean (log)", "variance (log)", grid="both")
+    seen = as_array(checks.mean.observed) > 0
+    mean, spread = as_array(checks.mean.observed)[seen], as_array(checks.variance.observed)[seen]
+    variance.scatter(mean, spread, s=14, color=OBSERVED, label="observed")
+    means, spreads = (
+        as_array(part.simulated)[:, seen].mean(0) for part in (checks.mean, checks.variance)
+    )
+    variance.scatter(means, spreads, s=14, color=SIMULATED, label="simulated")
+    ends = np.array([mean.min(), mean.max()])
+    poisson: dict[str, Any] = {"color": "grey", "linewidth": 1, "linestyle": ":"}
+    variance.plot(ends, ends, label="Poisson: variance = mean", **poisson)
+    variance.set_xscale("log")
+    variance.set_yscale("log")
+    variance.legend(frameon=False)
     tidy(total, "Total of each datum", "total count", "number of data")
     observed, simulated = (as_array(values) for values in checks.total)
     edges = np.histogram_bin_edges(np.concatenate([observed, simulated.ravel()]), bins=40)
@@ -44,26 +57,3 @@ def count_checks(checks: CountChecks) -> Figure:
     total.stairs(heights, edges, color=SIMULATED, linewidth=2, label="simulated")
     total.legend(frameon=False)
     return figure
-
-
-def _mean_variance(axes: Any, checks: CountChecks) -> None:
-    """Draw the variance of each feature against its mean, on logarithmic axes."""
-    tidy(axes, "Variance of each feature", "mean (log)", "variance (log)", grid="both")
-    seen = as_array(checks.mean.observed) > 0
-    mean, spread = as_array(checks.mean.observed)[seen], as_array(checks.variance.observed)[seen]
-    axes.scatter(mean, spread, s=14, color=OBSERVED, label="observed")
-    copies = as_array(checks.variance.simulated)[:, seen].mean(0)
-    axes.scatter(
-        as_array(checks.mean.simulated)[:, seen].mean(0),
-        copies,
-        s=14,
-        color=SIMULATED,
-        label="simulated",
-    )
-    ends = np.array([mean.min(), mean.max()])
-    axes.plot(
-        ends, ends, color="grey", linewidth=1, linestyle=":", label="Poisson: variance = mean"
-    )
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    axes.legend(frameon=False)

@@ -95,7 +95,18 @@ class FlowPrior(nn.Module):
         self.register_buffer("scale", torch.ones(latent_dim), persistent=False)
         self.spline = _identity_spline(latent_dim, num_bins, bound)
         layers = num_layers if latent_dim > 1 else 0
-        self.couplings = nn.ModuleList(_coupling(latent_dim, hidden) for _ in range(layers))
+        self.couplings = nn.ModuleList()
+        given, limit = latent_dim // 2, _LOG_SCALE_BOUND
+        for _ in range(layers):
+            network: Any = DenseNN(given, list(hidden), [latent_dim - given] * 2)
+            with torch.no_grad():
+                network.layers[-1].weight.mul_(_START)
+                network.layers[-1].bias.mul_(_START)
+            self.couplings.append(
+                pyro_transforms.AffineCoupling(
+                    given, network, log_scale_min_clip=-limit, log_scale_max_clip=limit
+                )
+            )
 
     def forward(self) -> dist.Distribution:
         """Return :math:`p(z)`."""
@@ -118,14 +129,3 @@ def _identity_spline(latent_dim: int, num_bins: int, bound: float) -> nn.Module:
             parameter.zero_()
         spline.unnormalized_derivatives.fill_(math.log(math.expm1(1 - 1e-3)))  # Pyro adds 1e-3
     return spline
-
-
-def _coupling(latent_dim: int, hidden: tuple[int, ...]) -> nn.Module:
-    given = latent_dim // 2
-    network: Any = DenseNN(given, list(hidden), [latent_dim - given] * 2)
-    with torch.no_grad():
-        network.layers[-1].weight.mul_(_START)
-        network.layers[-1].bias.mul_(_START)
-    return pyro_transforms.AffineCoupling(
-        given, network, log_scale_min_clip=-_LOG_SCALE_BOUND, log_scale_max_clip=_LOG_SCALE_BOUND
-    )

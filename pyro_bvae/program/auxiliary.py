@@ -189,7 +189,13 @@ class _Map:
         names = ", ".join(f"'{name}'" for name in self.noise.points)
         signs, log_volumes = torch.linalg.slogdet(jacobians.double())
         turned = ((signs.amin(0) < 0) & (signs.amax(0) > 0)).double().mean()
-        if float(turned) > _TURNED or float(_is_regular(jacobians).double().mean()) < _REGULAR:
+        # Whether there is an inverse, whatever the units of rows and columns.
+        scaled = jacobians.double()
+        for dim in (-2, -1):
+            scaled = torch.nn.functional.normalize(scaled, dim=dim, eps=0.0)
+        least = torch.linalg.svdvals(torch.nan_to_num(scaled))[..., -1]
+        regular = (least > 100 * torch.finfo(jacobians.dtype).eps).double().mean()
+        if float(turned) > _TURNED or float(regular) < _REGULAR:
             yield from _unaccounted(self.noise.noisy, f"the map from it to {names} is no bijection")
             return
         off = (log_volumes + rest)[torch.isfinite(log_volumes + rest)]
@@ -271,12 +277,3 @@ class _Map:
             parts = [self._rows(*pair) for pair in zip(filled, event_dims, strict=True)]
             results.append(torch.cat(parts, -1))
         return torch.stack(results, -2), [part.shape[-1] for part in parts]
-
-
-def _is_regular(jacobians: Tensor) -> Tensor:
-    """Whether matrices have an inverse, whatever the units of their rows and columns."""
-    scaled = jacobians.double()
-    for dim in (-2, -1):
-        scaled = torch.nn.functional.normalize(scaled, dim=dim, eps=0.0)
-    least = torch.linalg.svdvals(torch.nan_to_num(scaled))[..., -1]
-    return least > 100 * torch.finfo(jacobians.dtype).eps

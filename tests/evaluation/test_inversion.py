@@ -409,9 +409,9 @@ class Coin(nn.Module):
             {"operator": torch.nn.Softmax(-1), "y": torch.zeros(SIZE), "signal": DrawnSignal()},
             "take MeanSignal",
         ),
-        ({"starts": []}, "'starts' must hold at least one start"),
+        ({"settings": InversionSettings([])}, "'starts' must hold at least one start"),
         (
-            {"starts": [lambda *_: torch.zeros(1, 5)]},
+            {"settings": InversionSettings([lambda *_: torch.zeros(1, 5)])},
             r"finite latents of shape \(1, 2\), got \(1, 5\)",
         ),
         ({"vae": 3}, "'vae' must be a model with a prior and a decoder, got int"),

@@ -169,21 +169,20 @@ def _cells(data: Paired, bins: int) -> _Cells:
         raise InputError(
             f"'bins' must be at most the number of data, {len(data.codes)}, got {bins}"
         )
-    binned = [_binned(column.astype(float), bins) for column in data.codes.T]
+    binned = []
+    for column in data.codes.T.astype(float):
+        low, high = column.min(), column.max()
+        if high - low <= 4 * bins * np.spacing(max(abs(low), abs(high))):  # constant to rounding
+            binned.append(np.zeros(len(column), int))
+            continue
+        # The edge at the right is left out, so that the largest code falls into the last bin.
+        edges = np.histogram(column, bins)[1][:-1]
+        binned.append(np.digitize(column, edges) - 1)
     places = [
         [column * size + classes for size, classes in zip(data.sizes, data.classes.T, strict=True)]
         for column in binned
     ]
     return _Cells(places, [(bins, int(size)) for size in data.sizes])
-
-
-def _binned(column: Array, bins: int) -> Array:
-    """Return the bin of each code; a latent that is constant to rounding has one bin."""
-    low, high = column.min(), column.max()
-    if high - low <= 4 * bins * np.spacing(max(abs(low), abs(high))):
-        return np.zeros(len(column), int)
-    # The edge at the right is left out, so that the largest code falls into the last bin.
-    return np.digitize(column, np.histogram(column, bins)[1][:-1]) - 1
 
 
 def _information(cells: _Cells, weights: Array | None = None) -> _Information:
