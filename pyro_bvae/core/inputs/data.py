@@ -76,7 +76,7 @@ def _array(value: Any) -> Any:
     if hasattr(value, "toarray"):  # of SciPy's sparse matrices
         return np.asarray(value.toarray())
     if isinstance(value, np.ma.MaskedArray):
-        return value.astype(float).filled(np.nan)
+        return np.ma.filled(value.astype(float), np.nan)
     if hasattr(value, "to_numpy"):  # of tables
         return np.asarray(value.to_numpy())
     if isinstance(value, list | tuple) and any(isinstance(part, Tensor) for part in value):

@@ -89,9 +89,11 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Kind]:
             kind = replace(kind, convert=_whole)  # classes say which numbers they count
         elif kind is _PLAIN[int] and isinstance(parameter.default, int) and parameter.default > 0:
             kind = replace(kind, words="a positive integer")
-        kinds[name] = (
-            replace(kind, convert=functools.partial(_made, kind)) if name in _PARTS else kind
-        )
+        if name == "device" and not function.__module__.startswith("pyro_bvae.runs"):
+            kind = Kind("a device that torch can use here, such as 'cpu'", _device)
+        if name in _PARTS:
+            kind = replace(kind, convert=functools.partial(_made, kind))
+        kinds[name] = kind
     return kinds
 
 
