@@ -70,7 +70,7 @@ class Kind:
         if result is MISMATCH:
             words = _RANGES.get(name, self.words)
             raise InputError(f"'{name}' must be {words}, got {shown(value)}")
-        if type(result) is int and result > LARGEST_COUNT and is_whole and "seed" not in name:
+        if type(result) is int and result > LARGEST_COUNT and is_whole and name != "seed":
             raise InputError(f"'{name}' must be at most {LARGEST_COUNT:,}, got {shown(value)}")
         return result
 
@@ -174,7 +174,8 @@ def _union(members: tuple[Any, ...]) -> Kind | None:
     kinds = [_kind(member) for member in members]
     known = [kind for kind in kinds if kind is not None]
     # A function that takes data sets reads tables by itself, as its model wants them.
-    if len(known) < len(kinds) or "a Dataset" in {kind.words for kind in known}:
+    reads_tables = Tensor in members and "a Dataset" in {kind.words for kind in known}
+    if len(known) < len(kinds) or reads_tables:
         return None
 
     def convert(value: Any) -> Any:
