@@ -85,8 +85,9 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Kind]:
         kind = _kind(eval(text, variables, names) if isinstance(text, str) else text)
         if kind is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if kind is _PLAIN[int] and function.__name__ == "__init__":
-            kind = replace(kind, convert=_whole)  # classes say which numbers they count
+        if function.__name__ == "__init__" and not kind.words.startswith("a sequence"):
+            # Classes say by themselves which values they take.
+            kind = replace(kind, convert=functools.partial(_or_itself, kind))
         elif kind is _PLAIN[int] and isinstance(parameter.default, int) and parameter.default > 0:
             kind = replace(kind, words="a positive integer")
         if name == "device" and not function.__module__.startswith("pyro_bvae.runs"):
@@ -259,10 +260,10 @@ def _integer(value: Any) -> Any:
     return int(item) if isinstance(item, Integral) and not isinstance(item, bool) else MISMATCH
 
 
-def _whole(value: Any) -> Any:
-    """Return an integer, as one of Python, or any other number as it is."""
-    result = _integer(value)
-    return value if result is MISMATCH and isinstance(value, Real) else result
+def _or_itself(kind: Kind, value: Any) -> Any:
+    """Return a value as one of a kind, or as it is."""
+    result = kind.convert(value)
+    return value if result is MISMATCH else result
 
 
 def _number(value: Any) -> Any:
