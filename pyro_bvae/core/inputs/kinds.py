@@ -330,5 +330,5 @@ _PLAIN: dict[Any, Kind] = {
     type(None): Kind("None", functools.partial(_instance, type(None))),
     Path: Kind("a path", _path),
     Tensor: Kind("a tensor of real numbers", _tensor),
-    Values: Kind("an array of numbers", as_numbers),
+    Values: Kind("finite numbers", as_numbers),
 }
