@@ -122,6 +122,8 @@ def to_arviz(
 @public
 def write_arviz(data: Any, path: Path) -> None:
     """Write the result of :func:`to_arviz` as netCDF, which ``arviz.from_netcdf`` reads back."""
+    if isinstance(data, type) or not hasattr(data, "to_netcdf"):
+        raise InputError(f"'data' must be a result of to_arviz, got {type(data).__name__}")
     part = path.with_name(f".{path.name}.part")
     try:
         data.to_netcdf(str(part), engine="h5netcdf")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pyro_bvae.core.context import arguments
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
@@ -80,6 +80,7 @@ def choose_data(
     """Return all data, or so many of them chosen by the seed."""
     if num_data is None or num_data >= len(data):
         return data
+    check_count("num_data", num_data)
     order = torch.randperm(
         len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
     )

@@ -52,6 +52,12 @@ def fit(
     as if it had never stopped. The caller's parameter store, random state and train or eval mode
     are left as they were.
 
+    Pyro's handlers and parameter store, and torch's generators, belong to the process: fits and
+    measurements in several threads run one after the other, with the numbers of one thread. A
+    person's own Pyro, ``torch.manual_seed`` or draws of torch in another thread meanwhile cannot be
+    seen and change the numbers, unless they stand under ``with``
+    :func:`~pyro_bvae.core.inputs.turns.turn`.
+
     Inside a :func:`~pyro_bvae.training.process_group`, or torch's own, the processes train one
     model together: each takes its share of every batch and draws noise of its own, and gradients
     and metrics are those of the joint batch. The first process writes files, shows the bar and

@@ -83,4 +83,4 @@ class Settings(FitOptions):
             seen = f"is as long as the training: no step is taken at β = {target:.4g}"
         else:
             return
-        warnings.warn(f"the warm-up of β {seen}; {advice}", stacklevel=3)
+        warnings.warn(f"the warm-up of β {seen}; {advice}", stacklevel=4)

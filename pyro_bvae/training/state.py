@@ -179,7 +179,7 @@ class TrainingState:
         for remark in remarks:
             if remark.grave and self.ranks.is_first:
                 warnings.warn(
-                    str(remark) + (f" ({self.label})" if self.label else ""), stacklevel=4
+                    str(remark) + (f" ({self.label})" if self.label else ""), stacklevel=5
                 )
 
     # -- β

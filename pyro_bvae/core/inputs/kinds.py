@@ -70,7 +70,7 @@ class Kind:
         if result is MISMATCH:
             words = _RANGES.get(name, self.words)
             raise InputError(f"'{name}' must be {words}, got {shown(value)}")
-        if type(result) is int and result > LARGEST_COUNT and is_whole and "seed" not in name:
+        if type(result) is int and result > LARGEST_COUNT and is_whole and name != "seed":
             raise InputError(f"'{name}' must be at most {LARGEST_COUNT:,}, got {shown(value)}")
         return result
 
@@ -85,13 +85,16 @@ def kinds_of(function: Callable[..., Any]) -> dict[str, Kind]:
         kind = _kind(eval(text, variables, names) if isinstance(text, str) else text)
         if kind is None or parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
-        if kind is _PLAIN[int] and function.__name__ == "__init__":
-            kind = replace(kind, convert=_whole)  # classes say which numbers they count
+        if function.__name__ == "__init__" and not kind.words.startswith("a sequence"):
+            # Classes say by themselves which values they take.
+            kind = replace(kind, convert=functools.partial(_or_itself, kind))
         elif kind is _PLAIN[int] and isinstance(parameter.default, int) and parameter.default > 0:
             kind = replace(kind, words="a positive integer")
-        kinds[name] = (
-            replace(kind, convert=functools.partial(_made, kind)) if name in _PARTS else kind
-        )
+        if name == "device" and not function.__module__.startswith("pyro_bvae.runs"):
+            kind = Kind("a device that torch can use here, such as 'cpu'", _device)
+        if name in _PARTS:
+            kind = replace(kind, convert=functools.partial(_made, kind))
+        kinds[name] = kind
     return kinds
 
 
@@ -172,7 +175,8 @@ def _union(members: tuple[Any, ...]) -> Kind | None:
     kinds = [_kind(member) for member in members]
     known = [kind for kind in kinds if kind is not None]
     # A function that takes data sets reads tables by itself, as its model wants them.
-    if len(known) < len(kinds) or "a Dataset" in {kind.words for kind in known}:
+    reads_tables = Tensor in members and "a Dataset" in {kind.words for kind in known}
+    if len(known) < len(kinds) or reads_tables:
         return None
 
     def convert(value: Any) -> Any:
@@ -256,10 +260,10 @@ def _integer(value: Any) -> Any:
     return int(item) if isinstance(item, Integral) and not isinstance(item, bool) else MISMATCH
 
 
-def _whole(value: Any) -> Any:
-    """Return an integer, as one of Python, or any other number as it is."""
-    result = _integer(value)
-    return value if result is MISMATCH and isinstance(value, Real) else result
+def _or_itself(kind: Kind, value: Any) -> Any:
+    """Return a value as one of a kind, or as it is."""
+    result = kind.convert(value)
+    return value if result is MISMATCH else result
 
 
 def _number(value: Any) -> Any:
@@ -328,5 +332,5 @@ _PLAIN: dict[Any, Kind] = {
     type(None): Kind("None", functools.partial(_instance, type(None))),
     Path: Kind("a path", _path),
     Tensor: Kind("a tensor of real numbers", _tensor),
-    Values: Kind("an array of numbers", as_numbers),
+    Values: Kind("finite numbers", as_numbers),
 }

@@ -90,8 +90,9 @@ def fitting_networks(vae: Any) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:
-        if not isinstance(vae, ChecksData) or "shape" not in str(error):
+    except (RuntimeError, ValueError) as error:
+        known = isinstance(error, InputError) or not isinstance(vae, ChecksData)
+        if known or "shape" not in str(error).lower():
             raise
         reason = str(error).strip().splitlines()[0]
         raise InputError(

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, listed
+from pyro_bvae.core.inputs.data import MISMATCH, as_numbers
 from pyro_bvae.core.inputs.files import as_path, check_file, readable
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
@@ -173,6 +174,8 @@ def _header(archive: zipfile.ZipFile, key: str) -> Header:
 
 def _choose(shape: tuple[int, ...], num_data: int | None, seed: int) -> np.ndarray:
     """Return the numbers of the images to take, in increasing order."""
+    if isinstance(array, Tensor) and (array := as_numbers(array)) is MISMATCH:
+        raise InputError(f"'{name}' must be numbers with a place in memory")
     if len(shape) != 3 or 0 in shape:
         raise InputError(f"key 'imgs' must have shape (N, H, W), got {shape}")
     check_arrays([((shape[0], 1), 8)])  # of an order of all

@@ -191,7 +191,8 @@ def hole_mass(
     if not 0 < share < 1:
         raise InputError(f"'share' must lie between 0 and 1, got {share}")
     kept = held_out if isinstance(held_out, tuple) else (held_out,)
-    kept = program_arguments(model, guide, *kept, name="hole_mass")[2:]
+    if len(kept) == len(args):
+        kept = program_arguments(model, guide, *kept, name="hole_mass")[2:]
     _check_held_out(args, kept)
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed}
     with open_program(model, guide, kept, **options) as program, torch.no_grad():

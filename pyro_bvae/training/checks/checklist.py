@@ -16,9 +16,10 @@ from torch.distributions import constraints
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import listed
 from pyro_bvae.core.findings import Severity
+from pyro_bvae.core.inputs.data import as_data
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.protocols import latent_dim_of, part_of
+from pyro_bvae.core.protocols import latent_dim_of, num_features_of, part_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import GreyBernoulli
 from pyro_bvae.program.sites import unwrapped
@@ -62,7 +63,7 @@ def check_before(
         context: Their context.
         beta: The β at the end of training.
     """
-    x = x[:_LOOKED_AT]
+    x = as_data("x", x, None, num_features_of(vae))[:_LOOKED_AT]
     context = context and context.take(slice(_LOOKED_AT))
     remarks = list(_of_features(x)) if len(x) > 1 else []
     if beta == 0:
