@@ -604,6 +604,14 @@ class TestLargeH5ad:
         data = from_anndata(cells(matrix), min_cells=0)
         refused(data.train.dense, "a dense copy of 16,000,000 numbers needs 64 MB")
 
+    def test_a_batch_for_each_cell(self) -> None:
+        adata = cells(sp.eye(5000, 3, format="csr", dtype="f4") + sp.csr_matrix(np.eye(5000, 3)))
+        adata.obs["barcode"] = adata.obs_names
+        refused(
+            lambda: from_anndata(adata, batch_column="barcode", test=1, size_factor=False),
+            "obs column 'barcode' of 5,000 cells and 4,999 batches as covariates needs 125 MB",
+        )
+
     def test_files_of_counts_that_other_programs_write(self, tmp_path: Path) -> None:
         for below, name in (("barcodes", "10x"), ("row_attrs", "loom")):
             with h5py.File(tmp_path / "x.h5", "w") as file:
