@@ -591,8 +591,8 @@ class TestLargeH5ad:
                     group[name] = below
                 group = below
 
-        for change, words in ((ring, "in a circle"), (outside, "link to another file"),
-                              (thousands, "more than 30,000 groups and arrays")):  # fmt: skip
+        for change, words in ((ring, "to a group that has another path"), (outside, "link to another file"),
+                              (thousands, "to a group that has another path")):  # fmt: skip
             path = tmp_path / f"{change.__name__}.h5ad"
             cells(counts()).write_h5ad(path)
             with h5py.File(path, "r+") as file:
