@@ -591,8 +591,8 @@ class TestLargeH5ad:
                     group[name] = below
                 group = below
 
-        for change, words in ((ring, "in a circle"), (outside, "link to another file"),
-                              (thousands, "more than 30,000 groups and arrays")):  # fmt: skip
+        for change, words in ((ring, "to a group that has another path"), (outside, "link to another file"),
+                              (thousands, "to a group that has another path")):  # fmt: skip
             path = tmp_path / f"{change.__name__}.h5ad"
             cells(counts()).write_h5ad(path)
             with h5py.File(path, "r+") as file:
@@ -603,6 +603,14 @@ class TestLargeH5ad:
         matrix = sp.eye(4000, 5000, format="csr", dtype="f4")
         data = from_anndata(cells(matrix), min_cells=0)
         refused(data.train.dense, "a dense copy of 16,000,000 numbers needs 64 MB")
+
+    def test_a_batch_for_each_cell(self) -> None:
+        adata = cells(sp.eye(5000, 3, format="csr", dtype="f4") + sp.csr_matrix(np.eye(5000, 3)))
+        adata.obs["barcode"] = adata.obs_names
+        refused(
+            lambda: from_anndata(adata, batch_column="barcode", test=1, size_factor=False),
+            "obs column 'barcode' of 5,000 cells and 4,999 batches as covariates needs 125 MB",
+        )
 
     def test_files_of_counts_that_other_programs_write(self, tmp_path: Path) -> None:
         for below, name in (("barcodes", "10x"), ("row_attrs", "loom")):

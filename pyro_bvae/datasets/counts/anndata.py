@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError, listed, unknown_name
+from pyro_bvae.core.errors import InputError, check_bytes, listed, unknown_name
 from pyro_bvae.core.inputs.files import as_path
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.moved import grouped
@@ -159,7 +159,8 @@ def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) 
         **options: As of :func:`from_anndata`.
 
     Raises:
-        InputError: if AnnData is not installed, the file cannot be read, or as of
+        InputError: if AnnData is not installed, the file cannot be read, is damaged, or needs more
+            memory than half of that which is free (or than ``PYRO_BVAE_MAX_BYTES``), or as of
             :func:`from_anndata`.
     """
     path = as_path(path)
@@ -209,8 +210,8 @@ def from_anndata(
 
     Raises:
         InputError: if a layer or column is not there, a value is no count, a cell without counts
-            has no size factor, a part is empty, or it has a batch that is not among the training
-            cells.
+            has no size factor, a sparse matrix is not sound, a part is empty, or it has a batch
+            that is not among the training cells.
     """
     columns = columns or ObsColumns()
     matrix, selected = select(adata, layer, min_counts, min_cells)
@@ -279,6 +280,8 @@ def _random_parts(
 
 def _one_hot(values: np.ndarray, batches: tuple[str, ...], column: str, names: Any) -> Tensor:
     """Return indicators of the batches, ``(N, B)``."""
+    sizes = f"{len(values):,} cells and {len(batches):,} batches"
+    check_bytes(5 * len(values) * len(batches), f"obs column '{column}' of {sizes} as covariates")
     indicators = values[:, None] == np.array(batches)
     unseen = ~indicators.any(1)
     if unseen.any():

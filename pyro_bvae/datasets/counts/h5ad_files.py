@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from pyro_bvae.core.errors import InputError, byte_size, check_bytes
 from pyro_bvae.core.inputs.files import check_file, readable
 from pyro_bvae.datasets.readers.files import conversion
 
-_MOST_OBJECTS, _MOST_DEPTH = 30_000, 32
+_MOST_OBJECTS = 100_000
 # Bytes of a text in memory, and of each dense count beside it: a float32 and its copy in a part.
 _TEXT, _DENSE = 64, 8
 
@@ -39,33 +38,35 @@ def check_h5ad(path: Path, *, backed: bool) -> None:
         raise InputError(f"this is not a readable h5ad file: it is no HDF5 file{conversion(path)}")
     with readable("readable h5ad file"), h5py.File(path, "r") as file:
         _check_kind(file, path)
-        objects = list(_objects(file))
+        objects = _objects(file)
         _check_memory([each for each in objects if isinstance(each[1], h5py.Dataset)], backed)
         for name, item in objects:
             if isinstance(item, h5py.Group) and _format(item):
                 _check_pointers(name, item)
 
 
-def _objects(group: Any) -> Iterator[tuple[str, Any]]:
-    """Yield everything below a group by its path, once for each path, links followed."""
+def _objects(file: Any) -> list[tuple[str, Any]]:
+    """Return all groups and arrays of a file by their paths; no group may have two of them."""
     import h5py
 
-    count, rest = 0, [("", group, 0)]
+    results: list[tuple[str, Any]] = []
+    groups, rest = {file.id}, [("", file)]
     while rest:
-        name, item, depth = rest.pop()
-        if count:
-            yield name, item
-        count += 1
-        if count > _MOST_OBJECTS:
+        above, group = rest.pop()
+        for key in group:
+            name = f"{above}/{key}"
+            if isinstance(group.get(key, getlink=True), h5py.ExternalLink):
+                raise ValueError(f"'{name}' is a link to another file")
+            item = group[key]
+            results.append((name, item))
+            if isinstance(item, h5py.Group):
+                if item.id in groups:
+                    raise ValueError(f"'{name}' is a link to a group that has another path too")
+                groups.add(item.id)
+                rest.append((name, item))
+        if len(results) > _MOST_OBJECTS:
             raise ValueError(f"it has more than {_MOST_OBJECTS:,} groups and arrays")
-        if not isinstance(item, h5py.Group):
-            continue
-        if depth > _MOST_DEPTH:
-            raise ValueError(f"its groups lie more than {_MOST_DEPTH} deep, maybe in a circle")
-        for key in item:
-            if isinstance(item.get(key, getlink=True), h5py.ExternalLink):
-                raise ValueError(f"'{name}/{key}' is a link to another file")
-            rest.append((f"{name}/{key}", item[key], depth + 1))
+    return results
 
 
 def _check_kind(file: Any, path: Path) -> None:
