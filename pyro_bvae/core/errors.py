@@ -4,34 +4,160 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
+#: The environment variable with the bytes of memory that reading data may take.
+MAX_BYTES_VARIABLE = "PYRO_BVAE_MAX_BYTES"
+_MOST_CHARACTERS = 1000
+_MOST_KNOWN = 30  # names of a list in an error
+_LONGEST_NAME = 80  # characters of a name that is shown in full
+
+
 class InputError(ValueError):
     """The input cannot be used; the message quotes it and lists the values that can.
 
-    The command line prints it as one line and exits with status 2; everything else is a defect and
-    keeps its traceback.
+    The message is one line of at most 1,000 characters: a longer one is cut in its middle. The
+    command line prints it and exits with status 2; everything else is a defect and keeps its
+    traceback.
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(one_line(str(message), _MOST_CHARACTERS))
+
+
+def one_line(text: str, most: int = 300) -> str:
+    """Return a text in one line of printable characters, cut in its middle where it is longer."""
+    if len(text) > most:
+        tail = most // 3
+        text = f"{text[: most - tail - 5]} ... {text[-tail:]}"
+    text = re.sub(r"\s*[\r\n\v\f]\s*", " ", text.strip())
+    plain = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return plain if len(plain) <= most else f"{plain[: most - 4]} ..."
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """Return the error for a name that is in no list, with the nearest one that is."""
     names = sorted(known)
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    hint = f" Did you mean '{nearest[0]}'?" if nearest else ""
-    return InputError(f"unknown {kind} '{name}'.{hint} Known: {', '.join(names)}.")
+    nearest = _nearest(name, names)
+    hint = "" if nearest is None else f" Did you mean '{nearest}'?"
+    shown = listed(names, _MOST_KNOWN) or "none"
+    return InputError(f"unknown {kind} '{_shortened(name)}'.{hint} Known: {shown}.")
+
+
+def _nearest(name: str, names: Sequence[str]) -> str | None:
+    """Return the name that is meant by an abbreviation, a beginning or a typing error, if any."""
+    short = "".join(_words(name))
+    candidates = {other: _words(other) for other in names if len(other) <= _LONGEST_NAME}
+    if not 2 <= len(short) <= _LONGEST_NAME:
+        return None
+    for is_meant in (
+        lambda words: "".join(words) == short,
+        lambda words: len(words) > 1 and _abbreviates(short, words),
+        lambda words: "".join(words).startswith(short) or short in words,
+    ):
+        if fitting := [other for other, words in candidates.items() if is_meant(words)]:
+            return min(fitting, key=len)
+    joined = {"".join(words): other for other, words in candidates.items()}
+    close = difflib.get_close_matches(short, joined, n=1, cutoff=0.65)
+    return joined[close[0]] if close else None
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[\W_]+", name.casefold()) if word]
+
+
+def _abbreviates(short: str, words: Sequence[str]) -> bool:
+    """Return whether a text is made of a beginning of every word: nb of negative-binomial."""
+    if not words:
+        return not short
+    return any(
+        words[0].startswith(short[:count]) and _abbreviates(short[count:], words[1:])
+        for count in range(1, min(len(short), len(words[0])) + 1)
+    )
 
 
 def listed(names: Sequence[object], most: int = 5) -> str:
-    """Return names in a row, the first few where there are many, and how many there are."""
-    shown = ", ".join(map(str, names[:most]))
+    """Return names in a row, the first few where there are many, and how many there are.
+
+    Names of many characters are cut.
+    """
+    shown = ", ".join(_shortened(str(name)) for name in names[:most])
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 3]}..."
+
+
+def max_bytes() -> int:
+    """Return the bytes of memory that reading data may take.
+
+    They are ``$PYRO_BVAE_MAX_BYTES``, such as 32e9, or half of the memory that is free.
+
+    Raises:
+        InputError: if the variable is no positive number.
+    """
+    if not (given := os.environ.get(MAX_BYTES_VARIABLE)):
+        return _free_bytes() // 2
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = math.nan
+    if not (limit >= 1):
+        raise InputError(
+            f"{MAX_BYTES_VARIABLE} must be a positive number of bytes, such as 32e9, got '{given}'"
+        )
+    return int(min(limit, 2.0**63))
+
+
+def _free_bytes() -> int:
+    """Return the memory that is free, at most that of a container; 16 GB where no file says it."""
+    amounts = []
+    for path, pattern, unit in (
+        ("/proc/meminfo", r"MemAvailable:\s*(\d+) kB", 1024),
+        ("/sys/fs/cgroup/memory.max", r"(\d+)", 1),
+    ):
+        with suppress(OSError):
+            if result := re.search(pattern, Path(path).read_text(encoding="ascii")):
+                amounts.append(int(result[1]) * unit)
+    return min(amounts, default=16 * 10**9)
+
+
+def check_bytes(needed: int, subject: str) -> None:
+    """Raise if something needs more memory than reading data may take.
+
+    Args:
+        needed: Bytes.
+        subject: The thing that needs them, for the error.
+
+    Raises:
+        InputError: with both numbers, and the variable that raises the limit.
+    """
+    limit = max_bytes()
+    if needed > limit:
+        raise InputError(
+            f"{subject} needs {byte_size(needed)} of memory, more than the limit of "
+            f"{byte_size(limit)} (half of the free memory, or ${MAX_BYTES_VARIABLE}, which may "
+            "be set higher)"
+        )
+
+
+def byte_size(count: int) -> str:
+    """Return a number of bytes in words, such as 1.5 GB."""
+    value, units = float(min(count, 10**24)), ["B", "kB", "MB", "GB", "TB", "PB"]
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.3g} {units[0]}"
 
 
 def choices(table: Mapping[str, Any], last: str = " or ") -> str:

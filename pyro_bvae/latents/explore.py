@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context, arguments
-from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.errors import InputError, check_bytes, check_count, check_finite
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import VAE, latent_dim_of, takes_missing
 from pyro_bvae.datasets import Dataset, LazyDataset
@@ -82,6 +82,7 @@ def traverse(
         latents = order if latents is None else latents
     code = _code(vae, one, start)
     moved = _checked_latents(latents, len(code))
+    _check_size(vae, len(moved) * num_steps)
     steps = (
         values(vae, some, moved, num_steps) if callable(values) else _numbers(values, len(moved))
     )
@@ -142,6 +143,7 @@ def interpolate(
     if len(first) != len(last):
         raise InputError(f"'end' must have as many data as 'start', {len(first)}, got {len(last)}")
     pairs = zip(_encode(vae, first), _encode(vae, last), strict=True)
+    _check_size(vae, len(first) * num_steps)
     contexts = (first[row : row + 1].context for row in range(len(first)))
     codes = torch.stack(
         [
@@ -218,6 +220,7 @@ def generate(
     """
     check_count("num_samples", num_samples)
     vae, test = _opened(model)
+    _check_size(vae, num_samples)
     if context is None and test is not None and test.context is not None:
         context = test[torch.arange(num_samples) % len(test)].context
     made: Tensor = vae.generate(
@@ -264,6 +267,12 @@ def _blocks(vae: VAE, data: Dataset | LazyDataset) -> Iterator[tuple[Tensor, Con
 
 def _encode(vae: VAE, data: Dataset | LazyDataset) -> Tensor:
     return torch.cat([vae.encode(x, context) for x, context in _blocks(vae, data)])
+
+
+def _check_size(vae: VAE, count: int) -> None:
+    """Raise for more codes than can be decoded in the memory, by the widest layer."""
+    widest = max((max(weight.shape, default=1) for weight in vae.parameters()), default=1)
+    check_bytes(8 * count * widest, f"decoding {count} codes")
 
 
 def _decode(vae: VAE, codes: Tensor, context: Context | None) -> Tensor:

@@ -6,10 +6,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from pyro_bvae.core.atomic_files import make_directory
-from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.runs._train import check_device, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
-from pyro_bvae.runs.config import TrainConfig, write_config
+from pyro_bvae.runs.config import NumSeeds, TrainConfig, write_config
 from pyro_bvae.runs.directory import remove_run
 from pyro_bvae.training import Sweep, sweep
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
@@ -41,7 +42,7 @@ def train_sweep(
     Raises:
         InputError: if the configuration, β, the number of seeds or a directory cannot be used.
     """
-    check_count("seeds", seeds)
+    OptionType.of(NumSeeds).check("seeds", seeds)
     training = config.training
     if training.target_rate is not None:
         raise InputError(

@@ -405,21 +405,21 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "size factor": (nothing, [*NEW, "--size-factor", "observe"], "Did you mean 'observed'?"),
     "no counts to size": (nothing, [*NEW, "--size-factor", "observed"], "count"),
     "dispersion": (nothing, [*NEW, "--dispersion", "features"], "Did you mean 'feature'?"),
-    "prior components": (nothing, [*NEW, "--prior-components", "0"], "'prior_components' must be a "
+    "prior components": (nothing, [*NEW, "--prior-components", "0"], "--prior-components must be a "
                                                                      "positive integer"),
     "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "must lie in the "
                                                                       "likelihood's support"),
     "no file": (nothing, CSV, "there is no such file"),
-    "no path": (nothing, [*NEW, "--dataset", "file"], "needs 'path'"),
+    "no path": (nothing, [*NEW, "--dataset", "file"], "needs --path"),
     "a path for digits": (table("a\n1\n"), [*NEW, "--path", "data.csv"], "is for data set 'file'"),
     "wrong column": (table("a,b\n" + GOOD_ROW), [*CSV, "--split-column", "part"], "must be one of "
                                                                                   "the columns a, "
                                                                                   "b"),
-    "negative beta": (nothing, [*NEW, "--beta", "-1"], "'beta' must be non-negative and finite, "
+    "negative beta": (nothing, [*NEW, "--beta", "-1"], "--beta must be non-negative and finite, "
                                                        "got -1.0"),
-    "NaN beta": (nothing, [*NEW, "--beta", "nan"], "'beta' must be non-negative and finite, got "
+    "NaN beta": (nothing, [*NEW, "--beta", "nan"], "--beta must be non-negative and finite, got "
                                                    "nan"),
-    "infinite beta": (nothing, [*NEW, "--beta", "inf"], "'beta' must be non-negative and finite, "
+    "infinite beta": (nothing, [*NEW, "--beta", "inf"], "--beta must be non-negative and finite, "
                                                         "got inf"),
     "data set": (nothing, [*NEW, "--dataset", "digts"], "Did you mean 'digits'?"),
     "prior": (nothing, [*NEW, "--prior", "norml"], "Did you mean 'normal'?"),
@@ -427,23 +427,23 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "posterior": (nothing, [*NEW, "--posterior", "normall"], "Did you mean 'normal'?"),
     "network": (nothing, [*NEW, "--network", "mpl"], "Did you mean 'mlp'?"),
     "binarization": (nothing, [*NEW, "--binarize", "statics"], "Did you mean 'static'?"),
-    "device": (nothing, [*NEW, "--device", "cudda"], "'device' must be one that torch can use "
+    "device": (nothing, [*NEW, "--device", "cudda"], "--device must be one that torch can use "
                                                      "here"),
-    "no epochs": (nothing, [*NEW, "--epochs", "0"], "'epochs' must be a positive integer, got 0"),
-    "no latents": (nothing, [*NEW, "--latent-dim", "0"], "'latent_dim' must be a positive integer, "
+    "no epochs": (nothing, [*NEW, "--epochs", "0"], "--epochs must be a positive integer, got 0"),
+    "no latents": (nothing, [*NEW, "--latent-dim", "0"], "--latent-dim must be a positive integer, "
                                                          "got 0"),
-    "no hidden layer": (nothing, [*NEW, "--hidden"], "'hidden' must name at least one width"),
-    "negative seed": (nothing, [*NEW, "--seed", "-3"], "'seed' must be"),
+    "no hidden layer": (nothing, [*NEW, "--hidden"], "--hidden must name at least one width"),
+    "negative seed": (nothing, [*NEW, "--seed", "-3"], "--seed must be"),
     "images too small": (nothing, [*NEW, "--network", "convolutional"], "'image_shape' must be"),
     "output exists": (nothing, ["train", *TINY, "--output", "run"], "pass --resume to continue it, "
                                                                     "--overwrite"),
-    "output is a file": (a_file, ["train", *TINY, "--output", "file"], "'output' must be a "
+    "output is a file": (a_file, ["train", *TINY, "--output", "file"], "--output must be a "
                                                                        "directory, got the file"),
     "output under a file": (a_file, ["train", *TINY, "--output", "file/run"], "Not a directory"),
     "output is no run": (no_run, ["train", *TINY, "--output", "other", "--overwrite"], "so it is not overwritten"),
     "demo over no run": (no_run, ["demo", "--output", "other"], "so it is not overwritten"),
-    "overwrite, but beta": (nothing, ["train", "--output", "run", "--overwrite", "--beta", "-1"], "'beta' must be"),
-    "overwrite, but clip": (nothing, ["train", "--output", "run", "--overwrite", "--gradient-clip", "0"], "'gradient_"),
+    "overwrite, but beta": (nothing, ["train", "--output", "run", "--overwrite", "--beta", "-1"], "--beta must be"),
+    "overwrite, but clip": (nothing, ["train", "--output", "run", "--overwrite", "--gradient-clip", "0"], "--gradient-clip"),
     "resume and overwrite": (nothing, ["train", "--output", "run", "--overwrite", "--resume"], "exclude each other"),
     "resume nothing": (nothing, ["train", "--output", "new", "--resume"], "is not a run directory"),
     "resume no run": (no_run, ["train", "--output", "other", "--resume"], "is not a run directory"),
@@ -460,16 +460,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "evaluate a version": (wrong_version, ["evaluate", "run"], "has checkpoint version 7"),
     "evaluate a lost one": (without("checkpoints/best.pt"), ["evaluate", "run"], "there is no "
                                                                                  "checkpoint at"),
-    "evaluate no sample": (nothing, ["evaluate", "run", "--num-samples", "0"], "'num_samples' must "
+    "evaluate no sample": (nothing, ["evaluate", "run", "--num-samples", "0"], "--num-samples must "
                                                                                "be"),
-    "evaluate no datum": (nothing, ["evaluate", "run", "--num-data", "0"], "'num_data' must be"),
-    "evaluate seed": (nothing, ["evaluate", "run", "--seed", "-1"], "'seed' must be"),
+    "evaluate no datum": (nothing, ["evaluate", "run", "--num-data", "0"], "--num-data must be"),
+    "evaluate seed": (nothing, ["evaluate", "run", "--seed", "-1"], "--seed must be"),
     "evaluate unknown": (nothing, ["evaluate", "run", "--checkpoint", "bset"], "Did you mean "
                                                                                "'best'?"),
     "evaluate family": (nothing, ["evaluate", "run", "--families", "fullrank"], "Did you mean "
                                                                                 "'full-rank'?"),
-    "verify device": (nothing, ["verify", "--device", "tpu"], "'device' must be"),
-    "evaluate device": (nothing, ["evaluate", "run", "--device", "tpu"], "'device' must be"),
+    "verify device": (nothing, ["verify", "--device", "tpu"], "--device must be"),
+    "evaluate device": (nothing, ["evaluate", "run", "--device", "tpu"], "--device must be"),
     "report nothing": (nothing, ["report", "new"], "evaluate"),
     "report unevaluated": (without("evaluation.json"), ["report", "run"], "run 'pyro-bvae evaluate "
                                                                           "run' first"),

@@ -1,0 +1,1 @@
+"""Public functions: arguments of the stated kinds, and one thread at a time."""
