@@ -17,6 +17,7 @@ from typing import Any
 
 import tyro
 
+from pyro_bvae import runs
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
@@ -39,7 +40,6 @@ _COMMANDS: dict[str, Any] = {
 
 def _parse(arguments: Sequence[str]) -> Any:
     """Return the command of a command line; a resumed run's defaults are its own configuration."""
-    options = check_usage(_COMMANDS, arguments)
     command = _in_one_line(
         tyro.extras.subcommand_cli_from_dict,
         _COMMANDS,
@@ -51,9 +51,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         saved = read_config(command.directory / "config.json")
         default = replace(command, config=saved)
         rest = list(arguments)[list(arguments).index("train") + 1 :]
-        command = _in_one_line(tyro.cli, Train, default=default, args=rest, prog="pyro-bvae train")
-    for line in without_effect(options, command):
-        _show_warning(line)
+        return _in_one_line(tyro.cli, Train, default=default, args=rest, prog="pyro-bvae train")
     return command
 
 
@@ -91,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             discard_output()
             return BROKEN_PIPE
         except OSError as error:  # of the last lines, such as a full disk
-            _print_error(f"the output cannot be written: {error.strerror}")
+            _print_error(str(error.strerror))
             discard_output()
             return 2
 
@@ -99,8 +97,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _status(given: Sequence[str]) -> int:
     """Run the command line and return its exit status, errors in one line."""
     try:
+        options = check_usage(_COMMANDS, given)
         command = _parse(given)
         check_options(command)
+        if hasattr(command, "config"):
+            runs.check_config(command.config)
+        for line in without_effect(options, command):
+            _show_warning(line)
         return _run(command)
     except UsageError as error:
         _print_error(str(error))
@@ -111,8 +114,8 @@ def _status(given: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:
-        reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-        _print_error(reason)
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        _print_error(reason or str(error))
         return 2
     except KeyboardInterrupt:
         advice = (

@@ -89,7 +89,7 @@ def options_of(command: type) -> dict[str, Option]:
     options: dict[str, Option] = {}
     for name, kind in option_types(command).items():
         if is_dataclass(kind.kinds[0]):
-            options |= options_of(kind.kinds[0])
+            options |= options_of(kind.kinds[0])  # type: ignore[arg-type]
         elif tyro.conf.Suppress not in kind.notes:
             options[name] = Option(name, kind)
     return options
@@ -99,8 +99,9 @@ def check_usage(commands: Mapping[str, type], words: Sequence[str]) -> frozenset
     """Return the names of the options that are given, if the words of a command line can be parsed.
 
     Raises:
-        UsageError: for a command or an option that is none, for values that are missing, too many
-            or of another type, and for options that are repeated or exclude each other.
+        UsageError: for a command or an option that is none, and for values that are missing, too
+            many or of another type. Of an option that is given twice, the last is taken.
+        InputError: for options that exclude each other.
     """
     if any(word in _HELP for word in words):
         return frozenset()
@@ -163,7 +164,7 @@ class _Words:
         for pair in _EXCLUDING:
             if self.given.keys() >= set(pair):
                 one, other = (self.given[name].flag for name in pair)
-                raise UsageError(f"'{one}' and '{other}' exclude each other")
+                raise InputError(f"'{one}' and '{other}' exclude each other")
         return frozenset(self.given)
 
     def _take_place(self, word: str) -> None:
@@ -178,8 +179,6 @@ class _Words:
         """Check an option and its values, and return the words after them."""
         flag, attached, value = word.partition("=")
         option = self._known(flag)
-        if option.name in self.given:
-            raise UsageError(f"{option.flag} must be given once, got it twice")
         self.given[option.name] = option
         if option.is_switch:
             if attached:

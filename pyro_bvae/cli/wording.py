@@ -52,5 +52,9 @@ def as_typed(message: str, command: type, words: Sequence[str]) -> str:
         name = _KINDS.get(found[1], found[1])
         return f"unknown {options[name].flag} '" if name in options else found[0]
 
+    def changed(found: re.Match[str]) -> str:
+        return f"{options[found[1]].flag} was " if found[1] in options else found[0]
+
+    message = re.sub(r"(?<=[:,] )(\w+) was ", changed, message)
     message = re.sub(rf"(?<!\w)(?:{_NOUNS} )?'([a-z]\w*)'", flag, message)
     return re.sub(r"\bunknown (\w+(?: set)?) '", unknown, message)

@@ -88,7 +88,8 @@ def _as_texts(values: Array) -> Any:
 
 
 def _as_text(text: str) -> str:
-    """Return a text that a spreadsheet takes for a text, or for a number."""
+    """Return a text that a spreadsheet takes for a text, or for a number, in one cell."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # which is put in quotes everywhere
     formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
     return f"'{text}" if formula else text
 

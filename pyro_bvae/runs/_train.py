@@ -159,7 +159,7 @@ def _check_output(config: TrainConfig, output: Path, resume: bool, overwrite: bo
         free = {"epochs", "device", "data_root"}
         changed = [name for name in ours if name not in free and ours[name] != theirs[name]]
         if changed:
-            listed = ", ".join(f"'{name}' was {theirs[name]}, got {ours[name]}" for name in changed)
+            listed = ", ".join(f"{name} was {theirs[name]}, got {ours[name]}" for name in changed)
             raise InputError(f"cannot resume {output} with another configuration: {listed}")
     if overwrite and occupied and not (output / "config.json").exists():
         raise InputError(

@@ -104,6 +104,7 @@ def program(words: str, folder: Path, **environment: str) -> subprocess.Complete
     return subprocess.run(
         ["/bin/sh", "-c", line], cwd=folder, env={**os.environ, **search, **environment},
         capture_output=True, text=True, timeout=120, check=False, encoding="utf-8",
+        errors="replace",
     )  # fmt: skip
 
 
@@ -134,7 +135,7 @@ def test_a_process_whose_reader_is_gone_says_nothing(tmp_path: Path) -> None:
 def test_a_full_disk_under_the_output_is_one_line(tmp_path: Path) -> None:
     result = program("pyro-bvae train --help > /dev/full", tmp_path)
     assert result.returncode == 2
-    assert result.stderr == "error: the output cannot be written: No space left on device\n"
+    assert result.stderr == "error: No space left on device\n"
 
 
 @pytest.mark.slow
@@ -151,7 +152,7 @@ def test_a_process_prints_its_evaluation_in_ascii(run: Path) -> None:
 def test_a_csv_holds_no_formula(tmp_path: Path) -> None:
     names = (
         "=1+1", "+1+cmd|' /C calc'!A0", "-2+3", "@SUM(A1)", "\tx", "\r=x", "＝1", "-1.5", "+3e-2",
-        "-", "a=b", "", "'quoted", "β",
+        "-", "a=b", "", "'quoted", "β", "a\r=b",
     )  # fmt: skip
     labels = torch.arange(len(names))
     means = -torch.ones(len(names), 2)
@@ -159,8 +160,8 @@ def test_a_csv_holds_no_formula(tmp_path: Path) -> None:
     Embedding(means, None, labels, factors, names, ("=cmd()",)).save(tmp_path / "codes.csv")
     table = pd.read_csv(tmp_path / "codes.csv", keep_default_na=False, dtype=str)
     assert list(table["label_name"]) == [
-        "'=1+1", "'+1+cmd|' /C calc'!A0", "'-2+3", "'@SUM(A1)", "'\tx", "'\r=x", "'＝1", "-1.5",
-        "+3e-2", "'-", "a=b", "", "'quoted", "β",
+        "'=1+1", "'+1+cmd|' /C calc'!A0", "'-2+3", "'@SUM(A1)", "'\tx", "'\n=x", "'＝1", "-1.5",
+        "+3e-2", "'-", "a=b", "", "'quoted", "β", "a\n=b",
     ]  # fmt: skip
     assert list(table.columns) == ["z0", "z1", "label", "label_name", "'=cmd()"]
     assert set(table["z0"]) == {"-1.0"}  # numbers stay numbers

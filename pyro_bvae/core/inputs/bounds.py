@@ -66,9 +66,11 @@ class OptionType(NamedTuple):
         """The bounds of its numbers, if it has any."""
         return next((note for note in self.notes if isinstance(note, Bounds)), None)
 
-    def wanted(self) -> str:
-        """Return the values that are accepted, in words."""
-        return " or ".join(_in_words(kind, self.bounds) for kind in self.kinds)
+    def wanted(self, value: object) -> str:
+        """Return the values that are accepted instead of one, in words."""
+        numbers = isinstance(value, int | float) and self.bounds is not None
+        kinds = [kind for kind in self.kinds if not (numbers and kind is NoneType)]
+        return " or ".join(_in_words(kind, self.bounds) for kind in kinds)
 
     def check(self, name: str, value: Any) -> None:
         """Raise unless a value, or one of many, is of this type and within its bounds.
@@ -84,7 +86,7 @@ class OptionType(NamedTuple):
                 limit = bounds.most if float not in kinds else f"{bounds.most:g}"
                 raise InputError(f"'{name}' must be at most {limit}, got {quoted(value)}")
         if not fits:
-            raise InputError(f"'{name}' must be {self.wanted()}, got {quoted(value)}")
+            raise InputError(f"'{name}' must be {self.wanted(value)}, got {quoted(value)}")
 
 
 @cache
@@ -100,12 +102,13 @@ def check_options(options: Any) -> None:
     Raises:
         InputError: with the option, its value, and the values it may have.
     """
-    for name, kind in option_types(type(options)).items():
+    own: Any = type(options)
+    for name, kind in option_types(own).items():
         value = getattr(options, name)
         if is_dataclass(value):
             check_options(value)
         elif kind.many and not isinstance(value, tuple | list):
-            words = f"a tuple, each entry {kind.wanted()}"
+            words = f"a tuple, each entry {kind.wanted(value)}"
             raise InputError(f"'{name}' must be {words}, got {quoted(value)}")
         elif set(kind.kinds) <= _WORDS.keys():
             for entry in value if kind.many else (value,):
