@@ -1,4 +1,4 @@
-"""The words of a command line, checked before tyro parses them: one line for those it cannot use."""
+"""The words of a command line, checked before tyro parses them: one line for each mistake."""
 
 from __future__ import annotations
 

@@ -18,13 +18,23 @@ from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
 from pyro_bvae.datasets.registry import read
 from pyro_bvae.datasets.splits import BINARIZE_MODES
-from pyro_bvae.runs.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, TABLES
+from pyro_bvae.runs.catalogue import (
+    COUNTS,
+    LIKELIHOODS,
+    MIXTURES,
+    NETWORKS,
+    POSTERIORS,
+    PRIORS,
+    TABLES,
+)
 from pyro_bvae.runs.config import SCHEDULES, TrainConfig
 from pyro_bvae.vae import BetaVAE, Decoder
 
 # Hidden layers at most, and bytes for each weight in training: itself, its gradient, Adam's two
 # averages.
 _MOST_LAYERS, _TRAINED_WEIGHT = 1000, 16
+# Data of a batch of which there may be fewer.
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,10 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
         decoder = Decoder(decodes, likelihood, num_covariates=covariates)
         inputs = torch.log1p if options.likelihood in COUNTS else None
         encoder = family(encodes, num_covariates=covariates, inputs=inputs)
+        if options.prior in MIXTURES:
+            count = options.prior_components or MIXTURES[options.prior]
+            numbers = min(config.training.batch_size, _BATCH) * count * options.latent_dim
+            check_bytes(_TRAINED_WEIGHT * numbers, f"a step with {count} components of the prior")
         support = getattr(likelihood, "support", constraints.real)
         prior = PRIORS[options.prior].build(options, shape, encoder, support)
         return BetaVAE(prior, decoder, encoder, missing=missing)

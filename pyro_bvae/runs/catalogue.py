@@ -139,10 +139,14 @@ POSTERIORS: dict[str, Part] = {
 }
 
 
+#: Components of the priors that have some, by default.
+MIXTURES = {"mixture": 10, "vamp": 500}
+
+
 def _vamp(options: Any, shape: Any, encoder: Any, support: Any) -> Any:
     if shape.examples is None:
         raise InputError("prior 'vamp' starts at some of the data, and none are given")
-    inputs, context = shape.examples(options.prior_components or 500)
+    inputs, context = shape.examples(options.prior_components or MIXTURES["vamp"])
     # The encoders here look at no size factor, so that of a pseudo-input would never be learned.
     if context is not None:
         context = None if context.covariates is None else context._replace(size_factor=None)
@@ -156,7 +160,9 @@ PRIORS: dict[str, Part] = {
     "laplace": Part(lambda options, *_: priors.LaplacePrior(options.latent_dim)),
     "student-t": Part(lambda options, *_: priors.StudentTPrior(options.latent_dim)),
     "mixture": Part(
-        lambda options, *_: priors.MixturePrior(options.latent_dim, options.prior_components or 10)
+        lambda options, *_: priors.MixturePrior(
+            options.latent_dim, options.prior_components or MIXTURES["mixture"]
+        )
     ),
     "vamp": Part(_vamp),
     "flow": Part(lambda options, *_: priors.FlowPrior(options.latent_dim)),

@@ -32,10 +32,10 @@ class ModelOptions:
     """The model of a run: its parts by name, and their sizes."""
 
     prior: Annotated[str, Doc(f"Prior p(z): {choices(PRIORS)}.")] = "normal"
-    prior_components: Annotated[int | None, Bounds(1, 100_000)] = None
+    prior_components: Annotated[int | None, Bounds(1, 10_000)] = None
     """Components of the mixture prior (10), pseudo-inputs of vamp (500)."""
     likelihood: Annotated[str, Doc(f"Likelihood p(x|z): {choices(LIKELIHOODS)}.")] = "bernoulli"
-    likelihood_scale: Annotated[float, Bounds(0, 1e12, above=True)] = 1.0
+    likelihood_scale: Annotated[float, Bounds(1e-6, 1e6)] = 1.0
     """Scale of normal-fixed; where the learned scales start."""
     dispersion: Annotated[
         str, Doc(f"Dispersion of negative binomials: {choices(DISPERSIONS)}.")
@@ -45,7 +45,7 @@ class ModelOptions:
     hidden: Annotated[tuple[int, ...], Bounds(1, 10_000_000)] = (400, 400)
     """Widths of the hidden layers; of residual blocks; a convolutional network takes the last for
     its dense layer."""
-    latent_dim: Annotated[int, Bounds(1, 100_000)] = 20
+    latent_dim: Annotated[int, Bounds(1, 10_000)] = 20
     """Number of latents."""
 
 

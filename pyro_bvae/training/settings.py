@@ -12,7 +12,7 @@ from pyro_bvae.core.inputs.bounds import Bounds, check_options
 from pyro_bvae.training.schedules import Schedule
 
 Epochs = Annotated[int, Bounds(1, 10_000_000)]
-Seed = Annotated[int, Bounds(0, 2**63 - 1)]
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]
 Beta = Annotated[float, Bounds(0, 1e20)]
 
 # Epochs at whose start the schedules of a long training are looked at before it begins.

@@ -142,7 +142,7 @@ def _bad_values(option: Option) -> Iterator[tuple[str, str]]:
     elif kinds[0] is float:
         for value in ("two", "nan", "β", "-1", "-inf", "1,5", "1e"):
             yield value, flag
-        if bounds is not None and bounds.above:
+        if bounds is not None and (bounds.above or bounds.least > 0):
             yield "0", f"{flag} must be "
         if bounds is not None and bounds.most < math.inf:
             yield "inf", flag
@@ -217,12 +217,12 @@ def hand_rows() -> Iterator[Row]:
         ([*csv, "--path", "other"], "other"),
         ([*csv, "--path", LONG], "File name too long"),
         # what cannot be held
-        ([*model, "--latent-dim", "1000000"], "--latent-dim must be at most 100000"),
+        ([*model, "--latent-dim", "1000000"], "--latent-dim must be at most 10000"),
         ([*model, "--hidden", "10000000000"], "--hidden must be at most"),
         ([*model, "--hidden", "10000000"], "memory"),
         ([*model, "--hidden", "1000000", "1000000"], "memory"),
         ([*model, "--network", "residual", "--hidden", "1000000"], "memory"),
-        ([*model, "--latent-dim", "100000", "--posterior", "full-rank"], "memory"),
+        ([*model, "--latent-dim", "10000", "--posterior", "full-rank", "--hidden", "99"], "memory"),
         (["train", "--epochs", "1000000000", "--output", "new"], "--epochs must be at most"),
         ([*sweep, "--seeds", "1000000000"], "--seeds must be at most 1000"),
         (["demo", "--epochs", "1000000000", "--output", "new"], "--epochs must be at most"),
