@@ -8,7 +8,7 @@ import os
 import sys
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 # Exit status of a process whose reader is gone, as a shell gives it: 128 and the signal SIGPIPE.
@@ -42,7 +42,21 @@ codecs.register_error(_HANDLER, _plain)
 
 @contextmanager
 def plain_output() -> Iterator[None]:
-    """Print characters that the encoding of the output lacks in plain letters, β as beta."""
+    """Print characters that the encoding of the output lacks in plain letters, β as beta.
+
+    Output that is closed goes nowhere.
+    """
+    with ExitStack() as stack:
+        for name in ("stdout", "stderr"):
+            if getattr(sys, name) is None:
+                setattr(sys, name, stack.enter_context(Path(os.devnull).open("w")))
+                stack.callback(setattr, sys, name, None)
+        stack.enter_context(_plain_errors())
+        yield
+
+
+@contextmanager
+def _plain_errors() -> Iterator[None]:
     streams = [
         (stream, stream.errors)
         for stream in (sys.stdout, sys.stderr)

@@ -263,7 +263,7 @@ def _nearest(word: str, known: Iterable[str]) -> str | None:
     for found in (
         [name for name in names if name.startswith(plain)],
         [name for name in names if "".join(part[0] for part in name.split("-")) == plain],
-        difflib.get_close_matches(plain, names, n=1, cutoff=0.6),
+        difflib.get_close_matches(plain, names, n=1, cutoff=0.65),
         [name for name in names if {*name.split("-")} & {*plain.split("-")}],
     ):
         if found:

@@ -35,7 +35,7 @@ class ModelOptions:
     prior_components: Annotated[int | None, Bounds(1, 10_000)] = None
     """Components of the mixture prior (10), pseudo-inputs of vamp (500)."""
     likelihood: Annotated[str, Doc(f"Likelihood p(x|z): {choices(LIKELIHOODS)}.")] = "bernoulli"
-    likelihood_scale: Annotated[float, Bounds(1e-6, 1e6)] = 1.0
+    likelihood_scale: Annotated[float, Bounds(0, 1e6)] = 1.0
     """Scale of normal-fixed; where the learned scales start."""
     dispersion: Annotated[
         str, Doc(f"Dispersion of negative binomials: {choices(DISPERSIONS)}.")

@@ -189,6 +189,21 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--target-rate", "3", "--schedule", "cosine"], "exclude each other"),
         ([*train, "--target-rate", "3", "--warmup-epochs", "1"], "exclude each other"),
         ([*train, "--target-rate", "3", "--beta", "0"], "--beta must be positive"),
+        *(
+            (
+                [*train, "--likelihood", likelihood, "--likelihood-scale", scale],
+                "--likelihood-scale",
+            )
+            for likelihood, scale in (
+                ("normal", "0"),
+                ("normal", "0.01"),
+                ("laplace", "0.005"),
+                ("student-t", "0"),
+                ("normal-per-feature", "1e-9"),
+                ("normal-fixed", "0"),
+                ("normal-fixed", "1e-300"),
+            )
+        ),
         ([*train, "--path", "data.csv"], "--path"),
         ([*train, "--layer", "raw"], "--layer"),
         ([*train, "--split-column", "part"], "--split-column"),

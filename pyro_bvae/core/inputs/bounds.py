@@ -131,7 +131,5 @@ def _in_words(kind: Any, bounds: Bounds | None) -> str:
     if kind is int:
         words = {0: "a non-negative integer", 1: "a positive integer"}
         return words.get(int(bounds.least), f"an integer from {bounds.least}")
-    if bounds.least:
-        return f"a number from {bounds.least:g}"
     sign = "positive" if bounds.above else "non-negative"
     return sign if math.isinf(bounds.most) else f"{sign} and finite"
