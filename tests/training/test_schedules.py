@@ -172,5 +172,7 @@ def test_schedules_of_a_long_training_are_looked_at_now_and_then_and_as_it_goes(
         settings.check_schedules(1)
     decoder = Decoder(MLP(1, 2, hidden=()), NormalLikelihood(0.1))
     vae = BetaVAE(NormalPrior(1), decoder, NormalPosterior(MLP(2, 2, hidden=())))
-    with pytest.raises(InputError, match=r"'beta' must be non-negative and finite, got -1\.0"):
-        fit(vae, torch.eye(2), beta=schedule, epochs=5000, progress=False)
+    with pytest.raises(
+        InputError, match=r"'learning_rate' must be non-negative and finite, got -1"
+    ):
+        fit(vae, torch.eye(2), learning_rate=schedule, epochs=5000, progress=False)
