@@ -146,7 +146,7 @@ class Interpolate(_OfRun):
             )
         if not self.data or len(self.data) % 2:
             raise InputError(f"'data' must be pairs of numbers, got {len(self.data)} numbers")
-        _check_shown("num_steps", self.num_steps, path)
+        _check_shown("num_steps", self.num_steps, path, len(self.paths) * len(self.data) // 2)
         run, data = self.open()
         outside = [number for number in self.data if not 0 <= number < len(data)]
         if outside:
@@ -263,11 +263,12 @@ COMMANDS: dict[str, Any] = {
 }
 
 
-def _check_shown(name: str, count: int, path: Path) -> None:
-    """Raise for more images than a figure shows."""
-    if count > _MOST_SHOWN and path.suffix.lower() not in _NUMBERS:
+def _check_shown(name: str, count: int, path: Path, rows: int = 1) -> None:
+    """Raise for more images, in so many rows, than a figure shows."""
+    most, kind = _MOST_SHOWN // rows, f" of {rows} paths" if rows > 1 else ""
+    if count > most and path.suffix.lower() not in _NUMBERS:
         raise InputError(
-            f"'{name}' must be at most {_MOST_SHOWN} for a figure, got {count}; .npz and .csv files"
+            f"'{name}' must be at most {most} for a figure{kind}, got {count}; .npz and .csv files"
             " hold more"
         )
 

@@ -247,6 +247,10 @@ def hand_rows() -> Iterator[Row]:
         (["traverse", "run", "--num-steps", "2000", "--output", "a.gif"], "--num-steps must be at"),
         (["interpolate", "run", "--num-steps", "1000000000"], "--num-steps must be at most"),
         (["interpolate", "run", "--num-steps", "5000"], "--num-steps must be at most 1000"),
+        (
+            ["interpolate", "run", "--data", *["0", "1"] * 999],
+            "--num-steps must be at most 1 for a",
+        ),
         (["generate", "run", "--num-samples", "1000000000000"], "--num-samples must be at most"),
         (["generate", "run", "--num-samples", "100000"], "--num-samples must be at most 1000"),
         (["generate", "run", "--num-samples", "1000000000", "--output", "a.npz"], "memory"),
@@ -314,6 +318,7 @@ def python_rows() -> Iterator[Row]:
             yield _python("fit", name, value, _fit)
     for count in (0, -1, 1.5, "two", True):
         yield _python("evaluate_run", "num_samples", count, _evaluate)
+        yield _python("train", "snapshots", count, _train)
         yield _python("train_sweep", "seeds", count, _sweep)
         yield _python("traverse", "num_steps", count, _traverse)
         yield _python("interpolate", "num_steps", count, _interpolate)
@@ -380,6 +385,11 @@ def _fit(**options: Any) -> None:
 
 def _evaluate(**options: Any) -> None:
     runs.evaluate_run(Path("run"), progress=False, **options)
+
+
+def _train(**options: Any) -> None:
+    config = TrainConfig(hidden=(8,), latent_dim=2, epochs=1)
+    runs.train(config, Path("new"), progress=False, **options)
 
 
 def _sweep(**options: Any) -> None:
