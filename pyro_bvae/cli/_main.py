@@ -135,7 +135,8 @@ def _run(command: Any) -> int:
         _print_error(f"training stopped at {error}")
         return 1
     except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
+        known = ("allocate memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
             raise
         _print_error(f"the memory is too small: {error}")
         return 2

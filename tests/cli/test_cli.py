@@ -639,7 +639,7 @@ def test_a_memory_that_is_too_small_is_one_line(
         assert main(["embed", str(run)]) == 2
         shown = capsys.readouterr().err
         assert shown.startswith("error: the memory is too small: ") and shown.count("\n") == 1
-    monkeypatch.setattr(runs, "load", refuse(RuntimeError("a defect")))
+    monkeypatch.setattr(runs, "load", refuse(RuntimeError("a defect of memory formats")))
     with pytest.raises(RuntimeError, match="a defect"):
         main(["embed", str(run)])
 
