@@ -5,17 +5,26 @@ This room alone prints and chooses file names. Torch is imported when a command 
 
 from __future__ import annotations
 
+import io
+import os
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from typing import Any
 
 import tyro
 
+from pyro_bvae import runs
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.comparison import Compare
 from pyro_bvae.cli.latents import COMMANDS
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
+from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
+from pyro_bvae.cli.wording import as_typed
+from pyro_bvae.core.errors import InputError, one_line
+from pyro_bvae.core.inputs.bounds import check_options
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
@@ -31,7 +40,8 @@ _COMMANDS: dict[str, Any] = {
 
 def _parse(arguments: Sequence[str]) -> Any:
     """Return the command of a command line; a resumed run's defaults are its own configuration."""
-    command = tyro.extras.subcommand_cli_from_dict(
+    command = _in_one_line(
+        tyro.extras.subcommand_cli_from_dict,
         _COMMANDS,
         prog="pyro-bvae",
         description="β-variational autoencoders as Pyro programs.",
@@ -41,22 +51,73 @@ def _parse(arguments: Sequence[str]) -> Any:
         name = type(command).__name__.lower()
         rest = list(arguments)[list(arguments).index(name) + 1 :]
         default: Any = command.resumed()
-        return tyro.cli(type(command), default=default, args=rest, prog=f"pyro-bvae {name}")
+        return _in_one_line(
+            tyro.cli, type(command), default=default, args=rest, prog=f"pyro-bvae {name}"
+        )
     return command
+
+
+def _in_one_line(parse: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Call a function of tyro, whose box around an error becomes one line."""
+    box = io.StringIO()
+    try:
+        with redirect_stderr(box):
+            return parse(*args, **options)
+    except SystemExit as ended:
+        if not ended.code:  # after a help text
+            raise
+    raise UsageError(" ".join(re.sub(r"[─│╭╮╰╯├┤]+", " ", box.getvalue()).split()))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    2 for unusable input, 1 for training that failed and for estimates that are off, 130 for Ctrl-C.
+    2 for unusable input, 1 for training that failed and for estimates that are off, 130 for Ctrl-C,
+    141 for output that nobody reads.
+
+    Raises:
+        SystemExit: 0 after a help text, 2 for words that do not follow the syntax.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    with plain_output(), warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        try:
+            try:
+                return _status(given)
+            finally:
+                for stream in filter(None, (sys.stdout, sys.stderr)):
+                    stream.flush()
+        except BrokenPipeError:
+            discard_output()
+            return BROKEN_PIPE
+        except OSError as error:  # of the last lines, such as a full disk
+            _print_error(str(error.strerror))
+            discard_output()
+            return 2
+
+
+def _status(given: Sequence[str]) -> int:
+    """Run the command line and return its exit status, errors in one line."""
     try:
-        with warnings.catch_warnings():
-            warnings.showwarning = _show_warning
-            return _run(_parse(given))
-    except (InputError, OSError) as error:
+        options = check_usage(_COMMANDS, given)
+        command = _parse(given)
+        check_options(command)
+        if hasattr(command, "config"):
+            runs.check_config(command.config)
+        for line in without_effect(options, command):
+            _show_warning(line)
+        return _run(command)
+    except UsageError as error:
         _print_error(str(error))
+        raise SystemExit(2) from None
+    except InputError as error:
+        _print_error(as_typed(str(error), _COMMANDS[given[0]], given))
+        return 2
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+        _print_error(reason or str(error))
         return 2
     except KeyboardInterrupt:
         advice = (
@@ -77,15 +138,20 @@ def _run(command: Any) -> int:
     except TrainingError as error:
         _print_error(f"training stopped at {error}")
         return 1
+    except (MemoryError, RuntimeError) as error:
+        known = ("allocate memory", "out of memory")
+        if not isinstance(error, MemoryError) and not any(words in str(error) for words in known):
+            raise
+        _print_error(f"the memory is too small: {error}")
+        return 2
 
 
 def _print_error(error: str) -> None:
     """Print an error, and the process that it is of where there are several."""
-    from pyro_bvae.training.distributed import place
-
-    rank, size = place()
-    print(f"error{f' in process {rank}' if size > 1 else ''}: {error}", file=sys.stderr)
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
+    process = f" in process {os.environ.get('RANK')}" if several else ""
+    print(f"error{process}: {one_line(error, 1000)}", file=sys.stderr)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    print(f"warning: {message}", file=sys.stderr)
+    print(f"warning: {one_line(str(message), 1000)}", file=sys.stderr)

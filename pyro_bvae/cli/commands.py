@@ -15,7 +15,16 @@ import tyro
 from pyro_bvae import report, runs
 from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
 from pyro_bvae.core.errors import InputError, listed
-from pyro_bvae.runs.config import TrainConfig, TrainingOptions, read_config
+from pyro_bvae.core.inputs.bounds import Bounds
+from pyro_bvae.runs.config import (
+    NumData,
+    NumSamples,
+    NumSeeds,
+    TrainConfig,
+    TrainingOptions,
+    read_config,
+)
+from pyro_bvae.training.settings import Beta, Epochs, Seed
 
 # An option is spelled by its own name, without that of the part that it belongs to.
 _FLAT = (tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes)
@@ -36,7 +45,7 @@ class Train:
     """Continue the run in the output directory, with its configuration."""
     overwrite: bool = False
     """Replace the run in the output directory."""
-    snapshots: int | None = None
+    snapshots: Annotated[int | None, Bounds(1, 1_000_000_000)] = None
     """Draw reconstructions and samples every so many epochs, into the run directory."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, into the run directory."""
@@ -105,7 +114,7 @@ class Sweep:
     """The weights of the KL."""
     target_rate: tuple[float, ...] = ()
     """Rates in nats to train to, each by a β that is adapted from 1 on; instead of --betas."""
-    seeds: int = 1
+    seeds: NumSeeds = 1
     """How many seeds for each β or rate, from --seed on."""
     output: Path | None = None
     """Directory of the runs, beta<β>-seed<seed> or rate<nats>-seed<seed>; runs/<dataset>-sweep by
@@ -156,15 +165,15 @@ class Evaluate:
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory."""
-    num_samples: int = 5000
+    num_samples: NumSamples = 5000
     """Particles for each datum."""
-    num_data: int | None = 500
+    num_data: NumData = 500
     """How many test data to measure, drawn by the seed; None for all."""
     families: tuple[str, ...] = ()
     """Richer guides to fit to each datum too, and their gain: full-rank, flow."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all draws."""
     device: str = "cpu"
     """Where to compute."""
@@ -206,9 +215,9 @@ class Demo:
 
     output: Path = Path("runs/demo")
     """Run directory; an earlier run in it is replaced."""
-    beta: float = 2.0
+    beta: Beta = 2.0
     """Weight of the KL in the objective."""
-    epochs: int = 200
+    epochs: Epochs = 200
     """Passes over the training data."""
 
     def run(self) -> None:
@@ -232,7 +241,7 @@ class Verify:
     """Where to compute."""
     dtype: Literal["float32", "float64"] = "float32"
     """Number type."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of all draws."""
 
     def run(self) -> int:

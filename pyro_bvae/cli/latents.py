@@ -10,7 +10,9 @@ import tyro
 
 from pyro_bvae import latents, plots, runs
 from pyro_bvae.core.atomic_files import atomic_write, make_directory
-from pyro_bvae.core.errors import InputError, check_count, unknown_name
+from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.inputs.bounds import Bounds
+from pyro_bvae.training.settings import Seed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 
 _PATHS = {"linear": "LinearPath", "spherical": "SphericalPath", "geodesic": "GeodesicPath"}
 _NUMBERS = (".npz", ".csv")
-_STEPS, _FRAMES = 9, 24
+_STEPS, _FRAMES, _MOST_STEPS = 9, 24, 1_000_000
 # Data that a figure shows of a table, which has as many as there are.
 _SHOWN, _SHOWN_FEATURES = 10, 6
+# Images in a figure, and frames of an animation, at most.
+_MOST_SHOWN = 1000
 _DPI = 150
 
 
@@ -67,9 +71,9 @@ class Traverse(_OfRun):
     """The latents to move; by default the active ones, by decreasing KL."""
     datum: int = 0
     """Number of the datum whose code is moved."""
-    num_steps: int | None = None
+    num_steps: Annotated[int | None, Bounds(1, _MOST_STEPS)] = None
     """Values of each latent; 9 by default, 24 for an animation."""
-    deviations: float | None = None
+    deviations: Annotated[float | None, Bounds(0, 1e6, above=True)] = None
     """Move over so many standard deviations of the prior to either side; by default over the middle
     98% of the codes of the data."""
 
@@ -81,6 +85,7 @@ class Traverse(_OfRun):
             if self.num_steps is None
             else self.num_steps
         )
+        _check_shown("num_steps", steps, path)
         values: latents.ValueRange = latents.AggregateRange()
         if self.deviations is not None:
             values = latents.PriorRange(self.deviations)
@@ -126,7 +131,7 @@ class Interpolate(_OfRun):
     """Numbers of the data, in pairs: first to second, third to fourth, ..."""
     paths: tuple[str, ...] = ("linear",)
     """The paths: linear, spherical, geodesic."""
-    num_steps: int = _STEPS
+    num_steps: Annotated[int, Bounds(1, _MOST_STEPS)] = _STEPS
     """Codes on each way, both ends among them."""
 
     def run(self) -> None:
@@ -141,6 +146,7 @@ class Interpolate(_OfRun):
             )
         if not self.data or len(self.data) % 2:
             raise InputError(f"'data' must be pairs of numbers, got {len(self.data)} numbers")
+        _check_shown("num_steps", self.num_steps, path, len(self.paths) * len(self.data) // 2)
         run, data = self.open()
         outside = [number for number in self.data if not 0 <= number < len(data)]
         if outside:
@@ -184,14 +190,13 @@ class Embed(_OfRun):
 class Reconstruct(_OfRun):
     """Draw or write the reconstructions of the data from their codes."""
 
-    num_data: int | None = None
+    num_data: Annotated[int | None, Bounds(1, 1_000_000_000)] = None
     """How many, the first ones; by default as many as a figure shows, or all for numbers."""
 
     def run(self) -> None:
         """Run the command."""
         path = self.file("reconstructions.png", ".png", *_NUMBERS)
-        if self.num_data is not None:
-            check_count("num_data", self.num_data)
+        _check_shown("num_data", self.num_data or 1, path)
         run, data = self.open()
         shown = _SHOWN if data.image_shape is not None else _SHOWN_FEATURES
         most = self.num_data or (len(data) if path.suffix.lower() in _NUMBERS else shown)
@@ -213,19 +218,19 @@ class Reconstruct(_OfRun):
 class Generate(_OfRun):
     """Draw or write new data: latents from the prior, decoded."""
 
-    num_samples: int = 40
+    num_samples: Annotated[int, Bounds(1, 1_000_000_000)] = 40
     """How many."""
-    temperature: float = 1.0
+    temperature: Annotated[float, Bounds(0, 1e6)] = 1.0
     """Scales the spread of the prior: below 1, data are more typical and less varied."""
     noise: bool = False
     """Draw from the likelihood too, instead of taking its mean."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws."""
 
     def run(self) -> None:
         """Run the command."""
         path = self.file("samples.png", ".png", *_NUMBERS)
-        check_count("num_samples", self.num_samples)
+        _check_shown("num_samples", self.num_samples, path)
         run, data = self.open()
         context = None
         if data.context is not None:
@@ -256,6 +261,16 @@ COMMANDS: dict[str, Any] = {
     "reconstruct": Reconstruct,
     "generate": Generate,
 }
+
+
+def _check_shown(name: str, count: int, path: Path, rows: int = 1) -> None:
+    """Raise for more images, in so many rows, than a figure shows."""
+    most, kind = _MOST_SHOWN // rows, f" of {rows} paths" if rows > 1 else ""
+    if count > most and path.suffix.lower() not in _NUMBERS:
+        raise InputError(
+            f"'{name}' must be at most {most} for a figure{kind}, got {count}; .npz and .csv files"
+            " hold more"
+        )
 
 
 def _write_data(path: Path, data: Dataset | LazyDataset, name: str, **arrays: Tensor) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 from typing_extensions import Doc
 
 from pyro_bvae.core.errors import InputError, choices, unknown_name
+from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.core.inputs.public import public
 
 if TYPE_CHECKING:
@@ -115,9 +116,9 @@ class DataOptions:
     """Column of an .h5ad file with labels."""
     batch_column: str | None = None
     """Column of an .h5ad file with batches, which become covariates of encoder and decoder."""
-    min_counts: float | None = None
+    min_counts: Annotated[float | None, Bounds(0, 1e12)] = None
     """Leave out cells of an .h5ad file with fewer counts."""
-    min_cells: int | None = None
+    min_cells: Annotated[int | None, Bounds(0, 1_000_000_000)] = None
     """Leave out genes of an .h5ad file that fewer cells have."""
     backed: bool | None = None
     """Leave the counts of an .h5ad file on disk, for files larger than memory."""
@@ -126,7 +127,7 @@ class DataOptions:
     each datum."""
     missing: str = "none"
     """Missing entries: none, or nan, where NaN in the data was not observed."""
-    validation: float | None = None
+    validation: Annotated[float | None, Bounds(0, 1e12)] = None
     """Held-out share (below 1) or number of the training data, 0 for none; the data set's own by
     default."""
     binarize: str = "none"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,10 @@ from pyro_bvae.core.errors import InputError
 
 #: Endings of files that hold numbers.
 SUFFIXES = (".npz", ".csv")
+
+# Text at whose beginning a spreadsheet sees a formula, and text that is a number.
+_FORMULA = re.compile(r"[=+\-@\t\r\n＝＋－＠]")
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.IGNORECASE)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -50,6 +55,9 @@ def write_numbers(
 ) -> None:
     """Write arrays to an ``.npz``, or columns of one length to a ``.csv``, whole or not at all.
 
+    Names and labels in a ``.csv`` that a spreadsheet would take for a formula, such as ``=1+1``,
+    begin with an apostrophe.
+
     Args:
         path: Where to, in a directory that is made if it is not there.
         arrays: The contents of an ``.npz``.
@@ -67,8 +75,23 @@ def write_numbers(
         with atomic_write(path, "wb") as stream:
             np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
     else:
+        texts = {_as_text(name): _as_texts(values) for name, values in columns().items()}
         with atomic_write(path) as stream:
-            pd.DataFrame(dict(columns())).to_csv(stream, index=False, lineterminator="\n")
+            pd.DataFrame(texts).to_csv(stream, index=False, lineterminator="\n")
+
+
+def _as_texts(values: Array) -> Any:
+    """Return a column whose texts are no formulas."""
+    if values.dtype.kind not in "OUS":
+        return values
+    return [_as_text(value) if isinstance(value, str) else value for value in values.tolist()]
+
+
+def _as_text(text: str) -> str:
+    """Return a text that a spreadsheet takes for a text, or for a number, in one cell."""
+    text = text.replace("\r\n", "\n").replace("\r", "\n")  # which is put in quotes everywhere
+    formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
+    return f"'{text}" if formula else text
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context, arguments
-from pyro_bvae.core.errors import InputError, check_count, check_finite
+from pyro_bvae.core.errors import InputError, check_bytes, check_count, check_finite
 from pyro_bvae.core.inputs.data import is_table, named, shown
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
@@ -94,6 +94,7 @@ def traverse(
         if not 0 <= latent < len(code):
             raise InputError(f"'latents' must be among 0 to {len(code) - 1}, got {latent}")
     moved = tuple(int(latent) for latent in latents)
+    _check_size(vae, len(moved) * num_steps)
     steps = (
         values(vae, some, moved, num_steps) if callable(values) else _numbers(values, len(moved))
     )
@@ -155,6 +156,7 @@ def interpolate(
     if len(first) != len(last):
         raise InputError(f"'end' must have as many data as 'start', {len(first)}, got {len(last)}")
     pairs = zip(_encode(vae, first), _encode(vae, last), strict=True)
+    _check_size(vae, len(first) * num_steps)
     contexts = (first[row : row + 1].context for row in range(len(first)))
     codes = torch.stack(
         [
@@ -241,6 +243,7 @@ def generate(
     """
     check_count("num_samples", num_samples)
     vae, test = _opened(model)
+    _check_size(vae, num_samples)
     if context is None and test is not None and test.context is not None:
         context = test[torch.arange(num_samples) % len(test)].context
     made: Tensor = vae.generate(
@@ -290,6 +293,12 @@ def _blocks(vae: VAE, data: Dataset | LazyDataset) -> Iterator[tuple[Tensor, Con
 
 def _encode(vae: VAE, data: Dataset | LazyDataset) -> Tensor:
     return torch.cat([vae.encode(x, context) for x, context in _blocks(vae, data)])
+
+
+def _check_size(vae: VAE, count: int) -> None:
+    """Raise for more codes than can be decoded in the memory, by the widest layer."""
+    widest = max((max(weight.shape, default=1) for weight in vae.parameters()), default=1)
+    check_bytes(8 * count * widest, f"decoding {count} codes")
 
 
 def _decode(vae: VAE, codes: Tensor, context: Context | None) -> Tensor:

@@ -6,13 +6,14 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.bounds import Bounds, check_options
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import SAMPLE_STREAM, seeded
@@ -90,11 +91,10 @@ class PriorRange:
         InputError: if the number is not positive and finite.
     """
 
-    deviations: float = 3.0
+    deviations: Annotated[float, Bounds(0, 1e6, above=True)] = 3.0
 
     def __post_init__(self) -> None:
-        if not (self.deviations > 0 and math.isfinite(self.deviations)):
-            raise InputError(f"'deviations' must be positive and finite, got {self.deviations}")
+        check_options(self)
 
     @torch.no_grad()
     def __call__(

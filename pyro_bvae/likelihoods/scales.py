@@ -53,7 +53,8 @@ class LearnedScale(nn.Module):
                 f"'floor' and 'initial' must satisfy 0 < floor < initial, got {floor} and {initial}"
             )
         self.floor = floor
-        raw = math.log(math.expm1(initial - floor))
+        above = initial - floor
+        raw = math.log(math.expm1(above)) if above < 30 else above  # to rounding
         self.raw_scale = nn.Parameter(torch.full((num_features or 1,), raw))
 
     @property

@@ -12,8 +12,12 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
+from pyro_bvae.core.errors import check_bytes, listed
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.networks.linear import Linear, check_sizes, in_turn
+
+# Bytes of a weight in float32.
+_WEIGHT = 4
 
 
 @public
@@ -45,6 +49,8 @@ class MLP(nn.Module):
             check_sizes(hidden=width)
         self.in_features, self.out_features = in_features, out_features
         widths = (in_features, *hidden, out_features)
+        weights = sum(size_in * size_out for size_in, size_out in pairwise(widths))
+        check_bytes(_WEIGHT * weights, f"a network of layers of {listed(widths)}")
         layers: list[nn.Module] = []
         for size_in, size_out in pairwise(widths):
             layers += [Linear(size_in, size_out, bias=bias), activation()]
@@ -88,6 +94,8 @@ class ResidualMLP(nn.Module):
         check_sizes(
             in_features=in_features, out_features=out_features, hidden=hidden, num_blocks=num_blocks
         )
+        weights = hidden * (in_features + 2 * num_blocks * hidden + out_features)
+        check_bytes(_WEIGHT * weights, f"a network of {num_blocks} blocks of width {hidden}")
         self.in_features, self.out_features = in_features, out_features
         self.stem = Linear(in_features, hidden)
         self.blocks = nn.ModuleList(_Block(hidden, activation) for _ in range(num_blocks))

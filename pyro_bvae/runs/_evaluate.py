@@ -9,11 +9,13 @@ import torch
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import Evaluation
 from pyro_bvae.runs._train import check_device
+from pyro_bvae.runs.config import NumSamples
 from pyro_bvae.runs.directory import load
 from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
 from pyro_bvae.training.distributed import own_device, process_group
@@ -46,8 +48,9 @@ def evaluate_run(
         progress: Show progress bars.
     """
     check_device(device)
-    if num_data is not None and num_data < 1:
-        raise InputError(f"'num_data' must be a positive integer or None, got {num_data}")
+    OptionType.of(NumSamples).check("num_samples", num_samples)
+    if num_data is not None and (not isinstance(num_data, int) or num_data < 1):
+        raise InputError(f"'num_data' must be a positive integer or None, got {num_data!r}")
     with process_group(device) as ranks:
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
         assert run.config is not None and run.splits is not None

@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Literal
 
 from pyro_bvae.core.atomic_files import make_directory
-from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.runs._train import check_device, check_output, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
-from pyro_bvae.runs.config import TrainConfig, read_config, write_config
+from pyro_bvae.runs.config import NumSeeds, TrainConfig, read_config, write_config
 from pyro_bvae.runs.directory import remove_evaluation, remove_run
 from pyro_bvae.training import Sweep, checkpoint_path, load_checkpoint, sweep
 from pyro_bvae.training.distributed import was_restarted
@@ -75,7 +76,7 @@ def train_sweep(
     Raises:
         InputError: if the configuration, β, the number of seeds or a directory cannot be used.
     """
-    check_count("seeds", seeds)
+    OptionType.of(NumSeeds).check("seeds", seeds)
     if resume and overwrite:
         raise InputError("'--resume' and '--overwrite' exclude each other")
     if was_restarted():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.datasets import Splits
 from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
@@ -62,6 +62,8 @@ def train(
     """
     if resume and overwrite:
         raise InputError("'--resume' and '--overwrite' exclude each other")
+    if snapshots is not None:
+        check_count("snapshots", snapshots)
     with process_group(config.training.device) as ranks:
         if any(ranks.gather(was_restarted())) and (output / "config.json").exists():
             resume, overwrite = True, False

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError, check_beta, check_count, unknown_name
+from pyro_bvae.core.errors import InputError, check_bytes, unknown_name
+from pyro_bvae.core.inputs.bounds import check_options
 from pyro_bvae.core.inputs.public import exclusive, public
+from pyro_bvae.core.precision import PRECISIONS
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
 from pyro_bvae.datasets.registry import read
-from pyro_bvae.runs.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, TABLES
+from pyro_bvae.datasets.splits import BINARIZE_MODES
+from pyro_bvae.runs.catalogue import (
+    COUNTS,
+    LIKELIHOODS,
+    MIXTURES,
+    NETWORKS,
+    POSTERIORS,
+    PRIORS,
+    TABLES,
+)
 from pyro_bvae.runs.config import SCHEDULES, TrainConfig
-from pyro_bvae.training.schedules import OneCycle, as_schedule
-from pyro_bvae.training.settings import Settings
 from pyro_bvae.vae import BetaVAE, Decoder
+
+# Hidden layers at most, and bytes for each weight in training: itself, its gradient, Adam's two
+# averages.
+_MOST_LAYERS, _TRAINED_WEIGHT = 1000, 16
+# Data of a batch of which there may be fewer.
+_BATCH = 128
 
 
 @dataclass(frozen=True)
@@ -74,24 +88,21 @@ def check_config(config: TrainConfig) -> None:
     Raises:
         InputError: with the option, its value, and the values it may have.
     """
+    check_options(config)
     model, training = config.model, config.training
-    check_beta(training.beta)
-    warmup_epochs = training.warmup_epochs or 0.0
-    if not (math.isfinite(warmup_epochs) and warmup_epochs >= 0):
-        raise InputError(f"'warmup_epochs' must be non-negative and finite, got {warmup_epochs}")
-    check_count("latent_dim", model.latent_dim)
-    settings = training.settings()
-    del settings["compile"]
-    rate = OneCycle(settings.pop("learning_rate"))
-    Settings(**{**settings, "beta": as_schedule(settings["beta"])}, learning_rate=rate)
-    if model.prior_components is not None:
-        check_count("prior_components", model.prior_components)
-    if training.schedule not in SCHEDULES:
-        raise unknown_name("schedule", training.schedule, SCHEDULES)
-    for name, table in TABLES.items():
-        if getattr(model, name) not in table:
-            raise unknown_name(name, getattr(model, name), table)
+    names = {"schedule": SCHEDULES, "precision": PRECISIONS, "binarize": BINARIZE_MODES}
+    for name, known in {**TABLES, **names}.items():
+        if getattr(config, name) not in known:
+            raise unknown_name(name, getattr(config, name), known)
     config.data.check()
+    if not model.hidden:
+        raise InputError("'hidden' must name at least one width, got none")
+    if len(model.hidden) > _MOST_LAYERS:
+        raise InputError(
+            f"'hidden' must name at most {_MOST_LAYERS} widths, got {len(model.hidden)}"
+        )
+    if training.target_rate is not None and training.beta == 0:
+        raise InputError("'beta' must be positive where 'target_rate' adapts it, got 0.0")
 
 
 @public
@@ -105,19 +116,36 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
     """Return the untrained model of a configuration, its weights drawn from its seed."""
     check_config(config)
     options = config.model
-    if not options.hidden:
-        raise InputError("'hidden' must name at least one width, got none")
     network = NETWORKS[options.network].build
     family = POSTERIORS[options.posterior].build()
     missing = shape.missing or config.data.missing == "nan"
     covariates = shape.num_covariates
     with seeded(config.training.seed, WEIGHTS_STREAM):
         likelihood: Any = LIKELIHOODS[options.likelihood].build(options, shape)
-        decodes = network(options, shape, likelihood.parameters_per_feature, decodes=True)
+        num_outputs = family.num_outputs(options.latent_dim)
+
+        def networks() -> list[nn.Module]:
+            return [
+                network(options, shape, likelihood.parameters_per_feature, decodes=True),
+                network(options, shape, num_outputs, decodes=False),
+            ]
+
+        with torch.device("meta"):  # which takes no memory
+            _check_trainable(networks())
+        decodes, encodes = networks()
         decoder = Decoder(decodes, likelihood, num_covariates=covariates)
-        encodes = network(options, shape, family.num_outputs(options.latent_dim), decodes=False)
         inputs = torch.log1p if options.likelihood in COUNTS else None
         encoder = family(encodes, num_covariates=covariates, inputs=inputs)
+        if options.prior in MIXTURES:
+            count = options.prior_components or MIXTURES[options.prior]
+            numbers = min(config.training.batch_size, _BATCH) * count * options.latent_dim
+            check_bytes(_TRAINED_WEIGHT * numbers, f"a step with {count} components of the prior")
         support = getattr(likelihood, "support", constraints.real)
         prior = PRIORS[options.prior].build(options, shape, encoder, support)
         return BetaVAE(prior, decoder, encoder, missing=missing)
+
+
+def _check_trainable(networks: list[nn.Module]) -> None:
+    """Raise if the memory is too small to train networks."""
+    weights = sum(weight.numel() for network in networks for weight in network.parameters())
+    check_bytes(_TRAINED_WEIGHT * weights, f"training networks of {weights} weights")

@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 from pyro_bvae import likelihoods, networks, posteriors, priors
 from pyro_bvae.core.errors import InputError, check_bytes
 
+# The least scale of likelihoods that learn theirs, and of one that is fixed, in float32.
+_FLOOR, _LEAST = 1e-2, 1e-6
+
 
 class Part(NamedTuple):
     """An entry of a table: the function that builds the part, and a note for the list of names."""
@@ -75,7 +78,18 @@ DISPERSIONS: dict[str, Part] = {
 
 
 def _scale(options: Any, num_features: int | None = None) -> Any:
-    return likelihoods.LearnedScale(num_features, initial=options.likelihood_scale)
+    return likelihoods.LearnedScale(num_features, initial=_scale_above(_FLOOR, options))
+
+
+def _scale_above(least: float, options: Any) -> float:
+    """Return the scale of a likelihood, above the least one that it can have."""
+    scale: float = options.likelihood_scale
+    if not scale > least:
+        raise InputError(
+            f"'likelihood_scale' must be above {least:g} with likelihood '{options.likelihood}',"
+            f" got a scale of {scale}"
+        )
+    return scale
 
 
 def _counts(options: Any, shape: Any) -> dict[str, Any]:
@@ -111,7 +125,7 @@ LIKELIHOODS: dict[str, Part] = {
         lambda options, shape: likelihoods.NormalLikelihood(_scale(options, shape.num_features))
     ),
     "normal-fixed": Part(
-        lambda options, shape: likelihoods.NormalLikelihood(options.likelihood_scale)
+        lambda options, shape: likelihoods.NormalLikelihood(_scale_above(_LEAST, options))
     ),
     "normal-decoder": Part(
         lambda options, shape: likelihoods.NormalLikelihood(likelihoods.DecoderScale())
@@ -145,10 +159,14 @@ POSTERIORS: dict[str, Part] = {
 }
 
 
+#: Components of the priors that have some, by default.
+MIXTURES = {"mixture": 10, "vamp": 500}
+
+
 def _vamp(options: Any, shape: Any, encoder: Any, support: Any) -> Any:
     if shape.examples is None:
         raise InputError("prior 'vamp' starts at some of the data, and none are given")
-    inputs, context = shape.examples(options.prior_components or 500)
+    inputs, context = shape.examples(options.prior_components or MIXTURES["vamp"])
     # The encoders here look at no size factor, so that of a pseudo-input would never be learned.
     if context is not None:
         context = None if context.covariates is None else context._replace(size_factor=None)
@@ -162,7 +180,9 @@ PRIORS: dict[str, Part] = {
     "laplace": Part(lambda options, *_: priors.LaplacePrior(options.latent_dim)),
     "student-t": Part(lambda options, *_: priors.StudentTPrior(options.latent_dim)),
     "mixture": Part(
-        lambda options, *_: priors.MixturePrior(options.latent_dim, options.prior_components or 10)
+        lambda options, *_: priors.MixturePrior(
+            options.latent_dim, options.prior_components or MIXTURES["mixture"]
+        )
     ),
     "vamp": Part(_vamp),
     "flow": Part(lambda options, *_: priors.FlowPrior(options.latent_dim)),

@@ -11,17 +11,22 @@ from typing_extensions import Doc
 
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError, choices
+from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.core.inputs.files import read_bytes
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.registry import DataOptions
 from pyro_bvae.runs.catalogue import DISPERSIONS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
 from pyro_bvae.training.schedules import CosineWarmup, Cyclical, LinearWarmup
-from pyro_bvae.training.settings import FitOptions
+from pyro_bvae.training.settings import Beta, FitOptions
 
 if TYPE_CHECKING:
     from pyro_bvae.training.schedules import Schedule
 
 SCHEDULES = ("linear", "cosine", "cyclical", "constant")
+
+NumSeeds = Annotated[int, Bounds(1, 1000)]
+NumSamples = Annotated[int, Bounds(1, 100_000_000)]
+NumData = Annotated[int | None, Bounds(1, 1_000_000_000)]
 
 
 @dataclass(frozen=True)
@@ -29,20 +34,20 @@ class ModelOptions:
     """The model of a run: its parts by name, and their sizes."""
 
     prior: Annotated[str, Doc(f"Prior p(z): {choices(PRIORS)}.")] = "normal"
-    prior_components: int | None = None
+    prior_components: Annotated[int | None, Bounds(1, 10_000)] = None
     """Components of the mixture prior (10), pseudo-inputs of vamp (500)."""
     likelihood: Annotated[str, Doc(f"Likelihood p(x|z): {choices(LIKELIHOODS)}.")] = "bernoulli"
-    likelihood_scale: float = 1.0
+    likelihood_scale: Annotated[float, Bounds(0, 1e6)] = 1.0
     """Scale of normal-fixed; where the learned scales start."""
     dispersion: Annotated[
         str, Doc(f"Dispersion of negative binomials: {choices(DISPERSIONS)}.")
     ] = "feature"
     posterior: Annotated[str, Doc(f"Guide q(z|x): {choices(POSTERIORS)}.")] = "normal"
     network: Annotated[str, Doc(f"Networks of encoder and decoder: {choices(NETWORKS)}.")] = "mlp"
-    hidden: tuple[int, ...] = (400, 400)
+    hidden: Annotated[tuple[int, ...], Bounds(1, 10_000_000)] = (400, 400)
     """Widths of the hidden layers; of residual blocks; a convolutional network takes the last for
     its dense layer."""
-    latent_dim: int = 20
+    latent_dim: Annotated[int, Bounds(1, 10_000)] = 20
     """Number of latents."""
 
 
@@ -50,16 +55,16 @@ class ModelOptions:
 class TrainingOptions(FitOptions):
     """The training of a run: the options of a fit, and how β and the learning rate come about."""
 
-    beta: float = 1.0
+    beta: Beta = 1.0
     """Weight of the KL in the objective, 0 or more."""
     schedule: str = "linear"
     """How β comes about: linear or cosine (a warm-up from 0), cyclical (four of them), or
     constant."""
-    warmup_epochs: float | None = None
+    warmup_epochs: Annotated[float | None, Bounds(0, 1e12)] = None
     """Epochs of the linear or cosine warm-up, a fifth of all by default; 0 for a constant β."""
-    target_rate: float | None = None
+    target_rate: Annotated[float | None, Bounds(0, 1e12, above=True)] = None
     """Rate in nats to train to, by a β that is adapted from --beta on; instead of a schedule."""
-    learning_rate: float = 3e-3
+    learning_rate: Annotated[float, Bounds(0, 1e300)] = 3e-3
     """Highest learning rate of the one-cycle schedule."""
     start_at_mean: bool = False
     """Start the decoder's last bias at the best of a model without latents, such as the logit of

@@ -5,25 +5,33 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pyro_bvae.core.errors import InputError, check_beta, check_count, unknown_name
+from pyro_bvae.core.errors import InputError, check_beta, unknown_name
+from pyro_bvae.core.inputs.bounds import Bounds, check_options
 from pyro_bvae.training.schedules import Schedule
+
+Epochs = Annotated[int, Bounds(1, 10_000_000)]
+Seed = Annotated[int, Bounds(0, 2**32 - 1)]
+Beta = Annotated[float, Bounds(0, 1e20)]
+
+# Epochs at whose start the schedules of a long training are looked at before it begins.
+_LOOKED_AT = 1000
 
 
 @dataclass(frozen=True)
 class FitOptions:
     """The options that :func:`~pyro_bvae.fit`, its steps, and a configuration have in common."""
 
-    epochs: int = 30
+    epochs: Epochs = 30
     """Passes over the training data."""
-    batch_size: int = 128
+    batch_size: Annotated[int, Bounds(1, 1_000_000_000)] = 128
     """Data in a step."""
-    gradient_clip: float | None = 200.0
+    gradient_clip: Annotated[float | None, Bounds(0, above=True)] = 200.0
     """Upper limit on the global norm of the gradient per datum; None for no limit."""
-    early_stopping: int | None = None
+    early_stopping: Annotated[int | None, Bounds(1, 1_000_000_000)] = None
     """Stop after so many epochs without a better validation objective; None for never."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of weights, data order, noise and random splits."""
     precision: str = "float32"
     """Number type of the networks while training: float32 or bf16."""
@@ -39,22 +47,23 @@ class Settings(FitOptions):
     def __post_init__(self) -> None:
         from pyro_bvae.core.precision import PRECISIONS
 
-        for name in ("epochs", "batch_size"):
-            check_count(name, getattr(self, name))
-        for name in ("gradient_clip", "early_stopping"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InputError(f"'{name}' must be positive or None, got {value!r}")
+        check_options(self)
         if self.precision not in PRECISIONS:
             raise unknown_name("precision", self.precision, PRECISIONS)
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise InputError(f"'seed' must be a non-negative integer, got {self.seed!r}")
-        for epoch in range(self.epochs + 1):
-            check_beta(self.beta(float(epoch), self.epochs))
-            rate = self.learning_rate(float(epoch), self.epochs)
-            if not (math.isfinite(rate) and rate >= 0):
-                got = getattr(self.learning_rate, "value", rate)
-                raise InputError(f"'learning_rate' must be non-negative and finite, got {got}")
+        for epoch in (*range(0, self.epochs, -(-self.epochs // _LOOKED_AT)), self.epochs):
+            self.check_schedules(epoch)
+
+    def check_schedules(self, epoch: int) -> None:
+        """Raise unless β and learning rate after so many epochs are finite and not negative.
+
+        Raises:
+            InputError: with the schedule and its value.
+        """
+        check_beta(self.beta(float(epoch), self.epochs))
+        rate = self.learning_rate(float(epoch), self.epochs)
+        if not (math.isfinite(rate) and rate >= 0):
+            got = getattr(self.learning_rate, "value", rate)
+            raise InputError(f"'learning_rate' must be non-negative and finite, got {got}")
 
     @property
     def final_beta(self) -> float:

@@ -100,6 +100,7 @@ class Trainer:
                 # By the steps of the whole training: one that is resumed is compiled alike.
                 self.step.prepare(total, bar)
             for epoch in range(first, self.settings.epochs):
+                self.settings.check_schedules(epoch)
                 remaining = [r for r, state in enumerate(self.active) if not state.is_over]
                 if len(remaining) < len(self.active):
                     self.active = [self.active[r] for r in remaining]

@@ -22,6 +22,9 @@ import torch
 import pyro_bvae
 from pyro_bvae import runs
 from pyro_bvae.cli import main
+from pyro_bvae.cli._main import _COMMANDS as COMMANDS
+from pyro_bvae.cli.usage import options_of
+from pyro_bvae.cli.wording import as_typed
 from pyro_bvae.runs import read_config
 from pyro_bvae.training import load_checkpoint
 
@@ -405,21 +408,21 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "size factor": (nothing, [*NEW, "--size-factor", "observe"], "Did you mean 'observed'?"),
     "no counts to size": (nothing, [*NEW, "--size-factor", "observed"], "count"),
     "dispersion": (nothing, [*NEW, "--dispersion", "features"], "Did you mean 'feature'?"),
-    "prior components": (nothing, [*NEW, "--prior-components", "0"], "'prior_components' must be a "
+    "prior components": (nothing, [*NEW, "--prior-components", "0"], "--prior-components must be a "
                                                                      "positive integer"),
     "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "must lie in the "
                                                                       "likelihood's support"),
     "no file": (nothing, CSV, "there is no such file"),
-    "no path": (nothing, [*NEW, "--dataset", "file"], "needs 'path'"),
+    "no path": (nothing, [*NEW, "--dataset", "file"], "needs --path"),
     "a path for digits": (table("a\n1\n"), [*NEW, "--path", "data.csv"], "is for data set 'file'"),
     "wrong column": (table("a,b\n" + GOOD_ROW), [*CSV, "--split-column", "part"], "must be one of "
                                                                                   "the columns a, "
                                                                                   "b"),
-    "negative beta": (nothing, [*NEW, "--beta", "-1"], "'beta' must be non-negative and finite, "
+    "negative beta": (nothing, [*NEW, "--beta", "-1"], "--beta must be non-negative and finite, "
                                                        "got -1.0"),
-    "NaN beta": (nothing, [*NEW, "--beta", "nan"], "'beta' must be non-negative and finite, got "
+    "NaN beta": (nothing, [*NEW, "--beta", "nan"], "--beta must be non-negative and finite, got "
                                                    "nan"),
-    "infinite beta": (nothing, [*NEW, "--beta", "inf"], "'beta' must be non-negative and finite, "
+    "infinite beta": (nothing, [*NEW, "--beta", "inf"], "--beta must be non-negative and finite, "
                                                         "got inf"),
     "data set": (nothing, [*NEW, "--dataset", "digts"], "Did you mean 'digits'?"),
     "prior": (nothing, [*NEW, "--prior", "norml"], "Did you mean 'normal'?"),
@@ -427,23 +430,23 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "posterior": (nothing, [*NEW, "--posterior", "normall"], "Did you mean 'normal'?"),
     "network": (nothing, [*NEW, "--network", "mpl"], "Did you mean 'mlp'?"),
     "binarization": (nothing, [*NEW, "--binarize", "statics"], "Did you mean 'static'?"),
-    "device": (nothing, [*NEW, "--device", "cudda"], "'device' must be one that torch can use "
+    "device": (nothing, [*NEW, "--device", "cudda"], "--device must be one that torch can use "
                                                      "here"),
-    "no epochs": (nothing, [*NEW, "--epochs", "0"], "'epochs' must be a positive integer, got 0"),
-    "no latents": (nothing, [*NEW, "--latent-dim", "0"], "'latent_dim' must be a positive integer, "
+    "no epochs": (nothing, [*NEW, "--epochs", "0"], "--epochs must be a positive integer, got 0"),
+    "no latents": (nothing, [*NEW, "--latent-dim", "0"], "--latent-dim must be a positive integer, "
                                                          "got 0"),
-    "no hidden layer": (nothing, [*NEW, "--hidden"], "'hidden' must name at least one width"),
-    "negative seed": (nothing, [*NEW, "--seed", "-3"], "'seed' must be"),
+    "no hidden layer": (nothing, [*NEW, "--hidden"], "--hidden must name at least one width"),
+    "negative seed": (nothing, [*NEW, "--seed", "-3"], "--seed must be"),
     "images too small": (nothing, [*NEW, "--network", "convolutional"], "'image_shape' must be"),
     "output exists": (nothing, ["train", *TINY, "--output", "run"], "pass --resume to continue it, "
                                                                     "--overwrite"),
-    "output is a file": (a_file, ["train", *TINY, "--output", "file"], "'output' must be a "
+    "output is a file": (a_file, ["train", *TINY, "--output", "file"], "--output must be a "
                                                                        "directory, got the file"),
     "output under a file": (a_file, ["train", *TINY, "--output", "file/run"], "Not a directory"),
     "output is no run": (no_run, ["train", *TINY, "--output", "other", "--overwrite"], "so it is not overwritten"),
     "demo over no run": (no_run, ["demo", "--output", "other"], "so it is not overwritten"),
-    "overwrite, but beta": (nothing, ["train", "--output", "run", "--overwrite", "--beta", "-1"], "'beta' must be"),
-    "overwrite, but clip": (nothing, ["train", "--output", "run", "--overwrite", "--gradient-clip", "0"], "'gradient_"),
+    "overwrite, but beta": (nothing, ["train", "--output", "run", "--overwrite", "--beta", "-1"], "--beta must be"),
+    "overwrite, but clip": (nothing, ["train", "--output", "run", "--overwrite", "--gradient-clip", "0"], "--gradient-clip"),
     "resume and overwrite": (nothing, ["train", "--output", "run", "--overwrite", "--resume"], "exclude each other"),
     "resume nothing": (nothing, ["train", "--output", "new", "--resume"], "is not a run directory"),
     "resume no run": (no_run, ["train", "--output", "other", "--resume"], "is not a run directory"),
@@ -460,16 +463,16 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "evaluate a version": (wrong_version, ["evaluate", "run"], "has checkpoint version 7"),
     "evaluate a lost one": (without("checkpoints/best.pt"), ["evaluate", "run"], "there is no "
                                                                                  "checkpoint at"),
-    "evaluate no sample": (nothing, ["evaluate", "run", "--num-samples", "0"], "'num_samples' must "
+    "evaluate no sample": (nothing, ["evaluate", "run", "--num-samples", "0"], "--num-samples must "
                                                                                "be"),
-    "evaluate no datum": (nothing, ["evaluate", "run", "--num-data", "0"], "'num_data' must be"),
-    "evaluate seed": (nothing, ["evaluate", "run", "--seed", "-1"], "'seed' must be"),
+    "evaluate no datum": (nothing, ["evaluate", "run", "--num-data", "0"], "--num-data must be"),
+    "evaluate seed": (nothing, ["evaluate", "run", "--seed", "-1"], "--seed must be"),
     "evaluate unknown": (nothing, ["evaluate", "run", "--checkpoint", "bset"], "Did you mean "
                                                                                "'best'?"),
     "evaluate family": (nothing, ["evaluate", "run", "--families", "fullrank"], "Did you mean "
                                                                                 "'full-rank'?"),
-    "verify device": (nothing, ["verify", "--device", "tpu"], "'device' must be"),
-    "evaluate device": (nothing, ["evaluate", "run", "--device", "tpu"], "'device' must be"),
+    "verify device": (nothing, ["verify", "--device", "tpu"], "--device must be"),
+    "evaluate device": (nothing, ["evaluate", "run", "--device", "tpu"], "--device must be"),
     "report nothing": (nothing, ["report", "new"], "evaluate"),
     "report unevaluated": (without("evaluation.json"), ["report", "run"], "run 'pyro-bvae evaluate "
                                                                           "run' first"),
@@ -523,7 +526,122 @@ def test_a_command_that_cannot_be_parsed_ends_with_status_two(
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert "Traceback" not in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: ") and shown.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_options_that_are_checked_are_those_of_the_help(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_of(COMMANDS[command]).values()
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = set(re.findall(r"(?m)^[│ ]{1,2} ?(?:-h, )?--([a-z][a-z-]+)", capsys.readouterr().out))
+    own = {option.flag.removeprefix("--") for option in options if not option.is_positional}
+    assert own == shown - {"help"}
+
+
+def test_the_last_of_an_option_that_is_repeated_is_taken(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["embed", str(run), "--split", "train", "--split=test", "--no-scales", "--scales"]
+    assert main(words) == 0
+    assert "359 codes" in capsys.readouterr().out
+    with np.load(run / "latents" / "embedding.npz") as arrays:
+        assert "scales" in arrays
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        ("--lr", "--learning-rate"),
+        ("--bs", "--batch-size"),
+        ("--batch", "--batch-size"),
+        ("--Latent_Dim", "--latent-dim"),
+        ("-epochs", "--epochs"),
+        ("--latents", "--latent-dim"),
+        ("--n-epochs", "--epochs"),
+        ("--xyzzy", None),
+    ],
+)
+def test_an_option_that_is_none_gets_a_sensible_suggestion(
+    typed: str, meant: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", typed, "3"])
+    shown = capsys.readouterr().err
+    if meant is None:
+        assert "Did you mean" not in shown and "train --help" in shown
+    elif typed == "--latents":  # of another command
+        assert "but of traverse" in shown
+    else:
+        assert shown.endswith(f"Did you mean '{meant}'?\n")
+
+
+def test_an_option_without_effect_is_said_once_and_is_no_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = str(tmp_path / "run")
+    words = ["train", *TINY, "--epochs", "1", "--prior-components", "4", "--output", output]
+    assert main(words) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if "warning: --prior" in line]
+    assert lines == [
+        "warning: --prior-components has no effect with --prior normal, but with mixture or vamp"
+    ]
+    assert main([*words, "--prior", "mixture", "--overwrite"]) == 0
+    assert "no effect" not in capsys.readouterr().err
+
+
+def test_messages_name_options_as_they_are_typed() -> None:
+    train, sweep = COMMANDS["train"], COMMANDS["sweep"]
+    for message, expected in {
+        "'latent_dim' must be 3": "--latent-dim must be 3",
+        "'nats' must be positive": "--target-rate must be positive",
+        "row 3, column 'seed'; missing=True takes it": "row 3, column 'seed'; --missing nan takes it",
+        "data set 'path' needs 'path'": "data set 'path' needs --path",
+        "unknown data set 'a'": "unknown --dataset 'a'",
+        "other: beta was 1, got 2": "other: --beta was 1, got 2",
+        "'image_shape' must be": "'image_shape' must be",
+        "cannot use 'prior'": "cannot use 'prior'",
+    }.items():
+        assert as_typed(message, train, ["train", "--path", "prior"]) == expected
+    assert as_typed("'beta' must be", sweep, []) == "--betas must be"
+
+
+def test_a_message_is_one_line_of_a_thousand_characters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ",".join(f"column{i}" for i in range(9000))
+    (tmp_path / "wide.csv").write_text(f"{names}\n" + ",".join("1" * 9000) + "\n")
+    words = ["train", "--dataset", "file", "--path", str(tmp_path / "wide.csv")]
+    assert main([*words, "--split-column", "x\x1b[31m\ny"]) == 2
+    shown = capsys.readouterr().err
+    assert shown.count("\n") == 1 and len(shown) < 1010 and "\x1b" not in shown
+    assert main(["evaluate", "y" * 200_000]) == 2
+    assert len(capsys.readouterr().err) < 1010
+
+
+def test_a_memory_that_is_too_small_is_one_line(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(error: Exception) -> Callable[..., None]:
+        def call(*_: object, **__: object) -> None:
+            raise error
+
+        return call
+
+    for error in (
+        MemoryError("Unable to allocate 7.28 TiB\nfor an array"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+    ):
+        monkeypatch.setattr(runs, "load", refuse(error))
+        assert main(["embed", str(run)]) == 2
+        shown = capsys.readouterr().err
+        assert shown.startswith("error: the memory is too small: ") and shown.count("\n") == 1
+    monkeypatch.setattr(runs, "load", refuse(RuntimeError("a defect of memory formats")))
+    with pytest.raises(RuntimeError, match="a defect"):
+        main(["embed", str(run)])
 
 
 def test_a_loss_that_turns_nan_ends_with_status_one_and_keeps_the_run(
@@ -646,7 +764,7 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     process = start(["train", "--beta", "-1"], tmp_path)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (2, "")
-    assert err == "error: 'beta' must be non-negative and finite, got -1.0\n"
+    assert err == "error: --beta must be non-negative and finite, got -1.0\n"
     assert list(tmp_path.iterdir()) == []
 
 

@@ -763,17 +763,17 @@ def test_a_traversal_is_animated_from_the_command_line(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["traverse", "RUN", "--latents", "7"], "'latents' must be among 0 to 2, got 7"),
-        (["traverse", "RUN", "--datum", "-1"], "'datum' must be the number of one of"),
+        (["traverse", "RUN", "--latents", "7"], "--latents must be among 0 to 2, got 7"),
+        (["traverse", "RUN", "--datum", "-1"], "--datum must be the number of one of"),
         (
             ["traverse", "RUN", "--deviations", "-1"],
-            "'deviations' must be positive and finite, got -1.0",
+            "--deviations must be positive and finite, got -1.0",
         ),
         (
             ["traverse", "RUN", "--output", "OUT.jpg"],
-            "'output' must end in .png or .gif or .npz or .csv, got",
+            "--output must end in .png or .gif or .npz or .csv, got",
         ),
-        (["traverse", "RUN", "--checkpoint", "first"], "unknown checkpoint 'first'"),
+        (["traverse", "RUN", "--checkpoint", "first"], "unknown --checkpoint 'first'"),
         (["traverse", "RUN/nowhere"], "there is no run directory"),
         (
             ["traverse", "COUNTS", "--latents", "0", "--output", "OUT.gif"],
@@ -786,24 +786,24 @@ def test_a_traversal_is_animated_from_the_command_line(
         ),
         (
             ["interpolate", "RUN", "--data", "0", "1", "2"],
-            "'data' must be pairs of numbers, got 3 numbers",
+            "--data must be pairs of numbers, got 3 numbers",
         ),
-        (["interpolate", "RUN", "--data", "0", "99999"], "'data' must be among the numbers 0 to"),
+        (["interpolate", "RUN", "--data", "0", "99999"], "--data must be among the numbers 0 to"),
         (
             ["interpolate", "RUN", "--paths", "linear", "spherical", "--output", "OUT.csv"],
-            "'paths' must be one for",
+            "--paths must be one for",
         ),
-        (["embed", "RUN", "--output", "OUT.png"], "'output' must end in .npz or .csv, got"),
-        (["reconstruct", "RUN", "--num-data", "0"], "'num_data' must be a positive integer, got 0"),
+        (["embed", "RUN", "--output", "OUT.png"], "--output must end in .npz or .csv, got"),
+        (["reconstruct", "RUN", "--num-data", "0"], "--num-data must be a positive integer, got 0"),
         (
             ["generate", "RUN", "--temperature", "-0.5"],
-            "'temperature' must be non-negative and finite, got -0.5",
+            "--temperature must be non-negative and finite, got -0.5",
         ),
         (
             ["generate", "RUN", "--num-samples", "0"],
-            "'num_samples' must be a positive integer, got 0",
+            "--num-samples must be a positive integer, got 0",
         ),
-        (["generate", "RUN", "--device", "warp"], "'device' must be one that torch can use"),
+        (["generate", "RUN", "--device", "warp"], "--device must be one that torch can use"),
     ],
 )
 def test_what_cannot_be_used_is_one_line_and_no_file(

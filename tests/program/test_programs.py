@@ -552,3 +552,11 @@ def test_a_mixture_of_several_supports_has_none() -> None:
         ),
     ):
         Coordinates(program, (X,))
+
+
+def test_a_model_of_thousands_of_latents_is_measured() -> None:
+    """The sums over its latents are float64, of one particle and of several alike."""
+    decoder = Decoder(MLP(10_000, 3, hidden=(2,)), PoissonLikelihood())
+    vae = BetaVAE(NormalPrior(10_000), decoder, NormalPosterior(MLP(3, 20_000, hidden=(2,))))
+    result = elbo(vae.model, vae.guide, torch.ones(4, 3), num_samples=2)
+    assert result.per_datum.isfinite().all()

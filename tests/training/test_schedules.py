@@ -13,6 +13,7 @@ from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import Constant, CosineWarmup, Cyclical, LinearWarmup, OneCycle, Schedule
 from pyro_bvae.training.schedules import as_schedule
+from pyro_bvae.training.settings import Settings
 
 
 def test_constant_is_constant() -> None:
@@ -156,3 +157,22 @@ def test_an_impossible_learning_rate_is_refused(value: float) -> None:
             InputError, match=f"'learning_rate' must be non-negative and finite, got {value}"
         ):
             fit(torch.nn.Linear(1, 1), torch.zeros(1, 1), learning_rate=rate)
+
+
+def test_schedules_of_a_long_training_are_looked_at_now_and_then_and_as_it_goes() -> None:
+    seen: list[float] = []
+
+    def schedule(epoch: float, epochs: int) -> float:
+        seen.append(epoch)
+        return -1.0 if epoch == 1 else 1.0
+
+    settings = Settings(10_000_000, beta=schedule, learning_rate=Constant(0.1))
+    assert len(seen) <= 1001 and (seen[0], seen[-1]) == (0, 10_000_000)
+    with pytest.raises(InputError, match=r"'beta' must be non-negative and finite, got -1\.0"):
+        settings.check_schedules(1)
+    decoder = Decoder(MLP(1, 2, hidden=()), NormalLikelihood(0.1))
+    vae = BetaVAE(NormalPrior(1), decoder, NormalPosterior(MLP(2, 2, hidden=())))
+    with pytest.raises(
+        InputError, match=r"'learning_rate' must be non-negative and finite, got -1"
+    ):
+        fit(vae, torch.eye(2), learning_rate=schedule, epochs=5000, progress=False)
