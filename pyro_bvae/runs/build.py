@@ -17,7 +17,7 @@ from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
 from pyro_bvae.datasets.registry import read
 from pyro_bvae.runs.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS, TABLES
-from pyro_bvae.runs.config import SCHEDULES, TrainConfig
+from pyro_bvae.runs.config import SCHEDULES, TrainConfig, TrainingOptions
 from pyro_bvae.training.schedules import OneCycle, as_schedule
 from pyro_bvae.training.settings import Settings
 from pyro_bvae.vae import BetaVAE, Decoder
@@ -78,10 +78,7 @@ def check_config(config: TrainConfig) -> None:
     if not (math.isfinite(warmup_epochs) and warmup_epochs >= 0):
         raise InputError(f"'warmup_epochs' must be non-negative and finite, got {warmup_epochs}")
     check_count("latent_dim", model.latent_dim)
-    settings = training.settings()
-    del settings["compile"]
-    rate = OneCycle(settings.pop("learning_rate"))
-    Settings(**{**settings, "beta": as_schedule(settings["beta"])}, learning_rate=rate)
+    settings_of(training)
     if model.prior_components is not None:
         check_count("prior_components", model.prior_components)
     if training.schedule not in SCHEDULES:
@@ -90,6 +87,18 @@ def check_config(config: TrainConfig) -> None:
         if getattr(model, name) not in table:
             raise unknown_name(name, getattr(model, name), table)
     config.data.check()
+
+
+def settings_of(training: TrainingOptions) -> Settings:
+    """Return the settings of the fit that some options ask for.
+
+    Raises:
+        InputError: with the option and its value.
+    """
+    options = training.settings()
+    del options["compile"]
+    rate = OneCycle(options.pop("learning_rate"))
+    return Settings(**{**options, "beta": as_schedule(options["beta"])}, learning_rate=rate)
 
 
 def load_data(config: TrainConfig) -> Splits:
