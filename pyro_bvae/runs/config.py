@@ -184,10 +184,10 @@ def read_config(path: Path) -> TrainConfig:
         InputError: if the file is missing, no JSON, not as its run wrote it, or has fields that are
             none of a configuration.
     """
+    if not path.exists():
+        raise InputError(f"{path.parent} is not a run directory: it has no {path.name}")
     try:
         content = read_file(path)
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is not a run directory: it has no {path.name}") from error
     except InputError as error:
         if edited := _edited(path):
             raise changed(path, edited) from error

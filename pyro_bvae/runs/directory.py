@@ -1,7 +1,8 @@
 """Run directories: a configuration, metrics and checkpoints on disk, read back.
 
 A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``;
-``evaluate`` adds ``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``.
+``evaluate`` adds ``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``. Their
+digests are in ``digests.sha256``.
 """
 
 from __future__ import annotations
@@ -79,7 +80,8 @@ def load(
         device: Where to put the model.
 
     Raises:
-        InputError: if the directory is no run, or a file in it cannot be read.
+        InputError: if the directory is no run, a file in it cannot be read or was changed since the
+            run wrote it, or configuration or data are not those of the training.
     """
     directory = Path(run)
     if not directory.is_dir():
@@ -152,12 +154,10 @@ def _check_validation(splits: Splits, state: Mapping[str, Any], path: Path) -> N
 
 
 def _warn_of_changes(directory: Path) -> None:
-    """Warn of files that were changed and are not read here, or are gone and were no page."""
+    """Warn of files that were changed and are not read here; others may be thrown away."""
     for name in changed_files(directory):
-        gone = not (directory / name).exists()
-        if not gone or name.startswith("checkpoints/"):
-            reason = "it is gone" if gone else ""
-            warnings.warn(str(changed(directory / name, reason)), stacklevel=3)
+        if (directory / name).exists():
+            warnings.warn(str(changed(directory / name)), stacklevel=3)
 
 
 def remove_run(directory: Path) -> None:

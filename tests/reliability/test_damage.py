@@ -97,8 +97,8 @@ def test_a_file_that_is_emptied_or_of_another_run_is_refused(
         shutil.copy(other / name, run / name)
     else:
         (run / name).unlink()
-    if kind == "removed" and (name in SHOWN or name == "evaluation.nc"):
-        load(run)  # a picture or a page may be thrown away
+    if kind == "removed" and name in (*SHOWN, "evaluation.nc", "checkpoints/last.pt"):
+        load(run)  # the best checkpoint is enough, and pictures and pages may be thrown away
         return
     answer = outcome(reader_of(run, name))
     assert answer.word == "refused", answer
@@ -177,6 +177,19 @@ def test_a_checkpoint_of_a_python_run_is_checked_too(tmp_path: Path) -> None:
     (tmp_path / SUMS).unlink()
     with pytest.raises(InputError, match="cannot be checked"):
         load(tmp_path, vae)
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "snapshots"])
+def test_a_run_may_have_the_name_of_one_of_its_folders(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.train(CONFIG, Path(name), snapshots=2, progress=False)
+    assert changed_files(Path(name)) == []
+    assert (tmp_path / name / SUMS).read_text().count("\n") == 7  # six files, and the last line
+    monkeypatch.chdir(tmp_path / name / "checkpoints")
+    assert "model" in load_checkpoint(Path("last.pt"))
+    load("..")
 
 
 def test_a_checkpoint_apart_from_its_run_is_checked_by_its_checksums(

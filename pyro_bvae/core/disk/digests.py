@@ -20,8 +20,9 @@ from pyro_bvae.core.errors import InputError
 #: The file of the digests; a configuration and a checkpoint name it, so that its loss is seen.
 SUMS = "digests.sha256"
 
-# Folders of a run directory whose files it lists, and files from before it lists any.
-_FOLDERS = ("checkpoints", "snapshots")
+# Folders of a run directory whose files it lists, by their endings, and files from before it lists
+# any.
+_FOLDERS = {".pt": "checkpoints", ".png": "snapshots"}
 _EARLIER = (
     "config.json", "metrics.csv", "evaluation.json", "evaluation.nc", "report.html",
     "checkpoints/*.pt", "snapshots/epoch-*.png",
@@ -60,7 +61,8 @@ def write_files(files: Mapping[Path, bytes | memoryview], *, begin: bool = False
             if listed is None:
                 _put(parts)
                 return
-            new = {name: (sha256(content).hexdigest(),) for name, content in contents.items()}
+            once = {id(content): sha256(content).hexdigest() for content in contents.values()}
+            new = {name: (once[id(content)],) for name, content in contents.items()}
             old = {name: _present(run / name, listed.get(name, ())) for name in new}
             _write_sums(run, listed | {name: old[name] + new[name] for name in new})
             _put(parts)
@@ -143,7 +145,7 @@ def changed_files(run: Path) -> list[str]:
             read_file(run / name)
         except FileNotFoundError:
             continue
-        except InputError:
+        except (InputError, OSError):  # one that may not be read, or a directory
             names.append(name)
     return names
 
@@ -169,7 +171,7 @@ def remove_files(run: Path, names: Iterable[str]) -> None:
 def place_of(path: Path) -> tuple[Path, str]:
     """Return the run directory that a file belongs to, and its name there."""
     name = path.absolute().parent.name
-    if name not in _FOLDERS:
+    if name != _FOLDERS.get(path.suffix):
         return path.parent, path.name
     run = path.parent.parent if path.parent.name else path.absolute().parent.parent
     return run, f"{name}/{path.name}"
@@ -244,10 +246,11 @@ def _locked(run: Path) -> Iterator[None]:
     """Keep other processes from writing digests at the same time, where the system can."""
     try:
         import fcntl
-    except ImportError:  # of a system without such locks
+
+        handle = os.open(run, os.O_RDONLY)
+    except (ImportError, OSError):  # of a system without such locks
         yield
         return
-    handle = os.open(run, os.O_RDONLY)
     try:
         with suppress(OSError):  # of a file system without them
             fcntl.flock(handle, fcntl.LOCK_EX)
