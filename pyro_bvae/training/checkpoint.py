@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import ZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
@@ -60,10 +60,14 @@ def configuration(run: Path) -> dict[str, Any]:
         InputError: if the file was changed since it was written.
     """
     try:
-        content = json.loads(read_file(run / "config.json"))
+        content = read_file(run / "config.json")
     except FileNotFoundError:
         return {}
-    return content if isinstance(content, dict) else {}
+    try:
+        options = json.loads(content)
+    except (ValueError, RecursionError):  # a file of another origin
+        return {}
+    return options if isinstance(options, dict) else {}
 
 
 def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
@@ -80,14 +84,13 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         warnings.simplefilter("ignore")
         try:
             with ZipFile(io.BytesIO(content)) as archive:
-                damaged = archive.testzip()  # by checksums, which torch does not look at
+                if archive.testzip() is not None:  # by checksums, which torch does not look at
+                    raise BadZipFile
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         except Exception as error:  # whose type a damaged file may choose
             raise InputError(
                 f"{path} cannot be read as a checkpoint: it is truncated or of another origin"
             ) from error
-    if damaged is not None:
-        raise InputError(f"{path} cannot be read as a checkpoint: it is damaged")
     if not isinstance(state, dict) or state.get("format") != _FORMAT:
         raise InputError(f"{path} is not a checkpoint of pyro_bvae")
     if state.get("version") != _VERSION:
@@ -129,7 +132,7 @@ def differences(
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in given.items()}
     return listed(
         [
-            f"'{name}' was {known[name]!r}, got {value!r}"
+            f"'{name}' was {_short(known[name])}, got {_short(value)}"
             for name, value in plain.items()
             if name in known and name not in (*_FREE, *free) and known[name] != value
         ]
@@ -143,7 +146,7 @@ def load_weights(vae: torch.nn.Module, state: dict[str, Any], path: Path) -> Non
         InputError: if they do not fit, or are not finite.
     """
     try:
-        weights, own = dict(state["model"]), vae.state_dict()
+        weights, own = state["model"], vae.state_dict()
         for name in weights.keys() & own.keys():
             if not _is_finite(weights[name]) and _is_finite(own[name]):
                 raise InputError(f"{path} has weights that are not finite, in '{name}'")
@@ -166,6 +169,11 @@ def _packed(state: Mapping[str, Any]) -> memoryview:
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, "version": _VERSION, "digests": SUMS, **state}, buffer)
     return buffer.getbuffer()
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 100 else f"{text[:100]}..."
 
 
 def _is_finite(tensor: Tensor) -> bool:

@@ -2,7 +2,8 @@
 
 A table is printed: for each file and kind of damage, the number of damaged files that were refused in one
 line, that crashed their reader, and that were loaded in silence. ``--step N`` takes every N-th position of
-files above 100 kB. The exit status is 1 if a file was loaded in silence, or a reader crashed.
+files above 100 kB, ``--old-step N`` of a checkpoint of version 0.1.0, which has no digest but checksums.
+The exit status is 1 if a file was loaded in silence, or a reader crashed.
 """
 
 from __future__ import annotations
@@ -141,7 +142,7 @@ def table(run: Path, names: list[str], step: int, *, compare: bool = False) -> C
     print(f"{'file':<42}{'kind':<11}" + "".join(f"{word:>9}" for word in words))
     for name in names:
         size = (run / name).stat().st_size
-        positions = range(0, size, step if size > _LARGE else 1)
+        positions = range(0, size, step if compare or size > _LARGE else 1)
         counts: dict[str, Counter[str]] = {kind: Counter() for kind in KINDS}
         for kind, answer in battery(run, name, positions, compare=compare):
             counts[kind][answer.word] += 1
@@ -162,7 +163,8 @@ def main() -> int:
     """Run all batteries and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--step", type=int, default=101)
-    step = parser.parse_args().step
+    parser.add_argument("--old-step", type=int, default=7)
+    step, old_step = vars(parser.parse_args()).values()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -171,7 +173,7 @@ def main() -> int:
         total = table(run, files_of(run), step)
         old = Path(shutil.copytree(OLD_RUN, Path(folder) / "old"))
         print("\ncheckpoints of a run of version 0.1.0, 'same': another byte, the same content")
-        total += table(old, ["checkpoints/best.pt", "checkpoints/last.pt"], 1, compare=True)
+        total += table(old, ["checkpoints/best.pt"], old_step, compare=True)
     print("\n" + ", ".join(f"{count} {word}" for word, count in total.items()))
     return int(total["silent"] + total["crashed"] > 0)
 
