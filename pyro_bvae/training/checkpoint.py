@@ -83,9 +83,7 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         # torch warns of files of other origins, which are refused below.
         warnings.simplefilter("ignore")
         try:
-            with ZipFile(io.BytesIO(content)) as archive:
-                if archive.testzip() is not None:  # by checksums, which torch does not look at
-                    raise BadZipFile
+            _check_archive(content)
             state = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
         except Exception as error:  # whose type a damaged file may choose
             raise InputError(
@@ -169,6 +167,15 @@ def _packed(state: Mapping[str, Any]) -> memoryview:
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, "version": _VERSION, "digests": SUMS, **state}, buffer)
     return buffer.getbuffer()
+
+
+def _check_archive(content: bytes) -> None:
+    """Raise unless the records of an archive have their checksums, which torch does not look at."""
+    with ZipFile(io.BytesIO(content)) as archive:
+        # torch reads nothing at all from a record that is marked as a directory.
+        marked = any(record.external_attr & 0x10 for record in archive.infolist())
+        if marked or archive.testzip() is not None:
+            raise BadZipFile
 
 
 def _short(value: object) -> str:

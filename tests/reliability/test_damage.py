@@ -215,6 +215,19 @@ def test_a_damaged_checkpoint_of_version_0_1_0_is_refused_or_has_the_same_conten
     assert words.count("refused") > len(words) / 2
 
 
+def test_a_record_of_an_old_checkpoint_that_is_marked_as_a_directory_is_refused(
+    tmp_path: Path,
+) -> None:
+    """torch reads no byte of such a record, and leaves the weights as the memory was."""
+    path = Path(shutil.copy(OLD_RUN / "checkpoints" / "best.pt", tmp_path / "best.pt"))
+    content = bytearray(path.read_bytes())
+    names = [match.start() for match in re.finditer(b"archive/data/0", content)]
+    content[names[-1] - 8] ^= 0x10  # in the archive's directory, before the place of the record
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="cannot be read as a checkpoint"):
+        load_checkpoint(path)
+
+
 # -- kills
 
 
