@@ -367,15 +367,20 @@ def spoil(run: Path, place: str, value: Any) -> None:
         save_checkpoint(path, state)
 
 
-@pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize(
+    ("kind", "old"),
+    [
+        (kind, old)
+        for kind, (place, _, _) in ODD.items()
+        for old in (False, True)
+        if not (old and place.split("/")[0] in ("config", "data"))  # which 0.1.0 did not write
+    ],
+)
 def test_odd_content_is_refused_in_one_line(
     kind: str, old: bool, run: Path, tmp_path: Path
 ) -> None:
     place, value, message = ODD[kind]
     if old:
-        if place.split("/")[0] in ("config", "data"):
-            pytest.skip("a checkpoint of version 0.1.0 has none")
         run = Path(shutil.copytree(OLD_RUN, tmp_path / "old"))
     spoil(run, place, value)
     for call in (lambda: load(run), lambda: resume(run)):
