@@ -203,8 +203,13 @@ def cases(ranks: Ranks, folder: Path) -> dict[str, Any]:
     results["compiled"] = gradients(ranks, 7, OBJECTIVES["bound"], CompiledStep)
     results["ddp"] = wrapped(ranks)
     writes: list[str] = []
-    save = state.save_checkpoint
-    state.save_checkpoint = lambda path, content: (writes.append(path.name), save(path, content))
+    save = state.save_epoch
+
+    def noted(directory: Path, history: Any, content: Any, *, best: bool) -> None:
+        writes.extend(["best.pt", "last.pt"] if best else ["last.pt"])
+        save(directory, history, content, best=best)
+
+    state.save_epoch = noted
     # Weights that differ at first, which the first process's take the place of.
     results["fit"] = run(vae(3 + ranks.rank), folder / "two")
     results["writes"] = writes

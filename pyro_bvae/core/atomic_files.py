@@ -38,31 +38,64 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         WriteError: if the file system does not take the file: a full disk, a directory that may
             only be read.
     """
+    with _part(path, mode) as (stream, part):
+        yield stream
+    put_in_place(part, path)
+
+
+def write_part(path: Path, content: bytes | memoryview) -> Path:
+    """Write a file beside ``path``, on the disk when this returns, for :func:`put_in_place`.
+
+    Raises:
+        WriteError: if the file system does not take the file.
+    """
+    with _part(path, "wb") as (stream, part):
+        stream.write(content)
+    return part
+
+
+def put_in_place(part: Path, path: Path) -> None:
+    """Give a file of :func:`write_part` the name ``path``.
+
+    Raises:
+        WriteError: if that cannot be done; the part is removed.
+    """
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+        part.replace(path)
     except OSError as error:
+        discard(part)
         raise WriteError(path, error) from error
-    try:
-        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        _discard(name)
-        raise WriteError(path, error) from error
-    except BaseException:
-        _discard(name)
-        raise
 
 
 def remove_parts(directory: Path) -> None:
     """Remove the partial files of killed processes from a directory."""
     for part in directory.glob(".*.part"):
-        _discard(str(part))
+        discard(part)
 
 
-def _discard(name: str) -> None:
+def discard(part: Path) -> None:
+    """Remove a partial file, if it is there and can be removed."""
     with suppress(OSError):  # the first error is the one to report
-        Path(name).unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
+
+
+@contextmanager
+def _part(path: Path, mode: str) -> Iterator[tuple[IO[Any], Path]]:
+    """Open a new file beside ``path``, which is removed when the body raises."""
+    try:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    except OSError as error:
+        raise WriteError(path, error) from error
+    part = Path(name)
+    try:
+        with os.fdopen(handle, mode, encoding=None if "b" in mode else "utf-8") as stream:
+            yield stream, part
+            stream.flush()
+            os.fsync(stream.fileno())
+        part.chmod(0o644)
+    except OSError as error:
+        discard(part)
+        raise WriteError(path, error) from error
+    except BaseException:
+        discard(part)
+        raise

@@ -15,8 +15,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.digests import read_file, write_files
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.core.inputs.files import read_bytes
+from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.report.sections import Section, sections
 from pyro_bvae.report.tables import headline, notes, summary, verdict
@@ -53,6 +54,9 @@ def write_report(
     remarks = run.history.remarks + check_after(evaluation)
     page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
     path = directory / "report.html" if output is None else Path(output)
+    if path.parent == directory:
+        write_files({path: page.encode("utf-8")})
+        return path
     with atomic_write(path) as stream:
         stream.write(page)
     return path
@@ -62,17 +66,20 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
     """Return the content of ``evaluation.json``.
 
     Raises:
-        InputError: if the file is not there or is no JSON object.
+        InputError: if the file is not there or is no JSON object, or it or ``evaluation.nc``, the
+            other one of the evaluation, is not as it was written.
     """
     path = directory / "evaluation.json"
     if not path.is_file():
         raise InputError(
             f"'{directory}' has no evaluation.json; run 'pyro-bvae evaluate {directory}' first"
         )
+    check_text(path)
+    content = read_file(path)
+    if (directory / "evaluation.nc").exists():
+        read_file(directory / "evaluation.nc")
     try:
-        evaluation = json.loads(read_bytes(path).decode("utf-8"))
-    except InputError:
-        raise
+        evaluation = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"'{path}' is no JSON ({error}); run 'pyro-bvae evaluate {directory}' again"

@@ -23,6 +23,8 @@ from pyro_bvae.training import (
     load_weights,
     start_at_mean,
 )
+from pyro_bvae.training.checkpoint import check_configuration
+from pyro_bvae.training.checks.checkpoint_content import check_state
 from pyro_bvae.training.distributed import own_device, process_group, was_restarted
 from pyro_bvae.vae import BetaVAE
 
@@ -114,6 +116,8 @@ def _prepare(
     last, state = checkpoint_path(output, "last"), None
     if resume and last.exists():
         state = load_checkpoint(last, device)
+        check_state(state, last)
+        check_configuration(state, config.options(), last)
         load_weights(vae, state, last)
     return config, vae, splits, state
 

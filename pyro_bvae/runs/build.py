@@ -28,7 +28,9 @@ from pyro_bvae.runs.catalogue import (
     PRIORS,
     TABLES,
 )
-from pyro_bvae.runs.config import SCHEDULES, TrainConfig
+from pyro_bvae.runs.config import SCHEDULES, TrainConfig, TrainingOptions
+from pyro_bvae.training.schedules import OneCycle, as_schedule
+from pyro_bvae.training.settings import Settings
 from pyro_bvae.vae import BetaVAE, Decoder
 
 # Hidden layers at most, and bytes for each weight in training: itself, its gradient, Adam's two
@@ -103,6 +105,18 @@ def check_config(config: TrainConfig) -> None:
         )
     if training.target_rate is not None and training.beta == 0:
         raise InputError("'beta' must be positive where 'target_rate' adapts it, got 0.0")
+
+
+def settings_of(training: TrainingOptions) -> Settings:
+    """Return the settings of the fit that some options ask for.
+
+    Raises:
+        InputError: with the option and its value.
+    """
+    options = training.settings()
+    del options["compile"]
+    rate = OneCycle(options.pop("learning_rate"))
+    return Settings(**{**options, "beta": as_schedule(options["beta"])}, learning_rate=rate)
 
 
 @public

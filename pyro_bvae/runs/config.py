@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from typing_extensions import Doc
 
-from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.digests import SUMS, changed, check_sums, read_file, write_files
 from pyro_bvae.core.errors import InputError, choices
 from pyro_bvae.core.inputs.bounds import Bounds
-from pyro_bvae.core.inputs.files import read_bytes
+from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.registry import DataOptions
 from pyro_bvae.runs.catalogue import DISPERSIONS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
@@ -170,12 +171,18 @@ _TYPES: dict[str, Any] = {
 }
 
 
+# Entry of a configuration's file, and of a checkpoint, that names the file of the digests.
+_DIGESTS = "digests"
+
+
 @public
 def write_config(config: TrainConfig, path: Path) -> None:
-    """Write a configuration as JSON, each option by the name that the command line gives it."""
-    with atomic_write(path) as stream:
-        json.dump(config.options(), stream, indent=2)
-        stream.write("\n")
+    """Write a configuration as JSON, each option by the name that the command line gives it.
+
+    Its directory becomes one of a run, with a file of digests, which the entry ``digests`` names.
+    """
+    text = json.dumps({_DIGESTS: SUMS, **config.options()}, indent=2) + "\n"
+    write_files({path: text.encode("utf-8")}, begin=True)
 
 
 @public
@@ -183,19 +190,26 @@ def read_config(path: Path) -> TrainConfig:
     """Read a configuration, whose options may stand in the parts ``data``, ``model``, ``training``.
 
     Raises:
-        InputError: if the file is missing, no JSON, or has fields that are none of a configuration.
+        InputError: if the file is missing, no JSON, not as its run wrote it, or has fields that are
+            none of a configuration.
     """
+    if not path.exists():
+        raise InputError(f"{path.parent} is not a run directory: it has no {path.name}")
+    check_text(path)
     try:
-        values = json.loads(read_bytes(path).decode("utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path.parent} is not a run directory: it has no {path.name}") from error
-    except InputError:
+        content = read_file(path)
+    except InputError as error:
+        if edited := _edited(path):
+            raise changed(path, edited) from error
         raise
+    try:
+        values = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     foreign = f"{path} is no configuration of pyro_bvae"
     if not isinstance(values, dict):
         raise InputError(f"{foreign}: it has {type(values).__name__}")
+    check_sums(path, values.pop(_DIGESTS, None))
     for part in _PARTS.keys() & values.keys():
         if isinstance(values[part], dict):
             values |= values.pop(part)
@@ -209,9 +223,23 @@ def read_config(path: Path) -> TrainConfig:
     return TrainConfig(**values)
 
 
+def _edited(path: Path) -> str:
+    """Return the options of a changed file that its last checkpoint was trained with otherwise."""
+    from pyro_bvae.training.checkpoint import checkpoint_path, differences, load_checkpoint
+
+    with suppress(OSError, ValueError, RecursionError):  # the error of the digest is told then
+        given = json.loads(path.read_bytes())
+        known = load_checkpoint(checkpoint_path(path.parent, "last")).get("config")
+        if isinstance(given, dict) and isinstance(known, dict):
+            return differences(known, given)
+    return ""
+
+
 def _is_of_type(value: Any, kind: Any) -> bool:
     """Return whether JSON's value can be one of a field's type: lists are tuples, 4 may be 4.0."""
     if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(isinstance(item, int) for item in value)
+        return isinstance(value, list) and all(type(item) is int for item in value)
     kinds = get_args(kind) or (kind,)
+    if isinstance(value, bool) and bool not in kinds:
+        return False
     return isinstance(value, (*kinds, int) if float in kinds else kinds)

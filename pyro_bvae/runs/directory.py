@@ -1,25 +1,27 @@
 """Run directories: a configuration, metrics and checkpoints on disk, read back.
 
 A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``;
-``evaluate`` adds ``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``.
+``evaluate`` adds ``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``. Their
+digests are in ``digests.sha256``.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pyro_bvae.core.disk.digests import SUMS, changed, changed_files, remove_files
 from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.datasets import Splits
-from pyro_bvae.runs.build import Shape, build_vae, load_data
+from pyro_bvae.runs.build import Shape, build_vae, load_data, settings_of
 from pyro_bvae.runs.config import TrainConfig, read_config
 from pyro_bvae.training import (
     History,
@@ -29,7 +31,10 @@ from pyro_bvae.training import (
     load_checkpoint,
     load_weights,
 )
+from pyro_bvae.training.checkpoint import check_configuration, differences
+from pyro_bvae.training.checks.checkpoint_content import check_identity, check_state
 
+_FILES = ("config.json", "metrics.csv")
 _EVALUATION = ("evaluation.json", "evaluation.nc", "report.html")
 _CHECKPOINTS = ("best", "last")
 
@@ -77,38 +82,60 @@ def load(
         device: Where to put the model.
 
     Raises:
-        InputError: if the directory is no run, or a file in it cannot be read.
+        InputError: if the directory is no run, a file in it cannot be read or was changed since the
+            run wrote it, or configuration or data are not those of the training.
     """
     directory = Path(run)
     if not directory.is_dir():
         raise InputError(f"there is no run directory {directory}")
     if checkpoint not in _CHECKPOINTS:
         raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
+    path = checkpoint_path(directory, checkpoint)
     config_path = directory / "config.json"
     config = read_config(config_path) if config_path.exists() or model is None else None
-    path = checkpoint_path(directory, checkpoint)
     state = load_checkpoint(path, device)
+    check_state(state, path)
+    if config is not None:
+        _check_configuration(config, state, path)
+    elif state.get("config"):
+        raise changed(config_path, "it is gone")
     splits = _data_of(config, needed=model is None)
     vae = model
     if vae is None:
         assert config is not None and splits is not None
         vae = build_vae(config, Shape.of(splits.train))
     load_weights(vae.to(device), state, path)
+    if splits is not None:
+        check_identity(state.get("data", {}), splits.train, path)
+        _check_validation(splits, state, path)
     # The best checkpoint knows the history up to itself only.
-    metrics = directory / "metrics.csv"
-    history = History.read(metrics) if metrics.exists() else History(state["history"])
+    try:
+        history = History.read(directory / "metrics.csv")
+    except FileNotFoundError:
+        history = History(state["history"])
     history.remarks = _remarks(directory, state, latent_dim_of(vae))
+    _warn_of_changes(directory)
     return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
 
 
 def _remarks(directory: Path, state: dict[str, Any], latent_dim: int | None) -> list[Remark]:
     """Return the checklist's remarks on a run, by its last checkpoint, or else the one at hand."""
-    with suppress(InputError):
-        state = load_checkpoint(checkpoint_path(directory, "last"))
+    last = checkpoint_path(directory, "last")
+    if last.exists():
+        state = load_checkpoint(last)
+        check_state(state, last)
     remarks = [Remark.read(saved) for saved in state.get("remarks", ())]
     before = [remark for remark in remarks if remark.when == "before"]
     clip = state["settings"].get("gradient_clip")
     return [*before, *check_during(state["history"], clip, latent_dim=latent_dim, before=before)]
+
+
+def _check_configuration(config: TrainConfig, state: Mapping[str, Any], path: Path) -> None:
+    """Raise unless a checkpoint was trained with a configuration; an old one knows its settings."""
+    check_configuration(state, config.options(), path)
+    own = settings_of(config.training).identity()
+    if not state.get("config") and (differ := differences(state["settings"], own)):
+        raise InputError(f"{path} was trained with another configuration: {differ}")
 
 
 def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
@@ -122,10 +149,25 @@ def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
         return None
 
 
+def _check_validation(splits: Splits, state: Mapping[str, Any], path: Path) -> None:
+    validated = "validation_objective" in state["history"][-1]
+    if validated != (splits.validation is not None):
+        has = "with" if validated else "without"
+        raise InputError(f"{path} was trained {has} 'validation' data")
+
+
+def _warn_of_changes(directory: Path) -> None:
+    """Warn of files that were changed and are not read here; others may be thrown away."""
+    for name in changed_files(directory):
+        if (directory / name).exists():
+            warnings.warn(str(changed(directory / name)), stacklevel=3)
+
+
 def remove_run(directory: Path) -> None:
     """Remove the files of a run from its directory, and nothing else."""
+    (directory / SUMS).unlink(missing_ok=True)  # which may be damaged
     remove_evaluation(directory)
-    for name in ("config.json", "metrics.csv"):
+    for name in _FILES:
         (directory / name).unlink(missing_ok=True)
     for name in ("checkpoints", "snapshots", "tensorboard", "latents"):
         shutil.rmtree(directory / name, ignore_errors=True)
@@ -133,5 +175,4 @@ def remove_run(directory: Path) -> None:
 
 def remove_evaluation(directory: Path) -> None:
     """Remove the evaluation of a run and its page."""
-    for name in _EVALUATION:
-        (directory / name).unlink(missing_ok=True)
+    remove_files(directory, _EVALUATION)

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.atomic_files import discard
 from pyro_bvae.core.context import Context
+from pyro_bvae.core.disk.digests import write_files
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import (
     Evaluation,
@@ -70,19 +71,24 @@ def write_evaluation(
     Raises:
         WriteError: if the file system does not take the files.
     """
-    draws = max(
+    drawn = max(
         1, min(100, evaluation.evidence.num_samples, _MOST_DRAWS // (len(args[0]) * latent_dim))
     )
     copies = max(1, min(10, _MOST_DRAWS // args[0].numel()))
     exported = to_arviz(
-        vae.model, vae.guide, *args, evaluation=evaluation, num_draws=draws, num_predictive=copies,
+        vae.model, vae.guide, *args, evaluation=evaluation, num_draws=drawn, num_predictive=copies,
         attributes=attributes, seed=attributes["seed"],
     )  # fmt: skip
-    write_arviz(exported, directory / "evaluation.nc")
     head = {name: value for name, value in attributes.items() if name != "config"}
-    with atomic_write(directory / "evaluation.json") as stream:
-        json.dump({**head, **evaluation.to_dict()}, stream, indent=2, allow_nan=False)
-        stream.write("\n")
+    text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
+    part = directory / ".evaluation.nc.part"
+    try:
+        write_arviz(exported, part)
+        draws = part.read_bytes()
+    finally:
+        discard(part)
+    files = {"evaluation.nc": draws, "evaluation.json": text.encode("utf-8")}
+    write_files({directory / name: content for name, content in files.items()})
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

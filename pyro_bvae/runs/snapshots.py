@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyro_bvae import plots
-from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.disk.digests import write_files
 from pyro_bvae.core.errors import check_count
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets import Dataset
@@ -49,13 +50,15 @@ class Snapshots:
         epoch = int(row["epoch"])
         if epoch % self.every:
             return
-        make_directory(self.directory)
+        pictures = {}
         for name, figure in (
             ("reconstructions", self._reconstructions()),
             ("samples", self._samples(epoch)),
         ):
-            with atomic_write(self.directory / f"epoch-{epoch:04d}-{name}.png", "wb") as stream:
-                figure.savefig(stream, format="png", dpi=_DPI)
+            stream = BytesIO()
+            figure.savefig(stream, format="png", dpi=_DPI)
+            pictures[self.directory / f"epoch-{epoch:04d}-{name}.png"] = stream.getvalue()
+        write_files(pictures)
 
     def _reconstructions(self) -> Figure:
         few = self.data[:_NUM_RECONSTRUCTIONS].to(device=self._device())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.digests import read_file, write_files
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.training.checks.remarks import Remark
 
@@ -49,26 +50,36 @@ class History(Mapping[str, list[float]]):
     def __repr__(self) -> str:
         return f"History({len(self.rows)} epochs: {', '.join(self)})"
 
+    def to_csv(self) -> bytes:
+        """Return the rows as the content of a CSV file, with all the digits of a float64."""
+        stream = io.StringIO()
+        writer = csv.DictWriter(stream, fieldnames=list(self))
+        writer.writeheader()
+        writer.writerows(self.rows)
+        return stream.getvalue().encode("utf-8")
+
     def write(self, path: Path) -> None:
-        """Write the rows as a CSV file, with all the digits of a float64."""
-        with atomic_write(path) as stream:
-            writer = csv.DictWriter(stream, fieldnames=list(self))
-            writer.writeheader()
-            writer.writerows(self.rows)
+        """Write :meth:`to_csv`, and its digest if the directory is one of a run.
+
+        Raises:
+            WriteError: if the file system does not take it.
+        """
+        write_files({path: self.to_csv()})
 
     @classmethod
     def read(cls, path: Path) -> History:
         """Read the file of :meth:`write`.
 
         Raises:
-            InputError: if the file holds anything else.
+            InputError: if the file holds anything else, or is not as its run wrote it.
         """
+        content = read_file(path)
         try:
-            with path.open(encoding="utf-8", newline="") as stream:
-                rows = [
-                    {column: float(value) for column, value in row.items()}
-                    for row in csv.DictReader(stream)
-                ]
+            stream = io.StringIO(content.decode("utf-8"), newline="")
+            rows = [
+                {column: float(value) for column, value in row.items()}
+                for row in csv.DictReader(stream)
+            ]
             for row in rows:
                 row["epoch"] = int(row["epoch"])
         except (ValueError, TypeError, KeyError, AttributeError, csv.Error) as error:

@@ -14,7 +14,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.core.atomic_files import make_directory, remove_parts
+from pyro_bvae.core.atomic_files import remove_parts
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.data import check_observed, is_table, named
@@ -27,12 +27,15 @@ from pyro_bvae.datasets import Dataset
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.training.batches import Batch, as_batches, joined, may_be_single, num_steps, shared
 from pyro_bvae.training.checkpoint import (
+    check_configuration,
     checkpoint_path,
+    configuration,
     load_checkpoint,
     load_weights,
-    save_checkpoint,
+    save_epoch,
 )
 from pyro_bvae.training.checks.checklist import check_before, check_during
+from pyro_bvae.training.checks.checkpoint_content import check_state, check_training, identity_of
 from pyro_bvae.training.checks.dry_run import dry_run, takes_one
 from pyro_bvae.training.checks.remarks import Remark
 from pyro_bvae.training.distributed import Ranks, check_shareable, own_device
@@ -116,6 +119,7 @@ class TrainingState:
         self.best_weights: dict[str, Tensor] | None = None
         self.optimizer: torch.optim.Optimizer | None = None
         self._saved_optimizer: dict[str, Any] | None = None
+        self._config: dict[str, Any] | None = None
 
     def _as_batches(self, data: Any) -> Any:
         """Return data as batches; NaN in a tensor is a missing entry if the model has those."""
@@ -240,12 +244,7 @@ class TrainingState:
             weights = self.vae.state_dict().items()
             self.best_weights = {name: value.detach().clone() for name, value in weights}
         if self.output is not None and self.ranks.is_first:
-            make_directory(self.output)
-            self.history.write(self.output / "metrics.csv")
-            state = self._checkpoint()
-            if better:
-                save_checkpoint(checkpoint_path(self.output, "best"), state)
-            save_checkpoint(checkpoint_path(self.output, "last"), state)
+            save_epoch(self.output, self.history, self._checkpoint(), best=better)
         for callback in self.callbacks if self.ranks.is_first else ():
             callback(dict(row))
 
@@ -276,7 +275,9 @@ class TrainingState:
 
     def _checkpoint(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
-        assert self.optimizer is not None
+        assert self.optimizer is not None and self.output is not None
+        if self._config is None:
+            self._config = configuration(self.output)
         return {
             "model": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -287,6 +288,8 @@ class TrainingState:
             "settings": self.settings.identity(),
             "objective": _name_of(self.loss.objective),
             "controller": {} if self.controller is None else self.controller.state_dict(),
+            "config": self._config,
+            "data": identity_of(self.data),
         }
 
     def refuse_to_overwrite(self) -> None:
@@ -306,6 +309,8 @@ class TrainingState:
             raise InputError("'resume' needs 'output', the run directory to continue")
         path = checkpoint_path(self.output, "last")
         state = load_checkpoint(path, self.device)
+        check_state(state, path)
+        check_configuration(state, configuration(self.output), path)
         for directory in (self.output, path.parent) if self.ranks.is_first else ():
             remove_parts(directory)
         settings = {**self.settings.identity(), "objective": _name_of(self.loss.objective)}
@@ -319,6 +324,7 @@ class TrainingState:
             has = "with" if validated else "without"
             raise InputError(f"cannot resume {path}: it was trained {has} 'validation'")
         load_weights(self.vae, state, path)
+        check_training(state, self.parameters, self.data, path)
         if self.controller is not None:
             self.controller.load_state_dict(state["controller"])
         self._saved_optimizer = state["optimizer"]

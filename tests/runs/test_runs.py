@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from pyro_bvae import fit, load, runs
+from pyro_bvae.core.disk.digests import remove_files, write_files
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.runs import Shape, TrainConfig, build_vae, read_config
-from pyro_bvae.training import load_checkpoint
+from pyro_bvae.training import load_checkpoint, save_checkpoint
 
 CONFIG = TrainConfig(
     dataset="digits",
@@ -49,7 +50,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 def test_a_run_directory_holds_configuration_metrics_and_checkpoints(trained: Path) -> None:
     checkpoints = ["checkpoints", "checkpoints/best.pt", "checkpoints/last.pt"]
-    assert sorted(tree(trained)) == [*checkpoints, "config.json", "metrics.csv"]
+    assert sorted(tree(trained)) == [*checkpoints, "config.json", "digests.sha256", "metrics.csv"]
     assert read_config(trained / "config.json") == CONFIG
 
 
@@ -70,9 +71,9 @@ def test_the_history_is_that_of_the_whole_run_whatever_the_checkpoint(run: Path)
     # As if the first of the two epochs had been the best one.
     state = load_checkpoint(run / "checkpoints" / "best.pt")
     state["history"] = state["history"][:1]
-    torch.save(state, run / "checkpoints" / "best.pt")
+    save_checkpoint(run / "checkpoints" / "best.pt", state)
     assert load(run).history["epoch"] == [1, 2]
-    (run / "metrics.csv").unlink()
+    remove_files(run, ["metrics.csv"])
     assert load(run).history["epoch"] == [1]
 
 
@@ -141,7 +142,7 @@ def test_what_is_no_run_is_refused(run: Path, tmp_path: Path) -> None:
         load(run, checkpoint="bst")
     with pytest.raises(InputError, match=r"does not fit this model: .*size mismatch"):
         load(run, model=build_vae(CONFIG, Shape(5, None)))
-    (run / "metrics.csv").write_text("spoiled\nx\n")
+    write_files({run / "metrics.csv": b"spoiled\nx\n"})
     with pytest.raises(InputError, match="does not hold the metrics of a training run"):
         load(run)
 
@@ -216,8 +217,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], dict[str, object], dict[str, b
     "no run": (remove_config, {}, {"overwrite": True}, "is not a run directory .* so it is not "
                                                        "overwritten"),
     "nothing to resume": (remove_config, {}, {"resume": True}, "is not a run directory"),
-    "truncated": (spoil_checkpoint, {"epochs": 9}, {"resume": True}, "cannot be read as a "
-                                                                     "checkpoint"),
+    "truncated": (spoil_checkpoint, {"epochs": 9}, {"resume": True}, "was changed or damaged since "
+                                                                     "the run wrote it"),
     "epochs": (nothing, {"epochs": 0}, {"overwrite": True}, "'epochs' must be a positive integer, "
                                                             "got 0"),
     "batch size": (nothing, {"batch_size": 0}, {"overwrite": True}, "'batch_size' must be"),

@@ -359,7 +359,8 @@ def test_metrics_are_consistent_and_written_with_all_their_digits(tmp_path: Path
     written = sorted(
         path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*")
     )
-    assert written == ["checkpoints", "checkpoints/best.pt", "checkpoints/last.pt", "metrics.csv"]
+    checkpoints = ["checkpoints", "checkpoints/best.pt", "checkpoints/last.pt"]
+    assert written == [*checkpoints, "digests.sha256", "metrics.csv"]
 
 
 def test_without_an_output_nothing_is_written(

@@ -85,17 +85,14 @@ def readable(kind: str, subject: str = "this") -> Iterator[None]:
         raise InputError(f"{subject} is not a {kind}: {reason}") from error
 
 
-def read_bytes(path: Path) -> bytes:
-    """Return the content of a file of text that is read as a whole, such as JSON.
+def check_text(path: Path) -> None:
+    """Raise unless a file of text, such as JSON, can be read as a whole.
 
     Raises:
-        FileNotFoundError: if there is none.
         InputError: if it is no regular file, may not be read, or is too large for memory.
     """
-    path.stat()
     try:
         size = check_file(path).st_size
         check_bytes(_EXPANSION * size, "its content")
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
-    return path.read_bytes()

@@ -1,0 +1,264 @@
+"""Content of a checkpoint that no training writes, such as moments of another shape: one line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.datasets import Dataset, LazyDataset
+
+# Entries that each checkpoint has, and those that some have, with their types.
+_ENTRIES: dict[str, Any] = {
+    "model": Mapping, "optimizer": Mapping, "history": list, "best": Real, "stale": int,
+    "settings": Mapping,
+}  # fmt: skip
+_FURTHER: dict[str, Any] = {
+    "remarks": list, "objective": str, "controller": Mapping, "config": Mapping, "digests": str,
+    "data": Mapping,
+}  # fmt: skip
+_COLUMNS = ("epoch", "beta", "learning_rate", "objective", "distortion", "rate")
+_SETTINGS: dict[str, Any] = {
+    "beta": str, "learning_rate": str, "batch_size": int, "gradient_clip": Real | None,
+    "seed": int, "precision": str,
+}  # fmt: skip
+# Fields of a remark, and those of version 0.1.0, with their types.
+_REMARKS: tuple[dict[str, Any], ...] = (
+    {"code": str, "severity": str, "subject": tuple, "message": str, "advice": str, "when": str},
+    {"when": str, "seen": str, "advice": str, "grave": bool},
+)
+# Data by whose means the training data are known again.
+_ROWS = 20
+_OPTIONS = ("lr", "betas", "eps", "weight_decay")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+def check_state(state: Mapping[str, Any], path: Path) -> None:
+    """Raise unless a checkpoint has what a training writes.
+
+    Args:
+        state: Its content.
+        path: Its file, for the message.
+
+    Raises:
+        InputError: with the entry, and its value.
+    """
+    try:
+        _check_types("a checkpoint", state, _ENTRIES)
+        _check_types("a checkpoint", state, _FURTHER, all_there=False)
+        _check_types("'settings'", state["settings"], _SETTINGS)
+        _check_numbers(state)
+        for name, weight in state["model"].items():
+            if not isinstance(weight, Tensor):
+                raise InputError(f"weight {name!r} must be a tensor, got {type(weight).__name__}")
+        _check_history(state["history"])
+        for remark in state.get("remarks", ()):
+            _check_remark(remark)
+        _check_identity(state.get("data", {}))
+        _check_controller(state["settings"]["beta"], state.get("controller", {}))
+    except InputError as error:
+        raise InputError(f"{path} is no checkpoint of a training run: {error}") from error
+
+
+def check_training(
+    state: Mapping[str, Any], parameters: Sequence[Tensor], data: Any, path: Path
+) -> None:
+    """Raise unless a training of some parameters on some data can go on from a checkpoint.
+
+    Args:
+        state: Its content, as of :func:`check_state`.
+        parameters: The parameters that are to be trained further, by Adam.
+        data: The training data.
+        path: Its file, for the message.
+
+    Raises:
+        InputError: with the parameter and the shapes, or the option and its value.
+    """
+    try:
+        _check_optimizer(state["optimizer"], parameters)
+    except InputError as error:
+        raise InputError(f"cannot resume {path}: {error}") from error
+    check_identity(state.get("data", {}), data, path)
+
+
+def identity_of(data: Any) -> dict[str, Any]:
+    """Return the properties by which training data are known again, empty for a loader.
+
+    ``num_data``, ``num_features`` and, of data in memory, ``row_means`` of some data evenly spaced.
+    """
+    if not isinstance(data, Dataset | LazyDataset):
+        return {}
+    known = {"num_data": len(data), "num_features": data.num_features}
+    if isinstance(data, LazyDataset):
+        return known
+    rows = torch.linspace(0, len(data) - 1, min(len(data), _ROWS), dtype=torch.double).long()
+    return known | {"row_means": data[rows].x.double().nan_to_num().mean(1).tolist()}
+
+
+def check_identity(saved: Mapping[str, Any], data: Any, path: Path) -> None:
+    """Raise unless data are those that a checkpoint was trained with.
+
+    Args:
+        saved: The result of :func:`identity_of` for those.
+        data: The data.
+        path: The file of the checkpoint, for the message.
+
+    Raises:
+        InputError: with the property that differs.
+    """
+    changed = f"{path} was trained with other data"
+    given = identity_of(data)
+    for name in ("num_data", "num_features"):
+        if name in saved and name in given and saved[name] != given[name]:
+            raise InputError(f"{changed}: '{name}' was {_shown(saved[name])}, got {given[name]}")
+    if "row_means" not in saved or "row_means" not in given:
+        return
+    pairs = list(zip(saved["row_means"], given["row_means"], strict=True))
+    # Pictures are decoded, and numbers rounded, not quite alike everywhere.
+    allowed = 1e-3 * max(abs(a) for a, _ in pairs) + 1e-9
+    if any(not abs(a - b) <= allowed for a, b in pairs):
+        raise InputError(f"{changed}, of the same number: its file or its split has changed")
+
+
+def _check_types(
+    whole: str, values: Mapping[str, Any], kinds: Mapping[str, Any], *, all_there: bool = True
+) -> None:
+    for name, kind in kinds.items():
+        if name not in values:
+            if all_there:
+                raise InputError(f"{whole} must have '{name}'")
+            continue
+        value = values[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise InputError(f"'{name}' must not be {_shown(value)}")
+
+
+def _check_numbers(state: Mapping[str, Any]) -> None:
+    if math.isnan(state["best"]):
+        raise InputError("'best' must be a number, got nan")
+    settings = state["settings"]
+    for name, value, least in (
+        ("stale", state["stale"], 0),
+        ("batch_size", settings["batch_size"], 1),
+        ("seed", settings["seed"], 0),
+    ):
+        if value < least:
+            raise InputError(f"'{name}' must be at least {least}, got {value}")
+
+
+def _check_history(rows: list[Any]) -> None:
+    """Raise unless each row has the same finite numbers, of the epochs one after the other."""
+    if not rows:
+        raise InputError("'history' must have an epoch, got none")
+    for number, row in enumerate(rows, 1):
+        of = f"'history' of epoch {number}"
+        if not isinstance(row, Mapping):
+            raise InputError(f"{of} must be a mapping, got {_shown(row)}")
+        for column in _COLUMNS:
+            if column not in row:
+                raise InputError(f"{of} must have '{column}'")
+        if row.keys() != rows[0].keys():
+            raise InputError(f"{of} must have the columns of the first")
+        for column, value in row.items():
+            number_like = isinstance(value, Real) and not isinstance(value, bool)
+            if not (isinstance(column, str) and number_like and math.isfinite(value)):
+                raise InputError(
+                    f"{of} has {column!r} = {_shown(value)}, which is no finite number"
+                )
+        if row["epoch"] != number or row["beta"] < 0:
+            raise InputError(f"{of} has epoch {row['epoch']}, beta {row['beta']}")
+
+
+def _check_remark(remark: Any) -> None:
+    if not isinstance(remark, Mapping) or not any(set(remark) == set(kinds) for kinds in _REMARKS):
+        raise InputError(f"'remarks' has {_shown(remark)}")
+    kinds = next(kinds for kinds in _REMARKS if set(remark) == set(kinds))
+    for name, value in remark.items():
+        if not isinstance(value, kinds[name]):
+            raise InputError(f"'remarks' has '{name}' = {_shown(value)}")
+
+
+def _check_identity(data: Mapping[str, Any]) -> None:
+    kinds = {"num_data": int, "num_features": int, "row_means": list}
+    _check_types("'data'", data, kinds, all_there=False)
+    means = data.get("row_means", [])
+    if not all(map(_is_number, means)):
+        raise InputError(f"'data' has 'row_means' = {_shown(means)}")
+    if means and len(means) != min(data.get("num_data", 0), _ROWS):
+        raise InputError(f"'data' has {len(means)} 'row_means'")
+
+
+def _check_controller(beta: str, controller: Mapping[str, Any]) -> None:
+    if not beta.startswith("TargetRate("):
+        return
+    state = controller.get("state")
+    if not isinstance(state, Tensor) or state.shape != (3,) or not bool(state.isfinite().all()):
+        raise InputError(f"'controller' must have three finite numbers, got {_shown(state)}")
+
+
+def _check_optimizer(saved: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+    """Raise unless Adam of some parameters can go on from a saved state."""
+    _check_types("'optimizer'", saved, {"state": Mapping, "param_groups": list})
+    groups, moments = saved["param_groups"], saved["state"]
+    if len(groups) != 1 or not isinstance(groups[0], Mapping):
+        raise InputError(f"'param_groups' must be one mapping, got {_shown(groups)}")
+    keys = groups[0].get("params")
+    if not isinstance(keys, list) or len(keys) != len(parameters):
+        raise InputError("other parameters of the model were trained")
+    _check_options(groups[0])
+    for key, parameter in zip(keys, parameters, strict=True):
+        if key in moments:
+            _check_moments(moments[key], parameter, key)
+    if surplus := [key for key in moments if key not in keys]:
+        raise InputError(f"the optimizer has moments of no parameter, {_shown(surplus[0])}")
+
+
+def _check_options(group: Mapping[str, Any]) -> None:
+    """Raise unless the options of Adam are numbers, and its switches are none."""
+    for name in _OPTIONS:
+        value = group.get(name)
+        pair = isinstance(value, tuple | list) and len(value) == 2 and all(map(_is_number, value))
+        if not (pair if name == "betas" else _is_number(value)):
+            raise InputError(f"'{name}' of the optimizer is {_shown(value)}")
+    for name in group.keys() - {*_OPTIONS, "params"}:  # versions of torch differ in these
+        if not (group[name] is None or isinstance(group[name], bool)):
+            raise InputError(f"'{name}' of the optimizer is {_shown(group[name])}")
+
+
+def _check_moments(moments: Any, parameter: Tensor, key: object) -> None:
+    of = f"of parameter {key}"
+    if not isinstance(moments, Mapping) or not {"step", *_MOMENTS[:2]} <= set(moments):
+        raise InputError(f"the moments {of} are {_shown(moments)}")
+    for name, value in moments.items():
+        if name == "step":
+            if not _is_number(value) or value < 0:
+                raise InputError(f"'step' {of} is {_shown(value)}")
+            continue
+        if name not in _MOMENTS or not isinstance(value, Tensor) or not value.is_floating_point():
+            raise InputError(f"'{name}' {of} is {_shown(value)}")
+        if value.shape != parameter.shape:
+            shapes = f"{tuple(value.shape)}, must have {tuple(parameter.shape)}"
+            raise InputError(f"'{name}' {of} has the shape {shapes}")
+        if not bool(value.isfinite().all()) or (name != "exp_avg" and bool((value < 0).any())):
+            raise InputError(f"'{name}' {of} has numbers that no training gives")
+
+
+def _is_number(value: Any) -> bool:
+    """Return whether a value is a finite number, which may be a tensor of one entry."""
+    if isinstance(value, Tensor):
+        return value.numel() == 1 and not value.is_complex() and math.isfinite(value.item())
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(value: Any) -> str:
+    """Return a value in few words."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:60]}..."
