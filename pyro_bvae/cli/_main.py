@@ -5,6 +5,7 @@ This room alone prints and chooses file names. Torch is imported when a command 
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 from collections.abc import Sequence
@@ -15,7 +16,9 @@ import tyro
 
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.latents import COMMANDS
+from pyro_bvae.core.disk.run_files import finish_replacement
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.processes.signals import raising_interrupted
 from pyro_bvae.runs.config import read_config
 
 _COMMANDS: dict[str, Any] = {
@@ -38,6 +41,7 @@ def _parse(arguments: Sequence[str]) -> Any:
         args=list(arguments),
     )
     if isinstance(command, Train) and command.resume:
+        finish_replacement(command.directory, force=command.force)
         saved = read_config(command.directory / "config.json")
         default = replace(command, config=saved)
         rest = list(arguments)[list(arguments).index("train") + 1 :]
@@ -48,22 +52,24 @@ def _parse(arguments: Sequence[str]) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    2 for unusable input, 1 for training that failed and for estimates that are off, 130 for Ctrl-C.
+    2 for unusable input, 1 for training that failed and for estimates that are off, 128 and the
+    number of the signal for Ctrl-C (130), SIGTERM (143) and SIGHUP (129).
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        with warnings.catch_warnings():
+        with raising_interrupted(), warnings.catch_warnings():
             warnings.showwarning = _show_warning
             return _run(_parse(given))
     except (InputError, OSError) as error:
         _print_error(str(error))
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         advice = (
-            "; 'train --resume' continues from the last finished epoch" if "train" in given else ""
+            "'train --resume' continues from the last finished epoch" if "train" in given else ""
         )
-        print(f"interrupted{advice}", file=sys.stderr)
-        return 130
+        advice = "; ".join(getattr(error, "__notes__", ())) or advice
+        print(f"interrupted{advice and f'; {advice}'}", file=sys.stderr)
+        return 128 + getattr(error, "signal", signal.SIGINT)
 
 
 def _run(command: Any) -> int:

@@ -34,7 +34,9 @@ class Train:
     resume: bool = False
     """Continue the run in the output directory, with its configuration."""
     overwrite: bool = False
-    """Replace the run in the output directory."""
+    """Replace the run in the output directory, once the first epoch of the new one is written."""
+    force: bool = False
+    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
     snapshots: int | None = None
     """Draw reconstructions and samples every so many epochs, into the run directory."""
     tensorboard: bool = False
@@ -55,6 +57,7 @@ class Train:
             self.directory,
             resume=self.resume,
             overwrite=self.overwrite,
+            force=self.force,
             snapshots=self.snapshots,
             tensorboard=self.tensorboard,
         )
@@ -102,7 +105,9 @@ class Sweep:
     output: Path | None = None
     """Directory of the runs, beta<β>-seed<seed>; runs/<dataset>-sweep by default."""
     overwrite: bool = False
-    """Replace the runs in the output directory."""
+    """Replace the runs in the output directory, each once its first new epoch is written."""
+    force: bool = False
+    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
 
     def run(self) -> None:
         """Run the command."""
@@ -110,7 +115,12 @@ class Sweep:
         config = TrainConfig(self.config.data, self.config.model, self.config.training)
         print(
             runs.train_sweep(
-                config, directory, betas=self.betas, seeds=self.seeds, overwrite=self.overwrite
+                config,
+                directory,
+                betas=self.betas,
+                seeds=self.seeds,
+                overwrite=self.overwrite,
+                force=self.force,
             )
         )
         print(f"run directories: {directory / 'beta*-seed*'}")
@@ -134,6 +144,8 @@ class Evaluate:
     """Seed of all draws."""
     device: str = "cpu"
     """Where to compute."""
+    force: bool = False
+    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
 
     def run(self) -> None:
         """Run the command."""
@@ -147,6 +159,7 @@ class Evaluate:
             checkpoint=self.checkpoint,
             seed=self.seed,
             device=self.device,
+            force=self.force,
         )
         if place()[0]:
             return
@@ -160,10 +173,12 @@ class Report:
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory, evaluated before."""
+    force: bool = False
+    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
 
     def run(self) -> None:
         """Run the command."""
-        print(f"page: {report.write_report(self.directory)}")
+        print(f"page: {report.write_report(self.directory, force=self.force)}")
 
 
 @dataclass(frozen=True)

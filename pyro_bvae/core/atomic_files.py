@@ -51,6 +51,8 @@ def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
         Path(name).replace(path)
     except OSError as error:
         _discard(name)
+        if isinstance(error, WriteError):  # of another file, written in the body
+            raise
         raise WriteError(path, error) from error
     except BaseException:
         _discard(name)

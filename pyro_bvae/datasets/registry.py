@@ -49,7 +49,7 @@ def _sprites(size: int, look: str = "", *, seed: int, validation: float | None =
     return sprite_renderer.sprites(_NUM_SPRITES, count, size=size, seed=seed, look=style)
 
 
-_SPLIT, _MNIST = ("seed", "validation"), ("root", "validation")
+_SPLIT, _MNIST = ("seed", "validation"), ("root", "validation", "download")
 SOURCES: dict[str, Source] = {
     "digits": Source("images.handwritten:digits", _SPLIT),
     "mnist": Source("images.torchvision:mnist", _MNIST),
@@ -176,14 +176,20 @@ def load(
     return read(DataOptions(name, data_root, missing="nan" if missing else "none", **options), seed)
 
 
-def read(options: DataOptions, seed: int) -> Splits:
+def read(options: DataOptions, seed: int, *, download: bool = True) -> Splits:
     """Return the data of some options.
+
+    Args:
+        options: The options.
+        seed: Of random splits and synthetic data.
+        download: Whether to download files that are absent.
 
     Raises:
         InputError: as of :func:`load`.
     """
     options.check()
-    source, given = SOURCES[options.dataset], options.given(seed)
+    source = SOURCES[options.dataset]
+    given = options.given(seed) | {"download": download}
     for name in given.keys() - {*source.takes, *_SPLIT, *_MNIST}:
         takers = [f"'{taker}'" for taker, other in SOURCES.items() if name in other.takes]
         too = "".join(f"; {taker} takes it too" for taker in takers[1:])

@@ -15,7 +15,8 @@ from matplotlib.ticker import PercentFormatter
 from PIL import Image
 
 from pyro_bvae import plots
-from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.making import making
 from pyro_bvae.evaluation.latent_results import Interpolation, Traversal
 from pyro_bvae.plots.style import (
     CLASSES,
@@ -189,9 +190,8 @@ def write_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 90)
         path: Where to, in a directory that is made if it is not there.
         milliseconds: How long each frame is shown.
     """
-    make_directory(path.parent)
     first, *others = (frame.quantize(256, dither=Image.Dither.NONE) for frame in frames)
-    with atomic_write(path, "wb") as stream:
+    with making(path.parent), atomic_write(path, "wb") as stream:
         first.save(
             stream, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0
         )

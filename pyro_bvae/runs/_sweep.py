@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from pyro_bvae.core.atomic_files import make_directory
+from pyro_bvae.core.disk.run_files import is_vacant, writing
 from pyro_bvae.core.errors import InputError, check_count
-from pyro_bvae.runs._train import check_device, check_splits, untrained
+from pyro_bvae.runs._train import ConfigFile, check_device, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
-from pyro_bvae.runs.config import TrainConfig, write_config
-from pyro_bvae.runs.directory import remove_run
+from pyro_bvae.runs.config import TrainConfig
 from pyro_bvae.training import Sweep, sweep
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
 
@@ -22,6 +23,7 @@ def train_sweep(
     betas: tuple[float, ...],
     seeds: int = 1,
     overwrite: bool = False,
+    force: bool = False,
     progress: bool = True,
 ) -> Sweep:
     """Train the models of a configuration with several β and seeds, each into a run directory.
@@ -35,11 +37,14 @@ def train_sweep(
         output: Directory of the run directories.
         betas: The β.
         seeds: Number of seeds.
-        overwrite: Remove runs that are there already.
+        overwrite: Take the places of runs that are there already, each of which stands until the
+            first epoch of its successor is written.
+        force: Take run directories over from other processes, as of :func:`~pyro_bvae.fit`.
         progress: Show a progress bar.
 
     Raises:
-        InputError: if the configuration, β, the number of seeds or a directory cannot be used.
+        InputError: if the configuration, β, the number of seeds or a directory cannot be used, or
+            another process writes to one.
     """
     check_count("seeds", seeds)
     training = config.training
@@ -50,48 +55,58 @@ def train_sweep(
     numbers = range(training.seed, training.seed + seeds)
     replicas = assigned(betas, numbers)
     config = config.resolved()
-    directories = {
-        output / replica_name(beta, seed): config.with_options(beta=beta, seed=seed)
-        for beta, seed in replicas
-    }
-    for run in directories.values():
+    configs = {pair: config.with_options(beta=pair[0], seed=pair[1]) for pair in replicas}
+    directories = [output / replica_name(*pair) for pair in replicas]
+    for run in configs.values():
         check_config(run)
     check_device(training.device)
-    _check_new(directories, overwrite)
-    parts = {seed: load_data(config.with_options(seed=seed)) for _, seed in replicas}
-    for seed, splits in parts.items():
-        check_splits(untrained(config.with_options(seed=seed), splits), splits)
-    for directory, run in directories.items():
-        if overwrite:
-            remove_run(directory)
-        make_directory(directory)
-        write_config(run, directory / "config.json")
-
     settings = training.settings()
     for name in ("beta", "seed"):
         del settings[name]
-    return sweep(
-        lambda seed: untrained(config.with_options(seed=seed), parts[seed]),
-        lambda seed: parts[seed].train,
-        betas=betas,
-        seeds=numbers,
-        schedule=lambda beta: replace(training, beta=beta).beta_schedule(),
-        validation=lambda seed: parts[seed].validation,
-        **settings,
-        device=training.device,
-        output=output,
-        progress=progress,
-    )
+    with ExitStack() as locks:
+        _check_no_files(directories)
+        for directory in directories:
+            locks.enter_context(writing(directory, force=force))
+        _check_new(directories, overwrite)
+        own = dict.fromkeys(seed for _, seed in replicas)
+        parts = {seed: load_data(config.with_options(seed=seed), download=True) for seed in own}
+        for seed, splits in parts.items():
+            check_splits(untrained(config.with_options(seed=seed), splits), splits)
+        files = {pair: ConfigFile(run) for pair, run in configs.items()}
+        try:
+            return sweep(
+                lambda seed: untrained(config.with_options(seed=seed), parts[seed]),
+                lambda seed: parts[seed].train,
+                betas=betas,
+                seeds=numbers,
+                schedule=lambda beta: replace(training, beta=beta).beta_schedule(),
+                validation=lambda seed: parts[seed].validation,
+                **settings,
+                device=training.device,
+                output=output,
+                overwrite=overwrite,
+                progress=progress,
+                callbacks=lambda replica: [files[replica.beta, replica.seed]],
+            )
+        except OSError:  # of a full disk
+            for file in files.values():
+                file.put_back()
+            raise
 
 
-def _check_new(directories: dict[Path, TrainConfig], overwrite: bool) -> None:
-    """Raise if there is something where a run is to be written."""
+def _check_no_files(directories: Iterable[Path]) -> None:
+    """Raise if there is a file where a run directory is to be."""
     for directory in directories:
         if directory.exists() and not directory.is_dir():
             raise InputError(
                 f"'output' must be a directory of runs, got one that holds the file {directory}"
             )
-        if not directory.is_dir() or not any(directory.iterdir()):
+
+
+def _check_new(directories: Iterable[Path], overwrite: bool) -> None:
+    """Raise if there is something where a run is to be written."""
+    for directory in directories:
+        if is_vacant(directory):
             continue
         if not overwrite:
             raise InputError(

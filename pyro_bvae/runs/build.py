@@ -92,9 +92,9 @@ def check_config(config: TrainConfig) -> None:
     config.data.check()
 
 
-def load_data(config: TrainConfig) -> Splits:
-    """Return the data set of a configuration."""
-    return read(config.data, config.training.seed)
+def load_data(config: TrainConfig, *, download: bool = False) -> Splits:
+    """Return the data set of a configuration; absent files are downloaded on request alone."""
+    return read(config.data, config.training.seed, download=download)
 
 
 def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:

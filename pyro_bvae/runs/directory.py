@@ -6,7 +6,6 @@ A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` 
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from pyro_bvae.core.disk.run_files import check_settled
 from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.core.protocols import latent_dim_of
 from pyro_bvae.datasets import Splits
@@ -29,7 +29,6 @@ from pyro_bvae.training import (
     load_weights,
 )
 
-_EVALUATION = ("evaluation.json", "evaluation.nc", "report.html")
 _CHECKPOINTS = ("best", "last")
 
 
@@ -82,6 +81,7 @@ def load(
         raise InputError(f"there is no run directory {directory}")
     if checkpoint not in _CHECKPOINTS:
         raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
+    check_settled(directory)
     config_path = directory / "config.json"
     config = read_config(config_path) if config_path.exists() or model is None else None
     path = checkpoint_path(directory, checkpoint)
@@ -117,18 +117,3 @@ def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
         if needed:
             raise
         return None
-
-
-def remove_run(directory: Path) -> None:
-    """Remove the files of a run from its directory, and nothing else."""
-    remove_evaluation(directory)
-    for name in ("config.json", "metrics.csv"):
-        (directory / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "snapshots", "tensorboard", "latents"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-
-
-def remove_evaluation(directory: Path) -> None:
-    """Remove the evaluation of a run and its page."""
-    for name in _EVALUATION:
-        (directory / name).unlink(missing_ok=True)

@@ -11,14 +11,8 @@ from torch import Tensor
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.seeds import stream_seed
-from pyro_bvae.evaluation import (
-    Evaluation,
-    evaluate,
-    join_evaluations,
-    kl_per_dimension,
-    to_arviz,
-    write_arviz,
-)
+from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
+from pyro_bvae.evaluation.arviz import netcdf_bytes
 from pyro_bvae.training import Ranks
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
@@ -78,11 +72,17 @@ def write_evaluation(
         vae.model, vae.guide, *args, evaluation=evaluation, num_draws=draws, num_predictive=copies,
         attributes=attributes, seed=attributes["seed"],
     )  # fmt: skip
-    write_arviz(exported, directory / "evaluation.nc")
+    content = netcdf_bytes(exported)
     head = {name: value for name, value in attributes.items() if name != "config"}
-    with atomic_write(directory / "evaluation.json") as stream:
-        json.dump({**head, **evaluation.to_dict()}, stream, indent=2, allow_nan=False)
-        stream.write("\n")
+    # Either both files are replaced or none, on a full disk too.
+    with (
+        atomic_write(directory / "evaluation.json") as numbers,
+        atomic_write(directory / "evaluation.nc", "wb") as stream,
+    ):
+        json.dump({**head, **evaluation.to_dict()}, numbers, indent=2, allow_nan=False)
+        numbers.write("\n")
+        numbers.flush()
+        stream.write(content)
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

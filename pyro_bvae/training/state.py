@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,12 +12,15 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.core.atomic_files import make_directory, remove_parts
+from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.context import arguments
+from pyro_bvae.core.disk.lock import check_held
+from pyro_bvae.core.disk.making import making
+from pyro_bvae.core.disk.run_files import is_vacant, remove_evaluation, replace_run, staged
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.param_store import private_store
-from pyro_bvae.core.protocols import ChecksData, latent_dim_of, takes_missing
+from pyro_bvae.core.param_store import in_training, private_store
+from pyro_bvae.core.protocols import Begins, ChecksData, latent_dim_of, takes_missing
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.training.batches import Batch, as_batches, joined, may_be_single, num_steps, shared
@@ -30,7 +32,8 @@ from pyro_bvae.training.checkpoint import (
 )
 from pyro_bvae.training.checks.checklist import Remark, check_before, check_during
 from pyro_bvae.training.checks.dry_run import dry_run, takes_one
-from pyro_bvae.training.distributed import Ranks, check_shareable, own_device
+from pyro_bvae.training.checks.seam import warn_of_seam
+from pyro_bvae.training.distributed import Ranks, check_shareable, job_name, own_device
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives.loss import Loss
 from pyro_bvae.training.objectives.target_rate import TargetRate
@@ -60,6 +63,8 @@ class TrainingState:
         label: Name of the model in messages, where there are several.
         callbacks: Functions of the metrics of an epoch.
         optimizer: The optimizer whose state is in the checkpoint, see :meth:`adopt`.
+        directory: Where the files of the next epoch belong: ``output``, or the folder of a run that
+            takes the place of another.
     """
 
     def __init__(
@@ -77,7 +82,7 @@ class TrainingState:
         if device is not None:
             vae.to(own_device(device))
         self.vae: Any = vae  # with model and guide, which a plain module has not
-        self.settings, self.output = settings, output
+        self.settings, self.output, self.directory = settings, output, output
         self.parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise InputError(
@@ -228,15 +233,44 @@ class TrainingState:
         if better and self.settings.early_stopping is not None:
             weights = self.vae.state_dict().items()
             self.best_weights = {name: value.detach().clone() for name, value in weights}
-        if self.output is not None and self.ranks.is_first:
-            make_directory(self.output)
-            self.history.write(self.output / "metrics.csv")
-            state = self._checkpoint()
-            if better:
-                save_checkpoint(checkpoint_path(self.output, "best"), state)
-            save_checkpoint(checkpoint_path(self.output, "last"), state)
+        if self.ranks.is_first:
+            self._write(better)
+        self.directory = self.output
         for callback in self.callbacks if self.ranks.is_first else ():
             callback(dict(row))
+
+    def begin(self) -> None:
+        """Call the callbacks that begin before the first step; warn of schedules that jump there."""
+        steps = num_steps(self.batches, self.settings.batch_size, self.ranks)
+        if self.ranks.is_first:
+            warn_of_seam(self.history.rows, self.settings, steps)
+        if self.directory is None or not self.ranks.is_first:
+            return
+        make_directory(self.directory)
+        for callback in self.callbacks:
+            if isinstance(callback, Begins):
+                callback.begin(self.directory)
+
+    def _write(self, better: bool) -> None:
+        """Write the files of an epoch; those of the first take the place of an old run's."""
+        if self.output is None or self.directory is None:
+            return
+        check_held(self.output)
+        metrics, earlier = self.directory / "metrics.csv", History(self.history.rows[:-1])
+        state = self._checkpoint()
+        with making(self.directory / "checkpoints"):
+            try:
+                self.history.write(metrics)
+                if better:
+                    save_checkpoint(checkpoint_path(self.directory, "best"), state)
+                save_checkpoint(checkpoint_path(self.directory, "last"), state)
+            except OSError:
+                check_held(self.output)  # else another process has removed the files
+                earlier.write(metrics) if earlier.rows else metrics.unlink(missing_ok=True)
+                raise
+        if self.directory != self.output:
+            replace_run(self.output)
+        remove_evaluation(self.output)  # of a model that was trained less
 
     @property
     def is_over(self) -> bool:
@@ -261,6 +295,15 @@ class TrainingState:
             path = checkpoint_path(self.output, "best")
             load_weights(self.vae, load_checkpoint(path, self.device), path)
 
+    @property
+    def standing(self) -> str:
+        """The state of the run directory, should training end now, in words; none without files."""
+        if self.output is None:
+            return ""
+        if self.directory != self.output:
+            return f"the run in {self.output} is as it was"
+        return "the last checkpoint is good" if self.history.rows else ""
+
     # -- checkpoints
 
     def _checkpoint(self) -> dict[str, Any]:
@@ -276,11 +319,24 @@ class TrainingState:
             "settings": self.settings.identity(),
             "objective": _name_of(self.loss.objective),
             "controller": {} if self.controller is None else self.controller.state_dict(),
+            "job": job_name(),
         }
 
-    def refuse_to_overwrite(self) -> None:
-        """Raise if the run directory holds a run already."""
-        if self.output is not None and checkpoint_path(self.output, "last").exists():
+    def start(self, resume: bool, overwrite: bool) -> None:
+        """Continue the run in the run directory, take its place, or make sure that there is none.
+
+        Raises:
+            InputError: if that cannot be done.
+        """
+        if resume and overwrite:
+            raise InputError("'resume' and 'overwrite' exclude each other")
+        if resume:
+            self.resume()
+        elif self.output is None or is_vacant(self.output):
+            return
+        elif overwrite:
+            self.directory = staged(self.output)
+        elif checkpoint_path(self.output, "last").exists():
             raise InputError(
                 f"{self.output} holds a run already: resume it, or choose another directory"
             )
@@ -295,8 +351,6 @@ class TrainingState:
             raise InputError("'resume' needs 'output', the run directory to continue")
         path = checkpoint_path(self.output, "last")
         state = load_checkpoint(path, self.device)
-        for directory in (self.output, path.parent) if self.ranks.is_first else ():
-            remove_parts(directory)
         settings = {**self.settings.identity(), "objective": _name_of(self.loss.objective)}
         saved = {**settings, **state["settings"]}
         saved["objective"] = state.get("objective", settings["objective"])
@@ -314,24 +368,12 @@ class TrainingState:
         remarks = [Remark(**remark) for remark in state.get("remarks", ())]
         self.history = History(state["history"], remarks)
         self.best, self.stale = state["best"], state["stale"]
-
-
-@contextmanager
-def in_training(vae: Any, seed: int) -> Iterator[None]:
-    """Run the body with a model in train mode, a private parameter store and seeded generators.
-
-    Args:
-        vae: A module with ``model`` and ``guide``, whose modes are restored afterwards.
-        seed: The seed.
-    """
-    modes = {module: module.training for module in vae.modules()}
-    with private_store(vae.model), seeded(seed):
-        try:
-            vae.train()
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        done, epochs = len(self.history.rows), self.settings.epochs
+        if done > epochs and self.ranks.is_first:
+            warnings.warn(
+                f"{done} epochs are done and 'epochs' is {epochs}: nothing is trained or written",
+                stacklevel=4,
+            )
 
 
 def _name_of(objective: Objective) -> str:

@@ -1,0 +1,1 @@
+"""Directories of runs on disk: their files are as they were written."""
