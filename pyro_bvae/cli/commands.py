@@ -36,7 +36,8 @@ class Train:
     overwrite: bool = False
     """Replace the run in the output directory, once the first epoch of the new one is written."""
     force: bool = False
-    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
     snapshots: int | None = None
     """Draw reconstructions and samples every so many epochs, into the run directory."""
     tensorboard: bool = False
@@ -107,7 +108,8 @@ class Sweep:
     overwrite: bool = False
     """Replace the runs in the output directory, each once its first new epoch is written."""
     force: bool = False
-    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     def run(self) -> None:
         """Run the command."""
@@ -145,7 +147,8 @@ class Evaluate:
     device: str = "cpu"
     """Where to compute."""
     force: bool = False
-    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     def run(self) -> None:
         """Run the command."""
@@ -174,7 +177,8 @@ class Report:
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory, evaluated before."""
     force: bool = False
-    """Take over a run directory that another process holds, if that hangs or its machine is gone."""
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     def run(self) -> None:
         """Run the command."""

@@ -240,7 +240,7 @@ class TrainingState:
             callback(dict(row))
 
     def begin(self) -> None:
-        """Call the callbacks that begin before the first step; warn of schedules that jump there."""
+        """Call the callbacks that begin, and warn of schedules that jump before the first step."""
         steps = num_steps(self.batches, self.settings.batch_size, self.ranks)
         if self.ranks.is_first:
             warn_of_seam(self.history.rows, self.settings, steps)

@@ -227,7 +227,9 @@ def test_the_help_says_when_to_force(command: str, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main([command, "--help"])
     shown = " ".join(re.sub(r"[│╭╮╰╯─]", " ", capsys.readouterr().out).split())
-    assert re.search(r"--force.* Take over a run directory that another process holds, if", shown)
+    assert re.search(
+        r"--force.* Take over a run directory that another process holds: one that", shown
+    )
 
 
 # -- where a lock cannot be had

@@ -1,8 +1,8 @@
 """A lock on a directory: one process writes its files, and its name stands in the lock.
 
-It is a lock of the operating system on the open file ``.lock``, which ends with the process, however
-that ends. On a file system without such locks the file itself is the lock, until the process that it
-names has ended.
+It is a lock of the operating system on the open file ``.pyro-bvae.lock``: it ends with its process,
+however that ends. On a file system without such locks the file itself is the lock, until the
+process that it names has ended.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError
 
 #: The name of the file.
-LOCK = ".lock"
+LOCK = ".pyro-bvae.lock"
 
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _HOLDER = re.compile(r"process (\d+) on (\S+) since .+")
@@ -55,9 +55,9 @@ def hold(directory: Path, *, force: bool = False) -> Iterator[bool]:
             yield taken is not None
         finally:
             if taken is not None and _held.pop(key, None) is not None:  # a forked child has none
-                if _is_at(taken, directory / LOCK):
+                if _is_at(taken, key[0] / LOCK):
                     with suppress(OSError):  # of another person's file
-                        (directory / LOCK).unlink()
+                        (key[0] / LOCK).unlink()
                 os.close(taken)
 
 

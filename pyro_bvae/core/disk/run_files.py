@@ -1,8 +1,8 @@
 """The files of a run directory, and a new run that takes the place of an old one.
 
-The first files of the new run are put together in a folder inside the directory, which is then given
-another name. Until then the old run stands, and the folder of a killed process is removed; from then
-on the new one does, and whoever writes next moves its files into place.
+The first files of the new run are put together in a folder inside the directory, which is then
+given another name. Until then the old run stands, and the folder of a killed process is removed;
+from then on the new one does, and whoever writes next moves its files into place.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MADE = (*_FILES, *_EVALUATION, "latents")
 # Seconds after which a partial file is one that nobody writes to.
 _IDLE = 60.0
 # A new run before its first epoch, before the old files are removed, and before its own are moved.
-_STAGED, _WHOLE, _MOVING = ".new", ".new-whole", ".new-moving"
+_STAGED, _WHOLE, _MOVING = ".pyro-bvae-new", ".pyro-bvae-whole", ".pyro-bvae-moving"
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def writing(directory: Path, *, force: bool = False) -> Iterator[None]:
 
 
 def is_vacant(directory: Path) -> bool:
-    """Return whether nothing is in a directory but traces of killed processes, or it is not there."""
+    """Return whether a directory is not there, or holds traces of killed processes alone."""
     traces = {LOCK, _STAGED, "digests.sha256"}
     return not directory.is_dir() or all(
         path.name in traces or path.name.endswith(".part") for path in directory.iterdir()
@@ -90,6 +90,9 @@ def settle(directory: Path) -> None:
             path.rename(directory / path.name)
         moving.rmdir()
     _remove(directory / _STAGED)
+    is_run = any((directory / name).exists() for name in ("config.json", "checkpoints"))
+    if not (is_run or is_vacant(directory)):
+        return
     for folder in ("", "checkpoints", "snapshots"):
         remove_parts(directory / folder)
     # Commands of latents hold no lock: only files that nobody is writing to are traces.

@@ -31,7 +31,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class _State:
-    """The signal that waits for the end of an epoch, and how many trainings there are to wait for."""
+    """The signal that waits for the end of an epoch, and the number of trainings in progress."""
 
     pending: int | None = None
     trainings = 0
