@@ -28,7 +28,7 @@ from pyro_bvae.datasets.images import torchvision
 from pyro_bvae.networks import MLP
 from pyro_bvae.report import write_report
 from pyro_bvae.runs import TrainConfig, read_config
-from pyro_bvae.training import TrainingError, state
+from pyro_bvae.training import TrainingError, load_checkpoint, state
 from pyro_bvae.training.trainer import Trainer
 
 OTHER = CONFIG.with_options(beta=3.0, epochs=1)
@@ -214,6 +214,22 @@ def test_an_evaluation_goes_when_a_model_that_was_trained_further_stands(
     runs.train(CONFIG.with_options(epochs=3), run, resume=True, progress=False)
     assert seen and all(seen)
     assert not [name for name in tree(run) if name.startswith(("evaluation", "report"))]
+
+
+def test_a_job_that_is_started_again_overwrites_the_old_run_once(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # killed before its first epoch
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "job 7")
+    runs.train(CONFIG, run, overwrite=True, progress=False)
+    last = run / "checkpoints" / "last.pt"
+    assert load_checkpoint(last)["job"] == "job 7"
+    before = tree(run)
+    runs.train(CONFIG, run, overwrite=True, progress=False)  # killed after it
+    assert tree(run) == before
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")  # as of torchrun without a name for the job
+    runs.train(CONFIG, run, overwrite=True, progress=False)
+    assert load_checkpoint(last)["job"].endswith(f" {os.getppid()}")
 
 
 # -- kills at each change of the directory

@@ -169,7 +169,7 @@ def test_more_epochs_may_be_asked_for(tmp_path: Path) -> None:
     assert_same_state(whole_vae.state_dict(), resumed_vae.state_dict())
 
 
-@pytest.mark.parametrize("done", [3, 6])
+@pytest.mark.parametrize("done", [2, 6])
 def test_a_schedule_that_jumps_at_the_seam_is_said_with_both_values(
     done: int, tmp_path: Path
 ) -> None:
@@ -189,7 +189,8 @@ def test_a_schedule_that_jumps_at_the_seam_is_said_with_both_values(
     betas = f"{betas} {Cyclical(2.0, num_cycles=1)(done, more):.2g}, since"
     assert sum(line.startswith(rates) for line in said) == 1, said
     assert sum(line.startswith(betas) for line in said) == 1, said
-    assert all(line.endswith("its schedule is now that of 12 epochs") for line in said)
+    jumps = [line for line in said if "jumps" in line]
+    assert all(line.endswith("its schedule is now that of 12 epochs") for line in jumps)
 
 
 def test_no_seam_is_said_where_there_is_none(tmp_path: Path) -> None:
@@ -199,6 +200,7 @@ def test_no_seam_is_said_where_there_is_none(tmp_path: Path) -> None:
     fit(small_vae(), pixels(), resume=True, **settings(tmp_path, **options))  # warnings are errors
 
 
+@pytest.mark.filterwarnings("ignore:the warm-up of β outlives")
 def test_fewer_epochs_than_are_done_are_said_and_nothing_happens(tmp_path: Path) -> None:
     history = fit(small_vae(), pixels(), **settings(tmp_path))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
