@@ -195,6 +195,9 @@ class Demo:
     """Weight of the KL in the objective."""
     epochs: int = 200
     """Passes over the training data."""
+    force: bool = False
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     def run(self) -> None:
         """Run the command."""
@@ -202,9 +205,9 @@ class Demo:
             dataset="digits", likelihood="normal", likelihood_scale=0.3, latent_dim=10,
             hidden=(128, 128), beta=self.beta, epochs=self.epochs, batch_size=64,
         )  # fmt: skip
-        runs.train(config, self.output, overwrite=True)
-        evaluation = runs.evaluate_run(self.output)
-        page = report.write_report(self.output)
+        runs.train(config, self.output, overwrite=True, force=self.force)
+        evaluation = runs.evaluate_run(self.output, force=self.force)
+        page = report.write_report(self.output, force=self.force)
         print(evaluation_table(evaluation))
         print(f"page: {page}")
 

@@ -222,7 +222,7 @@ def test_a_lock_that_is_taken_by_force_stops_the_process_that_had_it(tmp_path: P
     assert not traces(tmp_path)
 
 
-@pytest.mark.parametrize("command", ["train", "sweep", "evaluate", "report"])
+@pytest.mark.parametrize("command", ["train", "sweep", "evaluate", "report", "demo"])
 def test_the_help_says_when_to_force(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main([command, "--help"])

@@ -10,7 +10,7 @@ from pyro_bvae.training.objectives.target_rate import TargetRate
 from pyro_bvae.training.settings import Settings
 
 # Relative change from which a schedule jumps.
-_JUMP = 0.01
+_JUMP = 0.05
 
 
 def warn_of_seam(rows: Sequence[Mapping[str, float]], settings: Settings, num_steps: int) -> None:
@@ -33,7 +33,7 @@ def warn_of_seam(rows: Sequence[Mapping[str, float]], settings: Settings, num_st
     for column, (name, schedule) in schedules.items():
         before, after = rows[-1][column], float(schedule(float(done), epochs))
         expected = float(schedule(done - 1 / num_steps, epochs))
-        if not math.isclose(expected, before, rel_tol=_JUMP, abs_tol=1e-12):
+        if not any(math.isclose(rate, before, rel_tol=_JUMP) for rate in (expected, after)):
             warnings.warn(
                 f"{name} jumps from {before:.2g} at the end of epoch {done} to {after:.2g}, "
                 f"since its schedule is now that of {epochs} epochs",
