@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
 from pyro_bvae.cli.wording import as_typed
 from pyro_bvae.core.errors import InputError, one_line
 from pyro_bvae.core.inputs.bounds import check_options
+from pyro_bvae.core.processes.signals import raising_interrupted
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
@@ -72,8 +74,9 @@ def _in_one_line(parse: Callable[..., Any], *args: Any, **options: Any) -> Any:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status.
 
-    2 for unusable input, 1 for training that failed and for estimates that are off, 130 for Ctrl-C,
-    141 for output that nobody reads.
+    2 for unusable input, 1 for training that failed and for estimates that are off, 141 for output
+    that nobody reads, 128 and the number of the signal for Ctrl-C (130), SIGTERM (143) and SIGHUP
+    (129).
 
     Raises:
         SystemExit: 0 after a help text, 2 for words that do not follow the syntax.
@@ -106,7 +109,8 @@ def _status(given: Sequence[str]) -> int:
             runs.check_config(command.config)
         for line in without_effect(options, command):
             _show_warning(line)
-        return _run(command)
+        with raising_interrupted():
+            return _run(command)
     except UsageError as error:
         _print_error(str(error))
         raise SystemExit(2) from None
@@ -119,14 +123,15 @@ def _status(given: Sequence[str]) -> int:
         reason = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         _print_error(reason or str(error))
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         advice = (
-            f"; '{name} --resume' continues from the last finished epoch"
+            f"'{name} --resume' continues from the last finished epoch"
             if (name := next((each for each in given if each in ("train", "sweep")), None))
             else ""
         )
-        print(f"interrupted{advice}", file=sys.stderr)
-        return 130
+        advice = "; ".join(getattr(error, "__notes__", ())) or advice
+        print(f"interrupted{advice and f'; {advice}'}", file=sys.stderr)
+        return 128 + getattr(error, "signal", signal.SIGINT)
 
 
 def _run(command: Any) -> int:

@@ -14,6 +14,7 @@ import tyro
 
 from pyro_bvae import report, runs
 from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
+from pyro_bvae.core.disk.run_files import finish_replacement
 from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.runs.config import (
@@ -44,7 +45,10 @@ class Train:
     resume: bool = False
     """Continue the run in the output directory, with its configuration."""
     overwrite: bool = False
-    """Replace the run in the output directory."""
+    """Replace the run in the output directory, once the first epoch of the new one is written."""
+    force: bool = False
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
     snapshots: Annotated[int | None, Bounds(1, 1_000_000_000)] = None
     """Draw reconstructions and samples every so many epochs, into the run directory."""
     tensorboard: bool = False
@@ -58,6 +62,7 @@ class Train:
 
     def resumed(self) -> Train:
         """Return the command that the output directory was made by."""
+        finish_replacement(self.directory, force=self.force)
         return replace(self, config=read_config(self.directory / "config.json"))
 
     def run(self) -> None:
@@ -69,6 +74,7 @@ class Train:
             self.directory,
             resume=self.resume,
             overwrite=self.overwrite,
+            force=self.force,
             snapshots=self.snapshots,
             tensorboard=self.tensorboard,
         )
@@ -122,7 +128,10 @@ class Sweep:
     resume: bool = False
     """Continue the runs in the output directory, with their configuration, β and seeds."""
     overwrite: bool = False
-    """Replace the runs in the output directory."""
+    """Replace the runs in the output directory, each once its first new epoch is written."""
+    force: bool = False
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     @property
     def directory(self) -> Path:
@@ -153,6 +162,7 @@ class Sweep:
             seeds=self.seeds,
             resume=self.resume,
             overwrite=self.overwrite,
+            force=self.force,
         )
         print(trained)
         kind = "rate" if self.target_rate else "beta"
@@ -177,6 +187,9 @@ class Evaluate:
     """Seed of all draws."""
     device: str = "cpu"
     """Where to compute."""
+    force: bool = False
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     def run(self) -> None:
         """Run the command."""
@@ -190,6 +203,7 @@ class Evaluate:
             checkpoint=self.checkpoint,
             seed=self.seed,
             device=self.device,
+            force=self.force,
         )
         if place()[0]:
             return
@@ -203,10 +217,13 @@ class Report:
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory, evaluated before."""
+    force: bool = False
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     def run(self) -> None:
         """Run the command."""
-        print(f"page: {report.write_report(self.directory)}")
+        print(f"page: {report.write_report(self.directory, force=self.force)}")
 
 
 @dataclass(frozen=True)
@@ -219,6 +236,9 @@ class Demo:
     """Weight of the KL in the objective."""
     epochs: Epochs = 200
     """Passes over the training data."""
+    force: bool = False
+    """Take over a run directory that another process holds: one that hangs, or whose machine is
+    gone."""
 
     def run(self) -> None:
         """Run the command."""
@@ -226,9 +246,9 @@ class Demo:
             dataset="digits", likelihood="normal", likelihood_scale=0.3, latent_dim=10,
             hidden=(128, 128), beta=self.beta, epochs=self.epochs, batch_size=64,
         )  # fmt: skip
-        runs.train(config, self.output, overwrite=True)
-        evaluation = runs.evaluate_run(self.output)
-        page = report.write_report(self.output)
+        runs.train(config, self.output, overwrite=True, force=self.force)
+        evaluation = runs.evaluate_run(self.output, force=self.force)
+        page = report.write_report(self.output, force=self.force)
         print(evaluation_table(evaluation))
         print(f"page: {page}")
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pyro_bvae import latents, plots, runs
-from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.training.settings import Seed
@@ -282,6 +283,5 @@ def _write_data(path: Path, data: Dataset | LazyDataset, name: str, **arrays: Te
 
 
 def _write_figure(figure: Figure, path: Path) -> None:
-    make_directory(path.parent)
-    with atomic_write(path, "wb") as stream:
+    with making(path.parent), atomic_write(path, "wb") as stream:
         figure.savefig(stream, format="png", dpi=_DPI)

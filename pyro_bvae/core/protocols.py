@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
@@ -21,6 +22,19 @@ class Batches(Protocol):
 
     def batches(self, batch_size: int, *, seed: int, epoch: int) -> Iterator[Batch]:
         """Yield the batches of one epoch."""
+
+
+@runtime_checkable
+class Begins(Protocol):
+    """A callback of a training that is called before the first step too, when all is checked."""
+
+    def begin(self, directory: Path) -> None:
+        """Write the first files.
+
+        Args:
+            directory: Where they belong: the run directory, or a folder in it if the run takes the
+                place of another, whose files stay until the first epoch of this one is written.
+        """
 
 
 @runtime_checkable

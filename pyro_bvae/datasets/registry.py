@@ -62,7 +62,7 @@ def _h5ad(
     return h5ad(columns=ObsColumns(label_column, batch_column, split_column), **options)
 
 
-_SPLIT, _MNIST = ("seed", "validation"), ("root", "validation")
+_SPLIT, _MNIST = ("seed", "validation"), ("root", "validation", "download")
 SOURCES: dict[str, Source] = {
     "digits": Source("images.handwritten:digits", _SPLIT),
     "mnist": Source("images.torchvision:mnist", _MNIST),
@@ -193,14 +193,20 @@ def load(
     return read(DataOptions(name, data_root, missing="nan" if missing else "none", **options), seed)
 
 
-def read(options: DataOptions, seed: int) -> Splits:
+def read(options: DataOptions, seed: int, *, download: bool = True) -> Splits:
     """Return the data of some options.
+
+    Args:
+        options: The options.
+        seed: Of random splits and synthetic data.
+        download: Whether to download files that are absent.
 
     Raises:
         InputError: as of :func:`load`.
     """
     options.check()
-    source, given = SOURCES[options.dataset], options.given(seed)
+    source = SOURCES[options.dataset]
+    given = options.given(seed) | {"download": download}
     for name in given.keys() - {*source.takes, *_SPLIT, *_MNIST}:
         takers = [f"'{taker}'" for taker, other in SOURCES.items() if name in other.takes]
         too = "".join(f"; {taker} takes it too" for taker in takers[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import io
 import json
 import re
 import warnings
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.internals import keystr, tree_flatten_with_path
@@ -121,15 +123,40 @@ def to_arviz(
 
 @public
 def write_arviz(data: Any, path: Path) -> None:
-    """Write the result of :func:`to_arviz` as netCDF, which ``arviz.from_netcdf`` reads back."""
-    if isinstance(data, type) or not hasattr(data, "to_netcdf"):
-        raise InputError(f"'data' must be a result of to_arviz, got {type(data).__name__}")
-    part = path.with_name(f".{path.name}.part")
-    try:
-        data.to_netcdf(str(part), engine="h5netcdf")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    """Write the result of :func:`to_arviz` as netCDF, which ``arviz.from_netcdf`` reads back.
+
+    Raises:
+        WriteError: if the file system does not take the file.
+    """
+    content = netcdf_bytes(data)
+    with atomic_write(path, "wb") as stream:
+        stream.write(content)
+
+
+def netcdf_bytes(data: Any) -> memoryview:
+    """Return the content of the netCDF file of the result of :func:`to_arviz`.
+
+    It is put together in memory: on a full disk the writer of HDF5 ends the process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # ArviZ announces its next version
+        import h5netcdf
+        import xarray
+        from xarray.backends import H5NetCDFStore
+
+    names = data.groups() if callable(data.groups) else list(data.children)  # of ArviZ 0.x and 1.x
+    buffer = io.BytesIO()
+    with h5netcdf.File(buffer, "w") as file:
+        xarray.Dataset(attrs=data.attrs).dump_to_store(H5NetCDFStore(file, mode="a"))
+        for name in names:
+            group = data[name]
+            dataset = group if isinstance(group, xarray.Dataset) else group.to_dataset()
+            numbers = [
+                key for key, values in dataset.variables.items() if values.dtype.kind in "biuf"
+            ]
+            store = H5NetCDFStore(file, group=name, mode="a")
+            dataset.dump_to_store(store, encoding={key: {"zlib": True} for key in numbers})
+    return buffer.getbuffer()
 
 
 def _check_number(name: str, value: int, least: int) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError
 
 #: Endings of files that hold numbers.
@@ -70,9 +71,8 @@ def write_numbers(
 
     path = Path(path)
     check_suffix(path, SUFFIXES)
-    make_directory(path.parent)
     if path.suffix.lower() == ".npz":
-        with atomic_write(path, "wb") as stream:
+        with making(path.parent), atomic_write(path, "wb") as stream:
             np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
     else:
         texts = {_as_text(name): _as_texts(values) for name, values in columns().items()}

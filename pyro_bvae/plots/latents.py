@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from pyro_bvae import plots
-from pyro_bvae.core.atomic_files import atomic_write, make_directory
+from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.data import shown
 from pyro_bvae.core.inputs.public import public
@@ -202,9 +203,8 @@ def write_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int = 90)
         path: Where to, in a directory that is made if it is not there.
         milliseconds: How long each frame is shown.
     """
-    make_directory(path.parent)
     first, *others = (frame.quantize(256, dither=Image.Dither.NONE) for frame in frames)
-    with atomic_write(path, "wb") as stream:
+    with making(path.parent), atomic_write(path, "wb") as stream:
         first.save(
             stream, format="GIF", save_all=True, append_images=others, duration=milliseconds, loop=0
         )

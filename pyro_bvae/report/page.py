@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.disk.digests import read_file, write_files
+from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.core.inputs.public import public
@@ -30,7 +31,10 @@ DPI = 200
 
 @public
 def write_report(
-    run_directory: str | os.PathLike[str], output: str | os.PathLike[str] | None = None
+    run_directory: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
 ) -> Path:
     """Write one HTML page, with its figures inside it, about a trained and evaluated run.
 
@@ -38,14 +42,20 @@ def write_report(
         run_directory: The run that ``pyro-bvae train`` wrote, with the ``evaluation.json`` of
             ``pyro-bvae evaluate``.
         output: Path of the page; ``report.html`` in the run directory if None.
+        force: Take the run over from another process that writes to it, as of
+            :func:`~pyro_bvae.fit`; there is none to take it from where the page lies elsewhere.
 
     Returns:
         The path of the page. It appears whole or not at all.
 
     Raises:
-        InputError: if the run has not been evaluated, or its ``evaluation.json`` cannot be read.
+        InputError: if the run has not been evaluated, its ``evaluation.json`` cannot be read, or
+            another process writes to it.
     """
     directory = Path(run_directory)
+    if output is None and directory.is_dir():
+        with writing(directory, force=force):
+            return write_report(directory, directory / "report.html")
     evaluation = read_evaluation(directory)
     run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
     if run.config is None or run.splits is None:

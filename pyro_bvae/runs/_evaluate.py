@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from pyro_bvae.core.context import arguments
+from pyro_bvae.core.disk.lock import check_held
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
@@ -31,6 +32,7 @@ def evaluate_run(
     checkpoint: str = "best",
     seed: int = 0,
     device: str = "cpu",
+    force: bool = False,
     progress: bool = True,
 ) -> Evaluation:
     """Measure a run on its test data and write ``evaluation.json`` and ``evaluation.nc``.
@@ -45,13 +47,20 @@ def evaluate_run(
         checkpoint: ``best`` or ``last``.
         seed: Seed of draws and choice of data.
         device: Where to compute.
+        force: Take the run over from another process that writes to it, as of
+            :func:`~pyro_bvae.fit`.
         progress: Show progress bars.
+
+    Raises:
+        InputError: if the run or an option cannot be used, or another process writes to the run.
+        WriteError: if the file system does not take the files; the earlier ones are as they were.
     """
     check_device(device)
     OptionType.of(NumSamples).check("num_samples", num_samples)
     if num_data is not None and (not isinstance(num_data, int) or num_data < 1):
         raise InputError(f"'num_data' must be a positive integer or None, got {num_data!r}")
-    with process_group(device) as ranks:
+    written = directory if directory.is_dir() else None
+    with process_group(device) as ranks, ranks.writing(written, force):
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
         assert run.config is not None and run.splits is not None
         test = choose_data(run.splits.test, num_data, seed).dense().to(own_device(device))
@@ -69,6 +78,7 @@ def evaluate_run(
                 "seed": seed,
             }
             attributes = {**head, "config": run.config.options()}
+            check_held(directory)
             write_evaluation(
                 directory, run.vae, args, evaluation, attributes, run.config.model.latent_dim
             )

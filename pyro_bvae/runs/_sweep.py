@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
 
-from pyro_bvae.core.atomic_files import make_directory
+from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive
-from pyro_bvae.runs._train import check_device, check_output, check_splits, untrained
+from pyro_bvae.runs._train import ConfigFile, check_device, check_output, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
-from pyro_bvae.runs.config import NumSeeds, TrainConfig, read_config, write_config
-from pyro_bvae.runs.directory import remove_evaluation, remove_run
-from pyro_bvae.training import Sweep, checkpoint_path, load_checkpoint, sweep
+from pyro_bvae.runs.config import NumSeeds, TrainConfig, read_config
+from pyro_bvae.training import Sweep, sweep
 from pyro_bvae.training.distributed import was_restarted
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
 
@@ -53,6 +54,7 @@ def train_sweep(
     seeds: int = 1,
     resume: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     progress: bool = True,
 ) -> Sweep:
     """Train the models of a configuration with several β and seeds, each into a run directory.
@@ -70,11 +72,14 @@ def train_sweep(
         seeds: Number of seeds.
         resume: Continue the runs that are there, and train the others from their beginning;
             processes that ``torchrun`` starts again do so.
-        overwrite: Remove runs that are there already.
+        overwrite: Take the places of runs that are there already, each of which stands until the
+            first epoch of its successor is written.
+        force: Take run directories over from other processes, as of :func:`~pyro_bvae.fit`.
         progress: Show a progress bar.
 
     Raises:
-        InputError: if the configuration, β, the number of seeds or a directory cannot be used.
+        InputError: if the configuration, β, the number of seeds or a directory cannot be used, or
+            another process writes to one.
     """
     OptionType.of(NumSeeds).check("seeds", seeds)
     if resume and overwrite:
@@ -95,37 +100,52 @@ def train_sweep(
     replicas = assigned(target_rates or betas, numbers)
     config, configs = _configs(config, output, option, replicas, resume)
     check_device(config.training.device)
-    for directory, run in configs.items():
+    for run in configs.values():
         check_config(run)
-        check_output(run, directory, resume and _is_run(directory), overwrite)
-    parts = {seed: load_data(config.with_options(seed=seed)) for _, seed in replicas}
-    for seed, splits in parts.items():
-        check_splits(untrained(config.with_options(seed=seed), splits), splits)
-    for directory, run in configs.items():
-        if overwrite:
-            remove_run(directory)
-        last = checkpoint_path(directory, "last")
-        if last.exists() and len(load_checkpoint(last, "cpu")["history"]) < run.training.epochs:
-            remove_evaluation(directory)  # of a model that is trained further
-        make_directory(directory)
-        write_config(run, directory / "config.json")
-
+    _check_no_files(configs)
     settings = config.training.settings()
     for name in ("beta", "seed"):
         del settings[name]
-    return sweep(
-        lambda seed: untrained(config.with_options(seed=seed), parts[seed]),
-        lambda seed: parts[seed].train,
-        betas=target_rates or betas,
-        seeds=numbers,
-        schedule=lambda value: config.with_options(**{option: value}).training.beta_schedule(),
-        validation=lambda seed: parts[seed].validation,
-        **settings,
-        device=config.training.device,
-        output=output,
-        resume=resume,
-        progress=progress,
-    )
+    with ExitStack() as locks:
+        for directory, run in configs.items():
+            locks.enter_context(writing(directory, force=force))
+            check_output(run, directory, resume and _is_run(directory), overwrite)
+        own = dict.fromkeys(seed for _, seed in replicas)
+        parts = {seed: load_data(config.with_options(seed=seed), download=True) for seed in own}
+        for seed, splits in parts.items():
+            check_splits(untrained(config.with_options(seed=seed), splits), splits)
+        files = {directory: ConfigFile(run) for directory, run in configs.items()}
+        try:
+            return sweep(
+                lambda seed: untrained(config.with_options(seed=seed), parts[seed]),
+                lambda seed: parts[seed].train,
+                betas=target_rates or betas,
+                seeds=numbers,
+                schedule=lambda value: config.with_options(
+                    **{option: value}
+                ).training.beta_schedule(),
+                validation=lambda seed: parts[seed].validation,
+                **settings,
+                device=config.training.device,
+                output=output,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+                callbacks=lambda replica: [files[replica.directory]],
+            )
+        except OSError:  # of a full disk
+            for file in files.values():
+                file.put_back()
+            raise
+
+
+def _check_no_files(directories: Iterable[Path]) -> None:
+    """Raise if there is a file where a run directory is to be."""
+    for directory in directories:
+        if directory.exists() and not directory.is_dir():
+            raise InputError(
+                f"'output' must be a directory of runs, got one that holds the file {directory}"
+            )
 
 
 def _configs(

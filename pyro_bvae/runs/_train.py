@@ -4,28 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from pyro_bvae.core.disk.digests import remove_files
+from pyro_bvae.core.disk.run_files import is_vacant
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.datasets import Splits
 from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, read_config, write_config
-from pyro_bvae.runs.directory import Run, remove_evaluation, remove_run
+from pyro_bvae.runs.directory import Run
 from pyro_bvae.runs.snapshots import Snapshots
-from pyro_bvae.training import (
-    TensorBoard,
-    checkpoint_path,
-    fit,
-    load_checkpoint,
-    load_weights,
-    start_at_mean,
-)
-from pyro_bvae.training.checkpoint import check_configuration
-from pyro_bvae.training.checks.checkpoint_content import check_state
-from pyro_bvae.training.distributed import own_device, process_group, was_restarted
+from pyro_bvae.training import TensorBoard, checkpoint_path, fit, load_checkpoint, start_at_mean
+from pyro_bvae.training.distributed import job_name, own_device, process_group, was_restarted
 from pyro_bvae.vae import BetaVAE
 
 # Data that are checked at a time, a bound on memory for large files.
@@ -39,87 +31,133 @@ def train(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    force: bool = False,
     snapshots: int | None = None,
     tensorboard: bool = False,
     progress: bool = True,
 ) -> Run:
     """Train the model of a configuration into a run directory.
 
-    All input is checked before anything is written or removed. The processes that ``torchrun``
-    starts train one model together, and the first of them writes; those that it starts again
-    continue the run.
+    All input is checked before anything is written or removed, and the run that is overwritten
+    stands until the first epoch of the new one is written. Data sets of the MNIST family that are
+    not there are downloaded. The processes that ``torchrun`` starts train one model together, and
+    the first of them writes; those that it starts again continue the run.
 
     Args:
         config: The configuration.
         output: The run directory.
         resume: Continue the run that ``output`` holds.
-        overwrite: Remove the run that ``output`` holds.
+        overwrite: Take the place of the run that ``output`` holds.
+        force: Take ``output`` over from another process that holds it, as of
+            :func:`~pyro_bvae.fit`.
         snapshots: Epochs between two pictures of reconstructions and samples in ``snapshots/``;
             None for none.
         tensorboard: Write the metrics to ``tensorboard/`` too.
         progress: Show a progress bar.
 
     Raises:
-        InputError: if the configuration, the data or the directory cannot be used.
+        InputError: if the configuration, the data or the directory cannot be used, or another
+            process writes to it.
     """
     if resume and overwrite:
         raise InputError("'--resume' and '--overwrite' exclude each other")
     if snapshots is not None:
         check_count("snapshots", snapshots)
-    with process_group(config.training.device) as ranks:
+    check_config(config)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"'output' must be a directory, got the file {output}")
+    with process_group(config.training.device) as ranks, ranks.writing(output, force):
         if any(ranks.gather(was_restarted())) and (output / "config.json").exists():
-            resume, overwrite = True, False
-        config, vae, splits, state = _prepare(config, output, resume, overwrite)
-        callbacks: list[Callable[[dict[str, float]], None]] = []
+            resume = not overwrite or _is_of_this_job(output)
+            overwrite = not resume
+        config, vae, splits = _prepare(config, output, resume, overwrite)
+        files = ConfigFile(config)
+        callbacks: list[Callable[[dict[str, float]], None]] = [files]
         if snapshots is not None:
             shown = (splits.validation or splits.test)[: Snapshots.most].dense()
             callbacks.append(Snapshots(vae, shown, output / "snapshots", snapshots))
         if tensorboard:
             callbacks.append(TensorBoard(output / "tensorboard"))
+        resume = resume and checkpoint_path(output, "last").exists()
         ranks.wait()  # until all processes have looked at the directory
-        if ranks.is_first:
-            if state is not None and len(state["history"]) < config.training.epochs:
-                remove_evaluation(output)  # of a model that is trained further
-            if overwrite:
-                remove_run(output)
-            output.mkdir(parents=True, exist_ok=True)
+        try:
+            history = fit(
+                vae,
+                splits.train,
+                **config.training.settings(),
+                validation=splits.validation,
+                output=output,
+                resume=resume,
+                overwrite=overwrite,
+                progress=progress,
+                callbacks=callbacks,
+            )
+        except OSError:  # of a full disk, before or after the first epoch
+            files.put_back()
+            raise
+        if len(history.rows) > config.training.epochs:
+            config = read_config(output / "config.json")
+        elif ranks.is_first and not files.written:
             write_config(config, output / "config.json")
-        history = fit(
-            vae,
-            splits.train,
-            **config.training.settings(),
-            validation=splits.validation,
-            output=output,
-            resume=state is not None,
-            progress=progress,
-            callbacks=callbacks,
-        )
     return Run(vae, config, splits, history, output, history["beta"][-1])
+
+
+class ConfigFile:
+    """A callback of ``fit`` that writes ``config.json`` before the first step.
+
+    Args:
+        config: The configuration.
+
+    Attributes:
+        written: Whether there was a first step.
+    """
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config, self.written = config, False
+        self._path: Path | None = None
+        self._before: TrainConfig | None = None
+
+    def begin(self, directory: Path) -> None:
+        """Write the file."""
+        self._path, self.written = directory / "config.json", True
+        self._before = read_config(self._path) if self._path.exists() else None
+        write_config(self.config, self._path)
+
+    def __call__(self, row: dict[str, float]) -> None:
+        """Keep the file: an epoch is written."""
+        self._path = None
+
+    def put_back(self) -> None:
+        """Have the directory as it was before, unless an epoch is written."""
+        if self._path is None:
+            return
+        if self._before is None:
+            remove_files(self._path.parent, [self._path.name])
+        else:
+            write_config(self._before, self._path)
+
+
+def _is_of_this_job(output: Path) -> bool:
+    """Return whether a run is that of processes which ``torchrun`` has started again."""
+    last = checkpoint_path(output, "last")
+    return last.exists() and load_checkpoint(last).get("job") == job_name()
 
 
 def _prepare(
     config: TrainConfig, output: Path, resume: bool, overwrite: bool
-) -> tuple[TrainConfig, BetaVAE, Splits, dict[str, Any] | None]:
-    """Return configuration, model, data and the checkpoint to continue; nothing is written."""
-    check_config(config)
+) -> tuple[TrainConfig, BetaVAE, Splits]:
+    """Return configuration, model and data; nothing is written but data that are downloaded."""
     if resume and config.training.warmup_epochs is None:  # a share of the first number of epochs
         saved = read_config(output / "config.json").training
         config = config.with_options(warmup_epochs=saved.warmup_epochs)
     config = config.resolved()
     check_device(config.training.device)
     check_output(config, output, resume, overwrite)
-    splits = load_data(config)
+    splits = load_data(config, download=True)
     vae = untrained(config, splits)
     check_splits(vae, splits)
-    device = own_device(config.training.device) or "cpu"
-    vae.to(device)
-    last, state = checkpoint_path(output, "last"), None
-    if resume and last.exists():
-        state = load_checkpoint(last, device)
-        check_state(state, last)
-        check_configuration(state, config.options(), last)
-        load_weights(vae, state, last)
-    return config, vae, splits, state
+    vae.to(own_device(config.training.device) or "cpu")
+    return config, vae, splits
 
 
 @exclusive
@@ -159,7 +197,7 @@ def check_output(config: TrainConfig, output: Path, resume: bool, overwrite: boo
     """Raise unless a run may be written to, or continued in, a directory."""
     if output.exists() and not output.is_dir():
         raise InputError(f"'output' must be a directory, got the file {output}")
-    occupied = output.is_dir() and any(output.iterdir())
+    occupied = not is_vacant(output)
     if occupied and not (resume or overwrite):
         raise InputError(
             f"{output} exists: pass --resume to continue it, --overwrite to replace it, or "

@@ -7,7 +7,6 @@ digests are in ``digests.sha256``.
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from pyro_bvae.core.disk.digests import SUMS, changed, changed_files, remove_files
+from pyro_bvae.core.disk.digests import changed, changed_files
+from pyro_bvae.core.disk.run_files import check_settled
 from pyro_bvae.core.errors import InputError, unknown_name
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of
@@ -34,8 +34,6 @@ from pyro_bvae.training import (
 from pyro_bvae.training.checkpoint import check_configuration, differences
 from pyro_bvae.training.checks.checkpoint_content import check_identity, check_state
 
-_FILES = ("config.json", "metrics.csv")
-_EVALUATION = ("evaluation.json", "evaluation.nc", "report.html")
 _CHECKPOINTS = ("best", "last")
 
 
@@ -91,6 +89,7 @@ def load(
     if checkpoint not in _CHECKPOINTS:
         raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
     path = checkpoint_path(directory, checkpoint)
+    check_settled(directory)
     config_path = directory / "config.json"
     config = read_config(config_path) if config_path.exists() or model is None else None
     state = load_checkpoint(path, device)
@@ -161,18 +160,3 @@ def _warn_of_changes(directory: Path) -> None:
     for name in changed_files(directory):
         if (directory / name).exists():
             warnings.warn(str(changed(directory / name)), stacklevel=3)
-
-
-def remove_run(directory: Path) -> None:
-    """Remove the files of a run from its directory, and nothing else."""
-    (directory / SUMS).unlink(missing_ok=True)  # which may be damaged
-    remove_evaluation(directory)
-    for name in _FILES:
-        (directory / name).unlink(missing_ok=True)
-    for name in ("checkpoints", "snapshots", "tensorboard", "latents"):
-        shutil.rmtree(directory / name, ignore_errors=True)
-
-
-def remove_evaluation(directory: Path) -> None:
-    """Remove the evaluation of a run and its page."""
-    remove_files(directory, _EVALUATION)

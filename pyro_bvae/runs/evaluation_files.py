@@ -8,18 +8,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_bvae.core.atomic_files import discard
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.digests import write_files
 from pyro_bvae.core.seeds import stream_seed
-from pyro_bvae.evaluation import (
-    Evaluation,
-    evaluate,
-    join_evaluations,
-    kl_per_dimension,
-    to_arviz,
-    write_arviz,
-)
+from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
+from pyro_bvae.evaluation.arviz import netcdf_bytes
 from pyro_bvae.training import Ranks
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
@@ -81,13 +74,7 @@ def write_evaluation(
     )  # fmt: skip
     head = {name: value for name, value in attributes.items() if name != "config"}
     text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
-    part = directory / ".evaluation.nc.part"
-    try:
-        write_arviz(exported, part)
-        draws = part.read_bytes()
-    finally:
-        discard(part)
-    files = {"evaluation.nc": draws, "evaluation.json": text.encode("utf-8")}
+    files = {"evaluation.nc": netcdf_bytes(exported), "evaluation.json": text.encode("utf-8")}
     write_files({directory / name: content for name, content in files.items()})
 
 

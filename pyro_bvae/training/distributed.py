@@ -23,9 +23,11 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -34,6 +36,7 @@ from torch import Tensor, nn
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.training.checks.nonfinite import TrainingError
 from pyro_bvae.training.objectives.kl import KLObjective
@@ -89,6 +92,31 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
+    @contextmanager
+    def writing(self, directory: Path | None, force: bool = False) -> Iterator[None]:
+        """Hold a run directory in the first process while the body runs, to write its files.
+
+        Args:
+            directory: The directory; nothing is held for None.
+            force: Take the lock of another process.
+
+        Raises:
+            InputError: in all processes, if another one holds the directory.
+        """
+        with ExitStack() as stack:
+            refusal = None
+            if self.is_first and directory is not None:
+                try:
+                    stack.enter_context(writing(directory, force=force))
+                except (InputError, OSError) as error:
+                    if self.size == 1:
+                        raise
+                    refusal = str(error)
+            refusal = self.gather(refusal)[0]
+            if refusal is not None:
+                raise InputError(refusal)
+            yield
+
     def wait(self) -> None:
         """Wait until every process is here."""
         self.gather(None)
@@ -138,6 +166,14 @@ def place() -> tuple[int, int]:
 def was_restarted() -> bool:
     """Whether ``torchrun --max-restarts`` has started this process again."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def job_name() -> str:
+    """Return a name that the processes of one ``torchrun`` have, those started again too."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ""
+    name = os.environ["TORCHELASTIC_RUN_ID"]
+    return f"{name} {socket.gethostname()} {os.getppid()}" if name == "none" else name
 
 
 def own_device(device: str | None) -> str | None:
@@ -200,6 +236,4 @@ def _lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise TrainingError(
-            "a message to a process that has ended; the last checkpoint is good"
-        ) from error
+        raise TrainingError("a message to a process that has ended") from error

@@ -40,6 +40,8 @@ def fit(
     device: str | None = None,
     output: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
     progress: bool = True,
     seed: int = 0,
     callbacks: Sequence[Callback] = (),
@@ -97,19 +99,28 @@ def fit(
             :class:`~pyro_bvae.training.FreeBits`, :class:`~pyro_bvae.training.ControlledCapacity`
             and :class:`~pyro_bvae.training.TotalCorrelation`.
         device: Where to train; where the model is by default.
-        output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing.
-        resume: Continue from ``output``'s last checkpoint.
+        output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing. One
+            process at a time writes to it.
+        resume: Continue from ``output``'s last checkpoint. On the same number of threads the result
+            is the run that was never stopped, to the bit; sums over another number are rounded
+            otherwise, and weights differ by some 1e-8.
+        overwrite: Take the place of the run in ``output``, which stands until the first epoch of
+            this one is written.
+        force: Take ``output`` over from another process that holds it: one that hangs, or whose
+            machine is gone. It stops before it writes again.
         progress: Show a progress bar with distortion and rate apart.
         seed: Seed of data order and noise.
-        callbacks: Each called with the metrics of an epoch when it ends.
+        callbacks: Each called with the metrics of an epoch when it ends; one with a method
+            ``begin(directory)`` before the first step too, see
+            :class:`~pyro_bvae.core.protocols.Begins`.
 
     Returns:
         The metrics of each epoch, columns as in ``metrics.csv``; the model is trained in place.
 
     Raises:
         InputError: if the data cannot be used, an argument makes no sense, the objective has a
-            gradient for tensors that the module does not own, or ``output`` holds a run and
-            ``resume`` is false.
+            gradient for tensors that the module does not own, ``output`` holds a run and neither
+            ``resume`` nor ``overwrite`` is true, or another process writes to it.
         TrainingError: if loss or gradient stops being finite, naming the site; the last checkpoint
             stays good.
     """
@@ -122,12 +133,10 @@ def fit(
         settings.warn_of_unfinished_warmup()
     directory = None if output is None else Path(output)
     ranks = current_ranks()
-    state = TrainingState(vae, data, settings, validation, objective, device, directory, ranks)
-    state.callbacks = callbacks
-    if resume:
-        state.resume()
-    else:
-        state.refuse_to_overwrite()
-    state.check()
-    Trainer([state], SingleModel(state, compile)).run(progress)
+    with ranks.writing(directory, force):
+        state = TrainingState(vae, data, settings, validation, objective, device, directory, ranks)
+        state.callbacks = callbacks
+        state.start(resume, overwrite)
+        state.check()
+        Trainer([state], SingleModel(state, compile)).run(progress)
     return state.history

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -14,14 +13,17 @@ import pyro
 import torch
 from torch import Tensor, nn
 
-from pyro_bvae.core.atomic_files import remove_parts
+from pyro_bvae.core.atomic_files import make_directory
 from pyro_bvae.core.context import arguments
+from pyro_bvae.core.disk.lock import check_held
+from pyro_bvae.core.disk.making import making
+from pyro_bvae.core.disk.run_files import is_vacant, remove_evaluation, replace_run, staged
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.data import check_observed, is_table, named
 from pyro_bvae.core.inputs.programs import fitting_networks
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.param_store import private_store
-from pyro_bvae.core.protocols import ChecksData, latent_dim_of
+from pyro_bvae.core.param_store import in_training, private_store
+from pyro_bvae.core.protocols import Begins, ChecksData, latent_dim_of
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.datasets.rows import as_dataset
@@ -38,7 +40,8 @@ from pyro_bvae.training.checks.checklist import check_before, check_during
 from pyro_bvae.training.checks.checkpoint_content import check_state, check_training, identity_of
 from pyro_bvae.training.checks.dry_run import dry_run, takes_one
 from pyro_bvae.training.checks.remarks import Remark
-from pyro_bvae.training.distributed import Ranks, check_shareable, own_device
+from pyro_bvae.training.checks.seam import warn_of_seam
+from pyro_bvae.training.distributed import Ranks, check_shareable, job_name, own_device
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives.loss import Loss
 from pyro_bvae.training.objectives.target_rate import TargetRate
@@ -68,6 +71,8 @@ class TrainingState:
         label: Name of the model in messages, where there are several.
         callbacks: Functions of the metrics of an epoch.
         optimizer: The optimizer whose state is in the checkpoint, see :meth:`adopt`.
+        directory: Where the files of the next epoch belong: ``output``, or the folder of a run that
+            takes the place of another.
     """
 
     def __init__(
@@ -91,7 +96,7 @@ class TrainingState:
                     f" without {name}"
                 )
         self.vae: Any = vae  # with model and guide, which a plain module has not
-        self.settings, self.output = settings, output
+        self.settings, self.output, self.directory = settings, output, output
         self.parameters = [parameter for parameter in vae.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise InputError(
@@ -243,10 +248,38 @@ class TrainingState:
         if better and self.settings.early_stopping is not None:
             weights = self.vae.state_dict().items()
             self.best_weights = {name: value.detach().clone() for name, value in weights}
-        if self.output is not None and self.ranks.is_first:
-            save_epoch(self.output, self.history, self._checkpoint(), best=better)
+        if self.ranks.is_first:
+            self._write(better)
+        self.directory = self.output
         for callback in self.callbacks if self.ranks.is_first else ():
             callback(dict(row))
+
+    def begin(self) -> None:
+        """Call the callbacks that begin, and warn of schedules that jump before the first step."""
+        steps = num_steps(self.batches, self.settings.batch_size, self.ranks)
+        if self.ranks.is_first:
+            warn_of_seam(self.history.rows, self.settings, steps)
+        if self.directory is None or not self.ranks.is_first:
+            return
+        make_directory(self.directory)
+        for callback in self.callbacks:
+            if isinstance(callback, Begins):
+                callback.begin(self.directory)
+
+    def _write(self, better: bool) -> None:
+        """Write the files of an epoch; those of the first take the place of an old run's."""
+        if self.output is None or self.directory is None:
+            return
+        check_held(self.output)
+        with making(self.directory / "checkpoints"):
+            try:
+                save_epoch(self.directory, self.history, self._checkpoint(), best=better)
+            except OSError:
+                check_held(self.output)  # else another process has removed the files
+                raise
+        if self.directory != self.output:
+            replace_run(self.output)
+        remove_evaluation(self.output)  # of a model that was trained less
 
     @property
     def is_over(self) -> bool:
@@ -271,13 +304,22 @@ class TrainingState:
             path = checkpoint_path(self.output, "best")
             load_weights(self.vae, load_checkpoint(path, self.device), path)
 
+    @property
+    def standing(self) -> str:
+        """The state of the run directory, should training end now, in words; none without files."""
+        if self.output is None:
+            return ""
+        if self.directory != self.output:
+            return f"the run in {self.output} is as it was"
+        return "the last checkpoint is good" if self.history.rows else ""
+
     # -- checkpoints
 
     def _checkpoint(self) -> dict[str, Any]:
         """Return the content of a checkpoint."""
         assert self.optimizer is not None and self.output is not None
         if self._config is None:
-            self._config = configuration(self.output)
+            self._config = configuration(self.directory or self.output)
         return {
             "model": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -290,11 +332,24 @@ class TrainingState:
             "controller": {} if self.controller is None else self.controller.state_dict(),
             "config": self._config,
             "data": identity_of(self.data),
+            "job": job_name(),
         }
 
-    def refuse_to_overwrite(self) -> None:
-        """Raise if the run directory holds a run already."""
-        if self.output is not None and checkpoint_path(self.output, "last").exists():
+    def start(self, resume: bool, overwrite: bool) -> None:
+        """Continue the run in the run directory, take its place, or make sure that there is none.
+
+        Raises:
+            InputError: if that cannot be done.
+        """
+        if resume and overwrite:
+            raise InputError("'resume' and 'overwrite' exclude each other")
+        if resume:
+            self.resume()
+        elif self.output is None or is_vacant(self.output):
+            return
+        elif overwrite:
+            self.directory = staged(self.output)
+        elif checkpoint_path(self.output, "last").exists():
             raise InputError(
                 f"{self.output} holds a run already: resume it, or choose another directory"
             )
@@ -311,8 +366,6 @@ class TrainingState:
         state = load_checkpoint(path, self.device)
         check_state(state, path)
         check_configuration(state, configuration(self.output), path)
-        for directory in (self.output, path.parent) if self.ranks.is_first else ():
-            remove_parts(directory)
         settings = {**self.settings.identity(), "objective": _name_of(self.loss.objective)}
         saved = {**settings, **state["settings"]}
         saved["objective"] = state.get("objective", settings["objective"])
@@ -331,24 +384,12 @@ class TrainingState:
         remarks = [Remark.read(remark) for remark in state.get("remarks", ())]
         self.history = History(state["history"], remarks)
         self.best, self.stale = state["best"], state["stale"]
-
-
-@contextmanager
-def in_training(vae: Any, seed: int) -> Iterator[None]:
-    """Run the body with a model in train mode, a private parameter store and seeded generators.
-
-    Args:
-        vae: A module with ``model`` and ``guide``, whose modes are restored afterwards.
-        seed: The seed.
-    """
-    modes = {module: module.training for module in vae.modules()}
-    with private_store(vae.model), seeded(seed):
-        try:
-            vae.train()
-            yield
-        finally:
-            for module, training in modes.items():
-                module.training = training
+        done, epochs = len(self.history.rows), self.settings.epochs
+        if done > epochs and self.ranks.is_first:
+            warnings.warn(
+                f"{done} epochs are done and 'epochs' is {epochs}: nothing is trained or written",
+                stacklevel=4,
+            )
 
 
 def _name_of(objective: Objective) -> str:

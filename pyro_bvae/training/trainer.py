@@ -11,11 +11,13 @@ import pyro
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyro_bvae.core.param_store import in_training
 from pyro_bvae.core.precision import fast_products
+from pyro_bvae.core.processes.signals import until_the_epoch_ends
 from pyro_bvae.training.batches import Batch, num_steps
 from pyro_bvae.training.checks.nonfinite import TrainingError
 from pyro_bvae.training.history import Row
-from pyro_bvae.training.state import TrainingState, in_training
+from pyro_bvae.training.state import TrainingState
 from pyro_bvae.training.steps.step_metrics import LOOK_EVERY, StepMetrics
 
 
@@ -79,7 +81,26 @@ class Trainer:
 
         Args:
             progress: Whether a progress bar is shown.
+
+        Raises:
+            TrainingError: if a number is not finite, or another process has ended.
         """
+        try:
+            self._train(progress)
+        except TrainingError as error:
+            standing = self.states[0].standing
+            raise TrainingError(f"{error}{standing and f'; {standing}'}") from error
+        except KeyboardInterrupt as error:
+            state = self.states[0]
+            if state.output is not None and state.directory != state.output:
+                error.add_note(state.standing)
+            elif not state.history.rows:
+                error.add_note("no epoch was finished")
+            raise
+        for state in self.states:
+            state.finish()
+
+    def _train(self, progress: bool) -> None:
         first, total = len(self.states[0].history.rows), self.settings.epochs * self.num_steps
         disable = not (progress and self.ranks.is_first)
         with ExitStack() as stack:
@@ -99,6 +120,10 @@ class Trainer:
             if not all(state.is_over for state in self.states):
                 # By the steps of the whole training: one that is resumed is compiled alike.
                 self.step.prepare(total, bar)
+            for state in self.states:
+                if not state.is_over:
+                    state.begin()
+            end_of_epoch = stack.enter_context(until_the_epoch_ends())
             for epoch in range(first, self.settings.epochs):
                 self.settings.check_schedules(epoch)
                 remaining = [r for r, state in enumerate(self.active) if not state.is_over]
@@ -110,8 +135,7 @@ class Trainer:
                 rows = self._epoch(epoch, bar)
                 for state, row in zip(self.active, rows, strict=True):
                     state.record(row)
-        for state in self.states:
-            state.finish()
+                end_of_epoch()
 
     def _epoch(self, epoch: int, bar: tqdm[Any]) -> list[Row]:
         """Take the steps of an epoch and return its row for each model."""

@@ -101,7 +101,7 @@ def test_training_writes_its_configuration_and_says_where(
     options = set(re.findall(r"(?m)^[│ ]{1,2} ?--([a-z][a-z-]+)", capsys.readouterr().out))
     assert {name.replace("_", "-") for name in json.loads((output / "config.json").read_text())} - {
         "digests"
-    } == (options - {"output", "resume", "overwrite", "snapshots", "tensorboard"})
+    } == (options - {"output", "resume", "overwrite", "force", "snapshots", "tensorboard"})
 
 
 def test_the_default_output_names_data_set_and_beta(
@@ -294,6 +294,7 @@ def test_resume_without_further_options_continues_with_the_saved_configuration(r
     assert len(load_checkpoint(run / "checkpoints" / "last.pt")["history"]) == 2
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate jumps")
 def test_resume_takes_more_epochs_and_keeps_the_rest(run: Path) -> None:
     saved = read_config(run / "config.json")
     assert main(["train", "--resume", "--epochs", "3", "--output", str(run)]) == 0
@@ -642,6 +643,7 @@ def test_a_memory_that_is_too_small_is_one_line(
         main(["embed", str(run)])
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate jumps")
 def test_a_loss_that_turns_nan_ends_with_status_one_and_keeps_the_run(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

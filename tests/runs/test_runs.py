@@ -114,6 +114,7 @@ def test_a_given_model_is_read_though_the_data_are_gone(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate jumps")
 def test_resuming_past_the_end_drops_what_was_measured_of_the_shorter_run(run: Path) -> None:
     runs.evaluate_run(run, **TINY)
     runs.train(CONFIG, run, resume=True, progress=False)  # nothing left to train
@@ -156,6 +157,7 @@ def test_training_is_a_function_of_its_configuration(trained: Path, tmp_path: Pa
     assert all(torch.equal(value, other["model"][name]) for name, value in one["model"].items())
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate jumps")
 def test_a_run_writes_down_the_warmup_that_it_had(tmp_path: Path) -> None:
     trained = runs.train(
         CONFIG.with_options(beta=2.0, epochs=5, warmup_epochs=None), tmp_path, progress=False
@@ -170,9 +172,24 @@ def test_a_run_writes_down_the_warmup_that_it_had(tmp_path: Path) -> None:
 
 
 def test_resuming_continues_and_takes_more_epochs(run: Path, tmp_path: Path) -> None:
-    result = runs.train(CONFIG.with_options(epochs=4), run, resume=True, progress=False)
+    with pytest.warns(UserWarning, match="the learning rate jumps from"):
+        result = runs.train(CONFIG.with_options(epochs=4), run, resume=True, progress=False)
     assert result.history["epoch"] == [1, 2, 3, 4]
     assert read_config(run / "config.json").training.epochs == 4
+
+
+def test_resuming_to_fewer_epochs_than_are_done_is_said_and_changes_nothing(run: Path) -> None:
+    before = tree(run)
+    with pytest.warns(UserWarning, match="2 epochs are done and 'epochs' is 1: nothing is trained"):
+        result = runs.train(CONFIG.with_options(epochs=1), run, resume=True, progress=False)
+    assert result.config.training.epochs == 2
+    assert tree(run) == before
+
+
+def test_resuming_a_finished_run_writes_down_where_its_data_lie_now(run: Path) -> None:
+    config = CONFIG.with_options(data_root=str(run.parent))
+    runs.train(config, run, resume=True, progress=False)
+    assert read_config(run / "config.json").data.data_root == str(run.parent)
 
 
 def test_a_run_stopped_before_its_first_checkpoint_can_be_resumed(run: Path) -> None:

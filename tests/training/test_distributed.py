@@ -247,6 +247,7 @@ def torchrun(
     )
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate jumps")
 @pytest.mark.slow
 def test_a_process_that_dies_ends_the_job_and_leaves_a_checkpoint(tmp_path: Path) -> None:
     ended = torchrun(tmp_path / "run", restarts=0)

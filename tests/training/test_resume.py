@@ -1,6 +1,8 @@
 """A resumed run is the run that was never interrupted, or is refused in words."""
 
+import contextlib
 import shutil
+import warnings
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.training import Constant, History, LinearWarmup, OneCycle, load_checkpoint
+from pyro_bvae.training import Constant, Cyclical, History, LinearWarmup, OneCycle, load_checkpoint
 
 FEATURES, LATENTS = 6, 2
 
@@ -165,6 +167,48 @@ def test_more_epochs_may_be_asked_for(tmp_path: Path) -> None:
     resumed = fit(resumed_vae, pixels(), resume=True, **settings(tmp_path / "parts", epochs=6))
     assert without_seconds(resumed) == without_seconds(whole)
     assert_same_state(whole_vae.state_dict(), resumed_vae.state_dict())
+
+
+@pytest.mark.parametrize("done", [2, 6])
+def test_a_schedule_that_jumps_at_the_seam_is_said_with_both_values(
+    done: int, tmp_path: Path
+) -> None:
+    peak, more = 0.01, 12
+    options = {"learning_rate": peak, "beta": Cyclical(2.0, num_cycles=1)}
+    with contextlib.suppress(Interrupt):
+        stops = interrupted_after(done)
+        fit(small_vae(), pixels(), callbacks=stops, **settings(tmp_path, epochs=6, **options))
+    rows = History.read(tmp_path / "metrics.csv").rows
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(small_vae(), pixels(), resume=True, **settings(tmp_path, epochs=more, **options))
+    said = [str(warning.message) for warning in caught]
+    rates = f"{rows[-1]['learning_rate']:.2g} at the end of epoch {done} to"
+    rates = f"the learning rate jumps from {rates} {OneCycle(peak)(done, more):.2g}, since"
+    betas = f"β jumps from {rows[-1]['beta']:.2g} at the end of epoch {done} to"
+    betas = f"{betas} {Cyclical(2.0, num_cycles=1)(done, more):.2g}, since"
+    assert sum(line.startswith(rates) for line in said) == 1, said
+    # At the end of the shorter training β has its last value, and half-way through the longer too.
+    assert sum(line.startswith(betas) for line in said) == (done == 2), said
+    jumps = [line for line in said if "jumps" in line]
+    assert all(line.endswith("its schedule is now that of 12 epochs") for line in jumps)
+
+
+def test_no_seam_is_said_where_there_is_none(tmp_path: Path) -> None:
+    options = {"learning_rate": 0.01, "beta": Cyclical(2.0)}
+    with pytest.raises(Interrupt):
+        fit(small_vae(), pixels(), callbacks=interrupted_after(2), **settings(tmp_path, **options))
+    fit(small_vae(), pixels(), resume=True, **settings(tmp_path, **options))  # warnings are errors
+
+
+@pytest.mark.filterwarnings("ignore:the warm-up of β outlives")
+def test_fewer_epochs_than_are_done_are_said_and_nothing_happens(tmp_path: Path) -> None:
+    history = fit(small_vae(), pixels(), **settings(tmp_path))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.warns(UserWarning, match="5 epochs are done and 'epochs' is 2: nothing is trained"):
+        again = fit(small_vae(), pixels(), resume=True, **settings(tmp_path, epochs=2))
+    assert again.rows == history.rows
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_a_finished_run_that_is_resumed_gives_its_weights_and_writes_nothing(

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pyro_bvae.core.atomic_files import discard, make_directory, put_in_place, write_part
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.files import check_file
 
 #: The file of the digests; a configuration and a checkpoint name it, so that its loss is seen.
 SUMS = "digests.sha256"
@@ -204,9 +205,13 @@ def _earlier(run: Path) -> list[str]:
 
 def _bytes_of(path: Path) -> bytes | None:
     try:
+        path.stat()
+        check_file(path)
         return path.read_bytes()
     except FileNotFoundError:
         return None
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 # -- digests.sha256

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
+import shutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +19,8 @@ from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.splits import Splits, held_out_count
 
 ROOT_VARIABLE = "PYRO_BVAE_DATA"
+
+_LOG = logging.getLogger(__name__)
 
 _FILES = (
     "train-images-idx3-ubyte",
@@ -100,17 +104,24 @@ def _fetch(source: Any, folder: Path, class_name: str, download: bool) -> None:
     raw = folder / class_name / "raw"
     if all((raw / file).is_file() for file in _FILES):
         return
-    reason = "download is off"
+    reason = "download is off, but for training"
     if download:
+        made = [path for path in (raw, *raw.parents) if not path.exists()]
         try:
             with (
                 contextlib.redirect_stdout(io.StringIO()),
                 contextlib.redirect_stderr(io.StringIO()),
             ):
                 source(folder, train=True, download=True)
+            _LOG.warning("%s was downloaded into %s", class_name, raw)
             return
         except (OSError, RuntimeError, ValueError, EOFError) as error:  # URLError is an OSError
             reason = f"the download failed: {_one_line(error)}"
+            if raw in made:
+                shutil.rmtree(raw, ignore_errors=True)
+            for path in made[1:]:
+                with contextlib.suppress(OSError):  # of a folder that has other files by now
+                    path.rmdir()
     raise InputError(
         f"{class_name} is not in {raw} ({reason}); put these files there: {', '.join(_FILES)}"
     )

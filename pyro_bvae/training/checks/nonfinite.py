@@ -12,13 +12,11 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 
-_ADVICE = (
-    "lower the learning rate, clip gradients, or look at the data; the last checkpoint is good"
-)
+_ADVICE = "lower the learning rate, clip gradients, or look at the data"
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message names the cause. The last checkpoint stays good."""
+    """Training cannot go on; the message names the cause, and the checkpoint if there is one."""
 
 
 def find_nonfinite(

@@ -6,12 +6,14 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, overload
 
 from torch import nn
 
+from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
@@ -128,6 +130,8 @@ def sweep(
     device: str | None = None,
     output: str | Path | None = None,
     resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
     progress: bool = True,
     callbacks: Callable[[Replica], Sequence[Callable[[Row], None]]] = lambda replica: (),
 ) -> Sweep:
@@ -175,6 +179,8 @@ def sweep(
             ``rate<nats>-seed<seed>``, which ``fit`` could resume; None to write nothing.
         resume: Continue the runs in ``output`` from their last checkpoints, and train the others
             from their beginning.
+        overwrite: Take the places of the runs in ``output``, as of ``fit``.
+        force: Take run directories over from other processes, as of ``fit``.
         progress: Show a progress bar.
         callbacks: From a model, before its training, to functions that are called with the metrics
             of each of its epochs.
@@ -185,11 +191,14 @@ def sweep(
 
     Raises:
         InputError: if there is no β, or one is negative or there twice, and likewise for seeds; as
-            ``fit`` does; and if a run directory holds a run and ``resume`` is false.
+            ``fit`` does; if a run directory holds a run and neither ``resume`` nor ``overwrite`` is
+            true, or another process writes to it.
         TrainingError: if a loss or gradient stops being finite, naming the model.
     """
     if resume and output is None:
         raise InputError("'resume' needs 'output', the directory of the runs to continue")
+    if resume and overwrite:
+        raise InputError("'resume' and 'overwrite' exclude each other")
     rate = learning_rate if callable(learning_rate) else OneCycle(float(learning_rate))
     directory, device = None if output is None else Path(output), own_device(device)
     states: dict[tuple[float, int], TrainingState] = {}
@@ -219,22 +228,24 @@ def sweep(
     parameters = [parameter for state in states.values() for parameter in state.parameters]
     if len({id(parameter) for parameter in parameters}) < len(parameters):
         raise InputError("'make_vae' must build a new model at each call, got one twice")
-    for state in states.values():
-        if not resume:
-            state.refuse_to_overwrite()
-        elif state.output and checkpoint_path(state.output, "last").exists():
-            state.resume()
-    if states:
-        next(iter(states.values())).settings.warn_of_unfinished_warmup()
-    for state in states.values():
-        state.check()
-    runs = [
-        Replica(*key, state.vae, state.history, state.output, state.controller is not None)
-        for key, state in states.items()
-    ]
-    for run, state in zip(runs, states.values(), strict=True):
-        state.callbacks = callbacks(run)
-    _train(list(states.values()), compile, progress and place()[0] == 0)
+    with ExitStack() as locks:
+        for state in states.values():
+            if state.output is not None:
+                locks.enter_context(writing(state.output, force=force))
+                begun = checkpoint_path(state.output, "last").exists()
+                state.start(resume and begun, overwrite)
+        if states:
+            next(iter(states.values())).settings.warn_of_unfinished_warmup()
+        for state in states.values():
+            state.check()
+        keys = states.items()
+        runs = [
+            Replica(*key, state.vae, state.history, state.output, state.controller is not None)
+            for key, state in keys
+        ]
+        for run, state in zip(runs, states.values(), strict=True):
+            state.callbacks = callbacks(run)
+        _train(list(states.values()), compile, progress and place()[0] == 0)
     return Sweep(tuple(runs), None if callable(validation) else validation)
 
 

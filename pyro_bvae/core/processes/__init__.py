@@ -1,0 +1,1 @@
+"""Processes that share a directory, or are told to end."""
