@@ -217,18 +217,19 @@ def _mixed(
 ) -> tuple[tuple[Function, ...], bool]:
     """Return the guides behind the evidence, and whether some of them have tails.
 
-    They are the guide, its refits, and heavy-tailed draws of all modes, or of the refit where no
-    modes were searched for; the guide with tails alone where they cannot be mixed.
+    They are the guide, its refits, the refit with tails and a heavy-tailed guide of all modes; the
+    guide with tails alone where they cannot be mixed.
     """
     own_family = request.local_guide is None or has_density(program, args, refits.best.guide)
     if not (program.proposes_latents_alone and own_family):
         guide, has_tails = robust_guide(program, TAIL_SHARE, program.guide, args)
         return (guide,), has_tails
     fitted = (program.guide, refits.best.guide, *(part.guide for part in refits.families))
-    if modes is not None:
-        return (*fitted, mode_guide(program, args, modes)), True
     tailed, has_tails = robust_guide(program, TAIL_SHARE, refits.best.guide, args)
-    return (*fitted, *((tailed,) if has_tails else ())), has_tails
+    wider = (tailed,) if has_tails else ()
+    if modes is None:
+        return (*fitted, *wider), has_tails
+    return (*fitted, *wider, mode_guide(program, args, modes)), True
 
 
 def _refit_noise(refits: _Refits) -> Tensor:
