@@ -155,6 +155,10 @@ def dsprites(
 
 
 def _numbers(name: str, array: ArrayLike | Tensor) -> np.ndarray:
+    if isinstance(array, Tensor):
+        array = as_numbers(array)
+        if array is MISMATCH:
+            raise InputError(f"'{name}' must be real numbers, got a tensor without any")
     result = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     if result.dtype.kind not in "biuf":
         raise InputError(f"'{name}' must be numbers, got type {result.dtype}")
@@ -183,8 +187,6 @@ def _header(archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, 
 
 def _choose(shape: tuple[int, ...], num_data: int | None, seed: int) -> np.ndarray:
     """Return the numbers of the images to take, in increasing order."""
-    if isinstance(array, Tensor) and (array := as_numbers(array)) is MISMATCH:
-        raise InputError(f"'{name}' must be numbers with a place in memory")
     if len(shape) != 3 or 0 in shape:
         raise InputError(f"key 'imgs' must have shape (N, H, W), got {shape}")
     if num_data is None:
