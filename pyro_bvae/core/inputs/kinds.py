@@ -268,8 +268,10 @@ def _or_itself(kind: Kind, value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     if isinstance(value, Real):
-        exact = int if isinstance(value, Integral) else float  # a count and a share are two things
-        return value if isinstance(value, float | int) else exact(value)
+        if isinstance(value, float | int):
+            return value
+        # A count and a share are two things.
+        return int(value) if isinstance(value, Integral) else float(value)
     item = _item(value)
     return item if isinstance(item, Real) else MISMATCH
 
