@@ -46,7 +46,7 @@ def program_arguments(
             raise InputError(
                 f"'{role}' must be a Pyro function, got {shown(function)}; write {line}"
             )
-        if _is_pair(function):
+        if _is_pair(function) and isinstance(function, ChecksData):  # an EasyGuide is callable
             raise InputError(f"'{role}' must be a Pyro function, got a module of two: write {line}")
     args = _converted(owner(model), args)
     for role, function in (("model", model), ("guide", guide)):
