@@ -6,9 +6,9 @@ brings its test data.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from os import PathLike
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -254,7 +254,7 @@ def generate(
 
 def _opened(model: Model) -> tuple[VAE, Dataset | LazyDataset | None]:
     """Return the model, and a run's test data."""
-    run = load(os.fspath(model)) if isinstance(model, str | PathLike) else model
+    run = load(Path(model)) if isinstance(model, str | PathLike) else model
     if not isinstance(run, Run):
         if isinstance(run, type) or not isinstance(run, ChecksData):
             raise InputError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -92,7 +92,7 @@ def annotate(
             seed=stream_seed(seed, index),
             progress=False,
         )
-        block = {
+        block: dict[str, Any] = {
             "latents": vae.encode(*args).double().cpu(),
             "evidence": estimate.per_datum,
             "evidence_error": estimate.errors,

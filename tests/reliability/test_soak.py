@@ -28,5 +28,5 @@ def test_figures_that_grow_are_named() -> None:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the figures are those of Linux")
 def test_a_minute_of_everything_leaves_nothing_behind() -> None:
     samples = soak(1.0, every=2.0)
-    assert samples[-1].rounds > 5
+    assert samples[-1].rounds > 1 and len(samples) > 3
     assert not excess(samples)

@@ -149,7 +149,7 @@ def test_a_loader_of_workers_and_callbacks_that_measure_do_not_wait_for_themselv
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_exception_gives_the_turn_to_the_others(error: type[BaseException]) -> None:
-    vae = make_vae(0)
+    vae, other = make_vae(0), make_vae(1)
     expected = fitted(copy.deepcopy(vae), 0)
 
     def stop(row: dict[str, float]) -> None:
@@ -157,7 +157,7 @@ def test_an_exception_gives_the_turn_to_the_others(error: type[BaseException]) -
 
     def stopped() -> bool:
         with pytest.raises(error):
-            fit(make_vae(1), X, callbacks=[stop], **SHORT)
+            fit(other, X, callbacks=[stop], **SHORT)
         return True
 
     first, second = in_threads([stopped, lambda: fitted(vae, 0)])

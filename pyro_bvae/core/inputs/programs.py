@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, check_finite
 from pyro_bvae.core.inputs.data import MISMATCH, as_data, as_tensor, check_observed, shown
 from pyro_bvae.core.module_modes import owner
 from pyro_bvae.core.protocols import ChecksData, num_features_of
@@ -45,7 +46,7 @@ def program_arguments(
             raise InputError(
                 f"'{role}' must be a Pyro function, got {shown(function)}; write {line}"
             )
-        if _is_pair(function):
+        if _is_pair(function) and isinstance(function, ChecksData):  # an EasyGuide is callable
             raise InputError(f"'{role}' must be a Pyro function, got a module of two: write {line}")
     args = _converted(owner(model), args)
     for role, function in (("model", model), ("guide", guide)):
@@ -76,6 +77,7 @@ def _converted(vae: nn.Module | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
     own = next(vae.parameters(), None)
     x = as_data("x", first, own, num_features_of(vae))
     check_observed(x)
+    check_finite("x", x.masked_fill(torch.isnan(x), 0))
     if others:
         others[0] = as_context(others[0], x)
     return (x, *others)

@@ -151,8 +151,10 @@ def dsprites(
 
 
 def _numbers(name: str, array: ArrayLike | Tensor) -> np.ndarray:
-    if isinstance(array, Tensor) and (array := as_numbers(array)) is MISMATCH:
-        raise InputError(f"'{name}' must be numbers with a place in memory")
+    if isinstance(array, Tensor):
+        array = as_numbers(array)
+        if array is MISMATCH:
+            raise InputError(f"'{name}' must be real numbers, got a tensor without any")
     result = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
     if result.dtype.kind not in "biuf":
         raise InputError(f"'{name}' must be numbers, got type {result.dtype}")
