@@ -18,6 +18,7 @@ from torch import nn
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.turns import turn
 from pyro_bvae.core.module_modes import owner
+from pyro_bvae.core.seeds import seeded
 
 
 def _entries(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -67,3 +68,21 @@ def private_store(*functions: Callable[..., Any]) -> Iterator[None]:
                     del state["params"][full_name], state["constraints"][full_name]
         with store.scope(state):
             yield
+
+
+@contextmanager
+def in_training(vae: Any, seed: int) -> Iterator[None]:
+    """Run the body with a model in train mode, a private parameter store and seeded generators.
+
+    Args:
+        vae: A module with ``model`` and ``guide``, whose modes are restored afterwards.
+        seed: The seed.
+    """
+    modes = {module: module.training for module in vae.modules()}
+    with private_store(vae.model), seeded(seed):
+        try:
+            vae.train()
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -100,9 +100,7 @@ def train_sweep(
     replicas = assigned(target_rates or betas, numbers)
     config, configs = _configs(config, output, option, replicas, resume)
     check_device(config.training.device)
-    for run in configs.values():
-        check_config(run)
-    _check_no_files(configs)
+    _check_configs(configs)
     settings = config.training.settings()
     for name in ("beta", "seed"):
         del settings[name]
@@ -131,7 +129,7 @@ def train_sweep(
                 resume=resume,
                 overwrite=overwrite,
                 progress=progress,
-                callbacks=lambda replica: [files[replica.directory]],
+                callbacks=lambda replica: [files[Path(replica.directory or output)]],
             )
         except OSError:  # of a full disk
             for file in files.values():
@@ -139,9 +137,10 @@ def train_sweep(
             raise
 
 
-def _check_no_files(directories: Iterable[Path]) -> None:
-    """Raise if there is a file where a run directory is to be."""
-    for directory in directories:
+def _check_configs(configs: Mapping[Path, TrainConfig]) -> None:
+    """Raise if a configuration cannot be used, or a file lies where its run directory is to be."""
+    for directory, config in configs.items():
+        check_config(config)
         if directory.exists() and not directory.is_dir():
             raise InputError(
                 f"'output' must be a directory of runs, got one that holds the file {directory}"

@@ -120,9 +120,9 @@ def settings_of(training: TrainingOptions) -> Settings:
 
 
 @public
-def load_data(config: TrainConfig) -> Splits:
-    """Return the data set of a configuration."""
-    return read(config.data, config.training.seed)
+def load_data(config: TrainConfig, *, download: bool = False) -> Splits:
+    """Return the data set of a configuration; absent files are downloaded on request alone."""
+    return read(config.data, config.training.seed, download=download)
 
 
 @exclusive

@@ -74,7 +74,10 @@ def write_evaluation(
     )  # fmt: skip
     head = {name: value for name, value in attributes.items() if name != "config"}
     text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
-    files = {"evaluation.nc": netcdf_bytes(exported), "evaluation.json": text.encode("utf-8")}
+    files: dict[str, bytes | memoryview] = {
+        "evaluation.nc": netcdf_bytes(exported),
+        "evaluation.json": text.encode("utf-8"),
+    }
     write_files({directory / name: content for name, content in files.items()})
 
 
