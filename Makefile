@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 
-.PHONY: demo test lint clean
+.PHONY: demo test reliability lint clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0])'
@@ -17,6 +17,15 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(RUN) pytest -m "not slow"
 	$(RUN) pytest -m slow
+
+# Every battery of docs/reliability.md to its end, the soak of 30 minutes last.
+reliability: $(VENV)/.installed
+	$(RUN) tests.reliability.bad_inputs
+	$(RUN) tests.reliability.doors
+	$(RUN) tests.reliability.damage
+	$(RUN) tests.reliability.fuzz
+	$(RUN) pytest -m slow tests/reliability tests/runs/test_kill.py
+	$(RUN) tests.reliability.soak --minutes 30
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

@@ -11,7 +11,10 @@ import tyro
 
 from pyro_bvae import plots, runs
 from pyro_bvae.core.atomic_files import atomic_write
+from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.runs.config import NumData, NumSamples
+from pyro_bvae.training.settings import Seed
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,13 @@ class Compare:
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directories, two or more."""
-    num_data: int = 500
-    """Data to measure, of those that all runs held out."""
-    num_samples: int = 5000
+    num_data: NumData = 500
+    """How many of the data that all runs held out to measure, drawn by the seed; None for all."""
+    num_samples: NumSamples = 5000
     """Particles for each datum."""
     checkpoint: str = "best"
     """Which checkpoints: best or last."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the draws and of the choice of data."""
     output: Path | None = None
     """File to write too: .json (all numbers) or .png (a figure)."""
@@ -51,10 +54,10 @@ class Compare:
         if self.output is None:
             return
         if suffix == ".png":
-            with atomic_write(self.output, "wb") as stream:
+            with making(self.output.parent), atomic_write(self.output, "wb") as stream:
                 plots.comparison(result).savefig(stream, format="png", dpi=150, bbox_inches="tight")
         else:
-            with atomic_write(self.output) as stream:
+            with making(self.output.parent), atomic_write(self.output) as stream:
                 json.dump(result.to_dict(), stream, indent=2, allow_nan=False)
                 stream.write("\n")
         print(f"written: {self.output}")

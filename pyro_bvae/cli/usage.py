@@ -147,6 +147,7 @@ class _Words:
         self.options = {option.flag: option for option in options if not option.is_positional}
         self.places = [option for option in options if option.is_positional]
         self.given: dict[str, Option] = {}
+        self.filled: set[str] = set()  # positional arguments that have a value
 
     def check(self, words: Sequence[str]) -> frozenset[str]:
         """Return the names of the options that are given, or raise as :func:`check_usage` does."""
@@ -159,13 +160,17 @@ class _Words:
                 self._take_place(word)
             else:
                 rest = self._take_option(word, rest)
-        if self.places:
-            raise UsageError(f"{self.command} needs {self.places[0].flag}{self._see_help()}")
+        if empty := self._empty():
+            raise UsageError(f"{self.command} needs {empty[0].flag}{self._see_help()}")
         for pair in _EXCLUDING:
             if self.given.keys() >= set(pair):
                 one, other = (self.given[name].flag for name in pair)
                 raise InputError(f"'{one}' and '{other}' exclude each other")
         return frozenset(self.given)
+
+    def _empty(self) -> list[Option]:
+        """Return the positional arguments that have no value yet."""
+        return [place for place in self.places if place.name not in self.filled]
 
     def _take_place(self, word: str) -> None:
         """Check a positional argument."""
@@ -173,7 +178,11 @@ class _Words:
             raise UsageError(
                 f"unexpected argument {quoted(word)} of {self.command}{self._see_help()}"
             )
-        self.places.pop(0).check(word)
+        place = self.places[0]
+        place.check(word)
+        self.filled.add(place.name)
+        if not place.type.many:
+            self.places.pop(0)
 
     def _take_option(self, word: str, rest: list[str]) -> list[str]:
         """Check an option and its values, and return the words after them."""
@@ -187,7 +196,7 @@ class _Words:
         count = 0
         if not attached or option.type.many:
             # The last words are positional arguments, where some are still to come.
-            room = len(rest) - len(self.places) if option.type.many else 1
+            room = len(rest) - len(self._empty()) if option.type.many else 1
             stop = (i for i, each in enumerate(rest) if i >= room or _is_flag(each))
             count = next(stop, len(rest))
         values = [value] * bool(attached) + rest[:count]

@@ -126,8 +126,11 @@ def write_arviz(data: Any, path: Path) -> None:
     """Write the result of :func:`to_arviz` as netCDF, which ``arviz.from_netcdf`` reads back.
 
     Raises:
+        InputError: for anything else.
         WriteError: if the file system does not take the file.
     """
+    if isinstance(data, type) or not hasattr(data, "to_netcdf"):
+        raise InputError(f"'data' must be a result of to_arviz, got {type(data).__name__}")
     content = netcdf_bytes(data)
     with atomic_write(path, "wb") as stream:
         stream.write(content)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.inputs.public import public
 from pyro_bvae.plots.style import (
     BLUE,
     GREY,
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from pyro_bvae.evaluation.comparison import Comparison
 
 
+@public
 def comparison(result: Comparison) -> Figure:
     """Draw how far each model lies behind the best, with the interval of the paired difference.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,9 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.comparison import Comparison, compare_programs
 from pyro_bvae.runs._evaluate import choose_data
 from pyro_bvae.runs.directory import Run, load
@@ -21,6 +24,7 @@ from pyro_bvae.runs.directory import Run, load
 _UNITS = ("binarize", "size_factor", "missing")
 
 
+@exclusive
 def compare(
     models: Mapping[str, Any],
     data: Tensor | Dataset | None = None,
@@ -108,7 +112,8 @@ def _data(
 ) -> Any:
     """Return the data to compare on."""
     if data is not None:
-        return data if isinstance(data, Dataset) else Dataset(data, context)
+        given = as_dataset(data, next(_modules(opened), None))
+        return given if context is None else replace(given, context=context)
     runs = [each for own in opened.values() for each in own]
     if not all(isinstance(each, Run) and each.splits is not None for each in runs):
         raise InputError("'data' must be given for models that are no runs with data of their own")
@@ -128,6 +133,15 @@ def _data(
             f" {len(parts[0])}: train them with the same split, or give 'data'"
         )
     return parts[0][torch.tensor(rows)]
+
+
+def _modules(opened: Mapping[str, Sequence[Any]]) -> Iterator[Any]:
+    """Yield the modules among the models."""
+    for own in opened.values():
+        for each in own:
+            part = each.vae if isinstance(each, Run) else each
+            if hasattr(part, "parameters"):
+                yield part
 
 
 def _keys(data: Dataset) -> list[bytes]:

@@ -10,7 +10,7 @@ from typing import Literal
 from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.bounds import OptionType
-from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.runs._train import ConfigFile, check_device, check_output, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
 from pyro_bvae.runs.config import NumSeeds, TrainConfig, read_config
@@ -19,6 +19,7 @@ from pyro_bvae.training.distributed import was_restarted
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
 
 
+@public
 def saved_sweep(output: Path) -> tuple[TrainConfig, tuple[float, ...], tuple[float, ...], int]:
     """Return configuration, β, target rates and number of seeds of the sweep in a directory.
 

@@ -288,7 +288,8 @@ def noise_of(estimate: Estimate) -> float:
 @pytest.mark.parametrize("start", ["prior", "guide"])
 def test_the_sandwich_holds_the_truth(linear: LinearGaussian, start: Any) -> None:
     x, vae = linear.sample(24), linear.amortized_vae(mean_factor=0.8, scale_factor=1.2)
-    results = bidirectional_evidence(vae.model, vae.guide, x, start=start, settings=QUICK)
+    settings = replace(QUICK, num_temperatures=80)
+    results = bidirectional_evidence(vae.model, vae.guide, x, start=start, settings=settings)
     exact = float(linear.evidence(results.simulated["x"]).mean())
     assert results.lower.value - 3 * results.lower.monte_carlo_error < exact
     assert exact < results.upper.value + 3 * results.upper.monte_carlo_error
@@ -763,8 +764,9 @@ def test_bounds_that_lie_apart_are_not_trusted(
 ) -> None:
     """Reverse chains that do not part from the draw they share agree with each other, and not with
     the lower bound."""
+    settings = replace(QUICK, num_temperatures=80)
     x, vae = linear.sample(12), linear.amortized_vae()
-    assert bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK).upper.untrusted <= 1
+    assert bidirectional_evidence(vae.model, vae.guide, x, settings=settings).upper.untrusted <= 1
     run = annealing_run.AnnealingRun.backward
 
     def stuck(self: Any, latents: Any) -> Any:
@@ -772,7 +774,7 @@ def test_bounds_that_lie_apart_are_not_trusted(
         return results._replace(average=results.average._replace(value=results.average.value + 1.0))
 
     monkeypatch.setattr(annealing_run.AnnealingRun, "backward", stuck)
-    results = bidirectional_evidence(vae.model, vae.guide, x, settings=QUICK)
+    results = bidirectional_evidence(vae.model, vae.guide, x, settings=settings)
     assert results.upper.untrusted == results.gap.untrusted == 12 and results.lower.untrusted <= 1
     assert results.upper.monte_carlo_error >= results.gap.monte_carlo_error > 0
 

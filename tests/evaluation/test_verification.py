@@ -282,7 +282,7 @@ def test_an_estimator_that_refuses_is_a_failed_check_and_not_bad_input(
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["--device", "tpu"], "'device' must be"), (["--seed", "-1"], "'seed' must be")],
+    [(["--device", "tpu"], "--device must be"), (["--seed", "-1"], "--seed must be")],
 )
 def test_a_command_that_cannot_be_used_ends_with_status_two(arguments, message, capsys):
     assert cli.main(["verify", *arguments]) == 2

@@ -3,7 +3,6 @@
 Traversals, paths, codes, temperature, and the files and figures of them.
 """
 
-import json
 import math
 import warnings
 from pathlib import Path
@@ -37,7 +36,7 @@ from pyro_bvae.priors import (
     StudentTPrior,
     VampPrior,
 )
-from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data
+from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data, read_config
 
 # Four orthogonal directions, the third of which says nothing.
 LENGTHS = torch.tensor([1.0, 3.0, 0.0, 2.0], dtype=torch.double)
@@ -738,7 +737,7 @@ def test_every_command_writes_its_file(
 
 
 def load_data_of(directory: Path) -> pyro_bvae.datasets.Splits:
-    return load_data(TrainConfig(**json.loads((directory / "config.json").read_text())))
+    return load_data(read_config(directory / "config.json"))
 
 
 def test_a_traversal_is_animated_from_the_command_line(

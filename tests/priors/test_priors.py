@@ -339,6 +339,7 @@ def test_what_is_missing_of_pseudo_inputs_starts_at_zero() -> None:
     assert prior.pseudo_inputs.tolist() == [[1.0, 0.0, 2.0, 0.0]]
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate jumps")
 def test_vamp_shares_the_encoder_of_its_model(tmp_path: Any) -> None:
     def model() -> BetaVAE:
         guide = encoder(2)

@@ -107,6 +107,12 @@ class Workshop:
         return self.folder / "run"
 
     @cached_property
+    def swept(self) -> Path:
+        """A directory of runs."""
+        runs.train_sweep(CONFIG, self.folder / "swept", betas=(1.0,), progress=False)
+        return self.folder / "swept"
+
+    @cached_property
     def sweep(self) -> Any:
         """A sweep of two seeds."""
         return sweep(
@@ -265,6 +271,11 @@ RIGHT: dict[str, Call] = {
     ),
     "two_sample_test": lambda w: of(w.x, w.other + 1, seed=1),
     "sample_quality": lambda w: of(w.x, w.other, neighbours=2, num_splits=2, seed=1),
+    "compare": lambda w: of({"a": w.vae, "b": make_vae(1)}, w.x, num_data=10, **FEW),
+    "compare_programs": lambda w: of(
+        {"a": w.pair[:2], "b": (make_vae(1).model, make_vae(1).guide)}, w.x, level=0.9, **FEW
+    ),
+    "stacking_weights": lambda w: of(w.x.T),
     # geometry, inversion
     "decoder_jacobian": lambda w: of(w.vae, w.z[:3]),
     "decoder_geometry": lambda w: of(w.vae, w.z[:3], num_rotations=3, seed=1),
@@ -327,6 +338,7 @@ RIGHT: dict[str, Call] = {
         CONFIG, w.folder / "sweep", betas=(1.0,), seeds=1, overwrite=True, progress=False
     ),
     "evaluate_run": lambda w: of(w.run, num_data=5, checkpoint="best", **FEW),
+    "saved_sweep": lambda w: of(w.swept),
     "choose_data": lambda w: of(w.data, 5, 1),
     "check_config": lambda w: of(CONFIG),
     "load_data": lambda w: of(CONFIG),
@@ -370,6 +382,7 @@ RIGHT: dict[str, Call] = {
     "plots.count_checks": lambda w: of(w.result("count_checks")),
     "plots.rate_distortion": lambda w: of(w.result("rate_distortion")),
     "disentanglement_scores": lambda w: of(w.result("score_codes")),
+    "comparison": lambda w: of(w.result("compare")),
     "gap_bar": lambda w: of(w.result("evaluate").to_dict()),
     "plots.inference_gaps": lambda w: of(w.gaps),
     "per_datum_gaps": lambda w: of(w.gaps),

@@ -13,6 +13,7 @@ from torch import nn
 
 from pyro_bvae import BetaVAE, Context, Decoder, InputError, elbo, evidence, fit, inference_gaps
 from pyro_bvae.datasets import Dataset, Splits
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
@@ -142,7 +143,7 @@ WORDS = {
         "'prior' must be .* got the class NormalPrior, not an instance",
     ),
     "a string of families": (
-        lambda v: inference_gaps(v, X, families="flow"),
+        lambda v: inference_gaps(v, X, settings=RefitSettings(families="flow")),
         "'families' must be a sequence of strings, got 'flow'",
     ),
     "widths": (lambda v: MLP(4, 4, hidden=8), "'hidden' must be a sequence of integers, got 8"),

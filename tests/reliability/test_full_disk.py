@@ -5,7 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from children import (
+
+from pyro_bvae import runs
+from pyro_bvae.cli import main
+from pyro_bvae.cli._main import _COMMANDS
+from pyro_bvae.report import write_report
+from tests.reliability.children import (
     CONFIG,
     QUICK,
     TINY,
@@ -13,11 +18,6 @@ from children import (
     output_of,
     tree,
 )
-
-from pyro_bvae import runs
-from pyro_bvae.cli import main
-from pyro_bvae.cli._main import _COMMANDS
-from pyro_bvae.report import write_report
 
 WRITING = {
     "train": ["train", *TINY, "--output", "new"],
@@ -28,6 +28,7 @@ WRITING = {
     "sweep, overwriting": ["sweep", *TINY, "--betas", "1", "2", "--overwrite", "--output", "runs"],
     "evaluate": ["evaluate", "run", *QUICK],
     "report": ["report", "run"],
+    "compare": ["compare", "run", "runs/beta1-seed0", *QUICK, "--output", "new.png"],
     "demo": ["demo", "--epochs", "1", "--output", "new"],
     "traverse": ["traverse", "run"],
     "traverse, animated": ["traverse", "run", "--output", "new.gif", "--num-steps", "2"],

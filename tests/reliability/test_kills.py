@@ -15,7 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import (
+
+from pyro_bvae import load, runs
+from pyro_bvae.report import write_report
+from pyro_bvae.runs import read_config
+from pyro_bvae.training import checkpoint_path, load_checkpoint
+from tests.reliability.children import (
     CONFIG,
     coarse_figures,  # noqa: F401
     end,
@@ -23,11 +28,6 @@ from children import (
     traces,
     tree,
 )
-
-from pyro_bvae import load, runs
-from pyro_bvae.report import write_report
-from pyro_bvae.runs import read_config
-from pyro_bvae.training import checkpoint_path, load_checkpoint
 
 LONG = CONFIG.with_options(epochs=20)
 SWEEP = {"betas": (1.0, 2.0), "overwrite": True, "progress": False}

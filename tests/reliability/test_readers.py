@@ -23,6 +23,7 @@ from pyro_bvae.core.errors import InputError, check_bytes, listed, max_bytes, un
 from pyro_bvae.datasets import (
     Dataset,
     LazyDataset,
+    ObsColumns,
     Splits,
     check_counts,
     dsprites,
@@ -608,7 +609,9 @@ class TestLargeH5ad:
         adata = cells(sp.eye(5000, 3, format="csr", dtype="f4") + sp.csr_matrix(np.eye(5000, 3)))
         adata.obs["barcode"] = adata.obs_names
         refused(
-            lambda: from_anndata(adata, batch_column="barcode", test=1, size_factor=False),
+            lambda: from_anndata(
+                adata, columns=ObsColumns(batch="barcode"), test=1, size_factor=False
+            ),
             "obs column 'barcode' of 5,000 cells and 4,999 batches as covariates needs 125 MB",
         )
 

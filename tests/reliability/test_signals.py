@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from children import CONFIG, QUICK, TINY, end, output_of, start, traces
 
 from pyro_bvae import runs
 from pyro_bvae.cli import main
@@ -15,6 +14,7 @@ from pyro_bvae.core.processes import signals
 from pyro_bvae.core.processes.signals import Interrupted, raising_interrupted
 from pyro_bvae.training import checkpoint_path, load_checkpoint
 from pyro_bvae.training.trainer import Trainer
+from tests.reliability.children import CONFIG, QUICK, TINY, end, output_of, start, traces
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 TRAIN = ["train", *TINY, "--epochs", "50"]

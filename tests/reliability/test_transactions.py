@@ -5,22 +5,15 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import children
 import pytest
 import torch
-from children import (
-    CONFIG,
-    TINY,
-    coarse_figures,  # noqa: F401
-    killed_before,
-    traces,
-    tree,
-)
 
 from pyro_bvae import fit, load, runs
 from pyro_bvae.cli import main
 from pyro_bvae.core.atomic_files import WriteError, atomic_write
+from pyro_bvae.core.disk.digests import SUMS
 from pyro_bvae.core.disk.lock import LOCK
 from pyro_bvae.core.disk.run_files import is_vacant, replace_run, staged, writing
 from pyro_bvae.core.errors import InputError
@@ -28,8 +21,23 @@ from pyro_bvae.datasets.images import torchvision
 from pyro_bvae.networks import MLP
 from pyro_bvae.report import write_report
 from pyro_bvae.runs import TrainConfig, read_config
-from pyro_bvae.training import TrainingError, load_checkpoint, state
+from pyro_bvae.training import (
+    TrainingError,
+    checkpoint_path,
+    load_checkpoint,
+    save_checkpoint,
+    state,
+)
 from pyro_bvae.training.trainer import Trainer
+from tests.reliability import children
+from tests.reliability.children import (
+    CONFIG,
+    TINY,
+    coarse_figures,  # noqa: F401
+    killed_before,
+    traces,
+    tree,
+)
 
 OTHER = CONFIG.with_options(beta=3.0, epochs=1)
 
@@ -91,10 +99,10 @@ def test_a_refused_resume_leaves_the_tree_as_it_was(
 
 
 def refuse_checkpoints(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, content: object) -> None:
-        raise WriteError(path, OSError(28, "No space left on device"))
+    def refuse(run: Path, *_: object, **__: object) -> None:
+        raise WriteError(run, OSError(28, "No space left on device"))
 
-    monkeypatch.setattr(state, "save_checkpoint", refuse)
+    monkeypatch.setattr(state, "save_epoch", refuse)
 
 
 @pytest.mark.filterwarnings("ignore:the learning rate jumps")
@@ -146,7 +154,7 @@ def test_a_training_that_fails_later_says_that_its_checkpoint_is_good(
         runs.train(CONFIG.with_options(epochs=4), run, resume=True, progress=False)
     after = tree(run)
     assert read_config(run / "config.json").training.epochs == 4  # so that '--resume' goes on
-    assert {**after, "config.json": before["config.json"]} == before
+    assert {**after, **{name: before[name] for name in ("config.json", SUMS)}} == before
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
@@ -204,13 +212,13 @@ def test_an_evaluation_goes_when_a_model_that_was_trained_further_stands(
     run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[bool] = []
-    save = state.save_checkpoint
+    save = state.save_epoch
 
-    def saving(path: Path, content: dict[str, object]) -> None:
+    def saving(directory: Path, *content: Any, best: bool) -> None:
         seen.append((run / "evaluation.json").exists())
-        save(path, content)
+        save(directory, *content, best=best)
 
-    monkeypatch.setattr(state, "save_checkpoint", saving)
+    monkeypatch.setattr(state, "save_epoch", saving)
     runs.train(CONFIG.with_options(epochs=3), run, resume=True, progress=False)
     assert seen and all(seen)
     assert not [name for name in tree(run) if name.startswith(("evaluation", "report"))]
@@ -398,6 +406,12 @@ def mnist_run(run: Path) -> Path:
     """Return a run whose configuration names MNIST in a folder that is not there."""
     config = CONFIG.with_options(dataset="mnist", data_root=str(run.parent / "data"))
     runs.write_config(config, run / "config.json")
+    for which in ("best", "last"):
+        path = checkpoint_path(run, which)
+        checkpoint = load_checkpoint(path)
+        save_checkpoint(
+            path, {**checkpoint, "config": json.loads((run / "config.json").read_text())}
+        )
     return run
 
 

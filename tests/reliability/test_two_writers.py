@@ -15,7 +15,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from children import (
+
+from pyro_bvae import fit, load, runs
+from pyro_bvae.cli import main
+from pyro_bvae.core.disk.lock import LOCK, check_held, hold
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.report import write_report
+from pyro_bvae.runs import TrainConfig, read_config
+from pyro_bvae.training import sweep
+from tests.reliability.children import (
     CONFIG,
     QUICK,
     TINY,
@@ -25,14 +33,6 @@ from children import (
     traces,
     tree,
 )
-
-from pyro_bvae import fit, load, runs
-from pyro_bvae.cli import main
-from pyro_bvae.core.disk.lock import LOCK, check_held, hold
-from pyro_bvae.core.errors import InputError
-from pyro_bvae.report import write_report
-from pyro_bvae.runs import TrainConfig, read_config
-from pyro_bvae.training import sweep
 
 HOLDER = (
     rf"process \d+ on {re.escape(socket.gethostname())} since \d\d\d\d-\d\d-\d\d \d\d:\d\d:\d\d"

@@ -625,6 +625,7 @@ def test_the_command_finds_the_beta_of_each_rate_as_train_does(
     assert read.training_beta != 1.0
 
 
+@pytest.mark.filterwarnings("ignore:the learning rate jumps")
 @pytest.mark.parametrize("values", [["--betas", "0.5", "2"], ["--target-rate", "2", "6"]])
 def test_the_command_resumes_a_sweep_from_its_directory_alone(
     values: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -646,7 +647,7 @@ def test_the_command_resumes_a_sweep_from_its_directory_alone(
     assert (short / names[1] / "evaluation.json").exists()  # its model is as it was
     capsys.readouterr()
     assert main([*again, "--latent-dim", "3"]) == 2
-    assert "latent_dim was 2, got 3" in capsys.readouterr().err
+    assert "--latent-dim was 2, got 3" in capsys.readouterr().err
     assert main([*again, "--epochs", "3"]) == 0
     assert len(pyro_bvae.load(short / names[1], checkpoint="last").history.rows) == 3
     assert not (short / names[1] / "evaluation.json").exists()

@@ -165,8 +165,11 @@ def remove_files(run: Path, names: Iterable[str]) -> None:
         listed = _listed(run)
         for name in names:
             (run / name).unlink(missing_ok=True)
-        if listed is not None and names & listed.keys():
-            _write_sums(run, {name: listed[name] for name in listed.keys() - names})
+        left = {name: listed[name] for name in listed.keys() - names} if listed else {}
+        if left and left != listed:
+            _write_sums(run, left)
+        elif not left:  # no file is left whose digest it has
+            (run / SUMS).unlink(missing_ok=True)
 
 
 def place_of(path: Path) -> tuple[Path, str]:

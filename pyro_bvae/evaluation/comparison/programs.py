@@ -12,6 +12,8 @@ from pyro import poutine
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, listed
+from pyro_bvae.core.inputs.programs import program_arguments
+from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.seeds import PROBE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.comparison.result import Comparison
@@ -23,6 +25,7 @@ Pair = tuple[Function, Function]
 Programs = Mapping[str, Pair | Sequence[Pair]]
 
 
+@exclusive
 def compare_programs(
     programs: Programs, *args: Any, level: float = 0.95, seed: int = 0, **options: Any
 ) -> Comparison:
@@ -50,6 +53,7 @@ def compare_programs(
     pairs = {name: _pairs(name, given) for name, given in programs.items()}
     if len(pairs) < 2:
         raise InputError(f"a comparison takes at least two models, got {listed([*pairs])}")
+    args = program_arguments(*next(iter(pairs.values()))[0], *args, name="compare_programs")[2:]
     _check_units({name: [_units(model, args) for model, _ in own] for name, own in pairs.items()})
     estimates = {
         name: [

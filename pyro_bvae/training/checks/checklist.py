@@ -17,7 +17,7 @@ from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.errors import listed
 from pyro_bvae.core.findings import Severity
 from pyro_bvae.core.inputs.data import as_data
-from pyro_bvae.core.inputs.public import public
+from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import latent_dim_of, num_features_of, part_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
@@ -46,6 +46,7 @@ _SOON = 5
 
 
 @torch.no_grad()
+@exclusive
 def check_before(
     vae: Any, x: Tensor, context: Context | None = None, beta: float = 1.0
 ) -> list[Remark]:

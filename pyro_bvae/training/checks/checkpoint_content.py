@@ -176,9 +176,14 @@ def _check_history(rows: list[Any]) -> None:
 
 
 def _check_remark(remark: Any) -> None:
-    if not isinstance(remark, Mapping) or not any(set(remark) == set(kinds) for kinds in _REMARKS):
+    known = [
+        kinds
+        for kinds in _REMARKS
+        if isinstance(remark, Mapping) and remark and set(remark) <= set(kinds)
+    ]
+    kinds = known[0] if known else {}
+    if not known or len(remark) < len(kinds) - ("grave" in kinds):
         raise InputError(f"'remarks' has {_shown(remark)}")
-    kinds = next(kinds for kinds in _REMARKS if set(remark) == set(kinds))
     for name, value in remark.items():
         if not isinstance(value, kinds[name]):
             raise InputError(f"'remarks' has '{name}' = {_shown(value)}")

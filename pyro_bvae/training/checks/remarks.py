@@ -37,5 +37,5 @@ class Remark(Finding):
         """Return the remark of a checkpoint; those of 0.1.0 have neither code nor subject."""
         if "code" in saved:
             return cls(**saved)
-        severity: Severity = "error" if saved["grave"] else "warning"
+        severity: Severity = "error" if saved.get("grave") else "warning"
         return cls("remark", severity, (), saved["seen"], saved["advice"], saved["when"])
