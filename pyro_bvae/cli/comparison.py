@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -27,6 +27,9 @@ class Compare:
     """How many of the data that all runs held out to measure, drawn by the seed; None for all."""
     num_samples: NumSamples = 5000
     """Particles for each datum."""
+    method: Literal["auto", "importance"] = "auto"
+    """Estimator: auto refits or anneals data whose importance weights cannot be trusted, which
+    takes minutes where those are many; importance leaves them untrusted."""
     checkpoint: str = "best"
     """Which checkpoints: best or last."""
     seed: Seed = 0
@@ -46,9 +49,14 @@ class Compare:
             twice = next(name for name in names if names.count(name) > 1)
             raise InputError(f"a run is compared with others, got {twice} twice")
         result = runs.compare(
-            dict(zip(names, self.directories, strict=True)), num_data=self.num_data,
-            num_samples=self.num_samples, checkpoint=self.checkpoint, seed=self.seed, progress=True,
-        )  # fmt: skip
+            dict(zip(names, self.directories, strict=True)),
+            num_data=self.num_data,
+            num_samples=self.num_samples,
+            method=self.method,
+            checkpoint=self.checkpoint,
+            seed=self.seed,
+            progress=True,
+        )
         print(f"{result.num_data} data that all runs held out")
         print(result)
         if self.output is None:

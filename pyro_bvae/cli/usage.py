@@ -186,6 +186,7 @@ class _Words:
 
     def _take_option(self, word: str, rest: list[str]) -> list[str]:
         """Check an option and its values, and return the words after them."""
+        self.places = self._empty()  # several values of one stand together
         flag, attached, value = word.partition("=")
         option = self._known(flag)
         self.given[option.name] = option

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.comparison import Comparison, compare_programs
+from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.runs._evaluate import choose_data
 from pyro_bvae.runs.directory import Run, load
 
@@ -31,6 +32,7 @@ def compare(
     context: Context | None = None,
     *,
     num_data: int | None = 500,
+    method: Literal["importance", "auto"] | Escalation = "auto",
     checkpoint: str = "best",
     seed: int = 0,
     **options: Any,
@@ -43,6 +45,8 @@ def compare(
         data: The data; by default the test data that all runs have in common.
         context: Their context.
         num_data: Data to measure at most, chosen by ``seed``; None for all.
+        method: Estimator of the evidence, as of :func:`~pyro_bvae.evidence`: by default, data whose
+            weights cannot be trusted are measured again by refits and annealing.
         checkpoint: Checkpoint of runs that are given by their directory, ``best`` or ``last``.
         seed: Seed of the choice and of the draws.
         **options: As of :func:`~pyro_bvae.evaluation.comparison.compare_programs`: ``level``,
@@ -68,7 +72,7 @@ def compare(
             if isinstance(each, Run):
                 each.vae.check_data(*args)
         pairs[name] = [_pair(each) for each in own]
-    return compare_programs(pairs, *args, seed=seed, **options)
+    return compare_programs(pairs, *args, method=method, seed=seed, **options)
 
 
 def _listed(given: Any) -> Sequence[Any]:

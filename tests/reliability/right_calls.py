@@ -271,7 +271,9 @@ RIGHT: dict[str, Call] = {
     ),
     "two_sample_test": lambda w: of(w.x, w.other + 1, seed=1),
     "sample_quality": lambda w: of(w.x, w.other, neighbours=2, num_splits=2, seed=1),
-    "compare": lambda w: of({"a": w.vae, "b": make_vae(1)}, w.x, num_data=10, **FEW),
+    "compare": lambda w: of(
+        {"a": w.vae, "b": make_vae(1)}, w.x, num_data=10, method="importance", **FEW
+    ),
     "compare_programs": lambda w: of(
         {"a": w.pair[:2], "b": (make_vae(1).model, make_vae(1).guide)}, w.x, level=0.9, **FEW
     ),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from pyro_bvae import InputError, compare, load
 from pyro_bvae.cli import main
 from pyro_bvae.evaluation.comparison import Comparison
+from pyro_bvae.evaluation.marginal import AnnealingSettings, Escalation
+from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.runs import TrainConfig, train
 
 
@@ -37,7 +40,7 @@ def counts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def test_runs_are_compared_on_the_data_that_all_held_out(counts: dict[str, Path]) -> None:
     pair = {name: counts[name] for name in ("poisson", "nb")}
-    result = compare(pair, num_data=60, num_samples=200)
+    result = compare(pair, num_data=60, num_samples=200, method="importance")
     assert isinstance(result, Comparison)
     assert result.names == ["nb", "poisson"]  # the counts are overdispersed
     assert result.num_data == 60
@@ -46,8 +49,23 @@ def test_runs_are_compared_on_the_data_that_all_held_out(counts: dict[str, Path]
         {"nb": load(counts["nb"]), "poisson": load(counts["poisson"]).vae},
         load(counts["nb"]).splits.test[:20],
         num_samples=200,
+        method="importance",
     )
     assert again.num_data == 20
+
+
+def test_untrusted_data_are_measured_again(counts: dict[str, Path]) -> None:
+    pair = {name: counts[name] for name in ("poisson", "nb")}
+    quick = Escalation(
+        refit=RefitSettings(max_rounds=3, num_starts=0),
+        annealing=AnnealingSettings(num_temperatures=100, num_chains=16),
+    )
+    untrusted = {}
+    for method in ("importance", quick):
+        result = compare(pair, num_data=3, num_samples=50, method=method)
+        untrusted[method] = sum(own.untrusted for (own,) in result.models.values())
+    assert untrusted[quick] < untrusted["importance"]
+    assert inspect.signature(compare).parameters["method"].default == "auto"
 
 
 @pytest.mark.parametrize(
@@ -72,7 +90,7 @@ def test_the_command_prints_and_writes(
     counts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [str(counts["nb"]), str(counts["poisson"])]
-    few = ["--num-data", "20", "--num-samples", "100"]
+    few = ["--num-data", "20", "--num-samples", "100", "--method", "importance"]
     for name in ("comparison.json", "comparison.png"):
         assert main(["compare", *runs, *few, "--output", str(tmp_path / name)]) == 0
         assert (tmp_path / name).stat().st_size > 500
