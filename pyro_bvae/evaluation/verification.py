@@ -203,7 +203,7 @@ def _annealing(subject: _Subject) -> Iterator[Check]:
 
 
 def _sandwich(subject: _Subject) -> Iterator[Check]:
-    settings = AnnealingSettings(num_temperatures=100)
+    settings = AnnealingSettings(num_temperatures=160)
     shape = subject.x.repeat(_NUM_SIMULATED // _NUM_DATA, 1)  # as many data are simulated
     lower, upper, gap, simulated = bidirectional_evidence(
         subject.vae.model, subject.vae.guide, shape, settings=settings, seed=subject.seed

@@ -249,13 +249,19 @@ def work() -> None:
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever libraries print
+    before = _peak()  # of the process that started this one, if that was more
     for line in sys.stdin:
         kind, path, seed = json.loads(line)
         outcome = read(kind, Path(path), seed)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        if peak > 2_000_000_000 + MAX_BYTES:
-            outcome = Outcome("fault", f"the process takes {peak:,} bytes; {outcome.text}")
+        grown = _peak() - before
+        if grown > 1_500_000_000 + MAX_BYTES:
+            outcome = Outcome("fault", f"the process has grown by {grown:,} bytes; {outcome.text}")
         print(json.dumps(outcome), file=answers, flush=True)
+
+
+def _peak() -> int:
+    """Return the most memory that this process has taken, bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def write(kind: str, name: str, content: bytes, folder: Path) -> Path:

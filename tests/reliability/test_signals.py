@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,15 @@ from tests.reliability.children import CONFIG, QUICK, TINY, end, output_of, star
 
 BOTH = pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 TRAIN = ["train", *TINY, "--epochs", "50"]
+
+
+@pytest.fixture(autouse=True)
+def by_default() -> Iterator[None]:
+    """Have signals act as they do by default, also where the tests run under ``nohup``."""
+    before = {n: signal.signal(n, signal.SIG_DFL) for n in (signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pyro_bvae.training import checkpoint_path, load_checkpoint
 
 CONFIG = TrainConfig(
     dataset="digits", likelihood="normal", likelihood_scale=0.3, latent_dim=4, hidden=(16,), batch_size=256,
-    target_rate=3.0, epochs=150,
+    target_rate=3.0, epochs=250,
 )  # fmt: skip
 KILLS = 20
 CLOCKS = ("seconds",)
