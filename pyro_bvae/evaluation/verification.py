@@ -194,7 +194,7 @@ def _importance(subject: _Subject) -> Iterator[Check]:
 
 
 def _annealing(subject: _Subject) -> Iterator[Check]:
-    settings = AnnealingSettings(num_temperatures=50)
+    settings = AnnealingSettings(num_temperatures=80)
     program = subject.vae.model, subject.vae.guide, subject.x
     estimate = annealed_evidence(*program, start="guide", settings=settings, seed=subject.seed)
     yield subject.check(
