@@ -116,7 +116,7 @@ def as_context(context: Any, x: Tensor) -> Context | None:
 
 
 def _as_part(part: Any, x: Tensor) -> Any:
-    """Return a part of a context as a tensor like x; the check of contexts refuses what is none."""
+    """Return a part of a context as a tensor like x; the check of contexts refuses other values."""
     tensor = as_tensor(part)
     return part if tensor is MISMATCH else tensor.detach().to(x.device, x.dtype)
 

@@ -69,9 +69,12 @@ def rank_correlation(first: Values, second: Values) -> Array:
     from scipy.stats import rankdata
 
     codes = [np.asarray(part) for part in (first, second)]
-    if any(part.ndim != 2 for part in codes) or len(codes[0]) != len(codes[1]):
+    fits = all(part.ndim == 2 and part.size for part in codes)
+    if not fits or len(codes[0]) != len(codes[1]):
         shapes = f"{codes[0].shape} and {codes[1].shape}"
         raise InputError(f"'first' and 'second' must be codes of the same N data, got {shapes}")
+    if not all(np.isfinite(part).all() for part in codes):
+        raise InputError("'first' and 'second' must be finite")
     ranks = [rankdata(part, axis=0) for part in codes]
     centred = [part - part.mean(0) for part in ranks]
     lengths = [np.sqrt((part**2).sum(0)) for part in centred]

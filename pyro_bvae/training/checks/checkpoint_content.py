@@ -40,7 +40,7 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
 
 def check_state(state: Mapping[str, Any], path: Path) -> None:
-    """Raise unless a checkpoint has what a training writes.
+    """Raise unless a checkpoint has the entries that a training writes.
 
     Args:
         state: Its content.
