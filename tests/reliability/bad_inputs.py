@@ -222,7 +222,7 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--validation", "1e-9"], "--validation"),
         ([*model, "--hidden"], "--hidden must name at least one width"),
         ([*model, "--hidden", *["1"] * 1001], "--hidden must name at most 1000 widths"),
-        ([*train, "--network", "convolutional"], "image"),
+        ([*csv, "--path", "data.csv", "--network", "convolutional"], "needs images"),
         ([*train, "--likelihood", "poisson"], "support"),
         ([*csv, "--path", "missing.csv"], "missing.csv"),
         ([*csv, "--path", "gaps.csv"], "--missing nan"),
