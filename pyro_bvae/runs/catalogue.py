@@ -45,8 +45,8 @@ def _convolutional(options: Any, shape: Any, outputs: int, *, decodes: bool) -> 
     if image[1] % 4 or image[2] % 4:
         raise InputError(
             "network 'convolutional' needs images whose height and width are divisible by 4, got"
-            f" {image[2]} x {image[1]}; 'image_size' gives those of a folder another size, mlp takes"
-            " any"
+            f" {image[2]} x {image[1]}; 'image_size' gives those of a folder another size, and mlp"
+            " takes any"
         )
     if decodes:
         return networks.ConvolutionalDecoder(options.latent_dim + extra, image, outputs, width)
