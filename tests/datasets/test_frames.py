@@ -226,3 +226,10 @@ def test_frames_that_are_refused(change: Any, options: dict[str, Any], words: st
     with pytest.raises(InputError) as caught:
         from_dataframe(change(frame()), **options)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_the_page_on_data_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = Path(__file__).parents[2] / "docs" / "data.md"
+    monkeypatch.chdir(tmp_path)
+    for block in page.read_text(encoding="utf-8").split("```python\n")[1:]:
+        exec(block.split("```")[0], {})
