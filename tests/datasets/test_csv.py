@@ -141,6 +141,8 @@ def test_a_delimiter_that_is_in_the_names_too(content: str, delimiter: str, tmp_
         ("a;b\n1;1.234,5\n", {}, "column 'b' must be numbers, got '1.234,5' in row 1; write all numbers"),
         ("a;b\n-1,500;1,234\n", {}, "'-1,500' could be -1.500 or -1500"),
         ("a,b\n1,red\n", {}, "name it 'label_column' if it holds classes, 'index_column' if it names"),
+        ("a;b\n1.234;2,5\n", {}, "column 'a' must be numbers, got '1.234' in row 1; write all numbers"),
+        ("A|1\n5\n6\n", {}, "bars could separate the columns: write the names that hold one"),
         ("a b;c,d\n1;2,3\n", {}, "commas or semicolons could separate the columns"),
     ],
 )  # fmt: skip

@@ -8,7 +8,7 @@ import gzip
 import io
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -94,6 +94,8 @@ def _delimiter(path: Path) -> str:
     fitting = candidates
     if len(candidates) > 1:
         fitting = [each for each in candidates if len({*map(len, first[each])}) == 1]
+    elif len(rows := first[candidates[0]]) > 1 and all(len(row) == 1 for row in rows[1:]):
+        fitting = []
     if len(fitting) == 1:
         return fitting[0]
     words = " or ".join(_DELIMITERS[each] for each in candidates)
@@ -156,13 +158,14 @@ def _header(path: Path, delimiter: str) -> list[str]:
 
 def _frame(path: Path, delimiter: str, header: list[str], roles: Sequence[int]) -> pd.DataFrame:
     """Return the table with numbers in all columns but those of some places, which are text."""
-    frame = _parsed(path, delimiter, header, roles, ".")
-    if delimiter != "," and _has_decimal_commas(
-        frame.iloc[:, place] for place in _text(frame, roles)
-    ):
-        frame = _parsed(path, delimiter, header, roles, ",")
+    frame, decimal = _parsed(path, delimiter, header, roles, "."), "."
+    texts = [frame.iloc[:, place] for place in _text(frame, roles)]
+    if delimiter != "," and _has_decimal_commas(texts):
+        decimal = ","
+        frame = _parsed(path, delimiter, header, roles, decimal)
     for place in _text(frame, roles):
-        frame.isetitem(place, _numbers(frame.iloc[:, place], header[place].strip()))
+        name = header[place].strip()
+        frame.isetitem(place, _numbers(frame.iloc[:, place], name, decimal))
     return frame
 
 
@@ -190,7 +193,7 @@ def _parsed(
     return frame
 
 
-def _has_decimal_commas(columns: Iterable[pd.Series]) -> bool:
+def _has_decimal_commas(columns: Sequence[pd.Series]) -> bool:
     """Return whether numbers in columns with text have decimal commas.
 
     Raises:
@@ -207,12 +210,18 @@ def _has_decimal_commas(columns: Iterable[pd.Series]) -> bool:
     return bool(commas)
 
 
-def _numbers(column: pd.Series, name: str) -> pd.Series:
-    """Return a column as numbers, NaN where there is no entry."""
+def _numbers(column: pd.Series, name: str, decimal: str) -> pd.Series:
+    """Return a column as numbers, NaN where there is no entry.
+
+    Raises:
+        InputError: with the first entry that is none, or has another decimal mark.
+    """
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")
     text = (numbers.isna() & column.notna()).to_numpy()
+    if decimal == ",":  # 1.234 might be thousands there
+        text |= column.astype(str).str.contains(".", regex=False).to_numpy(bool)
     if text.any():
         row = int(text.argmax())
         entry = str(column.iloc[row])
