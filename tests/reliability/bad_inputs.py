@@ -46,7 +46,7 @@ BASE = {
 # Options whose values are names in a list.
 NAMED = (
     "dataset", "prior", "likelihood", "dispersion", "posterior", "network", "schedule", "precision",
-    "size_factor", "missing", "binarize", "checkpoint", "families", "paths", "device",
+    "size_factor", "missing", "binarize", "checkpoint", "colour", "families", "paths", "device",
 )  # fmt: skip
 HUGE, LONG = "9" * 30, "x" * 5000
 
@@ -208,7 +208,10 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--layer", "raw"], "--layer"),
         ([*train, "--split-column", "part"], "--split-column"),
         ([*train, "--label-column", "kind"], "--label-column"),
+        ([*train, "--index-column", "cell"], "--index-column"),
         ([*train, "--batch-column", "kind"], "--batch-column"),
+        ([*train, "--image-size", "64"], "--image-size"),
+        ([*train, "--colour", "grey"], "--colour"),
         ([*train, "--min-counts", "3"], "--min-counts"),
         ([*train, "--min-cells", "3"], "--min-cells"),
         ([*train, "--backed", "True"], "--backed"),
@@ -222,12 +225,20 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--validation", "1e-9"], "--validation"),
         ([*model, "--hidden"], "--hidden must name at least one width"),
         ([*model, "--hidden", *["1"] * 1001], "--hidden must name at most 1000 widths"),
-        ([*train, "--network", "convolutional"], "image"),
+        ([*csv, "--path", "data.csv", "--network", "convolutional"], "needs images"),
         ([*train, "--likelihood", "poisson"], "support"),
         ([*csv, "--path", "missing.csv"], "missing.csv"),
         ([*csv, "--path", "gaps.csv"], "--missing nan"),
         ([*csv, "--path", "gaps.npz"], "--missing nan"),
         ([*csv, "--path", "data.csv", "--split-column", "nonesuch"], "--split-column"),
+        ([*csv, "--path", "data.csv", "--label-column", "nonesuch"], "--label-column must be one"),
+        ([*csv, "--path", "data.csv", "--index-column", "nonesuch"], "--index-column must be one"),
+        (
+            [*csv, "--path", "data.csv", "--index-column", "a", "--label-column", "a"],
+            "--label-column and --index-column must be two columns",
+        ),
+        ([*csv, "--path", "data.csv", "--image-size", "8"], "--image-size is for folders"),
+        ([*csv, "--path", "data.csv", "--colour", "rgb"], "--colour is for folders"),
         ([*csv, "--path", "file"], "file"),
         ([*csv, "--path", "other"], "other"),
         ([*csv, "--path", LONG], "File name too long"),
