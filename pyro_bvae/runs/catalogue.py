@@ -149,6 +149,11 @@ LIKELIHOODS: dict[str, Part] = {
 #: Likelihoods of counts, whose encoders see the logarithm of one plus the count.
 COUNTS = frozenset({"poisson", "negative-binomial", "zero-inflated-negative-binomial"})
 
+#: Likelihoods of real numbers, whose data may be standardized.
+REAL = frozenset(
+    {"laplace", "normal", "normal-decoder", "normal-fixed", "normal-per-feature", "student-t"}
+)
+
 # Each gives the class, which knows the number of outputs of its network.
 POSTERIORS: dict[str, Part] = {
     "normal": Part(lambda: posteriors.NormalPosterior),
