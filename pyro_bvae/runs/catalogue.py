@@ -59,6 +59,10 @@ NETWORKS: dict[str, Part] = {
             )
         )
     ),
+    "linear": Part(
+        _dense(lambda inputs, outputs, widths: networks.MLP(inputs, outputs, hidden=())),
+        "one affine layer each, whatever hidden is",
+    ),
     "convolutional": Part(_convolutional, "images of 28, 32 or 64 pixels"),
 }
 
