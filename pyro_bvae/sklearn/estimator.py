@@ -30,7 +30,7 @@ Array = NDArray[np.float64]
 
 
 @dataclass(eq=False, repr=False)
-class BetaVAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
+class BetaVAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     r"""A β-variational autoencoder as a density estimator and transformer of scikit-learn.
 
     ``transform`` gives the posterior means of the latents, ``score_samples`` the evidence
@@ -122,7 +122,7 @@ class BetaVAEEstimator(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return _array(self._fitted().encode(self._validated(X)))
 
     def inverse_transform(self, X: Any) -> Array:
-        """Return the means of p(x|z) at latents ``(N, L)``, in the units of the data, ``(N, D)``."""
+        """Return the means of p(x|z) at latents ``(N, L)``, in the data's units, ``(N, D)``."""
         vae = self._fitted()
         z = check_array(X, dtype=np.float64)
         if z.shape[1] != vae.latent_dim:
