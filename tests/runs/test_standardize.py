@@ -1,5 +1,6 @@
 """Standardized data: the model of them, in the data's own units."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_other_likelihoods_are_refused() -> None:
         build_vae(TrainConfig(likelihood="normal", standardize=True), Shape(D))
 
 
-@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_keeps_the_scaling_and_answers_in_the_datas_units(
     compile: bool, tmp_path: Path
 ) -> None:
@@ -186,6 +187,26 @@ def test_a_run_keeps_the_scaling_and_answers_in_the_datas_units(
     assert spread.abs().max() < 5
     with pytest.raises(InputError, match="standardize was True, got False"):
         runs.train(config.with_options(standardize=False), tmp_path / "run", resume=True)
+
+
+def test_a_sweep_of_a_standardized_model_is_stacked_where_its_data_are_the_same(
+    tmp_path: Path,
+) -> None:
+    np.save(tmp_path / "x.npy", data().numpy())
+    config = TrainConfig(
+        dataset="file", path=str(tmp_path / "x.npy"), likelihood="normal", standardize=True,
+        hidden=(4,), latent_dim=2, epochs=1, warmup_epochs=0.0, batch_size=300,
+    )  # fmt: skip
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        runs.train_sweep(config, tmp_path / "betas", betas=(0.5, 1.0), progress=False)
+    # Random splits of other seeds have other means.
+    with pytest.warns(UserWarning, match="one after the other, since their buffers 'mean' differ"):
+        runs.train_sweep(config, tmp_path / "seeds", betas=(1.0,), seeds=2, progress=False)
+    alone = runs.train(config, tmp_path / "alone", progress=False)
+    swept = load(tmp_path / "betas" / "beta1-seed0")
+    for name, value in alone.vae.state_dict().items():
+        assert torch.allclose(swept.vae.state_dict()[name], value, atol=1e-5), name
 
 
 def test_scalings_that_cannot_be_used_are_refused() -> None:
