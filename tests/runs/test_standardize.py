@@ -78,7 +78,7 @@ def test_evidence_of_a_standardized_model_is_the_closed_form_in_the_datas_units(
     )
     found = evidence(vae.model, vae.guide, x, num_samples=2000)
     off = found.per_datum - (truth.evidence(u) - UNITS.log().sum())
-    assert off.mean().abs() < 4 * found.monte_carlo_error + 1e-6
+    assert off.mean().abs() < min(0.02, 4 * found.monte_carlo_error + 1e-6)
 
 
 class _Shown(nn.Module):
