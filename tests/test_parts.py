@@ -27,6 +27,7 @@ from pyro_bvae.likelihoods import (
     NormalLikelihood,
     PoissonLikelihood,
     SoftmaxRate,
+    StandardizedScale,
     StudentTLikelihood,
     ZeroInflatedNegativeBinomialLikelihood,
 )
@@ -73,6 +74,9 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "normal, shared scale": lambda: NormalLikelihood(LearnedScale()),
     "normal, scale of each feature": lambda: NormalLikelihood(LearnedScale(D)),
     "normal, scale from the decoder": lambda: NormalLikelihood(DecoderScale()),
+    "normal, in other units": lambda: NormalLikelihood(
+        StandardizedScale(LearnedScale(D), torch.arange(D), 1 + torch.arange(D))
+    ),
     "laplace": lambda: LaplaceLikelihood(LearnedScale(D)),
     "student-t": lambda: StudentTLikelihood(DecoderScale()),
     "continuous bernoulli": ContinuousBernoulliLikelihood,

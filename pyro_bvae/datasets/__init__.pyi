@@ -31,5 +31,8 @@ from pyro_bvae.datasets.registry import load as load
 from pyro_bvae.datasets.seeds import stream_generator as stream_generator
 from pyro_bvae.datasets.splits import Splits as Splits
 from pyro_bvae.datasets.splits import split as split
+from pyro_bvae.datasets.standardization import Scaling as Scaling
+from pyro_bvae.datasets.standardization import StandardizedSplits as StandardizedSplits
+from pyro_bvae.datasets.standardization import standardized as standardized
 from pyro_bvae.datasets.synthetic import linear_gaussian as linear_gaussian
 from pyro_bvae.datasets.synthetic import linear_gaussian_weight as linear_gaussian_weight

@@ -65,6 +65,10 @@ NETWORKS: dict[str, Part] = {
             )
         )
     ),
+    "linear": Part(
+        _dense(lambda inputs, outputs, widths: networks.MLP(inputs, outputs, hidden=())),
+        "one affine layer each, whatever hidden is",
+    ),
     "convolutional": Part(_convolutional, "images with sides divisible by 4"),
 }
 
@@ -154,6 +158,11 @@ LIKELIHOODS: dict[str, Part] = {
 }
 #: Likelihoods of counts, whose encoders see the logarithm of one plus the count.
 COUNTS = frozenset({"poisson", "negative-binomial", "zero-inflated-negative-binomial"})
+
+#: Likelihoods of real numbers, whose data may be standardized.
+REAL = frozenset(
+    {"laplace", "normal", "normal-decoder", "normal-fixed", "normal-per-feature", "student-t"}
+)
 
 # Each gives the class, which knows the number of outputs of its network.
 POSTERIORS: dict[str, Part] = {

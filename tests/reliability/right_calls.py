@@ -393,6 +393,7 @@ RIGHT: dict[str, Call] = {
     "h5ad": lambda w: of(w.h5ad),
     "datasets.load": lambda w: of("linear-gaussian", seed=1),
     "split": lambda w: of(w.data, name="all", **SPLIT),
+    "standardized": lambda w: of(w.splits),
     # figures
     "plots.count_checks": lambda w: of(w.result("count_checks")),
     "plots.rate_distortion": lambda w: of(w.result("rate_distortion")),
