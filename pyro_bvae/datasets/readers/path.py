@@ -91,7 +91,7 @@ def _reader(
 ) -> Callable[[Path], dict[str, Dataset]]:
     """Return the reader of a file or folder, with the options it takes."""
     suffix = _suffix(path).lower()
-    is_folder = stat.S_ISDIR(status_of(path).st_mode)
+    is_folder = stat.S_ISDIR(status_of(path).st_mode) and suffix != ".zarr"
     reader = None if is_folder else READERS.get(suffix)
     if split_column is not None and reader is not read_csv:
         raise InputError(f"'split_column' is for csv files, got '{split_column}'")
