@@ -107,6 +107,11 @@ def _option_rows(command: str, option: Option) -> Iterator[tuple[list[str], str]
     if not option.type.many:
         yield [flag], f"{flag} needs a value"
         yield [flag, good[0], "surplus"], "unexpected argument 'surplus'"
+    if get_origin(option.type.kinds[0]) is not Literal:
+        other = {int: "3", float: "2.5", bool: "False", Path: "new.csv"}.get(
+            option.type.kinds[0], "o"
+        )
+        yield [flag, *good, f"{flag}={other}"], f"{flag} is given twice, as '{good[0]}' and as "
     for value, part in values:
         yield [flag, *good, value] if option.type.many and good else [f"{flag}={value}"], part
 
@@ -184,6 +189,7 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--path", "--seed", "3"], "--path needs a value"),
         ([*train, "--seed", "one", "--seed=2"], "--seed must be an integer"),
         ([*train, "--no-overwrite=1"], "takes no value"),
+        ([*train, "--overwrite", "--no-overwrite"], "--overwrite is given twice"),
         # options that exclude each other, or need another
         ([*train, "--resume", "--overwrite"], "'--resume' and '--overwrite' exclude each other"),
         ([*train, "--target-rate", "3", "--schedule", "cosine"], "exclude each other"),
@@ -467,10 +473,10 @@ def tree(folder: Path) -> dict[str, tuple[int, int]]:
 
 def fault(row: Row, folder: Path) -> str | None:
     """Return what is wrong with the answer to a row, or None."""
-    before, begun = tree(folder), time.perf_counter()
+    before, begun = tree(folder), time.process_time()  # others may keep the machine busy
     with working_in(folder):
         answer, status = _command(row.words) if row.call is None else _python_answer(row.call)
-    seconds = time.perf_counter() - begun
+    seconds = time.process_time() - begun
     if status != 2:
         return f"status {status}: {answer[-200:]!r}"
     if not answer.endswith("\n") or not answer[:-1].isprintable():
