@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pyro_bvae.core.disk.digests import write_files
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
+from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.training import Ranks
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
@@ -34,9 +36,13 @@ def evaluate_shares(
     """
     if ranks.size == 1:
         return evaluate(vae.model, vae.guide, *args, seed=seed, **options)
-    rows, own = ranks.share(len(args[0])), None
+    size = len(args[0])
+    rows, own = ranks.share(size), None
     if rows.stop > rows.start:
         share = (_rows(arg, rows) for arg in args)
+        options["method"] = _share_of(
+            options.get("method", "auto"), (rows.stop - rows.start) / size
+        )
         own = evaluate(vae.model, vae.guide, *share, seed=stream_seed(seed, ranks.rank), **options)
     parts = [part for part in ranks.gather(own) if part is not None]
     return join_evaluations(parts, kl_per_dimension(vae.model, vae.guide, *args, seed=seed))
@@ -79,6 +85,13 @@ def write_evaluation(
         "evaluation.json": text.encode("utf-8"),
     }
     write_files({directory / name: content for name, content in files.items()})
+
+
+def _share_of(method: Any, share: float) -> Any:
+    """Return a method whose budget is that of a share of the data."""
+    if isinstance(method, Escalation) and method.budget is not None:
+        return replace(method, budget=max(1, int(share * method.budget)))
+    return method
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:
