@@ -119,16 +119,19 @@ def test_annealing_comes_last() -> None:
 
 
 def test_the_budget_bounds_the_cost_and_names_the_rest() -> None:
-    x, loc, scale = data(40, seed=3)
+    x, loc, scale = data(8, seed=3)
     args = x, loc + 30 * scale, scale
-    whole = evidence(linear, given, *args, num_samples=500, method=QUICK)
-    assert whole.untrusted < 4
-    budget = whole.cost // 2
-    half = Escalation(budget, QUICK.refit, QUICK.annealing)
-    few = evidence(linear, given, *args, num_samples=500, method=half)
-    assert few.cost <= budget
-    assert 0 < few.untrusted < 40
-    assert few.methods is not None and int((few.methods == 0).sum()) == few.untrusted
+    longer = replace(QUICK, refit=RefitSettings(max_rounds=8, num_starts=0))
+    whole = evidence(linear, given, *args, num_samples=500, method=longer)
+    assert whole.untrusted == 0 and whole.budget == QUICK.budget
+    for budget in (whole.cost // 2, 8 * 500 + 1):
+        tight = replace(longer, budget=budget)
+        few = evidence(linear, given, *args, num_samples=500, method=tight)
+        assert few.cost <= budget == few.budget
+        assert few.untrusted > 0 and few.methods is not None
+        rows = few.untrusted_rows
+        assert rows == (few.methods == 0).nonzero().flatten().tolist()
+    assert rows == [*range(8)] and few.cost == 8 * 500
 
 
 @pytest.mark.parametrize("method", ["annealing", "AUTO", None, 3])
@@ -155,7 +158,10 @@ def test_a_lower_bound_that_lies_below_another_is_not_taken() -> None:
     """Of two estimates the higher one stands where they part, and neither is trusted then."""
 
     def made(values: list[float], errors: list[float], sure: list[bool]) -> Estimate:
-        parts = [torch.tensor(part, dtype=torch.double) for part in (values, errors, [0.0] * 4, [9.0] * 4)]
+        parts = [
+            torch.tensor(part, dtype=torch.double)
+            for part in (values, errors, [0.0] * 4, [9.0] * 4)
+        ]
         return Estimate.over_data(
             *parts[:3], effective_sample_size=parts[3], pareto_k=parts[3], num_samples=9, cost=1,
             reliable=torch.tensor(sure),

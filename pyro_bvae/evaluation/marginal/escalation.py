@@ -23,9 +23,9 @@ from pyro_bvae.evaluation.marginal.annealing import anneal, data_together
 from pyro_bvae.evaluation.marginal.annealing_run import Start
 from pyro_bvae.evaluation.marginal.proposals import Component, RefitProposal
 from pyro_bvae.evaluation.marginal.tails import scores_prior_draws
-from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings
+from pyro_bvae.evaluation.marginal.temperatures import PILOT_MOVES, AnnealingSettings
 from pyro_bvae.evaluation.refit.local_guides import LocalGuide, guide_of_rows
-from pyro_bvae.evaluation.refit.optimisation import RefitSettings, refit_refusal
+from pyro_bvae.evaluation.refit.optimisation import RefitSettings, most_evaluations, refit_refusal
 from pyro_bvae.program.arguments import take
 from pyro_bvae.program.differentiability import missing_gradient
 from pyro_bvae.program.program import Function, Program, open_program
@@ -34,12 +34,6 @@ from pyro_bvae.program.program import Function, Program, open_program
 _TOGETHER = 64
 # What the default budget allows in the mean, in samples of the first estimate.
 _DEFAULT_BUDGET = 100
-# Factor on the cost of a datum so far that the next may take.
-_ALLOWANCE = 1.25
-# A budget of less than so many times the likely cost is tight.
-_ROOMY = 1.5
-# Evaluations of a datum that the search for modes and the certificates of a refit take.
-_CERTIFICATES = 10_000
 # The last annealing has so many times the temperatures of the first.
 _LONGER = 4
 # One from a refitted guide has so many times fewer.
@@ -95,10 +89,10 @@ Refitted = tuple[Tensor, LocalGuide]
 
 
 class _Rung(NamedTuple):
-    """One estimator of some data, its place in METHODS, and about the evaluations of a datum."""
+    """One estimator of some data, its place in METHODS, and the most evaluations of a datum."""
 
     method: int
-    price: int
+    most: int
     estimator: Callable[[tuple[Any, ...], Tensor, int], Estimate]
 
 
@@ -143,10 +137,11 @@ def escalate(
         ladder = _Ladder(model, guide, importance, settings, [*refits], data_plate, progress)
         rungs = ladder.rungs(program, first.num_samples)
     for place, rung in enumerate(rungs):
-        left, price = torch.tensor(whole.untrusted_rows), float(rung.price)
-        # Where the budget is tight, the first datum goes alone, to see what the others will cost.
-        most = 1 if budget - spent < _ROOMY * price * len(left) else _TOGETHER
-        while count := min(len(left), most, ladder.together, max(0, int((budget - spent) / price))):
+        left = torch.tensor(whole.untrusted_rows)
+        # What is left of the most that the data may take goes to the next ones.
+        while (
+            count := min(len(left), _TOGETHER, ladder.together, (budget - spent) // rung.most)
+        ) > 0:
             rows, left = left[:count], left[count:]
             stream = stream_seed(seed, place, int(rows[0]))
             try:
@@ -154,9 +149,15 @@ def escalate(
             except InputError:  # such as latents that have no coordinates
                 break
             spent += again.cost
-            most, price = _TOGETHER, _ALLOWANCE * again.cost / count
             whole = _with_rows(whole, rows, again, rung.method)
     return replace(whole, cost=spent)
+
+
+def most_of_a_run(chains: AnnealingSettings, times: int) -> int:
+    """Return the most evaluations that annealing a datum may take, pilot run and all."""
+    moves = times * chains.num_temperatures * chains.num_chains
+    pilot = PILOT_MOVES * chains.pilot_temperatures * chains.pilot_chains
+    return (moves + pilot) * (chains.leapfrog_steps + 1)
 
 
 @dataclass
@@ -181,19 +182,16 @@ class _Ladder:
         rungs, fits, chains = [], self.settings.refit, self.settings.annealing
         alone = program.proposes_latents_alone
         if self.importance and alone and refit_refusal(program) is None:
-            steps = fits.steps_per_round * fits.num_particles + fits.check_particles
-            price = num_samples + fits.max_rounds * steps + _CERTIFICATES
-            rungs.append(_Rung(_REFIT, price, self._refitted))
+            rungs.append(_Rung(_REFIT, num_samples + most_evaluations(fits), self._refitted))
         if missing_gradient(program) is not None:
             return rungs
-        once = chains.num_temperatures * chains.num_chains
-        steps = chains.leapfrog_steps + 1
         near = rungs or self.refits or scores_prior_draws(program, self.guide)
         first = self._annealed if near else self._from_prior
+        once = most_of_a_run(chains, 1)
         return [
             *rungs,
-            _Rung(_ANNEALING, (2 if near else 1) * once * steps, first),
-            _Rung(_ANNEALING, _LONGER * once * steps, self._longer),
+            _Rung(_ANNEALING, 2 * once if near else once, first),
+            _Rung(_ANNEALING, most_of_a_run(chains, _LONGER), self._longer),
         ]
 
     def _refitted(self, args: tuple[Any, ...], rows: Tensor, seed: int) -> Estimate:
