@@ -184,6 +184,9 @@ class Evaluate:
     """How many test data to measure, drawn by the seed; None for all."""
     families: tuple[str, ...] = ()
     """Richer guides to fit to each datum too, and their gain: full-rank, flow."""
+    method: Literal["auto", "importance"] = "auto"
+    """Estimator of the evidence: auto anneals what importance samples cannot be trusted with, at up
+    to a hundred times their cost."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: Seed = 0
@@ -203,6 +206,7 @@ class Evaluate:
             num_samples=self.num_samples,
             num_data=self.num_data,
             families=self.families,
+            method=self.method,
             checkpoint=self.checkpoint,
             seed=self.seed,
             device=self.device,

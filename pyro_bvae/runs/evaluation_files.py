@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from hashlib import sha256
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ from pyro_bvae.core.disk.run_files import evaluation_files
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
+from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.training import Ranks, checkpoint_path
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
@@ -37,9 +39,13 @@ def evaluate_shares(
     """
     if ranks.size == 1:
         return evaluate(vae.model, vae.guide, *args, seed=seed, **options)
-    rows, own = ranks.share(len(args[0])), None
+    size = len(args[0])
+    rows, own = ranks.share(size), None
     if rows.stop > rows.start:
         share = (_rows(arg, rows) for arg in args)
+        options["method"] = _share_of(
+            options.get("method", "auto"), (rows.stop - rows.start) / size
+        )
         own = evaluate(vae.model, vae.guide, *share, seed=stream_seed(seed, ranks.rank), **options)
     parts = [part for part in ranks.gather(own) if part is not None]
     return join_evaluations(parts, kl_per_dimension(vae.model, vae.guide, *args, seed=seed))
@@ -90,6 +96,13 @@ def write_evaluation(
     text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
     json_path, nc_path = evaluation_files(directory, data)
     write_files({nc_path: draws, json_path: text.encode("utf-8")})
+
+
+def _share_of(method: Any, share: float) -> Any:
+    """Return a method whose budget is that of a share of the data."""
+    if isinstance(method, Escalation) and method.budget is not None:
+        return replace(method, budget=max(1, int(share * method.budget)))
+    return method
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:
