@@ -131,13 +131,13 @@ def improve_guide(
             )
         return improve_program(vae, data, held, measure, training_beta, fitting)
     train, kept_out = _divided(vae, data, validation, seed)
-    improved = _apart(vae, posterior)
+    improved = with_own_encoder(vae, posterior)
     args = _measured(vae, kept_out if test is None else test, num_data, seed)
     before = measure(vae.model, vae.guide, args, training_beta)
     history = _train(improved, train, kept_out, fitting)
     kept = posterior is None and _is_worse(vae, improved, kept_out, seed)
     if kept:
-        improved.load_state_dict(_apart(vae, None).state_dict())
+        improved.load_state_dict(with_own_encoder(vae, None).state_dict())
     after = measure(improved.model, improved.guide, args, 1.0)
     return ImprovedGuide(improved, improved.model, improved.guide, before, after, history, kept)
 
@@ -182,8 +182,12 @@ def _measured(vae: Any, data: Any, num_data: int | None, seed: int) -> tuple[Any
     return arguments(chosen.x, chosen.context)
 
 
-def _apart(vae: BetaVAE, posterior: nn.Module | None) -> BetaVAE:
+def with_own_encoder(vae: BetaVAE, posterior: nn.Module | None = None) -> BetaVAE:
     """Return a copy of a model whose encoder is no part of its prior or its decoder.
+
+    Args:
+        vae: The model.
+        posterior: Another encoder in the place of its own.
 
     Raises:
         InputError: if another posterior has other sizes than the model.

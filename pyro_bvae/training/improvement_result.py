@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps import InferenceGaps
+from pyro_bvae.evaluation.gaps.result import verdict
 from pyro_bvae.training.history import History
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ class ImprovedGuide:
         history: The metrics of each epoch.
         kept: Whether the guide that was given was kept, since no epoch had a better bound on the
             held-out data.
+        run: The run directory of the improved model, if it has one.
     """
 
     vae: Any
@@ -52,6 +54,7 @@ class ImprovedGuide:
     after: InferenceGaps
     history: History
     kept: bool = False
+    run: str | None = None
 
     @property
     def closed(self) -> float:
@@ -81,7 +84,7 @@ class ImprovedGuide:
             head = f"The variational gap {fell} from {before:.2f} to {after:.2f} nats"
         return (
             f"{head}; the two estimates of the evidence differ by {change:.3f} ± {error:.3f} nats"
-            f" (Monte Carlo). Now: {self.after.verdict}"
+            f" (Monte Carlo). Now: {verdict(self.after, self.run)}"
         )
 
     def table(self) -> pandas.DataFrame:
