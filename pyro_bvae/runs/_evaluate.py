@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Literal
@@ -83,6 +84,7 @@ def evaluate_run(
             run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
             families=families, method=method, seed=seed, progress=progress and ranks.is_first,
         )  # fmt: skip
+        evaluation = replace(evaluation, run=str(directory))
         if ranks.is_first:
             head = {
                 "dataset": run.config.data.dataset,

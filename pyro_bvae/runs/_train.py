@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -113,14 +114,21 @@ class RunFiles:
     Args:
         config: The configuration.
         record: The record of the data.
+        others: Further files by name.
 
     Attributes:
         written: Whether there was a first step.
     """
 
-    def __init__(self, config: TrainConfig, record: DataRecord) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        record: DataRecord,
+        others: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         self.written = False
-        self._contents = {"config.json": config_bytes(config), RECORD: record_bytes(record)}
+        own = {"config.json": config_bytes(config), RECORD: record_bytes(record)}
+        self._contents = {**own, **others}
         self._directory: Path | None = None
         self._before: dict[str, bytes] = {}
 
