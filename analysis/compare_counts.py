@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from count_likelihoods import FAMILIES, FILES, NUM_SAMPLES, make_vae, read, train
+from count_likelihoods import FAMILIES, NUM_SAMPLES, make_vae, read, train
 
 from pyro_bvae import BetaVAE, compare, plots
 from pyro_bvae.datasets import Dataset
@@ -29,8 +29,11 @@ from pyro_bvae.evaluation.comparison import Comparison
 RESULTS = Path(__file__).parent / "results" / "compare_counts"
 COMMITTED = RESULTS.parent / "count_likelihoods" / "table.csv"
 REFERENCE = "negative binomial"
-# Test cells measured by each method; None for all.
-METHODS: dict[str, int | None] = {"importance": None, "auto": 200}
+# Test cells of each data set that a method measures; None for all.
+METHODS: dict[str, dict[str, int | None]] = {
+    "importance": {"smfish": None, "umi10k": None},
+    "auto": {"smfish": 100, "umi10k": 30},
+}
 
 Row = dict[str, str]
 
@@ -100,8 +103,8 @@ def main(folder: Path, models: Path) -> None:
             rows = list(csv.DictReader(stream))
     done = {(row["data"], row["method"]) for row in rows}
     RESULTS.mkdir(parents=True, exist_ok=True)
-    for method, num_data in METHODS.items():
-        for name in FILES:
+    for method, sizes in METHODS.items():
+        for name, num_data in sizes.items():
             if (name, method) in done:
                 continue
             data, test = read(folder, name)

@@ -84,14 +84,13 @@ def compare(
 
 def _opened(models: Models, checkpoint: str) -> dict[str, list[Any]]:
     """Return the models of each name, with runs in the place of their directories."""
-    if isinstance(models, str | Path):
-        models = load(models, checkpoint=checkpoint)
-        if isinstance(models, Run):
-            raise InputError(f"a comparison takes several runs, got the run {models.directory}")
-    if isinstance(models, LoadedSweep):
-        return dict(models.by_setting)
+    swept: Any = load(models, checkpoint=checkpoint) if isinstance(models, str | Path) else models
+    if isinstance(swept, Run):
+        raise InputError(f"a comparison takes several runs, got the run {swept.directory}")
+    if isinstance(swept, LoadedSweep):
+        return dict(swept.by_setting)
     opened = {}
-    for name, given in models.items():
+    for name, given in swept.items():
         listed = given if isinstance(given, list) else [given]
         opened[name] = [own for each in listed for own in _open(name, each, checkpoint)]
     return opened
@@ -147,7 +146,9 @@ def _check_features(runs: Sequence[tuple[str, Run]], data: Any) -> None:
         elif not first or not own or first == own:
             continue
         elif {*first} == {*own}:
-            place = next(i for i, pair in enumerate(zip(first, own, strict=True)) if len({*pair}) > 1)
+            place = next(
+                i for i, pair in enumerate(zip(first, own, strict=True)) if len({*pair}) > 1
+            )
             words = (
                 f"their features in another order: feature {place} is '{first[place]}' and"
                 f" '{own[place]}'"
@@ -218,8 +219,7 @@ def _reason(runs: Sequence[tuple[str, Run]]) -> str:
         for option in (*vars(run.config.data), "seed"):
             if own[option] != theirs[option]:
                 return (
-                    f" ('{option}' of '{first[0]}' is {own[option]}, of '{name}'"
-                    f" {theirs[option]})"
+                    f" ('{option}' of '{first[0]}' is {own[option]}, of '{name}' {theirs[option]})"
                 )
     return ""
 

@@ -68,7 +68,7 @@ def test_the_curve_of_a_loaded_sweep_is_that_of_its_models(swept: Path) -> None:
     assert whole.points[0].rates[0] == pytest.approx(own)
     with pytest.raises(InputError, match="got a path: give load"):
         rate_distortion(swept)
-    with pytest.raises(InputError, match="runs of β = 0.5 and 2 hold out other data"):
+    with pytest.raises(InputError, match=r"runs of β = 0\.5 and 2 hold out other data"):
         rate_distortion([loaded[0], loaded[3]], num_samples=5)
 
 
@@ -79,7 +79,7 @@ def test_a_sweep_is_compared_setting_by_setting(swept: Path) -> None:
     assert "spread between training seeds is in the intervals" in result.verdict
     again = compare(load(swept).by_setting, **QUICK)
     assert again.to_dict() == result.to_dict()
-    with pytest.raises(InputError, match="'a' is the sweep .* of 3 settings"):
+    with pytest.raises(InputError, match=r"'a' is the sweep .* of 3 settings"):
         compare({"a": swept, "b": swept / NAMES[0]}, **QUICK)
     with pytest.raises(InputError, match="a comparison takes several runs, got the run"):
         compare(swept / NAMES[0], **QUICK)

@@ -48,8 +48,8 @@ def compare_programs(
         programs: By name, a model and its guide, or those of several training seeds.
         *args: The arguments of all of them.
         level: Level of the intervals, of all pairs together (Bonferroni).
-        gaps: Measure the inference gaps of each model too, from its evidence; they cost a refit of
-            the guide to each datum.
+        gaps: Measure the inference gaps of each model too, which costs a refit of the guide to each
+            datum: from its evidence where that escalates, or else from that of guide and refits.
         training_betas: By name, the β that each guide was trained with, for the gaps; 1 by default.
         seed: Seed of the draws.
         **options: Further options of :func:`~pyro_bvae.evidence`, such as ``num_samples``,
@@ -99,7 +99,7 @@ def _gaps(
     own: Sequence[Pair], args: tuple[Any, ...], evidences: Sequence[Estimate],
     betas: Sequence[float], seed: int, **options: Any,
 ) -> Gaps:  # fmt: skip
-    """Return the gaps of a model's training seeds, from its evidences, or why there are none."""
+    """Return the gaps of a model's training seeds, or why there are none."""
     measured = []
     for number, (model, guide) in enumerate(own):
         if betas[number] == 0:
@@ -109,7 +109,7 @@ def _gaps(
                 return reason
         measured.append(
             inference_gaps(
-                model, guide, *args, evidence=evidences[number], training_beta=betas[number],
+                model, guide, *args, evidence=None if evidences[number].methods is None else evidences[number], training_beta=betas[number],
                 seed=stream_seed(seed, number), **options,
             )
         )  # fmt: skip

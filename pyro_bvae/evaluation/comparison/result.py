@@ -173,7 +173,7 @@ class Comparison:
     def _limits(self) -> list[str]:
         """Return sentences on the ELBO's order and on training seeds."""
         bounds = {
-            name: float(pool(self.models[name]).value) - _mean_gap(gaps, "variational")
+            name: sum(each.elbo.value for each in gaps) / len(gaps)
             for name, gaps in self.gaps.items()
             if not isinstance(gaps, str)
         }

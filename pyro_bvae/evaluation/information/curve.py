@@ -204,9 +204,9 @@ def _pair(run: Any) -> tuple[float, Any, Any]:
         beta, vae = run
     elif hasattr(run, "training_beta"):
         # The setting, not that of the best checkpoint's epoch, which a warm-up may hold below it.
-        given = None if run.config is None else run.config.training
-        found = given is None or given.target_rate is not None
-        beta, vae = run.training_beta if found else given.beta, run.vae
+        options = getattr(run.config, "training", None)
+        found = options is None or options.target_rate is not None
+        beta, vae = run.training_beta if found else options.beta, run.vae
     else:
         beta, vae = getattr(run, "final_beta", run.beta), run.vae
     check_beta(beta)
