@@ -93,8 +93,9 @@ class CellFormat:
         )
         table = CountTable(matrix, rows, selected.genes)
         return LazyDataset(
-            table, context=context, labels=labels, label_names=label_names, feature_names=self.genes
-        )
+            table, context=context, labels=labels, label_names=label_names,
+            feature_names=self.genes, index=names.to_numpy(dtype=str) if names.is_unique else rows,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
