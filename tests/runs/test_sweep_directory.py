@@ -130,6 +130,7 @@ def test_a_folder_of_something_else_in_it_is_left_alone(sweep: Path) -> None:
     assert load(sweep).names == NAMES
 
 
+@pytest.mark.slow
 def test_commands_take_a_sweep(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     quick = ["--num-data", "12", "--num-samples", "50"]
     assert main(["report", str(sweep)]) == 2

@@ -205,8 +205,8 @@ def _pair(run: Any) -> tuple[float, Any, Any]:
     elif hasattr(run, "training_beta"):
         # The setting, not that of the best checkpoint's epoch, which a warm-up may hold below it.
         options = getattr(run.config, "training", None)
-        found = options is None or options.target_rate is not None
-        beta, vae = run.training_beta if found else options.beta, run.vae
+        given = options is not None and options.target_rate is None
+        beta, vae = options.beta if options is not None and given else run.training_beta, run.vae
     else:
         beta, vae = getattr(run, "final_beta", run.beta), run.vae
     check_beta(beta)
