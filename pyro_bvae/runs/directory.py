@@ -194,6 +194,8 @@ def load(
     directory = Path(run)
     if not directory.is_dir():
         raise InputError(f"there is no run directory {directory}")
+    if not (directory / "config.json").exists() and (runs := sorted(directory.glob("*-seed*"))):
+        raise InputError(f"{directory} holds a sweep: take one of its runs, such as {runs[0]}")
     if checkpoint not in _CHECKPOINTS:
         raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
     path = checkpoint_path(directory, checkpoint)
