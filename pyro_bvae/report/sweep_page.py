@@ -84,7 +84,7 @@ def _lead(sweep: LoadedSweep) -> str:
 
 def _curve(sweep: LoadedSweep) -> RateDistortion:
     few = [
-        replace(run, splits=replace(run.splits, test=choose_data(run.splits.test, _MOST_DATA, 0)))
+        run.with_splits(replace(run.splits, test=choose_data(run.splits.test, _MOST_DATA, 0)))
         for run in sweep if run.splits is not None
     ]  # fmt: skip
     return rate_distortion(few)

@@ -92,6 +92,13 @@ class Run:
                 return None
         return self._splits
 
+    def with_splits(self, splits: Splits) -> Run:
+        """Return the run with other data."""
+        return Run(
+            self.vae, self.config, splits, self.history, self.directory, self.training_beta,
+            self.record,
+        )  # fmt: skip
+
     def part(self, name: str = "test") -> Dataset | LazyDataset:
         """Return a part of its data: ``train``, ``validation`` or ``test``.
 
