@@ -189,6 +189,8 @@ class Evaluate:
     method: Literal["auto", "importance"] = "auto"
     """Estimator of the evidence: auto anneals what importance samples cannot be trusted with, at up
     to a hundred times their cost."""
+    calibration: bool = False
+    """Test on data drawn from the model whether the guide is the posterior, too."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: Seed = 0
@@ -218,6 +220,17 @@ class Evaluate:
         if place()[0]:
             return
         print(evaluation_table(evaluation))
+        if self.calibration:
+            calibrated = runs.calibrate_run(
+                self.directory,
+                data=self.data,
+                num_data=self.num_data,
+                checkpoint=self.checkpoint,
+                seed=self.seed,
+                device=self.device,
+                force=self.force,
+            )
+            print(f"\n{calibrated}")
         json_path, nc_path = evaluation_files(self.directory, self.data)
         print(f"written: {json_path}, {nc_path}")
 
