@@ -20,6 +20,7 @@ import tyro
 from pyro_bvae import runs
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.comparison import Compare
+from pyro_bvae.cli.exporting import Export
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
 from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
@@ -35,6 +36,7 @@ _COMMANDS: dict[str, Any] = {
     "report": Report,
     "sweep": Sweep,
     "compare": Compare,
+    "export": Export,
     "verify": Verify,
     **COMMANDS,
 }
