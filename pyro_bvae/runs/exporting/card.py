@@ -237,9 +237,11 @@ def _limits(
             " that is no normal one."
         )
     if options["likelihood"] == "autoregressive-bernoulli":
+        limits.append("`logits` are those before the share of the earlier pixels is added.")
         limits.append(
-            "`mean` gives each pixel given the means of those before it, which is not the exact"
-            " mean; `logits` are those before the other pixels are added."
+            "`mean` gives each pixel given the means of those before it, not the exact mean."
+            if "mean" in described["decoder"]["outputs"]
+            else "The decoder gives no mean, which would take a pass for each of its pixels."
         )
     if options["likelihood"] in COUNTS:
         limits.append("x are whole numbers, raw counts: the encoder takes their logarithms itself.")

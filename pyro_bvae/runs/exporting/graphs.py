@@ -10,11 +10,13 @@ from torch import Tensor, nn
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import GENERATE_STREAM, seeded
-from pyro_bvae.distributions import AutoregressiveNormal
+from pyro_bvae.distributions import AutoregressiveNormal, AutoregressivePixels
 from pyro_bvae.distributions.autoregressive import mean_noises
 
 # Parameters of the likelihoods' distributions that a decoder returns beside the mean.
 _PARAMETERS = ("loc", "scale", "df", "logits", "log_mean", "dispersion", "gate_logits")
+#: Most pixels of an autoregressive likelihood whose mean, a pass for each, is in a graph.
+MOST_PASSES = 100
 # Smallest and largest size factor, as a power of ten, of the data that a graph is compared on.
 _SIZE_FACTORS = (0, 4)
 
@@ -66,19 +68,25 @@ class DecoderGraph(nn.Module):
     def forward(
         self, z: Tensor, size_factor: Tensor | None = None, covariates: Tensor | None = None
     ) -> Tensors:
-        """Return ``mean``, ``(N, D)``, and the parameters of the likelihood by their names."""
+        """Return the mean, ``(N, D)``, and the parameters of the likelihood by their names."""
         return decoded(self.decoder(*arguments(z, _context(size_factor, covariates))))
 
 
 def decoded(likelihood: Any) -> Tensors:
-    """Return the mean of a likelihood's distribution and its parameters, if others than that."""
-    mean, base = likelihood.mean, getattr(likelihood, "base_dist", likelihood)
-    results = {"mean": mean}
+    """Return the mean of a likelihood's distribution and its parameters, if others than that.
+
+    There is no mean where it takes one pass of a network for each of very many pixels.
+    """
+    shape = likelihood.batch_shape + likelihood.event_shape
+    results, mean = {}, None
+    if not (isinstance(likelihood, AutoregressivePixels) and shape[-1] > MOST_PASSES):
+        results["mean"] = mean = likelihood.mean
+    base = getattr(likelihood, "base_dist", likelihood)
     for name in _PARAMETERS:
         value = getattr(base, name, None)
         if isinstance(value, Tensor) and value is not mean:
-            wide = value.dim() > mean.dim()  # of categories, (N, D, C)
-            results[name] = value if wide else value.expand(mean.shape)
+            wide = value.dim() > len(shape)  # of categories, (N, D, C)
+            results[name] = value if wide else value.expand(shape)
     return results
 
 
@@ -126,16 +134,14 @@ def probes(vae: Any, num_covariates: int, has_size_factor: bool, count: int) -> 
     with seeded(0, GENERATE_STREAM):
         z = posterior.sample()
     with evaluating(vae):
-        likelihood = vae.decoder(*arguments(z, context))
+        values = decoded(vae.decoder(*arguments(z, context)))
+    if "mean" in values:
+        values["mean"] = vae.decode(z, context)
     known = {} if context is None else context._asdict()
     given = {name: value for name, value in known.items() if value is not None}
     conditions = {name: value for name, value in given.items() if name == "covariates"}
     codes = {"mean": vae.encode(x, context), "scale": posterior.variance.sqrt()}
     return {
         "encoder": Probe(EncoderGraph(vae), {"x": x, **conditions}, codes),
-        "decoder": Probe(
-            DecoderGraph(vae),
-            {"z": z, **given},
-            {**decoded(likelihood), "mean": vae.decode(z, context)},
-        ),
+        "decoder": Probe(DecoderGraph(vae), {"z": z, **given}, values),
     }

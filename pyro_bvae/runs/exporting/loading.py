@@ -80,6 +80,7 @@ def _pt2(described: Mapping[str, Any]) -> list[str]:
     made = _made(described, "torch")
     first = [name for name in described["encoder"]["inputs"] if name != "x"]
     further = [name for name in described["decoder"]["inputs"] if name != "z"]
+    result = next(iter(described["decoder"]["outputs"]))
     to_encode = ", ".join(["x", *(f"{name}={name}" for name in first)])
     to_decode = ", ".join(['codes["mean"]', *(f"{name}={name}" for name in further)])
     return [
@@ -92,7 +93,7 @@ def _pt2(described: Mapping[str, Any]) -> list[str]:
         f"codes = encoder({to_encode})",
         'print(codes["mean"], codes["scale"])',
         f"x_again = decoder({to_decode})",
-        'print(x_again["mean"])',
+        f'print(x_again["{result}"])',
     ]
 
 
@@ -101,6 +102,7 @@ def _onnx(described: Mapping[str, Any]) -> list[str]:
     first = [name for name in described["encoder"]["inputs"] if name != "x"]
     further = [name for name in described["decoder"]["inputs"] if name != "z"]
     given = ", ".join(['"x": x', *(f'"{name}": {name}' for name in first)])
+    result = next(iter(described["decoder"]["outputs"]))
     codes = ", ".join(['"z": mean', *(f'"{name}": {name}' for name in further)])
     return [
         "import numpy as np",
@@ -112,6 +114,6 @@ def _onnx(described: Mapping[str, Any]) -> list[str]:
         *(f"{name} = {made[name]}" for name in further),
         f'mean, scale = encoder.run(["mean", "scale"], {{{given}}})',
         "print(mean, scale)",
-        f'(x_again,) = decoder.run(["mean"], {{{codes}}})',
+        f'(x_again,) = decoder.run(["{result}"], {{{codes}}})',
         "print(x_again)",
     ]
