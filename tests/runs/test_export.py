@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_bvae import InputError, runs
+from pyro_bvae import Context, InputError, runs
 from pyro_bvae.cli import main
 from pyro_bvae.runs import Shape, TrainConfig, build_vae
 from pyro_bvae.runs.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
@@ -24,7 +25,7 @@ TINY = {"hidden": (8, 8), "latent_dim": L, "epochs": 1, "warmup_epochs": 0.0, "b
 
 
 def make(network: str = "mlp", posterior: str = "normal", likelihood: str = "normal", **further):
-    """Return an untrained model with two batches, and the shape of its data."""
+    """Return an untrained model with two batches, and contexts of its data."""
     image = IMAGE if network == "convolutional" else None
     size = 784 if image else D
     shape = Shape(
@@ -33,15 +34,17 @@ def make(network: str = "mlp", posterior: str = "normal", likelihood: str = "nor
     config = TrainConfig(
         network=network, posterior=posterior, likelihood=likelihood, **TINY, **further
     )
-    return build_vae(config, shape).eval(), shape
+    sizes = torch.logspace(0, 4, 8).unsqueeze(1) if shape.has_size_factor else None
+    contexts = Context(sizes, torch.eye(2).repeat(4, 1))
+    return build_vae(config, shape).eval(), contexts
 
 
-def difference(vae, shape, suffix: str, folder: Path) -> float:
+def difference(vae, contexts, suffix: str, folder: Path) -> float:
     """Return the largest difference between a model and the files of one format."""
     most = 0.0
-    for name, probe in graphs.probes(vae, shape.num_covariates, shape.has_size_factor, 8).items():
+    for name, probe in graphs.probes(vae, contexts, 8).items():
         path = folder / f"{name}{suffix}"
-        path.write_bytes(formats.FORMATS[suffix][0](formats.record(probe), probe))
+        path.write_bytes(formats.FORMATS[suffix][0](formats.graph_of(probe), probe))
         most = max(most, formats.largest_difference(path, path.name, probe))
     return most
 
@@ -75,21 +78,20 @@ def test_files_of_all_parts(parts: tuple[str, str, str], suffix: str, tmp_path: 
 
 
 def test_the_decoder_gives_the_parameters_of_the_likelihood() -> None:
-    vae, shape = make(likelihood="zero-inflated-negative-binomial")
-    probe = graphs.probes(vae, shape.num_covariates, True, 8)["decoder"]
+    probe = graphs.probes(*make(likelihood="zero-inflated-negative-binomial"), 8)["decoder"]
     rate, theta, lost = (probe.wanted[name] for name in ("log_mean", "dispersion", "gate_logits"))
     # The mean of a zero-inflated negative binomial, by hand; the rates are shares of the size.
     assert torch.allclose(probe.wanted["mean"], torch.sigmoid(-lost) * rate.exp(), rtol=1e-5)
     assert torch.allclose(rate.exp().sum(1, keepdim=True), probe.inputs["size_factor"], rtol=1e-4)
     assert theta.shape == (8, D)
-    gaussian = graphs.probes(make()[0], 2, False, 8)["decoder"]
+    gaussian = graphs.probes(*make(), 8)["decoder"]
     assert gaussian.wanted.keys() == {"mean", "scale"}
 
 
 def test_very_many_pixels_one_after_the_other_have_no_mean(tmp_path: Path) -> None:
-    vae, shape = make("convolutional", likelihood="autoregressive-bernoulli")
-    assert graphs.probes(vae, 2, False, 8)["decoder"].wanted.keys() == {"logits"}
-    assert difference(vae, shape, ".pt2", tmp_path) <= 1e-5
+    model = make("convolutional", likelihood="autoregressive-bernoulli")
+    assert graphs.probes(*model, 8)["decoder"].wanted.keys() == {"logits"}
+    assert difference(*model, ".pt2", tmp_path) <= 1e-5
 
 
 # -- whole exports
@@ -202,8 +204,6 @@ def test_the_command_of_the_card_is_that_of_the_run(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_card_has_the_evaluation(run: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(run, tmp_path / "run")
     runs.evaluate_run(tmp_path / "run", num_samples=20, num_data=4, progress=False)
     runs.export(tmp_path / "run", checkpoint="last")
@@ -213,6 +213,18 @@ def test_the_card_has_the_evaluation(run: Path, tmp_path: Path) -> None:
     assert value is not None and abs(float(value[1]) - saved["evidence"]["value"]) < 0.01
     assert "These numbers are of checkpoint best, and the files of last." in card
     assert "Measured on 4 of the test data with 20 particles each" in card
+
+
+def test_a_run_whose_data_are_gone_is_exported(run: Path, exported: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    table = run.parent / "table.csv"
+    table.rename(tmp_path / "moved.csv")
+    try:
+        folder = runs.export(tmp_path / "run").folder
+    finally:
+        (tmp_path / "moved.csv").rename(table)
+    for name in ("weights.safetensors", "model.json"):
+        assert (folder / name).read_bytes() == (exported / name).read_bytes()
 
 
 # -- refusals

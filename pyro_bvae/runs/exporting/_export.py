@@ -17,12 +17,12 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError, byte_size
 from pyro_bvae.core.inputs.public import exclusive
-from pyro_bvae.datasets.labels import PARTS
+from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.runs.build import Shape, build_vae
 from pyro_bvae.runs.config import TrainConfig
 from pyro_bvae.runs.directory import Run, load
 from pyro_bvae.runs.exporting.card import model_card
-from pyro_bvae.runs.exporting.formats import FORMATS, largest_difference, needed, record
+from pyro_bvae.runs.exporting.formats import FORMATS, graph_of, largest_difference, needed
 from pyro_bvae.runs.exporting.graphs import Probe, probes
 from pyro_bvae.training.checkpoint import load_weights
 from pyro_bvae.vae import BetaVAE
@@ -100,11 +100,10 @@ def export(
     opened = load(directory, checkpoint=checkpoint)
     if opened.config is None:
         raise InputError(f"{directory} has no config.json, so that its parts have no names")
-    assert opened.splits is not None
-    shape = Shape.of(opened.splits.train)
-    known = probes(opened.vae, shape.num_covariates, shape.has_size_factor, _COMPARED)
-    described = _description(opened, shape, known)
-    graphs = {name: record(probe) for name, probe in known.items()}
+    record = _record(opened)
+    known = probes(opened.vae, record.contexts, _COMPARED)
+    described = _description(opened, record, known)
+    graphs = {name: graph_of(probe) for name, probe in known.items()}
     contents = {_WEIGHTS: _weights_content(opened.vae, described)}
     for name in _GRAPHS:
         part, suffix = Path(name).stem, Path(name).suffix
@@ -124,13 +123,19 @@ def _folder(run: Path, output: str | Path | None) -> Path:
     return folder
 
 
-def _description(run: Run, shape: Shape, known: Mapping[str, Probe]) -> dict[str, Any]:
+def _record(run: Run) -> DataRecord:
+    """Return the record of a run's data; a run of version 0.1.0 has the data themselves."""
+    if run.record is not None:
+        return run.record
+    assert run.splits is not None
+    return DataRecord.of(run.splits)
+
+
+def _description(run: Run, record: DataRecord, known: Mapping[str, Probe]) -> dict[str, Any]:
     """Return what the weights do not say of themselves."""
-    assert run.config is not None and run.splits is not None
-    sizes = {name: value for name, value in vars(shape).items() if not callable(value)}
+    assert run.config is not None
+    shape, cells = vars(Shape.recorded(record)), record.cells
     packages = ("pyro-bvae", "torch", "pyro-ppl")
-    parts = {name: getattr(run.splits, name) for name in PARTS}
-    train, cells = run.splits.train, getattr(run.splits, "format", None)
     graphs = {
         name: {
             side: {key: ["N", *value.shape[1:]] for key, value in getattr(probe, values).items()}
@@ -142,14 +147,15 @@ def _description(run: Run, shape: Shape, known: Mapping[str, Probe]) -> dict[str
         "format": _FORMAT,
         "version": _VERSION,
         "config": {**run.config.options(), "path": None, "data_root": None},
-        "shape": sizes,
+        "shape": {name: value for name, value in shape.items() if not callable(value)},
         "training_beta": run.training_beta,
         "data": {
-            "name": run.splits.name,
-            "parts": {name: len(part) for name, part in parts.items() if part is not None},
-            "features": list(train.feature_names),
-            "labels": list(train.label_names),
+            "name": record.name,
+            "parts": {name: len(members.index) for name, members in record.parts.items()},
+            "features": list(record.feature_names),
+            "labels": list(record.label_names),
             "batches": list(cells.batches) if cells else [],
+            "total_is_size_factor": bool(cells and cells.size_factor),
         },
         **graphs,
         "versions": {name: version(name) for name in packages},
@@ -161,7 +167,7 @@ def _weights_content(vae: torch.nn.Module, described: Mapping[str, Any]) -> byte
 
     # Copies, since a file of this format shares no weights between two names.
     weights = {name: weight.contiguous().clone() for name, weight in vae.state_dict().items()}
-    content: bytes = save(weights, {"format": "pt", _FORMAT: json.dumps(described)})
+    content: bytes = save(weights, {_FORMAT: json.dumps(described)})
     return content
 
 

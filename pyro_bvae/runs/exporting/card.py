@@ -86,7 +86,11 @@ def _data(described: Mapping[str, Any]) -> list[str]:
     if shape["missing"]:
         lines.append("- Entries may be missing: NaN.")
     if shape["has_size_factor"]:
-        lines.append("- Each datum has a size factor, a positive number that multiplies its mean.")
+        rule = "its total over these features" * data["total_is_size_factor"]
+        lines.append(
+            f"- Each datum has a size factor, {rule or 'a positive number'}, which multiplies its"
+            " mean."
+        )
     if shape["num_covariates"]:
         batches = f", one for each batch: {listed(data['batches'])}" if data["batches"] else ""
         lines.append(f"- Each datum has {shape['num_covariates']} covariates{batches}.")

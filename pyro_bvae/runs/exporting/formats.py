@@ -55,7 +55,7 @@ def _recording() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def record(probe: Probe) -> torch.export.ExportedProgram:
+def graph_of(probe: Probe) -> torch.export.ExportedProgram:
     """Return the graph of a module, for any number of data."""
     first, *others = probe.inputs
     batch = torch.export.Dim("batch")

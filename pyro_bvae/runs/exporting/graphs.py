@@ -17,8 +17,6 @@ from pyro_bvae.distributions.autoregressive import mean_noises
 _PARAMETERS = ("loc", "scale", "df", "logits", "log_mean", "dispersion", "gate_logits")
 #: Most pixels of an autoregressive likelihood whose mean, a pass for each, is in a graph.
 MOST_PASSES = 100
-# Smallest and largest size factor, as a power of ten, of the data that a graph is compared on.
-_SIZE_FACTORS = (0, 4)
 
 Tensors = dict[str, Tensor]
 
@@ -110,22 +108,20 @@ class Probe(NamedTuple):
 
 
 @torch.no_grad()
-def probes(vae: Any, num_covariates: int, has_size_factor: bool, count: int) -> dict[str, Probe]:
+def probes(vae: Any, contexts: Context | None, count: int) -> dict[str, Probe]:
     """Return inputs and outputs of ``encoder`` and ``decoder`` on data that the model makes itself.
 
-    They have size factors from 1 to 10,000, every covariate in turn, and a missing entry in every
-    second datum where entries may be missing.
+    Every second of them has a missing entry where entries may be missing.
 
     Args:
         vae: The model.
-        num_covariates: The number of covariates of each datum.
-        has_size_factor: Whether each datum has a size factor.
+        contexts: Some contexts, which the data have in turn; None for a model without.
         count: The number of data.
     """
-    context = _context(
-        torch.logspace(*_SIZE_FACTORS, count).unsqueeze(1) if has_size_factor else None,
-        torch.eye(num_covariates)[torch.arange(count) % num_covariates] if num_covariates else None,
-    )
+    context = contexts
+    if contexts is not None:
+        size = max(len(part) for part in contexts if part is not None)
+        context = contexts.to(next(vae.parameters())).take(torch.arange(count) % size)
     x = vae.generate(count, context, noise=True)
     if vae.missing:
         rows = torch.arange(0, count, 2)
