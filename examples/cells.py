@@ -6,8 +6,6 @@ The counts are simulated from three cell types with negative binomial noise, so 
 are known. With counts of your own, ``path`` is your file and ``label_column`` a column of its ``obs``.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path
@@ -18,39 +16,38 @@ from pyro_bvae import compare, datasets, load, runs
 from pyro_bvae.runs import TrainConfig
 
 
-def simulate(path: Path) -> None:
+def simulate(path: Path, seed: int) -> None:
     """Write cells of three types, as an experiment would have given them."""
-    truth = datasets.negative_binomial_truth(num_features=40, num_types=3, dispersion=0.5)
-    made = datasets.negative_binomial_factors(900, truth=truth, validation=0).train.dense()
-    cells = anndata.AnnData(made.x.numpy())
-    cells.obs["type"] = [f"type {label}" for label in made.labels.tolist()]
+    truth = datasets.negative_binomial_truth(num_features=40, num_types=3, dispersion=2.0)
+    splits = datasets.negative_binomial_factors(900, truth=truth, seed=seed)
+    cells = anndata.AnnData(splits.train.dense().x.numpy())
+    cells.obs["type"] = [f"type {label}" for label in splits.train.labels.tolist()]
     cells.write_h5ad(path)
 
 
 def main(folder: Path, epochs: int) -> None:
-    """Train two models, choose one, look at what it found, and write that beside the cells."""
-    path = folder / "cells.h5ad"
-    simulate(path)
+    """Train two models, choose one, and write what it says beside cells that it has not seen."""
+    simulate(folder / "cells.h5ad", seed=0)
 
     # The library size is the size factor of each cell; the encoder sees log(1 + count).
-    options = {"latent_dim": 3, "hidden": (64,), "epochs": epochs, "learning_rate": 0.01}
-    for likelihood in ("poisson", "negative-binomial"):
-        config = TrainConfig(
-            dataset="h5ad", path=str(path), label_column="type", likelihood=likelihood, **options
-        )
-        runs.train(config, folder / likelihood, progress=False)
+    config = TrainConfig(
+        dataset="h5ad", path=str(folder / "cells.h5ad"), label_column="type", latent_dim=3,
+        hidden=(64,), epochs=epochs, learning_rate=0.01,
+    )  # fmt: skip
+    for name in ("poisson", "negative-binomial"):
+        runs.train(config.with_options(likelihood=name), folder / name, progress=False)
 
-    names = {likelihood: folder / likelihood for likelihood in ("poisson", "negative-binomial")}
-    comparison = compare(names, num_data=40, num_samples=200, method="importance")
-    print(comparison)
+    models = {name: folder / name for name in ("poisson", "negative-binomial")}
+    print(compare(models, num_data=40, num_samples=200, method="importance"))
 
-    best = folder / comparison.best
-    print(runs.evaluate_run(best, num_samples=200, num_data=20, progress=False).verdict)
+    chosen = folder / "negative-binomial"
+    print(runs.evaluate_run(chosen, num_samples=200, num_data=10, progress=False).verdict)
 
-    run, cells = load(best), anndata.read_h5ad(path)
-    runs.annotate(cells, run.vae, run.splits.format, num_samples=100)
-    print("latents of each cell:", cells.obsm["X_pyro_bvae"].shape)
-    print(cells.obs.groupby("type", observed=True)["pyro_bvae_evidence"].describe())
+    simulate(folder / "new.h5ad", seed=1)
+    cells, run = anndata.read_h5ad(folder / "new.h5ad"), load(chosen)
+    runs.annotate(cells, run.vae, run.record.cells, num_samples=50)
+    print("latents of the new cells, for scanpy:", cells.obsm["X_pyro_bvae"].shape)
+    print(cells.obs.groupby("type", observed=True)["pyro_bvae_evidence"].describe().round(1))
 
 
 if __name__ == "__main__":

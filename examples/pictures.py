@@ -6,8 +6,6 @@ The pictures are made here: discs of any place and size. With a folder of your o
 folder, its sub-folders are classes, and all images have one size.
 """
 
-from __future__ import annotations
-
 import argparse
 import tempfile
 from pathlib import Path
@@ -34,16 +32,15 @@ def draw(folder: Path, count: int) -> None:
 
 def main(folder: Path, epochs: int) -> None:
     """Train on the pictures, look at the codes, rebuild some and make new ones."""
-    draw(folder / "pictures", 400)
+    draw(folder / "pictures", 300)
     config = TrainConfig(
         dataset="file", path=str(folder / "pictures"), network="convolutional", hidden=(64,),
         latent_dim=3, likelihood="continuous-bernoulli", epochs=epochs, learning_rate=3e-3,
     )  # fmt: skip
-    run_folder = folder / "run"
-    runs.train(config, run_folder, progress=False)
+    runs.train(config, folder / "run", progress=False)
 
-    run = load(run_folder)
-    test = run.splits.test
+    run = load(folder / "run")
+    test = run.part("test")
     embedding = latents.embed(run)
     for label, name in enumerate(test.label_names):
         print(f"mean code of {name} discs:", embedding.means[test.labels == label].mean(0))
