@@ -32,7 +32,7 @@ def draw(folder: Path, count: int) -> None:
 
 def main(folder: Path, epochs: int) -> None:
     """Train on the pictures, look at the codes, rebuild some and make new ones."""
-    draw(folder / "pictures", 300)
+    draw(folder / "pictures", 400)
     config = TrainConfig(
         dataset="file", path=str(folder / "pictures"), network="convolutional", hidden=(64,),
         latent_dim=3, likelihood="continuous-bernoulli", epochs=epochs, learning_rate=3e-3,
@@ -54,6 +54,6 @@ def main(folder: Path, epochs: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--epochs", type=int, default=40)
+    parser.add_argument("--epochs", type=int, default=60)
     with tempfile.TemporaryDirectory() as made:
         main(Path(made), parser.parse_args().epochs)
