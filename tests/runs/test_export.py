@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pyro_bvae import Context, InputError, runs
+from pyro_bvae import Context, InputError, datasets, runs
 from pyro_bvae.cli import main
 from pyro_bvae.runs import Shape, TrainConfig, build_vae
 from pyro_bvae.runs.catalogue import COUNTS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
@@ -225,6 +225,37 @@ def test_a_run_whose_data_are_gone_is_exported(run: Path, exported: Path, tmp_pa
         (tmp_path / "moved.csv").rename(table)
     for name in ("weights.safetensors", "model.json"):
         assert (folder / name).read_bytes() == (exported / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_cells_with_batches_and_the_code_of_their_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import anndata
+
+    cells = anndata.AnnData(datasets.negative_binomial_factors(100).train.dense().x.numpy())
+    cells.obs["donor"] = [f"donor {number % 3}" for number in range(len(cells))]
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    config = TrainConfig(
+        dataset="h5ad", path=str(tmp_path / "cells.h5ad"), batch_column="donor", prior="vamp",
+        prior_components=5, likelihood="negative-binomial", **TINY,
+    )  # fmt: skip
+    runs.train(config, tmp_path / "run", progress=False)
+    run = runs.load(tmp_path / "run")
+    some = run.part("test").dense()
+    exported = runs.export(tmp_path / "run", onnx=True).folder
+    own = {name: getattr(some.context, name) for name in ("size_factor", "covariates")}
+    codes = torch.export.load(str(exported / "encoder.pt2")).module()(
+        some.x, covariates=own["covariates"]
+    )["mean"]
+    torch.testing.assert_close(codes, run.vae.encode(some.x, some.context))
+    means = torch.export.load(str(exported / "decoder.pt2")).module()(codes, **own)["mean"]
+    torch.testing.assert_close(means, run.vae.reconstruct(some.x, some.context))
+    card = (exported / "README.md").read_text(encoding="utf-8")
+    assert "one for each batch: donor 0, donor 1, donor 2" in card
+    monkeypatch.chdir(exported)
+    for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL):
+        exec(block, {})
 
 
 # -- refusals

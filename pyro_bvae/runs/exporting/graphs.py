@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context, arguments
 from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.protocols import part_of
 from pyro_bvae.core.seeds import GENERATE_STREAM, seeded
 from pyro_bvae.distributions import AutoregressiveNormal, AutoregressivePixels
 from pyro_bvae.distributions.autoregressive import mean_noises
@@ -35,7 +36,8 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
-        self.encoder, self.missing = vae.encoder, vae.missing
+        self.encoder = vae.encoder
+        self.missing = vae.missing and not part_of(vae, "encoder", "inputs", "fills_missing")
         self.register_buffer("noises", mean_noises(vae.latent_dim), persistent=False)
 
     def forward(self, x: Tensor, covariates: Tensor | None = None) -> Tensors:

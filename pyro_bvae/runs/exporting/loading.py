@@ -34,7 +34,7 @@ def loading(described: Mapping[str, Any], names: Sequence[str]) -> list[str]:
         "The weights alone, and the whole model, for which pyro_bvae must be installed:",
         "",
         "```python",
-        *_WEIGHTS,
+        *_weights(described),
         "```",
         "",
         "`model.json` has the configuration, the shapes and the names of the features, which are"
@@ -42,16 +42,21 @@ def loading(described: Mapping[str, Any], names: Sequence[str]) -> list[str]:
     ]
 
 
-_WEIGHTS = (
-    "from safetensors.torch import load_file",
-    "",
-    'weights = load_file("weights.safetensors")',
-    "",
-    "from pyro_bvae import runs",
-    "",
-    'vae = runs.from_export(".")',
-    "print(vae.generate(2))",
-)
+def _weights(described: Mapping[str, Any]) -> list[str]:
+    made = _made(described, "torch")
+    further = [name for name in described["decoder"]["inputs"] if name != "z"]
+    context = ", ".join(f"{name}={made[name]}" for name in further)
+    return [
+        "from safetensors.torch import load_file",
+        "",
+        'weights = load_file("weights.safetensors")',
+        "",
+        *(["import torch"] if further else []),
+        f"from pyro_bvae import {'Context, ' if further else ''}runs",
+        "",
+        'vae = runs.from_export(".")',
+        f"print(vae.generate({_ROWS}{f', Context({context})' if further else ''}))",
+    ]
 
 
 def _table(name: str, described: Mapping[str, Any]) -> list[str]:
@@ -65,14 +70,16 @@ def _table(name: str, described: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _made(described: Mapping[str, Any], torch_name: str) -> dict[str, str]:
+def _made(described: Mapping[str, Any], library: str) -> dict[str, str]:
     """Return the code that makes each input: zeros, size factors of 1, the first batch."""
     shapes = {**described["encoder"]["inputs"], **described["decoder"]["inputs"]}
     made = {}
     for name, (_, size) in shapes.items():
+        dtype = ', dtype="float32"' if library == "np" else ""
         kind = "ones" if name == "size_factor" else "zeros"
-        dtype = ', dtype="float32"' if torch_name == "np" else ""
-        made[name] = f"{torch_name}.{kind}(({_ROWS}, {size}){dtype})"
+        made[name] = f"{library}.{kind}(({_ROWS}, {size}){dtype})"
+        if name == "covariates" and described["data"]["batches"]:
+            made[name] = f"{library}.eye({size}{dtype})[[0] * {_ROWS}]"
     return made
 
 
