@@ -2,6 +2,7 @@ from pyro_bvae.runs._annotate import annotate as annotate
 from pyro_bvae.runs._compare import compare as compare
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
+from pyro_bvae.runs._improve import improve as improve
 from pyro_bvae.runs._score import Scores as Scores
 from pyro_bvae.runs._score import score as score
 from pyro_bvae.runs._sweep import saved_sweep as saved_sweep
@@ -23,3 +24,7 @@ from pyro_bvae.runs.exporting._export import Exported as Exported
 from pyro_bvae.runs.exporting._export import export as export
 from pyro_bvae.runs.exporting._export import from_export as from_export
 from pyro_bvae.runs.snapshots import Snapshots as Snapshots
+from pyro_bvae.runs.sweep_directory import LoadedSweep as LoadedSweep
+from pyro_bvae.runs.sweep_directory import evaluate_sweep as evaluate_sweep
+from pyro_bvae.runs.sweep_directory import is_sweep as is_sweep
+from pyro_bvae.runs.sweep_directory import sweep_members as sweep_members

@@ -155,6 +155,15 @@ class Workshop:
         (self.folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
         return self.folder / "table.csv"
 
+    @property
+    def frame(self) -> Any:
+        """A table in memory."""
+        import pandas as pd
+
+        columns = {name: self.x[:, place].numpy() for place, name in enumerate("abcd")}
+        kinds = ["u", "v"] * (N // 2)
+        return pd.DataFrame({**columns, "kind": kinds, "cell": [f"c{i}" for i in range(N)]})
+
     @cached_property
     def npz(self) -> Path:
         """A file of the form of dSprites."""
@@ -344,6 +353,8 @@ RIGHT: dict[str, Call] = {
         w.run, torch.zeros(3, 10), method="importance", checkpoint="best", seed=1, num_samples=3
     ),
     "saved_sweep": lambda w: of(w.swept),
+    "sweep_members": lambda w: of(w.swept),
+    "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),
     "choose_data": lambda w: of(w.data, 5, 1),
     "check_config": lambda w: of(CONFIG),
     "load_data": lambda w: of(CONFIG),
@@ -359,6 +370,7 @@ RIGHT: dict[str, Call] = {
     "export": lambda w: of(w.run, w.folder / "export", onnx=False, checkpoint="best"),
     "from_export": lambda w: of(w.result("export").folder),
     "write_report": lambda w: of(w.run, w.folder / "report.html"),
+    "write_comparison": lambda w: of(w.result("compare"), w.folder / "comparison.html"),
     # latents
     "embed": lambda w: of(w.vae, w.x, scales=True),
     "reconstruct": lambda w: of(w.vae, w.x),
@@ -381,15 +393,18 @@ RIGHT: dict[str, Call] = {
     "factor_classes": lambda w: of(w.factors),
     "dsprites": lambda w: of(w.npz, num_data=20, **SPLIT),
     "from_path": lambda w: of(w.csv, **SPLIT),
+    "from_dataframe": lambda w: of(w.frame, label="kind", index="cell", **SPLIT),
     "from_anndata": lambda w: of(w.adata, min_cells=1, **SPLIT),
     "h5ad": lambda w: of(w.h5ad),
     "datasets.load": lambda w: of("linear-gaussian", seed=1),
     "split": lambda w: of(w.data, name="all", **SPLIT),
+    "standardized": lambda w: of(w.splits),
     # figures
     "plots.count_checks": lambda w: of(w.result("count_checks")),
     "plots.rate_distortion": lambda w: of(w.result("rate_distortion")),
     "disentanglement_scores": lambda w: of(w.result("score_codes")),
-    "comparison": lambda w: of(w.result("compare")),
+    "comparison": lambda w: of(w.result("compare"), titled=False),
+    "paired_differences": lambda w: of(w.result("compare")),
     "gap_bar": lambda w: of(w.result("evaluate").to_dict()),
     "plots.inference_gaps": lambda w: of(w.gaps),
     "per_datum_gaps": lambda w: of(w.gaps),
