@@ -373,6 +373,8 @@ RIGHT: dict[str, Call] = {
     "annotate": lambda w: of(
         w.adata.copy(), w.cells_vae, w.cell_format, num_samples=3, seed=1, key="pyro_bvae"
     ),
+    "export": lambda w: of(w.run, w.folder / "export", onnx=False, checkpoint="best"),
+    "from_export": lambda w: of(w.result("export").folder),
     "write_report": lambda w: of(w.run, w.folder / "report.html"),
     "write_comparison": lambda w: of(w.result("compare"), w.folder / "comparison.html"),
     # latents
