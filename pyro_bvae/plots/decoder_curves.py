@@ -46,10 +46,10 @@ def decoder_curve(
             color=_GREEN,
             label="models trained at each β, guide and all",
         )
-        for name, point in trained.items():
+        for name, place in trained.items():
             axes.annotate(
                 name,
-                point,
+                place,
                 (-6, 6),
                 textcoords="offset points",
                 color=_GREEN,

@@ -111,8 +111,8 @@ class CurveRun(AnnealingRun):
                 distortions[index] = -total / (_STAY + 1) / self.longest
             before = index
             self.bar.update()
-        noted = ([part[stop] for stop in self.stops] for part in (weights, distortions))
-        return Stops(*(torch.stack(parts) for parts in noted), log_weights)
+        at_stops = torch.stack([weights[stop] for stop in self.stops])
+        return Stops(at_stops, torch.stack([distortions[stop] for stop in self.stops]), log_weights)
 
 
 def with_stops(
