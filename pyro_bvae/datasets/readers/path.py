@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import as_path, check_file, status_of
 from pyro_bvae.core.inputs.public import public
-from pyro_bvae.datasets.dataset import Dataset
-from pyro_bvae.datasets.labels import WHOLE
+from pyro_bvae.datasets.dataset import Dataset, joined
+from pyro_bvae.datasets.labels import PARTS, WHOLE
 from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
 from pyro_bvae.datasets.readers.csv import read_csv
 from pyro_bvae.datasets.readers.files import conversion
@@ -93,6 +93,32 @@ def from_path(
     )
 
 
+def read_rows(
+    path: Path,
+    *,
+    columns: Columns,
+    features: Sequence[str] = (),
+    missing: bool = False,
+    images: ImageOptions,
+) -> Dataset:
+    """Return all rows of a file or folder, of all its parts.
+
+    Args:
+        path: The file or folder.
+        columns: Columns of a table that are no features, as far as they are there.
+        features: Columns of a table that are read; all of them if there are none.
+        missing: As of :func:`from_path`.
+        images: Options of a folder of images.
+
+    Raises:
+        InputError: as of :func:`from_path`.
+    """
+    is_table = READERS.get(_suffix(path).lower()) is read_csv and not path.is_dir()
+    own = images if path.is_dir() else ImageOptions()
+    parts = _reader(path, columns if is_table else Columns(), missing, own, features)(path)
+    return joined([parts[part] for part in (WHOLE, *PARTS) if part in parts])
+
+
 def _suffix(path: Path) -> str:
     """Return the ending of a name that tells the format, .csv.gz of data.v2.csv.gz."""
     *before, last = ["", *path.suffixes] if path.suffixes else ["", ""]
@@ -100,7 +126,7 @@ def _suffix(path: Path) -> str:
 
 
 def _reader(
-    path: Path, columns: Columns, missing: bool, images: ImageOptions
+    path: Path, columns: Columns, missing: bool, images: ImageOptions, features: Sequence[str] = ()
 ) -> Callable[[Path], dict[str, Dataset]]:
     """Return the reader of a file or folder, with the options it takes."""
     suffix = _suffix(path).lower()
@@ -123,5 +149,7 @@ def _reader(
         )
     if check_file(path).st_size == 0:
         raise InputError("empty data set: the file is empty")
-    options = {"columns": columns} if reader is read_csv else {}
+    options: dict[str, Any] = {}
+    if reader is read_csv:
+        options = {"columns": columns, "features": features}
     return partial(reader, missing=missing, **options)

@@ -49,12 +49,16 @@ class Columns:
         """The columns that there are, by their roles."""
         return {role: name for role, name in vars(self).items() if name is not None}
 
-    def among(self, names: Sequence[Hashable], ending: str = "") -> Columns:
+    def among(
+        self, names: Sequence[Hashable], ending: str = "", features: Sequence[Hashable] = ()
+    ) -> Columns:
         """Return these columns of a table, with ``label`` or ``labels`` if no other is named.
 
         Args:
             names: The names of all columns.
             ending: Of the arguments' names in messages.
+            features: The features, where they are known: a column of another use may then be
+                absent.
 
         Raises:
             InputError: if there is no such column, or one has two meanings or a name of another.
@@ -64,6 +68,9 @@ class Columns:
             if name in known:
                 raise InputError(f"the names of the columns must differ, got '{name}' twice")
             known.add(name)
+        if features:
+            there = {role: name for role, name in self.given.items() if name in known}
+            return Columns(**there)._with_label(known - set(features))
         given = self.given
         for role, name in given.items():
             if name not in known:
@@ -76,9 +83,13 @@ class Columns:
                     f"'{one}{ending}' and '{other}{ending}' must be two columns, got "
                     f"{given[one]!r} for both"
                 )
+        return self._with_label(known)
+
+    def _with_label(self, names: set[Hashable]) -> Columns:
+        """Return these columns with one of the usual names for the label, if it has none."""
         if self.label is not None:
             return self
-        usual = (name for name in LABEL_COLUMNS if name in known - set(given.values()))
+        usual = (name for name in LABEL_COLUMNS if name in names - set(self.given.values()))
         return replace(self, label=next(usual, None))
 
 
