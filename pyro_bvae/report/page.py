@@ -58,9 +58,9 @@ def write_report(
             return write_report(directory, directory / "report.html")
     evaluation = read_evaluation(directory)
     run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
-    if run.config is None or run.splits is None:
+    if run.config is None:
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
-    conditional = run.splits.test.context is not None
+    conditional = run.part("test").context is not None
     remarks = run.history.remarks + check_after(evaluation)
     page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
     path = directory / "report.html" if output is None else Path(output)

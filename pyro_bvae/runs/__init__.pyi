@@ -2,6 +2,8 @@ from pyro_bvae.runs._annotate import annotate as annotate
 from pyro_bvae.runs._compare import compare as compare
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
+from pyro_bvae.runs._score import Scores as Scores
+from pyro_bvae.runs._score import score as score
 from pyro_bvae.runs._sweep import saved_sweep as saved_sweep
 from pyro_bvae.runs._sweep import train_sweep as train_sweep
 from pyro_bvae.runs._train import check_device as check_device

@@ -119,9 +119,9 @@ def _data(
         given = as_dataset(data, next(_modules(opened), None))
         return given if context is None else replace(given, context=context)
     runs = [each for own in opened.values() for each in own]
-    if not all(isinstance(each, Run) and each.splits is not None for each in runs):
+    if not all(isinstance(each, Run) for each in runs):
         raise InputError("'data' must be given for models that are no runs with data of their own")
-    parts = [each.splits.test.dense() for each in runs]
+    parts = [each.part("test").dense() for each in runs]
     if len({part.num_features for part in parts}) > 1:
         raise InputError(
             "the runs have data of different features:"
@@ -129,7 +129,7 @@ def _data(
         )
     keys = [_keys(part) for part in parts]
     common = set(keys[0]).intersection(*keys[1:])
-    trained = set().union(*(_keys(each.splits.train.dense()) for each in runs))
+    trained = set().union(*(_keys(each.part("train").dense()) for each in runs))
     rows = [place for place, key in enumerate(keys[0]) if key in common - trained]
     if len(rows) < 2:
         raise InputError(

@@ -177,6 +177,11 @@ def test_a_run_keeps_the_scaling_and_answers_in_the_datas_units(
     )  # fmt: skip
     trained = runs.train(config, tmp_path / "run", progress=False)
     assert ("compiled" in str(trained.history.step)) == compile
+    moved = (tmp_path / "x.npy").rename(tmp_path / "y.npy")
+    assert torch.equal(
+        load(tmp_path / "run").vae.encoder.inputs.mean, trained.vae.encoder.inputs.mean
+    )
+    moved.rename(tmp_path / "x.npy")
     again = load(tmp_path / "run")
     scaling = Scaling.of(from_path(tmp_path / "x.npy", missing=True).train)
     assert torch.equal(again.vae.encoder.inputs.mean, scaling.mean)
