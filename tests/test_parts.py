@@ -114,6 +114,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         f"decoder {s}": lambda s=s: ConvolutionalDecoder(4, (1, s, s), hidden=16)
         for s in (28, 32, 64)
     },  # type: ignore[misc]
+    **{
+        f"encoder {h} x {w}": lambda h=h, w=w: ConvolutionalEncoder((1, h, w), 4, 16)
+        for h, w in ((4, 4), (8, 8), (32, 28), (20, 100))
+    },  # type: ignore[misc]
+    **{
+        f"decoder {h} x {w}": lambda h=h, w=w: ConvolutionalDecoder(4, (1, h, w), hidden=16)
+        for h, w in ((4, 4), (8, 8), (32, 28), (20, 100))
+    },  # type: ignore[misc]
     "encoder, colour, covariates": lambda: ConvolutionalEncoder(
         (3, 32, 32), 4, 16, extra_features=2
     ),
@@ -479,8 +487,18 @@ def test_local_posterior_moves_with_its_parameters() -> None:
         (lambda: NormalPosterior(MLP(4, 5)), "an even number of outputs, got 5"),
         (lambda: MLP(4, 0), "'out_features' must be a positive integer, got 0"),
         (lambda: MLP(4, 4, (3, -1)), "'hidden' must be a positive integer, got -1"),
-        (lambda: ConvolutionalEncoder((1, 30, 30), 4), r"a side of 28, 32, 64, got \(1, 30, 30\)"),
-        (lambda: ConvolutionalDecoder(4, (1, 32, 28)), r"a side of 28, 32, 64, got \(1, 32, 28\)"),
+        (
+            lambda: ConvolutionalEncoder((1, 30, 30), 4),
+            r"width divisible by 4, .* got \(1, 30, 30\)",
+        ),
+        (
+            lambda: ConvolutionalDecoder(4, (1, 32, 27)),
+            r"width divisible by 4, .* got \(1, 32, 27\)",
+        ),
+        (
+            lambda: ConvolutionalDecoder(4, (0, 32, 32)),
+            "'channels' must be a positive integer, got 0",
+        ),
         (lambda: NormalLikelihood(0.0), "'scale' must be positive and finite, got 0.0"),
         (lambda: NormalLikelihood(math.nan), "'scale' must be positive and finite, got nan"),
         (

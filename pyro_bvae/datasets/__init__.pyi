@@ -24,6 +24,7 @@ from pyro_bvae.datasets.images.torchvision import fashion_mnist as fashion_mnist
 from pyro_bvae.datasets.images.torchvision import kmnist as kmnist
 from pyro_bvae.datasets.images.torchvision import mnist as mnist
 from pyro_bvae.datasets.lazy import LazyDataset as LazyDataset
+from pyro_bvae.datasets.readers.frames import from_dataframe as from_dataframe
 from pyro_bvae.datasets.readers.path import from_path as from_path
 from pyro_bvae.datasets.registry import available as available
 from pyro_bvae.datasets.registry import load as load

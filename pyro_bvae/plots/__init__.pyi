@@ -1,3 +1,4 @@
+from pyro_bvae.plots.before_after import before_and_after as before_and_after
 from pyro_bvae.plots.counts import count_checks as count_checks
 from pyro_bvae.plots.curve import rate_distortion as rate_distortion
 from pyro_bvae.plots.disentanglement import disentanglement_scores as disentanglement_scores

@@ -16,6 +16,7 @@ from pyro_bvae.core.context import arguments
 from pyro_bvae.core.protocols import part_of
 from pyro_bvae.evaluation import count_checks
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.report.before_after import before_and_after
 
 NUM_SAMPLES, NUM_POINTS, NUM_LATENTS, NUM_PAIRS, NUM_STEPS, NUM_CHECKED = 40, 3000, 10, 4, 9, 500
 
@@ -37,6 +38,7 @@ def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
     """
     results = [
         _gaps(evaluation),
+        None if (improved := before_and_after(run)) is None else Section(*improved),
         _training(run),
         _reconstructions(run),
         _samples(run),

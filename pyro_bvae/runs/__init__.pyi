@@ -2,6 +2,7 @@ from pyro_bvae.runs._annotate import annotate as annotate
 from pyro_bvae.runs._compare import compare as compare
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
+from pyro_bvae.runs._improve import improve as improve
 from pyro_bvae.runs._score import Scores as Scores
 from pyro_bvae.runs._score import score as score
 from pyro_bvae.runs._sweep import saved_sweep as saved_sweep

@@ -42,6 +42,12 @@ def _convolutional(options: Any, shape: Any, outputs: int, *, decodes: bool) -> 
             "network 'convolutional' needs images, but this data set's features are no pixels:"
             " use mlp"
         )
+    if image[1] % 4 or image[2] % 4:
+        raise InputError(
+            "network 'convolutional' needs images whose height and width are divisible by 4, got"
+            f" {image[2]} x {image[1]}; 'image_size' gives those of a folder another size, and mlp"
+            " takes any"
+        )
     if decodes:
         return networks.ConvolutionalDecoder(options.latent_dim + extra, image, outputs, width)
     return networks.ConvolutionalEncoder(image, outputs, width, extra_features=extra)
@@ -63,7 +69,7 @@ NETWORKS: dict[str, Part] = {
         _dense(lambda inputs, outputs, widths: networks.MLP(inputs, outputs, hidden=())),
         "one affine layer each, whatever hidden is",
     ),
-    "convolutional": Part(_convolutional, "images of 28, 32 or 64 pixels"),
+    "convolutional": Part(_convolutional, "images with sides divisible by 4"),
 }
 
 # Given the shape of the data.

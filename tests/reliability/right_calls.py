@@ -155,6 +155,15 @@ class Workshop:
         (self.folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
         return self.folder / "table.csv"
 
+    @property
+    def frame(self) -> Any:
+        """A table in memory."""
+        import pandas as pd
+
+        columns = {name: self.x[:, place].numpy() for place, name in enumerate("abcd")}
+        kinds = ["u", "v"] * (N // 2)
+        return pd.DataFrame({**columns, "kind": kinds, "cell": [f"c{i}" for i in range(N)]})
+
     @cached_property
     def npz(self) -> Path:
         """A file of the form of dSprites."""
@@ -379,6 +388,7 @@ RIGHT: dict[str, Call] = {
     "factor_classes": lambda w: of(w.factors),
     "dsprites": lambda w: of(w.npz, num_data=20, **SPLIT),
     "from_path": lambda w: of(w.csv, **SPLIT),
+    "from_dataframe": lambda w: of(w.frame, label="kind", index="cell", **SPLIT),
     "from_anndata": lambda w: of(w.adata, min_cells=1, **SPLIT),
     "h5ad": lambda w: of(w.h5ad),
     "datasets.load": lambda w: of("linear-gaussian", seed=1),
