@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from pyro_bvae import report, runs
-from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
+from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
 from pyro_bvae.core.disk.run_files import evaluation_files, finish_replacement
 from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.bounds import Bounds
@@ -176,7 +176,7 @@ class Evaluate:
     """Measure a run on its test data: evidence, bound, gaps, active units."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory."""
+    """The run directory, or that of a sweep, all of whose runs are measured."""
     data: Path | None = None
     """New data, a file or folder of any format that is read for training; the run's test data by
     default."""
@@ -203,18 +203,18 @@ class Evaluate:
         """Run the command."""
         from pyro_bvae.training.distributed import place
 
-        evaluation = runs.evaluate_run(
-            self.directory,
-            num_samples=self.num_samples,
-            num_data=self.num_data,
-            families=self.families,
-            method=self.method,
-            checkpoint=self.checkpoint,
-            seed=self.seed,
-            device=self.device,
-            force=self.force,
-            data=self.data,
-        )
+        options: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in fields(self)
+            if field.name != "directory"
+        }  # fmt: skip
+        if runs.is_sweep(self.directory):
+            evaluations = runs.evaluate_sweep(self.directory, **options)
+            if not place()[0]:
+                print(evaluations_table(evaluations))
+                written = evaluation_files(self.directory / "*", self.data)
+                print(f"written: {written[0]}, {written[1]}")
+            return
+        evaluation = runs.evaluate_run(self.directory, **options)
         if place()[0]:
             return
         print(evaluation_table(evaluation))
@@ -227,7 +227,7 @@ class Report:
     """Write a run's page: figures, estimates, configuration, in one HTML file."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory, evaluated before."""
+    """The run directory, evaluated before; or that of a sweep, for a page of all its runs."""
     force: bool = False
     """Take over a run directory that another process holds: one that hangs, or whose machine is
     gone."""

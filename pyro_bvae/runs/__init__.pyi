@@ -21,3 +21,7 @@ from pyro_bvae.runs.config import write_config as write_config
 from pyro_bvae.runs.directory import Run as Run
 from pyro_bvae.runs.directory import load as load
 from pyro_bvae.runs.snapshots import Snapshots as Snapshots
+from pyro_bvae.runs.sweep_directory import LoadedSweep as LoadedSweep
+from pyro_bvae.runs.sweep_directory import evaluate_sweep as evaluate_sweep
+from pyro_bvae.runs.sweep_directory import is_sweep as is_sweep
+from pyro_bvae.runs.sweep_directory import sweep_members as sweep_members

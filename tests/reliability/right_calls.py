@@ -353,6 +353,8 @@ RIGHT: dict[str, Call] = {
         w.run, torch.zeros(3, 10), method="importance", checkpoint="best", seed=1, num_samples=3
     ),
     "saved_sweep": lambda w: of(w.swept),
+    "sweep_members": lambda w: of(w.swept),
+    "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),
     "choose_data": lambda w: of(w.data, 5, 1),
     "check_config": lambda w: of(CONFIG),
     "load_data": lambda w: of(CONFIG),
@@ -366,6 +368,7 @@ RIGHT: dict[str, Call] = {
         w.adata.copy(), w.cells_vae, w.cell_format, num_samples=3, seed=1, key="pyro_bvae"
     ),
     "write_report": lambda w: of(w.run, w.folder / "report.html"),
+    "write_comparison": lambda w: of(w.result("compare"), w.folder / "comparison.html"),
     # latents
     "embed": lambda w: of(w.vae, w.x, scales=True),
     "reconstruct": lambda w: of(w.vae, w.x),
@@ -398,7 +401,8 @@ RIGHT: dict[str, Call] = {
     "plots.count_checks": lambda w: of(w.result("count_checks")),
     "plots.rate_distortion": lambda w: of(w.result("rate_distortion")),
     "disentanglement_scores": lambda w: of(w.result("score_codes")),
-    "comparison": lambda w: of(w.result("compare")),
+    "comparison": lambda w: of(w.result("compare"), titled=False),
+    "paired_differences": lambda w: of(w.result("compare")),
     "gap_bar": lambda w: of(w.result("evaluate").to_dict()),
     "plots.inference_gaps": lambda w: of(w.gaps),
     "per_datum_gaps": lambda w: of(w.gaps),
