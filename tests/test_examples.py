@@ -10,10 +10,13 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 COMMANDS = {
     "any_pyro_program.py": (["--num-data", "40"], "amortization"),
     "beta_conditioned.py": (["--epochs", "2"], "knee at"),
+    "cells.py": (["--epochs", "5"], "latents of the new cells"),
     "counts_negative_binomial.py": (["--epochs", "2", "--num-samples", "50"], "gain a cell"),
     "inpainting.py": (["--epochs", "2", "--num-draws", "5"], "of the draws lie in holes"),
+    "pictures.py": (["--epochs", "2"], "written: new.png, rebuilt.png"),
     "own_likelihood.py": (["--epochs", "2"], "evidence"),
     "own_parts.py": (["--epochs", "2"], "evidence"),
+    "table.py": (["--epochs", "20"], "the strangest row: 5"),
     "swap_prior.py": (["--epochs", "2"], "RingPrior"),
     "svi.py": (["--epochs", "3", "--num-samples", "100"], "local refits"),
 }
