@@ -77,6 +77,20 @@ def test_files_of_all_parts(parts: tuple[str, str, str], suffix: str, tmp_path: 
     assert difference(*make(*parts), suffix, tmp_path) <= 1e-5
 
 
+def test_standardization_is_a_part_of_the_graphs(tmp_path: Path) -> None:
+    config = TrainConfig(likelihood="normal", standardize=True, **TINY)
+    scaling = datasets.Scaling(
+        torch.linspace(-1e3, 1e3, D).double(), torch.logspace(-2, 2, D).double()
+    )
+    vae = build_vae(config, Shape(D, missing=True, scaling=lambda: scaling)).eval()
+    assert difference(vae, None, ".pt2", tmp_path) <= 1e-5
+    x = torch.full((2, D), torch.nan)  # of which the networks see the mean, and nothing else
+    encoder = torch.export.load(str(tmp_path / "encoder.pt2")).module()
+    torch.testing.assert_close(
+        encoder(x)["mean"], encoder(scaling.mean.float().expand(2, D))["mean"]
+    )
+
+
 def test_the_decoder_gives_the_parameters_of_the_likelihood() -> None:
     probe = graphs.probes(*make(likelihood="zero-inflated-negative-binomial"), 8)["decoder"]
     rate, theta, lost = (probe.wanted[name] for name in ("log_mean", "dispersion", "gate_logits"))
@@ -156,8 +170,9 @@ def test_the_model_is_made_again_from_its_weights_alone(
 @pytest.mark.parametrize("prior", PRIORS)
 def test_every_prior_is_made_again(prior: str, tmp_path: Path) -> None:
     config = TrainConfig(
-        dataset="counts", likelihood="negative-binomial", prior=prior, prior_components=3, **TINY
-    )
+        dataset="linear-gaussian", likelihood="normal", prior=prior, prior_components=3,
+        standardize=True, **TINY,
+    )  # fmt: skip
     shape = Shape.of(runs.load_data(config).train)
     vae = build_vae(config, shape)
     sizes = {name: value for name, value in vars(shape).items() if not callable(value)}
