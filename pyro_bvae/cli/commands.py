@@ -189,6 +189,8 @@ class Evaluate:
     method: Literal["auto", "importance"] = "auto"
     """Estimator of the evidence: auto anneals what importance samples cannot be trusted with, at up
     to a hundred times their cost."""
+    calibration: bool = False
+    """Test on data drawn from the model whether the guide is the posterior, too."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: Seed = 0
@@ -205,7 +207,7 @@ class Evaluate:
 
         options: dict[str, Any] = {
             field.name: getattr(self, field.name) for field in fields(self)
-            if field.name != "directory"
+            if field.name not in ("directory", "calibration")
         }  # fmt: skip
         if runs.is_sweep(self.directory):
             evaluations = runs.evaluate_sweep(self.directory, **options)
@@ -213,13 +215,31 @@ class Evaluate:
                 print(evaluations_table(evaluations))
                 written = evaluation_files(self.directory / "*", self.data)
                 print(f"written: {written[0]}, {written[1]}")
+                for name in evaluations:
+                    self._calibrate(self.directory / name)
             return
         evaluation = runs.evaluate_run(self.directory, **options)
         if place()[0]:
             return
         print(evaluation_table(evaluation))
+        self._calibrate(self.directory)
         json_path, nc_path = evaluation_files(self.directory, self.data)
         print(f"written: {json_path}, {nc_path}")
+
+    def _calibrate(self, directory: Path) -> None:
+        """Calibrate the guide of a run, if it is asked for."""
+        if not self.calibration:
+            return
+        calibrated = runs.calibrate_run(
+            directory,
+            data=self.data,
+            num_data=self.num_data,
+            checkpoint=self.checkpoint,
+            seed=self.seed,
+            device=self.device,
+            force=self.force,
+        )
+        print(f"\n{directory.name}: {calibrated}")
 
 
 @dataclass(frozen=True)

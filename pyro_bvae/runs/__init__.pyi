@@ -1,4 +1,5 @@
 from pyro_bvae.runs._annotate import annotate as annotate
+from pyro_bvae.runs._calibrate import calibrate_run as calibrate_run
 from pyro_bvae.runs._compare import compare as compare
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,8 @@ SOME = [
     ("mlp", "flow", "discretized-logistic"),
     ("mlp", "mixture", "autoregressive-bernoulli"),
 ]
-ALL = [
-    *((network, posterior, "bernoulli") for network in NETWORKS for posterior in POSTERIORS),
-    *((network, "normal", likelihood) for network in NETWORKS for likelihood in LIKELIHOODS),
-]
+# Every likelihood, on networks and posteriors in turn.
+ALL = list(zip(cycle(NETWORKS), cycle(POSTERIORS), LIKELIHOODS, strict=False))
 
 
 @pytest.mark.parametrize("parts", SOME, ids=" ".join)

@@ -245,7 +245,7 @@ def _rebuilt(path: Path) -> BetaVAE:
 
 
 def _shape(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Shape:
-    """Return the shape of the data of an export; pseudo-inputs and scaling are among the weights."""
+    """Return the shape of the data; its pseudo-inputs and scaling are among the weights."""
     image, pseudo = sizes["image_shape"], weights.get("prior.raw_inputs")
     features, covariates = sizes["num_features"], sizes["num_covariates"]
 
