@@ -246,16 +246,15 @@ def _rebuilt(path: Path) -> BetaVAE:
 
 
 def _shape(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Shape:
-    """Return the shape of the data of an export; pseudo-inputs are among the weights."""
+    """Return the shape of the data; its pseudo-inputs and scaling are among the weights."""
     image, pseudo = sizes["image_shape"], weights.get("prior.raw_inputs")
+    features, covariates = sizes["num_features"], sizes["num_covariates"]
 
     def examples(count: int) -> tuple[Tensor, Context | None]:
         rows = count if pseudo is None else len(pseudo)
-        covariates = torch.zeros(rows, sizes["num_covariates"])
-        return torch.zeros(rows, sizes["num_features"]), (
-            Context(covariates=covariates) if sizes["num_covariates"] else None
-        )
+        context = Context(covariates=torch.zeros(rows, covariates)) if covariates else None
+        return torch.zeros(rows, features), context
 
-    scaling = partial(Scaling.identity, sizes["num_features"])  # its own is among them, too
-    sizes = {**sizes, "image_shape": image and tuple(image)}
-    return Shape(**sizes, examples=examples, scaling=scaling)
+    scaling = partial(Scaling.identity, features)  # its own is among the weights, too
+    whole = {**sizes, "image_shape": image and tuple(image)}
+    return Shape(**whole, examples=examples, scaling=scaling)
