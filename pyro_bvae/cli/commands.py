@@ -14,7 +14,7 @@ import tyro
 
 from pyro_bvae import report, runs
 from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
-from pyro_bvae.core.disk.run_files import finish_replacement
+from pyro_bvae.core.disk.run_files import evaluation_files, finish_replacement
 from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.runs.config import (
@@ -175,6 +175,9 @@ class Evaluate:
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directory, or that of a sweep, all of whose runs are measured."""
+    data: Path | None = None
+    """New data, a file or folder of any format that is read for training; the run's test data by
+    default."""
     num_samples: NumSamples = 5000
     """Particles for each datum."""
     num_data: NumData = 500
@@ -210,7 +213,8 @@ class Evaluate:
         if place()[0]:
             return
         print(evaluation_table(evaluation))
-        print(f"written: {self.directory / 'evaluation.json'}, {self.directory / 'evaluation.nc'}")
+        json_path, nc_path = evaluation_files(self.directory, self.data)
+        print(f"written: {json_path}, {nc_path}")
 
 
 @dataclass(frozen=True)

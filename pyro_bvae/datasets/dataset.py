@@ -190,6 +190,26 @@ class Dataset:
         return replace(self, stochastic_binarization=True)
 
 
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Return the data of several parts, one after the other; all must have the same companions."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def whole(*own: Tensor | None) -> Tensor | None:
+        return torch.cat([each for each in own if each is not None]) if own[0] is not None else None
+
+    contexts = [part.context or Context() for part in parts]
+    return replace(
+        first,
+        x=torch.cat([part.x for part in parts]),
+        context=first.context and Context(*map(whole, *contexts)),
+        labels=whole(*(part.labels for part in parts)),
+        factors=whole(*(part.factors for part in parts)),
+        index=np.concatenate([part.index for part in parts]),
+    )
+
+
 def _check_x(x: Tensor, missing: bool) -> None:
     if not isinstance(x, Tensor):
         raise InputError(

@@ -204,6 +204,16 @@ def read(options: DataOptions, seed: int, *, download: bool = True) -> Splits:
     Raises:
         InputError: as of :func:`load`.
     """
+    source, given = source_of(options, seed, download=download)
+    return prepared(source.read(given), options)
+
+
+def source_of(options: DataOptions, seed: int, *, download: bool) -> tuple[Source, dict[str, Any]]:
+    """Return the source of some options, and the arguments of its function.
+
+    Raises:
+        InputError: as of :func:`load`.
+    """
     options.check()
     source = SOURCES[options.dataset]
     given = options.given(seed) | {"download": download}
@@ -214,7 +224,12 @@ def read(options: DataOptions, seed: int, *, download: bool = True) -> Splits:
         raise InputError(f"{got}, got data set '{options.dataset}'{too}")
     if source.file and "path" not in given:
         raise InputError(f"data set '{options.dataset}' needs 'path', {source.file}")
-    splits = source.read(given).binarized(options.binarize)
+    return source, given
+
+
+def prepared(splits: Splits, options: DataOptions) -> Splits:
+    """Return the parts with binary pixels and observed size factors, where they are asked for."""
+    splits = splits.binarized(options.binarize)
     if options.size_factor == "given":
         return splits
     from pyro_bvae.datasets.counts.checks import with_size_factor

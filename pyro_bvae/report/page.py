@@ -21,7 +21,7 @@ from pyro_bvae.report.sweep_page import sweep_page
 from pyro_bvae.report.tables import headline, notes, summary, verdict
 from pyro_bvae.runs import is_sweep, sweep_members
 from pyro_bvae.runs.directory import load
-from pyro_bvae.runs.sweep_directory import load as load_sweep
+from pyro_bvae.runs.sweeps.reading import load as load_sweep
 from pyro_bvae.training import Remark, check_after
 
 
@@ -58,9 +58,9 @@ def write_report(
             return write_report(directory, directory / "report.html")
     evaluation = read_evaluation(directory)
     run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
-    if run.config is None or run.splits is None:
+    if run.config is None:
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
-    conditional = run.splits.test.context is not None
+    conditional = run.part("test").context is not None
     remarks = run.history.remarks + check_after(evaluation)
     page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
     path = directory / "report.html" if output is None else Path(output)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 from pyro_bvae import plots
@@ -83,10 +83,12 @@ def _lead(sweep: LoadedSweep) -> str:
 
 
 def _curve(sweep: LoadedSweep) -> RateDistortion:
-    few = [
-        replace(run, splits=replace(run.splits, test=choose_data(run.splits.test, _MOST_DATA, 0)))
-        for run in sweep if run.splits is not None
-    ]  # fmt: skip
+    few = []
+    for run in sweep:
+        parts = SimpleNamespace(test=choose_data(run.part("test"), _MOST_DATA, 0))
+        few.append(SimpleNamespace(
+            vae=run.vae, config=run.config, training_beta=run.training_beta, splits=parts
+        ))  # fmt: skip
     return rate_distortion(few)
 
 

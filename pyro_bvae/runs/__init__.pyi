@@ -2,8 +2,8 @@ from pyro_bvae.runs._annotate import annotate as annotate
 from pyro_bvae.runs._compare import compare as compare
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
-from pyro_bvae.runs._sweep import saved_sweep as saved_sweep
-from pyro_bvae.runs._sweep import train_sweep as train_sweep
+from pyro_bvae.runs._score import Scores as Scores
+from pyro_bvae.runs._score import score as score
 from pyro_bvae.runs._train import check_device as check_device
 from pyro_bvae.runs._train import check_splits as check_splits
 from pyro_bvae.runs._train import train as train
@@ -18,7 +18,9 @@ from pyro_bvae.runs.config import write_config as write_config
 from pyro_bvae.runs.directory import Run as Run
 from pyro_bvae.runs.directory import load as load
 from pyro_bvae.runs.snapshots import Snapshots as Snapshots
-from pyro_bvae.runs.sweep_directory import LoadedSweep as LoadedSweep
-from pyro_bvae.runs.sweep_directory import evaluate_sweep as evaluate_sweep
-from pyro_bvae.runs.sweep_directory import is_sweep as is_sweep
-from pyro_bvae.runs.sweep_directory import sweep_members as sweep_members
+from pyro_bvae.runs.sweeps.reading import LoadedSweep as LoadedSweep
+from pyro_bvae.runs.sweeps.reading import evaluate_sweep as evaluate_sweep
+from pyro_bvae.runs.sweeps.reading import is_sweep as is_sweep
+from pyro_bvae.runs.sweeps.reading import sweep_members as sweep_members
+from pyro_bvae.runs.sweeps.writing import saved_sweep as saved_sweep
+from pyro_bvae.runs.sweeps.writing import train_sweep as train_sweep

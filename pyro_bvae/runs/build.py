@@ -17,6 +17,8 @@ from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.precision import PRECISIONS
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset, LazyDataset, Splits
+from pyro_bvae.datasets.matching import read_known
+from pyro_bvae.datasets.record import DataRecord, num_categories
 from pyro_bvae.datasets.registry import read
 from pyro_bvae.datasets.splits import BINARIZE_MODES
 from pyro_bvae.runs.catalogue import (
@@ -77,9 +79,31 @@ class Shape:
             data.image_shape,
             0 if covariates is None else covariates.shape[1],
             size_factor is not None,
-            int(torch.nan_to_num(data.x).max()) + 1 if isinstance(data, Dataset) else 2,
+            num_categories(data),
             examples,
             getattr(data, "missing", False),
+        )
+
+    @classmethod
+    def recorded(cls, record: DataRecord) -> Shape:
+        """Return the shape of the data of a run; its examples are zeros, as trained ones follow."""
+        size_factor, covariates = record.contexts or Context()
+
+        def examples(count: int) -> tuple[Tensor, Context | None]:
+            count = min(count, len(record.parts["train"].index))
+            context = record.contexts and record.contexts.map(
+                lambda part: part[:1].expand(count, -1)
+            )
+            return torch.zeros(count, record.num_features), context
+
+        return cls(
+            record.num_features,
+            record.image_shape,
+            0 if covariates is None else covariates.shape[1],
+            size_factor is not None,
+            record.num_categories,
+            examples,
+            record.missing,
         )
 
 
@@ -120,9 +144,23 @@ def settings_of(training: TrainingOptions) -> Settings:
 
 
 @public
-def load_data(config: TrainConfig, *, download: bool = False) -> Splits:
-    """Return the data set of a configuration; absent files are downloaded on request alone."""
-    return read(config.data, config.training.seed, download=download)
+def load_data(
+    config: TrainConfig, *, download: bool = False, record: DataRecord | None = None
+) -> Splits:
+    """Return the data set of a configuration; absent files are downloaded on request alone.
+
+    Args:
+        config: The configuration.
+        download: Whether to download files that are absent.
+        record: The data that a run was trained on: features and members of the parts are taken by
+            name, and other data are refused.
+
+    Raises:
+        InputError: if the data cannot be read, or are others than those of the record.
+    """
+    if record is None:
+        return read(config.data, config.training.seed, download=download)
+    return read_known(config.data, config.training.seed, record, download=download)
 
 
 @exclusive

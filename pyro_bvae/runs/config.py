@@ -181,8 +181,13 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
     Its directory becomes one of a run, with a file of digests, which the entry ``digests`` names.
     """
+    write_files({path: config_bytes(config)}, begin=True)
+
+
+def config_bytes(config: TrainConfig) -> bytes:
+    """Return the content of the file of a configuration."""
     text = json.dumps({_DIGESTS: SUMS, **config.options()}, indent=2) + "\n"
-    write_files({path: text.encode("utf-8")}, begin=True)
+    return text.encode("utf-8")
 
 
 @public

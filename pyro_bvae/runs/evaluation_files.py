@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.digests import write_files
+from pyro_bvae.core.disk.run_files import evaluation_files
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
@@ -49,6 +51,7 @@ def write_evaluation(
     evaluation: Evaluation,
     attributes: dict[str, Any],
     latent_dim: int,
+    data: str | PathLike[str] | None = None,
 ) -> None:
     """Write ``evaluation.json`` and ``evaluation.nc``.
 
@@ -60,6 +63,7 @@ def write_evaluation(
         attributes: Its settings: ``dataset``, ``split``, ``checkpoint``, ``seed`` and
             ``config``.
         latent_dim: The number of latents.
+        data: The file of new data that it was measured on, which the files are named after.
 
     Raises:
         WriteError: if the file system does not take the files.
@@ -74,11 +78,8 @@ def write_evaluation(
     )  # fmt: skip
     head = {name: value for name, value in attributes.items() if name != "config"}
     text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
-    files: dict[str, bytes | memoryview] = {
-        "evaluation.nc": netcdf_bytes(exported),
-        "evaluation.json": text.encode("utf-8"),
-    }
-    write_files({directory / name: content for name, content in files.items()})
+    json_path, nc_path = evaluation_files(directory, data)
+    write_files({nc_path: netcdf_bytes(exported), json_path: text.encode("utf-8")})
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

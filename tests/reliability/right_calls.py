@@ -340,6 +340,9 @@ RIGHT: dict[str, Call] = {
         CONFIG, w.folder / "sweep", betas=(1.0,), seeds=1, overwrite=True, progress=False
     ),
     "evaluate_run": lambda w: of(w.run, num_data=5, checkpoint="best", **FEW),
+    "score": lambda w: of(
+        w.run, torch.zeros(3, 10), method="importance", checkpoint="best", seed=1, num_samples=3
+    ),
     "saved_sweep": lambda w: of(w.swept),
     "sweep_members": lambda w: of(w.swept),
     "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),

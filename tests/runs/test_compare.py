@@ -100,7 +100,8 @@ def test_data_of_other_features_layers_or_conditions_are_refused_by_name(
     def other(data: Dataset | None = None, **options: object) -> Run:
         """Return the run as if it had been trained on other data."""
         parts = run.splits if data is None else replace(run.splits, test=data)
-        return replace(run, splits=parts, config=run.config.with_options(**options))
+        config = run.config.with_options(**options)
+        return Run(run.vae, config, parts, run.history, run.directory, run.training_beta)
 
     test = run.splits.test.dense()
     named, turned = (replace(test, feature_names=each) for each in (names, names[::-1]))

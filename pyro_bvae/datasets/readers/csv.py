@@ -7,7 +7,7 @@ import csv
 import gzip
 import io
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
@@ -33,9 +33,15 @@ _EXPANSION = 10
 
 
 def read_csv(
-    path: Path, *, split_column: str | None = None, missing: bool = False
+    path: Path,
+    *,
+    split_column: str | None = None,
+    missing: bool = False,
+    features: Sequence[str] = (),
 ) -> dict[str, Dataset]:
     """Read a table with a header; column ``label`` or ``labels`` is labels, all others features.
+
+    Of ``features``, where any are given, those that are there are read, and no other column.
 
     ``split_column`` names a column that says train, validation or test; it is no feature then.
     With ``missing``, an empty field and its spellings in pandas (NaN, NA, ...) are entries that
@@ -50,7 +56,8 @@ def read_csv(
     label_column = next(
         (name for name in LABEL_COLUMNS if name in columns and name != split_column), None
     )
-    features = [name for name in columns if name not in (label_column, split_column)]
+    others = [name for name in columns if name not in (label_column, split_column)]
+    features = [name for name in others if not features or name in set(features)]
     frame = _frame(path, split_column)
     if list(frame.columns) != columns:
         raise InputError(f"the names of the columns cannot be told apart: {_shown(columns)}")

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import as_path, check_file, status_of
 from pyro_bvae.core.inputs.public import public
-from pyro_bvae.datasets.dataset import Dataset
-from pyro_bvae.datasets.labels import WHOLE
+from pyro_bvae.datasets.dataset import Dataset, joined
+from pyro_bvae.datasets.labels import PARTS, WHOLE
 from pyro_bvae.datasets.readers.arrays import read_npy, read_npz
 from pyro_bvae.datasets.readers.csv import read_csv
 from pyro_bvae.datasets.readers.files import conversion
@@ -80,6 +81,29 @@ def from_path(
     )
 
 
+def read_rows(
+    path: Path,
+    *,
+    features: Sequence[str] = (),
+    missing: bool = False,
+    skip_unreadable: bool = False,
+) -> Dataset:
+    """Return all rows of a file or folder, of all its parts.
+
+    Args:
+        path: The file or folder.
+        features: Columns of a table that are read; all of them if there are none.
+        missing: As of :func:`from_path`.
+        skip_unreadable: Likewise.
+
+    Raises:
+        InputError: as of :func:`from_path`.
+    """
+    skip = skip_unreadable and path.is_dir()
+    parts = _reader(path, None, missing, skip, features)(path)
+    return joined([parts[part] for part in (WHOLE, *PARTS) if part in parts])
+
+
 def _suffix(path: Path) -> str:
     """Return the ending of a name that tells the format, .csv.gz of data.v2.csv.gz."""
     *before, last = ["", *path.suffixes] if path.suffixes else ["", ""]
@@ -87,7 +111,11 @@ def _suffix(path: Path) -> str:
 
 
 def _reader(
-    path: Path, split_column: str | None, missing: bool, skip_unreadable: bool
+    path: Path,
+    split_column: str | None,
+    missing: bool,
+    skip_unreadable: bool,
+    features: Sequence[str] = (),
 ) -> Callable[[Path], dict[str, Dataset]]:
     """Return the reader of a file or folder, with the options it takes."""
     suffix = _suffix(path).lower()
@@ -108,5 +136,7 @@ def _reader(
         )
     if check_file(path).st_size == 0:
         raise InputError("empty data set: the file is empty")
-    options = {} if split_column is None else {"split_column": split_column}
+    options: dict[str, Any] = {} if split_column is None else {"split_column": split_column}
+    if reader is read_csv:
+        options["features"] = features
     return partial(reader, missing=missing, **options)
