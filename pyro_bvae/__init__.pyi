@@ -7,6 +7,7 @@ from pyro_bvae import oracle as oracle
 from pyro_bvae import plots as plots
 from pyro_bvae import posteriors as posteriors
 from pyro_bvae import priors as priors
+from pyro_bvae import sklearn as sklearn
 from pyro_bvae import training as training
 from pyro_bvae.core.context import Context as Context
 from pyro_bvae.core.errors import InputError as InputError

@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -90,8 +91,8 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
     """Return the content of ``evaluation.json``.
 
     Raises:
-        InputError: if the file is not there or is no JSON object, or it or ``evaluation.nc``, the
-            other one of the evaluation, is not as it was written.
+        InputError: if the file is not there or is no JSON object, it or ``evaluation.nc``, the
+            other one of the evaluation, is not as it was written, or it is of another checkpoint.
     """
     path = directory / "evaluation.json"
     if not path.is_file():
@@ -100,8 +101,6 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
         )
     check_text(path)
     content = read_file(path)
-    if (directory / "evaluation.nc").exists():
-        read_file(directory / "evaluation.nc")
     try:
         evaluation = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -110,6 +109,15 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(evaluation, dict):
         raise InputError(f"'{path}' must hold a JSON object, got {type(evaluation).__name__}")
+    measured = {"evaluation.nc": None, **evaluation.get("sha256", {})}  # none in 0.1.0
+    for name, digest in measured.items():
+        if not (directory / name).exists():
+            continue
+        if sha256(read_file(directory / name)).hexdigest() != digest and digest is not None:
+            raise InputError(
+                f"'{path}' does not belong to {name}: a process was killed before it had replaced"
+                f" both; run 'pyro-bvae evaluate {directory}' again"
+            )
     return evaluation
 
 

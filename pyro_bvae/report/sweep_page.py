@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
+from dataclasses import replace
 from typing import Any
 
 from pyro_bvae import plots
@@ -83,12 +83,10 @@ def _lead(sweep: LoadedSweep) -> str:
 
 
 def _curve(sweep: LoadedSweep) -> RateDistortion:
-    few = []
-    for run in sweep:
-        parts = SimpleNamespace(test=choose_data(run.part("test"), _MOST_DATA, 0))
-        few.append(SimpleNamespace(
-            vae=run.vae, config=run.config, training_beta=run.training_beta, splits=parts
-        ))  # fmt: skip
+    few = [
+        run.with_splits(replace(run.splits, test=choose_data(run.splits.test, _MOST_DATA, 0)))
+        for run in sweep if run.splits is not None
+    ]  # fmt: skip
     return rate_distortion(few)
 
 

@@ -1,13 +1,15 @@
-from pyro_bvae.runs._annotate import annotate as annotate
-from pyro_bvae.runs._compare import compare as compare
+from pyro_bvae.runs._calibrate import calibrate_run as calibrate_run
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
+from pyro_bvae.runs._improve import improve as improve
 from pyro_bvae.runs._score import Scores as Scores
 from pyro_bvae.runs._score import score as score
 from pyro_bvae.runs._train import check_device as check_device
 from pyro_bvae.runs._train import check_splits as check_splits
 from pyro_bvae.runs._train import train as train
 from pyro_bvae.runs._train import untrained as untrained
+from pyro_bvae.runs.applied._annotate import annotate as annotate
+from pyro_bvae.runs.applied._compare import compare as compare
 from pyro_bvae.runs.build import Shape as Shape
 from pyro_bvae.runs.build import build_vae as build_vae
 from pyro_bvae.runs.build import check_config as check_config
@@ -17,6 +19,9 @@ from pyro_bvae.runs.config import read_config as read_config
 from pyro_bvae.runs.config import write_config as write_config
 from pyro_bvae.runs.directory import Run as Run
 from pyro_bvae.runs.directory import load as load
+from pyro_bvae.runs.exporting._export import Exported as Exported
+from pyro_bvae.runs.exporting._export import export as export
+from pyro_bvae.runs.exporting._export import from_export as from_export
 from pyro_bvae.runs.snapshots import Snapshots as Snapshots
 from pyro_bvae.runs.sweeps.reading import LoadedSweep as LoadedSweep
 from pyro_bvae.runs.sweeps.reading import evaluate_sweep as evaluate_sweep

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
@@ -20,6 +21,7 @@ from pyro_bvae.runs.record_file import RECORD, read_record, record_bytes
 from pyro_bvae.runs.snapshots import Snapshots
 from pyro_bvae.training import TensorBoard, checkpoint_path, fit, load_checkpoint, start_at_mean
 from pyro_bvae.training.checkpoint import check_configuration
+from pyro_bvae.training.checks.checkpoint_content import check_state
 from pyro_bvae.training.distributed import job_name, own_device, process_group, was_restarted
 from pyro_bvae.vae import BetaVAE
 
@@ -112,14 +114,21 @@ class RunFiles:
     Args:
         config: The configuration.
         record: The record of the data.
+        others: Further files by name.
 
     Attributes:
         written: Whether there was a first step.
     """
 
-    def __init__(self, config: TrainConfig, record: DataRecord) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        record: DataRecord,
+        others: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
         self.written = False
-        self._contents = {"config.json": config_bytes(config), RECORD: record_bytes(record)}
+        own = {"config.json": config_bytes(config), RECORD: record_bytes(record)}
+        self._contents = {**own, **others}
         self._directory: Path | None = None
         self._before: dict[str, bytes] = {}
 
@@ -165,7 +174,9 @@ def _prepare(
     check_output(config, output, resume, overwrite)
     last = checkpoint_path(output, "last")
     if resume and last.exists():
-        check_configuration(load_checkpoint(last), config.options(), last)
+        state = load_checkpoint(last)
+        check_state(state, last)
+        check_configuration(state, config.options(), last)
     known = read_record(output) if resume else None
     splits = load_data(config, download=True, record=known)
     vae = untrained(config, splits)

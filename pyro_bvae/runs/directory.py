@@ -28,6 +28,7 @@ from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.runs.build import Shape, build_vae, load_data, settings_of
 from pyro_bvae.runs.config import TrainConfig, read_config
+from pyro_bvae.runs.improvement_file import build_improved, read_improvement
 from pyro_bvae.runs.record_file import read_record
 from pyro_bvae.training import (
     History,
@@ -90,6 +91,13 @@ class Run:
             except AbsentDataError:
                 return None
         return self._splits
+
+    def with_splits(self, splits: Splits) -> Run:
+        """Return the run with other data."""
+        return Run(
+            self.vae, self.config, splits, self.history, self.directory, self.training_beta,
+            self.record,
+        )  # fmt: skip
 
     def part(self, name: str = "test") -> Dataset | LazyDataset:
         """Return a part of its data: ``train``, ``validation`` or ``test``.
@@ -208,11 +216,16 @@ def load(
     elif state.get("config"):
         raise changed(config_path, "it is gone")
     record = None if config is None else read_record(directory)
-    splits = _data_of(config, data, record, state, path, needed=model is None)
+    improvement = read_improvement(directory)
+    improved = None if improvement is None else improvement["guide"]
+    splits = _data_of(
+        config, data, record, state, path, needed=model is None, whole=improved is None
+    )
     vae = model
     if vae is None:
         assert config is not None
-        vae = build_vae(config, _shape_of(record, splits))
+        shape = _shape_of(record, splits)
+        vae = build_improved(config, shape, improved) if improved else build_vae(config, shape)
     load_weights(vae.to(device), state, path)
     # The best checkpoint knows the history up to itself only.
     try:
@@ -257,6 +270,7 @@ def _data_of(
     path: Path,
     *,
     needed: bool,
+    whole: bool,
 ) -> Splits | Callable[[], Splits] | None:
     """Return the data of a run, or the function that reads them where the model needs none."""
     if config is None:
@@ -266,8 +280,10 @@ def _data_of(
 
     def read() -> Splits:
         splits = load_data(config, record=record)
-        check_identity(state.get("data", {}), splits.train, path)
-        _check_validation(splits, state, path)
+        # A guide that is trained on without validation data holds a part of the others out.
+        if whole or splits.validation is not None:
+            check_identity(state.get("data", {}), splits.train, path)
+            _check_validation(splits, state, path)
         return splits
 
     if record is not None:

@@ -21,7 +21,8 @@ from pyro_bvae.core.errors import InputError
 
 # Files and folders of a run: its own, and those that are made of it.
 _FILES = (
-    "config.json", "data.json", "metrics.csv", SUMS, "checkpoints", "snapshots", "tensorboard",
+    "config.json", "data.json", "improvement.json", "metrics.csv", SUMS, "checkpoints", "snapshots",
+    "tensorboard",
 )  # fmt: skip
 _EVALUATION = ("evaluation.json", "evaluation.nc", "report.html")
 _MADE = (*_FILES, *_EVALUATION, "latents")
