@@ -1,1 +1,1 @@
-"""Sweeps: directories of runs, trained side by side, and read back in the order of their settings."""
+"""Sweeps: directories of runs trained side by side, read back in the order of their settings."""
