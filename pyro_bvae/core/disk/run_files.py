@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pyro_bvae.core.atomic_files import WriteError, remove_parts
-from pyro_bvae.core.disk.digests import SUMS, remove_files
+from pyro_bvae.core.atomic_files import SUMS, WriteError, remove_parts
+from pyro_bvae.core.disk.digests import remove_files
 from pyro_bvae.core.disk.lock import LOCK, hold
 from pyro_bvae.core.errors import InputError
 
