@@ -122,7 +122,8 @@ class BetaVAE(nn.Module):
     With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood,
     so that every number (objective, bound, evidence, gaps) is that of the observed entries: enough
     if missingness does not depend on the missing values (Rubin 1976; in a VAE Mattei and Frellsen
-    2019). The encoder is shown 0 in its place: a guide that is to tell it from a 0 takes
+    2019). The encoder is shown 0 in its place, or the mean where its inputs are
+    :class:`~pyro_bvae.networks.Standardize`: a guide that is to tell it from such a value takes
     ``torch.isnan(x)`` among its covariates.
 
     Args:
@@ -268,8 +269,9 @@ class BetaVAE(nn.Module):
         return as_distribution("decoder", self.decoder(*arguments(z, context)))
 
     def _shown(self, x: Tensor) -> Tensor:
-        """Return the encoder's view of the data: 0 for missing entries."""
-        return x.masked_fill(torch.isnan(x), 0) if self.missing else x
+        """Return the encoder's view of the data: 0 for missing entries that it does not fill."""
+        fills = part_of(self, "encoder", "inputs", "fills_missing")
+        return x.masked_fill(torch.isnan(x), 0) if self.missing and not fills else x
 
     @exclusive
     @torch.no_grad()

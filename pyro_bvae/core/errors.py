@@ -38,6 +38,10 @@ class InputError(ValueError):
         super().__init__(one_line(text, _MOST_CHARACTERS))
 
 
+class AbsentDataError(InputError):
+    """The data cannot be used, since they are not there."""
+
+
 def one_line(text: str, most: int = 300) -> str:
     """Return a text in one line of printable characters, cut in its middle where it is longer."""
     text = re.sub(r"\s*[\r\n\v\f]\s*", " ", _cut(text.strip(), 2 * most))

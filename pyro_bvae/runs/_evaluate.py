@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -15,6 +18,8 @@ from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import Evaluation
+from pyro_bvae.evaluation.marginal import Escalation
+from pyro_bvae.evaluation.marginal.escalation import escalation_of
 from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples
 from pyro_bvae.runs.directory import load
@@ -29,27 +34,34 @@ def evaluate_run(
     num_samples: int = 5000,
     num_data: int | None = 500,
     families: Sequence[str] = (),
+    method: Literal["auto", "importance"] | Escalation = "auto",
     checkpoint: str = "best",
     seed: int = 0,
     device: str = "cpu",
     force: bool = False,
     progress: bool = True,
+    data: str | PathLike[str] | None = None,
 ) -> Evaluation:
     """Measure a run on its test data and write ``evaluation.json`` and ``evaluation.nc``.
 
-    The processes that ``torchrun`` starts share the data, and the first of them writes.
+    On new data they are named after the file, ``evaluation-cells.json`` for ``cells.h5ad``. The
+    processes that ``torchrun`` starts share the data, and the first of them writes.
 
     Args:
         directory: The run.
         num_samples: Particles for each datum.
         num_data: How many test data to measure, drawn by ``seed``; None for all.
         families: Richer guides to fit to each datum too: ``full-rank``, ``flow``.
+        method: Estimator of the evidence, as of :func:`~pyro_bvae.evaluation.evaluate`: by default,
+            data whose importance weights cannot be trusted are annealed.
         checkpoint: ``best`` or ``last``.
         seed: Seed of draws and choice of data.
         device: Where to compute.
         force: Take the run over from another process that writes to it, as of
             :func:`~pyro_bvae.fit`.
         progress: Show progress bars.
+        data: New data, a file or folder of any format that is read for training; the run's test
+            data by default.
 
     Raises:
         InputError: if the run or an option cannot be used, or another process writes to the run.
@@ -59,28 +71,31 @@ def evaluate_run(
     OptionType.of(NumSamples).check("num_samples", num_samples)
     if num_data is not None and (not isinstance(num_data, int) or num_data < 1):
         raise InputError(f"'num_data' must be a positive integer or None, got {num_data!r}")
+    escalation_of(method)
     written = directory if directory.is_dir() else None
     with process_group(device) as ranks, ranks.writing(written, force):
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
-        assert run.config is not None and run.splits is not None
-        test = choose_data(run.splits.test, num_data, seed).dense().to(own_device(device))
+        assert run.config is not None
+        whole = run.part("test") if data is None else run.read(data)
+        test = choose_data(whole, num_data, seed).dense().to(own_device(device))
         args = arguments(test.x, test.context)
         run.vae.check_data(*args)
         evaluation = evaluate_shares(
             run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
-            families=families, seed=seed, progress=progress and ranks.is_first,
+            families=families, method=method, seed=seed, progress=progress and ranks.is_first,
         )  # fmt: skip
+        evaluation = replace(evaluation, run=str(directory))
         if ranks.is_first:
             head = {
                 "dataset": run.config.data.dataset,
-                "split": "test",
+                "split": "test" if data is None else "new",
                 "checkpoint": checkpoint,
                 "seed": seed,
             }
             attributes = {**head, "config": run.config.options()}
             check_held(directory)
             write_evaluation(
-                directory, run.vae, args, evaluation, attributes, run.config.model.latent_dim
+                directory, run.vae, args, evaluation, attributes, run.config.model.latent_dim, data
             )
         ranks.wait()
     return evaluation

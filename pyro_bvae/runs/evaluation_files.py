@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from hashlib import sha256
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.digests import read_file, write_files
+from pyro_bvae.core.disk.run_files import evaluation_files
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
+from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.training import Ranks, checkpoint_path
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
@@ -35,9 +39,13 @@ def evaluate_shares(
     """
     if ranks.size == 1:
         return evaluate(vae.model, vae.guide, *args, seed=seed, **options)
-    rows, own = ranks.share(len(args[0])), None
+    size = len(args[0])
+    rows, own = ranks.share(size), None
     if rows.stop > rows.start:
         share = (_rows(arg, rows) for arg in args)
+        options["method"] = _share_of(
+            options.get("method", "auto"), (rows.stop - rows.start) / size
+        )
         own = evaluate(vae.model, vae.guide, *share, seed=stream_seed(seed, ranks.rank), **options)
     parts = [part for part in ranks.gather(own) if part is not None]
     return join_evaluations(parts, kl_per_dimension(vae.model, vae.guide, *args, seed=seed))
@@ -50,6 +58,7 @@ def write_evaluation(
     evaluation: Evaluation,
     attributes: dict[str, Any],
     latent_dim: int,
+    data: str | PathLike[str] | None = None,
 ) -> None:
     """Write ``evaluation.json`` and ``evaluation.nc``.
 
@@ -64,6 +73,7 @@ def write_evaluation(
         attributes: Its settings: ``dataset``, ``split``, ``checkpoint``, ``seed`` and
             ``config``.
         latent_dim: The number of latents.
+        data: The file of new data that it was measured on, which the files are named after.
 
     Raises:
         WriteError: if the file system does not take the files.
@@ -81,14 +91,18 @@ def write_evaluation(
     checkpoint = checkpoint_path(directory, attributes["checkpoint"])
     head["sha256"] = {
         f"checkpoints/{checkpoint.name}": sha256(read_file(checkpoint)).hexdigest(),
-        "evaluation.nc": sha256(draws).hexdigest(),
+        evaluation_files(directory, data)[1].name: sha256(draws).hexdigest(),
     }
     text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
-    files: dict[str, bytes | memoryview] = {
-        "evaluation.nc": draws,
-        "evaluation.json": text.encode("utf-8"),
-    }
-    write_files({directory / name: content for name, content in files.items()})
+    json_path, nc_path = evaluation_files(directory, data)
+    write_files({nc_path: draws, json_path: text.encode("utf-8")})
+
+
+def _share_of(method: Any, share: float) -> Any:
+    """Return a method whose budget is that of a share of the data."""
+    if isinstance(method, Escalation) and method.budget is not None:
+        return replace(method, budget=max(1, int(share * method.budget)))
+    return method
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

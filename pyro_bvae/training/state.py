@@ -125,6 +125,7 @@ class TrainingState:
         self.optimizer: torch.optim.Optimizer | None = None
         self._saved_optimizer: dict[str, Any] | None = None
         self._config: dict[str, Any] | None = None
+        self._identity: dict[str, Any] | None = None
 
     def _as_batches(self, data: Any) -> Any:
         """Return data as batches; NaN in a tensor is a missing entry if the model has those."""
@@ -319,6 +320,7 @@ class TrainingState:
         assert self.optimizer is not None and self.output is not None
         if self._config is None:
             self._config = configuration(self.directory or self.output)
+            self._identity = identity_of(self.data)
         return {
             "model": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -330,7 +332,7 @@ class TrainingState:
             "objective": _name_of(self.loss.objective),
             "controller": {} if self.controller is None else self.controller.state_dict(),
             "config": self._config,
-            "data": identity_of(self.data),
+            "data": self._identity,
             "job": job_name(),
         }
 

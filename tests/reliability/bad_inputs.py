@@ -46,7 +46,7 @@ BASE = {
 # Options whose values are names in a list.
 NAMED = (
     "dataset", "prior", "likelihood", "dispersion", "posterior", "network", "schedule", "precision",
-    "size_factor", "missing", "binarize", "checkpoint", "families", "paths", "device",
+    "size_factor", "missing", "binarize", "checkpoint", "colour", "families", "paths", "device",
 )  # fmt: skip
 HUGE, LONG = "9" * 30, "x" * 5000
 
@@ -214,7 +214,10 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--layer", "raw"], "--layer"),
         ([*train, "--split-column", "part"], "--split-column"),
         ([*train, "--label-column", "kind"], "--label-column"),
+        ([*train, "--index-column", "cell"], "--index-column"),
         ([*train, "--batch-column", "kind"], "--batch-column"),
+        ([*train, "--image-size", "64"], "--image-size"),
+        ([*train, "--colour", "grey"], "--colour"),
         ([*train, "--min-counts", "3"], "--min-counts"),
         ([*train, "--min-cells", "3"], "--min-cells"),
         ([*train, "--backed", "True"], "--backed"),
@@ -228,12 +231,20 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--validation", "1e-9"], "--validation"),
         ([*model, "--hidden"], "--hidden must name at least one width"),
         ([*model, "--hidden", *["1"] * 1001], "--hidden must name at most 1000 widths"),
-        ([*train, "--network", "convolutional"], "image"),
+        ([*csv, "--path", "data.csv", "--network", "convolutional"], "needs images"),
         ([*train, "--likelihood", "poisson"], "support"),
         ([*csv, "--path", "missing.csv"], "missing.csv"),
         ([*csv, "--path", "gaps.csv"], "--missing nan"),
         ([*csv, "--path", "gaps.npz"], "--missing nan"),
         ([*csv, "--path", "data.csv", "--split-column", "nonesuch"], "--split-column"),
+        ([*csv, "--path", "data.csv", "--label-column", "nonesuch"], "--label-column must be one"),
+        ([*csv, "--path", "data.csv", "--index-column", "nonesuch"], "--index-column must be one"),
+        (
+            [*csv, "--path", "data.csv", "--index-column", "a", "--label-column", "a"],
+            "--label-column and --index-column must be two columns",
+        ),
+        ([*csv, "--path", "data.csv", "--image-size", "8"], "--image-size is for folders"),
+        ([*csv, "--path", "data.csv", "--colour", "rgb"], "--colour is for folders"),
         ([*csv, "--path", "file"], "file"),
         ([*csv, "--path", "other"], "other"),
         ([*csv, "--path", LONG], "File name too long"),
@@ -254,7 +265,7 @@ def hand_rows() -> Iterator[Row]:
         (["interpolate", "run", "--num-steps", "1000000000"], "--num-steps must be at most"),
         (["interpolate", "run", "--num-steps", "5000"], "--num-steps must be at most 1000"),
         (
-            ["interpolate", "run", "--data", *["0", "1"] * 999],
+            ["interpolate", "run", "--pairs", *["0", "1"] * 999],
             "--num-steps must be at most 1 for a",
         ),
         (["generate", "run", "--num-samples", "1000000000000"], "--num-samples must be at most"),
@@ -273,9 +284,9 @@ def hand_rows() -> Iterator[Row]:
         (["embed", "run", "--output", "file/a.csv"], "file"),
         (["embed", "run", "--output", "folder.csv"], "folder.csv"),
         (["embed", "run", "--output", LONG + ".csv"], "File name too long"),
-        (["interpolate", "run", "--data", "1"], "--data must be pairs"),
-        (["interpolate", "run", "--data", "0", "100000"], "--data must be among"),
-        (["interpolate", "run", "--data", "3", "3", "--paths", "spherical"], "arc"),
+        (["interpolate", "run", "--pairs", "1"], "--pairs must be pairs"),
+        (["interpolate", "run", "--pairs", "0", "100000"], "--pairs must be among"),
+        (["interpolate", "run", "--pairs", "3", "3", "--paths", "spherical"], "arc"),
         (["interpolate", "run", "--paths"], "--paths must be one"),
         (["interpolate", "run", "--paths", "linear", "spherical", "--output", "a.npz"], "--paths"),
         (["interpolate", "run", "--num-steps", "1"], "--num-steps must be at least 2"),

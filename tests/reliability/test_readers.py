@@ -225,8 +225,13 @@ class TestTables:
             (b"a,b\n", "0 rows"),
             (b"\n\n", "the first row must name the columns"),
             (b"", "the file is empty"),
-            (b"a;b\n1;2\n", "separated by commas, or by tabs in a .tsv file, got the header 'a;b'"),
-            (b"a\tb\n1\t2\n", "separated by commas, or by tabs"),
+            (b"a;b,c\n", "commas or semicolons could separate the columns"),
+            (
+                b"a;b\n1,5;2\n1.5;2\n",
+                "column 'a' must be numbers, got '1,5' in row 1; write all numbers with one decimal mark",
+            ),
+            (b"a;b\n1,500;2\n", "'1,500' could be 1.500 or 1500"),
+            (b"0,5;1,5\n1;2\n", "the first row must name the columns, got the numbers 0,5, 1,5"),
             (b"a,b,a\n1,2,3\n", "got 'a' twice"),
         ],
     )
