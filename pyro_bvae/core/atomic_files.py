@@ -9,6 +9,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pyro_bvae.core.errors import InputError
+
+#: The file in a run directory that lists its files with their digests.
+SUMS = "digests.sha256"
+
 
 class WriteError(OSError):
     """A file could not be written; an older one is as it was."""
@@ -34,13 +39,26 @@ def make_directory(path: Path) -> None:
 def atomic_write(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
     """Open a file that replaces ``path`` when the body ends, and leaves no trace when it raises.
 
+    It is for files of a person's choice; those of a run are written with their digests, by
+    :func:`~pyro_bvae.core.disk.digests.write_files`, and not replaced by others.
+
     Raises:
+        InputError: if a run lists the file.
         WriteError: if the file system does not take the file: a full disk, a directory that may
             only be read.
     """
+    _check_unlisted(path)
     with _part(path, mode) as (stream, part):
         yield stream
     put_in_place(part, path)
+
+
+def _check_unlisted(path: Path) -> None:
+    for run in path.absolute().parents[:2]:
+        name = path.absolute().relative_to(run).as_posix()
+        with suppress(OSError):
+            if f"  {name}\n".encode() in (run / SUMS).read_bytes():
+                raise InputError(f"{path} is a file of the run in {run}: choose another name")
 
 
 def write_part(path: Path, content: bytes | memoryview) -> Path:

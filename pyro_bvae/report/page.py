@@ -6,7 +6,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from pyro_bvae.report.sweep_page import sweep_page
 from pyro_bvae.report.tables import headline, notes, summary, verdict
 from pyro_bvae.runs import is_sweep, sweep_members
 from pyro_bvae.runs.directory import load
+from pyro_bvae.runs.evaluation_files import check_measured
 from pyro_bvae.runs.sweeps.reading import load as load_sweep
 from pyro_bvae.training import Remark, check_after
 
@@ -109,15 +109,9 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(evaluation, dict):
         raise InputError(f"'{path}' must hold a JSON object, got {type(evaluation).__name__}")
-    measured = {"evaluation.nc": None, **evaluation.get("sha256", {})}  # none in 0.1.0
-    for name, digest in measured.items():
-        if not (directory / name).exists():
-            continue
-        if sha256(read_file(directory / name)).hexdigest() != digest and digest is not None:
-            raise InputError(
-                f"'{path}' does not belong to {name}: a process was killed before it had replaced"
-                f" both; run 'pyro-bvae evaluate {directory}' again"
-            )
+    if (directory / "evaluation.nc").exists():
+        read_file(directory / "evaluation.nc")
+    check_measured(directory, evaluation)
     return evaluation
 
 

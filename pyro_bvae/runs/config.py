@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 
 from typing_extensions import Doc
 
-from pyro_bvae.core.disk.digests import SUMS, changed, check_sums, read_file, write_files
+from pyro_bvae.core.atomic_files import SUMS
+from pyro_bvae.core.disk.digests import changed, check_sums, read_file, write_files
 from pyro_bvae.core.errors import InputError, choices
 from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.core.inputs.files import check_text

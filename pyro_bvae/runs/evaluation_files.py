@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from hashlib import sha256
 from os import PathLike
@@ -14,6 +15,7 @@ from torch import Tensor
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.digests import read_file, write_files
 from pyro_bvae.core.disk.run_files import evaluation_files
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
@@ -103,6 +105,25 @@ def _share_of(method: Any, share: float) -> Any:
     if isinstance(method, Escalation) and method.budget is not None:
         return replace(method, budget=max(1, int(share * method.budget)))
     return method
+
+
+def check_measured(directory: Path, evaluation: Mapping[str, Any]) -> None:
+    """Raise unless an evaluation is of the checkpoint and of the draws that are in its run.
+
+    Args:
+        directory: The run.
+        evaluation: The content of its ``evaluation.json``; that of version 0.1.0 does not say.
+
+    Raises:
+        InputError: if one of them was replaced, and the process killed before the other was.
+    """
+    for name, digest in evaluation.get("sha256", {}).items():
+        path = directory / name
+        if path.exists() and sha256(read_file(path)).hexdigest() != digest:
+            raise InputError(
+                f"'{directory / 'evaluation.json'}' does not belong to {name}: a process was killed"
+                f" before it had replaced both; run 'pyro-bvae evaluate {directory}' again"
+            )
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

@@ -13,8 +13,8 @@ from zipfile import BadZipFile, ZipFile
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.atomic_files import make_directory
-from pyro_bvae.core.disk.digests import SUMS, check_sums, place_of, read_file, write_files
+from pyro_bvae.core.atomic_files import SUMS, make_directory
+from pyro_bvae.core.disk.digests import check_sums, place_of, read_file, write_files
 from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.training.history import History

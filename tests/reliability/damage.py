@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 import torch
 
 from pyro_bvae import report, runs
-from pyro_bvae.core.disk.digests import SUMS, read_file
+from pyro_bvae.core.atomic_files import SUMS
+from pyro_bvae.core.disk.digests import read_file
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.report.page import read_evaluation
 from pyro_bvae.runs import TrainConfig, read_config

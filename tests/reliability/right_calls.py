@@ -230,8 +230,25 @@ SPLIT: dict[str, Any] = {"validation": 0.25, "test": 0.25, "seed": 1}
 QUICK = VariationalMethod(num_draws=5, num_steps=2, num_particles=2)
 
 
+_PARTS = ("variational", "approximation", "beta", "amortization")
+GAPS = {name: {"value": 1.0, "monte_carlo_error": 0.1} for name in _PARTS}
 RIGHT: dict[str, Call] = {
     # models
+    "improve_guide": lambda w: of(
+        make_vae(), w.x, settings=REFITS, num_data=2, num_samples=5, epochs=1, progress=False
+    ),
+    "improve": lambda w: of(
+        w.run,
+        w.folder / "improved",
+        num_data=2,
+        num_samples=5,
+        epochs=1,
+        overwrite=True,
+        progress=False,
+    ),
+    "before_and_after": lambda w: of({"before": GAPS, "after": GAPS}),
+    "is_sweep": lambda w: of(w.swept),
+    "runs.load": lambda w: of(w.run, checkpoint="best", device="cpu"),
     "vae.encode": lambda w: of(w.vae, w.x),
     "vae.decode": lambda w: of(w.vae, w.z),
     "vae.reconstruct": lambda w: of(w.vae, w.x),

@@ -14,8 +14,9 @@ import torch
 from pyro_bvae import fit, load, report, runs
 from pyro_bvae.cli import main
 from pyro_bvae.core import atomic_files
+from pyro_bvae.core.atomic_files import SUMS
 from pyro_bvae.core.disk import digests
-from pyro_bvae.core.disk.digests import SUMS, changed_files, read_file, write_files
+from pyro_bvae.core.disk.digests import changed_files, read_file, write_files
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.runs import Shape, build_vae, read_config, write_config
 from pyro_bvae.training import History, TargetRate, load_checkpoint, save_checkpoint

@@ -12,8 +12,7 @@ import torch
 
 from pyro_bvae import fit, load, runs
 from pyro_bvae.cli import main
-from pyro_bvae.core.atomic_files import WriteError, atomic_write
-from pyro_bvae.core.disk.digests import SUMS
+from pyro_bvae.core.atomic_files import SUMS, WriteError, atomic_write
 from pyro_bvae.core.disk.lock import LOCK
 from pyro_bvae.core.disk.run_files import is_vacant, replace_run, staged, writing
 from pyro_bvae.core.errors import InputError

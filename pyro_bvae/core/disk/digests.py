@@ -14,12 +14,9 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 
-from pyro_bvae.core.atomic_files import discard, make_directory, put_in_place, write_part
+from pyro_bvae.core.atomic_files import SUMS, discard, make_directory, put_in_place, write_part
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import check_file
-
-#: The file of the digests; a configuration and a checkpoint name it, so that its loss is seen.
-SUMS = "digests.sha256"
 
 # Folders of a run directory whose files it lists, by their endings, and files from before it lists
 # any.

@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
 
-from pyro_bvae.core.atomic_files import WriteError, remove_parts
-from pyro_bvae.core.disk.digests import SUMS, remove_files
+from pyro_bvae.core.atomic_files import SUMS, WriteError, remove_parts
+from pyro_bvae.core.disk.digests import remove_files
 from pyro_bvae.core.disk.lock import LOCK, hold
 from pyro_bvae.core.errors import InputError
 

@@ -21,6 +21,8 @@ Rows: TypeAlias = ArrayLike | Tensor
 #: The result of a conversion that has no plain meaning.
 MISMATCH: Any = object()
 
+# Dimensions of an array at most, which NumPy has too.
+_DEEPEST = 64
 # Characters of a value that a message quotes.
 _QUOTED = 60
 
@@ -34,10 +36,10 @@ def shown(value: Any) -> str:
         return text if len(text) <= _QUOTED else f"{text[:_QUOTED]}..."
     if isinstance(value, int):
         return repr(value) if abs(value) < 10**_QUOTED else f"a number above 10**{_QUOTED}"
-    shape = getattr(value, "shape", None)
+    shape = None if _is_nested(value) else getattr(value, "shape", None)
     named = type(value).__name__
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(shape or ())}, {value.dtype} on {value.device}"
+    if isinstance(value, Tensor) and shape is not None:
+        return f"a tensor of shape {tuple(shape)}, {value.dtype} on {value.device}"
     if isinstance(shape, tuple):
         return f"{named} of shape {tuple(shape)}"
     return f"{named} {value!r}" if isinstance(value, np.generic) else named
@@ -51,6 +53,11 @@ def is_array(value: Any) -> bool:
 def is_abstract(value: Any) -> bool:
     """Whether a value is a tensor that has a shape and no numbers."""
     return isinstance(value, Tensor) and value.device.type == "meta"
+
+
+def _is_nested(value: Any) -> bool:
+    """Whether a value is a tensor whose rows differ in length, so that it has no shape."""
+    return isinstance(value, Tensor) and value.is_nested
 
 
 def listing(value: Any) -> Any:
@@ -67,6 +74,8 @@ def as_numbers(value: Any) -> Any:
     Tensors lose their gradient; a table (DataFrame), a SciPy matrix or a nested list becomes an
     array.
     """
+    if _is_nested(value):
+        return MISMATCH
     if isinstance(value, Tensor):
         dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
         return MISMATCH if dense.is_complex() or is_abstract(dense) else dense
@@ -102,7 +111,7 @@ def _array(value: Any) -> Any:
 def as_tensor(value: Any) -> Any:
     """Return a tensor as it is, and any other container of numbers as one, or ``MISMATCH``."""
     if isinstance(value, Tensor):
-        return value
+        return MISMATCH if _is_nested(value) else value
     numbers = as_numbers(value) if is_table(value) or isinstance(value, np.memmap) else MISMATCH
     if numbers is MISMATCH or numbers.ndim == 0:
         return MISMATCH
@@ -114,7 +123,9 @@ def as_tensor(value: Any) -> Any:
 def is_table(value: Any) -> bool:
     """Whether a value is rows of numbers: a tensor, an array in memory, a table, a nested list."""
     first = value
-    while isinstance(first, list | tuple) and first:
+    for _ in range(_DEEPEST):  # a list may hold itself
+        if not isinstance(first, list | tuple) or not first:
+            break
         first = first[0]
     if first is not value:
         return isinstance(first, Real) or (isinstance(first, np.ndarray) and first.ndim == 1)
@@ -140,6 +151,8 @@ def as_data(
     Raises:
         InputError: for anything but rows of numbers, and where N or D is 0.
     """
+    if is_abstract(like):
+        raise InputError("the model must have numbers for weights, got tensors on device meta")
     x = as_tensor(value)
     if x is MISMATCH:
         raise InputError(f"'{name}' must be a tensor (N, D), got {named(value)}")

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.core.inputs.turns import turn
+from pyro_bvae.core.inputs.turns import computing
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -47,9 +47,10 @@ def exclusive(function: _F) -> _F:
     """Return a :func:`public` function that other threads of the package wait for.
 
     Pyro's handlers and parameter store, and torch's generators, are those of the process: see
-    :func:`~pyro_bvae.core.inputs.turns.turn`.
+    :func:`~pyro_bvae.core.inputs.turns.turn`. Nor does it depend on the caller's
+    ``torch.no_grad()``.
     """
-    return _entry(function, turn)  # type: ignore[no-any-return]
+    return _entry(function, computing)  # type: ignore[no-any-return]
 
 
 def _entry(function: Any, held: Callable[[], AbstractContextManager[None]]) -> Any:

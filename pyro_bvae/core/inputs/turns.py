@@ -69,3 +69,19 @@ def turn() -> Iterator[None]:
         yield
     finally:
         _turns.give()
+
+
+@contextmanager
+def computing() -> Iterator[None]:
+    """Take a turn, as :func:`turn` does; gradients can be taken in the outermost one.
+
+    So a fit or a measurement does not depend on the caller's ``torch.no_grad()``.
+    """
+    import torch
+
+    with turn():
+        if _turns.depth > 1:
+            yield
+            return
+        with torch.inference_mode(False), torch.enable_grad():
+            yield

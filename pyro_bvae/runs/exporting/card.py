@@ -14,6 +14,7 @@ from pyro_bvae.evaluation.rows import rows_of
 from pyro_bvae.runs.catalogue import COUNTS
 from pyro_bvae.runs.config import TrainConfig
 from pyro_bvae.runs.directory import Run
+from pyro_bvae.runs.evaluation_files import check_measured
 from pyro_bvae.runs.exporting.loading import loading
 
 # Names of features that are listed.
@@ -159,7 +160,10 @@ def _evaluation(directory: Path) -> dict[str, Any] | None:
         raise
     except ValueError as error:
         raise InputError(f"{directory / 'evaluation.json'} is no JSON: {error}") from error
-    return content if isinstance(content, dict) else None
+    if not isinstance(content, dict):
+        return None
+    check_measured(directory, content)
+    return content
 
 
 def _evidence(evaluation: Mapping[str, Any] | None, directory: Path, checkpoint: str) -> list[str]:
