@@ -20,7 +20,10 @@ import tyro
 from pyro_bvae import runs
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.comparison import Compare
+from pyro_bvae.cli.exporting import Export
+from pyro_bvae.cli.improvement import Improve
 from pyro_bvae.cli.latents import COMMANDS
+from pyro_bvae.cli.scoring import Score
 from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
 from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
 from pyro_bvae.cli.wording import as_typed
@@ -35,6 +38,9 @@ _COMMANDS: dict[str, Any] = {
     "report": Report,
     "sweep": Sweep,
     "compare": Compare,
+    "export": Export,
+    "improve": Improve,
+    "score": Score,
     "verify": Verify,
     **COMMANDS,
 }

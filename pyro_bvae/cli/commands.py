@@ -8,13 +8,13 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from pyro_bvae import report, runs
-from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
-from pyro_bvae.core.disk.run_files import finish_replacement
+from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
+from pyro_bvae.core.disk.run_files import evaluation_files, finish_replacement
 from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.runs.config import (
@@ -30,6 +30,8 @@ from pyro_bvae.training.settings import Beta, Epochs, Seed
 # An option is spelled by its own name, without that of the part that it belongs to.
 _FLAT = (tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes)
 _DEFAULT = TrainConfig()
+# Epochs of the demo's guide alone, and data on which its gaps are shown before and after.
+_DEMO_EPOCHS, _DEMO_DATA = 60, 100
 
 
 @dataclass(frozen=True)
@@ -174,7 +176,10 @@ class Evaluate:
     """Measure a run on its test data: evidence, bound, gaps, active units."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory."""
+    """The run directory, or that of a sweep, all of whose runs are measured."""
+    data: Path | None = None
+    """New data, a file or folder of any format that is read for training; the run's test data by
+    default."""
     num_samples: NumSamples = 5000
     """Particles for each datum."""
     num_data: NumData = 500
@@ -184,6 +189,8 @@ class Evaluate:
     method: Literal["auto", "importance"] = "auto"
     """Estimator of the evidence: auto anneals what importance samples cannot be trusted with, at up
     to a hundred times their cost."""
+    calibration: bool = False
+    """Test on data drawn from the model whether the guide is the posterior, too."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: Seed = 0
@@ -198,21 +205,41 @@ class Evaluate:
         """Run the command."""
         from pyro_bvae.training.distributed import place
 
-        evaluation = runs.evaluate_run(
-            self.directory,
-            num_samples=self.num_samples,
+        options: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in fields(self)
+            if field.name not in ("directory", "calibration")
+        }  # fmt: skip
+        if runs.is_sweep(self.directory):
+            evaluations = runs.evaluate_sweep(self.directory, **options)
+            if not place()[0]:
+                print(evaluations_table(evaluations))
+                written = evaluation_files(self.directory / "*", self.data)
+                print(f"written: {written[0]}, {written[1]}")
+                for name in evaluations:
+                    self._calibrate(self.directory / name)
+            return
+        evaluation = runs.evaluate_run(self.directory, **options)
+        if place()[0]:
+            return
+        print(evaluation_table(evaluation))
+        self._calibrate(self.directory)
+        json_path, nc_path = evaluation_files(self.directory, self.data)
+        print(f"written: {json_path}, {nc_path}")
+
+    def _calibrate(self, directory: Path) -> None:
+        """Calibrate the guide of a run, if it is asked for."""
+        if not self.calibration:
+            return
+        calibrated = runs.calibrate_run(
+            directory,
+            data=self.data,
             num_data=self.num_data,
-            families=self.families,
-            method=self.method,
             checkpoint=self.checkpoint,
             seed=self.seed,
             device=self.device,
             force=self.force,
         )
-        if place()[0]:
-            return
-        print(evaluation_table(evaluation))
-        print(f"written: {self.directory / 'evaluation.json'}, {self.directory / 'evaluation.nc'}")
+        print(f"\n{directory.name}: {calibrated}")
 
 
 @dataclass(frozen=True)
@@ -220,7 +247,7 @@ class Report:
     """Write a run's page: figures, estimates, configuration, in one HTML file."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory, evaluated before."""
+    """The run directory, evaluated before; or that of a sweep, for a page of all its runs."""
     force: bool = False
     """Take over a run directory that another process holds: one that hangs, or whose machine is
     gone."""
@@ -232,7 +259,7 @@ class Report:
 
 @dataclass(frozen=True)
 class Demo:
-    """Train on handwritten digits, measure the gaps, write the page: all in a minute."""
+    """Train on handwritten digits, measure the gaps, improve the guide, write the page."""
 
     output: Path = Path("runs/demo")
     """Run directory; an earlier run in it is replaced."""
@@ -252,9 +279,16 @@ class Demo:
         )  # fmt: skip
         runs.train(config, self.output, overwrite=True, force=self.force)
         evaluation = runs.evaluate_run(self.output, force=self.force)
-        page = report.write_report(self.output, force=self.force)
         print(evaluation_table(evaluation))
-        print(f"page: {page}")
+        improved = self.output.with_name(f"{self.output.name}-improved")
+        print(f"the guide is trained on: pyro-bvae improve {self.output}")
+        result = runs.improve(
+            self.output, improved, epochs=_DEMO_EPOCHS, num_data=_DEMO_DATA, overwrite=True,
+            force=self.force,
+        )  # fmt: skip
+        print(result)
+        print(f"page: {report.write_report(self.output, force=self.force)}")
+        print(f"improved run: {improved}")
 
 
 @dataclass(frozen=True)

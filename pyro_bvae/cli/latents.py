@@ -1,8 +1,10 @@
-"""The commands of latents: ``pyro-bvae {traverse,interpolate,embed,reconstruct,generate} RUN``."""
+"""The commands of latents: ``pyro-bvae {traverse,interpolate,embed,reconstruct,impute} RUN``."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -39,8 +41,6 @@ class _OfRun:
     output: Path | None = None
     """File to write, by its ending .png (a figure), .gif (an animation, of a traversal), .npz
     (arrays) or .csv (a table); in the run's folder latents by default."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Which part of the data to look at."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     device: str = "cpu"
@@ -54,18 +54,28 @@ class _OfRun:
         check_suffix(path, suffixes)
         return path
 
-    def open(self) -> tuple[Run, Dataset | LazyDataset]:
-        """Return the run and the part of its data."""
+    def load(self) -> Run:
+        """Return the run."""
         runs.check_device(self.device)
-        run = runs.load(self.directory, checkpoint=self.checkpoint, device=self.device)
-        data = getattr(run.splits, self.split)
-        if data is None:
-            raise InputError(f"{self.directory} has no {self.split} data; take another --split")
-        return run, data
+        return runs.load(self.directory, checkpoint=self.checkpoint, device=self.device)
 
 
 @dataclass(frozen=True)
-class Traverse(_OfRun):
+class _OfData(_OfRun):
+    data: Path | None = None
+    """New data, a file or folder of any format that is read for training; the run's own by
+    default."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which part of the run's own data to look at."""
+
+    def open(self) -> tuple[Run, Dataset | LazyDataset]:
+        """Return the run, and the new data or the part of its own."""
+        run = self.load()
+        return run, run.rows(self.data, self.split)
+
+
+@dataclass(frozen=True)
+class Traverse(_OfData):
     """Move one latent after another and decode: a figure, an animation, or numbers."""
 
     latents: tuple[int, ...] = ()
@@ -125,10 +135,10 @@ class Traverse(_OfRun):
 
 
 @dataclass(frozen=True)
-class Interpolate(_OfRun):
+class Interpolate(_OfData):
     """Decode on the way between the codes of two data, and draw it."""
 
-    data: tuple[int, ...] = (0, 1)
+    pairs: tuple[int, ...] = (0, 1)
     """Numbers of the data, in pairs: first to second, third to fourth, ..."""
     paths: tuple[str, ...] = ("linear",)
     """The paths: linear, spherical, geodesic."""
@@ -145,16 +155,16 @@ class Interpolate(_OfRun):
             raise InputError(
                 f"'paths' must be one for {path}, got {', '.join(self.paths) or 'none'}"
             )
-        if not self.data or len(self.data) % 2:
-            raise InputError(f"'data' must be pairs of numbers, got {len(self.data)} numbers")
-        _check_shown("num_steps", self.num_steps, path, len(self.paths) * len(self.data) // 2)
+        if not self.pairs or len(self.pairs) % 2:
+            raise InputError(f"'pairs' must be pairs of numbers, got {len(self.pairs)} numbers")
+        _check_shown("num_steps", self.num_steps, path, len(self.paths) * len(self.pairs) // 2)
         run, data = self.open()
-        outside = [number for number in self.data if not 0 <= number < len(data)]
+        outside = [number for number in self.pairs if not 0 <= number < len(data)]
         if outside:
             raise InputError(
-                f"'data' must be among the numbers 0 to {len(data) - 1}, got {outside[0]}"
+                f"'pairs' must be among the numbers 0 to {len(data) - 1}, got {outside[0]}"
             )
-        ends = [data[list(self.data[place::2])] for place in (0, 1)]
+        ends = [data[list(self.pairs[place::2])] for place in (0, 1)]
         results = {
             name: latents.interpolate(
                 run, *ends, path=getattr(latents, _PATHS[name])(), num_steps=self.num_steps
@@ -174,21 +184,42 @@ class Interpolate(_OfRun):
 class Embed(_OfRun):
     """Write the codes of the data, beside their labels and factors, to an .npz or a .csv."""
 
+    data: Path | None = None
+    """New data, a file or folder of any format that is read for training; the run's own by
+    default."""
+    split: Literal["train", "validation", "test", "all"] = "test"
+    """Which part of the run's own data to encode."""
     scales: bool = False
     """Write the posterior standard deviations too."""
 
     def run(self) -> None:
         """Run the command."""
         path = self.file("embedding.npz", *_NUMBERS)
-        results = latents.embed(*self.open(), scales=self.scales)
-        results.save(path)
-        count, size = results.means.shape
+        run = self.load()
+        parts: list[str] = [self.split]
+        if self.split == "all":
+            validated = run.splits is not None and run.splits.validation is not None
+            parts = ["train", *(["validation"] if validated else []), "test"]
+        results = [self._codes(run, part) for part in parts]
+        whole = reduce(latents.Embedding.joined, results)
+        whole.save(path)
+        count, size = whole.means.shape
         print(f"{count} codes of {size} latents")
         print(f"written: {path}")
 
+    def _codes(self, run: Run, part: str) -> latents.Embedding:
+        """Return the codes of a part, or of new data, with the part of each."""
+        import numpy as np
+
+        data = run.rows(self.data, part)
+        split = np.full(len(data), part)
+        if self.data is not None and run.record is not None:
+            split = run.record.part_of(data)
+        return replace(latents.embed(run, data, scales=self.scales), split=split)
+
 
 @dataclass(frozen=True)
-class Reconstruct(_OfRun):
+class Reconstruct(_OfData):
     """Draw or write the reconstructions of the data from their codes."""
 
     num_data: Annotated[int | None, Bounds(1, 1_000_000_000)] = None
@@ -204,7 +235,8 @@ class Reconstruct(_OfRun):
         chosen = data[:most]
         means = latents.reconstruct(run, chosen)
         if path.suffix.lower() in _NUMBERS:
-            _write_data(path, data, "reconstructions", x=chosen.x, reconstructions=means)
+            arrays = {"x": chosen.x, "reconstructions": means}
+            _write_data(path, data.feature_names, "reconstructions", chosen.index, **arrays)
         elif data.image_shape is None:
             title = "Data and their reconstructions"
             _write_figure(
@@ -212,6 +244,30 @@ class Reconstruct(_OfRun):
             )
         else:
             _write_figure(plots.reconstructions(chosen.x, means, data.image_shape, num=most), path)
+        print(f"written: {path}")
+
+
+@dataclass(frozen=True)
+class Impute(_OfData):
+    """Write the data with reconstructions where entries are missing."""
+
+    def run(self) -> None:
+        """Run the command."""
+        import torch
+
+        path = self.file("imputed.csv", *_NUMBERS)
+        run, data = self.open()
+        if not run.vae.missing:
+            raise InputError(
+                f"{self.directory} was not trained for missing entries: train it with"
+                " '--missing nan'"
+            )
+        filled = [
+            run.vae.impute(*args) for args in data.batches(1024, seed=0, epoch=0, shuffle=False)
+        ]
+        gaps = int(torch.isnan(data.x).sum())
+        _write_data(path, data.feature_names, "x", data.index, x=torch.cat(filled))
+        print(f"{gaps} missing entries of {len(data)} data filled")
         print(f"written: {path}")
 
 
@@ -232,25 +288,20 @@ class Generate(_OfRun):
         """Run the command."""
         path = self.file("samples.png", ".png", *_NUMBERS)
         _check_shown("num_samples", self.num_samples, path)
-        run, data = self.open()
-        context = None
-        if data.context is not None:
-            rows = [row % len(data) for row in range(self.num_samples)]
-            context = data[rows].to(self.device).context
+        run = self.load()
         made = latents.generate(
-            run, self.num_samples, context,
+            run, self.num_samples,
             temperature=self.temperature, noise=self.noise, seed=self.seed,
         )  # fmt: skip
         title = f"Draws from the prior at temperature {self.temperature:g}, decoded"
         if path.suffix.lower() in _NUMBERS:
-            _write_data(path, data, "x", x=made)
-        elif data.image_shape is None:
+            _write_data(path, run.feature_names, "x", x=made)
+        elif run.image_shape is None:
             few = min(_SHOWN_FEATURES, self.num_samples)
-            _write_figure(plots.features(made, None, title, data.feature_names, num=few), path)
+            _write_figure(plots.features(made, None, title, run.feature_names, num=few), path)
         else:
-            _write_figure(
-                plots.image_grid(made, data.image_shape, title, num=self.num_samples), path
-            )
+            figure = plots.image_grid(made, run.image_shape, title, num=self.num_samples)
+            _write_figure(figure, path)
         print(f"written: {path}")
 
 
@@ -261,6 +312,7 @@ COMMANDS: dict[str, Any] = {
     "embed": Embed,
     "reconstruct": Reconstruct,
     "generate": Generate,
+    "impute": Impute,
 }
 
 
@@ -274,12 +326,15 @@ def _check_shown(name: str, count: int, path: Path, rows: int = 1) -> None:
         )
 
 
-def _write_data(path: Path, data: Dataset | LazyDataset, name: str, **arrays: Tensor) -> None:
-    """Write arrays ``(N, D)``; a ``.csv`` has the columns of the one that is named."""
+def _write_data(
+    path: Path, names: Sequence[str], name: str, index: Any = None, **arrays: Tensor
+) -> None:
+    """Write arrays ``(N, D)``; a ``.csv`` has the columns of the one that is named, by features."""
     from pyro_bvae.evaluation.latent_results import as_arrays, columns_of, write_numbers
 
-    written = as_arrays(arrays)
-    write_numbers(path, written, lambda: columns_of(data.feature_names or "x", written[name]))
+    written = as_arrays({"index": index, **arrays, "feature_names": names})
+    first = {} if index is None else {"index": index}
+    write_numbers(path, written, lambda: first | columns_of(names or "x", written[name]))
 
 
 def _write_figure(figure: Figure, path: Path) -> None:

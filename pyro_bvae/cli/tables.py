@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -83,4 +83,19 @@ def evaluation_table(evaluation: Evaluation) -> str:
         lines.append(f"verdict: {evaluation.verdict}")
     elif evaluation.gaps_note:
         lines.append(f"no gaps: {evaluation.gaps_note}")
+    return "\n".join(lines)
+
+
+def evaluations_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return the evaluations of several runs as a table for the terminal, a line a run."""
+    columns = ("evidence", "elbo", "rate", "distortion", "variational_gap")
+    width = max(3, *map(len, evaluations))
+    lines = [f"{'run':{width}}" + "".join(f"{name:>17}" for name in columns) + "   untrusted"]
+    for name, evaluation in evaluations.items():
+        row = f"{name:{width}}"
+        for column in columns:
+            estimate = evaluation.estimates[column]
+            row += f"{estimate.value:>17.3f}" if estimate is not None else f"{'none':>17}"
+        evidence = evaluation.evidence
+        lines.append(f"{row}{evidence.untrusted:>5} of {len(evidence.per_datum)}")
     return "\n".join(lines)

@@ -39,6 +39,8 @@ class Dataset:
             0/1 from them. ``x`` itself stays grey: to evaluate, take :meth:`binarized`.
         missing: ``x`` may hold NaN for entries that were not observed, even for all of a datum.
         feature_names: D names, such as the columns of a table or genes, or none.
+        index: Which row of its source each datum is: numbers, or names such as those of cells and
+            files, ``(N,)``; by default its number here.
 
     Raises:
         InputError: if a shape, a type or a value cannot be used.
@@ -54,10 +56,14 @@ class Dataset:
     stochastic_binarization: bool = False
     missing: bool = False
     feature_names: tuple[str, ...] = ()
+    index: np.ndarray = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         _check_x(self.x, self.missing)
+        if self.index is None:
+            object.__setattr__(self, "index", np.arange(len(self)))
         _check_companions(self)
+        _check_index(self.index, len(self))
         if self.stochastic_binarization:
             _check_probabilities(self.x)
 
@@ -78,6 +84,7 @@ class Dataset:
             context=_context_rows(self.context, rows),
             labels=None if self.labels is None else self.labels[rows],
             factors=None if self.factors is None else self.factors[rows],
+            index=self.index[rows.cpu().numpy()],
         )
 
     def _rows(self, index: Index) -> Tensor:
@@ -183,6 +190,26 @@ class Dataset:
         return replace(self, stochastic_binarization=True)
 
 
+def joined(parts: Sequence[Dataset]) -> Dataset:
+    """Return the data of several parts, one after the other; all must have the same companions."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+
+    def whole(*own: Tensor | None) -> Tensor | None:
+        return torch.cat([each for each in own if each is not None]) if own[0] is not None else None
+
+    contexts = [part.context or Context() for part in parts]
+    return replace(
+        first,
+        x=torch.cat([part.x for part in parts]),
+        context=first.context and Context(*map(whole, *contexts)),
+        labels=whole(*(part.labels for part in parts)),
+        factors=whole(*(part.factors for part in parts)),
+        index=np.concatenate([part.index for part in parts]),
+    )
+
+
 def _check_x(x: Tensor, missing: bool) -> None:
     if not isinstance(x, Tensor):
         raise InputError(
@@ -262,6 +289,16 @@ def _check_companions(data: Dataset) -> None:
     if data.image_shape is not None and (len(data.image_shape) != 3 or prod(data.image_shape) != d):
         raise InputError(
             f"'image_shape' must be (C, H, W) with C * H * W = {d}, got {data.image_shape}"
+        )
+
+
+def _check_index(index: np.ndarray, count: int) -> None:
+    if not isinstance(index, np.ndarray) or index.dtype.kind not in "iU":
+        kind = getattr(index, "dtype", type(index).__name__)
+        raise InputError(f"'index' must be an array of whole numbers or of text, got {kind}")
+    if index.shape != (count,):
+        raise InputError(
+            f"'index' must have shape ({count},) as 'x' has {count} rows, got {index.shape}"
         )
 
 

@@ -38,6 +38,7 @@ class LazyDataset:
         factor_names: F names, or none.
         label_names: The name of each class, or none.
         feature_names: D names, or none.
+        index: Which row of its source each datum is, numbers or names, ``(N,)``.
         dtype: Floating type of the batches.
 
     Attributes:
@@ -63,6 +64,7 @@ class LazyDataset:
         factor_names: tuple[str, ...] = (),
         label_names: tuple[str, ...] = (),
         feature_names: tuple[str, ...] = (),
+        index: np.ndarray | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
         shape = tuple(getattr(table, "shape", ()))
@@ -88,7 +90,10 @@ class LazyDataset:
         self.feature_names = feature_names
         self._share: Callable[[int], slice] | None = None
         numbers = torch.arange(shape[0], dtype=torch.double).unsqueeze(1)
-        self._rows = Dataset(numbers, context, labels, factors, None, factor_names, label_names)
+        index = np.arange(shape[0]) if index is None else index
+        self._rows = Dataset(
+            numbers, context, labels, factors, None, factor_names, label_names, index=index
+        )
 
     @classmethod
     def of_items(cls, items: Any, dtype: torch.dtype = torch.float32) -> LazyDataset:
@@ -143,6 +148,11 @@ class LazyDataset:
     def label_names(self) -> tuple[str, ...]:
         """The name of each class, or none."""
         return self._rows.label_names
+
+    @property
+    def index(self) -> np.ndarray:
+        """Which row of its source each datum is, numbers or names, ``(N,)``."""
+        return self._rows.index
 
     @property
     def row_numbers(self) -> Tensor:

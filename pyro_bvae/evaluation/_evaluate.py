@@ -14,7 +14,7 @@ from pyro_bvae.core.errors import check_beta
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.evaluation.estimate import METHODS, PARETO_K_LIMIT, Estimate, both_reliable
 from pyro_bvae.evaluation.gaps.measure import AT_ZERO, gaps_and_refits, with_evidence
-from pyro_bvae.evaluation.gaps.result import InferenceGaps
+from pyro_bvae.evaluation.gaps.result import InferenceGaps, verdict
 from pyro_bvae.evaluation.marginal.bounds import (
     ElboParts,
     KLPerDimension,
@@ -43,6 +43,7 @@ class Evaluation:
         kl: KL per dimension and active units; None for guides whose dimensions depend on draws.
         given: The condition of all densities, in words, such as size factors that were
             computed from the data; None for unconditional ones.
+        run: The run directory of the model, which the verdict's command names.
     """
 
     training_beta: float
@@ -52,6 +53,7 @@ class Evaluation:
     gaps_note: str | None
     kl: KLPerDimension | None
     given: str | None = None
+    run: str | None = None
 
     @property
     def variational_gap(self) -> Estimate:
@@ -69,12 +71,13 @@ class Evaluation:
         """The part to fix, in words; None where there are no gaps."""
         if self.gaps is None:
             return None
+        of_gaps = verdict(self.gaps, self.run)
         if self.kl is None or bool(self.kl.active.any()):
-            return self.gaps.verdict
+            return of_gaps
         return (
             f"no latent is active, at a rate of {self.bound.rate.value:.2f} nats:"
             " pyro_bvae.diagnose(vae, data) names"
-            f" the cause. A small gap says nothing of the guide then: {self.gaps.verdict}"
+            f" the cause. A small gap says nothing of the guide then: {of_gaps}"
         )
 
     @property

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_bvae.core.atomic_files import atomic_write
@@ -76,7 +77,7 @@ def write_numbers(
             np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
     else:
         texts = {_as_text(name): _as_texts(values) for name, values in columns().items()}
-        with atomic_write(path) as stream:
+        with making(path.parent), atomic_write(path) as stream:
             pd.DataFrame(texts).to_csv(stream, index=False, lineterminator="\n")
 
 
@@ -168,6 +169,8 @@ class Embedding:
         factors: Ground-truth factors, shape ``(N, F)``, or None.
         label_names: The name of each class, or none.
         factor_names: F names, or none.
+        index: Which row of its source each datum is, numbers or names, ``(N,)``, or None.
+        split: The part of each datum, ``(N,)``, or None.
     """
 
     means: Tensor
@@ -176,19 +179,34 @@ class Embedding:
     factors: Tensor | None = None
     label_names: tuple[str, ...] = ()
     factor_names: tuple[str, ...] = ()
+    index: Array | None = None
+    split: Array | None = None
 
     def save(self, path: str | Path) -> None:
         """Write to an ``.npz`` with the names above, or to a ``.csv``; any other ending raises.
 
-        A ``.csv`` has the columns ``z0``, ``z1``, ..., ``scale0``, ..., ``label``, ``label_name``
-        and the factors' names, as far as they are known.
+        A ``.csv`` has the columns ``index``, ``split``, ``z0``, ``z1``, ..., ``scale0``, ...,
+        ``label``, ``label_name`` and the factors' names, as far as they are known.
         """
-        names = ("means", "scales", "labels", "factors", "label_names", "factor_names")
-        arrays = as_arrays({name: getattr(self, name) for name in names})
+        arrays = as_arrays(vars(self))
         write_numbers(path, arrays, lambda: self._columns(arrays))
 
+    def joined(self, other: Embedding) -> Embedding:
+        """Return the codes of these data and of others, which have the same companions."""
+
+        def both(name: str) -> Any:
+            own, theirs = getattr(self, name), getattr(other, name)
+            if own is None or theirs is None:
+                return None
+            return torch.cat([own, theirs]) if isinstance(own, Tensor) else np.append(own, theirs)
+
+        names = ("means", "scales", "labels", "factors", "index", "split")
+        return replace(self, **{name: both(name) for name in names})
+
     def _columns(self, arrays: dict[str, Array]) -> dict[str, Array]:
-        columns = columns_of("z", arrays["means"])
+        known = ("index", "split")
+        columns: dict[str, Array] = {name: arrays[name] for name in known if name in arrays}
+        columns |= columns_of("z", arrays["means"])
         if self.scales is not None:
             columns |= columns_of("scale", arrays["scales"])
         if self.labels is not None:

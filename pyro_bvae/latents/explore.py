@@ -71,8 +71,10 @@ def traverse(
             not given, or the values are no such numbers.
     """
     check_count("num_steps", num_steps)
-    vae, test = _opened(model)
-    whole = test if data is None else _ready(vae, data)
+    vae, run = _opened(model)
+    whole = _own(vae, run) if data is None else _given(vae, run, data)
+    if whole is None and run is not None and (start is None or latents is None):
+        run.part("test")  # whose error says that they are gone
     if whole is None:
         if start is None or latents is None:
             raise InputError(
@@ -144,8 +146,9 @@ def interpolate(
     check_count("num_steps", num_steps)
     if num_steps < 2:
         raise InputError(f"'num_steps' must be at least 2, the two ends, got {num_steps}")
-    vae, test = _opened(model)
-    if test is not None:
+    vae, run = _opened(model)
+    if run is not None and (start is None or end is None):
+        test = run.part("test")
         start, end = (test[:1] if start is None else start), (test[1:2] if end is None else end)
     if start is None or end is None:
         raise InputError(
@@ -170,12 +173,15 @@ def interpolate(
 
 
 @exclusive
-def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Embedding:
+def embed(
+    model: Model, data: Data | str | PathLike[str] | None = None, *, scales: bool = False
+) -> Embedding:
     """Return the codes of data, the encoder's means, beside labels and factors.
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
-        data: The data to encode, a tensor ``(N, D)`` or a data set; a run's test data by default.
+        data: The data to encode, a tensor ``(N, D)``, a data set, or, for a run, a file; a run's
+            test data by default.
         scales: Return the posterior standard deviations too.
 
     Raises:
@@ -195,18 +201,18 @@ def embed(model: Model, data: Data | None = None, *, scales: bool = False) -> Em
                     raise InputError(
                         f"'scales': the guide ({type(guide).__name__}) knows no standard deviation"
                     ) from None
-    known = whole.labels, whole.factors, whole.label_names, whole.factor_names
+    known = whole.labels, whole.factors, whole.label_names, whole.factor_names, whole.index
     return Embedding(torch.cat(means), torch.cat(spreads) if scales else None, *known)
 
 
 @exclusive
-def reconstruct(model: Model, data: Data | None = None) -> Tensor:
+def reconstruct(model: Model, data: Data | str | PathLike[str] | None = None) -> Tensor:
     """Return the decoder's means at the posterior means of the latents, shape ``(N, D)``.
 
     Args:
         model: A :class:`~pyro_bvae.BetaVAE`, a run, or the directory of one.
-        data: The data to reconstruct, a tensor ``(N, D)`` or a data set; a run's test data by
-            default.
+        data: The data to reconstruct, a tensor ``(N, D)``, a data set, or, for a run, a file; a
+            run's test data by default.
 
     Raises:
         InputError: if a model comes without data, or they cannot be used.
@@ -242,26 +248,45 @@ def generate(
             and the prior has no location.
     """
     check_count("num_samples", num_samples)
-    vae, test = _opened(model)
+    vae, run = _opened(model)
     _check_size(vae, num_samples)
-    if context is None and test is not None and test.context is not None:
-        context = test[torch.arange(num_samples) % len(test)].context
+    if context is None and run is not None:
+        test = _own(vae, run)
+        known = run.contexts if test is None else test.context
+        if known is not None:
+            own, count = (
+                next(vae.parameters()),
+                len(next(each for each in known if each is not None)),
+            )
+            context = known.take(torch.arange(num_samples) % count).to(own)
     made: Tensor = vae.generate(
         num_samples, context, temperature=temperature, noise=noise, seed=seed
     )
     return made
 
 
-def _opened(model: Model) -> tuple[VAE, Dataset | LazyDataset | None]:
-    """Return the model, and a run's test data."""
+def _opened(model: Model) -> tuple[VAE, Run | None]:
+    """Return the model, and the run that it is of."""
     run = load(Path(model)) if isinstance(model, str | PathLike) else model
-    if not isinstance(run, Run):
-        if isinstance(run, type) or not isinstance(run, ChecksData):
-            raise InputError(
-                f"'model' must be a BetaVAE, a run or its directory, got {shown(model)}"
-            )
-        return run, None
-    return run.vae, None if run.splits is None else _ready(run.vae, run.splits.test)
+    if isinstance(run, Run):
+        return run.vae, run
+    if isinstance(run, type) or not isinstance(run, ChecksData):
+        raise InputError(f"'model' must be a BetaVAE, a run or its directory, got {shown(model)}")
+    return run, None
+
+
+def _own(vae: VAE, run: Run | None) -> Dataset | LazyDataset | None:
+    """Return the test data of a run; None where they are gone."""
+    return None if run is None or run.splits is None else _ready(vae, run.splits.test)
+
+
+def _given(vae: VAE, run: Run | None, data: Data | str | PathLike[str]) -> Dataset | LazyDataset:
+    """Return data that are given; a file is read as the run has read its own data."""
+    if isinstance(data, str | PathLike):
+        if run is None:
+            raise InputError(f"'data' may be a file for a run only, got {shown(data)}")
+        data = run.read(data)
+    return _ready(vae, data)
 
 
 def _ready(vae: VAE, data: Data) -> Dataset | LazyDataset:
@@ -273,15 +298,15 @@ def _ready(vae: VAE, data: Data) -> Dataset | LazyDataset:
     return data if own is None else data.to(own.device, own.dtype)
 
 
-def _needed(model: Model, data: Data | None) -> tuple[VAE, Dataset | LazyDataset]:
-    vae, test = _opened(model)
+def _needed(
+    model: Model, data: Data | str | PathLike[str] | None
+) -> tuple[VAE, Dataset | LazyDataset]:
+    vae, run = _opened(model)
     if data is not None:
-        return vae, _ready(vae, data)
-    if test is None:
-        raise InputError(
-            "'data' must be given with a model, or with a run whose data are gone, got None"
-        )
-    return vae, test
+        return vae, _given(vae, run, data)
+    if run is None:
+        raise InputError("'data' must be given with a model, got None")
+    return vae, _ready(vae, run.part("test"))
 
 
 def _blocks(vae: VAE, data: Dataset | LazyDataset) -> Iterator[tuple[Tensor, Context | None]]:

@@ -15,3 +15,6 @@ from pyro_bvae.posteriors.local_transformed import (
 )
 from pyro_bvae.posteriors.mixture import LocalMixturePosterior as LocalMixturePosterior
 from pyro_bvae.posteriors.mixture import MixturePosterior as MixturePosterior
+from pyro_bvae.posteriors.refinement import RefinedGuide as RefinedGuide
+from pyro_bvae.posteriors.refinement import RefinedPosterior as RefinedPosterior
+from pyro_bvae.posteriors.refinement import refined as refined

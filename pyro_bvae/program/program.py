@@ -56,6 +56,9 @@ class Program(ScoredProgram):
             from the guide, or if a plate is subsampled.
     """
 
+    # How far left of the program's plates that of the particles lies.
+    dims_left = 1
+
     def __init__(
         self, model: Function, guide: Function, args: tuple[Any, ...], data_plate: str | None = None
     ) -> None:
@@ -108,7 +111,8 @@ class Program(ScoredProgram):
             for site in samples(trace).values()
         ]
         self.particle_dim = (
-            min(frame.dim for stack in stacks for frame in stack if frame.vectorized) - 1
+            min(frame.dim for stack in stacks for frame in stack if frame.vectorized)
+            - self.dims_left
         )
         return guide_trace, model_trace
 

@@ -50,6 +50,7 @@ class ScoredProgram:
         probe: The arguments for a few data.
         sliceable: Whether blocks of data can be run alone.
         vectorized: Whether many particles can be drawn at once.
+        particle_plate: Name of the plate of particles.
         particle_dim: Dimension of the plate of particles.
         width: Numbers a datum in the widest site.
         unbounded: Whether no latent's prior is bounded, so that no draw lies outside.
@@ -70,6 +71,7 @@ class ScoredProgram:
     width: int
     unbounded: bool
     outside: tuple[str, ...]
+    particle_plate = "particles"
 
     def __init__(self, model: Function, guide: Function, args: tuple[Any, ...]) -> None:
         self.model, self.guide, self.args = model, guide, args
@@ -185,7 +187,7 @@ class ScoredProgram:
         if num_particles is None:
             return function
         # Outermost, so that a plate without a dim of its own still gets the rightmost free one.
-        return pyro.plate("particles", num_particles, dim=self.particle_dim)(function)
+        return pyro.plate(self.particle_plate, num_particles, dim=self.particle_dim)(function)
 
     def _densities(self, model_sites: Sites, guide_sites: Sites) -> LogDensities:
         latent = [self._log_within(model_sites[name]) for name in self.latents]

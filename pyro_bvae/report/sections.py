@@ -16,6 +16,7 @@ from pyro_bvae.core.context import arguments
 from pyro_bvae.core.protocols import part_of
 from pyro_bvae.evaluation import count_checks
 from pyro_bvae.priors import NormalPrior
+from pyro_bvae.report.before_after import before_and_after
 
 NUM_SAMPLES, NUM_POINTS, NUM_LATENTS, NUM_PAIRS, NUM_STEPS, NUM_CHECKED = 40, 3000, 10, 4, 9, 500
 
@@ -37,12 +38,14 @@ def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
     """
     results = [
         _gaps(evaluation),
+        None if (improved := before_and_after(run)) is None else Section(*improved),
         _training(run),
         _reconstructions(run),
         _samples(run),
         _latents(run, evaluation),
         *(_images(run, evaluation) if run.splits.test.image_shape is not None else ()),
         _counts(run),
+        _calibration(evaluation),
         _kl(evaluation),
     ]
     return [section for section in results if section is not None]
@@ -77,6 +80,19 @@ def _counts(run: Any) -> Section | None:
         f" {checks}."
     )
     return Section("Posterior predictive checks", plots.count_checks(checks), caption)
+
+
+def _calibration(evaluation: Mapping[str, Any]) -> Section | None:
+    """Return the calibration of the guide; None where it was not asked for."""
+    found = evaluation.get("calibration")
+    if found is None:
+        return None
+    caption = (
+        f"Is the guide the posterior? On {found['num_simulations']} data drawn from the model, the"
+        " true values are ranked among the guide's draws; lines of a right guide stay in the grey"
+        f" band. {found['verdict']}."
+    )
+    return Section("Calibration of the guide", plots.guide_calibration(found), caption)
 
 
 def _training(run: Any) -> Section | None:

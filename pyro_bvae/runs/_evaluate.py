@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Literal
 
@@ -38,10 +40,12 @@ def evaluate_run(
     device: str = "cpu",
     force: bool = False,
     progress: bool = True,
+    data: str | PathLike[str] | None = None,
 ) -> Evaluation:
     """Measure a run on its test data and write ``evaluation.json`` and ``evaluation.nc``.
 
-    The processes that ``torchrun`` starts share the data, and the first of them writes.
+    On new data they are named after the file, ``evaluation-cells.json`` for ``cells.h5ad``. The
+    processes that ``torchrun`` starts share the data, and the first of them writes.
 
     Args:
         directory: The run.
@@ -56,6 +60,8 @@ def evaluate_run(
         force: Take the run over from another process that writes to it, as of
             :func:`~pyro_bvae.fit`.
         progress: Show progress bars.
+        data: New data, a file or folder of any format that is read for training; the run's test
+            data by default.
 
     Raises:
         InputError: if the run or an option cannot be used, or another process writes to the run.
@@ -69,25 +75,27 @@ def evaluate_run(
     written = directory if directory.is_dir() else None
     with process_group(device) as ranks, ranks.writing(written, force):
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
-        assert run.config is not None and run.splits is not None
-        test = choose_data(run.splits.test, num_data, seed).dense().to(own_device(device))
+        assert run.config is not None
+        whole = run.part("test") if data is None else run.read(data)
+        test = choose_data(whole, num_data, seed).dense().to(own_device(device))
         args = arguments(test.x, test.context)
         run.vae.check_data(*args)
         evaluation = evaluate_shares(
             run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
             families=families, method=method, seed=seed, progress=progress and ranks.is_first,
         )  # fmt: skip
+        evaluation = replace(evaluation, run=str(directory))
         if ranks.is_first:
             head = {
                 "dataset": run.config.data.dataset,
-                "split": "test",
+                "split": "test" if data is None else "new",
                 "checkpoint": checkpoint,
                 "seed": seed,
             }
             attributes = {**head, "config": run.config.options()}
             check_held(directory)
             write_evaluation(
-                directory, run.vae, args, evaluation, attributes, run.config.model.latent_dim
+                directory, run.vae, args, evaluation, attributes, run.config.model.latent_dim, data
             )
         ranks.wait()
     return evaluation

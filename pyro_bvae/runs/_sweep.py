@@ -11,9 +11,12 @@ from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
-from pyro_bvae.runs._train import ConfigFile, check_device, check_output, check_splits, untrained
+from pyro_bvae.datasets import Splits
+from pyro_bvae.datasets.record import DataRecord
+from pyro_bvae.runs._train import RunFiles, check_device, check_output, check_splits, untrained
 from pyro_bvae.runs.build import check_config, load_data
 from pyro_bvae.runs.config import NumSeeds, TrainConfig, read_config
+from pyro_bvae.runs.record_file import read_record
 from pyro_bvae.training import Sweep, sweep
 from pyro_bvae.training.distributed import was_restarted
 from pyro_bvae.training.replicas.sweeping import assigned, replica_name
@@ -109,11 +112,9 @@ def train_sweep(
         for directory, run in configs.items():
             locks.enter_context(writing(directory, force=force))
             check_output(run, directory, resume and _is_run(directory), overwrite)
-        own = dict.fromkeys(seed for _, seed in replicas)
-        parts = {seed: load_data(config.with_options(seed=seed), download=True) for seed in own}
-        for seed, splits in parts.items():
-            check_splits(untrained(config.with_options(seed=seed), splits), splits)
-        files = {directory: ConfigFile(run) for directory, run in configs.items()}
+        parts = _data_of(configs, resume)
+        records = {seed: DataRecord.of(splits) for seed, splits in parts.items()}
+        files = {path: RunFiles(run, records[run.training.seed]) for path, run in configs.items()}
         try:
             return sweep(
                 lambda seed: untrained(config.with_options(seed=seed), parts[seed]),
@@ -136,6 +137,22 @@ def train_sweep(
             for file in files.values():
                 file.put_back()
             raise
+
+
+def _data_of(configs: Mapping[Path, TrainConfig], resume: bool) -> dict[int, Splits]:
+    """Return the data of each seed, as those of a run that is continued were; the models fit them.
+
+    Raises:
+        InputError: if a model cannot be trained on its data, or they are others than they were.
+    """
+    parts: dict[int, Splits] = {}
+    for directory, config in configs.items():
+        seed = config.training.seed
+        if seed not in parts:
+            known = read_record(directory) if resume else None
+            parts[seed] = load_data(config, download=True, record=known)
+            check_splits(untrained(config, parts[seed]), parts[seed])
+    return parts
 
 
 def _check_configs(configs: Mapping[Path, TrainConfig]) -> None:

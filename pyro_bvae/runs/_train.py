@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 
-from pyro_bvae.core.disk.digests import remove_files
+from pyro_bvae.core.disk.digests import read_file, remove_files, write_files
 from pyro_bvae.core.disk.run_files import is_vacant
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.datasets import Splits
+from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
-from pyro_bvae.runs.config import TrainConfig, read_config, write_config
+from pyro_bvae.runs.config import TrainConfig, config_bytes, read_config, write_config
 from pyro_bvae.runs.directory import Run
+from pyro_bvae.runs.record_file import RECORD, read_record, record_bytes
 from pyro_bvae.runs.snapshots import Snapshots
 from pyro_bvae.training import TensorBoard, checkpoint_path, fit, load_checkpoint, start_at_mean
+from pyro_bvae.training.checkpoint import check_configuration
+from pyro_bvae.training.checks.checkpoint_content import check_state
 from pyro_bvae.training.distributed import job_name, own_device, process_group, was_restarted
 from pyro_bvae.vae import BetaVAE
 
@@ -71,7 +76,8 @@ def train(
             resume = not overwrite or _is_of_this_job(output)
             overwrite = not resume
         config, vae, splits = _prepare(config, output, resume, overwrite)
-        files = ConfigFile(config)
+        record = DataRecord.of(splits)
+        files = RunFiles(config, record)
         callbacks: list[Callable[[dict[str, float]], None]] = [files]
         if snapshots is not None:
             shown = (splits.validation or splits.test)[: Snapshots.most].dense()
@@ -99,42 +105,55 @@ def train(
             config = read_config(output / "config.json")
         elif ranks.is_first and not files.written:
             write_config(config, output / "config.json")
-    return Run(vae, config, splits, history, output, history["beta"][-1])
+    return Run(vae, config, splits, history, output, history["beta"][-1], record)
 
 
-class ConfigFile:
-    """A callback of ``fit`` that writes ``config.json`` before the first step.
+class RunFiles:
+    """A callback of ``fit`` that writes ``config.json`` and ``data.json`` before the first step.
 
     Args:
         config: The configuration.
+        record: The record of the data.
+        others: Further files by name.
 
     Attributes:
         written: Whether there was a first step.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
-        self.config, self.written = config, False
-        self._path: Path | None = None
-        self._before: TrainConfig | None = None
+    def __init__(
+        self,
+        config: TrainConfig,
+        record: DataRecord,
+        others: Mapping[str, bytes] = MappingProxyType({}),
+    ) -> None:
+        self.written = False
+        own = {"config.json": config_bytes(config), RECORD: record_bytes(record)}
+        self._contents = {**own, **others}
+        self._directory: Path | None = None
+        self._before: dict[str, bytes] = {}
 
     def begin(self, directory: Path) -> None:
-        """Write the file."""
-        self._path, self.written = directory / "config.json", True
-        self._before = read_config(self._path) if self._path.exists() else None
-        write_config(self.config, self._path)
+        """Write the files."""
+        self._directory, self.written = directory, True
+        there = [name for name in self._contents if (directory / name).exists()]
+        self._before = {name: read_file(directory / name) for name in there}
+        self._write(self._contents)
 
     def __call__(self, row: dict[str, float]) -> None:
-        """Keep the file: an epoch is written."""
-        self._path = None
+        """Keep the files: an epoch is written."""
+        self._directory = None
 
     def put_back(self) -> None:
         """Have the directory as it was before, unless an epoch is written."""
-        if self._path is None:
+        if self._directory is None:
             return
-        if self._before is None:
-            remove_files(self._path.parent, [self._path.name])
-        else:
-            write_config(self._before, self._path)
+        remove_files(self._directory, self._contents.keys() - self._before.keys())
+        if self._before:
+            self._write(self._before)
+
+    def _write(self, contents: Mapping[str, bytes]) -> None:
+        assert self._directory is not None
+        write_files({self._directory / name: each for name, each in contents.items()}, begin=True)
 
 
 def _is_of_this_job(output: Path) -> bool:
@@ -153,7 +172,13 @@ def _prepare(
     config = config.resolved()
     check_device(config.training.device)
     check_output(config, output, resume, overwrite)
-    splits = load_data(config, download=True)
+    last = checkpoint_path(output, "last")
+    if resume and last.exists():
+        state = load_checkpoint(last)
+        check_state(state, last)
+        check_configuration(state, config.options(), last)
+    known = read_record(output) if resume else None
+    splits = load_data(config, download=True, record=known)
     vae = untrained(config, splits)
     check_splits(vae, splits)
     vae.to(own_device(config.training.device) or "cpu")
@@ -206,7 +231,8 @@ def check_output(config: TrainConfig, output: Path, resume: bool, overwrite: boo
     if resume:
         saved = read_config(output / "config.json")
         ours, theirs = config.options(), saved.options()
-        free = {"epochs", "device", "data_root"}
+        # A file that was moved has the same data, which are looked at by themselves.
+        free = {"epochs", "device", "data_root", "path"}
         changed = [name for name in ours if name not in free and ours[name] != theirs[name]]
         if changed:
             listed = ", ".join(f"{name} was {theirs[name]}, got {ours[name]}" for name in changed)

@@ -50,6 +50,9 @@ class ModelOptions:
     its dense layer."""
     latent_dim: Annotated[int, Bounds(1, 10_000)] = 20
     """Number of latents."""
+    standardize: bool = False
+    """Have the networks see features of mean 0 and standard deviation 1, for likelihoods of real
+    numbers; results stay in the data's units, the scales of the likelihood are in deviations."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +184,13 @@ def write_config(config: TrainConfig, path: Path) -> None:
 
     Its directory becomes one of a run, with a file of digests, which the entry ``digests`` names.
     """
+    write_files({path: config_bytes(config)}, begin=True)
+
+
+def config_bytes(config: TrainConfig) -> bytes:
+    """Return the content of the file of a configuration."""
     text = json.dumps({_DIGESTS: SUMS, **config.options()}, indent=2) + "\n"
-    write_files({path: text.encode("utf-8")}, begin=True)
+    return text.encode("utf-8")
 
 
 @public

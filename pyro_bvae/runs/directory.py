@@ -1,6 +1,7 @@
 """Run directories: a configuration, metrics and checkpoints on disk, read back.
 
-A run directory holds ``config.json``, ``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``;
+A run directory holds ``config.json``, ``data.json`` (shapes, names and members of the data),
+``metrics.csv``, ``checkpoints/last.pt`` and ``best.pt``;
 ``evaluate`` adds ``evaluation.json`` and ``evaluation.nc``, and a report ``report.html``. Their
 digests are in ``digests.sha256``.
 """
@@ -8,21 +9,27 @@ digests are in ``digests.sha256``.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.digests import changed, changed_files
 from pyro_bvae.core.disk.run_files import check_settled
-from pyro_bvae.core.errors import InputError, unknown_name
+from pyro_bvae.core.errors import AbsentDataError, InputError, unknown_name
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.protocols import latent_dim_of
-from pyro_bvae.datasets import Splits
+from pyro_bvae.datasets import Dataset, LazyDataset, Splits
+from pyro_bvae.datasets.matching import read_new
+from pyro_bvae.datasets.record import DataRecord
+from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.runs.build import Shape, build_vae, load_data, settings_of
 from pyro_bvae.runs.config import TrainConfig, read_config
+from pyro_bvae.runs.improvement_file import build_improved, read_improvement
+from pyro_bvae.runs.record_file import read_record
 from pyro_bvae.training import (
     History,
     Remark,
@@ -37,29 +44,131 @@ from pyro_bvae.training.checks.checkpoint_content import check_identity, check_s
 _CHECKPOINTS = ("best", "last")
 
 
-@dataclass(frozen=True)
 class Run:
     """A run directory, read back; ``vae, config, splits = load(run)`` takes the first three.
 
-    Attributes:
+    Args:
         vae: The trained model.
         config: Its configuration; None for a run without ``config.json``.
-        splits: Its data; None likewise, or where they are gone and the model was given.
+        splits: Its data, or a function that reads them, which is called when they are needed.
         history: Its metrics.
         directory: Where it lies.
         training_beta: The β of the model's last step, which a warm-up that was cut short leaves
             below the configured one.
+        record: The names, shapes and members of its data; None for a run of version 0.1.0.
+
+    Attributes:
+        vae, config, history, directory, training_beta, record: As given.
     """
 
-    vae: Any
-    config: TrainConfig | None
-    splits: Splits | None
-    history: History
-    directory: Path
-    training_beta: float
+    def __init__(
+        self,
+        vae: Any,
+        config: TrainConfig | None,
+        splits: Splits | Callable[[], Splits] | None,
+        history: History,
+        directory: Path,
+        training_beta: float,
+        record: DataRecord | None = None,
+    ) -> None:
+        self.vae, self.config, self.history = vae, config, history
+        self.directory, self.training_beta, self.record = directory, training_beta, record
+        self._splits = splits
 
     def __iter__(self) -> Iterator[Any]:
         yield from (self.vae, self.config, self.splits)
+
+    @property
+    def splits(self) -> Splits | None:
+        """Its data; None where they are not there any more.
+
+        Raises:
+            InputError: if others lie in their place, with the first datum that differs.
+        """
+        if callable(self._splits):
+            try:
+                self._splits = self._splits()
+            except AbsentDataError:
+                return None
+        return self._splits
+
+    def with_splits(self, splits: Splits) -> Run:
+        """Return the run with other data."""
+        return Run(
+            self.vae, self.config, splits, self.history, self.directory, self.training_beta,
+            self.record,
+        )  # fmt: skip
+
+    def part(self, name: str = "test") -> Dataset | LazyDataset:
+        """Return a part of its data: ``train``, ``validation`` or ``test``.
+
+        Raises:
+            InputError: if the data are not there any more, are others, or there is no such part.
+        """
+        if callable(self._splits):
+            try:
+                self._splits = self._splits()
+            except AbsentDataError as error:
+                raise AbsentDataError(
+                    f"the data of {self.directory} are gone ({error}); give data by '--data'"
+                    " (data=...)"
+                ) from error
+        data = None if self._splits is None else getattr(self._splits, name)
+        if data is None:
+            raise InputError(f"{self.directory} has no {name} data")
+        found: Dataset | LazyDataset = data
+        return found
+
+    def rows(self, data: Any = None, part: str = "test") -> Dataset | LazyDataset:
+        """Return data for its model.
+
+        Args:
+            data: A file or folder, as of :meth:`read`, a tensor ``(N, D)`` or a data set; None for
+                a part of its own.
+            part: That part.
+
+        Raises:
+            InputError: if the data cannot be used, or the run's own are needed and gone.
+        """
+        if data is None:
+            return self.part(part)
+        if isinstance(data, str | PathLike):
+            return self.read(data)
+        return data if isinstance(data, LazyDataset) else as_dataset(data, self.vae)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int] | None:
+        """``(C, H, W)`` where its features are pixels."""
+        return self.part("train").image_shape if self.record is None else self.record.image_shape
+
+    @property
+    def feature_names(self) -> tuple[str, ...]:
+        """The names of its features, or none."""
+        names = self.part("train") if self.record is None else self.record
+        return names.feature_names
+
+    @property
+    def contexts(self) -> Context | None:
+        """The contexts of some of its test data; None for a model without."""
+        return self.part("test").context if self.record is None else self.record.contexts
+
+    def read(self, path: str | PathLike[str]) -> Dataset | LazyDataset:
+        """Return the rows of a file, seen as the run saw its own data: features taken by name.
+
+        Args:
+            path: A file or folder of any format that is read for training.
+
+        Raises:
+            InputError: if it cannot be read, or has not the features of the run.
+        """
+        if self.config is None:
+            raise InputError(f"{self.directory} has no config.json, so that no data can be read")
+        record = self.record
+        if record is None:
+            self.part("train")  # whose error says that they are needed
+            assert isinstance(self._splits, Splits)
+            record = DataRecord.of(self._splits)
+        return read_new(self.config.data, path, record)
 
 
 @public
@@ -69,8 +178,12 @@ def load(
     *,
     checkpoint: str = "best",
     device: str = "cpu",
+    data: str | PathLike[str] | None = None,
 ) -> Run:
-    """Read a run directory: model, configuration and data.
+    """Read a run directory: the model, its configuration, and its data when they are looked at.
+
+    The model needs the directory alone, and its data may be gone. Data that are there must be those
+    of the training: features and rows are taken by name.
 
     Args:
         run: The directory.
@@ -78,14 +191,18 @@ def load(
             its weights are overwritten in place.
         checkpoint: ``best`` or ``last``.
         device: Where to put the model.
+        data: Where the file or folder of its data lies now, if not where it was.
 
     Raises:
         InputError: if the directory is no run, a file in it cannot be read or was changed since the
-            run wrote it, or configuration or data are not those of the training.
+            run wrote it, or the configuration is not that of the training; for a run of version
+            0.1.0, whose model is built from its data, if they are gone or others.
     """
     directory = Path(run)
     if not directory.is_dir():
         raise InputError(f"there is no run directory {directory}")
+    if not (directory / "config.json").exists() and (runs := sorted(directory.glob("*-seed*"))):
+        raise InputError(f"{directory} holds a sweep: take one of its runs, such as {runs[0]}")
     if checkpoint not in _CHECKPOINTS:
         raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
     path = checkpoint_path(directory, checkpoint)
@@ -98,15 +215,18 @@ def load(
         _check_configuration(config, state, path)
     elif state.get("config"):
         raise changed(config_path, "it is gone")
-    splits = _data_of(config, needed=model is None)
+    record = None if config is None else read_record(directory)
+    improvement = read_improvement(directory)
+    improved = None if improvement is None else improvement["guide"]
+    splits = _data_of(
+        config, data, record, state, path, needed=model is None, whole=improved is None
+    )
     vae = model
     if vae is None:
-        assert config is not None and splits is not None
-        vae = build_vae(config, Shape.of(splits.train))
+        assert config is not None
+        shape = _shape_of(record, splits)
+        vae = build_improved(config, shape, improved) if improved else build_vae(config, shape)
     load_weights(vae.to(device), state, path)
-    if splits is not None:
-        check_identity(state.get("data", {}), splits.train, path)
-        _check_validation(splits, state, path)
     # The best checkpoint knows the history up to itself only.
     try:
         history = History.read(directory / "metrics.csv")
@@ -114,7 +234,12 @@ def load(
         history = History(state["history"])
     history.remarks = _remarks(directory, state, latent_dim_of(vae))
     _warn_of_changes(directory)
-    return Run(vae.eval(), config, splits, history, directory, float(state["history"][-1]["beta"]))
+    beta = float(state["history"][-1]["beta"])
+    return Run(vae.eval(), config, splits, history, directory, beta, record)
+
+
+def _shape_of(record: DataRecord | None, splits: Any) -> Shape:
+    return Shape.of(splits.train) if record is None else Shape.recorded(record)
 
 
 def _remarks(directory: Path, state: dict[str, Any], latent_dim: int | None) -> list[Remark]:
@@ -137,14 +262,47 @@ def _check_configuration(config: TrainConfig, state: Mapping[str, Any], path: Pa
         raise InputError(f"{path} was trained with another configuration: {differ}")
 
 
-def _data_of(config: TrainConfig | None, *, needed: bool) -> Splits | None:
+def _data_of(
+    config: TrainConfig | None,
+    place: str | PathLike[str] | None,
+    record: DataRecord | None,
+    state: Mapping[str, Any],
+    path: Path,
+    *,
+    needed: bool,
+    whole: bool,
+) -> Splits | Callable[[], Splits] | None:
+    """Return the data of a run, or the function that reads them where the model needs none."""
     if config is None:
         return None
+    if place is not None:
+        config = config.with_options(path=str(place))
+
+    def read() -> Splits:
+        splits = load_data(config, record=record)
+        # A guide that is trained on without validation data holds a part of the others out.
+        if whole or splits.validation is not None:
+            check_identity(state.get("data", {}), splits.train, path)
+            _check_validation(splits, state, path)
+        return splits
+
+    if record is not None:
+        return read
     try:
-        return load_data(config)
-    except InputError:
+        return read()
+    except AbsentDataError:
         if needed:
             raise
+        return None
+    except InputError as error:
+        gone = config.data.path is not None and not Path(config.data.path).exists()
+        if not gone:
+            raise
+        if needed:
+            raise AbsentDataError(
+                f"{error}; {path.parent.parent} has no data.json with the shapes of its data, as"
+                " version 0.1.0 wrote none, so that its model cannot be built without them"
+            ) from error
         return None
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from hashlib import sha256
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.disk.digests import write_files
+from pyro_bvae.core.disk.digests import read_file, write_files
+from pyro_bvae.core.disk.run_files import evaluation_files
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
 from pyro_bvae.evaluation.marginal import Escalation
-from pyro_bvae.training import Ranks
+from pyro_bvae.training import Ranks, checkpoint_path
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
 # is no more.
@@ -55,8 +58,12 @@ def write_evaluation(
     evaluation: Evaluation,
     attributes: dict[str, Any],
     latent_dim: int,
+    data: str | PathLike[str] | None = None,
 ) -> None:
     """Write ``evaluation.json`` and ``evaluation.nc``.
+
+    The first has the digests of the second and of the checkpoint, so that a reader sees whether it
+    is of them: the process may be killed between two files.
 
     Args:
         directory: The run.
@@ -66,6 +73,7 @@ def write_evaluation(
         attributes: Its settings: ``dataset``, ``split``, ``checkpoint``, ``seed`` and
             ``config``.
         latent_dim: The number of latents.
+        data: The file of new data that it was measured on, which the files are named after.
 
     Raises:
         WriteError: if the file system does not take the files.
@@ -79,12 +87,15 @@ def write_evaluation(
         attributes=attributes, seed=attributes["seed"],
     )  # fmt: skip
     head = {name: value for name, value in attributes.items() if name != "config"}
-    text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
-    files: dict[str, bytes | memoryview] = {
-        "evaluation.nc": netcdf_bytes(exported),
-        "evaluation.json": text.encode("utf-8"),
+    draws = netcdf_bytes(exported)
+    checkpoint = checkpoint_path(directory, attributes["checkpoint"])
+    head["sha256"] = {
+        f"checkpoints/{checkpoint.name}": sha256(read_file(checkpoint)).hexdigest(),
+        evaluation_files(directory, data)[1].name: sha256(draws).hexdigest(),
     }
-    write_files({directory / name: content for name, content in files.items()})
+    text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
+    json_path, nc_path = evaluation_files(directory, data)
+    write_files({nc_path: draws, json_path: text.encode("utf-8")})
 
 
 def _share_of(method: Any, share: float) -> Any:

@@ -97,7 +97,8 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         raise InputError(f"{path} is not a checkpoint of pyro_bvae")
     if state.get("version") != _VERSION:
         raise InputError(
-            f"{path} has checkpoint version {state.get('version')}; this package reads {_VERSION}"
+            f"{path} has checkpoint version {state.get('version')}, of another version of"
+            f" pyro_bvae; this one reads {_VERSION}: upgrade pyro_bvae"
         )
     if _is_of_run(path):
         check_sums(path, state.get("digests"))
@@ -116,7 +117,7 @@ def check_configuration(state: Mapping[str, Any], given: Mapping[str, Any], path
         InputError: with the options, and their values.
     """
     # A file that was moved has the same data, which are looked at by themselves.
-    free = ("path",) if "row_means" in state.get("data", {}) else ()
+    free = ("path",) if {"row_means", "fingerprints"} & state.get("data", {}).keys() else ()
     if differ := differences(state.get("config", {}), given, free):
         raise InputError(f"{path} was trained with another configuration: {differ}")
 

@@ -23,11 +23,11 @@ from pyro_bvae.core.inputs.data import check_observed, is_table, named
 from pyro_bvae.core.inputs.programs import fitting_networks
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import in_training, private_store
-from pyro_bvae.core.protocols import Begins, ChecksData, latent_dim_of
+from pyro_bvae.core.protocols import Batch, Begins, ChecksData, latent_dim_of
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.datasets.rows import as_dataset
-from pyro_bvae.training.batches import Batch, as_batches, joined, may_be_single, num_steps, shared
+from pyro_bvae.training.batches import as_batches, first, joined, may_be_single, num_steps, shared
 from pyro_bvae.training.checkpoint import (
     check_configuration,
     checkpoint_path,
@@ -125,6 +125,7 @@ class TrainingState:
         self.optimizer: torch.optim.Optimizer | None = None
         self._saved_optimizer: dict[str, Any] | None = None
         self._config: dict[str, Any] | None = None
+        self._identity: dict[str, Any] | None = None
 
     def _as_batches(self, data: Any) -> Any:
         """Return data as batches; NaN in a tensor is a missing entry if the model has those."""
@@ -152,8 +153,7 @@ class TrainingState:
 
     def first_batch(self) -> Batch:
         """Return the first batch of the first epoch, of all processes."""
-        settings = self.settings
-        return next(iter(self.data.batches(settings.batch_size, seed=settings.seed, epoch=0)))
+        return first(self.data, self.settings.batch_size, self.settings.seed)
 
     def check(self) -> None:
         """Run objective and validation once, so that their faults come before the first epoch.
@@ -320,6 +320,7 @@ class TrainingState:
         assert self.optimizer is not None and self.output is not None
         if self._config is None:
             self._config = configuration(self.directory or self.output)
+            self._identity = identity_of(self.data)
         return {
             "model": self.vae.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -331,7 +332,7 @@ class TrainingState:
             "objective": _name_of(self.loss.objective),
             "controller": {} if self.controller is None else self.controller.state_dict(),
             "config": self._config,
-            "data": identity_of(self.data),
+            "data": self._identity,
             "job": job_name(),
         }
 

@@ -455,7 +455,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
                                                          "got 0"),
     "no hidden layer": (nothing, [*NEW, "--hidden"], "--hidden must name at least one width"),
     "negative seed": (nothing, [*NEW, "--seed", "-3"], "--seed must be"),
-    "images too small": (nothing, [*NEW, "--network", "convolutional"], "'image_shape' must be"),
+    "no images": (nothing, [*NEW, "--network", "convolutional", "--dataset", "linear-gaussian",
+                            "--likelihood", "normal"], "needs images"),
     "output exists": (nothing, ["train", *TINY, "--output", "run"], "pass --resume to continue it, "
                                                                     "--overwrite"),
     "output is a file": (a_file, ["train", *TINY, "--output", "file"], "--output must be a "

@@ -3,13 +3,14 @@ load by."""
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from pyro_bvae import datasets
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.datasets import Dataset, Splits, split, stream_generator, stream_seed
+from pyro_bvae.datasets import Dataset, LazyDataset, Splits, split, stream_generator, stream_seed
 
 NAMES = tuple(f"class {i}" for i in range(50))
 
@@ -417,3 +418,22 @@ class TestLoad:
     def test_bad_options(self, name, kwargs, message):
         with pytest.raises(InputError, match=message):
             datasets.load(name, **kwargs)
+
+
+def test_data_know_which_row_of_their_source_they_are():
+    x = torch.arange(12.0).view(6, 2)
+    parts = split(Dataset(x), validation=1, test=2, seed=0, name="numbers")
+    for part in (parts.train, parts.validation, parts.test):
+        assert part.x[:, 0].tolist() == (2 * part.index).tolist()
+    names = np.array(["a", "b", "c", "d", "e", "f"])
+    named = Dataset(x, index=names)
+    assert named[torch.tensor([3, 1])].index.tolist() == ["d", "b"]
+    assert named[x[:, 0] > 5].to(dtype=torch.double).index.tolist() == ["d", "e", "f"]
+    lazy = LazyDataset(x.numpy(), index=names)[2:4]
+    assert lazy.index.tolist() == lazy.dense().index.tolist() == ["c", "d"]
+
+
+@pytest.mark.parametrize("index", [["a"] * 6, np.zeros((6, 1), int), np.arange(5), np.ones(6)])
+def test_an_index_that_names_no_rows_is_refused(index):
+    with pytest.raises(InputError, match="'index' must"):
+        Dataset(torch.ones(6, 2), index=index)

@@ -341,6 +341,7 @@ def test_embeddings_are_saved_with_what_is_known(tmp_path: Path) -> None:
             "factors",
             "label_names",
             "factor_names",
+            "index",
         }
         assert (arrays["means"] == result.means.numpy()).all() and (
             arrays["scales"] == result.scales.numpy()
@@ -349,6 +350,7 @@ def test_embeddings_are_saved_with_what_is_known(tmp_path: Path) -> None:
     result.save(tmp_path / "codes.CSV")
     table = pd.read_csv(tmp_path / "codes.CSV", dtype={f"z{i}": np.float32 for i in range(3)})
     assert [*table.columns] == [
+        "index",
         "z0",
         "z1",
         "z2",
@@ -706,7 +708,7 @@ WRITTEN = [
     (["traverse", "--latents", "0", "1", "--deviations", "2"], "moved.png"),
     (["traverse", "--latents", "0"], "moved.csv"),
     (["interpolate"], "interpolation.png"),
-    (["interpolate", "--data", "0", "1", "2", "3", "--paths", "linear", "spherical"], "ways.png"),
+    (["interpolate", "--pairs", "0", "1", "2", "3", "--paths", "linear", "spherical"], "ways.png"),
     (["interpolate", "--paths", "geodesic"], "way.npz"),
     (["embed", "--scales", "--split", "validation"], "embedding.npz"),
     (["embed"], "codes.csv"),
@@ -780,14 +782,14 @@ def test_a_traversal_is_animated_from_the_command_line(
         ),
         (["interpolate", "RUN", "--paths", "sperical"], "Did you mean 'spherical'?"),
         (
-            ["interpolate", "RUN", "--data", "0", "0", "--paths", "spherical"],
+            ["interpolate", "RUN", "--pairs", "0", "0", "--paths", "spherical"],
             "two codes that are the same",
         ),
         (
-            ["interpolate", "RUN", "--data", "0", "1", "2"],
-            "--data must be pairs of numbers, got 3 numbers",
+            ["interpolate", "RUN", "--pairs", "0", "1", "2"],
+            "--pairs must be pairs of numbers, got 3 numbers",
         ),
-        (["interpolate", "RUN", "--data", "0", "99999"], "--data must be among the numbers 0 to"),
+        (["interpolate", "RUN", "--pairs", "0", "99999"], "--pairs must be among the numbers 0 to"),
         (
             ["interpolate", "RUN", "--paths", "linear", "spherical", "--output", "OUT.csv"],
             "--paths must be one for",

@@ -25,6 +25,7 @@ from pyro_bvae.core.disk.digests import SUMS, read_file
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.report.page import read_evaluation
 from pyro_bvae.runs import TrainConfig, read_config
+from pyro_bvae.runs.record_file import RECORD, read_record
 from pyro_bvae.training import History, load_checkpoint
 
 CONFIG = TrainConfig(
@@ -74,6 +75,8 @@ def reader_of(run: Path, name: str) -> Callable[[], Any]:
     path = run / name
     if name in ("config.json", SUMS):
         return lambda: read_config(run / "config.json")
+    if name == RECORD:
+        return lambda: read_record(run)
     if name == "metrics.csv":
         return lambda: History.read(path).rows
     if name.endswith(".pt"):

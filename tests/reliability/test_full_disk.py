@@ -4,6 +4,8 @@ import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from pyro_bvae import runs
@@ -38,6 +40,7 @@ WRITING = {
         "--output",
         "new.png",
     ],
+    "export": ["export", "run"],
     "demo": ["demo", "--epochs", "1", "--output", "new"],
     "traverse": ["traverse", "run"],
     "traverse, animated": ["traverse", "run", "--output", "new.gif", "--num-steps", "2"],
@@ -46,6 +49,8 @@ WRITING = {
     "embed in a table": ["embed", "run", "--output", "new.csv"],
     "reconstruct": ["reconstruct", "run"],
     "generate": ["generate", "run", "--num-samples", "4"],
+    "score": ["score", "run", "--num-samples", "20", "--method", "importance"],
+    "impute": ["impute", "gaps", "--split", "train"],
 }
 # Commands that write no file.
 READING = {"verify"}
@@ -60,6 +65,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs.train(CONFIG, folder / "run", progress=False)
     runs.evaluate_run(folder / "run", num_samples=20, num_data=6, progress=False)
     write_report(folder / "run")
+    table = np.random.default_rng(0).normal(size=(400, 3))
+    pd.DataFrame(table, columns=["a", "b", "c"]).to_csv(folder / "data.csv", index=False)
+    options = {"dataset": "file", "path": str(folder / "data.csv"), "missing": "nan"}
+    runs.train(CONFIG.with_options(**options), folder / "gaps", progress=False)
     for beta in (1, 2):
         shutil.copytree(folder / "run", folder / "runs" / f"beta{beta}-seed0")
     return folder

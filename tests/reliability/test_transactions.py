@@ -186,7 +186,7 @@ def test_an_interrupt_says_which_run_stands(
 def test_overwriting_takes_the_place_of_everything_that_the_run_had_made(run: Path) -> None:
     trained = runs.train(OTHER, run, overwrite=True, progress=False)
     names = {"checkpoints", "checkpoints/best.pt", "checkpoints/last.pt", "config.json"}
-    made = {*names, "metrics.csv", "notes.txt"}
+    made = {*names, "data.json", "metrics.csv", "notes.txt"}
     assert {name for name in tree(run) if not name.startswith("digests")} == made
     assert load(run).config == trained.config == OTHER.resolved()
     assert load(run).history["epoch"] == [1]
@@ -398,7 +398,7 @@ def test_a_folder_of_another_origin_is_left_as_it_is(tmp_path: Path) -> None:
 # -- looking
 
 
-LOOKING = ["evaluate", "report", "embed", "traverse", "interpolate", "reconstruct", "generate"]
+LOOKING = ["evaluate", "report", "embed", "traverse", "interpolate", "reconstruct", "score"]
 
 
 @pytest.fixture
@@ -437,8 +437,9 @@ def test_looking_at_a_run_without_its_data_writes_and_downloads_nothing(
     before = tree(mnist_run.parent)
     assert main([command, str(mnist_run)]) == 2
     assert "MNIST is not in" in capsys.readouterr().err
+    assert load(mnist_run).splits is None
     with pytest.raises(InputError, match="download is off"):
-        load(mnist_run)
+        load(mnist_run).part("test")
     assert tree(mnist_run.parent) == before and not downloads
 
 

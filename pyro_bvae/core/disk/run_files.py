@@ -11,6 +11,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from os import PathLike
 from pathlib import Path
 
 from pyro_bvae.core.atomic_files import WriteError, remove_parts
@@ -19,9 +20,13 @@ from pyro_bvae.core.disk.lock import LOCK, hold
 from pyro_bvae.core.errors import InputError
 
 # Files and folders of a run: its own, and those that are made of it.
-_FILES = ("config.json", "metrics.csv", SUMS, "checkpoints", "snapshots", "tensorboard")
+_FILES = (
+    "config.json", "data.json", "improvement.json", "metrics.csv", SUMS, "checkpoints", "snapshots",
+    "tensorboard",
+)  # fmt: skip
 _EVALUATION = ("evaluation.json", "evaluation.nc", "report.html")
 _MADE = (*_FILES, *_EVALUATION, "latents")
+_ON_NEW_DATA = "evaluation-*"  # as :func:`evaluation_files` names them
 
 # Seconds after which a partial file is one that nobody writes to.
 _IDLE = 60.0
@@ -83,8 +88,8 @@ def settle(directory: Path) -> None:
     """Finish a replacement that has begun, and remove traces of killed processes."""
     whole, moving = directory / _WHOLE, directory / _MOVING
     if whole.is_dir():
-        for name in _MADE:
-            _remove(directory / name)
+        for path in (*(directory / name for name in _MADE), *directory.glob(_ON_NEW_DATA)):
+            _remove(path)
         whole.rename(moving)
     if moving.is_dir():
         for path in moving.iterdir():
@@ -133,7 +138,14 @@ def finish_replacement(directory: Path, *, force: bool = False) -> None:
 
 def remove_evaluation(directory: Path) -> None:
     """Remove the evaluation of a run and its page."""
-    remove_files(directory, _EVALUATION)
+    on_new = [path.name for path in directory.glob(_ON_NEW_DATA)]
+    remove_files(directory, [*_EVALUATION, *on_new])
+
+
+def evaluation_files(directory: Path, data: str | PathLike[str] | None = None) -> tuple[Path, Path]:
+    """Return the paths of an evaluation, JSON and netCDF, of a run on its own or on new data."""
+    name = "evaluation" if data is None else f"evaluation-{Path(data).name.split('.')[0]}"
+    return directory / f"{name}.json", directory / f"{name}.nc"
 
 
 def _is_unsettled(directory: Path) -> bool:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +20,7 @@ from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.moved import grouped
 from pyro_bvae.datasets.counts.checks import observed_size_factor
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
+from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import PARTS, check_parts, encode_labels
 from pyro_bvae.datasets.lazy import LazyDataset
 from pyro_bvae.datasets.splits import Splits, part_sizes
@@ -57,6 +61,15 @@ class CellFormat:
             InputError: if a gene, the layer or a column is not there, a count is none, a batch is
                 new, or no cell is left.
         """
+        matrix, selected = self.select(adata)
+        return self.cells(adata, matrix, selected), selected.cells
+
+    def select(self, adata: AnnData) -> tuple[Any, Selected]:
+        """Return the matrix of counts, and its cells with enough counts of the genes.
+
+        Raises:
+            InputError: as of :meth:`read`.
+        """
         where = {name: place for place, name in enumerate(gene_names(adata))}
         missing = [name for name in self.genes if name not in where]
         if missing:
@@ -65,8 +78,7 @@ class CellFormat:
                 f"'{missing[0]}'"
             )
         genes = np.array([where[name] for name in self.genes])
-        matrix, selected = select(adata, self.layer, self.min_counts, genes=genes)
-        return self.cells(adata, matrix, selected), selected.cells
+        return select(adata, self.layer, self.min_counts, genes=genes)
 
     def cells(self, adata: AnnData, matrix: Any, selected: Selected) -> LazyDataset:
         """Return the cells selected, given the matrix of their counts."""
@@ -93,8 +105,9 @@ class CellFormat:
         )
         table = CountTable(matrix, rows, selected.genes)
         return LazyDataset(
-            table, context=context, labels=labels, label_names=label_names, feature_names=self.genes
-        )
+            table, context=context, labels=labels, label_names=label_names,
+            feature_names=self.genes, index=names.to_numpy(dtype=str) if names.is_unique else rows,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -215,7 +228,6 @@ def from_anndata(
     """
     columns = columns or ObsColumns()
     matrix, selected = select(adata, layer, min_counts, min_cells)
-    names = adata.obs_names.to_numpy()
     rows = np.flatnonzero(selected.cells)
     if columns.split is None:
         parts = _random_parts(rows, validation, test, seed)
@@ -230,20 +242,90 @@ def from_anndata(
         batches = tuple(values.astype(str).tolist())
     genes = tuple(gene_names(adata)[selected.genes])
     seen = CellFormat(genes, layer, columns.label, columns.batch, batches, min_counts, size_factor)
+    return _cell_splits(adata, matrix, selected, seen, parts, name)
+
+
+def known_cells(
+    path: Path, seen: CellFormat, members: Mapping[str, np.ndarray], *, backed: bool, name: str
+) -> CellSplits:
+    """Return the cells of a file that are known by name or row, in the parts that they are in.
+
+    Args:
+        path: The ``.h5ad`` file.
+        seen: How the cells are seen.
+        members: ``obs_names``, or numbers of rows, of the cells of each part, in order.
+        backed: As of :func:`h5ad`.
+        name: Name of the result.
+
+    Raises:
+        InputError: if a gene, a cell, the layer or a column is not there, or a count is none.
+    """
+    adata = open_h5ad(path, backed=backed)
+    matrix, selected = seen.select(adata)
+    rows = np.flatnonzero(selected.cells)
+    names = adata.obs_names
+    where: dict[Any, int] = {int(row): int(row) for row in rows}
+    where |= dict(zip(names[rows].astype(str), rows.tolist(), strict=True))
+    parts = {}
+    for part, own in members.items():
+        gone = [key for key in own.tolist() if key not in where]
+        if gone:
+            first = gone[0]
+            kind = f"cell '{first}'" if isinstance(first, str) else f"the cell of row {first + 1}"
+            raise InputError(
+                f"these are other cells than those of the training: {kind} is not there, or has"
+                f" fewer counts ({len(gone)} of {len(own)} cells of the {part} data)"
+            )
+        parts[part] = np.array([where[key] for key in own.tolist()], dtype=np.int64)
+    return _cell_splits(adata, matrix, selected, seen, parts, name)
+
+
+def new_cells(path: Path, seen: CellFormat, *, backed: bool) -> LazyDataset | Dataset:
+    """Return the cells of a file with enough counts, seen as those of a training.
+
+    Labels are read where the file has their column.
+
+    Raises:
+        InputError: as of :meth:`CellFormat.read`.
+    """
+    adata = open_h5ad(path, backed=backed)
+    labelled = seen.label_column in adata.obs.columns
+    found, kept = (seen if labelled else replace(seen, label_column=None)).read(adata)
+    if not kept.all():
+        first = adata.obs_names[int((~kept).argmax())]
+        warnings.warn(
+            f"{path}: {int((~kept).sum())} of {len(kept)} cells have fewer than"
+            f" {seen.min_counts:g} counts and are left out, the first is '{first}'",
+            stacklevel=3,
+        )
+    is_small = len(found) * found.num_features <= MOST_DENSE
+    return found.dense() if is_small else found
+
+
+def _cell_splits(
+    adata: AnnData,
+    matrix: Any,
+    selected: Selected,
+    seen: CellFormat,
+    parts: Mapping[str, np.ndarray],
+    name: str,
+) -> CellSplits:
+    """Return the cells of each part, given their rows."""
     whole = seen.cells(adata, matrix, selected)
     place = np.cumsum(selected.cells) - 1
     data = {part: whole[place[members]] for part, members in parts.items() if len(members)}
-    is_small = isinstance(matrix, np.ndarray) or len(parts["test"]) * len(genes) <= MOST_DENSE
+    is_small = isinstance(matrix, np.ndarray) or len(parts["test"]) * len(seen.genes) <= MOST_DENSE
     validating = data.get("validation")
+    names = adata.obs_names.to_numpy()
     return CellSplits(
         train=data["train"].dense() if isinstance(matrix, np.ndarray) else data["train"],
         validation=None if validating is None else validating.dense(),
         test=data["test"].dense() if is_small else data["test"],
         name=name,
         format=seen,
-        **{f"{part}_names": names[members] for part, members in parts.items()},
-        dropped_cells=adata.n_obs - len(rows),
-        dropped_genes=adata.n_vars - len(genes),
+        **{f"{part}_names": names[parts.get(part, np.empty(0, np.int64))] for part in PARTS},
+        dropped_cells=adata.n_obs - int(selected.cells.sum()),
+        dropped_genes=adata.n_vars - len(seen.genes),
     )
 
 

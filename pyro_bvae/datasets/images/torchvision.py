@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import AbsentDataError, InputError
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.splits import Splits, held_out_count
@@ -122,7 +122,7 @@ def _fetch(source: Any, folder: Path, class_name: str, download: bool) -> None:
             for path in made[1:]:
                 with contextlib.suppress(OSError):  # of a folder that has other files by now
                     path.rmdir()
-    raise InputError(
+    raise AbsentDataError(
         f"{class_name} is not in {raw} ({reason}); put these files there: {', '.join(_FILES)}"
     )
 

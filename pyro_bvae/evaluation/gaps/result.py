@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -17,12 +18,19 @@ _REFIT = 0.01
 # A part that is at least this share of the largest is named beside it.
 _NEAR = 0.8
 _NAMES = {"beta": "the β gap"}
+# The posteriors by the names of families.
+_CLASSES = {"full-rank": "FullRankPosterior", "flow": "FlowPosterior"}
 # A part that closes less than this share of a gap is no remedy for it.
 _WORTHWHILE = 0.2
 
 
-def finding(gaps: InferenceGaps) -> Finding:
-    """Return the largest part of the variational gap and its remedy."""
+def finding(gaps: InferenceGaps, run: str | None = None) -> Finding:
+    """Return the largest part of the variational gap and its remedy.
+
+    Args:
+        gaps: The gaps.
+        run: The run directory of the model, whose command is named then instead of a call.
+    """
     whole = gaps.variational
     more = "take more samples, or give an annealed evidence"
     if not whole.monte_carlo_error <= max(_SMALL, 0.5 * abs(whole.value)):  # a NaN too
@@ -42,16 +50,22 @@ def finding(gaps: InferenceGaps) -> Finding:
     share = f"{100 * part / whole.value:.0f}%" if part <= whole.value else "more than all"
     remedies = {"amortization": _amortization, "approximation": _approximation, "beta": _beta}
     message = f"{name} is {share} of the gap ({part:.2f} of {whole.value:.2f} nats)"
-    return Finding(f"{largest}-gap", "warning", (largest,), message, remedies[largest](gaps))
+    advice = remedies[largest](gaps, run)
+    return Finding(f"{largest}-gap", "warning", (largest,), message, advice)
 
 
 def _parts(gaps: InferenceGaps) -> dict[str, float]:
     return {name: getattr(gaps, name).value for name in ("amortization", "approximation", "beta")}
 
 
-def verdict(gaps: InferenceGaps) -> str:
-    """Return sentences on the largest part of the gap, its remedy, and their limits."""
-    largest, parts = finding(gaps), _parts(gaps)
+def verdict(gaps: InferenceGaps, run: str | None = None) -> str:
+    """Return sentences on the largest part of the gap, its remedy, and their limits.
+
+    Args:
+        gaps: The gaps.
+        run: The run directory of the model, as of :func:`finding`.
+    """
+    largest, parts = finding(gaps, run), _parts(gaps)
     sentences = [largest.sentence]
     if (name := largest.subject[0]) in parts:
         others = [other for other in parts if other != name]
@@ -70,10 +84,20 @@ def verdict(gaps: InferenceGaps) -> str:
     return " ".join([*sentences, *_limits(gaps)])
 
 
-def _amortization(gaps: InferenceGaps) -> str:
+def _command(run: str | None, gaps: InferenceGaps, posterior: str = "") -> str:
+    """Return the command, or the call, that trains the guide on."""
+    if run is not None:
+        return f"`pyro-bvae improve {shlex.quote(run)}{posterior and f' --posterior {posterior}'}`"
+    options = f", posterior={_CLASSES[posterior]}(...)" if posterior else ""
+    if gaps.training_beta != 1:
+        options += f", training_beta={gaps.training_beta:g}"
+    return f"`training.improve_guide(vae, data{options})`"
+
+
+def _amortization(gaps: InferenceGaps, run: str | None) -> str:
     part = gaps.generalization
     if part is None:
-        return "enlarge the encoder, or train it longer"
+        return f"enlarge the encoder, or train it longer: {_command(run, gaps)}"
     errors = 2 * (part.standard_error**2 + part.monte_carlo_error**2) ** 0.5
     if part.value > max(0.5 * gaps.amortization.value, errors):
         return (
@@ -82,13 +106,16 @@ def _amortization(gaps: InferenceGaps) -> str:
         )
     return (
         f"enlarge the encoder, or train it longer; it generalises ({part.value:.2f} nats lost"
-        " on new data)"
+        f" on new data): {_command(run, gaps)}"
     )
 
 
-def _approximation(gaps: InferenceGaps) -> str:
+def _approximation(gaps: InferenceGaps, run: str | None) -> str:
     if not gaps.families:
-        return "use a richer guide; families=('full-rank', 'flow') measures which one would help"
+        return (
+            "use a richer guide; families=('full-rank', 'flow') measures which one would help:"
+            f" {_command(run, gaps, 'flow')}"
+        )
     left = {name: gap.value for name, gap in gaps.families.items()}
     whole = gaps.approximation.value
     best = min(left.values())
@@ -98,13 +125,14 @@ def _approximation(gaps: InferenceGaps) -> str:
         )
     # The first in order, from simple to rich, that closes most of the gap that any closes.
     name = next(name for name in left if whole - left[name] >= 0.8 * (whole - best))
-    return f"a {name} guide would close {whole - left[name]:.2f} nats of it"
+    closed = f"a {name} guide would close {whole - left[name]:.2f} nats of it"
+    return f"{closed}: {_command(run, gaps, name)}" if name in _CLASSES else closed
 
 
-def _beta(gaps: InferenceGaps) -> str:
+def _beta(gaps: InferenceGaps, run: str | None) -> str:
     return (
         f"the guide was trained at β = {gaps.training_beta:g}; where the evidence matters, train"
-        " the encoder on at β = 1 with the decoder fixed"
+        f" the encoder on at β = 1 with the decoder fixed: {_command(run, gaps)}"
     )
 
 

@@ -8,11 +8,13 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, LazyDataset
+from pyro_bvae.datasets.record import Members, fingerprints, sampled
 
 # Entries that each checkpoint has, and those that some have, with their types.
 _ENTRIES: dict[str, Any] = {
@@ -33,8 +35,8 @@ _REMARKS: tuple[dict[str, Any], ...] = (
     {"code": str, "severity": str, "subject": tuple, "message": str, "advice": str, "when": str},
     {"when": str, "seen": str, "advice": str, "grave": bool},
 )
-# Data by whose means the training data are known again.
-_ROWS = 20
+# Data by which the training data are known again, now and by earlier versions.
+_ROWS, _EARLIER_ROWS = 1000, 20
 _OPTIONS = ("lr", "betas", "eps", "weight_decay")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -90,15 +92,15 @@ def check_training(
 def identity_of(data: Any) -> dict[str, Any]:
     """Return the properties by which training data are known again, empty for a loader.
 
-    ``num_data``, ``num_features`` and, of data in memory, ``row_means`` of some data evenly spaced.
+    ``num_data``, ``num_features``, ``feature_names`` where there are any, and ``fingerprints`` of
+    some data evenly spaced.
     """
     if not isinstance(data, Dataset | LazyDataset):
         return {}
-    known = {"num_data": len(data), "num_features": data.num_features}
-    if isinstance(data, LazyDataset):
-        return known
-    rows = torch.linspace(0, len(data) - 1, min(len(data), _ROWS), dtype=torch.double).long()
-    return known | {"row_means": data[rows].x.double().nan_to_num().mean(1).tolist()}
+    known: dict[str, Any] = {"num_data": len(data), "num_features": data.num_features}
+    if data.feature_names:
+        known["feature_names"] = list(data.feature_names)
+    return known | {"fingerprints": fingerprints(data, sampled(len(data), _ROWS))[0].tolist()}
 
 
 def check_identity(saved: Mapping[str, Any], data: Any, path: Path) -> None:
@@ -113,17 +115,36 @@ def check_identity(saved: Mapping[str, Any], data: Any, path: Path) -> None:
         InputError: with the property that differs.
     """
     changed = f"{path} was trained with other data"
-    given = identity_of(data)
-    for name in ("num_data", "num_features"):
-        if name in saved and name in given and saved[name] != given[name]:
-            raise InputError(f"{changed}: '{name}' was {_shown(saved[name])}, got {given[name]}")
-    if "row_means" not in saved or "row_means" not in given:
+    if not isinstance(data, Dataset | LazyDataset):
         return
-    pairs = list(zip(saved["row_means"], given["row_means"], strict=True))
+    given = {"num_data": len(data), "num_features": data.num_features}
+    for name in given.keys() & saved.keys():
+        if saved[name] != given[name]:
+            raise InputError(f"{changed}: '{name}' was {_shown(saved[name])}, got {given[name]}")
+    names = zip(saved.get("feature_names", ()), data.feature_names, strict=False)
+    for place, (name, own) in enumerate(names, 1):
+        if name != own:
+            raise InputError(f"{changed}: feature {place} was {_shown(name)}, got {_shown(own)}")
+    row = _changed_row(saved, data)
+    if row is not None:
+        raise InputError(
+            f"{changed}, of the same number: its file or its split has changed, first in row"
+            f" {row + 1} of the training data"
+        )
+
+
+def _changed_row(saved: Mapping[str, Any], data: Dataset | LazyDataset) -> int | None:
+    """Return the number of the first of some data that is not as it was; None for none."""
+    if "fingerprints" in saved:
+        return Members(data.index, np.array(saved["fingerprints"])).changed(data)
+    if "row_means" not in saved or isinstance(data, LazyDataset):
+        return None
+    rows = sampled(len(data), _EARLIER_ROWS)
+    means = data[torch.from_numpy(rows)].x.double().nan_to_num().mean(1).tolist()
     # Pictures are decoded, and numbers rounded, not quite alike everywhere.
-    allowed = 1e-3 * max(abs(a) for a, _ in pairs) + 1e-9
-    if any(not abs(a - b) <= allowed for a, b in pairs):
-        raise InputError(f"{changed}, of the same number: its file or its split has changed")
+    allowed = 1e-3 * max(abs(mean) for mean in saved["row_means"]) + 1e-9
+    pairs = zip(rows, saved["row_means"], means, strict=True)
+    return next((int(row) for row, a, b in pairs if not abs(a - b) <= allowed), None)
 
 
 def _check_types(
@@ -190,13 +211,17 @@ def _check_remark(remark: Any) -> None:
 
 
 def _check_identity(data: Mapping[str, Any]) -> None:
-    kinds = {"num_data": int, "num_features": int, "row_means": list}
+    kinds = {
+        "num_data": int, "num_features": int, "row_means": list, "fingerprints": list,
+        "feature_names": list,
+    }  # fmt: skip
     _check_types("'data'", data, kinds, all_there=False)
-    means = data.get("row_means", [])
-    if not all(map(_is_number, means)):
-        raise InputError(f"'data' has 'row_means' = {_shown(means)}")
-    if means and len(means) != min(data.get("num_data", 0), _ROWS):
-        raise InputError(f"'data' has {len(means)} 'row_means'")
+    for name, most in (("row_means", _EARLIER_ROWS), ("fingerprints", _ROWS)):
+        numbers = data.get(name, [])
+        if not all(map(_is_number, numbers)):
+            raise InputError(f"'data' has '{name}' = {_shown(numbers)}")
+        if numbers and len(numbers) != min(data.get("num_data", 0), most):
+            raise InputError(f"'data' has {len(numbers)} '{name}'")
 
 
 def _check_controller(beta: str, controller: Mapping[str, Any]) -> None:

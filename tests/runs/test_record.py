@@ -1,0 +1,293 @@
+"""Runs whose data are deleted, moved, permuted, renamed or changed, and new data read as theirs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pyro_bvae import load
+from pyro_bvae.core.disk.digests import SUMS
+from pyro_bvae.core.errors import InputError
+from pyro_bvae.runs import TrainConfig, evaluate_run, train
+
+SMALL = {"hidden": (4,), "latent_dim": 2, "epochs": 1, "warmup_epochs": 0.0}
+KINDS = ("csv", "npz", "npy", "images", "h5ad", "h5ad-backed", "labelled")
+
+
+def write_data(kind: str, folder: Path, rows: int = 40) -> tuple[Path, dict]:
+    """Write a file of a kind, and return its path and the options of its training."""
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(rows, 5)).astype(np.float32)
+    if kind in ("csv", "labelled"):
+        frame = pd.DataFrame(x, columns=["a", "b", "c", "d", "e"])
+        if kind == "labelled":
+            frame["label"] = generator.choice(["left", "right"], rows)
+        frame.to_csv(folder / "data.csv", index=False)
+        return folder / "data.csv", {"likelihood": "normal"}
+    if kind == "npz":
+        covariates = generator.integers(0, 2, (rows, 2)).astype(np.float32)
+        np.savez(folder / "data.npz", x=x, covariates=covariates)
+        return folder / "data.npz", {"likelihood": "normal", "prior": "vamp"}
+    if kind == "npy":
+        np.save(folder / "data.npy", x)
+        return folder / "data.npy", {"likelihood": "normal"}
+    if kind == "images":
+        from PIL import Image
+
+        for number in range(rows):
+            place = folder / "images" / ("odd" if number % 2 else "even")
+            place.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(0, 255, (28, 28), dtype=np.uint8)
+            Image.fromarray(pixels).save(place / f"{number:02}.png")
+        return folder / "images", {"network": "convolutional"}
+    import anndata
+
+    counts = generator.poisson(3.0, (rows, 6)).astype(np.float32)
+    obs = pd.DataFrame(
+        {
+            "batch": generator.choice(["one", "two"], rows),
+            "type": generator.choice(["B", "T"], rows),
+        },
+        index=[f"cell {number}" for number in range(rows)],
+    )
+    var = pd.DataFrame(index=[f"gene {number}" for number in range(6)])
+    anndata.AnnData(counts, obs, var).write_h5ad(folder / "data.h5ad")
+    options = {"dataset": "h5ad", "likelihood": "negative-binomial", "batch_column": "batch",
+               "label_column": "type"}  # fmt: skip
+    return folder / "data.h5ad", options | ({"backed": True} if kind == "h5ad-backed" else {})
+
+
+def trained(kind: str, folder: Path, **more) -> tuple[Path, Path]:
+    """Return the file of the data and the directory of a run on them."""
+    path, options = write_data(kind, folder)
+    given = {"dataset": "file", "path": str(path), **SMALL, **options, **more}
+    train(TrainConfig(**given), folder / "run", progress=False)
+    return path, folder / "run"
+
+
+def values(run) -> torch.Tensor:
+    data = run.part("test").dense()
+    return run.vae.encode(data.x, data.context)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_needs_no_data_and_takes_them_from_another_place(kind, tmp_path):
+    path, directory = trained(kind, tmp_path)
+    before = load(directory)
+    codes, names = values(before), before.part("test").index.tolist()
+    assert before.splits.test.feature_names == before.record.feature_names
+    moved = path.rename(tmp_path / f"moved{path.suffix}")
+    after = load(directory)
+    for name, weight in before.vae.state_dict().items():
+        assert torch.equal(weight, after.vae.state_dict()[name]), name
+    assert after.splits is None
+    with pytest.raises(InputError, match=f"the data of {directory} are gone.*give data by"):
+        after.part("test")
+    again = load(directory, data=moved)
+    assert again.part("test").index.tolist() == names
+    assert torch.equal(values(again), codes)
+    assert torch.equal(load(directory).vae.generate(3, again.part("test")[:3].dense().context),
+                       before.vae.generate(3, before.part("test")[:3].dense().context))  # fmt: skip
+
+
+def permute_columns(path: Path) -> None:
+    frame = pd.read_csv(path)
+    frame[frame.columns[::-1]].to_csv(path, index=False)
+
+
+def change_cells(path: Path, change) -> None:
+    import anndata
+
+    other = path.with_name("other.h5ad")  # since a backed file is open
+    change(anndata.read_h5ad(path)).copy().write_h5ad(other)
+    other.replace(path)
+
+
+def rename_gene(adata):
+    adata.var_names = ["gene 0", "gene X", *adata.var_names[2:]]
+    return adata
+
+
+def rename_cell(adata):
+    adata.obs_names = ["cell X", *adata.obs_names[1:]]
+    return adata
+
+
+def change_count(adata):
+    adata.X[3, 2] += 1
+    return adata
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("csv", permute_columns),
+        ("h5ad", lambda path: change_cells(path, lambda adata: adata[:, ::-1])),
+        ("h5ad", lambda path: change_cells(path, lambda adata: adata[::-1])),
+        ("h5ad-backed", lambda path: change_cells(path, lambda adata: adata[::-1, ::-1])),
+    ],
+)
+def test_features_and_rows_are_taken_by_name(kind, change, tmp_path):
+    path, directory = trained(kind, tmp_path)
+    before = load(directory)
+    codes, names = values(before), before.part("test").index.tolist()
+    before.part("train").dense()
+    change(path)
+    after = load(directory)
+    assert after.part("test").index.tolist() == names
+    assert torch.allclose(values(after), codes, atol=1e-6)
+
+
+def swap_rows(path: Path) -> None:
+    frame = pd.read_csv(path)
+    frame.iloc[::-1].to_csv(path, index=False)
+
+
+def rename_column(path: Path) -> None:
+    pd.read_csv(path).rename(columns={"c": "z"}).to_csv(path, index=False)
+
+
+def more_rows(path: Path) -> None:
+    frame = pd.read_csv(path)
+    pd.concat([frame, frame[:3]]).to_csv(path, index=False)
+
+
+def change_value(path: Path) -> None:
+    frame = pd.read_csv(path)
+    frame.loc[7, "d"] += 0.1
+    frame.to_csv(path, index=False)
+
+
+def change_label(path: Path) -> None:
+    frame = pd.read_csv(path)
+    frame.loc[7, "label"] = "right" if frame.loc[7, "label"] == "left" else "left"
+    frame.to_csv(path, index=False)
+
+
+def swap_images(path: Path) -> None:
+    first, second = sorted((path / "even").iterdir())[:2]
+    first.rename(path / "x.png")
+    second.rename(first)
+    (path / "x.png").rename(second)
+
+
+def swap_array(path: Path) -> None:
+    np.save(path, np.load(path)[:, ::-1])
+
+
+CHANGES = [
+    ("csv", swap_rows, "row .* of the .* data is not as it was in training"),
+    ("csv", rename_column, "feature 'c' is not there"),
+    ("csv", more_rows, "row 41 is a new one"),
+    ("csv", change_value, "row 8 of the .* data is not as it was"),
+    ("labelled", change_label, "row 8 of the .* data is not as it was"),
+    ("npy", swap_array, "is not as it was in training"),
+    ("images", swap_images, "is not as it was in training"),
+    ("h5ad", lambda path: change_cells(path, rename_gene), "the first is 'gene 1'"),
+    ("h5ad", lambda path: change_cells(path, rename_cell), "cell 'cell 0' is not there"),
+    ("h5ad", lambda path: change_cells(path, change_count), "row 'cell 3' of the .* data is not"),
+    ("h5ad", lambda path: change_cells(path, lambda adata: adata[1:]), "cell 'cell 0' is not"),
+]
+
+
+@pytest.mark.parametrize(("kind", "change", "message"), CHANGES)
+def test_other_data_are_refused_by_the_first_that_differs(kind, change, message, tmp_path):
+    path, directory = trained(kind, tmp_path)
+    change(path)
+    files = {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+    with pytest.raises(InputError, match=f"{path.name}.*{message}"):
+        load(directory).part("test")
+    with pytest.raises(InputError, match=message):
+        evaluate_run(directory, num_samples=10, num_data=3, progress=False)
+    config = load(directory).config.with_options(epochs=2)
+    with pytest.raises(InputError, match=message):
+        train(config, directory, resume=True, progress=False)
+    assert files == {file: file.read_bytes() for file in directory.rglob("*") if file.is_file()}
+    assert load(directory).vae.generate(2, _context(directory)).shape[0] == 2
+
+
+def _context(directory: Path):
+    contexts = load(directory).record.contexts
+    return contexts and contexts.take(slice(0, 2))
+
+
+@pytest.mark.parametrize("kind", ["csv", "h5ad"])
+def test_a_run_is_resumed_on_reordered_and_moved_data_to_the_same_weights(kind, tmp_path):
+    for name in ("straight", "interrupted"):
+        (tmp_path / name).mkdir()
+    _, straight = trained(kind, tmp_path / "straight", epochs=2)
+    path, directory = trained(kind, tmp_path / "interrupted", epochs=2)
+    shutil.rmtree(directory)
+    config = load(straight).config.with_options(path=str(path), epochs=2)
+    train(config.with_options(epochs=1), directory, progress=False)
+    if kind == "csv":
+        permute_columns(path)
+    else:
+        change_cells(path, lambda adata: adata[::-1, ::-1])
+    moved = path.rename(path.with_name(f"moved{path.suffix}"))
+    train(config.with_options(path=str(moved)), directory, resume=True, progress=False)
+    once = train(config.with_options(path=str(moved), epochs=2), tmp_path / "other", progress=False)
+    run = load(directory)
+    assert run.config.path == str(moved)
+    assert run.part("test").index.tolist() == load(straight).part("test").index.tolist()
+    assert len(once.history.rows) == len(run.history.rows) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_new_data_are_read_as_the_run_saw_its_own(kind, tmp_path):
+    path, directory = trained(kind, tmp_path)
+    run = load(directory)
+    whole = run.read(path)
+    assert len(whole) == 40
+    parts = run.record.part_of(whole)
+    own = run.part("test").dense()
+    some = whole[parts == "test"].dense()
+    assert sorted(some.index.tolist()) == sorted(own.index.tolist())
+    order = [some.index.tolist().index(name) for name in own.index.tolist()]
+    assert torch.equal(some[order].x, own.x)
+    if own.context is not None:
+        for one, other in zip(some[order].context, own.context, strict=True):
+            assert (one is None and other is None) or torch.equal(one, other)
+    assert (parts == "train").sum() == len(run.part("train"))
+
+
+def test_new_tables_may_have_other_columns_and_their_order(tmp_path):
+    path, directory = trained("csv", tmp_path)
+    frame = pd.read_csv(path)
+    frame.insert(0, "name", [f"row {row}" for row in range(len(frame))])
+    frame[["e", "name", "b", "a", "d", "c"]].to_csv(tmp_path / "new.csv", index=False)
+    run = load(directory)
+    assert torch.equal(run.read(tmp_path / "new.csv").x, run.read(path).x)
+    frame.drop(columns="b").to_csv(tmp_path / "new.csv", index=False)
+    with pytest.raises(InputError, match=r"new\.csv: .*feature 'b' is not there"):
+        run.read(tmp_path / "new.csv")
+    np.save(tmp_path / "new.npy", np.ones((3, 4), np.float32))
+    with pytest.raises(InputError, match="the training data have 5 features, got 4 features"):
+        run.read(tmp_path / "new.npy")
+
+
+def test_a_record_of_a_newer_version_or_that_is_gone_is_refused(tmp_path):
+    _, directory = trained("csv", tmp_path)
+    path = directory / "data.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"format": 99}))
+    with pytest.raises(InputError, match=r"data\.json was changed or damaged"):
+        load(directory)
+    (directory / SUMS).rename(tmp_path / "sums")
+    path.unlink()
+    (tmp_path / "sums").rename(directory / SUMS)
+    with pytest.raises(InputError, match=r"data\.json was changed .*it is gone"):
+        load(directory)
+
+
+def test_a_newer_format_is_refused_in_words():
+    from pyro_bvae.datasets.record import DataRecord
+
+    with pytest.raises(InputError, match=r"newer version of pyro_bvae .format 99.*upgrade"):
+        DataRecord.from_dict({"format": 99})
+    with pytest.raises(InputError, match="no record of data"):
+        DataRecord.from_dict({"format": 1})
