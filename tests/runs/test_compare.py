@@ -62,6 +62,7 @@ def test_runs_are_compared_on_the_data_that_all_held_out(counts: dict[str, Path]
 def test_untrusted_data_are_measured_again(counts: dict[str, Path]) -> None:
     pair = {name: counts[name] for name in ("poisson", "nb")}
     quick = Escalation(
+        budget=10_000_000,
         refit=RefitSettings(max_rounds=3, num_starts=0),
         annealing=AnnealingSettings(num_temperatures=100, num_chains=16),
     )
