@@ -53,10 +53,10 @@ def trained_digits() -> tuple[BetaVAE, torch.Tensor]:
     features = splits.train.dense().x.shape[1]
     vae = BetaVAE(
         NormalPrior(3),
-        Decoder(MLP(3, features, hidden=(128,)), NormalLikelihood(1.0)),
+        Decoder(MLP(3, features, hidden=(128,)), NormalLikelihood(0.5)),
         NormalPosterior(MLP(features, 6, hidden=(128,))),
     )
-    fit(vae, splits.train, epochs=60, batch_size=64, progress=False)
+    fit(vae, splits.train, epochs=40, batch_size=64, progress=False)
     return vae, splits.test.dense().x[:32]
 
 

@@ -118,6 +118,7 @@ def test_annealing_comes_last() -> None:
     assert bool(auto.reliable.all())
 
 
+@pytest.mark.slow
 def test_the_budget_bounds_the_cost_and_names_the_rest() -> None:
     x, loc, scale = data(8, seed=3)
     args = x, loc + 30 * scale, scale
@@ -305,6 +306,7 @@ def impossible(x: Tensor, loc: Tensor, scale: Tensor) -> None:
         pyro.factor("none", torch.where(x[..., 0] > 50, -torch.inf, 0.0))
 
 
+@pytest.mark.slow
 def test_a_datum_without_density_stays_so_and_is_named() -> None:
     x, loc, scale = data(3, seed=9)
     x = x.clone()
