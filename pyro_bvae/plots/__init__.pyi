@@ -1,8 +1,8 @@
-from pyro_bvae.plots.before_after import before_and_after as before_and_after
 from pyro_bvae.plots.counts import count_checks as count_checks
 from pyro_bvae.plots.curve import rate_distortion as rate_distortion
 from pyro_bvae.plots.disentanglement import disentanglement_scores as disentanglement_scores
 from pyro_bvae.plots.evidences import comparison as comparison
+from pyro_bvae.plots.gaps import before_and_after as before_and_after
 from pyro_bvae.plots.gaps import gap_bar as gap_bar
 from pyro_bvae.plots.gaps import inference_gaps as inference_gaps
 from pyro_bvae.plots.gaps import per_datum_gaps as per_datum_gaps

@@ -2,7 +2,6 @@ from pyro_bvae.runs._annotate import annotate as annotate
 from pyro_bvae.runs._compare import compare as compare
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
-from pyro_bvae.runs._improve import improve as improve
 from pyro_bvae.runs._score import Scores as Scores
 from pyro_bvae.runs._score import score as score
 from pyro_bvae.runs._sweep import saved_sweep as saved_sweep
@@ -20,4 +19,5 @@ from pyro_bvae.runs.config import read_config as read_config
 from pyro_bvae.runs.config import write_config as write_config
 from pyro_bvae.runs.directory import Run as Run
 from pyro_bvae.runs.directory import load as load
+from pyro_bvae.runs.improvement.new_run import improve as improve
 from pyro_bvae.runs.snapshots import Snapshots as Snapshots

@@ -13,7 +13,7 @@ from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.runs.build import Shape, build_vae
 from pyro_bvae.runs.catalogue import POSTERIORS
 from pyro_bvae.runs.config import TrainConfig
-from pyro_bvae.training.improvement import with_own_encoder
+from pyro_bvae.training.improvement.guide import with_own_encoder
 
 IMPROVEMENT = "improvement.json"
 
@@ -39,8 +39,11 @@ def read_improvement(directory: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     guide = saved.get("guide") if isinstance(saved, dict) else None
-    known = isinstance(guide, dict) and guide.get("posterior") in (None, *POSTERIORS)
-    if not known or not isinstance(guide.get("hidden"), list):
+    if (
+        not isinstance(guide, dict)
+        or guide.get("posterior") not in (None, *POSTERIORS)
+        or not isinstance(guide.get("hidden"), list)
+    ):
         raise InputError(f"{path} is no improvement of a guide")
     result: dict[str, Any] = saved
     return result
