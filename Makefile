@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 
-.PHONY: demo test reliability lint clean
+.PHONY: demo test reliability lint docs clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0])'
@@ -26,6 +26,11 @@ reliability: $(VENV)/.installed
 	$(RUN) tests.reliability.fuzz
 	$(RUN) pytest -m slow tests/reliability tests/runs/test_kill.py
 	$(RUN) tests.reliability.soak --minutes 30
+
+# The site, in docs/_build/html; a warning is an error.
+docs: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	cd docs && $(abspath $(VENV))/bin/python -m sphinx -q -W -b html . _build/html
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

@@ -11,6 +11,9 @@ precisions.
 ``measuring``: evidence, annealing, refits, the decomposition of the KL and the reading of latents
 as multiples of their matrix products, and how cost grows with data, samples, features and batch.
 
+``estimators``: ``method="auto"`` over plain evidence where all weights are trusted, and evidence at K =
+5000 over its matrix products, both in CPU time and in turns.
+
 ``memory``: peak memory of one call in a fresh process.
 
 ``--ablation``: the time that each trick saves, alone, in alternated turns: ``ablation.csv`` and nothing else.
@@ -29,7 +32,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ablation, measuring, memory, training
+from benchmarks import ablation, estimators, measuring, memory, training
 from benchmarks.common import Setting, environment
 from benchmarks.contenders import MODELS, train
 from benchmarks.evidence import benchmark_evidence
@@ -40,13 +43,15 @@ BENCHMARKS: dict[str, Callable[[Setting], None]] = {
     "training": training.benchmark_training,
     "evidence": benchmark_evidence,
     "measuring": measuring.benchmark_measuring,
+    "estimators": estimators.benchmark_estimators,
     "memory": memory.benchmark_memory,
 }
 
 
 def reading(folder: Path, goals: dict[str, float]) -> str:
     """Return what the tables say, the goals first."""
-    said = [*training.verdict(folder, goals), *measuring.verdict(folder), *memory.verdict(folder)]
+    said = [*training.verdict(folder, goals), *measuring.verdict(folder)]
+    said += [*estimators.verdict(folder), *memory.verdict(folder)]
     if folder.name != "cuda" and not (folder / "cuda" / training.TABLE).exists():
         said.append("no GPU was measured")
     return "\n".join(said) + "\n"

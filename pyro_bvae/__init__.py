@@ -2,5 +2,5 @@
 
 from pyro_bvae.core.lazy import door
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __getattr__, __dir__, __all__ = door(__name__, __file__)

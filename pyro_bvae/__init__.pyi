@@ -7,6 +7,7 @@ from pyro_bvae import oracle as oracle
 from pyro_bvae import plots as plots
 from pyro_bvae import posteriors as posteriors
 from pyro_bvae import priors as priors
+from pyro_bvae import sklearn as sklearn
 from pyro_bvae import training as training
 from pyro_bvae.core.context import Context as Context
 from pyro_bvae.core.errors import InputError as InputError
@@ -19,7 +20,7 @@ from pyro_bvae.evaluation import inference_gaps as inference_gaps
 from pyro_bvae.evaluation import invert as invert
 from pyro_bvae.evaluation import rate_distortion as rate_distortion
 from pyro_bvae.runs import compare as compare
-from pyro_bvae.runs import load as load
+from pyro_bvae.runs.sweep_directory import load as load
 from pyro_bvae.training import fit as fit
 from pyro_bvae.training import sweep as sweep
 from pyro_bvae.vae import BetaVAE as BetaVAE

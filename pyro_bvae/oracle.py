@@ -96,6 +96,23 @@ class LinearGaussian:
         loc = self.posterior_mean(x, beta)
         return loc, self.precision(beta).diagonal().rsqrt().expand_as(loc)
 
+    def tempered_point(self, x: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+        r"""Return rate and distortion of the exact posterior tempered by β, ``(N,)`` each.
+
+        It is the best code of each datum under this decoder and prior,
+        :math:`q \propto p(z) p(x|z)^{1/\beta}`, so the points of all β are the decoder's
+        rate-distortion curve.
+        """
+        loc, precision = self.posterior_mean(x, beta), self.precision(beta)
+        covariance = torch.linalg.inv(precision)
+        spread = covariance.trace() + torch.logdet(precision) - len(precision)
+        rate = 0.5 * (loc.square().sum(-1) + spread)
+        residual = x.double() - self.bias - loc @ self.weight.T
+        lost = (covariance @ self.weight.T @ self.weight).trace()
+        constant = 0.5 * self.weight.shape[0] * math.log(2 * math.pi * self.noise_scale**2)
+        distortion = (residual.square().sum(-1) + lost) / (2 * self.noise_scale**2) + constant
+        return rate, distortion
+
     def evidence(self, x: Tensor) -> Tensor:
         r"""Return :math:`\log \mathcal{N}(x; b, W W^T + \sigma^2 I)`, shape ``(N,)``."""
         identity = torch.eye(self.weight.shape[0], dtype=torch.double)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context, arguments, check_context, with_covariates
 from pyro_bvae.core.errors import InputError, check_beta, check_count, check_finite
+from pyro_bvae.core.inputs.calls import as_distribution
 from pyro_bvae.core.inputs.data import Rows, as_codes, as_data, shown
 from pyro_bvae.core.inputs.programs import as_context
 from pyro_bvae.core.inputs.public import exclusive, public
@@ -121,7 +122,8 @@ class BetaVAE(nn.Module):
     With ``missing``, NaN in x is an entry that was not observed. It is left out of the likelihood,
     so that every number (objective, bound, evidence, gaps) is that of the observed entries: enough
     if missingness does not depend on the missing values (Rubin 1976; in a VAE Mattei and Frellsen
-    2019). The encoder is shown 0 in its place: a guide that is to tell it from a 0 takes
+    2019). The encoder is shown 0 in its place, or the mean where its inputs are
+    :class:`~pyro_bvae.networks.Standardize`: a guide that is to tell it from such a value takes
     ``torch.isnan(x)`` among its covariates.
 
     Args:
@@ -241,8 +243,8 @@ class BetaVAE(nn.Module):
         register(self.name, self)
         with pyro.plate("data", x.shape[-2], dim=-1):
             with _latent_scale(beta):
-                z = pyro.sample("z", self.prior())
-            likelihood = self.decoder(*arguments(z, context))
+                z = pyro.sample("z", as_distribution("prior", self.prior()))
+            likelihood = self._decoded(z, context)
             return pyro.sample(
                 "x", PartlyObserved.of(likelihood) if self.missing else likelihood, obs=x
             )
@@ -258,25 +260,32 @@ class BetaVAE(nn.Module):
         self._check_features(x)
         register(self.name, self)
         with pyro.plate("data", x.shape[-2], dim=-1), _latent_scale(beta):
-            return pyro.sample("z", self.encoder(*arguments(self._shown(x), context)))
+            return pyro.sample("z", self._encoded(*arguments(self._shown(x), context)))
+
+    def _encoded(self, *args: Any) -> Any:
+        return as_distribution("encoder", self.encoder(*args))
+
+    def _decoded(self, z: Tensor, context: Context | None) -> Any:
+        return as_distribution("decoder", self.decoder(*arguments(z, context)))
 
     def _shown(self, x: Tensor) -> Tensor:
-        """Return the encoder's view of the data: 0 for missing entries."""
-        return x.masked_fill(torch.isnan(x), 0) if self.missing else x
+        """Return the encoder's view of the data: 0 for missing entries that it does not fill."""
+        fills = part_of(self, "encoder", "inputs", "fills_missing")
+        return x.masked_fill(torch.isnan(x), 0) if self.missing and not fills else x
 
     @exclusive
     @torch.no_grad()
     def posterior(self, x: Rows, context: Context | None = None) -> Any:
         """Return :math:`q(z | x)` without a gradient, batch ``(N,)`` and event ``(L,)``."""
         with evaluating(self):
-            return self.encoder(*self._taken(x, context))
+            return self._encoded(*self._taken(x, context))
 
     @exclusive
     @torch.no_grad()
     def encode(self, x: Rows, context: Context | None = None) -> Tensor:
         """Return the posterior means of the latents, shape ``(N, L)``."""
         with evaluating(self):
-            return self.encoder(*self._taken(x, context)).mean
+            return self._encoded(*self._taken(x, context)).mean
 
     @exclusive
     @torch.no_grad()
@@ -284,7 +293,7 @@ class BetaVAE(nn.Module):
         """Return the means of :math:`p(x | z)` at given latents, shape ``(*, L)`` to ``(*, D)``."""
         z = as_codes(z, next(self.parameters(), None), self.latent_dim)
         with evaluating(self):
-            return self.decoder(*arguments(z, context)).mean
+            return self._decoded(z, context).mean
 
     @exclusive
     def reconstruct(self, x: Rows, context: Context | None = None) -> Tensor:
@@ -334,6 +343,7 @@ class BetaVAE(nn.Module):
         if context is not None:
             check_context(context, num_samples)
         with evaluating(self), seeded(seed, GENERATE_STREAM):
-            z = sample_tempered(self.prior(), temperature, torch.Size([num_samples]))
-            likelihood = self.decoder(*arguments(z, context))
+            prior = as_distribution("prior", self.prior())
+            z = sample_tempered(prior, temperature, torch.Size([num_samples]))
+            likelihood = self._decoded(z, context)
             return likelihood.sample() if noise else likelihood.mean

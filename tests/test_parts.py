@@ -27,6 +27,7 @@ from pyro_bvae.likelihoods import (
     NormalLikelihood,
     PoissonLikelihood,
     SoftmaxRate,
+    StandardizedScale,
     StudentTLikelihood,
     ZeroInflatedNegativeBinomialLikelihood,
 )
@@ -73,6 +74,9 @@ LIKELIHOODS: dict[str, Callable[[], nn.Module]] = {
     "normal, shared scale": lambda: NormalLikelihood(LearnedScale()),
     "normal, scale of each feature": lambda: NormalLikelihood(LearnedScale(D)),
     "normal, scale from the decoder": lambda: NormalLikelihood(DecoderScale()),
+    "normal, in other units": lambda: NormalLikelihood(
+        StandardizedScale(LearnedScale(D), torch.arange(D), 1 + torch.arange(D))
+    ),
     "laplace": lambda: LaplaceLikelihood(LearnedScale(D)),
     "student-t": lambda: StudentTLikelihood(DecoderScale()),
     "continuous bernoulli": ContinuousBernoulliLikelihood,
@@ -109,6 +113,14 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **{
         f"decoder {s}": lambda s=s: ConvolutionalDecoder(4, (1, s, s), hidden=16)
         for s in (28, 32, 64)
+    },  # type: ignore[misc]
+    **{
+        f"encoder {h} x {w}": lambda h=h, w=w: ConvolutionalEncoder((1, h, w), 4, 16)
+        for h, w in ((4, 4), (8, 8), (32, 28), (20, 100))
+    },  # type: ignore[misc]
+    **{
+        f"decoder {h} x {w}": lambda h=h, w=w: ConvolutionalDecoder(4, (1, h, w), hidden=16)
+        for h, w in ((4, 4), (8, 8), (32, 28), (20, 100))
     },  # type: ignore[misc]
     "encoder, colour, covariates": lambda: ConvolutionalEncoder(
         (3, 32, 32), 4, 16, extra_features=2
@@ -475,8 +487,18 @@ def test_local_posterior_moves_with_its_parameters() -> None:
         (lambda: NormalPosterior(MLP(4, 5)), "an even number of outputs, got 5"),
         (lambda: MLP(4, 0), "'out_features' must be a positive integer, got 0"),
         (lambda: MLP(4, 4, (3, -1)), "'hidden' must be a positive integer, got -1"),
-        (lambda: ConvolutionalEncoder((1, 30, 30), 4), r"a side of 28, 32, 64, got \(1, 30, 30\)"),
-        (lambda: ConvolutionalDecoder(4, (1, 32, 28)), r"a side of 28, 32, 64, got \(1, 32, 28\)"),
+        (
+            lambda: ConvolutionalEncoder((1, 30, 30), 4),
+            r"width divisible by 4, .* got \(1, 30, 30\)",
+        ),
+        (
+            lambda: ConvolutionalDecoder(4, (1, 32, 27)),
+            r"width divisible by 4, .* got \(1, 32, 27\)",
+        ),
+        (
+            lambda: ConvolutionalDecoder(4, (0, 32, 32)),
+            "'channels' must be a positive integer, got 0",
+        ),
         (lambda: NormalLikelihood(0.0), "'scale' must be positive and finite, got 0.0"),
         (lambda: NormalLikelihood(math.nan), "'scale' must be positive and finite, got nan"),
         (

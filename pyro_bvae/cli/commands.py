@@ -8,12 +8,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 from pyro_bvae import report, runs
-from pyro_bvae.cli.tables import evaluation_table, verification_table, versions
+from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
 from pyro_bvae.core.disk.run_files import evaluation_files, finish_replacement
 from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.bounds import Bounds
@@ -176,7 +176,7 @@ class Evaluate:
     """Measure a run on its test data: evidence, bound, gaps, active units."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory."""
+    """The run directory, or that of a sweep, all of whose runs are measured."""
     data: Path | None = None
     """New data, a file or folder of any format that is read for training; the run's test data by
     default."""
@@ -186,6 +186,11 @@ class Evaluate:
     """How many test data to measure, drawn by the seed; None for all."""
     families: tuple[str, ...] = ()
     """Richer guides to fit to each datum too, and their gain: full-rank, flow."""
+    method: Literal["auto", "importance"] = "auto"
+    """Estimator of the evidence: auto anneals what importance samples cannot be trusted with, at up
+    to a hundred times their cost."""
+    calibration: bool = False
+    """Test on data drawn from the model whether the guide is the posterior, too."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: Seed = 0
@@ -200,22 +205,41 @@ class Evaluate:
         """Run the command."""
         from pyro_bvae.training.distributed import place
 
-        evaluation = runs.evaluate_run(
-            self.directory,
-            num_samples=self.num_samples,
+        options: dict[str, Any] = {
+            field.name: getattr(self, field.name) for field in fields(self)
+            if field.name not in ("directory", "calibration")
+        }  # fmt: skip
+        if runs.is_sweep(self.directory):
+            evaluations = runs.evaluate_sweep(self.directory, **options)
+            if not place()[0]:
+                print(evaluations_table(evaluations))
+                written = evaluation_files(self.directory / "*", self.data)
+                print(f"written: {written[0]}, {written[1]}")
+                for name in evaluations:
+                    self._calibrate(self.directory / name)
+            return
+        evaluation = runs.evaluate_run(self.directory, **options)
+        if place()[0]:
+            return
+        print(evaluation_table(evaluation))
+        self._calibrate(self.directory)
+        json_path, nc_path = evaluation_files(self.directory, self.data)
+        print(f"written: {json_path}, {nc_path}")
+
+    def _calibrate(self, directory: Path) -> None:
+        """Calibrate the guide of a run, if it is asked for."""
+        if not self.calibration:
+            return
+        calibrated = runs.calibrate_run(
+            directory,
+            data=self.data,
             num_data=self.num_data,
-            families=self.families,
             checkpoint=self.checkpoint,
             seed=self.seed,
             device=self.device,
             force=self.force,
-            data=self.data,
         )
-        if place()[0]:
-            return
-        print(evaluation_table(evaluation))
-        json_path, nc_path = evaluation_files(self.directory, self.data)
-        print(f"written: {json_path}, {nc_path}")
+        print(f"\n{directory.name}: {calibrated}")
 
 
 @dataclass(frozen=True)
@@ -223,7 +247,7 @@ class Report:
     """Write a run's page: figures, estimates, configuration, in one HTML file."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory, evaluated before."""
+    """The run directory, evaluated before; or that of a sweep, for a page of all its runs."""
     force: bool = False
     """Take over a run directory that another process holds: one that hangs, or whose machine is
     gone."""

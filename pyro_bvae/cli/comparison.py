@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from pyro_bvae import plots, runs
+from pyro_bvae import plots, report, runs
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.disk.making import making
-from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.runs.config import NumData, NumSamples
 from pyro_bvae.training.settings import Seed
+
+if TYPE_CHECKING:
+    from pyro_bvae.evaluation.comparison import Comparison
+
+_SUFFIXES = (".html", ".json", ".csv", ".png")
 
 
 @dataclass(frozen=True)
@@ -22,7 +27,7 @@ class Compare:
     """Compare trained models by the evidence that they give to the same held-out data."""
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directories, two or more."""
+    """The run directories, two or more, or a sweep, each of whose β is a model with its seeds."""
     num_data: NumData = 500
     """How many of the data that all runs held out to measure, drawn by the seed; None for all."""
     num_samples: NumSamples = 5000
@@ -30,42 +35,68 @@ class Compare:
     method: Literal["auto", "importance"] = "auto"
     """Estimator: auto refits or anneals data whose importance weights cannot be trusted, which
     takes minutes where those are many; importance leaves them untrusted."""
+    gaps: bool = False
+    """Measure the inference gaps of each model too, which takes a refit of its guide to each
+    datum."""
     checkpoint: str = "best"
     """Which checkpoints: best or last."""
     seed: Seed = 0
     """Seed of the draws and of the choice of data."""
     output: Path | None = None
-    """File to write too: .json (all numbers) or .png (a figure)."""
+    """File to write too: .html (a page), .json (all numbers), .csv (the table) or .png (a
+    figure)."""
 
     def run(self) -> None:
         """Run the command."""
-        suffix = "" if self.output is None else self.output.suffix.lower()
-        if self.output is not None and suffix not in (".json", ".png"):
-            raise InputError(f"'output' must end in .json or .png, got {self.output}")
-        names = [path.name or str(path) for path in self.directories]
-        if len(set(names)) < len(names):
-            names = [str(path) for path in self.directories]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"a run is compared with others, got {twice} twice")
+        if self.output is not None and self.output.suffix.lower() not in _SUFFIXES:
+            raise InputError(f"'output' must end in {listed(_SUFFIXES)}, got {self.output}")
         result = runs.compare(
-            dict(zip(names, self.directories, strict=True)),
+            self._models(),
             num_data=self.num_data,
             num_samples=self.num_samples,
             method=self.method,
+            gaps=self.gaps,
             checkpoint=self.checkpoint,
             seed=self.seed,
             progress=True,
         )
         print(f"{result.num_data} data that all runs held out")
         print(result)
-        if self.output is None:
-            return
-        if suffix == ".png":
-            with making(self.output.parent), atomic_write(self.output, "wb") as stream:
+        if self.output is not None:
+            _write(result, self.output)
+            print(f"written: {self.output}")
+
+    def _models(self) -> dict[str, list[Path]]:
+        """Return the run directories by name; each setting of a sweep is a name with its seeds."""
+        given = [path.name or str(path) for path in self.directories]
+        if len(set(given)) < len(given):
+            given = [str(path) for path in self.directories]
+        models: dict[str, list[Path]] = {}
+        for name, path in zip(given, self.directories, strict=True):
+            if name in models or given.count(name) > 1:
+                raise InputError(f"a run is compared with others, got {name} twice")
+            if not runs.is_sweep(path):
+                models[name] = [path]
+                continue
+            prefix = f"{name}/" if len(given) > 1 else ""
+            for member in runs.sweep_members(path):
+                models.setdefault(prefix + member.setting, []).append(member.directory)
+        return models
+
+
+def _write(result: Comparison, path: Path) -> None:
+    """Write a comparison as its suffix says."""
+    suffix = path.suffix.lower()
+    with making(path.parent):
+        if suffix == ".html":
+            report.write_comparison(result, path)
+        elif suffix == ".png":
+            with atomic_write(path, "wb") as stream:
                 plots.comparison(result).savefig(stream, format="png", dpi=150, bbox_inches="tight")
         else:
-            with making(self.output.parent), atomic_write(self.output) as stream:
-                json.dump(result.to_dict(), stream, indent=2, allow_nan=False)
-                stream.write("\n")
-        print(f"written: {self.output}")
+            with atomic_write(path) as stream:
+                if suffix == ".csv":
+                    result.table().to_csv(stream, lineterminator="\n")
+                else:
+                    json.dump(result.to_dict(), stream, indent=2, allow_nan=False)
+                    stream.write("\n")

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from pyro_bvae.core.errors import listed
+
 if TYPE_CHECKING:
     from pyro_bvae.evaluation._evaluate import Evaluation
+    from pyro_bvae.evaluation.estimate import Estimate
     from pyro_bvae.evaluation.verification import Check
+
+# Untrusted data that are named.
+_SHOWN = 10
 
 
 def verification_table(checks: Sequence[Check]) -> str:
@@ -40,6 +46,18 @@ def versions(device: str) -> str:
     return f"{platform.system()} {name}, {python}, {packages}"
 
 
+def _trust(evidence: Estimate) -> str:
+    """Return a line on the estimators of the evidence, and on the data that none is trusted for."""
+    if evidence.methods is None:
+        whose = f"{evidence.untrusted} of {len(evidence.per_datum)} data"
+        return f"evidence not to be trusted: {whose}"
+    counts = {**evidence.by_method, "untrusted": evidence.untrusted}
+    line = f"evidence: {', '.join(f'{name} {count}' for name, count in counts.items())}"
+    if rows := evidence.untrusted_rows:
+        line += f" (rows {listed(rows, _SHOWN)})"
+    return f"{line}; {evidence.cost:,} decoder evaluations of at most {evidence.budget:,}"
+
+
 def evaluation_table(evaluation: Evaluation) -> str:
     """Return an evaluation as a table for the terminal."""
     lines = [f"{'nats per datum':<28}{'value':>10}{'std. error':>12}{'Monte Carlo':>13}"]
@@ -57,9 +75,7 @@ def evaluation_table(evaluation: Evaluation) -> str:
     if evaluation.kl is not None:
         active = evaluation.kl.active
         lines.append(f"{int(active.sum())} of {active.numel()} latents active")
-    lines.append(
-        f"evidence not to be trusted: {evidence.untrusted} of {len(evidence.per_datum)} data"
-    )
+    lines.append(_trust(evidence))
     if evaluation.gaps is not None:
         certified = evaluation.gaps.certified
         count = f"{int(certified.sum())} of {len(certified)} data"
@@ -67,4 +83,19 @@ def evaluation_table(evaluation: Evaluation) -> str:
         lines.append(f"verdict: {evaluation.verdict}")
     elif evaluation.gaps_note:
         lines.append(f"no gaps: {evaluation.gaps_note}")
+    return "\n".join(lines)
+
+
+def evaluations_table(evaluations: Mapping[str, Evaluation]) -> str:
+    """Return the evaluations of several runs as a table for the terminal, a line a run."""
+    columns = ("evidence", "elbo", "rate", "distortion", "variational_gap")
+    width = max(3, *map(len, evaluations))
+    lines = [f"{'run':{width}}" + "".join(f"{name:>17}" for name in columns) + "   untrusted"]
+    for name, evaluation in evaluations.items():
+        row = f"{name:{width}}"
+        for column in columns:
+            estimate = evaluation.estimates[column]
+            row += f"{estimate.value:>17.3f}" if estimate is not None else f"{'none':>17}"
+        evidence = evaluation.evidence
+        lines.append(f"{row}{evidence.untrusted:>5} of {len(evidence.per_datum)}")
     return "\n".join(lines)

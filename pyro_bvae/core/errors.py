@@ -21,6 +21,8 @@ MAX_BYTES_VARIABLE = "PYRO_BVAE_MAX_BYTES"
 _MOST_CHARACTERS = 1000
 _MOST_KNOWN = 30  # names of a list in an error
 _LONGEST_NAME = 80  # characters of a name that is shown in full
+# Begins the table of all sites that Pyro appends to the error of a program.
+_TRACE = re.compile(r"\s*Trace Shapes:")
 
 
 class InputError(ValueError):
@@ -32,7 +34,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: object = "") -> None:
-        super().__init__(one_line(str(message), _MOST_CHARACTERS))
+        text = _TRACE.split(str(message), 1)[0]
+        super().__init__(one_line(text, _MOST_CHARACTERS))
 
 
 class AbsentDataError(InputError):

@@ -24,11 +24,15 @@ from pyro_bvae.datasets.images.torchvision import fashion_mnist as fashion_mnist
 from pyro_bvae.datasets.images.torchvision import kmnist as kmnist
 from pyro_bvae.datasets.images.torchvision import mnist as mnist
 from pyro_bvae.datasets.lazy import LazyDataset as LazyDataset
+from pyro_bvae.datasets.readers.frames import from_dataframe as from_dataframe
 from pyro_bvae.datasets.readers.path import from_path as from_path
 from pyro_bvae.datasets.registry import available as available
 from pyro_bvae.datasets.registry import load as load
 from pyro_bvae.datasets.seeds import stream_generator as stream_generator
 from pyro_bvae.datasets.splits import Splits as Splits
 from pyro_bvae.datasets.splits import split as split
+from pyro_bvae.datasets.standardization import Scaling as Scaling
+from pyro_bvae.datasets.standardization import StandardizedSplits as StandardizedSplits
+from pyro_bvae.datasets.standardization import standardized as standardized
 from pyro_bvae.datasets.synthetic import linear_gaussian as linear_gaussian
 from pyro_bvae.datasets.synthetic import linear_gaussian_weight as linear_gaussian_weight

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -11,6 +13,8 @@ from pyro_bvae.core.errors import InputError, listed
 _LARGEST = 2**53  # the whole numbers that every type of number tells apart
 PARTS = ("train", "validation", "test")
 WHOLE = "all"
+_WHOLE_NUMBER = re.compile(r"-?(0|[1-9]\d{0,14})(\.0)?")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
 
 
 def check_parts(results: list[str], where: str) -> None:
@@ -64,3 +68,28 @@ def encode_labels(values: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
             f"{int(large.argmax()) + 1}"
         )
     return torch.from_numpy(values.astype(np.int64)), ()
+
+
+def encode_text(values: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
+    """Return labels that were read as text as integers.
+
+    Where all are whole numbers, each in one spelling, they stay numbers; otherwise every text is a
+    class, so that ``01``, ``1``, ``NA`` and ``None`` are four.
+
+    Args:
+        values: Text, ``(N,)``.
+
+    Returns:
+        As of :func:`encode_labels`.
+
+    Raises:
+        InputError: if all are numbers and one is a fraction, which is no class.
+    """
+    spellings = np.unique(values)
+    if all(_NUMBER.fullmatch(text) for text in spellings):
+        numbers = spellings.astype(float)
+        is_whole = all(_WHOLE_NUMBER.fullmatch(text) for text in spellings)
+        is_fraction = np.isfinite(numbers) & (numbers != np.round(numbers))
+        if (is_whole and len(np.unique(numbers)) == len(spellings)) or is_fraction.any():
+            return encode_labels(values.astype(float))
+    return encode_labels(values)

@@ -12,6 +12,7 @@ from pyro_bvae.datasets.counts.checks import with_size_factor
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.lazy import LazyDataset
 from pyro_bvae.datasets.readers.path import read_rows
+from pyro_bvae.datasets.readers.tables import Columns
 from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.datasets.registry import DataOptions, prepared, source_of
 from pyro_bvae.datasets.splits import Splits
@@ -76,9 +77,12 @@ def read_new(
             return new_cells(place, record.cells, backed=bool(options.backed))
         rows = read_rows(
             place,
+            columns=Columns(options.label_column, options.index_column),
             features=record.feature_names,
             missing=options.missing == "nan",
             skip_unreadable=options.skip_unreadable,
+            image_size=options.image_size,
+            colour=options.colour,
         )
         data = record.features(rows)
         assert isinstance(data, Dataset)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pyro_bvae.datasets.splits import Splits
 
 MISSING_MODES, SIZE_FACTORS = ("none", "nan"), ("given", "observed")
+COLOURS = ("auto", "grey", "rgb")
 _NUM_SPRITES = 8000
 
 
@@ -76,7 +77,9 @@ SOURCES: dict[str, Source] = {
     "linear-gaussian": Source("synthetic:linear_gaussian", _SPLIT),
     "counts": Source("counts.simulated:negative_binomial_factors", _SPLIT, note="simulated"),
     "file": Source(
-        "readers.path:from_path", (*_SPLIT, "path", "split_column", "missing", "skip_unreadable"),
+        "readers.path:from_path",
+        (*_SPLIT, "path", "split_column", "label_column", "index_column", "missing",
+         "skip_unreadable", "image_size", "colour"),
         file="a .csv, .tsv, .npy or .npz file, or a folder of images",
     ),
     "h5ad": Source(
@@ -110,10 +113,17 @@ class DataOptions:
     """Column of a .csv or .h5ad file that says train, validation or test."""
     skip_unreadable: bool = False
     """Leave out files of a folder of images that cannot be read, with a warning that names them."""
+    image_size: Annotated[int | None, Bounds(1, 10_000)] = None
+    """Side in pixels of the square images to make of a folder of images of several sizes: resized,
+    the longer side cropped at the centre."""
+    colour: str = "auto"
+    """Images of a folder: grey, rgb, or auto, as they are (all grey or all colour)."""
     layer: str | None = None
     """Layer of an .h5ad file with the raw counts; X without it."""
     label_column: str | None = None
-    """Column of an .h5ad file with labels."""
+    """Column of a .csv or .h5ad file with labels; of a .csv file label or labels by default."""
+    index_column: str | None = None
+    """Column of a .csv file that names the rows."""
     batch_column: str | None = None
     """Column of an .h5ad file with batches, which become covariates of encoder and decoder."""
     min_counts: Annotated[float | None, Bounds(0, 1e12)] = None
@@ -139,6 +149,7 @@ class DataOptions:
             ("data set", self.dataset, SOURCES),
             ("missing", self.missing, MISSING_MODES),
             ("size_factor", self.size_factor, SIZE_FACTORS),
+            ("colour", self.colour, COLOURS),
         ):
             if name not in table:
                 raise unknown_name(kind, name, table)
@@ -150,6 +161,7 @@ class DataOptions:
             del values[name]
         values |= {"root": values.pop("data_root"), "missing": self.missing == "nan" or None}
         values["skip_unreadable"] = self.skip_unreadable or None
+        values["colour"] = None if self.colour == "auto" else self.colour
         share = self.validation
         if isinstance(share, float) and share >= 1 and share.is_integer():
             values["validation"] = int(share)  # a number, which the command line spells as a float

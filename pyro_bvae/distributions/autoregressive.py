@@ -141,20 +141,22 @@ class AutoregressiveNormal(dist.TorchDistribution):
 
     def _moment(self, function: Any) -> Tensor:
         size, ones = self.event_shape[0], [1] * len(self.batch_shape)
-        uniform = SobolEngine(size, scramble=True, seed=0).draw(
-            _MEAN_NOISES // 2, dtype=torch.float64
-        )
-        half = torch.distributions.Normal(0.0, 1.0).icdf(uniform.clamp(1e-9, 1 - 1e-9))
-        half = (
-            half / half.square().mean(0).sqrt()
-        )  # the moments of the noise are exact, and an affine flow's with them
-        noises = torch.cat([half, -half], -1).reshape(-1, *ones, size).to(self.loc)
+        noises = mean_noises(size).reshape(-1, *ones, size).to(self.loc)
         shape = self.batch_shape + self.event_shape
         parts = noises.split(_AT_A_TIME)
         return (
             sum(function(self.push(part.expand(-1, *shape))[0]).sum(0) for part in parts)
             / _MEAN_NOISES
         )
+
+
+def mean_noises(size: int) -> Tensor:
+    """Return the noises behind a mean, ``(256, size)`` in float64, the same every time."""
+    uniform = SobolEngine(size, scramble=True, seed=0).draw(_MEAN_NOISES // 2, dtype=torch.float64)
+    half = torch.distributions.Normal(0.0, 1.0).icdf(uniform.clamp(1e-9, 1 - 1e-9))
+    # The moments of the noise are exact, and an affine flow's with them.
+    half = half / half.square().mean(0).sqrt()
+    return torch.cat([half, -half], -1).reshape(-1, size)
 
 
 def _invert(step: AutoregressiveStep, v: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:

@@ -162,8 +162,8 @@ class ContinuousBernoulliPixels(dist.TorchDistribution):
             return torch.where(self.logits > 0, 1 - from_one, from_one).clamp(0, 1)
 
 
-# Pixels whose levels are summed over at a time.
-_EDGES = 2**12
+# Pixels whose levels are summed over at a time, and levels of all pixels at a time in a graph.
+_EDGES, _EDGES_OF_A_GRAPH = 2**12, 15
 
 #: Grey levels of a pixel of 8 bits.
 PIXEL_LEVELS = 256
@@ -250,9 +250,16 @@ class DiscretizedLogistic(dist.TorchDistribution):
         ) / (PIXEL_LEVELS - 1)
         rows = [part.flatten() for part in torch.broadcast_tensors(self.loc, self.scale)]
         about = torch.zeros_like(rows[0]) if centre is None else centre.flatten()
+        if is_capturing():  # a graph takes few edges at a time, since it is one of any rows
+            sums = (
+                (weigh(some, about.unsqueeze(-1)) * _above(some, *rows)).sum(-1)
+                for some in edges.split(_EDGES_OF_A_GRAPH)
+            )
+            whole = torch.stack(list(sums)).sum(0) / (PIXEL_LEVELS - 1)
+            return whole.reshape(self.batch_shape)
         blocks = []
         for loc, scale, middle in zip(*(row.split(_EDGES) for row in (*rows, about)), strict=True):
-            above = ((loc.unsqueeze(-1) - edges) / scale.unsqueeze(-1)).sigmoid()
+            above = _above(edges, loc, scale)
             blocks.append((weigh(edges, middle.unsqueeze(-1)) * above).sum(-1) / (PIXEL_LEVELS - 1))
         return torch.cat(blocks).reshape(self.batch_shape)
 
@@ -268,6 +275,11 @@ class DiscretizedLogistic(dist.TorchDistribution):
             return (greys * (PIXEL_LEVELS - 1)).round().clamp(0, PIXEL_LEVELS - 1) / (
                 PIXEL_LEVELS - 1
             )
+
+
+def _above(edges: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """Return the probabilities of values above edges, ``(M,)`` rows to ``(M, edges)``."""
+    return ((loc.unsqueeze(-1) - edges) / scale.unsqueeze(-1)).sigmoid()
 
 
 class NumberedCategories(dist.Categorical):

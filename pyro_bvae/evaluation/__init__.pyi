@@ -1,3 +1,4 @@
+from pyro_bvae.evaluation import calibration as calibration
 from pyro_bvae.evaluation import collapse as collapse
 from pyro_bvae.evaluation import comparison as comparison
 from pyro_bvae.evaluation import disentanglement as disentanglement
@@ -13,6 +14,7 @@ from pyro_bvae.evaluation._evaluate import Evaluation as Evaluation
 from pyro_bvae.evaluation._evaluate import evaluate as evaluate
 from pyro_bvae.evaluation.arviz import to_arviz as to_arviz
 from pyro_bvae.evaluation.arviz import write_arviz as write_arviz
+from pyro_bvae.evaluation.calibration import calibrate_guide as calibrate_guide
 from pyro_bvae.evaluation.collapse import diagnose as diagnose
 from pyro_bvae.evaluation.estimate import Estimate as Estimate
 from pyro_bvae.evaluation.gaps import InferenceGaps as InferenceGaps
@@ -23,6 +25,7 @@ from pyro_bvae.evaluation.information import decompose_kl as decompose_kl
 from pyro_bvae.evaluation.information import energy_test as energy_test
 from pyro_bvae.evaluation.information import hole_mass as hole_mass
 from pyro_bvae.evaluation.information import rate_distortion as rate_distortion
+from pyro_bvae.evaluation.information import rate_distortion_curve as rate_distortion_curve
 from pyro_bvae.evaluation.information import read_latents as read_latents
 from pyro_bvae.evaluation.inversion import calibrate as calibrate
 from pyro_bvae.evaluation.inversion import invert as invert
@@ -36,6 +39,7 @@ from pyro_bvae.evaluation.merge import join_estimates as join_estimates
 from pyro_bvae.evaluation.merge import join_evaluations as join_evaluations
 from pyro_bvae.evaluation.program_audit import audit as audit
 from pyro_bvae.evaluation.samples import count_checks as count_checks
+from pyro_bvae.evaluation.samples import predictive_check as predictive_check
 from pyro_bvae.evaluation.samples import sample_quality as sample_quality
 from pyro_bvae.evaluation.samples import two_sample_test as two_sample_test
 from pyro_bvae.evaluation.verification import verify as verify

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import check_beta
 from pyro_bvae.core.inputs.public import exclusive
-from pyro_bvae.evaluation.estimate import PARETO_K_LIMIT, Estimate, both_reliable
-from pyro_bvae.evaluation.gaps.measure import AT_ZERO, inference_gaps
+from pyro_bvae.evaluation.estimate import METHODS, PARETO_K_LIMIT, Estimate, both_reliable
+from pyro_bvae.evaluation.gaps.measure import AT_ZERO, gaps_and_refits, with_evidence
 from pyro_bvae.evaluation.gaps.result import InferenceGaps, verdict
 from pyro_bvae.evaluation.marginal.bounds import (
     ElboParts,
@@ -21,6 +21,7 @@ from pyro_bvae.evaluation.marginal.bounds import (
     elbo_parts,
     kl_per_dimension,
 )
+from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate, escalation_of
 from pyro_bvae.evaluation.marginal.importance import evidence
 from pyro_bvae.evaluation.refit.joint_guides import family_of
 from pyro_bvae.evaluation.refit.optimisation import refit_refusal
@@ -35,7 +36,7 @@ class Evaluation:
 
     Attributes:
         training_beta: The β that the model was trained with.
-        evidence: Importance-weighted ``log p(x)``.
+        evidence: ``log p(x)`` of each datum, by the estimators that ``method`` allows.
         bound: ELBO, distortion and rate.
         gaps: The variational gap and its parts; None where they cannot be had.
         gaps_note: Why not, or None.
@@ -103,6 +104,8 @@ class Evaluation:
         """Return the contents of ``evaluation.json``: numbers, lists and None."""
         gaps, k = self.gaps, self.evidence.pareto_k
         assert k is not None
+        if self.evidence.methods is not None:  # chains are too few to show a tail
+            k = k[self.evidence.methods != METHODS.index("annealing")]
         finite, refits = k[torch.isfinite(k)], None
         if gaps is not None:
             certified = int(gaps.certified.sum())
@@ -124,11 +127,25 @@ class Evaluation:
             "gaps_note": self.gaps_note,
             **_kl_dict(self.kl),
             "pareto_k": {
-                f"share_above_{PARETO_K_LIMIT}": float((k > PARETO_K_LIMIT).double().mean()),
+                f"share_above_{PARETO_K_LIMIT}": int((k > PARETO_K_LIMIT).sum())
+                / len(self.evidence.per_datum),
                 "untrusted": self.evidence.untrusted,
                 "max": float(finite.max()) if len(finite) else None,
             },
+            "estimators": _estimators(self.evidence),
         }
+
+
+def _estimators(evidence: Estimate) -> dict[str, Any] | None:
+    """Return which estimators answered, at which cost, and the data that none can be trusted of."""
+    if evidence.methods is None:
+        return None
+    return {
+        "data": evidence.by_method,
+        "untrusted_rows": evidence.untrusted_rows,
+        "budget": evidence.budget,
+        "cost": evidence.cost,
+    }
 
 
 def _describe(estimate: Estimate) -> dict[str, Any]:
@@ -179,6 +196,7 @@ def evaluate(
     training_beta: float = 1.0,
     num_samples: int = 5000,
     families: Sequence[str] = (),
+    method: Literal["auto", "importance"] | Escalation = "auto",
     data_plate: str | None = None,
     seed: int = 0,
     progress: bool = False,
@@ -195,6 +213,10 @@ def evaluate(
         num_samples: Particles for each datum.
         families: Richer families to fit to each datum too, as
             :class:`~pyro_bvae.evaluation.RefitSettings` takes them.
+        method: Estimator of the evidence. ``"importance"`` samples, from the refits of the gaps
+            too where there are gaps; ``"auto"``, which also anneals where their weights cannot be
+            trusted; or an :class:`~pyro_bvae.evaluation.marginal.Escalation` with a budget for it,
+            the refits of the gaps not counted.
         data_plate: Name of the data plate, where the latents share more than one.
         seed: Seed of all draws.
         progress: Show progress bars.
@@ -207,25 +229,34 @@ def evaluate(
     options: dict[str, Any] = {"data_plate": data_plate, "seed": seed, "progress": progress}
     numbers: dict[str, Any] = {"num_samples": num_samples, **options}
     check_beta(training_beta)
+    escalation = escalation_of(method)
     gaps, note = None, AT_ZERO if training_beta == 0 else None
     if note is None:
         with open_program(model, guide, args, data_plate=data_plate, seed=seed) as program:
             note = refit_refusal(program)
     if note is None:
-        gaps = inference_gaps(
-            model,
-            guide,
-            *args,
-            training_beta=training_beta,
-            settings=RefitSettings(families=tuple(families)),
-            **numbers,
+        settings = RefitSettings() if escalation is None else escalation.refit
+        settings = replace(settings, families=tuple(families))
+        gaps, refits = gaps_and_refits(
+            model, guide, args, training_beta=training_beta, settings=settings, **numbers
         )
+        if escalation is not None:
+            likelihood = escalate(
+                model, guide, args, gaps.evidence, None, escalation, refits=refits, **options
+            )
+            gaps = _annealed(gaps, likelihood)
         likelihood, parts = gaps.evidence, gaps.bound
     else:
-        likelihood = evidence(model, guide, *args, **numbers)
+        likelihood = evidence(model, guide, *args, method=method, **numbers)
         parts = elbo_parts(model, guide, *args, **numbers)
     kl = kl_per_dimension(model, guide, *args, data_plate=data_plate, seed=seed)
     return Evaluation(training_beta, likelihood, parts, gaps, note, kl, _given(args))
+
+
+def _annealed(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
+    """Return gaps from an evidence that is their own but where it was annealed."""
+    assert evidence.methods is not None
+    return with_evidence(gaps, evidence, evidence.methods == METHODS.index("annealing"))
 
 
 def _given(args: tuple[Any, ...]) -> str | None:

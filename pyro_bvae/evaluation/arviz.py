@@ -24,6 +24,7 @@ from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.internals import keystr, tree_flatten_with_path
 from pyro_bvae.core.module_modes import owner
 from pyro_bvae.evaluation._evaluate import Evaluation
+from pyro_bvae.evaluation.estimate import METHODS
 from pyro_bvae.program.predictive import Groups, draw_groups
 from pyro_bvae.program.program import Function, Program, open_program
 
@@ -65,7 +66,9 @@ def to_arviz(
     - ``observed_data``: the value of each observed site.
     - ``constant_data``: the tensor arguments with a row for each datum that are no observed site's
       value, such as ``context_covariates``, and of an evaluation the per-datum ``elbo``,
-      ``evidence`` and ``pareto_k``.
+      ``evidence``, ``pareto_k`` and, if it went on where samples could not be trusted,
+      ``evidence_method``, the place of its estimator in the attribute ``evidence_methods``, beside
+      its ``evidence_budget``.
 
     Where the model cannot draw its data (a distribution without ``sample``), a warning says
     so and the groups of prior and prediction are left out. A slash in a name becomes a dot, and a
@@ -117,7 +120,8 @@ def to_arviz(
         groups = _arrays(draw_groups(program, num_draws, num_predictive, seed), program.plate.name)
         groups["constant_data"] = _constants(program, groups["observed_data"], evaluation)
     numbers = {"seed": seed, "num_draws": num_draws, "num_predictive": num_predictive}
-    about = {**library(), "model": _name_of(model), **numbers, **(attributes or {})}
+    about = {**library(), "model": _name_of(model), **numbers, **_estimators(evaluation)}
+    about |= attributes or {}
     return to_datatree(groups, {str(name): _attribute(value) for name, value in about.items()})
 
 
@@ -202,6 +206,12 @@ def as_array(tensor: Tensor) -> np.ndarray:
     return (tensor.float() if tensor.dtype in (torch.half, torch.bfloat16) else tensor).numpy()
 
 
+def _estimators(evaluation: Evaluation | None) -> dict[str, Any]:
+    if evaluation is None or evaluation.evidence.methods is None:
+        return {}
+    return {"evidence_methods": METHODS, "evidence_budget": evaluation.evidence.budget}
+
+
 def _constants(program: Program, observed: Arrays, evaluation: Evaluation | None) -> Arrays:
     """Return the arguments beside the data that go with them, and the estimates of each datum."""
     data_dim = _dim(program.plate.name)
@@ -213,6 +223,8 @@ def _constants(program: Program, observed: Arrays, evaluation: Evaluation | None
         }
         if evaluation.evidence.pareto_k is not None:
             estimates["pareto_k"] = evaluation.evidence.pareto_k
+        if evaluation.evidence.methods is not None:
+            estimates["evidence_method"] = evaluation.evidence.methods
         constants = {name: ((data_dim,), as_array(value)) for name, value in estimates.items()}
     model = inspect.unwrap(program.model)  # of Pyro's handlers
     signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)

@@ -53,6 +53,8 @@ class Estimate:
             bias of the log of a mean; None for nothing.
         methods: For an evidence that escalates, the number in ``METHODS`` of the estimator that
             each datum's value is of, ``(N,)``: 0 the guide, 1 the refit, 2 annealing.
+        budget: For an evidence that escalates, the decoder evaluations that ``cost`` was allowed;
+            the same budget and seed give the same numbers. 0 for other estimates.
     """
 
     value: float
@@ -67,6 +69,7 @@ class Estimate:
     errors: Tensor | None = None
     biases: Tensor | None = None
     methods: Tensor | None = None
+    budget: int = 0
 
     @classmethod
     def over_data(
@@ -110,15 +113,30 @@ class Estimate:
         errors, biases = (
             None if part is None else part[index] for part in (self.errors, self.biases)
         )
-        cost = self.cost * len(per_datum) // len(self.per_datum)
-        return Estimate.over_data(
-            per_datum, errors, biases, num_samples=self.num_samples, cost=cost, **parts
+        cost, budget = (
+            whole * len(per_datum) // len(self.per_datum) for whole in (self.cost, self.budget)
         )
+        return Estimate.over_data(
+            per_datum, errors, biases, num_samples=self.num_samples, cost=cost, budget=budget,
+            **parts,
+        )  # fmt: skip
 
     @property
     def untrusted(self) -> int:
         """Number of data whose value and error cannot be trusted."""
         return 0 if self.reliable is None else int((~self.reliable).sum())
+
+    @property
+    def untrusted_rows(self) -> list[int]:
+        """The numbers of the data whose value and error cannot be trusted, from 0."""
+        return [] if self.reliable is None else (~self.reliable.cpu()).nonzero().flatten().tolist()
+
+    @property
+    def by_method(self) -> dict[str, int]:
+        """How many data each estimator answered for; empty for an estimate of one estimator."""
+        if self.methods is None:
+            return {}
+        return {name: int((self.methods == i).sum()) for i, name in enumerate(METHODS)}
 
     @property
     def trusted(self) -> bool:
@@ -163,8 +181,7 @@ class Estimate:
             f" {len(self.per_datum)} data) ± {self.monte_carlo_error:.3f} (Monte Carlo)"
         )
         if self.methods is not None and bool(self.methods.any()):
-            counts = {name: int((self.methods == i).sum()) for i, name in enumerate(METHODS)}
-            shown = [f"{name} {count}" for name, count in counts.items() if count]
+            shown = [f"{name} {count}" for name, count in self.by_method.items() if count]
             text += f"; by estimator: {', '.join(shown)}"
         if self.untrusted:
             whose = f"for {self.untrusted} of {len(self.per_datum)} data"

@@ -77,7 +77,7 @@ def write_numbers(
             np.savez(stream, **dict(arrays))  # type: ignore[arg-type]
     else:
         texts = {_as_text(name): _as_texts(values) for name, values in columns().items()}
-        with atomic_write(path) as stream:
+        with making(path.parent), atomic_write(path) as stream:
             pd.DataFrame(texts).to_csv(stream, index=False, lineterminator="\n")
 
 

@@ -42,6 +42,7 @@ def join_estimates(parts: Sequence[Estimate]) -> Estimate:
         column("biases"),
         num_samples=parts[0].num_samples,
         cost=sum(part.cost for part in parts),
+        budget=sum(part.budget for part in parts),
         **{name: column(name) for name in names},
     )
 

@@ -24,3 +24,4 @@ from pyro_bvae.likelihoods.pixels import (
 from pyro_bvae.likelihoods.scales import DecoderScale as DecoderScale
 from pyro_bvae.likelihoods.scales import FixedScale as FixedScale
 from pyro_bvae.likelihoods.scales import LearnedScale as LearnedScale
+from pyro_bvae.likelihoods.scales import StandardizedScale as StandardizedScale

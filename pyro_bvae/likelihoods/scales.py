@@ -10,6 +10,7 @@ from torch.nn.functional import softplus
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import public
+from pyro_bvae.networks.standardize import check_scaling
 
 
 @public
@@ -90,4 +91,48 @@ class DecoderScale(nn.Module):
         return loc, self.floor + softplus(raw_scale)
 
 
-Scale = FixedScale | LearnedScale | DecoderScale
+@public
+class StandardizedScale(nn.Module):
+    r"""A location and a scale in the data's units, from those of standardized data.
+
+    .. math::
+        x = m + s \, u, \qquad \mu^x_d = m_d + s_d \, \mu^u_d, \quad \sigma^x_d = s_d \, \sigma^u_d
+
+    The affine image of a normal, Laplace or Student-t feature is one of its own family, so that
+    :math:`\log p(x) = \log p(u) - \sum_d \log s_d`, over the observed features, is in the density
+    already; means and draws are in the data's units.
+
+    Args:
+        scale: The scale of standardized data; its floor, too, is in standard deviations.
+        mean: m, shape ``(D,)``.
+        deviation: s, positive, shape ``(D,)``.
+
+    Raises:
+        InputError: for a mean and a deviation that cannot be used.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(
+        self, scale: FixedScale | LearnedScale | DecoderScale, mean: Tensor, deviation: Tensor
+    ) -> None:
+        super().__init__()
+        check_scaling(mean, deviation)
+        self.inner = scale
+        self.register_buffer("mean", mean.detach().double().clone())
+        self.register_buffer("deviation", deviation.detach().double().clone())
+
+    @property
+    def parameters_per_feature(self) -> int:
+        """Number of decoder outputs for each feature."""
+        return self.inner.parameters_per_feature
+
+    def forward(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the mean and the scale."""
+        loc, scale = self.inner(parameters)
+        deviation = self.deviation.to(loc)
+        return self.mean.to(loc) + deviation * loc, deviation * scale
+
+
+Scale = FixedScale | LearnedScale | DecoderScale | StandardizedScale

@@ -13,22 +13,28 @@ from pyro_bvae.core.inputs.public import public
 from pyro_bvae.networks.linear import check_sizes
 from pyro_bvae.networks.mlp import MLP
 
-# Channels from the image side to the latent side. Each stage halves the image, from 64 or 32 pixels
-# to 4 and from 28 to 7, where an MLP takes over.
-_STAGES: dict[int, tuple[int, ...]] = {28: (32, 64), 32: (32, 64, 64), 64: (32, 32, 64, 64)}
 
+def _stages(image_shape: Sequence[int]) -> tuple[int, tuple[int, ...], tuple[int, int]]:
+    """Return the channels of the image, those of the stages, and the size after the last stage.
 
-def _stages(image_shape: Sequence[int]) -> tuple[int, tuple[int, ...], int]:
-    """Return the channels of the image, those of the stages, and the side of the last stage."""
-    if len(image_shape) != 3 or image_shape[1] != image_shape[2] or image_shape[1] not in _STAGES:
-        sizes = ", ".join(str(size) for size in _STAGES)
+    Each stage halves the image: two of them at least, and more as long as both sides are even and
+    stay at 4 or above, from 64 or 32 pixels to 4 and from 28 to 7, where an MLP takes over.
+    """
+    if len(image_shape) != 3 or any(size < 1 or size % 4 for size in image_shape[1:]):
         raise InputError(
-            f"'image_shape' must be (channels, side, side) with a side of {sizes}, got"
-            f" {tuple(image_shape)}"
+            "'image_shape' must be (channels, height, width) with height and width divisible by 4,"
+            f" such as 28, 32, 64 or 100, got {tuple(image_shape)}"
         )
-    channels, side, _ = image_shape
-    check_sizes(channels=channels)
-    return channels, _STAGES[side], side // 2 ** len(_STAGES[side])
+    check_sizes(channels=image_shape[0])
+    channels, height, width = image_shape
+    count = 2
+    while height % 2 ** (count + 1) == width % 2 ** (count + 1) == 0 and (
+        min(height, width) >= 4 * 2 ** (count + 1)
+    ):
+        count += 1
+    narrow = count // 2
+    widths = (32,) * narrow + (64,) * (count - narrow)
+    return channels, widths, (height // 2**count, width // 2**count)
 
 
 @public
@@ -36,7 +42,7 @@ class ConvolutionalEncoder(nn.Module):
     r"""Strided convolutions from an image to features, then one hidden layer.
 
     Args:
-        image_shape: ``(C, H, W)`` with ``H = W`` of 28, 32 or 64; the input is flat, ``D = C H W``.
+        image_shape: ``(C, H, W)``, H and W divisible by 4; the input is flat, ``D = C H W``.
         out_features: Size F of the output.
         hidden: Width of the layer between the convolutions and the output.
         extra_features: Number E of features, such as covariates, that follow the pixels in the
@@ -54,7 +60,7 @@ class ConvolutionalEncoder(nn.Module):
         extra_features: int = 0,
     ) -> None:
         super().__init__()
-        channels, widths, side = _stages(image_shape)
+        channels, widths, last = _stages(image_shape)
         check_sizes(out_features=out_features, hidden=hidden)
         self.image_shape = tuple(image_shape)
         self.num_pixels = channels * image_shape[1] * image_shape[2]
@@ -63,7 +69,8 @@ class ConvolutionalEncoder(nn.Module):
         for size_in, size_out in pairwise((channels, *widths)):
             layers += [nn.Conv2d(size_in, size_out, kernel_size=4, stride=2, padding=1), nn.SiLU()]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
-        self.head = MLP(widths[-1] * side**2 + extra_features, out_features, hidden=(hidden,))
+        features = widths[-1] * last[0] * last[1]
+        self.head = MLP(features + extra_features, out_features, hidden=(hidden,))
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*, D + E)`` to ``(*, F)``."""
@@ -78,7 +85,7 @@ class ConvolutionalDecoder(nn.Module):
 
     Args:
         in_features: Size L of the input.
-        image_shape: ``(C, H, W)`` with ``H = W`` of 28, 32 or 64.
+        image_shape: ``(C, H, W)``, H and W divisible by 4.
         parameters_per_pixel: Number P of parameters that the likelihood wants for each pixel; the
             output holds all first parameters, then all second ones, and so on.
         hidden: Width of the layer between the input and the convolutions.
@@ -95,16 +102,16 @@ class ConvolutionalDecoder(nn.Module):
         hidden: int = 256,
     ) -> None:
         super().__init__()
-        channels, widths, side = _stages(image_shape)
+        channels, widths, last = _stages(image_shape)
         check_sizes(
             in_features=in_features, parameters_per_pixel=parameters_per_pixel, hidden=hidden
         )
         self.in_features = in_features
         self.out_features = parameters_per_pixel * channels * image_shape[1] * image_shape[2]
         self.stem = nn.Sequential(
-            MLP(in_features, widths[-1] * side**2, hidden=(hidden,)), nn.SiLU()
+            MLP(in_features, widths[-1] * last[0] * last[1], hidden=(hidden,)), nn.SiLU()
         )
-        self.stem_shape = (widths[-1], side, side)
+        self.stem_shape = (widths[-1], *last)
         layers: list[nn.Module] = []
         for size_in, size_out in pairwise((*widths[::-1], channels * parameters_per_pixel)):
             layers += [

@@ -37,7 +37,11 @@ class Simulated(NamedTuple):
 
 @torch.no_grad()
 def simulate(
-    program: Program, args: tuple[Any, ...], seed: int, for_guide: bool = False
+    program: Program,
+    args: tuple[Any, ...],
+    seed: int,
+    for_guide: bool = False,
+    given: LatentValues | None = None,
 ) -> Simulated:
     """Draw latents and data from the model, as many as there are in a block.
 
@@ -47,13 +51,15 @@ def simulate(
             take their place; where not, the model is conditioned on them.
         seed: Seed of the draw.
         for_guide: Whether the guide has to see the data, so that they must be among the arguments.
+        given: Latents to draw the data from, in the place of the prior's.
 
     Raises:
         InputError: if the guide has to see data that are not among the arguments, or for a model
             with a factor, whose latents are no draw of the posterior.
     """
+    model = poutine.uncondition(program.model)
     with seeded(seed):
-        trace = poutine.trace(poutine.uncondition(program.model)).get_trace(*args)
+        trace = poutine.trace(poutine.condition(model, data=given or {})).get_trace(*args)
     sites: Sites = samples(trace)
     for name, site in sites.items():
         if site["infer"].get("was_observed") and site["value"].numel() == 0:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from base64 import b64encode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from io import BytesIO
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from matplotlib.figure import Figure
 
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.disk.digests import read_file, write_files
@@ -20,13 +16,14 @@ from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.core.inputs.public import public
+from pyro_bvae.report.rendering import DPI, environment
 from pyro_bvae.report.sections import Section, sections
+from pyro_bvae.report.sweep_page import sweep_page
 from pyro_bvae.report.tables import headline, notes, summary, verdict
-from pyro_bvae.runs import load
+from pyro_bvae.runs import is_sweep, sweep_members
+from pyro_bvae.runs.directory import load
+from pyro_bvae.runs.sweep_directory import load as load_sweep
 from pyro_bvae.training import Remark, check_after
-
-# Twice a screen's resolution: sharp on dense screens and in print.
-DPI = 200
 
 
 @public
@@ -40,7 +37,7 @@ def write_report(
 
     Args:
         run_directory: The run that ``pyro-bvae train`` wrote, with the ``evaluation.json`` of
-            ``pyro-bvae evaluate``.
+            ``pyro-bvae evaluate``; or a sweep, whose page has all runs and their curve.
         output: Path of the page; ``report.html`` in the run directory if None.
         force: Take the run over from another process that writes to it, as of
             :func:`~pyro_bvae.fit`; there is none to take it from where the page lies elsewhere.
@@ -53,6 +50,10 @@ def write_report(
             another process writes to it.
     """
     directory = Path(run_directory)
+    if is_sweep(directory):
+        return _write_sweep(
+            directory, directory / "report.html" if output is None else Path(output)
+        )
     if output is None and directory.is_dir():
         with writing(directory, force=force):
             return write_report(directory, directory / "report.html")
@@ -72,12 +73,26 @@ def write_report(
     return path
 
 
+def _write_sweep(directory: Path, path: Path) -> Path:
+    """Write the page of a sweep."""
+    evaluations = {
+        member.directory.name: read_evaluation(member.directory)
+        for member in sweep_members(directory)
+    }
+    checkpoint = next(iter(evaluations.values())).get("checkpoint", "best")
+    swept: Any = load_sweep(directory, checkpoint=checkpoint)
+    page = sweep_page(swept, evaluations)
+    with atomic_write(path) as stream:
+        stream.write(page)
+    return path
+
+
 def read_evaluation(directory: Path) -> dict[str, Any]:
     """Return the content of ``evaluation.json``.
 
     Raises:
-        InputError: if the file is not there or is no JSON object, or it or ``evaluation.nc``, the
-            other one of the evaluation, is not as it was written.
+        InputError: if the file is not there or is no JSON object, it or ``evaluation.nc``, the
+            other one of the evaluation, is not as it was written, or it is of another checkpoint.
     """
     path = directory / "evaluation.json"
     if not path.is_file():
@@ -86,8 +101,6 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
         )
     check_text(path)
     content = read_file(path)
-    if (directory / "evaluation.nc").exists():
-        read_file(directory / "evaluation.nc")
     try:
         evaluation = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -96,6 +109,15 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
         ) from None
     if not isinstance(evaluation, dict):
         raise InputError(f"'{path}' must hold a JSON object, got {type(evaluation).__name__}")
+    measured = {"evaluation.nc": None, **evaluation.get("sha256", {})}  # none in 0.1.0
+    for name, digest in measured.items():
+        if not (directory / name).exists():
+            continue
+        if sha256(read_file(directory / name)).hexdigest() != digest and digest is not None:
+            raise InputError(
+                f"'{path}' does not belong to {name}: a process was killed before it had replaced"
+                f" both; run 'pyro-bvae evaluate {directory}' again"
+            )
     return evaluation
 
 
@@ -115,22 +137,21 @@ def render(
         conditional: Whether the data have a context, on which all densities are then conditional.
         remarks: The remarks of the training checklist.
     """
-    loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters.update(png=_png, pixels=_pixels)
-    return environment.get_template("template.html").render(
-        evaluation=evaluation,
-        summary=summary(evaluation),
-        verdict=verdict(
-            evaluation, sum(remark.grave or remark.when == "during" for remark in remarks)
-        ),
-        headline=headline(evaluation),
-        notes=notes(evaluation, conditional),
-        remarks=remarks,
-        sections=parts,
-        config=list(_flat(config)),
+    return (
+        environment(DPI)
+        .get_template("template.html")
+        .render(
+            evaluation=evaluation,
+            summary=summary(evaluation),
+            verdict=verdict(
+                evaluation, sum(remark.grave or remark.when == "during" for remark in remarks)
+            ),
+            headline=headline(evaluation),
+            notes=notes(evaluation, conditional),
+            remarks=remarks,
+            sections=parts,
+            config=list(_flat(config)),
+        )
     )
 
 
@@ -143,14 +164,3 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, st
             yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
         else:
             yield f"{prefix}{name}", "none" if value is None else str(value)
-
-
-def _png(figure: Figure) -> str:
-    """Return the figure as a data URI."""
-    buffer = BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode("ascii")
-
-
-def _pixels(figure: Figure) -> int:
-    return round(figure.get_figwidth() * 80)

@@ -45,6 +45,7 @@ def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
         _latents(run, evaluation),
         *(_images(run, evaluation) if run.splits.test.image_shape is not None else ()),
         _counts(run),
+        _calibration(evaluation),
         _kl(evaluation),
     ]
     return [section for section in results if section is not None]
@@ -79,6 +80,19 @@ def _counts(run: Any) -> Section | None:
         f" {checks}."
     )
     return Section("Posterior predictive checks", plots.count_checks(checks), caption)
+
+
+def _calibration(evaluation: Mapping[str, Any]) -> Section | None:
+    """Return the calibration of the guide; None where it was not asked for."""
+    found = evaluation.get("calibration")
+    if found is None:
+        return None
+    caption = (
+        f"Is the guide the posterior? On {found['num_simulations']} data drawn from the model, the"
+        " true values are ranked among the guide's draws; lines of a right guide stay in the grey"
+        f" band. {found['verdict']}."
+    )
+    return Section("Calibration of the guide", plots.guide_calibration(found), caption)
 
 
 def _training(run: Any) -> Section | None:

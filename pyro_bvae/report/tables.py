@@ -6,10 +6,13 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeGuard
 
+from pyro_bvae.core.errors import listed
 from pyro_bvae.evaluation.rows import rows_of
 
 # How large a share of untrusted data the page warns of.
 UNTRUSTED_SHARE = 0.05
+# How many of the untrusted data are named.
+SHOWN = 10
 # How the sentence of a guide that needs nothing ends.
 GOOD = "the guide is as good as it needs to be"
 
@@ -47,9 +50,20 @@ def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
     if (untrusted := (evaluation.get("pareto_k") or {}).get("untrusted")) is not None:
         meaning = (
             "Data whose importance weights are too uneven, by their Pareto k, for the evidence to"
-            " be trusted."
+            " be trusted"
         )
-        rows.append(Row("Untrusted evidence", f"{untrusted} of {num_data}", "", "", meaning))
+        if estimators := evaluation.get("estimators"):
+            named = estimators.get("untrusted_rows") or []
+            meaning += ", and whose annealing chains disagree or were beyond the budget"
+            meaning += f": rows {listed(named, SHOWN)}" if named else ""
+        rows.append(Row("Untrusted evidence", f"{untrusted} of {num_data}", "", "", f"{meaning}."))
+    if data := (evaluation.get("estimators") or {}).get("data"):
+        meaning = (
+            "Which estimator answered for how many data: importance samples from the guide, from"
+            " guide and refits together, or annealing."
+        )
+        counts = ", ".join(f"{name} {count}" for name, count in data.items() if count)
+        rows.append(Row("Evidence by estimator", counts, "", "", meaning))
     if (certified := (evaluation.get("refits") or {}).get("certified")) is not None:
         meaning = (
             "Data whose best guides, which the parts of the gap are measured from, are certified "

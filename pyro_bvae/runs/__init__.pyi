@@ -1,4 +1,5 @@
 from pyro_bvae.runs._annotate import annotate as annotate
+from pyro_bvae.runs._calibrate import calibrate_run as calibrate_run
 from pyro_bvae.runs._compare import compare as compare
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
@@ -19,5 +20,12 @@ from pyro_bvae.runs.config import read_config as read_config
 from pyro_bvae.runs.config import write_config as write_config
 from pyro_bvae.runs.directory import Run as Run
 from pyro_bvae.runs.directory import load as load
+from pyro_bvae.runs.exporting._export import Exported as Exported
+from pyro_bvae.runs.exporting._export import export as export
+from pyro_bvae.runs.exporting._export import from_export as from_export
 from pyro_bvae.runs.improvement.new_run import improve as improve
 from pyro_bvae.runs.snapshots import Snapshots as Snapshots
+from pyro_bvae.runs.sweep_directory import LoadedSweep as LoadedSweep
+from pyro_bvae.runs.sweep_directory import evaluate_sweep as evaluate_sweep
+from pyro_bvae.runs.sweep_directory import is_sweep as is_sweep
+from pyro_bvae.runs.sweep_directory import sweep_members as sweep_members

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -16,6 +18,8 @@ from pyro_bvae.core.protocols import VAE
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.anndata import CellFormat
 from pyro_bvae.evaluation import evidence
+from pyro_bvae.evaluation.estimate import METHODS
+from pyro_bvae.runs.directory import Run, load
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -27,28 +31,32 @@ _MOST_NUMBERS = 50_000_000
 @exclusive
 def annotate(
     adata: AnnData,
-    vae: VAE,
-    cell_format: CellFormat,
+    vae: VAE | Run | str | Path,
+    cell_format: CellFormat | None = None,
     *,
     num_samples: int = 1000,
+    method: Literal["importance", "auto"] = "importance",
     seed: int = 0,
     key: str = "pyro_bvae",
     progress: bool = False,
 ) -> None:
     r"""Write the latents and the evidence of every cell into an ``AnnData``, in place.
 
-    The cells are read as those that the model was trained on, a block at a time, so that sparse and
+    The cells, of the training or new ones, are read as those that the model was trained on: genes
+    by name in whatever order, others left aside, a block of cells at a time, so that sparse and
     backed counts stay as they are. The evidence is :math:`\log p(x_n \mid l_n)`, conditional on
     the library size :math:`l_n` where that is the size factor, and on the batch where there are
     covariates: it compares models of the same counts, not cells of different library size. Cells
     with fewer than ``cell_format.min_counts`` counts get NaN, and no trust.
 
-    The results:
+    The results lie where scanpy (``use_rep="X_pyro_bvae"``), cellxgene and vitessce look for them:
 
-    - ``obsm["X_pyro_bvae"]``: posterior means of the latents, ``(N, L)``.
-    - ``obs["pyro_bvae_evidence"]``: evidence by importance sampling from the guide, in nats.
-    - ``obs["pyro_bvae_evidence_error"]``: its Monte Carlo standard error.
-    - ``obs["pyro_bvae_evidence_trusted"]``: whether its weights can be trusted, by Pareto k.
+    - ``obsm["X_pyro_bvae"]``: posterior means of the latents, ``(N, L)``, float32.
+    - ``obs["pyro_bvae_evidence"]``: evidence in nats, float32.
+    - ``obs["pyro_bvae_evidence_error"]``: its Monte Carlo standard error, float32.
+    - ``obs["pyro_bvae_evidence_trusted"]``: whether it can be trusted, bool.
+    - ``obs["pyro_bvae_evidence_method"]``: with ``method="auto"``, the estimator that answered:
+      guide, refit or annealing, categorical.
     - ``uns["pyro_bvae"]``: the seed, the number of samples, the number of genes and the layer
       (``X`` for none).
 
@@ -57,22 +65,25 @@ def annotate(
 
     Args:
         adata: The cells, those of the training or others with the same genes.
-        vae: A :class:`~pyro_bvae.BetaVAE` trained on cells of this format.
+        vae: A run of cells, its directory, or a :class:`~pyro_bvae.BetaVAE`.
         cell_format: How the cells are seen, ``splits.format`` of
-            :class:`~pyro_bvae.datasets.CellSplits`.
+            :class:`~pyro_bvae.datasets.CellSplits`; that of the run by default.
         num_samples: Importance samples for each cell.
+        method: Estimator of the evidence, as of :func:`~pyro_bvae.evidence`: ``auto`` measures
+            cells that importance sampling cannot be trusted for again.
         seed: Seed of the draws.
         key: The beginning of the names of all results.
         progress: Show a progress bar.
 
     Raises:
-        InputError: if ``adata`` is a view, a gene, layer or column is not there, a count is none,
+        InputError: if the run is none of cells, ``adata`` is a view, a gene, layer or column is not there, a count is none,
             or a batch is new.
     """
     if adata.is_view:
         raise InputError(
             "'adata' must not be a view of another AnnData: take adata = adata.copy() first"
         )
+    vae, cell_format = _opened(vae, cell_format)
     data, kept = replace(cell_format, label_column=None).read(adata)  # which has no part in it
     own = next(vae.parameters())
     rows = np.flatnonzero(kept)
@@ -89,6 +100,7 @@ def annotate(
             vae.guide,
             *args,
             num_samples=num_samples,
+            method=method,
             seed=stream_seed(seed, index),
             progress=False,
         )
@@ -98,6 +110,8 @@ def annotate(
             "evidence_error": estimate.errors,
             "evidence_trusted": torch.as_tensor(estimate.reliable),
         }
+        if estimate.methods is not None:
+            block["evidence_method"] = estimate.methods.double()
         for name, values in block.items():
             # Cells that are left out have NaN, and no trust.
             missing = False if values.dtype == torch.bool else np.nan
@@ -106,10 +120,29 @@ def annotate(
             whole[rows[index * size : index * size + len(x)]] = values
     adata.obsm[f"X_{key}"] = results.pop("latents").astype(np.float32)
     for name, whole in results.items():
-        adata.obs[f"{key}_{name}"] = whole
+        column = whole if whole.dtype == bool else whole.astype(np.float32)
+        if name == "evidence_method":  # a cell that is left out has none
+            codes = np.nan_to_num(whole, nan=-1).astype(int)
+            column = pd.Categorical.from_codes(codes, categories=list(METHODS))
+        adata.obs[f"{key}_{name}"] = column
     adata.uns[key] = {
         "seed": seed,
         "num_samples": num_samples,
         "num_genes": data.num_features,
         "layer": cell_format.layer or "X",
     }
+
+
+def _opened(vae: VAE | Run | str | Path, cell_format: CellFormat | None) -> tuple[VAE, CellFormat]:
+    """Return the model, and the format of its cells, that a run holds."""
+    run = load(vae) if isinstance(vae, str | Path) else vae
+    if not isinstance(run, Run):
+        model = run
+    else:
+        own = getattr(run.splits, "format", None)
+        if cell_format is None and own is None:
+            raise InputError(f"{run.directory} is no run of cells: it was trained on other data")
+        model, cell_format = run.vae, cell_format or own
+    if cell_format is None:
+        raise InputError("'cell_format' must be given for a model that is no run")
+    return model, cell_format

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -17,6 +18,8 @@ from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import Evaluation
+from pyro_bvae.evaluation.marginal import Escalation
+from pyro_bvae.evaluation.marginal.escalation import escalation_of
 from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples
 from pyro_bvae.runs.directory import load
@@ -31,6 +34,7 @@ def evaluate_run(
     num_samples: int = 5000,
     num_data: int | None = 500,
     families: Sequence[str] = (),
+    method: Literal["auto", "importance"] | Escalation = "auto",
     checkpoint: str = "best",
     seed: int = 0,
     device: str = "cpu",
@@ -48,6 +52,8 @@ def evaluate_run(
         num_samples: Particles for each datum.
         num_data: How many test data to measure, drawn by ``seed``; None for all.
         families: Richer guides to fit to each datum too: ``full-rank``, ``flow``.
+        method: Estimator of the evidence, as of :func:`~pyro_bvae.evaluation.evaluate`: by default,
+            data whose importance weights cannot be trusted are annealed.
         checkpoint: ``best`` or ``last``.
         seed: Seed of draws and choice of data.
         device: Where to compute.
@@ -65,6 +71,7 @@ def evaluate_run(
     OptionType.of(NumSamples).check("num_samples", num_samples)
     if num_data is not None and (not isinstance(num_data, int) or num_data < 1):
         raise InputError(f"'num_data' must be a positive integer or None, got {num_data!r}")
+    escalation_of(method)
     written = directory if directory.is_dir() else None
     with process_group(device) as ranks, ranks.writing(written, force):
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
@@ -75,7 +82,7 @@ def evaluate_run(
         run.vae.check_data(*args)
         evaluation = evaluate_shares(
             run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
-            families=families, seed=seed, progress=progress and ranks.is_first,
+            families=families, method=method, seed=seed, progress=progress and ranks.is_first,
         )  # fmt: skip
         evaluation = replace(evaluation, run=str(directory))
         if ranks.is_first:

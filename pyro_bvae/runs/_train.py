@@ -21,6 +21,7 @@ from pyro_bvae.runs.record_file import RECORD, read_record, record_bytes
 from pyro_bvae.runs.snapshots import Snapshots
 from pyro_bvae.training import TensorBoard, checkpoint_path, fit, load_checkpoint, start_at_mean
 from pyro_bvae.training.checkpoint import check_configuration
+from pyro_bvae.training.checks.checkpoint_content import check_state
 from pyro_bvae.training.distributed import job_name, own_device, process_group, was_restarted
 from pyro_bvae.vae import BetaVAE
 
@@ -173,7 +174,9 @@ def _prepare(
     check_output(config, output, resume, overwrite)
     last = checkpoint_path(output, "last")
     if resume and last.exists():
-        check_configuration(load_checkpoint(last), config.options(), last)
+        state = load_checkpoint(last)
+        check_state(state, last)
+        check_configuration(state, config.options(), last)
     known = read_record(output) if resume else None
     splits = load_data(config, download=True, record=known)
     vae = untrained(config, splits)

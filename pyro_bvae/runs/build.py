@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError, check_bytes, unknown_name
+from pyro_bvae.core.context import Context, arguments
+from pyro_bvae.core.errors import InputError, check_bytes, choices, unknown_name
 from pyro_bvae.core.inputs.bounds import check_options
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.precision import PRECISIONS
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
-from pyro_bvae.datasets import Dataset, LazyDataset, Splits
+from pyro_bvae.datasets import Dataset, LazyDataset, Scaling, Splits
 from pyro_bvae.datasets.matching import read_known
 from pyro_bvae.datasets.record import DataRecord, num_categories
 from pyro_bvae.datasets.registry import read
 from pyro_bvae.datasets.splits import BINARIZE_MODES
+from pyro_bvae.likelihoods import StandardizedScale
+from pyro_bvae.networks import Standardize
 from pyro_bvae.runs.catalogue import (
     COUNTS,
     LIKELIHOODS,
@@ -28,6 +31,7 @@ from pyro_bvae.runs.catalogue import (
     NETWORKS,
     POSTERIORS,
     PRIORS,
+    REAL,
     TABLES,
 )
 from pyro_bvae.runs.config import SCHEDULES, TrainConfig, TrainingOptions
@@ -55,6 +59,7 @@ class Shape:
         examples: Some of the data ``(K, D)``, as many as are asked for, with their contexts; for
             pseudo-inputs.
         missing: Whether entries may be missing.
+        scaling: Mean and standard deviation of each feature, for models of standardized data.
     """
 
     num_features: int
@@ -64,6 +69,7 @@ class Shape:
     num_categories: int = 2
     examples: Callable[[int], tuple[Tensor, Context | None]] | None = None
     missing: bool = False
+    scaling: Callable[[], Scaling] | None = None
 
     @classmethod
     def of(cls, data: Dataset | LazyDataset) -> Shape:
@@ -72,7 +78,7 @@ class Shape:
 
         def examples(count: int) -> tuple[Tensor, Context | None]:
             some = data[torch.randperm(len(data))[:count]].dense()
-            return torch.nan_to_num(some.x), some.context
+            return some.x, some.context
 
         return cls(
             data.num_features,
@@ -82,6 +88,7 @@ class Shape:
             num_categories(data),
             examples,
             getattr(data, "missing", False),
+            partial(Scaling.of, data),
         )
 
     @classmethod
@@ -104,7 +111,19 @@ class Shape:
             record.num_categories,
             examples,
             record.missing,
+            partial(_unit_scaling, record.num_features),
         )
+
+    def standardized(self, scaling: Scaling) -> Shape:
+        """Return the shape of the standardized data."""
+        draw = self.examples
+
+        def examples(count: int) -> tuple[Tensor, Context | None]:
+            assert draw is not None
+            x, context = draw(count)
+            return scaling.apply(x), context
+
+        return self if draw is None else replace(self, examples=examples)
 
 
 @public
@@ -121,6 +140,12 @@ def check_config(config: TrainConfig) -> None:
         if getattr(config, name) not in known:
             raise unknown_name(name, getattr(config, name), known)
     config.data.check()
+    if model.standardize and model.likelihood not in REAL:
+        known = choices({name: part for name, part in LIKELIHOODS.items() if name in REAL})
+        raise InputError(
+            f"'standardize' is for likelihoods of real numbers, {known}; got likelihood"
+            f" '{model.likelihood}'"
+        )
     if not model.hidden:
         raise InputError("'hidden' must name at least one width, got none")
     if len(model.hidden) > _MOST_LAYERS:
@@ -186,15 +211,47 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
             _check_trainable(networks())
         decodes, encodes = networks()
         decoder = Decoder(decodes, likelihood, num_covariates=covariates)
-        inputs = torch.log1p if options.likelihood in COUNTS else None
+        inputs: Any = torch.log1p if options.likelihood in COUNTS else None
+        if options.standardize:
+            scaling = _scaling(shape)
+            likelihood.scale = StandardizedScale(likelihood.scale, scaling.mean, scaling.scale)
+            inputs, shape = Standardize(scaling.mean, scaling.scale), shape.standardized(scaling)
         encoder = family(encodes, num_covariates=covariates, inputs=inputs)
         if options.prior in MIXTURES:
             count = options.prior_components or MIXTURES[options.prior]
             numbers = min(config.training.batch_size, _BATCH) * count * options.latent_dim
             check_bytes(_TRAINED_WEIGHT * numbers, f"a step with {count} components of the prior")
         support = getattr(likelihood, "support", constraints.real)
-        prior = PRIORS[options.prior].build(options, shape, encoder, support)
+        of_pseudo_inputs = _OfStandardized(encoder) if options.standardize else encoder
+        prior = PRIORS[options.prior].build(options, shape, of_pseudo_inputs, support)
         return BetaVAE(prior, decoder, encoder, missing=missing)
+
+
+def _unit_scaling(num_features: int) -> Scaling:
+    """Return the scaling of a model whose own is about to be read."""
+    ones = torch.ones(num_features, dtype=torch.double)
+    return Scaling(torch.zeros_like(ones), ones)
+
+
+def _scaling(shape: Shape) -> Scaling:
+    if shape.scaling is None:
+        raise InputError("'standardize' takes mean and deviation from the data, and none are given")
+    return shape.scaling()
+
+
+class _OfStandardized(nn.Module):
+    """An encoder at standardized data, among which the pseudo-inputs of a prior are.
+
+    In the data's own units they would move by the learning rate, whatever the units are.
+    """
+
+    def __init__(self, encoder: Any) -> None:
+        super().__init__()
+        self.encoder, self.latent_dim = encoder, encoder.latent_dim
+        self.num_features = encoder.num_features
+
+    def forward(self, u: Tensor, context: Context | None = None) -> Any:
+        return self.encoder(*arguments(self.encoder.inputs.undo(u), context))
 
 
 def _check_trainable(networks: list[nn.Module]) -> None:

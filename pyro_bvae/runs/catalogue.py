@@ -42,6 +42,12 @@ def _convolutional(options: Any, shape: Any, outputs: int, *, decodes: bool) -> 
             "network 'convolutional' needs images, but this data set's features are no pixels:"
             " use mlp"
         )
+    if image[1] % 4 or image[2] % 4:
+        raise InputError(
+            "network 'convolutional' needs images whose height and width are divisible by 4, got"
+            f" {image[2]} x {image[1]}; 'image_size' gives those of a folder another size, and mlp"
+            " takes any"
+        )
     if decodes:
         return networks.ConvolutionalDecoder(options.latent_dim + extra, image, outputs, width)
     return networks.ConvolutionalEncoder(image, outputs, width, extra_features=extra)
@@ -59,7 +65,11 @@ NETWORKS: dict[str, Part] = {
             )
         )
     ),
-    "convolutional": Part(_convolutional, "images of 28, 32 or 64 pixels"),
+    "linear": Part(
+        _dense(lambda inputs, outputs, widths: networks.MLP(inputs, outputs, hidden=())),
+        "one affine layer each, whatever hidden is",
+    ),
+    "convolutional": Part(_convolutional, "images with sides divisible by 4"),
 }
 
 # Given the shape of the data.
@@ -148,6 +158,11 @@ LIKELIHOODS: dict[str, Part] = {
 }
 #: Likelihoods of counts, whose encoders see the logarithm of one plus the count.
 COUNTS = frozenset({"poisson", "negative-binomial", "zero-inflated-negative-binomial"})
+
+#: Likelihoods of real numbers, whose data may be standardized.
+REAL = frozenset(
+    {"laplace", "normal", "normal-decoder", "normal-fixed", "normal-per-feature", "student-t"}
+)
 
 # Each gives the class, which knows the number of outputs of its network.
 POSTERIORS: dict[str, Part] = {

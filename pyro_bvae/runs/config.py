@@ -50,6 +50,9 @@ class ModelOptions:
     its dense layer."""
     latent_dim: Annotated[int, Bounds(1, 10_000)] = 20
     """Number of latents."""
+    standardize: bool = False
+    """Have the networks see features of mean 0 and standard deviation 1, for likelihoods of real
+    numbers; results stay in the data's units, the scales of the likelihood are in deviations."""
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,13 @@ class Run:
                 return None
         return self._splits
 
+    def with_splits(self, splits: Splits) -> Run:
+        """Return the run with other data."""
+        return Run(
+            self.vae, self.config, splits, self.history, self.directory, self.training_beta,
+            self.record,
+        )  # fmt: skip
+
     def part(self, name: str = "test") -> Dataset | LazyDataset:
         """Return a part of its data: ``train``, ``validation`` or ``test``.
 
@@ -194,6 +201,8 @@ def load(
     directory = Path(run)
     if not directory.is_dir():
         raise InputError(f"there is no run directory {directory}")
+    if not (directory / "config.json").exists() and (runs := sorted(directory.glob("*-seed*"))):
+        raise InputError(f"{directory} holds a sweep: take one of its runs, such as {runs[0]}")
     if checkpoint not in _CHECKPOINTS:
         raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
     path = checkpoint_path(directory, checkpoint)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from hashlib import sha256
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -10,12 +12,13 @@ from typing import Any
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.disk.digests import write_files
+from pyro_bvae.core.disk.digests import read_file, write_files
 from pyro_bvae.core.disk.run_files import evaluation_files
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
-from pyro_bvae.training import Ranks
+from pyro_bvae.evaluation.marginal import Escalation
+from pyro_bvae.training import Ranks, checkpoint_path
 
 # Numbers that evaluation.nc holds at most of the drawn latents, and of the drawn data, if one draw
 # is no more.
@@ -36,9 +39,13 @@ def evaluate_shares(
     """
     if ranks.size == 1:
         return evaluate(vae.model, vae.guide, *args, seed=seed, **options)
-    rows, own = ranks.share(len(args[0])), None
+    size = len(args[0])
+    rows, own = ranks.share(size), None
     if rows.stop > rows.start:
         share = (_rows(arg, rows) for arg in args)
+        options["method"] = _share_of(
+            options.get("method", "auto"), (rows.stop - rows.start) / size
+        )
         own = evaluate(vae.model, vae.guide, *share, seed=stream_seed(seed, ranks.rank), **options)
     parts = [part for part in ranks.gather(own) if part is not None]
     return join_evaluations(parts, kl_per_dimension(vae.model, vae.guide, *args, seed=seed))
@@ -54,6 +61,9 @@ def write_evaluation(
     data: str | PathLike[str] | None = None,
 ) -> None:
     """Write ``evaluation.json`` and ``evaluation.nc``.
+
+    The first has the digests of the second and of the checkpoint, so that a reader sees whether it
+    is of them: the process may be killed between two files.
 
     Args:
         directory: The run.
@@ -77,9 +87,22 @@ def write_evaluation(
         attributes=attributes, seed=attributes["seed"],
     )  # fmt: skip
     head = {name: value for name, value in attributes.items() if name != "config"}
+    draws = netcdf_bytes(exported)
+    checkpoint = checkpoint_path(directory, attributes["checkpoint"])
+    head["sha256"] = {
+        f"checkpoints/{checkpoint.name}": sha256(read_file(checkpoint)).hexdigest(),
+        evaluation_files(directory, data)[1].name: sha256(draws).hexdigest(),
+    }
     text = json.dumps({**head, **evaluation.to_dict()}, indent=2, allow_nan=False) + "\n"
     json_path, nc_path = evaluation_files(directory, data)
-    write_files({nc_path: netcdf_bytes(exported), json_path: text.encode("utf-8")})
+    write_files({nc_path: draws, json_path: text.encode("utf-8")})
+
+
+def _share_of(method: Any, share: float) -> Any:
+    """Return a method whose budget is that of a share of the data."""
+    if isinstance(method, Escalation) and method.budget is not None:
+        return replace(method, budget=max(1, int(share * method.budget)))
+    return method
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -20,6 +21,19 @@ from pyro_bvae.training.distributed import Ranks
 Check = Callable[[Tensor, Context | None], None]
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+def first(data: Batches, batch_size: int, seed: int) -> Batch:
+    """Return the first batch of the first epoch.
+
+    Raises:
+        InputError: if every entry of that epoch is missing.
+    """
+    batches = iter(data.batches(batch_size, seed=seed, epoch=0))
+    batch = next(batches)
+    if all(bool(torch.isnan(x).all()) for x, _ in itertools.chain([batch], batches)):
+        raise InputError("'data' must have an observed entry, got NaN alone")
+    return batch
 
 
 class Ready:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 from typing import Protocol
 
 from pyro_bvae.core.errors import InputError, check_count
@@ -139,5 +140,15 @@ def _half_cosine(start: float, end: float, progress: float) -> float:
 
 
 def as_schedule(value: float | Schedule) -> Schedule:
-    """Return a schedule: numbers are constant."""
-    return value if callable(value) else Constant(float(value))
+    """Return a schedule: numbers are constant.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if callable(value) and not isinstance(value, type):
+        return value
+    if not isinstance(value, Real):
+        from pyro_bvae.core.inputs.data import shown
+
+        raise InputError(f"a schedule must be a number or a function, got {shown(value)}")
+    return Constant(float(value))

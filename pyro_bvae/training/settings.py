@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass, field, is_dataclass
+from numbers import Real
 from typing import Annotated, Any
 
 from pyro_bvae.core.errors import InputError, check_beta, unknown_name
 from pyro_bvae.core.inputs.bounds import Bounds, check_options
+from pyro_bvae.core.inputs.calls import called
 from pyro_bvae.training.schedules import Schedule
 
 Epochs = Annotated[int, Bounds(1, 10_000_000)]
@@ -59,9 +61,10 @@ class Settings(FitOptions):
         Raises:
             InputError: with the schedule and its value.
         """
-        check_beta(self.beta(float(epoch), self.epochs))
-        rate = self.learning_rate(float(epoch), self.epochs)
-        if not (math.isfinite(rate) and rate >= 0):
+        check_beta(called("beta", self.beta, float(epoch), self.epochs))
+        rate = called("learning_rate", self.learning_rate, float(epoch), self.epochs)
+        number = rate.item() if hasattr(rate, "item") else rate
+        if not (isinstance(number, Real) and math.isfinite(number) and float(number) >= 0):
             got = getattr(self.learning_rate, "value", rate)
             raise InputError(f"'learning_rate' must be non-negative and finite, got {got}")
 

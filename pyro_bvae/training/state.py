@@ -23,11 +23,11 @@ from pyro_bvae.core.inputs.data import check_observed, is_table, named
 from pyro_bvae.core.inputs.programs import fitting_networks
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.param_store import in_training, private_store
-from pyro_bvae.core.protocols import Begins, ChecksData, latent_dim_of
+from pyro_bvae.core.protocols import Batch, Begins, ChecksData, latent_dim_of
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.datasets.rows import as_dataset
-from pyro_bvae.training.batches import Batch, as_batches, joined, may_be_single, num_steps, shared
+from pyro_bvae.training.batches import as_batches, first, joined, may_be_single, num_steps, shared
 from pyro_bvae.training.checkpoint import (
     check_configuration,
     checkpoint_path,
@@ -153,8 +153,7 @@ class TrainingState:
 
     def first_batch(self) -> Batch:
         """Return the first batch of the first epoch, of all processes."""
-        settings = self.settings
-        return next(iter(self.data.batches(settings.batch_size, seed=settings.seed, epoch=0)))
+        return first(self.data, self.settings.batch_size, self.settings.seed)
 
     def check(self) -> None:
         """Run objective and validation once, so that their faults come before the first epoch.

@@ -163,13 +163,29 @@ def test_the_verdict_and_what_it_rests_on_are_written_down_and_shown(
     assert written["refits"].keys() == {"converged", "certified", "steps"}
     certified, untrusted = written["refits"]["certified"], written["pareto_k"]["untrusted"]
     assert f"local refits certified to have converged: {certified} of 8 data" in lines
-    assert f"evidence not to be trusted: {untrusted} of 8 data" in lines
+    estimators = written["estimators"]
+    assert estimators["data"] == {"guide": 0, "refit": 8, "annealing": 0}
+    assert len(estimators["untrusted_rows"]) == untrusted
+    assert estimators["cost"] <= estimators["budget"]
+    shown = next(line for line in lines if line.startswith("evidence: "))
+    assert shown.startswith(f"evidence: guide 0, refit 8, annealing 0, untrusted {untrusted}")
+    assert shown.endswith(f"decoder evaluations of at most {estimators['budget']:,}")
     assert list(written["families"]) == ["full-rank"]
     row = next(line for line in lines if line.startswith("– with a full-rank guide"))
     assert row.split()[5] == f"{written['families']['full-rank']['value']:.3f}"
     assert main(["report", str(run)]) == 0
     page = (run / "report.html").read_text()
     assert written["verdict"].split(":")[0][1:] in page and "– with a full-rank guide" in page
+
+
+def test_the_evaluation_by_importance_samples_alone(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["evaluate", str(run), *QUICK, "--method", "importance"]) == 0
+    written = json.loads((run / "evaluation.json").read_text())
+    assert written["estimators"] is None
+    untrusted = written["pareto_k"]["untrusted"]
+    assert f"evidence not to be trusted: {untrusted} of 8 data" in capsys.readouterr().out
 
 
 def test_a_run_without_gaps_has_no_verdict(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -439,7 +455,8 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
                                                          "got 0"),
     "no hidden layer": (nothing, [*NEW, "--hidden"], "--hidden must name at least one width"),
     "negative seed": (nothing, [*NEW, "--seed", "-3"], "--seed must be"),
-    "images too small": (nothing, [*NEW, "--network", "convolutional"], "'image_shape' must be"),
+    "no images": (nothing, [*NEW, "--network", "convolutional", "--dataset", "linear-gaussian",
+                            "--likelihood", "normal"], "needs images"),
     "output exists": (nothing, ["train", *TINY, "--output", "run"], "pass --resume to continue it, "
                                                                     "--overwrite"),
     "output is a file": (a_file, ["train", *TINY, "--output", "file"], "--output must be a "

@@ -5,6 +5,7 @@ import builtins
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -28,11 +29,12 @@ from pyro_bvae.datasets import (
 )
 from pyro_bvae.datasets.counts import anndata as cells
 from pyro_bvae.datasets.counts import tables as count_tables
+from pyro_bvae.evaluation import Estimate
 from pyro_bvae.likelihoods import NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
-from pyro_bvae.runs import annotate
+from pyro_bvae.runs import TrainConfig, annotate, load, train
 
 anndata = pytest.importorskip("anndata")
 
@@ -445,6 +447,75 @@ def test_other_cells_are_seen_as_the_training_cells() -> None:
     assert np.allclose(
         other.obsm["X_pyro_bvae"], adata.obsm["X_pyro_bvae"][10:40], equal_nan=True, atol=1e-6
     )
+
+
+def test_a_permuted_copy_has_the_same_results_and_all_of_them_survive_a_file(
+    tmp_path: Path,
+) -> None:
+    adata = cells_of(sp.csr_matrix(counts()))
+    splits = from_anndata(adata, min_counts=3, columns=PLATES)
+    vae = trained(splits)
+    other = adata[:, np.random.default_rng(2).permutation(GENES)].copy()
+    other.X = other.X.astype(np.int64)
+    for each in (adata, other):
+        annotate(each, vae, splits.format, num_samples=50, method="importance")
+    path = tmp_path / "annotated.h5ad"
+    other.write_h5ad(path)
+    again = anndata.read_h5ad(path)
+    assert again.obsm["X_pyro_bvae"].dtype == np.float32
+    assert np.allclose(again.obsm["X_pyro_bvae"], adata.obsm["X_pyro_bvae"], atol=1e-6,
+                       equal_nan=True)  # fmt: skip
+    kinds = {"evidence": "float32", "evidence_error": "float32", "evidence_trusted": "bool"}
+    for name, kind in kinds.items():
+        one, two = adata.obs[f"pyro_bvae_{name}"], again.obs[f"pyro_bvae_{name}"]
+        assert one.dtype == two.dtype == kind
+        assert np.allclose(one, two, rtol=1e-5, atol=1e-5, equal_nan=True)
+    assert again.uns["pyro_bvae"] == adata.uns["pyro_bvae"]
+
+
+def test_the_estimator_that_answered_is_a_category(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adata = cells_of(sp.csr_matrix(counts()))  # cells 5 and 17 are left out
+    splits = from_anndata(adata, min_counts=3, columns=ObsColumns(batch="plate"))
+    asked = []
+
+    def measure(*args: Any, method: str, **options: Any) -> Estimate:
+        asked.append(method)
+        return replace(evidence(*args, **options), methods=torch.arange(len(args[2])) % 3)
+
+    monkeypatch.setattr("pyro_bvae.runs._annotate.evidence", measure)
+    annotate(adata, trained(splits), splits.format, num_samples=20, method="auto")
+    adata.write_h5ad(tmp_path / "annotated.h5ad")
+    methods = anndata.read_h5ad(tmp_path / "annotated.h5ad").obs["pyro_bvae_evidence_method"]
+    assert methods.dtype == "category" and asked == ["auto"]
+    assert list(np.flatnonzero(methods.isna())) == [5, 17]
+    assert list(methods[:7].dropna()) == 2 * ["guide", "refit", "annealing"]
+
+
+def test_a_run_knows_how_its_cells_are_seen(tmp_path: Path) -> None:
+    path = written(tmp_path, sp.csr_matrix(counts()))
+    config = TrainConfig(
+        dataset="h5ad", path=str(path), min_counts=3.0, batch_column="plate", hidden=(4,),
+        likelihood="negative-binomial", latent_dim=2, epochs=2, batch_size=64,
+    )  # fmt: skip
+    train(config, tmp_path / "run", progress=False)
+    run = load(tmp_path / "run")
+    results = []
+    for given in (tmp_path / "run", str(tmp_path / "run"), run):
+        other = cells_of(sp.csr_matrix(counts()))[:, ::-1].copy()
+        annotate(other, given, num_samples=20)
+        results.append(other.obs["pyro_bvae_evidence"].to_numpy())
+    own = cells_of(sp.csr_matrix(counts()))
+    annotate(own, run.vae, run.splits.format, num_samples=20)
+    for result in results:
+        assert np.allclose(result, own.obs["pyro_bvae_evidence"], rtol=1e-5, equal_nan=True)
+    with pytest.raises(InputError, match="'cell_format' must be given"):
+        annotate(own, run.vae)
+    digits = TrainConfig(dataset="digits", hidden=(4,), latent_dim=2, epochs=1, batch_size=512)
+    train(digits, tmp_path / "digits", progress=False)
+    with pytest.raises(InputError, match="digits is no run of cells"):
+        annotate(own, tmp_path / "digits")
 
 
 def test_what_cannot_be_annotated() -> None:

@@ -270,7 +270,10 @@ class TestTables:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("a,b\n1,2\n3,x\n", "column 'b' must be numbers, got 'x' in row 2; name it 'label'"),
+            (
+                "a,b\n1,2\n3,x\n",
+                "column 'b' must be numbers, got 'x' in row 2; name it 'label_column' if",
+            ),
             ("a,b\n1,2\n3,\n", "values must be finite, got nan in row 2, column 'b'"),
             ("a,b\n1,2\n3\n", "values must be finite, got nan in row 2, column 'b'"),
             ("a,b\n1,inf\n3,4\n", "values must be finite, got inf in row 1, column 'b'"),
@@ -358,6 +361,7 @@ class TestImageFolders:
         for suffix in ("jpg", "bmp", "PNG", "webp"):
             self.write(tmp_path / f"image.{suffix}", shape=(4, 5, 3), level=100)
         rgba = np.full((4, 5, 4), 100, dtype=np.uint8)
+        rgba[..., 3] = 255
         Image.fromarray(rgba).save(tmp_path / "alpha.png")
         splits = from_path(tmp_path, validation=0, test=1)
         assert len(splits.train) == 4 and splits.train.image_shape == (3, 4, 5)

@@ -184,7 +184,7 @@ class TestFromFactors:
                 r"at least \(1, 1\), got \(5, 0\)",
             ),
             (
-                lambda: from_factors(np.zeros((5, 2)), ["a"] * 5),
+                lambda: from_factors(np.zeros((5, 2)), np.array(["a"] * 5)),
                 "'factors' must be numbers, got type <U1",
             ),
             (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -158,7 +159,7 @@ def test_untrusted_data_are_neither_dropped_nor_believed() -> None:
     pair = comparison.difference("b", "a")
     assert pair.untrusted == 30 and not pair.measured and not pair.seen
     assert pair.bias == pytest.approx(1.2)
-    assert "cannot be compared: the evidence of up to 30 of 100 data" in comparison.verdict
+    assert "b cannot be compared with a: the evidence of up to 30 of 100 data" in comparison.verdict
     assert pair.value == pytest.approx(0.5)
 
 
@@ -191,4 +192,82 @@ def test_what_cannot_be_compared_is_refused() -> None:
         comparison.difference("a", "c")
     assert "No difference can be seen between a and b" in comparison.verdict
     assert math.isclose(comparison.effective_models, 2)
-    assert str(comparison).count("\n") == 3
+    assert str(comparison).count("\n") == 4
+
+
+@pytest.mark.slow
+def test_gaps_stand_beside_the_comparison_and_the_elbo_is_not_believed() -> None:
+    """Of the better model with the poorer guide, by closed forms."""
+    true, other = oracles()
+    x = true.sample(24, seed=7)
+    guides = {"true": true.best_diagonal(x), "other": other.best_diagonal(x)}
+    guides["true"] = guides["true"][0], 4.0 * guides["true"][1]
+    models = {"true": true, "other": other}
+    vaes = {name: models[name].vae(*guides[name]) for name in models}
+    result = compare_programs(
+        {name: (vae.model, vae.guide) for name, vae in vaes.items()}, x, gaps=True, num_samples=1000
+    )
+    table = result.table()
+    for name, oracle in models.items():
+        exact_gaps = oracle.gaps(x, *guides[name])
+        (measured,) = result.gaps[name]
+        for part in ("variational", "approximation", "amortization"):
+            truth = float(getattr(exact_gaps, part).mean())
+            error = 4 * getattr(measured, part).monte_carlo_error + 0.02
+            assert table.loc[name, f"{part}_gap"] == pytest.approx(truth, abs=error)
+        assert table.loc[name, "beta_gap"] == 0
+    assert result.best == "true"
+    assert "By the ELBO other would come first" in result.verdict
+    assert "amortization" in str(result)
+    assert "variational_gap" not in compare_programs(
+        {name: (vae.model, vae.guide) for name, vae in vaes.items()}, x, num_samples=200
+    ).table()  # fmt: skip
+
+
+def test_a_model_without_gaps_says_why() -> None:
+    true, _ = oracles()
+    x = true.sample(4, seed=8)
+    pair = spoilt(true, x)
+    result = compare_programs(
+        {"a": pair, "b": pair}, x, gaps=True, training_betas={"b": [0.0]}, num_samples=200
+    )
+    assert result.gaps["b"] == "'training_beta' must be positive for the gaps to be finite, got 0"
+    assert "b      none, since 'training_beta'" in str(result)
+    assert math.isnan(result.table().loc["b", "variational_gap"])
+    assert result.to_dict()["models"][0].keys() == result.to_dict()["models"][1].keys()
+
+
+def test_the_table_has_the_promised_columns_and_is_drawn_by_arviz() -> None:
+    arviz = pytest.importorskip("arviz")
+    true, other = oracles()
+    x = true.sample(50, seed=9)
+    values = {name: exact(each.evidence(x)) for name, each in (("b", other), ("a", true))}
+    result = Comparison.of(values)
+    table = result.table()
+    promised = (
+        "evidence standard_error monte_carlo_error difference difference_standard_error"
+        " difference_monte_carlo_error weight untrusted"
+    )
+    assert {*promised.split()} <= {*table.columns} and list(table.index) == ["a", "b"]
+    assert list(table["rank"]) == [0, 1]
+    pair = result.difference("a", "b")
+    assert isinstance(pair, Estimate) and result.best == "a"
+    assert table.loc["b", "difference"] == pair.value
+    assert float((true.evidence(x) - other.evidence(x)).mean()) == pytest.approx(pair.value)
+    assert table["share_won"].sum() == pytest.approx(1)
+    assert table.loc["a", "share_won"] == pytest.approx(pair.share_won)
+    names = {
+        "evidence": "elpd_loo", "standard_error": "se", "difference": "elpd_diff",
+        "difference_standard_error": "dse",
+    }  # fmt: skip
+    arviz.plot_compare(table.rename(columns=names).assign(scale="log", warning=False))
+
+
+def test_a_density_of_zero_is_no_number_in_a_file() -> None:
+    values = torch.zeros(10, dtype=torch.double)
+    impossible = values.clone()
+    impossible[3] = -math.inf
+    result = Comparison.of({"a": exact(values), "b": exact(impossible)})
+    assert "b: the evidence of 1 of 10 data is not finite" in result.verdict
+    assert result.to_dict()["pairs"][0]["value"] is None
+    json.dumps(result.to_dict(), allow_nan=False)

@@ -152,7 +152,10 @@ def test_everything_of_the_data_shares_their_dimension(linear: LinearGaussian) -
             for name in ("log_weight", "log_prior", "log_observed", "log_guide")
         },
         ("observed_data", "x"): ("data", "x_dim_0"),
-        **{("constant_data", name): ("data",) for name in ("elbo", "evidence", "pareto_k")},
+        **{
+            ("constant_data", name): ("data",)
+            for name in ("elbo", "evidence", "pareto_k", "evidence_method")
+        },
     }
     assert groups(data) == {group for group, _ in dims}
     assert {(group, name) for group in groups(data) for name in data[group].data_vars} == set(dims)
@@ -165,6 +168,10 @@ def test_everything_of_the_data_shares_their_dimension(linear: LinearGaussian) -
     for name, estimate in (("elbo", evaluation.bound.elbo), ("evidence", evaluation.evidence)):
         assert torch.equal(tensor(data, "constant_data", name), estimate.per_datum)
     assert torch.equal(tensor(data, "constant_data", "pareto_k"), evaluation.evidence.pareto_k)
+    methods = tensor(data, "constant_data", "evidence_method")
+    assert torch.equal(methods, evaluation.evidence.methods)
+    assert json.loads(data.attrs["evidence_methods"]) == ["guide", "refit", "annealing"]
+    assert data.attrs["evidence_budget"] == evaluation.evidence.budget > 0
 
 
 def test_what_goes_with_the_data_is_constant_data(linear: LinearGaussian) -> None:
@@ -187,7 +194,7 @@ def test_what_goes_with_the_data_is_constant_data(linear: LinearGaussian) -> Non
     for program in (model, pyro.poutine.scale(model, scale=2.0)):
         data = to_arviz(program, guide, *arguments, evaluation=evaluation, num_draws=2)
         constants = data["constant_data"]
-        estimates = {"elbo", "evidence", "pareto_k"}
+        estimates = {"elbo", "evidence", "pareto_k", "evidence_method"}
         arguments_ = {"context_size_factor", "context_covariates", "data_", "evidence_", "more_1"}
         assert set(constants.data_vars) == estimates | arguments_
         assert constants["context_covariates"].dims == ("data", "context_covariates_dim_0")

@@ -296,7 +296,7 @@ def test_an_error_of_the_gaps_is_raised_and_is_no_note(
         raise InputError("a fault of the data")
 
     vae = linear.amortized_vae()
-    monkeypatch.setattr("pyro_bvae.evaluation._evaluate.inference_gaps", failing)
+    monkeypatch.setattr("pyro_bvae.evaluation._evaluate.gaps_and_refits", failing)
     with pytest.raises(InputError, match="a fault of the data"):
         evaluate(vae.model, vae.guide, linear.sample(3), num_samples=10)
 

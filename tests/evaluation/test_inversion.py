@@ -389,8 +389,8 @@ class Coin(nn.Module):
         ({"y": torch.zeros(7)}, "'y' must hold the 8 numbers of 'operator', got 7"),
         ({"y": torch.zeros(SIZE)}, r"got 16; of a whole x that is operator\(x\)"),
         (
-            {"y": torch.zeros(1, 8)},
-            r"'y' must be the observation of one datum, a tensor \(M,\), got \(1, 8\)",
+            {"y": torch.zeros(1, 1, 8)},
+            r"'y' must be the observation of one datum, .* or of several, \(N, M\), got \(1, 1, 8\)",
         ),
         ({"y": torch.full((8,), torch.nan)}, "'y' must be finite, got nan"),
         ({"operator": Mask(torch.ones(9).bool())}, "the operator takes 9 features, got 16"),

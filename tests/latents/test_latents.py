@@ -350,6 +350,7 @@ def test_embeddings_are_saved_with_what_is_known(tmp_path: Path) -> None:
     result.save(tmp_path / "codes.CSV")
     table = pd.read_csv(tmp_path / "codes.CSV", dtype={f"z{i}": np.float32 for i in range(3)})
     assert [*table.columns] == [
+        "index",
         "z0",
         "z1",
         "z2",

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.networks import ResidualMLP
+from pyro_bvae.networks import ConvolutionalDecoder, ConvolutionalEncoder, ResidualMLP
 
 
 def moved(network: nn.Module) -> nn.Module:
@@ -62,3 +62,44 @@ def test_any_leading_dimensions_with_and_without_a_gradient(leading: tuple[int, 
 def test_bad_sizes_are_refused_in_words(size: str) -> None:
     with pytest.raises(InputError, match=f"'{size}' must be a positive integer, got 0"):
         ResidualMLP(**({"in_features": 2, "out_features": 2} | {size: 0}))
+
+
+@pytest.mark.parametrize(
+    ("shape", "widths", "last"),
+    [
+        # Those of version 0.1.0, whose checkpoints go on to fit.
+        ((28, 28), (32, 64), 7 * 7),
+        ((32, 32), (32, 64, 64), 4 * 4),
+        ((64, 64), (32, 32, 64, 64), 4 * 4),
+        # Others halve as often as both sides can, at least twice.
+        ((4, 4), (32, 64), 1),
+        ((8, 8), (32, 64), 2 * 2),
+        ((64, 32), (32, 64, 64), 8 * 4),
+        ((60, 100), (32, 64), 15 * 25),
+        ((128, 128), (32, 32, 64, 64, 64), 4 * 4),
+    ],
+)
+def test_stages_of_convolutions(shape: tuple[int, int], widths: tuple[int, ...], last: int) -> None:
+    encoder = ConvolutionalEncoder((3, *shape), 5, 16, extra_features=2)
+    decoder = ConvolutionalDecoder(4, (3, *shape), 2, hidden=16)
+    down = [tuple(w.shape[:2]) for w in encoder.convolutions.parameters() if w.dim() == 4]
+    up = [tuple(w.shape[:2]) for w in decoder.convolutions.parameters() if w.dim() == 4]
+    ends = list(zip(widths, (3, *widths), strict=False))
+    assert down == ends
+    assert up == [*ends[:0:-1], (widths[0], 6)]
+    assert next(encoder.head.parameters()).shape == (16, widths[-1] * last + 2)
+    x = torch.rand(2, encoder.in_features)
+    assert encoder(x).shape == (2, 5)
+    assert decoder(torch.zeros(2, 4)).shape == (2, 2 * (encoder.in_features - 2))
+
+
+def test_a_pixel_of_an_oblong_image_is_seen_at_its_place() -> None:
+    encoder = ConvolutionalEncoder((1, 32, 64), 4, 16)
+    x = torch.zeros(1, 32, 64)
+    with torch.no_grad():
+        before = encoder.convolutions[:-1](x[None])
+        x[0, 20, 50] = 1.0
+        changed = (encoder.convolutions[:-1](x[None]) != before).any(1)[0].nonzero()
+    assert before.shape[2:] == (4, 8)
+    assert len(changed)
+    assert (changed - torch.tensor([20 // 8, 50 // 8])).abs().max() <= 1

@@ -150,6 +150,7 @@ def paths(right: Any, optional: bool) -> Iterator[tuple[Any, ...]]:
         ("nothing there", "nowhere/at/all"),
         ("NUL", "a\0b"),
         ("a long one", "long" * 2_000),
+        ("below a file", "a file/b"),
     )
     if isinstance(right, str | Path):
         yield from (("text", str(right), right), ("a path", Path(right), right))

@@ -155,6 +155,15 @@ class Workshop:
         (self.folder / "table.csv").write_text("\n".join(lines), encoding="utf-8")
         return self.folder / "table.csv"
 
+    @property
+    def frame(self) -> Any:
+        """A table in memory."""
+        import pandas as pd
+
+        columns = {name: self.x[:, place].numpy() for place, name in enumerate("abcd")}
+        kinds = ["u", "v"] * (N // 2)
+        return pd.DataFrame({**columns, "kind": kinds, "cell": [f"c{i}" for i in range(N)]})
+
     @cached_property
     def npz(self) -> Path:
         """A file of the form of dSprites."""
@@ -258,8 +267,13 @@ RIGHT: dict[str, Call] = {
         **FEW,
     ),
     "rate_distortion": lambda w: of([(1.0, w.vae)], w.x, **FEW),
+    "rate_distortion_curve": lambda w: of(*w.pair, betas=(1.0,), settings=CHAINS, seed=1),
     "audit": lambda w: of(*w.pair),
     "count_checks": lambda w: of(*w.pair, num_copies=2, seed=1),
+    "predictive_check": lambda w: of(*w.pair, num_copies=19, statistics=("mean",), seed=1),
+    "calibrate_guide": lambda w: of(*w.pair, num_simulations=20, num_draws=19, seed=1),
+    "uniformity_p_value": lambda w: of(torch.arange(12), 19),
+    "rank_bands": lambda w: of(12, 19, 0.9),
     "diagnose": lambda w: of(w.vae, w.x, beta=1.0, num_data=10, seed=1),
     "to_arviz": lambda w: of(*w.pair, num_draws=3, num_predictive=2, seed=1),
     "write_arviz": lambda w: of(w.result("to_arviz"), w.folder / "data.nc"),
@@ -366,7 +380,10 @@ RIGHT: dict[str, Call] = {
     "score": lambda w: of(
         w.run, torch.zeros(3, 10), method="importance", checkpoint="best", seed=1, num_samples=3
     ),
+    "calibrate_run": lambda w: of(w.run, num_simulations=20, num_data=5, checkpoint="best", seed=1),
     "saved_sweep": lambda w: of(w.swept),
+    "sweep_members": lambda w: of(w.swept),
+    "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),
     "choose_data": lambda w: of(w.data, 5, 1),
     "check_config": lambda w: of(CONFIG),
     "load_data": lambda w: of(CONFIG),
@@ -379,7 +396,10 @@ RIGHT: dict[str, Call] = {
     "annotate": lambda w: of(
         w.adata.copy(), w.cells_vae, w.cell_format, num_samples=3, seed=1, key="pyro_bvae"
     ),
+    "export": lambda w: of(w.run, w.folder / "export", onnx=False, checkpoint="best"),
+    "from_export": lambda w: of(w.result("export").folder),
     "write_report": lambda w: of(w.run, w.folder / "report.html"),
+    "write_comparison": lambda w: of(w.result("compare"), w.folder / "comparison.html"),
     # latents
     "embed": lambda w: of(w.vae, w.x, scales=True),
     "reconstruct": lambda w: of(w.vae, w.x),
@@ -402,16 +422,21 @@ RIGHT: dict[str, Call] = {
     "factor_classes": lambda w: of(w.factors),
     "dsprites": lambda w: of(w.npz, num_data=20, **SPLIT),
     "from_path": lambda w: of(w.csv, **SPLIT),
+    "from_dataframe": lambda w: of(w.frame, label="kind", index="cell", **SPLIT),
     "from_anndata": lambda w: of(w.adata, min_cells=1, **SPLIT),
     "h5ad": lambda w: of(w.h5ad),
     "datasets.load": lambda w: of("linear-gaussian", seed=1),
     "split": lambda w: of(w.data, name="all", **SPLIT),
+    "standardized": lambda w: of(w.splits),
     # figures
     "plots.count_checks": lambda w: of(w.result("count_checks")),
+    "decoder_curve": lambda w: of(w.result("rate_distortion_curve"), {"a": (1.0, 2.0)}),
+    "guide_calibration": lambda w: of(w.result("calibrate_guide")),
     "plots.rate_distortion": lambda w: of(w.result("rate_distortion")),
     "disentanglement_scores": lambda w: of(w.result("score_codes")),
     "before_and_after": lambda w: of(w.result("improve_guide").to_dict()),
-    "comparison": lambda w: of(w.result("compare")),
+    "comparison": lambda w: of(w.result("compare"), titled=False),
+    "paired_differences": lambda w: of(w.result("compare")),
     "gap_bar": lambda w: of(w.result("evaluate").to_dict()),
     "plots.inference_gaps": lambda w: of(w.gaps),
     "per_datum_gaps": lambda w: of(w.gaps),

@@ -41,6 +41,7 @@ WRITING = {
         "--output",
         "new.png",
     ],
+    "export": ["export", "run"],
     "demo": ["demo", "--epochs", "1", "--output", "new"],
     "traverse": ["traverse", "run"],
     "traverse, animated": ["traverse", "run", "--output", "new.gif", "--num-steps", "2"],

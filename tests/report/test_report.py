@@ -361,6 +361,17 @@ def test_the_headline_counts_what_can_be_trusted_and_shows_the_families():
     assert rows["– with a flow guide"] == "0.07"
 
 
+def test_the_headline_names_the_estimators_and_the_untrusted_rows():
+    data = {"guide": 0, "refit": 358, "annealing": 2}
+    named = {"data": data, "untrusted_rows": [7, 31], "budget": 9, "cost": 8}
+    rows = {row.name: row for row in words.headline(make_evaluation(estimators=named))}
+    assert rows["Evidence by estimator"].value == "refit 358, annealing 2"
+    assert rows["Untrusted evidence"].meaning.endswith("beyond the budget: rows 7, 31.")
+    rows = {row.name: row for row in words.headline(make_evaluation(estimators=None))}
+    assert "Evidence by estimator" not in rows
+    assert rows["Untrusted evidence"].meaning.endswith("to be trusted.")
+
+
 VERDICT = (
     "amortization is 61% of the gap (2.10 of 3.41 nats): enlarge the encoder. The refits of "
     "2 of 360 data are not."

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
+from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
+import torch
 
-from pyro_bvae import InputError, compare, load
+from pyro_bvae import Context, InputError, compare, load
 from pyro_bvae.cli import main
+from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.comparison import Comparison
 from pyro_bvae.evaluation.marginal import AnnealingSettings, Escalation
 from pyro_bvae.evaluation.refit import RefitSettings
-from pyro_bvae.runs import TrainConfig, train
+from pyro_bvae.runs import Run, TrainConfig, train
 
 
 def trained(folder: Path, name: str, **options: object) -> Path:
@@ -86,18 +91,67 @@ def test_evidences_of_other_quantities_are_refused(
         compare({"nb": counts["nb"], other: counts[other]}, num_data=20, num_samples=100)
 
 
+def test_data_of_other_features_layers_or_conditions_are_refused_by_name(
+    counts: dict[str, Path],
+) -> None:
+    run = load(counts["nb"])
+    names = tuple(f"gene{place}" for place in range(run.splits.test.num_features))
+
+    def other(data: Dataset | None = None, **options: object) -> Run:
+        """Return the run as if it had been trained on other data."""
+        parts = run.splits if data is None else replace(run.splits, test=data)
+        return replace(run, splits=parts, config=run.config.with_options(**options))
+
+    test = run.splits.test.dense()
+    named, turned = (replace(test, feature_names=each) for each in (names, names[::-1]))
+    size = replace(test, context=Context(2 * test.context.size_factor))
+    scaled = replace(test, x=test.x / 255)
+    cases = [
+        ((named, {}), (turned, {}), "their features in another order: feature 0 is 'gene0' and"),
+        ((named, {}), (replace(named, feature_names=("other", *names[1:])), {}),
+         "other features: 'gene0' of 'a' is none of 'b'"),
+        ((test, {}), (test, {"layer": "raw"}), ""),
+        ((test, {}), (size, {}), "the same data have other size factors"),
+        ((test, {}), (test, {"missing": "nan"}), "'missing' was none and nan"),
+        ((test, {}), (scaled, {"path": "scaled.npz"}),
+         "0 test data in common .* \\('path' of 'a' is None, of 'b' scaled.npz\\)"),
+        ((test, {}), (replace(scaled, x=torch.where(test.x > 3, test.x, scaled.x)),
+                      {"layer": "raw"}), "'layer' of 'a' is None, of 'b' raw"),
+    ]  # fmt: skip
+    for (one, first), (two, second), reason in cases:
+        runs = {"a": other(one, **first), "b": other(two, **second)}
+        if not reason:  # the same counts under another name of their layer
+            assert compare(runs, num_data=5, num_samples=20, method="importance").num_data == 5
+            continue
+        with pytest.raises(InputError, match=reason):
+            compare(runs, num_data=5, num_samples=20, method="importance")
+    with pytest.raises(InputError, match="'a' and 'data' cannot be compared: they have"):
+        compare({"a": other(named), "b": run.vae}, turned, num_samples=20)
+
+
+def test_the_second_seed_of_a_name_is_looked_at_too(counts: dict[str, Path]) -> None:
+    runs = {"a": [counts["observed"], counts["nb"]], "b": counts["nb"]}
+    with pytest.raises(InputError, match="'size_factor' was observed and given"):
+        compare(runs, num_data=5, num_samples=20)
+
+
 def test_the_command_prints_and_writes(
     counts: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     runs = [str(counts["nb"]), str(counts["poisson"])]
     few = ["--num-data", "20", "--num-samples", "100", "--method", "importance"]
-    for name in ("comparison.json", "comparison.png"):
+    for name in ("comparison.json", "comparison.png", "comparison.csv", "comparison.html"):
         assert main(["compare", *runs, *few, "--output", str(tmp_path / name)]) == 0
-        assert (tmp_path / name).stat().st_size > 500
+        assert (tmp_path / name).stat().st_size > 300
+    table = pd.read_csv(tmp_path / "comparison.csv", index_col="model")
+    numbers = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert list(table["evidence"]) == pytest.approx([row["evidence"] for row in numbers["models"]])
+    assert numbers["verdict"].split(".")[0] in (tmp_path / "comparison.html").read_text("utf-8")
     printed = capsys.readouterr().out
     assert "20 data that all runs held out" in printed
     assert "nb" in printed and "poisson" in printed
     assert main(["compare", runs[0], runs[0]]) == 2
     assert "twice" in capsys.readouterr().err
     assert main(["compare", *runs, "--output", "result.txt"]) == 2
+    assert ".html, .json, .csv, .png, got result.txt" in capsys.readouterr().err
     assert main(["compare", runs[0]]) == 2

@@ -188,6 +188,11 @@ def test_every_combination_of_parts_gives_a_model_of_the_data(
 def test_convolutions_need_images() -> None:
     with pytest.raises(InputError, match="needs images"):
         build_vae(SMALL.with_options(network="convolutional"), Shape(10, None))
+    wide = "height and width are divisible by 4, got 30 x 28; 'image_size'"
+    with pytest.raises(InputError, match=wide):
+        build_vae(SMALL.with_options(network="convolutional"), Shape(840, (1, 28, 30)))
+    vae = build_vae(SMALL.with_options(network="convolutional"), Shape(24 * 36, (1, 24, 36)))
+    assert vae.reconstruct(torch.zeros(2, 24 * 36)).shape == (2, 24 * 36)
 
 
 def test_hidden_layers_are_mirrored_and_must_be_named() -> None:

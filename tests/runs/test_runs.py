@@ -256,7 +256,8 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], dict[str, object], dict[str, b
                                                                       "'meta'"),
     "support": (nothing, {"dataset": "linear-gaussian"}, {"overwrite": True}, "'x' must lie in the "
                                                                               "likelihood's"),
-    "images": (nothing, {"network": "convolutional"}, {"overwrite": True}, "'image_shape' must be"),
+    "images": (nothing, {"network": "convolutional", "dataset": "linear-gaussian", "likelihood": "normal"},
+               {"overwrite": True}, "needs images"),
 }  # fmt: skip
 
 

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.evaluation import Estimate, join_estimates, join_evaluations
+from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.runs import TrainConfig, train
 from pyro_bvae.runs.evaluation_files import evaluate_shares
 from pyro_bvae.training import History, Ranks, load_checkpoint
@@ -214,12 +215,41 @@ def test_an_evaluation_is_of_all_data(results: Results) -> None:
 def test_estimates_of_parts_are_that_of_the_whole() -> None:
     draws = torch.Generator().manual_seed(0)
     values, errors, biases = (torch.rand(9, generator=draws, dtype=torch.double) for _ in range(3))
-    whole = Estimate.over_data(values, errors, biases, num_samples=7, pareto_k=values, cost=90)
+    whole = Estimate.over_data(
+        values, errors, biases, num_samples=7, pareto_k=values, cost=90, budget=180,
+        methods=torch.tensor([0, 1, 2] * 3, dtype=torch.uint8), reliable=values > 0.3,
+    )  # fmt: skip
     joined = join_estimates([whole.take(slice(0, 4)), whole.take(slice(4, 9))])
     for name, value in vars(whole).items():
         assert_close(getattr(joined, name), value) if value is not None else None
+    assert joined.untrusted_rows == whole.untrusted_rows != []
+    assert joined.by_method == {"guide": 3, "refit": 3, "annealing": 3}
     with pytest.raises(ValueError, match="at least one evaluation, got none"):
         join_evaluations([], None)
+
+
+def test_a_budget_is_divided_with_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each process takes the part of the budget that its rows are of the data."""
+    seen = []
+
+    class Rank:
+        size, rank = 2, 1
+
+        def share(self, count: int) -> slice:
+            return slice(3, count)
+
+        def gather(self, own: object) -> list[object]:
+            return [own]
+
+    def evaluated(*args: object, method: object, **options: object) -> None:
+        seen.append(method)
+
+    monkeypatch.setattr("pyro_bvae.runs.evaluation_files.evaluate", evaluated)
+    monkeypatch.setattr("pyro_bvae.runs.evaluation_files.join_evaluations", lambda *parts: None)
+    model, data = processes.vae(), processes.numbers(5)
+    for method in (Escalation(budget=1000), Escalation(), "auto", "importance"):
+        evaluate_shares(model, (data,), Rank(), seed=0, num_samples=2, method=method)  # type: ignore[arg-type]
+    assert seen == [Escalation(budget=400), Escalation(), "auto", "importance"]
 
 
 def torchrun(

@@ -48,6 +48,19 @@ def is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | np.generic | Tensor)
 
 
+def is_abstract(value: Any) -> bool:
+    """Whether a value is a tensor that has a shape and no numbers."""
+    return isinstance(value, Tensor) and value.device.type == "meta"
+
+
+def listing(value: Any) -> Any:
+    """Return an array, a tensor or the index of a table as a list, and anything else as it is."""
+    if not hasattr(value, "tolist") or is_abstract(value):
+        return value
+    is_sparse = isinstance(value, Tensor) and value.layout != torch.strided
+    return (value.to_dense() if is_sparse else value).tolist()
+
+
 def as_numbers(value: Any) -> Any:
     """Return an array of real numbers or a dense tensor, or ``MISMATCH``.
 
@@ -56,7 +69,7 @@ def as_numbers(value: Any) -> Any:
     """
     if isinstance(value, Tensor):
         dense = value.detach().to_dense() if value.layout != torch.strided else value.detach()
-        return MISMATCH if dense.is_complex() or dense.device.type == "meta" else dense
+        return MISMATCH if dense.is_complex() or is_abstract(dense) else dense
     if isinstance(value, str | bytes | dict | set | type) or value is None:
         return MISMATCH
     try:
@@ -68,6 +81,8 @@ def as_numbers(value: Any) -> Any:
     if array.dtype.kind not in "biuf":
         return MISMATCH
     native = array.dtype.newbyteorder("=")
+    if any(stride < 0 for stride in array.strides):  # which torch does not take
+        array = array.copy()
     return array.astype(native if native.itemsize <= 8 else float, copy=False)
 
 
@@ -93,7 +108,7 @@ def as_tensor(value: Any) -> Any:
         return MISMATCH
     if numbers.dtype.kind == "u" and numbers.dtype.itemsize > 1:
         numbers = numbers.astype(np.int64)
-    return torch.tensor(np.ascontiguousarray(numbers))
+    return torch.from_numpy(np.array(numbers, order="C"))
 
 
 def is_table(value: Any) -> bool:
@@ -155,7 +170,7 @@ def check_observed(x: Tensor) -> None:
 
 def _dense(name: str, x: Tensor) -> Tensor:
     """Return a tensor without gradient and with all its entries."""
-    if x.device.type == "meta" or x.is_complex():
+    if is_abstract(x) or x.is_complex():
         raise InputError(f"'{name}' must hold real numbers, got {x.dtype} on {x.device}")
     return x.detach() if x.layout == torch.strided else x.detach().to_dense()
 

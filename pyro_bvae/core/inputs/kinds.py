@@ -17,7 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.inputs.data import MISMATCH, Values, as_numbers, as_tensor, is_array, shown
+from pyro_bvae.core.inputs.data import (
+    MISMATCH,
+    Values,
+    as_numbers,
+    as_tensor,
+    is_abstract,
+    is_array,
+    listing,
+    shown,
+)
 
 #: The largest count that an argument may be; seeds have no limit.
 LARGEST_COUNT = 10**9
@@ -203,7 +212,7 @@ def _sequence(kind: type, arguments: tuple[Any, ...]) -> Kind | None:
 
 def _entries(kinds: list[Kind], value: Any) -> Any:
     """Return a sequence of as many entries as there are kinds, each converted, as a tuple."""
-    value = value.tolist() if is_array(value) else value
+    value = listing(value)
     if not isinstance(value, list | tuple) or len(value) != len(kinds):
         return MISMATCH
     entries = tuple(kind.convert(entry) for kind, entry in zip(kinds, value, strict=True))
@@ -212,8 +221,7 @@ def _entries(kinds: list[Kind], value: Any) -> Any:
 
 def _items(kind: type, each: Kind, value: Any) -> Any:
     """Return a sequence with its items converted, or itself where there is nothing to convert."""
-    if hasattr(value, "tolist"):  # an array, or the index of a table
-        value = value.tolist()
+    value = listing(value)
     if isinstance(value, str | bytes) or not isinstance(value, Sequence | set | dict):
         return MISMATCH
     if isinstance(value, set | dict):
@@ -268,9 +276,9 @@ def _or_itself(kind: Kind, value: Any) -> Any:
 
 def _number(value: Any) -> Any:
     if isinstance(value, Real):
-        if isinstance(value, float | int):
+        if type(value) in (float, int, bool):
             return value
-        # A count and a share are two things.
+        # Numbers of NumPy turn a tensor into an array; and a count and a share are two things.
         return int(value) if isinstance(value, Integral) else float(value)
     item = _item(value)
     return item if isinstance(item, Real) else MISMATCH
@@ -283,7 +291,7 @@ def _flag(value: Any) -> Any:
 
 def _item(value: Any) -> Any:
     """Return the one number of an array without dimensions."""
-    fits = is_array(value) and value.ndim == 0 and str(getattr(value, "device", "cpu")) != "meta"
+    fits = is_array(value) and value.ndim == 0 and not is_abstract(value)
     return value.item() if fits else MISMATCH
 
 
@@ -296,7 +304,7 @@ def _text(value: Any) -> Any:
 def _tensor(value: Any) -> Any:
     """Return a tensor with its gradient, if it has one, and all its entries."""
     tensor = as_tensor(value)
-    if tensor is MISMATCH or tensor.is_complex() or tensor.device.type == "meta":
+    if tensor is MISMATCH or tensor.is_complex() or is_abstract(tensor):
         return MISMATCH
     return tensor if tensor.layout == torch.strided else tensor.to_dense()
 

@@ -14,6 +14,8 @@ from pyro_bvae.core.inputs.turns import turn
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
+# The errors of a path that stands for no file: a directory, one below a file, a loop of links.
+_NO_PATH = (errno.EISDIR, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 # Parts of the messages by which torch says that there is no memory, or that there can be none.
 _NO_MEMORY = (
     "can't allocate memory",
@@ -32,8 +34,8 @@ def public(function: _F) -> _F:
     program, see :func:`~pyro_bvae.core.inputs.programs.program_arguments`.
 
     Raises:
-        InputError: naming the argument, its value and the kind that would be accepted; and where
-            memory for the work cannot be had.
+        InputError: naming the argument, its value and the kind that would be accepted; where a
+            path stands for no file; and where memory for the work cannot be had.
     """
     if not isinstance(function, type):
         return _entry(function, nullcontext)  # type: ignore[no-any-return]
@@ -81,9 +83,9 @@ def _entry(function: Any, held: Callable[[], AbstractContextManager[None]]) -> A
             with held():
                 return function(*given, *args[len(given) :], **named)
         except OSError as error:
-            if error.errno != errno.ENAMETOOLONG:
+            if error.errno not in _NO_PATH:
                 raise
-            raise InputError(f"the name of a file is too long: {error.filename}") from error
+            raise InputError(f"{error.filename}: {error.strerror}") from error
         except (MemoryError, RuntimeError) as error:
             if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
                 reason = " ".join(str(error).split())[:200]

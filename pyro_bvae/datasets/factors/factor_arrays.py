@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_count, listed
-from pyro_bvae.core.inputs.data import MISMATCH, as_numbers
+from pyro_bvae.core.inputs.data import MISMATCH, as_numbers, shown
 from pyro_bvae.core.inputs.files import as_path, check_file, readable
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.dataset import Dataset
@@ -151,14 +151,11 @@ def dsprites(
 
 
 def _numbers(name: str, array: ArrayLike | Tensor) -> np.ndarray:
-    if isinstance(array, Tensor):
-        array = as_numbers(array)
-        if array is MISMATCH:
-            raise InputError(f"'{name}' must be real numbers, got a tensor without any")
-    result = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
-    if result.dtype.kind not in "biuf":
-        raise InputError(f"'{name}' must be numbers, got type {result.dtype}")
-    return result
+    numbers = as_numbers(array)
+    if numbers is MISMATCH:
+        got = f"type {array.dtype}" if isinstance(array, np.ndarray) else shown(array)
+        raise InputError(f"'{name}' must be numbers, got {got}")
+    return numbers.cpu().numpy() if isinstance(numbers, Tensor) else numbers
 
 
 def _check_keys(archive: zipfile.ZipFile) -> None:

@@ -6,80 +6,73 @@ import codecs
 import csv
 import gzip
 import io
+import re
 import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from pyro_bvae.core.errors import InputError, check_bytes, listed
+from pyro_bvae.core.errors import InputError, check_bytes
 from pyro_bvae.core.inputs.files import readable
 from pyro_bvae.datasets.dataset import Dataset
-from pyro_bvae.datasets.labels import WHOLE, check_parts, encode_labels
+from pyro_bvae.datasets.readers.tables import Columns, parts_of, shown
 
 if TYPE_CHECKING:
     import pandas as pd
 
-LABEL_COLUMNS = ("label", "labels")
-_NAMES_SHOWN = 20
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _KIND = "readable csv file"
 _CHUNK = 1 << 20
 # Bytes of memory for each byte of text: "0," becomes a float64, two float32 and one more in a part.
 _EXPANSION = 10
+# Rows that say which of two delimiters it is.
+_ROWS_SEEN = 20
+_DECIMAL_COMMA = re.compile(r"\s*[-+]?\d*,\d+([eE][-+]?\d+)?\s*")
+_THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2},\d{3}\s*")
 
 
 def read_csv(
     path: Path,
     *,
-    split_column: str | None = None,
+    columns: Columns | None = None,
     missing: bool = False,
     features: Sequence[str] = (),
 ) -> dict[str, Dataset]:
-    """Read a table with a header; column ``label`` or ``labels`` is labels, all others features.
+    """Read a table with a header, whose columns are features but for those that are named.
 
-    Of ``features``, where any are given, those that are there are read, and no other column.
+    The header says whether commas, semicolons, tabs or bars are between the fields. Numbers may
+    have decimal commas where commas are not the delimiter. Labels and the names of rows are read
+    as text.
 
-    ``split_column`` names a column that says train, validation or test; it is no feature then.
-    With ``missing``, an empty field and its spellings in pandas (NaN, NA, ...) are entries that
-    were not observed.
+    Args:
+        path: The file.
+        columns: The columns of labels, by default ``label`` or ``labels``, of row names and of
+            parts.
+        missing: Take an empty field and its spellings in pandas (NaN, NA, ...) for entries that
+            were not observed.
+        features: The features of a model, of new rows for it: other columns are not read, and
+            those that have a meaning need not be there.
+
+    Raises:
+        InputError: if the table cannot be read, or cannot be read in one way.
     """
     _check_text(path)
-    columns = _header(path)
-    if split_column is not None and split_column not in columns:
-        raise InputError(
-            f"'split_column' must be one of the columns {_shown(columns)}, got '{split_column}'"
-        )
-    label_column = next(
-        (name for name in LABEL_COLUMNS if name in columns and name != split_column), None
-    )
-    others = [name for name in columns if name not in (label_column, split_column)]
-    features = [name for name in others if not features or name in set(features)]
-    frame = _frame(path, split_column)
-    if list(frame.columns) != columns:
-        raise InputError(f"the names of the columns cannot be told apart: {_shown(columns)}")
-    if not features or frame.empty:
-        raise InputError(f"empty data set: {len(features)} feature columns and {len(frame)} rows")
-    labels: Tensor | None = None
-    label_names: tuple[str, ...] = ()
-    if label_column is not None:
-        labels, label_names = encode_labels(_label_values(frame[label_column]))
-    if missing and frame[columns[-1]].isna().any():
-        _check_widths(path, len(columns))
-    x = np.stack([_numbers(frame[name], name, missing) for name in features], axis=1)
-    whole = Dataset(
-        torch.from_numpy(x), labels=labels, label_names=label_names, missing=missing,
-        feature_names=tuple(features),
-    )  # fmt: skip
-    if split_column is None:
-        return {WHOLE: whole}
-    part_of = frame[split_column].fillna("").str.strip().to_numpy(dtype=str)
-    results = sorted(set(part_of.tolist()))
-    check_parts(results, f"the values in column '{split_column}'")
-    return {part: whole[part_of == part] for part in results}
+    with readable(_KIND):
+        delimiter = _delimiter(path)
+    header = _header(path, delimiter)
+    names = [name.strip() for name in header]
+    columns = columns or Columns()
+    columns = (columns.within(names) if features else columns).among(names, "_column")
+    roles = [names.index(str(name)) for name in columns.given.values()]
+    frame = _frame(path, delimiter, header, roles)
+    frame.columns = names  # type: ignore[assignment]
+    if missing and frame[names[-1]].isna().any():
+        _check_widths(path, delimiter, len(names))
+    return parts_of(frame, columns, missing, features=features)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -87,14 +80,44 @@ def _open(path: Path) -> IO[bytes]:
     return cast("IO[bytes]", gzip.open(path, "rb") if is_packed else path.open("rb"))
 
 
-def _rows(path: Path) -> Iterator[list[str]]:
+def _rows(path: Path, delimiter: str) -> Iterator[list[str]]:
     """Yield the rows as text."""
     with _open(path) as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-        yield from csv.reader(text, delimiter=_delimiter(path))
+        yield from csv.reader(text, delimiter=delimiter)
 
 
 def _delimiter(path: Path) -> str:
-    return "\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else ","
+    """Return the delimiter of the header.
+
+    Where several could be, the one that gives the first rows as many fields as the header.
+
+    Raises:
+        InputError: if none or several do.
+    """
+    first = {delimiter: _first_rows(path, delimiter) for delimiter in _DELIMITERS}
+    candidates = [each for each, rows in first.items() if rows and len(rows[0]) > 1]
+    if not candidates:
+        return "\t" if path.name.lower().endswith((".tsv", ".tsv.gz")) else ","
+    fitting = candidates
+    if len(candidates) > 1:
+        fitting = [each for each in candidates if len({*map(len, first[each])}) == 1]
+    elif len(rows := first[candidates[0]]) > 1 and all(len(row) == 1 for row in rows[1:]):
+        fitting = []
+    if len(fitting) == 1:
+        return fitting[0]
+    words = " or ".join(_DELIMITERS[each] for each in candidates)
+    raise InputError(
+        f"{words} could separate the columns: write the names that hold one of them in quotes"
+    )
+
+
+def _first_rows(path: Path, delimiter: str) -> list[list[str]]:
+    """Return the header and the first rows that are not empty; none where they cannot be read."""
+    try:
+        header, *rows = islice(_rows(path, delimiter), _ROWS_SEEN)
+    except (csv.Error, ValueError):
+        return []
+    return [header, *(row for row in rows if row)]
 
 
 def _check_text(path: Path) -> None:
@@ -114,94 +137,114 @@ def _check_text(path: Path) -> None:
             check_bytes(_EXPANSION * size, "this table")
 
 
-def _check_widths(path: Path, width: int) -> None:
+def _check_widths(path: Path, delimiter: str, width: int) -> None:
     """Raise for a row that ends before its last column, whose entry is not taken as missing."""
     with readable(_KIND):
-        for number, row in enumerate(_rows(path)):
+        for number, row in enumerate(_rows(path, delimiter)):
             if row and len(row) != width:
                 raise ValueError(f"row {number} has {len(row)} fields, the header {width}")
 
 
-def _header(path: Path) -> list[str]:
+def _header(path: Path, delimiter: str) -> list[str]:
     """Return the names of the columns, checked: a missing header would silently take a datum."""
     with readable(_KIND):
-        columns = next(_rows(path), [])
+        columns = next(_rows(path, delimiter), [])
     if not columns:
         raise InputError("empty data set: the first row must name the columns, and is empty")
-    if len(columns) == 1 and any(mark in columns[0] for mark in ";\t|"):
-        raise InputError(
-            f"columns must be separated by commas, or by tabs in a .tsv file, got the header "
-            f"{columns[0]!r}"
-        )
     counted = [[str(i) for i in range(start, start + len(columns))] for start in (0, 1)]
     if all(_is_number(column) for column in columns) and columns not in counted:
-        raise InputError(f"the first row must name the columns, got the numbers {_shown(columns)}")
+        raise InputError(f"the first row must name the columns, got the numbers {shown(columns)}")
     for position, name in enumerate(columns):
         if not name.strip():
             raise InputError(
                 f"column {position + 1} has no name; name it, or leave it out (pandas: "
                 "to_csv(index=False))"
             )
-        if name in columns[:position]:
-            raise InputError(f"the names of the columns must differ, got '{name}' twice")
     return columns
 
 
-def _frame(path: Path, text_column: str | None) -> pd.DataFrame:
+def _frame(path: Path, delimiter: str, header: list[str], roles: Sequence[int]) -> pd.DataFrame:
+    """Return the table with numbers in all columns but those of some places, which are text."""
+    frame, decimal = _parsed(path, delimiter, header, roles, "."), "."
+    texts = [frame.iloc[:, place] for place in _text(frame, roles)]
+    if delimiter != "," and _has_decimal_commas(texts):
+        decimal = ","
+        frame = _parsed(path, delimiter, header, roles, decimal)
+    for place in _text(frame, roles):
+        name = header[place].strip()
+        frame.isetitem(place, _numbers(frame.iloc[:, place], name, decimal))
+    return frame
+
+
+def _text(frame: pd.DataFrame, roles: Sequence[int]) -> list[int]:
+    """Return the places of the features with an entry that is no number."""
+    return [
+        place for place, dtype in enumerate(frame.dtypes)
+        if dtype.kind not in "biuf" and place not in roles
+    ]  # fmt: skip
+
+
+def _parsed(
+    path: Path, delimiter: str, header: list[str], roles: Sequence[int], decimal: str
+) -> pd.DataFrame:
     import pandas as pd
 
-    types = {} if text_column is None else {text_column: "str"}
     with readable(_KIND):
         warnings.simplefilter("error", pd.errors.ParserWarning)  # of fields it would drop
-        return pd.read_csv(
-            path, sep=_delimiter(path), index_col=False, dtype=types, low_memory=False,
-            encoding="utf-8-sig",
+        frame = pd.read_csv(
+            path, sep=delimiter, decimal=decimal, index_col=False, low_memory=False,
+            converters=dict.fromkeys(roles, str), encoding="utf-8-sig",
         )  # fmt: skip
+    if list(frame.columns) != header:
+        raise InputError(f"the names of the columns cannot be told apart: {shown(header)}")
+    return frame
 
 
-def _numbers(column: pd.Series, name: str, missing: bool) -> np.ndarray:
-    """Return one column as float32, ``(N,)``; NaN only where entries may be missing."""
+def _has_decimal_commas(columns: Sequence[pd.Series]) -> bool:
+    """Return whether numbers in columns with text have decimal commas.
+
+    Raises:
+        InputError: if the commas could all be separators of thousands.
+    """
+    entries = (entry for column in columns for entry in column if isinstance(entry, str))
+    commas = [entry for entry in entries if _DECIMAL_COMMA.fullmatch(entry)]
+    if commas and all(_THOUSANDS.fullmatch(entry) for entry in commas):
+        entry = commas[0].strip()
+        raise InputError(
+            f"{entry!r} could be {entry.replace(',', '.')} or {entry.replace(',', '')}, as all "
+            "numbers with a comma: write decimal points, and no separators of thousands"
+        )
+    return bool(commas)
+
+
+def _numbers(column: pd.Series, name: str, decimal: str) -> pd.Series:
+    """Return a column as numbers, NaN where there is no entry.
+
+    Raises:
+        InputError: with the first entry that is none, or has another decimal mark.
+    """
     import pandas as pd
 
     numbers = pd.to_numeric(column, errors="coerce")
     text = (numbers.isna() & column.notna()).to_numpy()
+    if decimal == ",":  # 1.234 might be thousands there
+        text |= column.astype(str).str.contains(".", regex=False).to_numpy(bool)
     if text.any():
         row = int(text.argmax())
+        entry = str(column.iloc[row])
+        hint = "name it 'label_column' if it holds classes, 'index_column' if it names the rows"
+        if re.fullmatch(r"[\d\s.,+-]+", entry):
+            hint = "write all numbers with one decimal mark, and without separators of thousands"
         raise InputError(
-            f"column '{name}' must be numbers, got {str(column.iloc[row])!r} in row {row + 1}; "
-            "name it 'label' if it holds classes, or leave it out"
+            f"column '{name}' must be numbers, got {entry!r} in row {row + 1}; {hint}, or leave "
+            "it out"
         )
-    with np.errstate(over="ignore"):
-        values = numbers.to_numpy(dtype=np.float32, na_value=np.nan)
-    bad = np.isinf(values) if missing else ~np.isfinite(values)
-    if bad.any():
-        row = int(bad.argmax())
-        hint = "; missing=True takes it as missing" if np.isnan(values[row]) else ""
-        raise InputError(
-            f"values must be finite, got {values[row]} in row {row + 1}, column '{name}'{hint}"
-        )
-    return values
-
-
-def _label_values(column: pd.Series) -> np.ndarray:
-    """Return numbers as numbers and everything else as text; a missing label is an error."""
-    import pandas as pd
-
-    missing = column.isna().to_numpy()
-    if missing.any():
-        raise InputError(f"column '{column.name}' has no label in row {int(missing.argmax()) + 1}")
-    if pd.api.types.is_numeric_dtype(column):
-        return column.to_numpy()
-    return column.to_numpy(dtype=object).astype(str)
+    return numbers.astype(np.float64)
 
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        float(text.replace(",", "."))
     except ValueError:
         return False
     return True
-
-
-def _shown(columns: list[str]) -> str:
-    return listed(columns, _NAMES_SHOWN)

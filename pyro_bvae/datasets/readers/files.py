@@ -11,7 +11,13 @@ from pyro_bvae.core.errors import check_bytes
 #: Formats that are not read, with the lines of Python that convert them; {path} is the file.
 CONVERSIONS = {
     ".loom": "import anndata.io; anndata.io.read_loom({path!r}).write_h5ad('cells.h5ad')",
-    ".h5": "import scanpy; scanpy.read_10x_h5({path!r}).write_h5ad('cells.h5ad')",
+    ".h5": (
+        "import anndata, h5py, pandas, scipy.sparse; m = h5py.File({path!r})['matrix']; "
+        "x = [m[k][:] for k in ('data', 'indices', 'indptr')]; n = m['shape'][:]; "
+        "b, f = (pandas.DataFrame(index=m[k].asstr()[:]) for k in ('barcodes', 'features/id')); "
+        "anndata.AnnData(scipy.sparse.csr_matrix((*x,), (n[1], n[0])), b, f)"
+        ".write_h5ad('cells.h5ad')"
+    ),
     ".mtx": "import anndata.io; anndata.io.read_mtx({path!r}).T.write_h5ad('cells.h5ad')",
     ".zarr": "import anndata.io; anndata.io.read_zarr({path!r}).write_h5ad('cells.h5ad')",
     ".parquet": "import pandas; pandas.read_parquet({path!r}).to_csv('data.csv', index=False)",
@@ -19,6 +25,8 @@ CONVERSIONS = {
     ".xlsx": "import pandas; pandas.read_excel({path!r}).to_csv('data.csv', index=False)",
     ".pt": "import torch, numpy; numpy.save('data.npy', torch.load({path!r}).numpy())",
 }
+# Those of them that are read as they are with .gz at their end.
+_READ_PACKED = (".mtx",)
 # Of a number of the data: its float32, the copy of that in a part, and the flags of the checks.
 _BYTES_OF_A_NUMBER = 9
 # Of a feature: 32 units of encoder and decoder, with their gradients and Adam's two moments.
@@ -31,7 +39,8 @@ def conversion(path: Path, suffix: str | None = None) -> str:
         suffixes = (part.lower() for part in reversed(path.suffixes))
         suffix = next((part for part in suffixes if part != ".gz"), "")
     line = CONVERSIONS.get(suffix)
-    if line is None and path.suffix.lower() in (".gz", ".xz", ".bz2", ".zip", ".zst"):
+    is_packed = path.suffix.lower() in (".gz", ".xz", ".bz2", ".zip", ".zst")
+    if is_packed and not (line and suffix in _READ_PACKED):
         return "; unpack it first"
     return "" if line is None else f"; convert it: {line.format(path=str(path))}"
 

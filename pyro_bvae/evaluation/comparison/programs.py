@@ -15,10 +15,13 @@ from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.programs import program_arguments
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.param_store import private_store
-from pyro_bvae.core.seeds import PROBE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.comparison.result import Comparison
+from pyro_bvae.core.seeds import PROBE_STREAM, PROPOSAL_STREAM, REFIT_STREAM, seeded, stream_seed
+from pyro_bvae.evaluation.comparison.result import Comparison, Gaps
+from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.gaps.measure import AT_ZERO, inference_gaps
 from pyro_bvae.evaluation.marginal.importance import evidence
-from pyro_bvae.program.program import Function
+from pyro_bvae.evaluation.refit.optimisation import refit_refusal
+from pyro_bvae.program.program import Function, open_program
 from pyro_bvae.program.sites import is_delta, samples
 
 Pair = tuple[Function, Function]
@@ -27,7 +30,13 @@ Programs = Mapping[str, Pair | Sequence[Pair]]
 
 @exclusive
 def compare_programs(
-    programs: Programs, *args: Any, level: float = 0.95, seed: int = 0, **options: Any
+    programs: Programs,
+    *args: Any,
+    level: float = 0.95,
+    gaps: bool = False,
+    training_betas: Mapping[str, Sequence[float]] | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> Comparison:
     r"""Compare models by the evidence that they give to the same data.
 
@@ -39,6 +48,9 @@ def compare_programs(
         programs: By name, a model and its guide, or those of several training seeds.
         *args: The arguments of all of them.
         level: Level of the intervals, of all pairs together (Bonferroni).
+        gaps: Measure the inference gaps of each model too, which costs a refit of the guide to each
+            datum: from its evidence where that escalates, or else from that of guide and refits.
+        training_betas: By name, the β that each guide was trained with, for the gaps; 1 by default.
         seed: Seed of the draws.
         **options: Further options of :func:`~pyro_bvae.evidence`, such as ``num_samples``,
             ``proposal`` and ``progress``.
@@ -65,12 +77,43 @@ def compare_programs(
         ]
         for place, (name, own) in enumerate(pairs.items())
     }  # fmt: skip
+    measured: dict[str, Gaps] = {}
+    if gaps:
+        betas = {name: [1.0] * len(own) for name, own in pairs.items()} | dict(training_betas or {})
+        asked = {name: options[name] for name in ("num_samples", "progress") if name in options}
+        for place, (name, own) in enumerate(pairs.items()):
+            measured[name] = _gaps(
+                own, args, estimates[name], betas[name], stream_seed(seed, place, REFIT_STREAM),
+                **asked,
+            )  # fmt: skip
     contexts = [arg for arg in args if isinstance(arg, Context)]
     fields = {
         field.replace("_", " ") for each in contexts for field in each._fields
         if getattr(each, field) is not None
     }  # fmt: skip
-    return Comparison.of(estimates, level=level, given=" and ".join(sorted(fields)) or None)
+    given = " and ".join(sorted(fields)) or None
+    return Comparison.of(estimates, level=level, given=given, gaps=measured)
+
+
+def _gaps(
+    own: Sequence[Pair], args: tuple[Any, ...], evidences: Sequence[Estimate],
+    betas: Sequence[float], seed: int, **options: Any,
+) -> Gaps:  # fmt: skip
+    """Return the gaps of a model's training seeds, or why there are none."""
+    measured = []
+    for number, (model, guide) in enumerate(own):
+        if betas[number] == 0:
+            return AT_ZERO
+        with open_program(model, guide, args, seed=seed) as program:
+            if (reason := refit_refusal(program)) is not None:
+                return reason
+        measured.append(
+            inference_gaps(
+                model, guide, *args, evidence=None if evidences[number].methods is None else evidences[number], training_beta=betas[number],
+                seed=stream_seed(seed, number), **options,
+            )
+        )  # fmt: skip
+    return tuple(measured)
 
 
 def _pairs(name: str, given: Any) -> Sequence[Pair]:

@@ -5,64 +5,23 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, listed, unknown_name
+from pyro_bvae.evaluation.comparison.difference import Difference, mean_of_seeds, paired, pool
 from pyro_bvae.evaluation.comparison.stacking import stacking_weights
 from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.gaps.result import InferenceGaps
 
-
-@dataclass(frozen=True)
-class Difference:
-    r"""The paired difference of two models' evidences over the same N data, in nats a datum.
-
-    Attributes:
-        better, worse: Names of the models whose evidences are subtracted, ``better - worse``.
-        value: Mean over the data.
-        standard_error: Standard error of the mean over data, of the paired differences. It holds
-            the Monte Carlo error of each datum, and the spread between training seeds where a name
-            has several models.
-        monte_carlo_error: Error of ``value`` given the data.
-        bias: How far the mean may be off beside its error: biases of both evidences, and the
-            allowance of data whose evidence is untrusted.
-        share_won: Share of the data with a larger evidence under ``better``; ties count half.
-        interval: Interval of the difference on other data like these, of the comparison's level,
-            corrected for the number of pairs.
-        untrusted: Number of data whose evidence is untrusted under either model.
-    """
-
-    better: str
-    worse: str
-    value: float
-    standard_error: float
-    monte_carlo_error: float
-    bias: float
-    share_won: float
-    interval: tuple[float, float]
-    untrusted: int
-
-    @property
-    def measured(self) -> bool:
-        """Whether untrusted data may move the difference by less than its standard error."""
-        return math.isfinite(self.value) and self.bias <= max(self.standard_error, 0.0)
-
-    @property
-    def seen(self) -> bool:
-        """Whether the interval leaves out zero."""
-        return self.measured and not self.interval[0] <= 0 <= self.interval[1]
-
-    def __str__(self) -> str:
-        low, high = self.interval
-        return (
-            f"{self.better} - {self.worse}: {self.value:.3f} ± {self.standard_error:.3f} nats"
-            f" a datum, between {low:.3f} and {high:.3f}"
-        )
+#: The gaps of a model, or the reason why it has none.
+Gaps = tuple[InferenceGaps, ...] | str
+GAPS = ("variational", "approximation", "beta", "amortization")
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,11 +33,14 @@ class Comparison:
             same data in the same order. Ordered by evidence, the largest first.
         level: Level of the intervals, of all pairs together.
         given: The condition of all densities, such as size factors; None for unconditional ones.
+        gaps: By name, the inference gaps of each training seed where they were asked for, or the
+            reason why a model has none.
     """
 
     models: dict[str, tuple[Estimate, ...]]
     level: float = 0.95
     given: str | None = None
+    gaps: dict[str, Gaps] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -87,6 +49,7 @@ class Comparison:
         *,
         level: float = 0.95,
         given: str | None = None,
+        gaps: Mapping[str, Gaps] | None = None,
     ) -> Comparison:
         """Compare evidences over the same data.
 
@@ -94,6 +57,7 @@ class Comparison:
             estimates: By name of the model, its evidence, or those of several training seeds.
             level: Level of the intervals.
             given: The condition of all densities, in words.
+            gaps: By name, the gaps of each of these models, or why there are none.
 
         Raises:
             InputError: for fewer than two models or data, or evidences of other numbers of data.
@@ -112,13 +76,19 @@ class Comparison:
                 "a comparison takes evidences of the same data, two or more; got numbers of data"
                 f" {listed(sorted(sizes))}"
             )
-        order = sorted(models, key=lambda name: -_mean(models[name]))
-        return cls({name: models[name] for name in order}, level, given)
+        means = {name: float(mean_of_seeds(models[name]).mean()) for name in models}
+        order = sorted(models, key=lambda name: (math.isnan(means[name]), -means[name]))
+        return cls({name: models[name] for name in order}, level, given, dict(gaps or {}))
 
     @property
     def names(self) -> list[str]:
         """The models in the order of their evidence."""
         return [*self.models]
+
+    @property
+    def best(self) -> str:
+        """The model of the largest evidence, whether or not a difference can be seen."""
+        return self.names[0]
 
     @property
     def num_data(self) -> int:
@@ -128,7 +98,14 @@ class Comparison:
     @cached_property
     def per_datum(self) -> Tensor:
         """Evidence of each datum under each model, the mean over training seeds, ``(M, N)``."""
-        return torch.stack([_per_datum(each) for each in self.models.values()])
+        return torch.stack([mean_of_seeds(each) for each in self.models.values()])
+
+    @cached_property
+    def wins(self) -> dict[str, float]:
+        """Share of the data with the largest evidence under each model; ties are shared."""
+        largest = self.per_datum == self.per_datum.amax(0)
+        shares = (largest.double() / largest.sum(0).clamp(min=1)).mean(1)
+        return dict(zip(self.names, shares.tolist(), strict=True))
 
     @cached_property
     def weights(self) -> dict[str, float]:
@@ -158,23 +135,7 @@ class Comparison:
         for name in (better, worse):
             if name not in self.models:
                 raise unknown_name("model", name, self.models)
-        sides = self.models[better], self.models[worse]
-        apart = _per_datum(sides[0]) - _per_datum(sides[1])
-        value, over_data = float(apart.mean()), float(apart.std()) / math.sqrt(len(apart))
-        # Each training seed is a draw of its own: their spread is that of a mean of few.
-        spreads = [_seed_error(side) for side in sides]
-        error = math.hypot(over_data, *(spread for spread, _ in spreads))
-        noise, bias = _noise(sides), _bias(sides)
-        pairs = len(self.models) * (len(self.models) - 1) // 2
-        freedom = _freedom([(over_data, len(apart) - 1), *spreads])
-        quantile = float(stats.t.ppf(1 - (1 - self.level) / (2 * pairs), freedom))
-        half = math.hypot(quantile * error, quantile * bias)
-        won = float((apart > 0).double().mean() + 0.5 * (apart == 0).double().mean())
-        untrusted = ~torch.stack([_reliable(each) for side in sides for each in side]).all(0)
-        return Difference(
-            better, worse, value, error, noise, bias, won, (value - half, value + half),
-            int(untrusted.sum()),
-        )  # fmt: skip
+        return paired((better, worse), self.models, self.level)
 
     @property
     def verdict(self) -> str:
@@ -184,7 +145,8 @@ class Comparison:
         sentences = []
         close = [each.worse for each in against if each.measured and not each.seen]
         lost = [each for each in against if each.seen]
-        unmeasured = [each.worse for each in against if not each.measured]
+        unmeasured = [each for each in against if not each.measured and math.isfinite(each.value)]
+        impossible = [each for each in against if not math.isfinite(each.value)]
         if close:
             sentences.append(f"No difference can be seen between {best} and {_and(close)}.")
         if lost:
@@ -194,11 +156,34 @@ class Comparison:
             names = _and([each.worse for each in lost])
             sentences.append(f"{best} explains these data better than {names}{nearest}, {by}.")
         if unmeasured:
-            count = max(each.untrusted for each in against if not each.measured)
+            count = max(each.untrusted for each in unmeasured)
             sentences.append(
-                f"{best} and {_and(unmeasured)} cannot be compared: the evidence of up to {count}"
-                f" of {self.num_data} data is untrusted, and may move the difference by more than"
-                " its error."
+                f"{best} cannot be compared with {_and([each.worse for each in unmeasured])}: the"
+                f" evidence of up to {count} of {self.num_data} data is untrusted, and may move the"
+                " difference by more than its error."
+            )
+        for each in impossible:
+            count = int((~torch.isfinite(each.per_datum)).sum())
+            sentences.append(
+                f"{best} cannot be compared with {each.worse}: the evidence of {count} of"
+                f" {self.num_data} data is not finite."
+            )
+        return " ".join([*sentences, *self._limits()])
+
+    def _limits(self) -> list[str]:
+        """Return sentences on the ELBO's order and on training seeds."""
+        bounds = {
+            name: sum(each.elbo.value for each in gaps) / len(gaps)
+            for name, gaps in self.gaps.items()
+            if not isinstance(gaps, str)
+        }
+        sentences = []
+        if len(bounds) == len(self.models) and max(bounds, key=lambda n: bounds[n]) != self.best:
+            first = max(bounds, key=lambda name: bounds[name])
+            lost = {name: _mean_gap(self.gaps[name], "variational") for name in (first, self.best)}
+            sentences.append(
+                f"By the ELBO {first} would come first: its guide loses {lost[first]:.2f} nats, and"
+                f" that of {self.best} {lost[self.best]:.2f}."
             )
         seeds = [len(each) for each in self.models.values()]
         sentences.append(
@@ -207,38 +192,56 @@ class Comparison:
             else "This compares these trained models: another training seed may order them"
             " differently."
         )
-        return " ".join(sentences)
+        return sentences
 
-    def table(self) -> list[dict[str, Any]]:
-        """Return a row a model, the best first: its evidence and its difference from the best."""
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the numbers of each model, the best first."""
         rows = []
         for rank, name in enumerate(self.names):
-            whole = _pooled(self.models[name])
+            whole = pool(self.models[name])
             row: dict[str, Any] = {
                 "model": name, "rank": rank, "evidence": whole.value,
                 "standard_error": whole.standard_error,
                 "monte_carlo_error": whole.monte_carlo_error,
-                "weight": self.weights[name], "untrusted": whole.untrusted,
-                "seeds": len(self.models[name]), "difference": 0.0, "difference_error": 0.0,
-                "difference_monte_carlo_error": 0.0, "low": 0.0, "high": 0.0, "share_won": 0.5,
+                "difference": 0.0, "difference_standard_error": 0.0,
+                "difference_monte_carlo_error": 0.0, "low": 0.0, "high": 0.0,
+                "share_won": self.wins[name], "weight": self.weights[name],
+                "untrusted": whole.untrusted, "seeds": len(self.models[name]),
             }  # fmt: skip
             if rank:
-                apart = self.difference(self.names[0], name)
+                apart = self.difference(self.best, name)
                 row |= {
-                    "difference": apart.value, "difference_error": apart.standard_error,
+                    "difference": apart.value, "difference_standard_error": apart.standard_error,
                     "difference_monte_carlo_error": apart.monte_carlo_error,
-                    "low": apart.interval[0], "high": apart.interval[1],
-                    "share_won": 1 - apart.share_won,
+                    "low": apart.low, "high": apart.high,
                 }  # fmt: skip
+            if gaps := self.gaps.get(name):
+                measured = not isinstance(gaps, str)
+                row |= {
+                    f"{part}_gap": _mean_gap(gaps, part) if measured else math.nan for part in GAPS
+                }
             rows.append(row)
         return rows
 
+    def table(self) -> pd.DataFrame:
+        """Return the numbers of each model as a table whose index is the models' names.
+
+        The columns: ``rank`` from 0; ``evidence`` with ``standard_error`` over data and
+        ``monte_carlo_error``; ``difference`` from the best, best minus this, with its two errors
+        and the ends ``low`` and ``high`` of its interval; ``share_won`` of the data; stacking
+        ``weight``; number of ``untrusted`` data and of training ``seeds``; and four gaps where they
+        were measured.
+        """
+        return pd.DataFrame(self.rows()).set_index("model")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the comparison as numbers, lists and None."""
+        notes = {name: gaps for name, gaps in self.gaps.items() if isinstance(gaps, str)}
         return {
             "num_data": self.num_data, "level": self.level, "given": self.given,
-            "verdict": self.verdict, "effective_models": self.effective_models,
-            "models": self.table(), "pairs": [vars(pair) for pair in self.pairs],
+            "best": self.best, "verdict": self.verdict, "effective_models": self.effective_models,
+            "models": [_finite(row) for row in self.rows()],
+            "pairs": [_finite(pair.to_dict()) for pair in self.pairs], "no_gaps": notes,
         }  # fmt: skip
 
     def __str__(self) -> str:
@@ -247,76 +250,43 @@ class Comparison:
             f"{'model':{width}}  evidence (± over data)  behind the best (± of the pair)"
             "   wins  weight  untrusted"
         ]
-        for row in self.table():
+        for row in self.rows():
             lines.append(
                 f"{row['model']:{width}}  {row['evidence']:10.3f} ± {row['standard_error']:<9.3f}"
-                f"  {row['difference']:14.3f} ± {row['difference_error']:<12.3f}"
+                f"  {row['difference']:14.3f} ± {row['difference_standard_error']:<12.3f}"
                 f"  {100 * row['share_won']:4.0f}%  {row['weight']:6.2f}  {row['untrusted']:9d}"
             )
-        return "\n".join([*lines, self.verdict])
+        lines += [f"effective number of models in the stack: {self.effective_models:.2f}"]
+        return "\n".join([*lines, *self._gap_lines(width), self.verdict])
+
+    def _gap_lines(self, width: int) -> list[str]:
+        """Return a table of the gaps; none where they were not asked for."""
+        if not self.gaps:
+            return []
+        lines = [f"{'model':{width}}" + "".join(f"{part:>15}" for part in GAPS) + "  gaps, nats"]
+        for name in self.names:
+            gaps = self.gaps[name]
+            numbers = (
+                f"  none, since {gaps}"
+                if isinstance(gaps, str)
+                else "".join(f"{_mean_gap(gaps, part):15.3f}" for part in GAPS)
+            )
+            lines.append(f"{name:{width}}{numbers}")
+        return lines
 
 
-def _per_datum(estimates: Sequence[Estimate]) -> Tensor:
-    return torch.stack([each.per_datum for each in estimates]).mean(0)
+def _mean_gap(gaps: Gaps, part: str) -> float:
+    """Return a gap, the mean over training seeds."""
+    assert not isinstance(gaps, str)
+    return sum(float(getattr(each, part).value) for each in gaps) / len(gaps)
 
 
-def _mean(estimates: Sequence[Estimate]) -> float:
-    return float(_per_datum(estimates).mean())
-
-
-def _reliable(estimate: Estimate) -> Tensor:
-    known = estimate.reliable
-    return torch.ones(len(estimate.per_datum), dtype=torch.bool) if known is None else known.cpu()
-
-
-def _pooled(estimates: Sequence[Estimate]) -> Estimate:
-    """Return the estimate of the mean over training seeds."""
-    errors = [each.errors for each in estimates if each.errors is not None]
-    biases = [each.biases for each in estimates if each.biases is not None]
-    return Estimate.over_data(
-        _per_datum(estimates),
-        torch.stack(errors).square().sum(0).sqrt() / len(estimates) if errors else None,
-        torch.stack(biases).mean(0) if biases else None,
-        num_samples=estimates[0].num_samples,
-        reliable=torch.stack([_reliable(each) for each in estimates]).all(0),
-        cost=sum(each.cost for each in estimates),
-    )
-
-
-def _seed_error(estimates: Sequence[Estimate]) -> tuple[float, int]:
-    """Return the standard error of the mean over training seeds, and its degrees of freedom."""
-    if len(estimates) == 1:
-        return 0.0, 1
-    means = torch.tensor([each.value for each in estimates], dtype=torch.double)
-    return float(means.std()) / math.sqrt(len(means)), len(means) - 1
-
-
-def _freedom(parts: Sequence[tuple[float, int]]) -> float:
-    """Return the degrees of freedom of a sum of variances (Welch and Satterthwaite)."""
-    total = sum(error**2 for error, _ in parts)
-    below = sum(error**4 / degrees for error, degrees in parts)
-    return total**2 / below if below > 0 else math.inf
-
-
-def _noise(sides: Sequence[Sequence[Estimate]]) -> float:
-    """Return the Monte Carlo error of a difference of means, biases apart."""
-    total = 0.0
-    for side in sides:
-        for each in side:
-            if each.errors is not None:
-                total += float(each.errors.square().sum()) / (len(each.per_datum) * len(side)) ** 2
-    return math.sqrt(total)
-
-
-def _bias(sides: Sequence[Sequence[Estimate]]) -> float:
-    """Return how far the difference may be off: the larger bias of the two sides.
-
-    Both evidences are too low by their bias at most, so that the biases cancel in part.
-    """
-    return max(
-        sum(float(each.biases.abs().mean()) for each in side if each.biases is not None) / len(side)
-        for side in sides
-    )
+def _finite(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return numbers as JSON has them: None for those that are not finite."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+    }
 
 
 def _and(names: Sequence[str]) -> str:

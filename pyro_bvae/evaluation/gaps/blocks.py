@@ -49,6 +49,7 @@ class GapBlock(NamedTuple):
     evidence_cost: int  # of the draws behind the evidence
     modes: Tensor | None  # (B,): how many were found; None where none were searched for
     looked: str  # where for
+    guide: Function  # the refit under the ELBO
 
 
 class _Refits(NamedTuple):
@@ -158,6 +159,7 @@ def gap_block(
         pooled.numel(),
         None if modes is None else modes.counts.cpu(),
         "" if modes is None else modes.looked,
+        refits.best.guide,
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_beta
 from pyro_bvae.core.inputs.programs import program_arguments
@@ -21,11 +23,14 @@ from pyro_bvae.evaluation.marginal.blocks import join_evidence
 from pyro_bvae.evaluation.marginal.bounds import join_bound
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar, stream_blocks
 from pyro_bvae.evaluation.refit.joint_guides import family_of
+from pyro_bvae.evaluation.refit.local_guides import LocalGuide
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.program.program import Function, open_program
 
 #: The reason why a guide trained at β = 0 has no gaps.
 AT_ZERO = "'training_beta' must be positive for the gaps to be finite, got 0"
+
+_TITLE = "inference gaps"
 
 
 @grouped("settings", RefitSettings, families="families", local_guide="local_guide")
@@ -85,48 +90,62 @@ def inference_gaps(
             guide site has no reparametrised draw, or if β is not positive: at β = 0 the best guide
             is a point, whose bound is minus infinity.
     """
-    check_num_samples(num_samples)
-    check_beta(training_beta)
-    if training_beta == 0:
-        raise InputError(AT_ZERO)
     if train is not None and not isinstance(train, tuple):
         raise InputError(
             f"'train' must be a tuple of arguments, such as (x,), got a {type(train).__name__}"
         )
-    settings = settings or RefitSettings()
-    chosen = tuple(family_of(name) for name in settings.families)
-    request = Request(num_samples, training_beta, settings, settings.local_guide, chosen)
+    request = _request(num_samples, training_beta, settings or RefitSettings())
     train = train and program_arguments(model, guide, *train)[2:]
     options: dict[str, Any] = {"data_plate": data_plate, "progress": progress}
-    measured = _measure(
-        model,
-        guide,
-        args,
-        request,
-        tuple(settings.families),
-        seed=seed,
-        title="inference gaps",
-        **options,
+    measured, _ = _measure(
+        model, guide, args, request, request.settings.families, seed=seed, title=_TITLE, **options
     )
     if evidence is not None:
-        measured = _against(measured, evidence)
+        measured = with_evidence(measured, evidence)
     if train is None:
         return measured
-    seen = _measure(
-        model,
-        guide,
-        train,
-        request,
-        (),
-        seed=stream_seed(seed, 1),
-        title="gaps on train",
+    seen, _ = _measure(
+        model, guide, train, request, (), seed=stream_seed(seed, 1), title="gaps on train",
         **options,
-    )
+    )  # fmt: skip
     return replace(
         measured,
         train=seen,
         generalization=_generalization(measured.amortization, seen.amortization),
     )
+
+
+def gaps_and_refits(
+    model: Function,
+    guide: Function,
+    args: tuple[Any, ...],
+    *,
+    training_beta: float,
+    num_samples: int,
+    settings: RefitSettings,
+    data_plate: str | None,
+    seed: int,
+    progress: bool,
+) -> tuple[InferenceGaps, list[tuple[Tensor, LocalGuide]]]:
+    """Return what :func:`inference_gaps` does, and the refits of the guide's own family.
+
+    They come block by block, with the numbers of its data.
+    """
+    request = _request(num_samples, training_beta, settings)
+    measured, guides = _measure(
+        model, guide, args, request, settings.families, data_plate=data_plate, seed=seed,
+        progress=progress, title=_TITLE,
+    )  # fmt: skip
+    return measured, [(rows, fitted) for rows, fitted in guides if isinstance(fitted, LocalGuide)]
+
+
+def _request(num_samples: int, training_beta: float, settings: RefitSettings) -> Request:
+    check_num_samples(num_samples)
+    check_beta(training_beta)
+    if training_beta == 0:
+        raise InputError(AT_ZERO)
+    chosen = tuple(family_of(name) for name in settings.families)
+    return Request(num_samples, training_beta, settings, settings.local_guide, chosen)
 
 
 def _measure(
@@ -140,7 +159,7 @@ def _measure(
     seed: int,
     progress: bool,
     title: str,
-) -> InferenceGaps:
+) -> tuple[InferenceGaps, Iterator[tuple[Tensor, Function]]]:
     request = request if names else replace(request, families=())
     num_samples = request.num_samples
     with (
@@ -170,7 +189,10 @@ def _measure(
     )
     modes = [block.modes for block in blocks if block.modes is not None]
     bests = estimates("elbos", "elbo_errors", "elbo_reliable")
-    return InferenceGaps(
+    rows = torch.arange(len(variational.per_datum)).split(
+        [len(block.certified) for block in blocks]
+    )
+    measured = InferenceGaps(
         variational,
         approximation,
         beta,
@@ -190,15 +212,30 @@ def _measure(
         modes=torch.cat(modes) if len(modes) == len(blocks) else None,
         looked=blocks[0].looked,
     )
+    return measured, zip(rows, (block.guide for block in blocks), strict=True)
 
 
-def _against(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
-    """Return the gaps from another estimate of the evidence, whose error is independent."""
+def with_evidence(
+    gaps: InferenceGaps, evidence: Estimate, rows: Tensor | None = None
+) -> InferenceGaps:
+    """Return the gaps from another estimate of the evidence, whose error is independent.
+
+    Args:
+        gaps: The gaps.
+        evidence: The evidence of the same data.
+        rows: A mask of the data whose evidence is another, ``(N,)``; by default all. The others
+            keep their paired errors.
+
+    Raises:
+        InputError: for an evidence of other data.
+    """
     if evidence.per_datum.shape != gaps.evidence.per_datum.shape:
         raise InputError(
             f"'evidence' must be of the same {len(gaps.certified)} data, got that of"
             f" {len(evidence.per_datum)}"
         )
+    if rows is not None:
+        return _with_rows(gaps, evidence, rows.cpu())
 
     def below(elbo: Estimate) -> Estimate:
         gap = Estimate.over_data(
@@ -219,6 +256,37 @@ def _against(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
         families={name: below(gaps.elbos[name]) for name in gaps.families},
         evidence=evidence,
         cost=gaps.cost + evidence.cost,
+    )
+
+
+def _with_rows(gaps: InferenceGaps, evidence: Estimate, rows: Tensor) -> InferenceGaps:
+    """Return the gaps with the evidence of some data measured again."""
+    before = gaps.evidence
+
+    def of(estimate: Estimate, name: str) -> Tensor:
+        part = getattr(estimate, name)
+        assert part is not None, "evidence, bounds and gaps have errors and trust"
+        return torch.as_tensor(part).cpu()
+
+    def below(gap: Estimate, elbo: Estimate) -> Estimate:
+        errors = torch.hypot(of(evidence, "errors"), of(elbo, "errors"))
+        shift = of(evidence, "biases") - of(before, "biases")  # the rest is the refit's
+        sure = of(evidence, "reliable") & of(elbo, "reliable")
+        return Estimate.over_data(
+            torch.where(rows, evidence.per_datum - elbo.per_datum, gap.per_datum),
+            torch.where(rows, errors, of(gap, "errors")),
+            torch.where(rows, of(gap, "biases") + shift, of(gap, "biases")),
+            num_samples=gap.num_samples,
+            reliable=torch.where(rows, sure, of(gap, "reliable")),
+        )
+
+    return replace(
+        gaps,
+        variational=below(gaps.variational, gaps.elbo),
+        approximation=below(gaps.approximation, gaps.elbos["guide"]),
+        families={name: below(gap, gaps.elbos[name]) for name, gap in gaps.families.items()},
+        evidence=evidence,
+        cost=gaps.cost + evidence.cost - before.cost,
     )
 
 

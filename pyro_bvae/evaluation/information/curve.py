@@ -3,9 +3,10 @@ r"""The rate-distortion curve of a sweep over β, held to the law of its slope."
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -19,6 +20,7 @@ from pyro_bvae.datasets import Dataset
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.bounds import elbo_parts
+from pyro_bvae.evaluation.merge import join_estimates
 
 _PAIR = 2
 # Standard errors by which a neighbour may be on the wrong side before a curve is called not
@@ -156,61 +158,100 @@ def rate_distortion(
         p(x|z)
 
     Args:
-        sweep: A sweep, or anything with ``runs``, or an iterable of them: each with ``beta`` and
-            ``vae``, or a pair.
-        data: Held-out data ``(N, D)``; those of the sweep by default.
+        sweep: A sweep, trained or loaded, or anything with ``runs``, or an iterable of them: each
+            with ``vae`` and ``beta`` or ``training_beta``, or a pair.
+        data: Held-out data ``(N, D)``; by default those of the sweep, or the test data of each
+            loaded run. Where those differ between seeds, the data of all seeds are taken together.
         num_samples: Particles for each datum; the rate needs none where the KL is a closed form.
         seed: Seed of the draws, the same for every model: differences between β have little noise.
         progress: Show progress bars.
 
     Raises:
-        InputError: if there is no model, or no data.
+        InputError: if there is no model, or no data, or the runs of two β hold out other data.
     """
-    runs = [_pair(run) for run in _runs(sweep)]
+    runs = sorted((_pair(run) for run in _runs(sweep)), key=lambda run: run[0])
     if not runs:
         raise InputError("'sweep' must hold at least one model, got none")
-    if data is None:
-        data = getattr(sweep, "validation", None)
-    if data is None:
-        raise InputError("'data' must be given: the sweep has no held-out data of its own")
-    data = as_dataset(data, runs[0][1])
-    args = arguments(data.x, data.context)
+    parts = _held_out(runs, getattr(sweep, "validation", None) if data is None else data)
     results: dict[float, list[tuple[Estimate, Estimate]]] = {}
-    for beta, vae in sorted(runs, key=lambda run: run[0]):
+    for (beta, vae, _), part in zip(runs, parts, strict=True):
+        args = arguments(part.x, part.context)
         measured = elbo_parts(
             vae.model, vae.guide, *args, num_samples=num_samples, seed=seed, progress=progress
         )
         results.setdefault(beta, []).append((measured.rate, measured.distortion))
-    return RateDistortion(
-        tuple(_point(beta, parts) for beta, parts in results.items()), data.x.shape[1]
-    )
+    # The seeds of a β are averaged datum by datum, or joined where each held out other data.
+    join = _mean if all(_same(part, parts[0]) for part in parts) else join_estimates
+    points = [_point(beta, own, join) for beta, own in results.items()]
+    return RateDistortion(tuple(points), parts[0].num_features)
 
 
 def _runs(sweep: Any) -> Iterable[Any]:
     runs: Iterable[Any] = getattr(sweep, "runs", sweep)
-    if isinstance(runs, str | type) or not isinstance(runs, Iterable):
+    if isinstance(runs, str | PathLike):
+        raise InputError(f"'sweep' must be a sweep, got a path: give load({str(sweep)!r})")
+    if isinstance(runs, type) or not isinstance(runs, Iterable):
         raise InputError(f"'sweep' must be a sweep, or pairs of β and model, got {shown(sweep)}")
     return runs
 
 
-def _pair(run: Any) -> tuple[float, Any]:
+def _pair(run: Any) -> tuple[float, Any, Any]:
+    """Return β, model and, of a loaded run, its test data."""
     is_pair = isinstance(run, tuple | list) and len(run) == _PAIR
     if not is_pair and not hasattr(run, "vae"):
         raise InputError(f"'sweep' must hold runs, or pairs of β and model, got {shown(run)}")
-    beta, vae = run if is_pair else (getattr(run, "final_beta", run.beta), run.vae)
+    if is_pair:
+        beta, vae = run
+    elif hasattr(run, "training_beta"):
+        # The setting, not that of the best checkpoint's epoch, which a warm-up may hold below it.
+        options = getattr(run.config, "training", None)
+        given = options is not None and options.target_rate is None
+        beta, vae = options.beta if options is not None and given else run.training_beta, run.vae
+    else:
+        beta, vae = getattr(run, "final_beta", run.beta), run.vae
     check_beta(beta)
-    return float(beta), vae
+    return float(beta), vae, getattr(getattr(run, "splits", None), "test", None)
 
 
-def _point(beta: float, parts: list[tuple[Estimate, Estimate]]) -> CurvePoint:
+def _held_out(runs: Sequence[tuple[float, Any, Any]], data: Any) -> list[Dataset]:
+    """Return the data to measure each model on: those given, or each run's own test data."""
+    if data is not None:
+        return [as_dataset(data, runs[0][1])] * len(runs)
+    if any(test is None for _, _, test in runs):
+        raise InputError("'data' must be given: the sweep has no held-out data of its own")
+    parts = [test.dense() for _, _, test in runs]
+    groups: dict[float, list[Dataset]] = {}
+    for (beta, _, _), part in zip(runs, parts, strict=True):
+        groups.setdefault(beta, []).append(part)
+    first = groups[runs[0][0]]
+    same = all(_same(part, parts[0]) for part in parts)
+    for beta, own in groups.items():
+        if not same and not (len(own) == len(first) and all(map(_same, own, first))):
+            raise InputError(
+                f"'data' must be given: the runs of β = {runs[0][0]:g} and {beta:g} hold out other"
+                " data"
+            )
+    return parts
+
+
+def _same(one: Dataset, other: Dataset) -> bool:
+    """Return whether two parts are of the same data in the same order."""
+    return one is other or (one.x.shape == other.x.shape and torch.equal(one.x, other.x))
+
+
+def _point(
+    beta: float,
+    parts: list[tuple[Estimate, Estimate]],
+    join: Callable[[Sequence[Estimate]], Estimate],
+) -> CurvePoint:
     rates, distortions = zip(*parts, strict=True)
     return CurvePoint(
-        beta, _mean(rates), _mean(distortions),
+        beta, join(rates), join(distortions),
         tuple(rate.value for rate in rates), tuple(distortion.value for distortion in distortions),
     )  # fmt: skip
 
 
-def _mean(estimates: tuple[Estimate, ...]) -> Estimate:
+def _mean(estimates: Sequence[Estimate]) -> Estimate:
     """Return the mean over seeds, datum by datum."""
     per_datum = torch.stack([estimate.per_datum for estimate in estimates]).mean(0)
     errors = [estimate.errors for estimate in estimates if estimate.errors is not None]

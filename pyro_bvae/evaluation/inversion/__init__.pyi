@@ -17,6 +17,7 @@ from pyro_bvae.evaluation.inversion.operators import Mask as Mask
 from pyro_bvae.evaluation.inversion.operators import RandomProjection as RandomProjection
 from pyro_bvae.evaluation.inversion.result import AggregateHoles as AggregateHoles
 from pyro_bvae.evaluation.inversion.result import Inversion as Inversion
+from pyro_bvae.evaluation.inversion.result import Inversions as Inversions
 from pyro_bvae.evaluation.inversion.solve import invert as invert
 from pyro_bvae.evaluation.inversion.starts import AggregateStart as AggregateStart
 from pyro_bvae.evaluation.inversion.starts import EncoderStart as EncoderStart

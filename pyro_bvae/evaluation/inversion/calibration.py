@@ -21,6 +21,7 @@ from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, str
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.inversion.methods import BatchedHMCMethod, Draws, prepared
 from pyro_bvae.evaluation.inversion.model import InverseProblem, Signal, check_vae
+from pyro_bvae.evaluation.inversion.noise import as_noise
 from pyro_bvae.evaluation.inversion.starts import PriorStart, start_chains
 
 # Expected ranks in a bin, below which the chi-square distribution is no guide.
@@ -98,7 +99,7 @@ class Calibration:
 def calibrate(
     vae: Any,
     operator: Callable[[Tensor], Tensor],
-    noise: Callable[[Tensor], Any],
+    noise: Callable[[Tensor], Any] | float,
     *,
     prior: Callable[[], Any] | None = None,
     signal: Signal | None = None,
@@ -116,7 +117,8 @@ def calibrate(
     Args:
         vae: A model with a ``prior`` and a ``decoder``.
         operator: As for :func:`invert`.
-        noise: As for :func:`invert`.
+        noise: As for :func:`invert`, but an inferred scale is spelled ``NormalNoise(width=...)``,
+            whose prior the problems are drawn from.
         prior: As for :func:`invert`: problems are drawn from it too.
         signal: As for :func:`invert`.
         method: By default :class:`BatchedHMCMethod`, which takes all problems at once.
@@ -133,7 +135,7 @@ def calibrate(
     check_count("num_ranked", num_ranked)
     check_vae(vae)
     method = method or BatchedHMCMethod()
-    problem = InverseProblem(prior or vae.prior, vae.decoder, operator, noise, signal)
+    problem = InverseProblem(prior or vae.prior, vae.decoder, operator, as_noise(noise), signal)
     with prepared(problem):
         problem.settle(num_problems, context)
         truth = problem.simulate(num_problems, context, seed)

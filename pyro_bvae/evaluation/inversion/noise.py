@@ -9,6 +9,7 @@ x integrated out, and ``restore(likelihood, operator, y)``, a draw of x given z 
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Any
 
 import pyro
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import shown
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.distributions import (
     DiagonalNormal,
@@ -169,6 +171,34 @@ class CountThinning:
             unseen = unseen.masked_fill(lost, 0)
         x[..., linear.index] = y + unseen
         return x
+
+
+def as_noise(noise: Any, y: Tensor | None = None) -> Any:
+    """Return the noise that an argument stands for.
+
+    Args:
+        noise: A positive number s is ``NormalNoise(s)``; ``"infer"`` is normal noise of inferred
+            scale, with a half-normal prior as wide as the standard deviation of y; a callable is
+            itself.
+        y: The observation, of which the width is taken; None where there is none.
+
+    Raises:
+        InputError: for anything else.
+    """
+    if noise == "infer" and isinstance(noise, str) and y is not None:
+        width = float(y.double().std()) if y.numel() > 1 else 0.0
+        return NormalNoise(width=width if width > 0 and math.isfinite(width) else 1.0)
+    real = isinstance(noise, Real) and not isinstance(noise, bool)
+    number = float(noise) if real or (isinstance(noise, Tensor) and noise.numel() == 1) else None
+    positive = number is not None and number > 0 and math.isfinite(number)
+    if not positive and (number is not None or not callable(noise)):
+        inferred = "'infer'" if y is not None else "NormalNoise(width=...)"
+        got = shown(noise) if number is None else number
+        raise InputError(
+            f"'noise' must be a positive number, {inferred}, or go from A(x) to a distribution of"
+            f" y, got {got}"
+        )
+    return noise if number is None else NormalNoise(number)
 
 
 def _factor(variance: Tensor, linear: LinearOperator, scale: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,6 +180,43 @@ class Inversion:
         }
         known = {name: value for name, value in numbers.items() if value is not None}
         return to_datatree(groups, {**library(), **about, **known})
+
+
+class Inversions(tuple[Inversion, ...]):
+    """The inversions of several observations, each on its own; it prints itself."""
+
+    __slots__ = ()
+
+    def __new__(cls, results: Iterable[Inversion]) -> Inversions:
+        """Keep the inversions in their order."""
+        return super().__new__(cls, results)
+
+    @property
+    def z(self) -> Tensor:
+        """Draws of the latents, ``(N, C, K, L)``."""
+        return torch.stack([one.z for one in self])
+
+    @property
+    def x(self) -> Tensor:
+        """Draws of the data, ``(N, C, K, D)``."""
+        return torch.stack([one.x for one in self])
+
+    @property
+    def y(self) -> Tensor:
+        """The observations, ``(N, M)``."""
+        return torch.stack([one.y for one in self])
+
+    @property
+    def mean(self) -> Tensor:
+        """Posterior means of x, ``(N, D)``; raises if the chains of any did not mix."""
+        return torch.stack([one.mean for one in self])
+
+    def __str__(self) -> str:
+        bad = [index for index, one in enumerate(self) if one.problem is not None]
+        head = f"{len(self)} inversions, {len(self) - len(bad)} of which have a summary"
+        lines = [f"observation {index}: {self[index].problem}" for index in bad[:5]]
+        more = [f"and {len(bad) - 5} more without"] if len(bad) > 5 else []
+        return "\n".join([head, *lines, *more])
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from numbers import Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.context import Context
+from pyro_bvae.core.context import Context, check_context
 from pyro_bvae.core.errors import InputError, check_finite
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.moved import grouped
 from pyro_bvae.core.seeds import PREDICTIVE_STREAM, PROPOSAL_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.inversion.methods import Draws, NUTSMethod, prepared
 from pyro_bvae.evaluation.inversion.model import DrawnSignal, InverseProblem, Signal, check_vae
-from pyro_bvae.evaluation.inversion.noise import NOISE_SITE, NormalNoise
+from pyro_bvae.evaluation.inversion.noise import NOISE_SITE, as_noise
 from pyro_bvae.evaluation.inversion.occupancy import Occupied, occupy
-from pyro_bvae.evaluation.inversion.result import Inversion
+from pyro_bvae.evaluation.inversion.result import Inversion, Inversions
 from pyro_bvae.evaluation.inversion.scout import opened_problem, scout
 from pyro_bvae.evaluation.inversion.starts import InversionSettings, default_starts, start_chains
 
@@ -29,7 +28,7 @@ def invert(
     vae: Any,
     y: Tensor,
     operator: Callable[[Tensor], Tensor],
-    noise: Callable[[Tensor], Any] | float,
+    noise: Callable[[Tensor], Any] | float | str,
     *,
     prior: Callable[[], Any] | None = None,
     signal: Signal | None = None,
@@ -37,7 +36,7 @@ def invert(
     settings: InversionSettings | None = None,
     context: Context | None = None,
     seed: int = 0,
-) -> Inversion:
+) -> Inversion | Any:  # an Inversions for a table of observations
     r"""Draw from the posterior of latents and datum, given an observation of the datum.
 
     .. math:: p(z, x \mid y) \propto p(z) \, p(x \mid z) \, p(y \mid A(x))
@@ -47,11 +46,14 @@ def invert(
 
     Args:
         vae: A model with a ``prior``, a ``decoder`` and, for starts, an encoder.
-        y: The observation of one datum, ``(M,)``.
+        y: The observation of one datum, ``(M,)``, or of N data, ``(N, M)``, each inverted on its
+            own.
         operator: A, from ``(*, D)`` to ``(*, M)``: a :class:`LinearOperator` such as :class:`Mask`,
             or any callable.
         noise: From A(x) to a distribution of y: :class:`NormalNoise`, of known or inferred scale,
-            :class:`CountThinning`, or any callable; a positive number s is ``NormalNoise(s)``.
+            :class:`CountThinning`, or any callable; a positive number s is ``NormalNoise(s)``, and
+            ``"infer"`` normal noise of inferred scale, whose half-normal prior is as wide as the
+            standard deviation of y.
         prior: p(z) in the place of the model's own, such as one that was fitted to its aggregated
             posterior.
         signal: The meaning of x; by default :class:`DrawnSignal` where there is a closed form, else
@@ -59,11 +61,12 @@ def invert(
         method: :class:`NUTSMethod` by default, or :class:`BatchedHMCMethod`, or
             :class:`VariationalMethod`.
         settings: Where the chains start, and the holes in which draws are counted.
-        context: The context of the one datum, if the decoder takes one.
+        context: The context of the data, a row for each, if the decoder takes one.
         seed: Seed of everything random; the caller's generators are left alone.
 
     Returns:
-        The draws with their diagnostics. Reference: Bora, Jalal, Price and Dimakis 2017; Holden,
+        The draws with their diagnostics; for N data an :class:`Inversions`, a sequence of N of
+        them. Reference: Bora, Jalal, Price and Dimakis 2017; Holden,
         Pereyra and Zygalakis 2022.
 
     Raises:
@@ -71,10 +74,40 @@ def invert(
             argument cannot be used.
     """
     method, settings = method or NUTSMethod(), settings or InversionSettings()
+    table = _table(y, vae)
+    problem = InverseProblem(
+        prior or vae.prior, vae.decoder, operator, as_noise(noise, table), signal
+    )
+    if y.dim() == 1:
+        return _invert(vae, table, problem, method, settings, context, seed)
+    if context is not None:
+        check_context(context, len(table))
+    each = range(len(table))
+    return Inversions(
+        _invert(
+            vae,
+            table[row : row + 1],
+            problem,
+            method,
+            settings,
+            None if context is None else context.take(slice(row, row + 1)),
+            seed if row == 0 else stream_seed(seed, row),
+        )
+        for row in each
+    )
+
+
+def _invert(
+    vae: Any,
+    rows: Tensor,
+    problem: InverseProblem,
+    method: Callable[..., Draws],
+    settings: InversionSettings,
+    context: Context | None,
+    seed: int,
+) -> Inversion:
+    """Invert the observation of one datum, ``(1, M)``."""
     starts = settings.starts
-    noise = _noise(noise)
-    rows = _rows(y, vae)
-    problem = InverseProblem(prior or vae.prior, vae.decoder, operator, noise, signal)
     with prepared(problem):
         problem.check(rows, context)
         chosen = default_starts(vae, problem, rows, settings.data) if starts is None else starts
@@ -93,7 +126,7 @@ def invert(
         flat = {name: value.flatten(0, 1) for name, value in occupied.draws.sites.items()}
         with seeded(seed, PREDICTIVE_STREAM):
             x = problem.restore(flat, rows, context)
-    return _result(occupied, x, y, problem, type(method).__name__, settings.holes)
+    return _result(occupied, x, rows[0], problem, type(method).__name__, settings.holes)
 
 
 def _vectors(
@@ -136,26 +169,15 @@ def _result(
     )
 
 
-def _noise(noise: Any) -> Callable[[Tensor], Any]:
-    """Return the noise, of known scale for a number; raise for anything that is no callable."""
-    if (isinstance(noise, Real) and not isinstance(noise, bool)) or (
-        isinstance(noise, Tensor) and noise.numel() == 1
-    ):
-        return NormalNoise(float(noise))
-    if not callable(noise):
-        raise InputError(
-            "'noise' must be a positive scale, or go from A(x) to a distribution of y, got"
-            f" {type(noise).__name__}"
-        )
-    return noise  # type: ignore[no-any-return]
-
-
-def _rows(y: Tensor, vae: Any) -> Tensor:
-    """Return y as one row, in the model's type; raise unless it is one finite vector."""
+def _table(y: Tensor, vae: Any) -> Tensor:
+    """Return y as a table, in the model's type; raise unless it is a finite vector or table."""
     check_vae(vae)
-    if not isinstance(y, Tensor) or y.dim() != 1 or not y.numel():
+    if not isinstance(y, Tensor) or y.dim() not in (1, 2) or not y.numel():
         got = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-        raise InputError(f"'y' must be the observation of one datum, a tensor (M,), got {got}")
+        raise InputError(
+            "'y' must be the observation of one datum, a tensor (M,), or of several, (N, M), got"
+            f" {got}"
+        )
     check_finite("y", y)
     like = next(vae.parameters(), None) if isinstance(vae, torch.nn.Module) else None
-    return (y.to(like) if like is not None else y).unsqueeze(0)
+    return torch.atleast_2d(y.to(like) if like is not None else y)

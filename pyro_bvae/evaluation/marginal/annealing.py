@@ -10,6 +10,7 @@ p(x)`, and so an upper bound (Grosse et al. 2015).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -96,6 +97,41 @@ def annealed_evidence(
     """
     settings = settings or AnnealingSettings()
     _check_start(start)
+    return anneal(
+        model, guide, args, start, settings, data_plate=data_plate, seed=seed, progress=progress
+    )
+
+
+def data_together(settings: AnnealingSettings) -> int:
+    """Return how many data's chains move together."""
+    return max(1, _ROWS // settings.num_chains)
+
+
+def anneal(
+    model: Function,
+    guide: Function,
+    args: tuple[Any, ...],
+    start: Start,
+    settings: AnnealingSettings,
+    *,
+    data_plate: str | None,
+    seed: int,
+    progress: bool,
+    local: Callable[[Program, tuple[Any, ...]], Function] | None = None,
+) -> Estimate:
+    """Anneal from the prior, the guide or a guide of each block's own.
+
+    Args:
+        model: A Pyro model.
+        guide: Its guide.
+        args: The arguments of both.
+        start: Where the chains start.
+        settings: How to run.
+        data_plate: Name of the data plate.
+        seed: Seed of the chains.
+        progress: Show a progress bar.
+        local: The guide to start a block from, of the block's arguments.
+    """
     blocks = []
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
@@ -103,11 +139,10 @@ def annealed_evidence(
         _bar(program, progress, settings, 1) as bar,
     ):
         _check_program(program, start)
-        for index, block in enumerate(program.blocks(max(1, _ROWS // settings.num_chains))):
-            run = AnnealingRun(
-                program, block, start, settings, stream_seed(seed, index, ANNEALING_STREAM), bar
-            )
-            blocks.append(run.forward())
+        for index, block in enumerate(program.blocks(data_together(settings))):
+            stream = stream_seed(seed, index, ANNEALING_STREAM)
+            own = None if local is None else local(program, block)
+            blocks.append(AnnealingRun(program, block, start, settings, stream, bar, own).forward())
     return _join(blocks, settings)
 
 
@@ -158,7 +193,7 @@ def bidirectional_evidence(
         _bar(program, progress, settings, 2) as bar,
     ):
         _check_program(program, start)
-        for index, block in enumerate(program.blocks(max(1, _ROWS // settings.num_chains))):
+        for index, block in enumerate(program.blocks(data_together(settings))):
             drawn = simulate(
                 program, block, stream_seed(seed, index, SIMULATION_STREAM), start == "guide"
             )

@@ -16,7 +16,7 @@ from pyro_bvae.evaluation.marginal.hmc import evaluate_path, hmc_step
 from pyro_bvae.evaluation.marginal.temperatures import AnnealingSettings, find_plan
 from pyro_bvae.program.coordinates import Coordinates
 from pyro_bvae.program.densities import LatentValues
-from pyro_bvae.program.program import Program
+from pyro_bvae.program.program import Function, Program
 
 Start = Literal["prior", "guide"]
 
@@ -34,7 +34,7 @@ class ChainWeights(NamedTuple):
 
 
 class AnnealingRun:
-    """One plan for a block of data, and the chains that follow it."""
+    """One plan for a block of data, and the chains that follow it, from a guide of that block."""
 
     def __init__(
         self,
@@ -44,8 +44,10 @@ class AnnealingRun:
         settings: AnnealingSettings,
         seed: int,
         bar: tqdm[Any],
+        guide: Function | None = None,
     ) -> None:
         self.program, self.args, self.start = program, args, start
+        self.guide = guide or program.guide
         self.settings, self.seed, self.bar = settings, seed, bar
         self.coordinates = Coordinates(program, args)
         bar.set_postfix_str("pilot run")
@@ -59,11 +61,11 @@ class AnnealingRun:
         latent, observed = self.program.log_joint(values, self.args)
         if self.start == "prior":
             return latent + log_jacobian, observed
-        guide = self.program.log_guide(values, self.args, self.program.guide)
+        guide = self.program.log_guide(values, self.args, self.guide)
         return guide + log_jacobian, latent + observed - guide
 
     def _draw_start(self, count: int) -> Tensor:
-        function = self.program.model if self.start == "prior" else self.program.guide
+        function = self.program.model if self.start == "prior" else self.guide
         with torch.no_grad():
             return self.coordinates.flatten(self.program.draw(count, self.args, function).values)
 

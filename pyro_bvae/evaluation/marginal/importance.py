@@ -28,7 +28,7 @@ from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.averages import Averaging, error_of_mean, plain
 from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock, join_evidence
-from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate
+from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate, escalation_of
 from pyro_bvae.evaluation.marginal.proposals import Component, Proposal, RobustProposal
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.program.densities import LatentValues, LogDensities, Particles
@@ -277,9 +277,7 @@ def evidence(
         InputError: if the program has no per-datum weights (see the package's README), or its data
             or ``num_samples`` cannot be used.
     """
-    escalation = Escalation() if method == "auto" else method
-    if not (isinstance(escalation, Escalation) or method == "importance"):
-        raise InputError(f"'method' must be 'importance', 'auto' or an Escalation, got {method!r}")
+    escalation = escalation_of(method)
     options: dict[str, Any] = {
         "average": average, "data_plate": data_plate, "compile": compile, "progress": progress
     }  # fmt: skip
@@ -287,7 +285,7 @@ def evidence(
         model, guide, *args, num_samples=num_samples, proposal=proposal or RobustProposal(),
         seed=seed, **options,
     )  # fmt: skip
-    if not isinstance(escalation, Escalation):
+    if escalation is None:
         return first
     again = partial(_importance, num_samples=num_samples, **options)
     return escalate(

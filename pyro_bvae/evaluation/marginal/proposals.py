@@ -24,6 +24,7 @@ from pyro_bvae.evaluation.marginal.tails import (
 )
 from pyro_bvae.evaluation.refit.optimisation import (
     LocalGuideFactory,
+    Refit,
     RefitSettings,
     has_density,
     refit,
@@ -133,9 +134,25 @@ class RefitProposal:
         self, program: Program, args: tuple[Any, ...], seed: int
     ) -> tuple[Component, ...]:
         """Return guide and refit."""
-        local_guide = self.local_guide or self.settings.local_guide
+        return self.components_of(program, args, self.fit(program, args, seed))
+
+    def fit(self, program: Program, args: tuple[Any, ...], seed: int) -> Refit:
+        """Return the refitted guide of a block."""
         with torch.enable_grad():
-            fitted = refit(program, args, 1.0, self.settings, seed, local_guide)
+            return refit(
+                program,
+                args,
+                1.0,
+                self.settings,
+                seed,
+                self.local_guide or self.settings.local_guide,
+            )
+
+    def components_of(
+        self, program: Program, args: tuple[Any, ...], fitted: Refit
+    ) -> tuple[Component, ...]:
+        """Return guide and refit as components."""
+        local_guide = self.local_guide or self.settings.local_guide
         if local_guide is not None and not has_density(program, args, fitted.guide):
             raise InputError(
                 f"'local_guide' must draw the latents {sorted(program.latents)} themselves and"

@@ -81,7 +81,7 @@ class Plan(NamedTuple):
 
 
 # Moves at each temperature of the pilot, and how fast its step sizes follow the acceptance.
-_PILOT_MOVES, _GAIN = 2, 0.15
+PILOT_MOVES, _GAIN = 2, 0.15
 # Every move's step size is multiplied by a factor drawn between these: trajectories of one length
 # can come back to where they started, over and over.
 _JITTER = (0.5, 1.5)
@@ -106,7 +106,7 @@ def find_plan(path: Path, start: Tensor, settings: AnnealingSettings) -> Plan:
     while bool((temperature < 1).any()) and len(temperatures) <= settings.pilot_temperatures:
         temperature = _next_temperature(temperature, state.ratio, settings, len(temperatures))
         arrived = arrived + (temperatures[-1] < 1)
-        for _ in range(_PILOT_MOVES):
+        for _ in range(PILOT_MOVES):
             step = _jitter(log_step.exp()[None])[0].unsqueeze(-1) * variances[-1].sqrt()
             state, acceptance = hmc_step(path, state, temperature, step, settings.leapfrog_steps)
             log_step = log_step + _GAIN * (acceptance.mean(0) - settings.acceptance)
@@ -126,7 +126,7 @@ def find_plan(path: Path, start: Tensor, settings: AnnealingSettings) -> Plan:
         num_chains
         * num_data
         * (len(temperatures) - 1)
-        * _PILOT_MOVES
+        * PILOT_MOVES
         * (settings.leapfrog_steps + 1)
     )
     return Plan(planned, steps.unsqueeze(-1) * scales[whole], cost)

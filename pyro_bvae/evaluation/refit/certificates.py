@@ -100,7 +100,11 @@ def certify(
     together = torch.stack(differences)  # (lengths, K, B)
     gain, best = torch.nan_to_num(together.mean(1), nan=-math.inf).max(0)
     errors = together.std(1) / math.sqrt(together.shape[1])
-    particles = (
-        _GRADIENTS * settings.num_particles + (1 + len(_LENGTHS)) * looks * settings.check_particles
-    )
+    particles = certificate_cost(settings, looks)
     return _Certificate(gain, errors.gather(0, best[None])[0], best, stepped, particles)
+
+
+def certificate_cost(settings: RefitSettings, looks: int) -> int:
+    """Return the evaluations of the decoder for each datum behind a certificate."""
+    tried = (1 + len(_LENGTHS)) * looks * settings.check_particles
+    return _GRADIENTS * settings.num_particles + tried

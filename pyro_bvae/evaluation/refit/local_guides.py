@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.evaluation.refit.curvature import rows_of
 from pyro_bvae.posteriors import local_posterior
 from pyro_bvae.posteriors.local_transformed import LocalTransformedPosterior, why_not_local
 from pyro_bvae.program.densities import LatentValues
@@ -244,4 +246,30 @@ def local_guide_of(program: Program, args: tuple[Any, ...]) -> LocalGuide:
     guide = _free_sites(program, args)
     if isinstance(guide, str):
         raise InputError(guide)
+    return guide
+
+
+def guide_of_rows(
+    program: Program,
+    args: tuple[Any, ...],
+    rows: Tensor,
+    parts: Sequence[tuple[Tensor, LocalGuide]],
+) -> LocalGuide:
+    """Return the guide of some data, put together from those of several blocks.
+
+    Args:
+        program: The program.
+        args: The arguments of these data.
+        rows: Their numbers among all data, ``(B,)``.
+        parts: The numbers of the data of each block, in rising order, and the block's guide.
+    """
+    guide = local_guide_of(program, args)
+    device = next(guide.parameters()).device
+    for known, part in parts:
+        places = torch.isin(rows, known).nonzero().flatten()
+        if len(places):
+            index = torch.searchsorted(known, rows[places]).to(device)
+            places = places.to(device)
+            own = part.rows(program, rows_of(program, args, places), index)
+            guide.put(places, own, program.plate.dim)
     return guide

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded, stream_seed
-from pyro_bvae.evaluation.refit.certificates import certify, gradients_of
+from pyro_bvae.evaluation.refit.certificates import certificate_cost, certify, gradients_of
 from pyro_bvae.evaluation.refit.curvature import newton_gain, noises, rows_of
 from pyro_bvae.evaluation.refit.joint_guides import JointLocalGuide
 from pyro_bvae.evaluation.refit.local_guides import LocalGuide, local_guide_of, local_refusal
@@ -281,8 +281,19 @@ _LAST_ROUNDS = 4
 # How often the data that a certificate's own step improves take that step, and looks behind the
 # first certificate.
 _POLISHES, _LOOKS = 3, 4
+# Evaluations of a datum for each place that modes are searched for from, generously.
+_SEARCH = 2_000
 # The part of the certified gain that is notable: the step that gained it has not ended there.
 _NOTABLE = 0.25
+
+
+def most_evaluations(settings: RefitSettings) -> int:
+    """Return about the most decoder evaluations that the refit of a datum may take."""
+    step = settings.steps_per_round * settings.num_particles + settings.check_particles
+    certificates = sum(
+        certificate_cost(settings, _LOOKS * 2**attempt) for attempt in range(_POLISHES + 1)
+    )
+    return settings.max_rounds * step + certificates + (1 + settings.num_starts) * _SEARCH
 
 
 def refit_refusal(program: Program) -> str | None:

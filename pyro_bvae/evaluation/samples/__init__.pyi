@@ -1,5 +1,8 @@
 from pyro_bvae.evaluation.samples.features import LabelClassifier as LabelClassifier
 from pyro_bvae.evaluation.samples.features import PrincipalFeatures as PrincipalFeatures
+from pyro_bvae.evaluation.samples.fit_checks import CheckedStatistic as CheckedStatistic
+from pyro_bvae.evaluation.samples.fit_checks import PredictiveCheck as PredictiveCheck
+from pyro_bvae.evaluation.samples.fit_checks import predictive_check as predictive_check
 from pyro_bvae.evaluation.samples.predictive_checks import CountChecks as CountChecks
 from pyro_bvae.evaluation.samples.predictive_checks import Statistic as Statistic
 from pyro_bvae.evaluation.samples.predictive_checks import count_checks as count_checks
@@ -7,4 +10,5 @@ from pyro_bvae.evaluation.samples.quality import LabelQuality as LabelQuality
 from pyro_bvae.evaluation.samples.quality import SampleQuality as SampleQuality
 from pyro_bvae.evaluation.samples.quality import SampleScore as SampleScore
 from pyro_bvae.evaluation.samples.quality import sample_quality as sample_quality
+from pyro_bvae.evaluation.samples.statistics import STATISTICS as STATISTICS
 from pyro_bvae.evaluation.samples.two_sample import two_sample_test as two_sample_test

@@ -39,10 +39,10 @@ def read_improvement(directory: Path) -> dict[str, Any] | None:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON: {error}") from error
     guide = saved.get("guide") if isinstance(saved, dict) else None
-    if (
-        not isinstance(guide, dict)
-        or guide.get("posterior") not in (None, *POSTERIORS)
-        or not isinstance(guide.get("hidden"), list)
+    if not (
+        isinstance(guide, dict)
+        and guide.get("posterior") in (None, *POSTERIORS)
+        and isinstance(guide.get("hidden"), list)
     ):
         raise InputError(f"{path} is no improvement of a guide")
     result: dict[str, Any] = saved

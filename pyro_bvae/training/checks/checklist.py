@@ -22,6 +22,7 @@ from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.protocols import latent_dim_of, num_features_of, part_of
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.distributions import GreyBernoulli
+from pyro_bvae.likelihoods import StandardizedScale
 from pyro_bvae.program.sites import unwrapped
 from pyro_bvae.training.checks.remarks import Remark
 from pyro_bvae.training.initialization import last_bias
@@ -83,8 +84,10 @@ def check_before(
         decoded = vae.decoder(*arguments(z, context and context.take(slice(_DRAWS))))
     remarks += _of_likelihood(x, decoded)
     # A scale that is off is the cause of both.
-    remarks += list(_of_scales(x, decoded)) or _of_start(vae, x, context, decoded)
     likelihood = part_of(vae, "decoder", "likelihood")
+    scaled = isinstance(part_of(likelihood, "scale"), StandardizedScale)
+    scales = [] if scaled else list(_of_scales(x, decoded))
+    remarks += scales or _of_start(vae, x, context, decoded)
     if not (isinstance(likelihood, nn.Module) and any(True for _ in likelihood.parameters())):
         remarks += _of_threshold(x, decoded, beta)
     return remarks
@@ -128,7 +131,9 @@ def _of_scales(x: Tensor, decoded: Any) -> Iterator[Remark]:
     seen += f" {largest} has mean {float(mean[largest]):.3g} and sd {float(spread[largest]):.3g}"
     grave = float(size[largest]) > _FAR_TOO_WIDE
     severity: Severity = "error" if grave else "warning"
-    yield Remark("unscaled-features", severity, tuple(wide), seen, _STANDARDISE)
+    yield Remark(
+        "unscaled-features", severity, tuple(wide), seen, f"--standardize, or {_STANDARDISE}"
+    )
 
 
 def _of_likelihood(x: Tensor, decoded: Any) -> Iterator[Remark]:

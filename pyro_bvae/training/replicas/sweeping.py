@@ -9,12 +9,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, cast, overload
 
 from torch import nn
 
 from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError, check_beta
+from pyro_bvae.core.inputs.calls import called
+from pyro_bvae.core.inputs.data import shown
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.seeds import WEIGHTS_STREAM, seeded
 from pyro_bvae.datasets import Dataset
@@ -206,12 +208,9 @@ def sweep(
     for beta, seed in assigned(betas, seeds):
         settings = Settings(
             epochs, batch_size, gradient_clip, early_stopping, seed, precision,
-            beta=as_schedule(schedule(beta)), learning_rate=rate,
+            beta=as_schedule(called("schedule", schedule, beta)), learning_rate=rate,
         )  # fmt: skip
-        with seeded(seed, WEIGHTS_STREAM):
-            vae = make_vae(seed)
-        if not isinstance(vae, nn.Module):
-            raise InputError(f"'make_vae' must build a model, got {vae!r}")
+        vae = _made(make_vae, seed)
         finds = isinstance(settings.beta, TargetRate)
         name = replica_name(beta, seed, "rate" if finds else "beta")
         own = None if directory is None else directory / name
@@ -219,7 +218,10 @@ def sweep(
         if same is not None and isinstance(same.data, Dataset):  # they lie on the device already
             given = same.data, None if same.validation is None else same.validation.data
         else:
-            given = tuple(part(seed) if callable(part) else part for part in (data, validation))
+            given = tuple(
+                called(name, part, seed) if callable(part) else part
+                for name, part in (("data", data), ("validation", validation))
+            )
         state = TrainingState(
             vae, given[0], settings, given[1], copy.deepcopy(objective), device, own
         )
@@ -244,9 +246,27 @@ def sweep(
             for key, state in keys
         ]
         for run, state in zip(runs, states.values(), strict=True):
-            state.callbacks = callbacks(run)
+            state.callbacks = _callbacks_of(run, callbacks)
         _train(list(states.values()), compile, progress and place()[0] == 0)
     return Sweep(tuple(runs), None if callable(validation) else validation)
+
+
+def _made(make_vae: Callable[[int], BetaVAE], seed: int) -> BetaVAE:
+    """Return the untrained model of a seed."""
+    with seeded(seed, WEIGHTS_STREAM):
+        vae = called("make_vae", make_vae, seed)
+    if not isinstance(vae, nn.Module):
+        raise InputError(f"'make_vae' must build a model, got {shown(vae)}")
+    return cast("BetaVAE", vae)
+
+
+def _callbacks_of(
+    run: Replica, callbacks: Callable[[Replica], Any]
+) -> Sequence[Callable[..., None]]:
+    made = called("callbacks", callbacks, run)
+    if not (isinstance(made, list | tuple) and all(map(callable, made))):
+        raise InputError(f"'callbacks' must return a sequence of functions, got {shown(made)}")
+    return made
 
 
 def assigned(betas: Sequence[float], seeds: Sequence[int]) -> list[tuple[float, int]]:

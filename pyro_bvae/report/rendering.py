@@ -1,0 +1,85 @@
+"""Pages from templates: figures inside them, one style for all."""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from pyro_bvae.report.sections import Section
+
+#: Dots an inch: twice a screen's resolution, sharp on dense screens and in print.
+DPI = 200
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of a page: the first cell of a row is its name, the others are numbers.
+
+    Attributes:
+        title: The heading above it.
+        columns: The heads of its columns, that of the names first.
+        rows: The rows of cells; with marked rows first where ``first_is_best``.
+        caption: The sentences below it, each a term and its meaning.
+        first_is_best: Whether the first row is set off.
+    """
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    caption: Sequence[tuple[str, str]] = ()
+    first_is_best: bool = False
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of tables and figures under a verdict.
+
+    Attributes:
+        title: The name of the page.
+        lead: The sentence below it.
+        verdict: The finding, in a sentence.
+        limits: What the finding does not say.
+        notes: Warnings.
+        parts: Tables and figures, in order.
+        links: Texts and addresses of other pages beside this one.
+    """
+
+    title: str
+    lead: str
+    verdict: str
+    limits: str = ""
+    notes: Sequence[str] = ()
+    parts: Sequence[Table | Section] = ()
+    links: Sequence[tuple[str, str]] = field(default=())
+
+    def render(self) -> str:
+        """Return the page as HTML."""
+        template = environment(DPI).get_template("summary.html")
+        return template.render(page=self, is_table=lambda part: isinstance(part, Table))
+
+
+def environment(dpi: int) -> Environment:
+    """Return the templates of this folder, whose figures have so many dots an inch."""
+    result = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
+        undefined=StrictUndefined, trim_blocks=True,
+    )  # fmt: skip
+    result.filters.update(png=lambda figure: _png(figure, dpi), pixels=_pixels)
+    return result
+
+
+def _png(figure: Figure, dpi: int) -> str:
+    """Return the figure as a data URI."""
+    buffer = BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return "data:image/png;base64," + b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _pixels(figure: Figure) -> int:
+    return round(figure.get_figwidth() * 80)

@@ -1,0 +1,1 @@
+from pyro_bvae.sklearn.estimator import BetaVAEEstimator as BetaVAEEstimator

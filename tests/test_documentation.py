@@ -1,0 +1,56 @@
+"""The README is short and its program prints the output beside it; every link of a page leads on."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = ["README.md", "CONTRIBUTING.md", "analysis/README.md",
+         *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]  # fmt: skip
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+
+
+def test_the_readme_fits_on_a_screen_and_a_half() -> None:
+    assert len(README.splitlines()) <= 150
+    prose = re.sub(r"```.*?```", "", README, flags=re.DOTALL)
+    assert len(prose.split()) <= 700
+
+
+@pytest.mark.slow
+def test_the_program_of_the_readme_prints_the_output_beside_it() -> None:
+    program, output = re.search(
+        r"```python\n(.*?)```\s+```\n(.*?)```", README, flags=re.DOTALL
+    ).groups()
+    assert len(program.splitlines()) <= 20
+    command = [sys.executable, "-W", "error", "-c", program]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert finished.returncode == 0, finished.stderr
+    # The words are the same everywhere; rounding differs between processors, and grows in training.
+    assert _NUMBER.sub("#", finished.stdout).split() == _NUMBER.sub("#", output).split()
+    pairs = zip(_NUMBER.findall(finished.stdout), _NUMBER.findall(output), strict=True)
+    for found, printed in pairs:
+        assert abs(float(found) - float(printed)) <= 0.5 + 0.1 * abs(float(printed))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page: str) -> None:
+    path = ROOT / page
+    for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
+        if target.startswith(("http:", "https:")):
+            continue
+        name, _, heading = target.partition("#")
+        linked = (path.parent / name).resolve() if name else path
+        assert linked.exists(), target
+        if heading:
+            titles = re.findall(r"(?m)^#+ (.*)$", linked.read_text(encoding="utf-8"))
+            assert heading in [re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles]
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "index.md" or f"({path.name})" in contents, path.name
