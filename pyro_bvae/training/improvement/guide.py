@@ -88,7 +88,8 @@ def improve_guide(
         simulate: Whether each batch is given as many data again that the model draws, which keeps a
             guide from learning few data by heart (Zhang et al. 2022); of a BetaVAE alone, and not
             of data that come from a loader.
-        training_beta: The β that the guide was trained at, for the gaps before.
+        training_beta: The β that the guide was trained at, for the gaps before; at 0, where the
+            best guide is a point, they are those of β = 1.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule; by default a
             peak of 1e-3, and of 3e-3 for another ``posterior``.
         early_stopping: Epochs without a better bound after which training stops; by default a
@@ -111,6 +112,7 @@ def improve_guide(
     check_count("num_samples", num_samples)
     if "beta" in options:
         raise InputError("'beta' is 1 where a guide is improved: the evidence has no other bound")
+    training_beta = training_beta or 1.0  # the best guide at β = 0 is a point: no gap is its own
     fitting: dict[str, Any] = {
         "epochs": epochs,
         "objective": objective,
