@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError, byte_size
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.datasets import Scaling
 from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.runs.build import Shape, build_vae
 from pyro_bvae.runs.config import TrainConfig
@@ -254,4 +256,6 @@ def _shape(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Shape:
             Context(covariates=covariates) if sizes["num_covariates"] else None
         )
 
-    return Shape(**{**sizes, "image_shape": image and tuple(image)}, examples=examples)
+    scaling = partial(Scaling.identity, sizes["num_features"])  # its own is among them, too
+    sizes = {**sizes, "image_shape": image and tuple(image)}
+    return Shape(**sizes, examples=examples, scaling=scaling)
