@@ -31,7 +31,7 @@ from pyro_bvae.training.settings import Beta, Epochs, Seed
 _FLAT = (tyro.conf.arg(name=""), tyro.conf.OmitArgPrefixes)
 _DEFAULT = TrainConfig()
 # Epochs of the demo's guide alone, and data on which its gaps are shown before and after.
-_DEMO_EPOCHS, _DEMO_DATA = 60, 100
+_DEMO_EPOCHS, _DEMO_DATA = 40, 40
 
 
 @dataclass(frozen=True)
@@ -283,8 +283,8 @@ class Demo:
         improved = self.output.with_name(f"{self.output.name}-improved")
         print(f"the guide is trained on: pyro-bvae improve {self.output}")
         result = runs.improve(
-            self.output, improved, epochs=_DEMO_EPOCHS, num_data=_DEMO_DATA, overwrite=True,
-            force=self.force,
+            self.output, improved, epochs=_DEMO_EPOCHS, num_data=_DEMO_DATA, num_samples=500,
+            overwrite=True, force=self.force,
         )  # fmt: skip
         print(result)
         print(f"page: {report.write_report(self.output, force=self.force)}")

@@ -38,6 +38,8 @@ class Improve:
     iwelbo: Annotated[int | None, Bounds(1, 1_000_000)] = None
     """Train under the importance weighted bound of so many particles, doubly reparametrised,
     instead of the ELBO."""
+    real_data_alone: bool = False
+    """Train on the run's data alone, without as many that the model draws."""
     learning_rate: Annotated[float | None, Bounds(0, 1e300)] = None
     """Highest learning rate; 3e-3 by default."""
     num_data: NumData = 200
@@ -65,6 +67,7 @@ class Improve:
             hidden=self.hidden,
             epochs=self.epochs,
             iwelbo=self.iwelbo,
+            simulate=not self.real_data_alone,
             learning_rate=self.learning_rate,
             num_data=self.num_data,
             num_samples=self.num_samples,

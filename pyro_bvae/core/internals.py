@@ -30,6 +30,7 @@ __all__ = [
     "tree_leaves",
     "tree_map",
     "tree_unflatten",
+    "version_of",
 ]
 
 #: Adam's update of many tensors at once, in place, without the rest of ``optimizer.step``.
@@ -74,3 +75,8 @@ def mask_of(distribution: Any) -> Any:
 def is_deterministic(site: Any) -> bool:
     """Whether a site is one of ``pyro.deterministic``."""
     return bool(site.get("infer", {}).get("_deterministic"))
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return how often a tensor was written to."""
+    return int(tensor._version)

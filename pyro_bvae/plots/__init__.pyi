@@ -1,4 +1,3 @@
-from pyro_bvae.plots.before_after import before_and_after as before_and_after
 from pyro_bvae.plots.calibrations import guide_calibration as guide_calibration
 from pyro_bvae.plots.counts import count_checks as count_checks
 from pyro_bvae.plots.curve import rate_distortion as rate_distortion
@@ -6,6 +5,7 @@ from pyro_bvae.plots.decoder_curves import decoder_curve as decoder_curve
 from pyro_bvae.plots.disentanglement import disentanglement_scores as disentanglement_scores
 from pyro_bvae.plots.evidences import comparison as comparison
 from pyro_bvae.plots.evidences import paired_differences as paired_differences
+from pyro_bvae.plots.gaps import before_and_after as before_and_after
 from pyro_bvae.plots.gaps import gap_bar as gap_bar
 from pyro_bvae.plots.gaps import inference_gaps as inference_gaps
 from pyro_bvae.plots.gaps import per_datum_gaps as per_datum_gaps

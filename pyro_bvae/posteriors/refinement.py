@@ -34,8 +34,8 @@ from pyro_bvae.program.sites import Site, samples
 
 LogJoint = Callable[[dict[str, Tensor]], Tensor]
 
-# Adam's averages, the steps after which a step is half as long, and the size of a gradient, in nats,
-# below which Adam takes it for rounding.
+# Adam's averages, the steps after which a step is half as long, and the size of a gradient, in
+# nats, below which Adam takes it for rounding.
 _AVERAGES, _SLOWER, _ROUNDING = (0.5, 0.8), 20, 1e-3
 
 
@@ -125,8 +125,8 @@ def _free(law: Any, role: str) -> nn.Module:
 class RefinedPosterior(nn.Module):
     r"""The encoder's answer after K local gradient steps for each datum, as a part of a model.
 
-    ``BetaVAE(vae.prior, vae.decoder, RefinedPosterior(vae.encoder, vae.prior, vae.decoder))`` is the
-    model with the refined guide, whose ``encode`` is refined too. The answer has the encoder's
+    ``BetaVAE(vae.prior, vae.decoder, RefinedPosterior(vae.encoder, vae.prior, vae.decoder))`` is
+    the model with the refined guide, whose ``encode`` is refined too. The answer has the encoder's
     family and its density. It has no gradient in the encoder's weights: train the encoder first.
     Of a model with missing entries, whose encoder is shown 0 for them, and of a program of your
     own, :func:`refined` gives the guide.

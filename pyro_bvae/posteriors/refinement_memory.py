@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 from torch import Tensor, nn
 
+from pyro_bvae.core.internals import version_of
+
 T = TypeVar("T")
 
 
@@ -35,7 +37,7 @@ class LastAnswer(Generic[T]):
         if len(modules) < len(self._parts) or any(each.is_inference() for each in tensors):
             return make()
         modes = [part.training for module in modules for part in module.modules()]
-        key = (*((id(each), each._version) for each in tensors), *modes)
+        key = (*((id(each), version_of(each)) for each in tensors), *modes)
         if self._result is None or key != self._key:
             self._result = make()
             # The tensors are held, so that no other takes the place of one in memory.

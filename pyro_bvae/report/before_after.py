@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro_bvae import plots
 from pyro_bvae.report.tables import format_estimate
-from pyro_bvae.runs.improvement_file import read_improvement
+from pyro_bvae.runs.improvement.record import read_improvement
 
 
 def before_and_after(run: Any) -> tuple[str, Any, str] | None:

@@ -1,7 +1,6 @@
 from pyro_bvae.runs._calibrate import calibrate_run as calibrate_run
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
-from pyro_bvae.runs._improve import improve as improve
 from pyro_bvae.runs._score import Scores as Scores
 from pyro_bvae.runs._score import score as score
 from pyro_bvae.runs._train import check_device as check_device
@@ -22,6 +21,7 @@ from pyro_bvae.runs.directory import load as load
 from pyro_bvae.runs.exporting._export import Exported as Exported
 from pyro_bvae.runs.exporting._export import export as export
 from pyro_bvae.runs.exporting._export import from_export as from_export
+from pyro_bvae.runs.improvement.new_run import improve as improve
 from pyro_bvae.runs.snapshots import Snapshots as Snapshots
 from pyro_bvae.runs.sweeps.reading import LoadedSweep as LoadedSweep
 from pyro_bvae.runs.sweeps.reading import evaluate_sweep as evaluate_sweep

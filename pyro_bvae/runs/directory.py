@@ -28,7 +28,7 @@ from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.runs.build import Shape, build_vae, load_data, settings_of
 from pyro_bvae.runs.config import TrainConfig, read_config
-from pyro_bvae.runs.improvement_file import build_improved, read_improvement
+from pyro_bvae.runs.improvement.record import build_improved, read_improvement
 from pyro_bvae.runs.record_file import read_record
 from pyro_bvae.training import (
     History,

@@ -12,8 +12,8 @@ from pyro_bvae.training.distributed import process_group as process_group
 from pyro_bvae.training.ex_post import fit_ex_post_prior as fit_ex_post_prior
 from pyro_bvae.training.fitting import fit as fit
 from pyro_bvae.training.history import History as History
-from pyro_bvae.training.improvement import improve_guide as improve_guide
-from pyro_bvae.training.improvement_result import ImprovedGuide as ImprovedGuide
+from pyro_bvae.training.improvement.guide import improve_guide as improve_guide
+from pyro_bvae.training.improvement.result import ImprovedGuide as ImprovedGuide
 from pyro_bvae.training.initialization import start_at_mean as start_at_mean
 from pyro_bvae.training.objectives import IWELBO as IWELBO
 from pyro_bvae.training.objectives import ConditionedBeta as ConditionedBeta

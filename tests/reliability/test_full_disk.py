@@ -30,6 +30,7 @@ WRITING = {
     "sweep, overwriting": ["sweep", *TINY, "--betas", "1", "2", "--overwrite", "--output", "runs"],
     "evaluate": ["evaluate", "run", *QUICK],
     "report": ["report", "run"],
+    "improve": ["improve", "run", *QUICK, "--epochs", "1", "--output", "new"],
     "compare": [
         "compare",
         "run",

@@ -69,6 +69,7 @@ def test_a_planted_beta_gap_closes_and_all_else_stays_to_the_bit() -> None:
     assert torch.equal(torch.get_rng_state(), random)
 
 
+@pytest.mark.slow
 def test_a_planted_amortization_gap_closes() -> None:
     result = improve_guide(planted(1.0, 0.6, 1.5), X, epochs=15, learning_rate=2e-2, **QUICK)
     assert result.before.amortization.value > 0.5
@@ -78,6 +79,7 @@ def test_a_planted_amortization_gap_closes() -> None:
     assert "before" in said and "amortization" in said and "The variational gap fell" in said
 
 
+@pytest.mark.slow
 def test_another_family_closes_a_planted_approximation_gap() -> None:
     torch.manual_seed(0)
     encoder = FullRankPosterior(MLP(4, 5, hidden=()))
@@ -88,6 +90,7 @@ def test_another_family_closes_a_planted_approximation_gap() -> None:
     assert result.after.variational.value < 0.5 * result.before.variational.value
 
 
+@pytest.mark.slow
 def test_the_importance_weighted_bound_trains_a_guide_too() -> None:
     objective = IWELBO(4, doubly_reparametrized=True)
     result = improve_guide(
@@ -96,6 +99,7 @@ def test_the_importance_weighted_bound_trains_a_guide_too() -> None:
     assert result.after.variational.value < 0.3 * result.before.variational.value
 
 
+@pytest.mark.slow
 def test_a_prior_that_looks_through_the_encoder_keeps_its_own() -> None:
     torch.manual_seed(0)
     encoder = NormalPosterior(MLP(4, 4, hidden=(8,)))
@@ -131,6 +135,7 @@ def test_batch_norm_of_the_decoder_does_not_move() -> None:
     assert all(module.training for module in result.vae.decoder.modules())
 
 
+@pytest.mark.slow
 def test_a_guide_that_cannot_be_better_is_kept() -> None:
     vae = planted()
     result = improve_guide(vae, X, epochs=2, learning_rate=0.3, **QUICK)

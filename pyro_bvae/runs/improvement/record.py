@@ -13,7 +13,7 @@ from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.runs.build import Shape, build_vae
 from pyro_bvae.runs.catalogue import POSTERIORS
 from pyro_bvae.runs.config import TrainConfig
-from pyro_bvae.training.improvement import with_own_encoder
+from pyro_bvae.training.improvement.guide import with_own_encoder
 
 IMPROVEMENT = "improvement.json"
 

@@ -17,7 +17,7 @@ from pyro_bvae.runs._train import RunFiles, check_device
 from pyro_bvae.runs.build import Shape
 from pyro_bvae.runs.catalogue import POSTERIORS
 from pyro_bvae.runs.directory import Run, load
-from pyro_bvae.runs.improvement_file import (
+from pyro_bvae.runs.improvement.record import (
     IMPROVEMENT,
     build_encoder,
     improvement_bytes,
@@ -44,6 +44,7 @@ def improve(
     hidden: Sequence[int] = (),
     epochs: int = 100,
     iwelbo: int | None = None,
+    simulate: bool = True,
     learning_rate: float | None = None,
     num_data: int | None = 200,
     num_samples: int = 1000,
@@ -67,6 +68,7 @@ def improve(
         epochs: Passes over the training data at most.
         iwelbo: Particles of the importance weighted bound, doubly reparametrised; None for the
             ELBO.
+        simulate: Whether to train on data that the model draws too.
         learning_rate: Highest learning rate; as of :func:`~pyro_bvae.training.improve_guide`.
         num_data: How many test data to measure; None for all.
         num_samples: Particles for each datum behind the gaps.
@@ -97,8 +99,8 @@ def improve(
         result = _improved(
             run, output, guide, posterior=anew, epochs=epochs, learning_rate=learning_rate,
             objective=None if iwelbo is None else IWELBO(iwelbo, doubly_reparametrized=True),
-            num_data=num_data, num_samples=num_samples, seed=seed, overwrite=overwrite,
-            force=force, progress=progress,
+            simulate=simulate, num_data=num_data, num_samples=num_samples, seed=seed,
+            overwrite=overwrite, force=force, progress=progress,
         )  # fmt: skip
     return replace(result, run=str(output))
 

@@ -19,8 +19,9 @@ from pyro_bvae.evaluation import elbo, inference_gaps
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.training.fitting import fit
 from pyro_bvae.training.history import History
-from pyro_bvae.training.improvement_programs import improve_program, permuted
-from pyro_bvae.training.improvement_result import ImprovedGuide
+from pyro_bvae.training.improvement.programs import improve_program, permuted
+from pyro_bvae.training.improvement.result import ImprovedGuide
+from pyro_bvae.training.improvement.simulated_data import WithSimulated
 from pyro_bvae.training.objectives.terms import Objective
 from pyro_bvae.training.schedules import OneCycle, Schedule
 from pyro_bvae.vae import BetaVAE
@@ -46,6 +47,7 @@ def improve_guide(
     test: Any = None,
     posterior: nn.Module | None = None,
     objective: Objective | None = None,
+    simulate: bool = True,
     training_beta: float = 1.0,
     learning_rate: float | Schedule | None = None,
     early_stopping: int | None = None,
@@ -83,7 +85,11 @@ def improve_guide(
             larger network, which is trained in place; None for the model's own.
         objective: :class:`~pyro_bvae.training.IWELBO`, say, with ``doubly_reparametrized=True``;
             the ELBO by default.
-        training_beta: The β that the guide was trained at, for the gaps before.
+        simulate: Whether each batch is given as many data again that the model draws, which keeps a
+            guide from learning few data by heart (Zhang et al. 2022); of a BetaVAE alone, and not
+            of data that come from a loader.
+        training_beta: The β that the guide was trained at, for the gaps before; at 0, where the
+            best guide is a point, they are those of β = 1.
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule; by default a
             peak of 1e-3, and of 3e-3 for another ``posterior``.
         early_stopping: Epochs without a better bound after which training stops; by default a
@@ -106,6 +112,7 @@ def improve_guide(
     check_count("num_samples", num_samples)
     if "beta" in options:
         raise InputError("'beta' is 1 where a guide is improved: the evidence has no other bound")
+    training_beta = training_beta or 1.0  # the best guide at β = 0 is a point: no gap is its own
     fitting: dict[str, Any] = {
         "epochs": epochs,
         "objective": objective,
@@ -134,6 +141,8 @@ def improve_guide(
     improved = with_own_encoder(vae, posterior)
     args = _measured(vae, kept_out if test is None else test, num_data, seed)
     before = measure(vae.model, vae.guide, args, training_beta)
+    if simulate and isinstance(train, Dataset | LazyDataset):
+        train = WithSimulated(train, vae)
     history = _train(improved, train, kept_out, fitting)
     kept = posterior is None and _is_worse(vae, improved, kept_out, seed)
     if kept:
@@ -160,12 +169,14 @@ def _divided(vae: Any, data: Any, validation: Any, seed: int) -> tuple[Any, Data
         return data, as_dataset(validation, vae)
     if not isinstance(data, Dataset | LazyDataset):
         raise InputError(
-            f"'validation' must be given where a part of 'data' cannot be held out, got {named(data)}"
+            "'validation' must be given where a part of 'data' cannot be held out, got"
+            f" {named(data)}"
         )
     held = max(_LEAST, round(_HELD_OUT * len(data)))
     if len(data) < 2 * held:
         raise InputError(
-            f"'data' must be at least {2 * _LEAST} where a part of them is held out, got {len(data)}"
+            f"'data' must be at least {2 * _LEAST} where a part of them is held out, got"
+            f" {len(data)}"
         )
     order = permuted(len(data), seed)
     return data[order[held:].sort().values], data[order[:held].sort().values].dense()

@@ -27,7 +27,7 @@ from pyro_bvae.program.program import Function, open_program
 from pyro_bvae.program.sites import samples
 from pyro_bvae.training.fitting import fit
 from pyro_bvae.training.history import History
-from pyro_bvae.training.improvement_result import ImprovedGuide
+from pyro_bvae.training.improvement.result import ImprovedGuide
 
 Measure = Callable[[Any, Any, tuple[Any, ...], float], Any]
 # The share of the data that are held out where no validation data are given, data at least, and

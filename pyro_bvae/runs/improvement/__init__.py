@@ -1,0 +1,1 @@
+"""A run whose guide is trained on: the new run, and the file that says so."""

@@ -1,0 +1,1 @@
+"""The guide trained on, with the model fixed."""
