@@ -168,7 +168,7 @@ def test_each_name_of_the_old_door_is_there_or_is_found(name: str) -> None:
 def test_the_door_exports_what_answers_a_question() -> None:
     functions = [name for name in evaluation.__all__ if name.islower()]
     folders = [n for n in functions if hasattr(getattr(evaluation, n), "__path__")]
-    assert len(evaluation.__all__) - len(folders) <= 32
+    assert len(evaluation.__all__) - len(folders) <= 36
 
 
 @pytest.mark.parametrize(("place", "name"), OLD.items(), ids=list(OLD))

@@ -1,7 +1,7 @@
-from pyro_bvae.plots.calibrations import guide_calibration as guide_calibration
+from pyro_bvae.plots.calibration.guide import guide_calibration as guide_calibration
 from pyro_bvae.plots.counts import count_checks as count_checks
+from pyro_bvae.plots.curve import decoder_curve as decoder_curve
 from pyro_bvae.plots.curve import rate_distortion as rate_distortion
-from pyro_bvae.plots.decoder_curves import decoder_curve as decoder_curve
 from pyro_bvae.plots.disentanglement import disentanglement_scores as disentanglement_scores
 from pyro_bvae.plots.evidences import comparison as comparison
 from pyro_bvae.plots.evidences import paired_differences as paired_differences

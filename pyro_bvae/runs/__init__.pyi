@@ -1,4 +1,4 @@
-from pyro_bvae.runs._calibrate import calibrate_run as calibrate_run
+from pyro_bvae.runs._evaluate import calibrate_run as calibrate_run
 from pyro_bvae.runs._evaluate import choose_data as choose_data
 from pyro_bvae.runs._evaluate import evaluate_run as evaluate_run
 from pyro_bvae.runs._score import Scores as Scores

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
@@ -11,13 +12,16 @@ from typing import Literal
 import torch
 
 from pyro_bvae.core.context import arguments
+from pyro_bvae.core.disk.digests import read_file, write_files
 from pyro_bvae.core.disk.lock import check_held
+from pyro_bvae.core.disk.run_files import evaluation_files, writing
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import Evaluation
+from pyro_bvae.evaluation.calibration import GuideCalibration, calibrate_guide
 from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.evaluation.marginal.escalation import escalation_of
 from pyro_bvae.runs._train import check_device
@@ -113,3 +117,51 @@ def choose_data(
         len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
     )
     return data[order[:num_data].sort().values]
+
+
+@exclusive
+def calibrate_run(
+    directory: Path,
+    *,
+    data: str | PathLike[str] | None = None,
+    num_simulations: int = 1000,
+    num_data: int | None = 500,
+    checkpoint: str = "best",
+    seed: int = 0,
+    device: str = "cpu",
+    force: bool = False,
+) -> GuideCalibration:
+    """Calibrate the guide of an evaluated run, and add the result to its ``evaluation.json``.
+
+    Args:
+        directory: The run, evaluated before on the same data.
+        data: A file of new data that it was evaluated on; its test data by default.
+        num_simulations: Data to draw from the model.
+        num_data: How many data to compare with them, drawn by ``seed``; None for all.
+        checkpoint: ``best`` or ``last``.
+        seed: Seed of draws and choice of data.
+        device: Where to compute.
+        force: Take the run over from another process that writes to it.
+
+    Raises:
+        InputError: if the run was not evaluated, or the model cannot draw data.
+    """
+    check_device(device)
+    path, _ = evaluation_files(directory, data)
+    if not path.is_file():
+        raise InputError(f"'{path}' is not there; run 'pyro-bvae evaluate {directory}' first")
+    with writing(directory, force=force):
+        run = load(directory, checkpoint=checkpoint, device=device)
+        whole = run.part("test") if data is None else run.read(data)
+        test = choose_data(whole, num_data, seed).dense().to(device)
+        found = calibrate_guide(
+            run.vae.model,
+            run.vae.guide,
+            *arguments(test.x, test.context),
+            num_simulations=num_simulations,
+            seed=seed,
+        )
+        content = json.loads(read_file(path).decode("utf-8"))
+        text = json.dumps({**content, "calibration": found.to_dict()}, indent=2, allow_nan=False)
+        write_files({path: (text + "\n").encode("utf-8")})
+    return found

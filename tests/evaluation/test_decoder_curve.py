@@ -33,7 +33,7 @@ def test_the_curve_is_the_closed_form_to_four_errors(curve: DecoderCurve) -> Non
         for estimate, values in zip((point.rate, point.distortion), exact, strict=True):
             value = float(values.mean())
             assert abs(estimate.value - value) < 4 * estimate.monte_carlo_error + 0.01 * value
-            assert estimate.monte_carlo_error < 0.05 * abs(value)
+            assert estimate.monte_carlo_error < 0.08 * abs(value)
 
 
 def test_bounds_hold_the_curve_of_simulated_data_between_them(curve: DecoderCurve) -> None:

@@ -348,17 +348,6 @@ RIGHT: dict[str, Call] = {
         make_vae, w.x, betas=[1.0, 2.0], seeds=(0, 1), epochs=1, batch_size=6, progress=False
     ),
     "fit_ex_post_prior": lambda w: of(w.vae, w.x, make_prior(), learning_rate=1e-2, **TRAIN),
-    "improve_guide": lambda w: of(
-        w.vae,
-        w.x,
-        validation=w.other,
-        training_beta=1.0,
-        num_data=2,
-        num_samples=5,
-        settings=REFITS,
-        learning_rate=1e-2,
-        **TRAIN,
-    ),
     "start_at_mean": lambda w: of(make_vae(), w.x),
     "with_beta": lambda w: of(w.x, 2.0),
     "at_beta": lambda w: of(make_vae(covariates=1), 2.0),
@@ -378,16 +367,6 @@ RIGHT: dict[str, Call] = {
     # posteriors
     "refined": lambda w: of(w.vae.guide, w.vae.model, 2, learning_rate=0.1, num_points=8),
     # runs
-    "improve": lambda w: of(
-        w.run,
-        w.folder / "improved",
-        epochs=1,
-        num_data=2,
-        num_samples=5,
-        overwrite=True,
-        progress=False,
-        seed=1,
-    ),
     "load": lambda w: of(w.run, checkpoint="best", device="cpu"),
     "train": lambda w: of(CONFIG, w.folder / "trained", overwrite=True, progress=False),
     "train_sweep": lambda w: of(
@@ -451,7 +430,6 @@ RIGHT: dict[str, Call] = {
     "guide_calibration": lambda w: of(w.result("calibrate_guide")),
     "plots.rate_distortion": lambda w: of(w.result("rate_distortion")),
     "disentanglement_scores": lambda w: of(w.result("score_codes")),
-    "before_and_after": lambda w: of(w.result("improve_guide").to_dict()),
     "comparison": lambda w: of(w.result("compare"), titled=False),
     "paired_differences": lambda w: of(w.result("compare")),
     "gap_bar": lambda w: of(w.result("evaluate").to_dict()),

@@ -204,7 +204,8 @@ class GuideCalibration:
                 f" {self.num_simulations} simulated data (p {_p(self.p_value)}, {tests})"
             )
         return (
-            f"the guide is wrong under the model: {self.worst.fault} (p {_p(self.p_value)}, {tests})"
+            f"the guide is wrong under the model: {self.worst.fault} (p {_p(self.p_value)},"
+            f" {tests})"
             ", which a longer training of the guide or a richer family may cure"
         )
 
@@ -270,9 +271,9 @@ class GuideCalibration:
     def __str__(self) -> str:
         lines = [f"{'':24}{'p':>9}  {'90% intervals cover':<26}{'truths spread, draws 1':<24}shift"]
         for each in self.quantities:
-            cells = [str(part) if part is not None else "-" for part in (each.spread, each.shift)]
+            spread, shift = ("-" if part is None else str(part) for part in each[4:6])
             lines.append(
-                f"{each.name:<24}{_p(each.p_value):>9}  {each.coverage!s:<26}{cells[0]:<24}{cells[1]}"
+                f"{each.name:<24}{_p(each.p_value):>9}  {each.coverage!s:<26}{spread:<24}{shift}"
             )
         return "\n".join([*lines, self.verdict])
 

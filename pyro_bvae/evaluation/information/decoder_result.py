@@ -10,7 +10,7 @@ import numpy as np
 from pyro_bvae.evaluation.estimate import Estimate
 
 # Nats by which a guide may lie off before it is said to.
-_NEAR = 0.5
+_NEAR = 0.1
 
 
 class DecoderPoint(NamedTuple):

@@ -172,10 +172,10 @@ class PredictiveCheck:
                 f"{numbers[3]:>13.1f}"
             )
         held = self.coverage()
+        low, high = float(held.nan_to_num(1).min()), float(held.nan_to_num(0).max())
         lines.append(
-            f"90% intervals hold {float(held.nanmean()):.1%} of the data, between"
-            f" {float(held.nan_to_num(1).min()):.1%} and {float(held.nan_to_num(0).max()):.1%} for a"
-            " feature"
+            f"90% intervals hold {float(held.nanmean()):.1%} of the data, between {low:.1%} and"
+            f" {high:.1%} for a feature"
         )
         return "\n".join([*lines, self.verdict])
 

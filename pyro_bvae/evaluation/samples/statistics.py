@@ -58,8 +58,8 @@ def statistics_of(
         for name, function in chosen.items():
             if not (isinstance(name, str) and callable(function)):
                 raise InputError(
-                    f"'statistics' must map names to callables of the data (N, D), got {shown(name)}"
-                    f" with {shown(function)}"
+                    "'statistics' must map names to callables of the data (N, D), got"
+                    f" {shown(name)} with {shown(function)}"
                 )
         return dict(chosen)
     names = [chosen] if isinstance(chosen, str) else list(chosen)
