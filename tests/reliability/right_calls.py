@@ -349,6 +349,7 @@ RIGHT: dict[str, Call] = {
     ),
     # runs
     "load": lambda w: of(w.run, checkpoint="best", device="cpu"),
+    "runs.load": lambda w: of(w.run, checkpoint="best", device="cpu"),
     "train": lambda w: of(CONFIG, w.folder / "trained", overwrite=True, progress=False),
     "train_sweep": lambda w: of(
         CONFIG, w.folder / "sweep", betas=(1.0,), seeds=1, overwrite=True, progress=False
@@ -359,6 +360,7 @@ RIGHT: dict[str, Call] = {
     ),
     "calibrate_run": lambda w: of(w.run, num_simulations=20, num_data=5, checkpoint="best", seed=1),
     "saved_sweep": lambda w: of(w.swept),
+    "is_sweep": lambda w: of(w.swept),
     "sweep_members": lambda w: of(w.swept),
     "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),
     "choose_data": lambda w: of(w.data, 5, 1),
