@@ -101,6 +101,7 @@ class LoadedSweep(Sequence[Run]):
         return "\n".join(lines)
 
 
+@public
 def is_sweep(directory: Path) -> bool:
     """Return whether a directory is no run, and has run directories of a sweep."""
     return not (directory / "config.json").exists() and bool(_found(directory))
