@@ -12,7 +12,7 @@ from pathlib import Path
 
 import anndata
 
-from pyro_bvae import compare, datasets, load, runs
+from pyro_bvae import compare, datasets, runs
 from pyro_bvae.runs import TrainConfig
 
 
@@ -44,8 +44,8 @@ def main(folder: Path, epochs: int) -> None:
     print(runs.evaluate_run(chosen, num_samples=200, num_data=10, progress=False).verdict)
 
     simulate(folder / "new.h5ad", seed=1)
-    cells, run = anndata.read_h5ad(folder / "new.h5ad"), load(chosen)
-    runs.annotate(cells, run.vae, run.record.cells, num_samples=50)
+    cells = anndata.read_h5ad(folder / "new.h5ad")
+    runs.annotate(cells, chosen, num_samples=50)
     print("latents of the new cells, for scanpy:", cells.obsm["X_pyro_bvae"].shape)
     print(cells.obs.groupby("type", observed=True)["pyro_bvae_evidence"].describe().round(1))
 

@@ -1,9 +1,9 @@
-"""A table: entries that are missing, and new rows that are scored, ranked and filled in.
+"""A table: units and missing entries of all kinds, new rows that are scored, ranked and filled in.
 
     python examples/table.py
 
-The table is made here: marks of pupils that follow one ability, some tests not taken. With a .csv
-of your own, ``path`` is your file; its columns are numbers, and empty fields are missing.
+The table is made here: measurements of people that follow one size, some of them not taken. With a
+.csv of your own, ``path`` is your file; empty fields are missing, and a column ``label`` is a class.
 """
 
 import argparse
@@ -16,38 +16,39 @@ import pandas as pd
 from pyro_bvae import load, runs
 from pyro_bvae.runs import TrainConfig
 
-TESTS = ("reading", "arithmetic", "science")
 
-
-def marks(count: int, seed: int) -> pd.DataFrame:
-    """Return marks from about 0 to 10, a tenth of them missing."""
+def measure(count: int, seed: int) -> pd.DataFrame:
+    """Return measurements in metres, kilograms and millimetres, a tenth of them missing."""
     rng = np.random.default_rng(seed)
-    ability = rng.normal(size=(count, 1))
-    table = 5 + 1.5 * ability + rng.normal(0, 0.7, (count, len(TESTS)))
-    return pd.DataFrame(table, columns=list(TESTS)).mask(rng.random(table.shape) < 0.1)
+    size = rng.normal(size=count)
+    table = {
+        "height": 1.7 + 0.1 * size + rng.normal(0, 0.04, count),
+        "weight": 70 + 12 * size + rng.normal(0, 5, count),
+        "foot": 260 + 15 * size + rng.normal(0, 6, count),
+    }
+    return pd.DataFrame(table).mask(rng.random((count, 3)) < 0.1)
 
 
 def main(folder: Path, epochs: int) -> None:
     """Train on a table with gaps, then score and complete rows that the model has not seen."""
-    marks(800, seed=0).to_csv(folder / "pupils.csv", index=False)
+    measure(800, seed=0).to_csv(folder / "people.csv", index=False)
     config = TrainConfig(
-        dataset="file", path=str(folder / "pupils.csv"), missing="nan", epochs=epochs,
-        likelihood="normal-per-feature", latent_dim=1, hidden=(32,), learning_rate=0.01,
+        dataset="file", path=str(folder / "people.csv"), missing="nan", standardize=True,
+        likelihood="normal-per-feature", latent_dim=1, hidden=(32,), epochs=epochs,
     )  # fmt: skip
     runs.train(config, folder / "run", progress=False)
     print(runs.evaluate_run(folder / "run", num_samples=200, num_data=10, progress=False).verdict)
 
-    # New rows in a file of their own, its columns in another order; the last one is a slip of a pen.
-    new = marks(6, seed=1)
-    new.loc[5, list(TESTS)] = (5.0, 50.0, 5.0)
-    new[list(reversed(TESTS))].to_csv(folder / "new.csv", index=False)
+    # New rows, the columns in another order; in the last one a foot was measured in centimetres.
+    new = measure(6, seed=1)
+    new.loc[5, "foot"] /= 10
+    new[["foot", "height", "weight"]].to_csv(folder / "new.csv", index=False)
     run = load(folder / "run")
     scores = runs.score(run, folder / "new.csv", num_samples=500, method="importance").table()
     print(scores[["evidence", "monte_carlo_error", "trusted", "rank"]].round(2))
     print("the strangest row:", scores["evidence"].idxmin())
-
     filled = run.vae.impute(run.read(folder / "new.csv").x)
-    print(pd.DataFrame(filled.numpy(), columns=list(TESTS)).round(1))
+    print(pd.DataFrame(filled.double().numpy(), columns=run.feature_names).round(2))
 
 
 if __name__ == "__main__":

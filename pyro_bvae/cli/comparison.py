@@ -28,6 +28,9 @@ class Compare:
 
     directories: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """The run directories, two or more, or a sweep, each of whose β is a model with its seeds."""
+    data: Path | None = None
+    """New data, a file or folder of any format that is read for training; by default the test data
+    that all runs have in common."""
     num_data: NumData = 500
     """How many of the data that all runs held out to measure, drawn by the seed; None for all."""
     num_samples: NumSamples = 5000
@@ -52,6 +55,7 @@ class Compare:
             raise InputError(f"'output' must end in {listed(_SUFFIXES)}, got {self.output}")
         result = runs.compare(
             self._models(),
+            self.data,
             num_data=self.num_data,
             num_samples=self.num_samples,
             method=self.method,
@@ -60,7 +64,8 @@ class Compare:
             seed=self.seed,
             progress=True,
         )
-        print(f"{result.num_data} data that all runs held out")
+        whose = "that all runs held out" if self.data is None else f"of {self.data}"
+        print(f"{result.num_data} data {whose}")
         print(result)
         if self.output is not None:
             _write(result, self.output)

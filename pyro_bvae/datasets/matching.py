@@ -80,9 +80,11 @@ def read_new(
             columns=Columns(options.label_column, options.index_column),
             features=record.feature_names,
             missing=options.missing == "nan",
-            skip_unreadable=options.skip_unreadable,
-            image_size=options.image_size,
-            colour=options.colour,
+            images={
+                "skip_unreadable": options.skip_unreadable,
+                "image_size": options.image_size,
+                "colour": options.colour,
+            },
         )
         data = record.features(rows)
         assert isinstance(data, Dataset)

@@ -55,6 +55,12 @@ class Scaling:
         scale = (squares / count.clamp(min=1)).sqrt()
         return cls(mean, torch.where((greatest > least) & (scale > _LEAST), scale, 1.0))
 
+    @classmethod
+    def identity(cls, num_features: int) -> Scaling:
+        """Return the scaling that changes nothing."""
+        ones = torch.ones(num_features, dtype=torch.double)
+        return cls(torch.zeros_like(ones), ones)
+
     @property
     def log_determinant(self) -> float:
         r"""The nats between the units, :math:`\sum_d \log s_d`.

@@ -63,8 +63,8 @@ def comparison_page(result: Comparison) -> str:
     differences = Section(
         "Datum by datum",
         plots.paired_differences(result),
-        "Each dot is a datum: how much more evidence the best model gives it. Diamond: mean; stroke:"
-        " median. A mean far from the bulk of the dots is the work of few data.",
+        "Each dot is a datum: how much more evidence the best model gives it. Diamond: mean;"
+        " stroke: median. A mean far from the bulk of the dots is the work of few data.",
     )
     behind = Section(
         "Behind the best",

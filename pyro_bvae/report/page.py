@@ -22,7 +22,7 @@ from pyro_bvae.report.tables import headline, notes, summary, verdict
 from pyro_bvae.runs import is_sweep, sweep_members
 from pyro_bvae.runs.directory import load
 from pyro_bvae.runs.evaluation_files import check_measured
-from pyro_bvae.runs.sweep_directory import load as load_sweep
+from pyro_bvae.runs.sweeps.reading import load as load_sweep
 from pyro_bvae.training import Remark, check_after
 
 

@@ -93,7 +93,10 @@ class Shape:
 
     @classmethod
     def recorded(cls, record: DataRecord) -> Shape:
-        """Return the shape of the data of a run; its examples are zeros, as trained ones follow."""
+        """Return the shape of the data of a run.
+
+        Its examples are zeros, and its scaling changes nothing: trained ones follow.
+        """
         size_factor, covariates = record.contexts or Context()
 
         def examples(count: int) -> tuple[Tensor, Context | None]:
@@ -111,7 +114,7 @@ class Shape:
             record.num_categories,
             examples,
             record.missing,
-            partial(_unit_scaling, record.num_features),
+            partial(Scaling.identity, record.num_features),
         )
 
     def standardized(self, scaling: Scaling) -> Shape:
@@ -225,12 +228,6 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
         of_pseudo_inputs = _OfStandardized(encoder) if options.standardize else encoder
         prior = PRIORS[options.prior].build(options, shape, of_pseudo_inputs, support)
         return BetaVAE(prior, decoder, encoder, missing=missing)
-
-
-def _unit_scaling(num_features: int) -> Scaling:
-    """Return the scaling of a model whose own is about to be read."""
-    ones = torch.ones(num_features, dtype=torch.double)
-    return Scaling(torch.zeros_like(ones), ones)
 
 
 def _scaling(shape: Shape) -> Scaling:

@@ -425,7 +425,7 @@ def test_blocks_of_cells_are_put_where_they_belong(monkeypatch: pytest.MonkeyPat
     splits = from_anndata(adata, min_counts=3, columns=ObsColumns(batch="plate"))
     vae = trained(splits)
     annotate(adata, vae, splits.format, num_samples=2000)
-    monkeypatch.setattr("pyro_bvae.runs._annotate._MOST_NUMBERS", 8 * 7)
+    monkeypatch.setattr("pyro_bvae.runs.applied._annotate._MOST_NUMBERS", 8 * 7)
     annotate(adata, vae, splits.format, num_samples=2000, seed=1, key="again")
     assert np.allclose(adata.obsm["X_again"], adata.obsm["X_pyro_bvae"], equal_nan=True, atol=1e-6)
     one, other = (adata.obs.iloc[KEPT][f"{key}_evidence"] for key in ("pyro_bvae", "again"))
@@ -484,7 +484,7 @@ def test_the_estimator_that_answered_is_a_category(
         asked.append(method)
         return replace(evidence(*args, **options), methods=torch.arange(len(args[2])) % 3)
 
-    monkeypatch.setattr("pyro_bvae.runs._annotate.evidence", measure)
+    monkeypatch.setattr("pyro_bvae.runs.applied._annotate.evidence", measure)
     annotate(adata, trained(splits), splits.format, num_samples=20, method="auto")
     adata.write_h5ad(tmp_path / "annotated.h5ad")
     methods = anndata.read_h5ad(tmp_path / "annotated.h5ad").obs["pyro_bvae_evidence_method"]
@@ -501,13 +501,14 @@ def test_a_run_knows_how_its_cells_are_seen(tmp_path: Path) -> None:
     )  # fmt: skip
     train(config, tmp_path / "run", progress=False)
     run = load(tmp_path / "run")
+    path.rename(tmp_path / "moved.h5ad")  # the run needs its training data no more
     results = []
     for given in (tmp_path / "run", str(tmp_path / "run"), run):
         other = cells_of(sp.csr_matrix(counts()))[:, ::-1].copy()
         annotate(other, given, num_samples=20)
         results.append(other.obs["pyro_bvae_evidence"].to_numpy())
     own = cells_of(sp.csr_matrix(counts()))
-    annotate(own, run.vae, run.splits.format, num_samples=20)
+    annotate(own, run.vae, run.record.cells, num_samples=20)
     for result in results:
         assert np.allclose(result, own.obs["pyro_bvae_evidence"], rtol=1e-5, equal_nan=True)
     with pytest.raises(InputError, match="'cell_format' must be given"):

@@ -62,6 +62,7 @@ def test_runs_are_compared_on_the_data_that_all_held_out(counts: dict[str, Path]
 def test_untrusted_data_are_measured_again(counts: dict[str, Path]) -> None:
     pair = {name: counts[name] for name in ("poisson", "nb")}
     quick = Escalation(
+        budget=10_000_000,
         refit=RefitSettings(max_rounds=3, num_starts=0),
         annealing=AnnealingSettings(num_temperatures=100, num_chains=16),
     )
@@ -100,7 +101,8 @@ def test_data_of_other_features_layers_or_conditions_are_refused_by_name(
     def other(data: Dataset | None = None, **options: object) -> Run:
         """Return the run as if it had been trained on other data."""
         parts = run.splits if data is None else replace(run.splits, test=data)
-        return replace(run, splits=parts, config=run.config.with_options(**options))
+        config = run.config.with_options(**options)
+        return Run(run.vae, config, parts, run.history, run.directory, run.training_beta)
 
     test = run.splits.test.dense()
     named, turned = (replace(test, feature_names=each) for each in (names, names[::-1]))

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -57,10 +58,8 @@ SOME = [
     ("mlp", "flow", "discretized-logistic"),
     ("mlp", "mixture", "autoregressive-bernoulli"),
 ]
-ALL = [
-    *((network, posterior, "bernoulli") for network in NETWORKS for posterior in POSTERIORS),
-    *((network, "normal", likelihood) for network in NETWORKS for likelihood in LIKELIHOODS),
-]
+# Every likelihood, on networks and posteriors in turn.
+ALL = list(zip(cycle(NETWORKS), cycle(POSTERIORS), LIKELIHOODS, strict=False))
 
 
 @pytest.mark.parametrize("parts", SOME, ids=" ".join)
@@ -75,6 +74,20 @@ def test_a_graph_gives_the_numbers_of_the_model(
 @pytest.mark.parametrize("suffix", formats.FORMATS)
 def test_files_of_all_parts(parts: tuple[str, str, str], suffix: str, tmp_path: Path) -> None:
     assert difference(*make(*parts), suffix, tmp_path) <= 1e-5
+
+
+def test_standardization_is_a_part_of_the_graphs(tmp_path: Path) -> None:
+    config = TrainConfig(likelihood="normal", standardize=True, **TINY)
+    scaling = datasets.Scaling(
+        torch.linspace(-1e3, 1e3, D).double(), torch.logspace(-2, 2, D).double()
+    )
+    vae = build_vae(config, Shape(D, missing=True, scaling=lambda: scaling)).eval()
+    assert difference(vae, None, ".pt2", tmp_path) <= 1e-5
+    x = torch.full((2, D), torch.nan)  # of which the networks see the mean, and nothing else
+    encoder = torch.export.load(str(tmp_path / "encoder.pt2")).module()
+    torch.testing.assert_close(
+        encoder(x)["mean"], encoder(scaling.mean.float().expand(2, D))["mean"]
+    )
 
 
 def test_the_decoder_gives_the_parameters_of_the_likelihood() -> None:
@@ -156,8 +169,9 @@ def test_the_model_is_made_again_from_its_weights_alone(
 @pytest.mark.parametrize("prior", PRIORS)
 def test_every_prior_is_made_again(prior: str, tmp_path: Path) -> None:
     config = TrainConfig(
-        dataset="counts", likelihood="negative-binomial", prior=prior, prior_components=3, **TINY
-    )
+        dataset="linear-gaussian", likelihood="normal", prior=prior, prior_components=3,
+        standardize=True, **TINY,
+    )  # fmt: skip
     shape = Shape.of(runs.load_data(config).train)
     vae = build_vae(config, shape)
     sizes = {name: value for name, value in vars(shape).items() if not callable(value)}

@@ -177,6 +177,11 @@ def test_a_run_keeps_the_scaling_and_answers_in_the_datas_units(
     )  # fmt: skip
     trained = runs.train(config, tmp_path / "run", progress=False)
     assert ("compiled" in str(trained.history.step)) == compile
+    moved = (tmp_path / "x.npy").rename(tmp_path / "y.npy")
+    assert torch.equal(
+        load(tmp_path / "run").vae.encoder.inputs.mean, trained.vae.encoder.inputs.mean
+    )
+    moved.rename(tmp_path / "x.npy")
     again = load(tmp_path / "run")
     scaling = Scaling.of(from_path(tmp_path / "x.npy", missing=True).train)
     assert torch.equal(again.vae.encoder.inputs.mean, scaling.mean)
@@ -187,6 +192,19 @@ def test_a_run_keeps_the_scaling_and_answers_in_the_datas_units(
     assert spread.abs().max() < 5
     with pytest.raises(InputError, match="standardize was True, got False"):
         runs.train(config.with_options(standardize=False), tmp_path / "run", resume=True)
+
+
+def test_an_export_holds_the_scaling(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", data(missing=0.1).numpy())
+    config = TrainConfig(
+        dataset="file", path=str(tmp_path / "x.npy"), missing="nan", likelihood="normal",
+        standardize=True, hidden=(4,), latent_dim=2, epochs=1, warmup_epochs=0.0, prior="vamp",
+        prior_components=3,
+    )  # fmt: skip
+    trained = runs.train(config, tmp_path / "run", progress=False)
+    runs.export(tmp_path / "run", tmp_path / "export")
+    vae, x = runs.from_export(tmp_path / "export"), data(20, missing=0.1)
+    assert torch.equal(vae.reconstruct(x), trained.vae.eval().reconstruct(x))
 
 
 def test_a_sweep_of_a_standardized_model_is_stacked_where_its_data_are_the_same(

@@ -54,8 +54,8 @@ def read_csv(
             parts.
         missing: Take an empty field and its spellings in pandas (NaN, NA, ...) for entries that
             were not observed.
-        features: The features of a model, of new rows for it: other columns are not read, and
-            those that have a meaning need not be there.
+        features: The features to read, where any are given, as far as they are there; no other
+            column is read then, and ``columns`` as far as they are there.
 
     Raises:
         InputError: if the table cannot be read, or cannot be read in one way.
@@ -65,14 +65,18 @@ def read_csv(
         delimiter = _delimiter(path)
     header = _header(path, delimiter)
     names = [name.strip() for name in header]
-    columns = columns or Columns()
-    columns = (columns.within(names) if features else columns).among(names, "_column")
-    roles = [names.index(str(name)) for name in columns.given.values()]
-    frame = _frame(path, delimiter, header, roles)
+    columns = (columns or Columns()).among(names, "_column", features)
+    others, known = set(columns.given.values()), set(features)
+    roles = [place for place, name in enumerate(names) if name in others]
+    wanted = [
+        place for place, name in enumerate(names)
+        if name not in others and (not known or name in known)
+    ]  # fmt: skip
+    frame = _frame(path, delimiter, header, roles, wanted)
     frame.columns = names  # type: ignore[assignment]
     if missing and frame[names[-1]].isna().any():
         _check_widths(path, delimiter, len(names))
-    return parts_of(frame, columns, missing, features=features)
+    return parts_of(frame.iloc[:, sorted(roles + wanted)], columns, missing)
 
 
 def _open(path: Path) -> IO[bytes]:
@@ -163,29 +167,29 @@ def _header(path: Path, delimiter: str) -> list[str]:
     return columns
 
 
-def _frame(path: Path, delimiter: str, header: list[str], roles: Sequence[int]) -> pd.DataFrame:
-    """Return the table with numbers in all columns but those of some places, which are text."""
+def _frame(
+    path: Path, delimiter: str, header: list[str], roles: list[int], wanted: list[int]
+) -> pd.DataFrame:
+    """Return the table with text in the columns of some places, and numbers in those of others."""
     frame, decimal = _parsed(path, delimiter, header, roles, "."), "."
-    texts = [frame.iloc[:, place] for place in _text(frame, roles)]
+    texts = [frame.iloc[:, place] for place in _text(frame, wanted)]
     if delimiter != "," and _has_decimal_commas(texts):
         decimal = ","
         frame = _parsed(path, delimiter, header, roles, decimal)
-    for place in _text(frame, roles):
+    for place in _text(frame, wanted):
         name = header[place].strip()
         frame.isetitem(place, _numbers(frame.iloc[:, place], name, decimal))
     return frame
 
 
-def _text(frame: pd.DataFrame, roles: Sequence[int]) -> list[int]:
-    """Return the places of the features with an entry that is no number."""
-    return [
-        place for place, dtype in enumerate(frame.dtypes)
-        if dtype.kind not in "biuf" and place not in roles
-    ]  # fmt: skip
+def _text(frame: pd.DataFrame, places: list[int]) -> list[int]:
+    """Return those of some places whose columns have an entry that is no number."""
+    kinds = [dtype.kind for dtype in frame.dtypes]
+    return [place for place in places if kinds[place] not in "biuf"]
 
 
 def _parsed(
-    path: Path, delimiter: str, header: list[str], roles: Sequence[int], decimal: str
+    path: Path, delimiter: str, header: list[str], roles: list[int], decimal: str
 ) -> pd.DataFrame:
     import pandas as pd
 

@@ -99,22 +99,22 @@ def read_rows(
     columns: Columns,
     features: Sequence[str] = (),
     missing: bool = False,
-    **images: Unpack[ImageOptions],
+    images: ImageOptions,
 ) -> Dataset:
     """Return all rows of a file or folder, of all its parts.
 
     Args:
         path: The file or folder.
-        columns: Columns of a table that are no features, where they are there.
-        features: The features of a table that are read; all of them if there are none.
+        columns: Columns of a table that are no features, as far as they are there.
+        features: Columns of a table that are read; all of them if there are none.
         missing: As of :func:`from_path`.
-        **images: Likewise.
+        images: Options of a folder of images.
 
     Raises:
         InputError: as of :func:`from_path`.
     """
-    is_table = not path.is_dir() and READERS.get(_suffix(path).lower()) is read_csv
-    own = images if path.is_dir() else {}
+    is_table = READERS.get(_suffix(path).lower()) is read_csv and not path.is_dir()
+    own = images if path.is_dir() else ImageOptions()
     parts = _reader(path, columns if is_table else Columns(), missing, own, features)(path)
     return joined([parts[part] for part in (WHOLE, *PARTS) if part in parts])
 
@@ -130,7 +130,7 @@ def _reader(
 ) -> Callable[[Path], dict[str, Dataset]]:
     """Return the reader of a file or folder, with the options it takes."""
     suffix = _suffix(path).lower()
-    is_folder = stat.S_ISDIR(status_of(path).st_mode) and suffix != ".zarr"
+    is_folder = stat.S_ISDIR(status_of(path).st_mode)
     reader = None if is_folder else READERS.get(suffix)
     for role, name in columns.given.items():
         if reader is not read_csv:

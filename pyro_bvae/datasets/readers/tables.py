@@ -49,17 +49,16 @@ class Columns:
         """The columns that there are, by their roles."""
         return {role: name for role, name in vars(self).items() if name is not None}
 
-    def within(self, names: Sequence[Hashable]) -> Columns:
-        """Return those of these columns that a table of new rows has, without parts."""
-        given = {role: name for role, name in self.given.items() if name in names}
-        return Columns(given.get("label"), given.get("index"))
-
-    def among(self, names: Sequence[Hashable], ending: str = "") -> Columns:
+    def among(
+        self, names: Sequence[Hashable], ending: str = "", features: Sequence[Hashable] = ()
+    ) -> Columns:
         """Return these columns of a table, with ``label`` or ``labels`` if no other is named.
 
         Args:
             names: The names of all columns.
             ending: Of the arguments' names in messages.
+            features: The features, where they are known: a column of another use may then be
+                absent.
 
         Raises:
             InputError: if there is no such column, or one has two meanings or a name of another.
@@ -69,6 +68,9 @@ class Columns:
             if name in known:
                 raise InputError(f"the names of the columns must differ, got '{name}' twice")
             known.add(name)
+        if features:
+            there = {role: name for role, name in self.given.items() if name in known}
+            return Columns(**there)._with_label(known - set(features))
         given = self.given
         for role, name in given.items():
             if name not in known:
@@ -81,18 +83,18 @@ class Columns:
                     f"'{one}{ending}' and '{other}{ending}' must be two columns, got "
                     f"{given[one]!r} for both"
                 )
+        return self._with_label(known)
+
+    def _with_label(self, names: set[Hashable]) -> Columns:
+        """Return these columns with one of the usual names for the label, if it has none."""
         if self.label is not None:
             return self
-        usual = (name for name in LABEL_COLUMNS if name in known - set(given.values()))
+        usual = (name for name in LABEL_COLUMNS if name in names - set(self.given.values()))
         return replace(self, label=next(usual, None))
 
 
 def parts_of(
-    frame: pd.DataFrame,
-    columns: Columns,
-    missing: bool,
-    index: np.ndarray | None = None,
-    features: Sequence[str] = (),
+    frame: pd.DataFrame, columns: Columns, missing: bool, index: np.ndarray | None = None
 ) -> dict[str, Dataset]:
     """Return the data of a table, by parts if it has a column of them.
 
@@ -101,18 +103,15 @@ def parts_of(
         columns: Its columns that are no features.
         missing: Take entries that are not there as missing.
         index: The names of the rows, ``(N,)``, where no column has them; by default numbers.
-        features: The features of a model, of new rows for it; other columns are left out.
 
     Raises:
         InputError: naming the column, and the row, that cannot be used.
     """
     others = set(columns.given.values())
     names = [name for name in frame.columns if name not in others]
-    if features:
-        names = [name for name in names if _known(name, features)]
     if not names or frame.empty:
         raise InputError(f"empty data set: {len(names)} feature columns and {len(frame)} rows")
-    made = [_made(frame[name], str(name), missing, features) for name in names]
+    features = [_features(frame[name], str(name), missing) for name in names]
     labels: Tensor | None = None
     label_names: tuple[str, ...] = ()
     if columns.label is not None:
@@ -123,12 +122,12 @@ def parts_of(
         index = row_names(texts(frame[columns.index], "name", source), source)
     elif index is None:
         index = np.arange(len(frame))
-    feature_names = tuple(name for own, _ in made for name in own)
+    feature_names = tuple(name for own, _ in features for name in own)
     if len(set(feature_names)) < len(feature_names):
         twice = next(name for name in feature_names if feature_names.count(name) > 1)
         raise InputError(f"the names of the features must differ, got '{twice}' twice")
     whole = Dataset(
-        torch.from_numpy(np.concatenate([values for _, values in made], axis=1)),
+        torch.from_numpy(np.concatenate([values for _, values in features], axis=1)),
         labels=labels, label_names=label_names, missing=missing, feature_names=feature_names,
         index=index,
     )  # fmt: skip
@@ -181,29 +180,6 @@ def row_names(names: np.ndarray, source: str) -> np.ndarray:
             f"and {second + 1}; {len(names) - len(distinct)} rows have the name of an earlier one"
         )
     return names
-
-
-def _known(name: Hashable, features: Sequence[str]) -> list[str] | bool:
-    """Return the classes that a column has among some features, or whether it is one of them."""
-    own = f"{name}="
-    return [each[len(own) :] for each in features if each.startswith(own)] or name in features
-
-
-def _made(
-    column: pd.Series, name: str, missing: bool, known: Sequence[str]
-) -> tuple[list[str], np.ndarray]:
-    """Return the features that a column makes, the classes of text being those that are known."""
-    classes = _known(name, known)
-    if not isinstance(classes, list) or name in known:
-        return _features(column, name, missing)
-    text = column.astype(object).where(column.notna(), None).map(str, na_action="ignore")
-    new = text.notna() & ~text.isin(classes)
-    if new.any():
-        raise InputError(
-            f"column '{name}' has {text[new].iloc[0]!r} in row {_row(new)}, which is none of the"
-            f" classes of the training: {listed(classes)}"
-        )
-    return _indicators(text, classes, name, missing)
 
 
 def _features(column: pd.Series, name: str, missing: bool) -> tuple[list[str], np.ndarray]:

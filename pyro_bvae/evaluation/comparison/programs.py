@@ -107,10 +107,11 @@ def _gaps(
         with open_program(model, guide, args, seed=seed) as program:
             if (reason := refit_refusal(program)) is not None:
                 return reason
+        own_evidence = evidences[number]
         measured.append(
             inference_gaps(
-                model, guide, *args, evidence=None if evidences[number].methods is None else evidences[number], training_beta=betas[number],
-                seed=stream_seed(seed, number), **options,
+                model, guide, *args, training_beta=betas[number], seed=stream_seed(seed, number),
+                evidence=None if own_evidence.methods is None else own_evidence, **options,
             )
         )  # fmt: skip
     return tuple(measured)

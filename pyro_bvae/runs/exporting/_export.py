@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError, byte_size
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.datasets import Scaling
 from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.runs.build import Shape, build_vae
 from pyro_bvae.runs.config import TrainConfig
@@ -244,14 +246,15 @@ def _rebuilt(path: Path) -> BetaVAE:
 
 
 def _shape(sizes: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Shape:
-    """Return the shape of the data of an export; pseudo-inputs are among the weights."""
+    """Return the shape of the data; its pseudo-inputs and scaling are among the weights."""
     image, pseudo = sizes["image_shape"], weights.get("prior.raw_inputs")
+    features, covariates = sizes["num_features"], sizes["num_covariates"]
 
     def examples(count: int) -> tuple[Tensor, Context | None]:
         rows = count if pseudo is None else len(pseudo)
-        covariates = torch.zeros(rows, sizes["num_covariates"])
-        return torch.zeros(rows, sizes["num_features"]), (
-            Context(covariates=covariates) if sizes["num_covariates"] else None
-        )
+        context = Context(covariates=torch.zeros(rows, covariates)) if covariates else None
+        return torch.zeros(rows, features), context
 
-    return Shape(**{**sizes, "image_shape": image and tuple(image)}, examples=examples)
+    scaling = partial(Scaling.identity, features)  # its own is among the weights, too
+    whole = {**sizes, "image_shape": image and tuple(image)}
+    return Shape(**whole, examples=examples, scaling=scaling)

@@ -237,6 +237,11 @@ def _limits(
             "An entry that is missing is left out, which is right where its value has no part in"
             " its being missing."
         )
+    if options["standardize"]:
+        limits.append(
+            "x and every output are in the data's own units; the networks see features of mean 0"
+            " and standard deviation 1."
+        )
     if options["posterior"] == "full-rank" or options["posterior"] == "low-rank":
         limits.append("The files give no correlations of the latents, which the guide has.")
     if options["posterior"] in ("flow", "mixture"):

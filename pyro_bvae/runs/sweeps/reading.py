@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -146,6 +147,7 @@ def load(
     *,
     checkpoint: str = "best",
     device: str = "cpu",
+    data: str | PathLike[str] | None = None,
 ) -> Run | Any:
     """Read a run directory, or a sweep of them: models, configurations and data.
 
@@ -155,23 +157,26 @@ def load(
             its weights are overwritten in place.
         checkpoint: ``best`` or ``last``.
         device: Where to put the models.
+        data: Where the file or folder of the data lies now, if not where it was.
 
     Returns:
         A :class:`~pyro_bvae.runs.Run`; of a sweep, a
-        :class:`~pyro_bvae.runs.sweep_directory.LoadedSweep`, whose runs are in the order of their
+        :class:`~pyro_bvae.runs.sweeps.reading.LoadedSweep`, whose runs are in the order of their
         β or rates, and then of their seeds.
 
     Raises:
-        InputError: if the directory is no run and no sweep, a file in it cannot be read or was
-            changed since the run wrote it, or configuration or data are not those of the training.
+        InputError: as of :func:`pyro_bvae.runs.load`; for a directory that is no run and no sweep.
     """
     path = Path(run)
     if not is_sweep(path):
-        return single.load(path, model, checkpoint=checkpoint, device=device)
+        return single.load(path, model, checkpoint=checkpoint, device=device, data=data)
     if model is not None:
         raise InputError(f"'model' is for one run, and {path} holds a sweep of several")
     members = sweep_members(path)
-    runs = [single.load(each.directory, checkpoint=checkpoint, device=device) for each in members]
+    runs = [
+        single.load(each.directory, checkpoint=checkpoint, device=device, data=data)
+        for each in members
+    ]
     for own in runs:
         _warn_of_unfinished(own)
     return LoadedSweep(path, members, tuple(runs))

@@ -76,8 +76,8 @@ def annotate(
         progress: Show a progress bar.
 
     Raises:
-        InputError: if the run is none of cells, ``adata`` is a view, a gene, layer or column is not there, a count is none,
-            or a batch is new.
+        InputError: if the run is none of cells, ``adata`` is a view, a gene, layer or column is not
+            there, a count is none, or a batch is new.
     """
     if adata.is_view:
         raise InputError(
@@ -139,7 +139,7 @@ def _opened(vae: VAE | Run | str | Path, cell_format: CellFormat | None) -> tupl
     if not isinstance(run, Run):
         model = run
     else:
-        own = getattr(run.splits, "format", None)
+        own = getattr(run.splits, "format", None) if run.record is None else run.record.cells
         if cell_format is None and own is None:
             raise InputError(f"{run.directory} is no run of cells: it was trained on other data")
         model, cell_format = run.vae, cell_format or own

@@ -20,7 +20,7 @@ from pyro_bvae.evaluation.comparison import Comparison, compare_programs
 from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.runs._evaluate import choose_data
 from pyro_bvae.runs.directory import Run
-from pyro_bvae.runs.sweep_directory import LoadedSweep, load
+from pyro_bvae.runs.sweeps.reading import LoadedSweep, load
 
 # Options of the data by which the evidence of a datum has other units or another condition.
 _UNITS = ("binarize", "size_factor", "missing")
@@ -31,7 +31,7 @@ Opened = Mapping[str, Sequence[Any]]
 @exclusive
 def compare(
     models: Models,
-    data: Tensor | Dataset | None = None,
+    data: Tensor | Dataset | str | Path | None = None,
     context: Context | None = None,
     *,
     num_data: int | None = 500,
@@ -47,7 +47,8 @@ def compare(
         models: By name, a run (a directory or a :class:`Run`), a module with ``model`` and
             ``guide``, or a pair ``(model, guide)``; a list of these for several training seeds. Or
             a sweep, or its directory: each β or rate is a name, with its seeds.
-        data: The data; by default the test data that all runs have in common.
+        data: The data, or a file or folder of them, which each run reads as it read its own; by
+            default the test data that all runs have in common.
         context: Their context.
         num_data: Data to measure at most, chosen by ``seed``; None for all.
         method: Estimator of the evidence, as of :func:`~pyro_bvae.evidence`: by default, data whose
@@ -136,13 +137,13 @@ def _check_conditions(runs: Sequence[tuple[str, Run]]) -> None:
 
 def _check_features(runs: Sequence[tuple[str, Run]], data: Any) -> None:
     """Raise if two runs, or a run and the data, have other features, or another order of them."""
-    known = [(f"'{name}'", run.splits.test) for name, run in runs if run.splits is not None]
+    known = [(f"'{name}'", *_features(run)) for name, run in runs]
     if isinstance(data, Dataset):
-        known.append(("'data'", data))
-    for name, part in known[1:]:
-        first, own = known[0][1].feature_names, part.feature_names
-        if known[0][1].num_features != part.num_features:
-            words = f"{known[0][1].num_features} features and {part.num_features}"
+        known.append(("'data'", data.num_features, data.feature_names))
+    for name, size, own in known[1:]:
+        first = known[0][2]
+        if known[0][1] != size:
+            words = f"{known[0][1]} features and {size}"
         elif not first or not own or first == own:
             continue
         elif {*first} == {*own}:
@@ -159,18 +160,41 @@ def _check_features(runs: Sequence[tuple[str, Run]], data: Any) -> None:
         raise InputError(f"{known[0][0]} and {name} cannot be compared: they have {words}")
 
 
+def _features(run: Run) -> tuple[int, tuple[str, ...]]:
+    """Return the number and the names of the features of a run."""
+    part: Any = run.part("test") if run.record is None else run.record
+    return part.num_features, part.feature_names
+
+
+def _read(runs: Sequence[tuple[str, Run]], path: str | PathLike[str]) -> Any:
+    """Return the data of a file as all runs read them."""
+    if not runs:
+        raise InputError(f"'data' must be numbers for models that are no runs, got the file {path}")
+    (name, run), *others = runs
+    first = run.read(path).dense()
+    for other, each in others:
+        own = each.read(path).dense()
+        if own.x.shape != first.x.shape or _keys(own) != _keys(first):
+            raise InputError(
+                f"'{name}' and '{other}' cannot be compared: they read {path} otherwise"
+            )
+        _check_contexts((name, other), (first.context, own.context))
+    return first
+
+
 def _data(
     opened: Opened,
     runs: Sequence[tuple[str, Run]],
-    data: Tensor | Dataset | None,
+    data: Tensor | Dataset | str | Path | None,
     context: Context | None,
 ) -> Any:
     """Return the data to compare on."""
+    if isinstance(data, str | PathLike):
+        return _read(runs, data)
     if data is not None:
         given = as_dataset(data, next(_modules(opened), None))
         return given if context is None else replace(given, context=context)
-    num_models = sum(len(own) for own in opened.values())
-    if len(runs) < num_models:
+    if len(runs) < sum(len(own) for own in opened.values()):
         raise InputError("'data' must be given for models that are no runs with data of their own")
     parts = [run.part("test").dense() for _, run in runs]
     places = [{key: row for row, key in enumerate(_keys(part))} for part in parts]

@@ -1,0 +1,1 @@
+"""Sweeps: directories of runs trained side by side, read back in the order of their settings."""
