@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -37,7 +36,6 @@ def evaluate_run(
     *,
     num_samples: int = 5000,
     num_data: int | None = 500,
-    families: Sequence[str] = (),
     method: Literal["auto", "importance"] | Escalation = "auto",
     checkpoint: str = "best",
     seed: int = 0,
@@ -45,6 +43,7 @@ def evaluate_run(
     force: bool = False,
     progress: bool = True,
     data: str | PathLike[str] | None = None,
+    **options: Any,
 ) -> Evaluation:
     """Measure a run on its test data and write ``evaluation.json`` and ``evaluation.nc``.
 
@@ -55,7 +54,6 @@ def evaluate_run(
         directory: The run.
         num_samples: Particles for each datum.
         num_data: How many test data to measure, drawn by ``seed``; None for all.
-        families: Richer guides to fit to each datum too: ``full-rank``, ``flow``.
         method: Estimator of the evidence, as of :func:`~pyro_bvae.evaluation.evaluate`: by default,
             data whose importance weights cannot be trusted are annealed.
         checkpoint: ``best`` or ``last``.
@@ -66,6 +64,7 @@ def evaluate_run(
         progress: Show progress bars.
         data: New data, a file or folder of any format that is read for training; the run's test
             data by default.
+        **options: Further options of :func:`~pyro_bvae.evaluation.evaluate`: ``families``.
 
     Raises:
         InputError: if the run or an option cannot be used, or another process writes to the run.
@@ -86,7 +85,7 @@ def evaluate_run(
         run.vae.check_data(*args)
         evaluation = evaluate_shares(
             run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
-            families=families, method=method, seed=seed, progress=progress and ranks.is_first,
+            method=method, seed=seed, progress=progress and ranks.is_first, **options,
         )  # fmt: skip
         evaluation = replace(evaluation, run=str(directory))
         if ranks.is_first:

@@ -368,7 +368,6 @@ RIGHT: dict[str, Call] = {
     "refined": lambda w: of(w.vae.guide, w.vae.model, 2, learning_rate=0.1, num_points=8),
     # runs
     "load": lambda w: of(w.run, checkpoint="best", device="cpu"),
-    "runs.load": lambda w: of(w.run, checkpoint="best", device="cpu"),
     "train": lambda w: of(CONFIG, w.folder / "trained", overwrite=True, progress=False),
     "train_sweep": lambda w: of(
         CONFIG, w.folder / "sweep", betas=(1.0,), seeds=1, overwrite=True, progress=False
@@ -379,7 +378,6 @@ RIGHT: dict[str, Call] = {
     ),
     "calibrate_run": lambda w: of(w.run, num_simulations=20, num_data=5, checkpoint="best", seed=1),
     "saved_sweep": lambda w: of(w.swept),
-    "is_sweep": lambda w: of(w.swept),
     "sweep_members": lambda w: of(w.swept),
     "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),
     "choose_data": lambda w: of(w.data, 5, 1),

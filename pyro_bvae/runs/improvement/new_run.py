@@ -44,16 +44,11 @@ def improve(
     hidden: Sequence[int] = (),
     epochs: int = 100,
     iwelbo: int | None = None,
-    simulate: bool = True,
-    learning_rate: float | None = None,
-    num_data: int | None = 200,
-    num_samples: int = 1000,
     checkpoint: str = "best",
-    seed: int = 0,
     device: str = "cpu",
     overwrite: bool = False,
     force: bool = False,
-    progress: bool = True,
+    **options: Any,
 ) -> ImprovedGuide:
     """Train the guide of a run on at β = 1, its model fixed, into a new run; RUN stays as it is.
 
@@ -68,16 +63,12 @@ def improve(
         epochs: Passes over the training data at most.
         iwelbo: Particles of the importance weighted bound, doubly reparametrised; None for the
             ELBO.
-        simulate: Whether to train on data that the model draws too.
-        learning_rate: Highest learning rate; as of :func:`~pyro_bvae.training.improve_guide`.
-        num_data: How many test data to measure; None for all.
-        num_samples: Particles for each datum behind the gaps.
         checkpoint: Where to start: ``best`` or ``last``.
-        seed: Seed of order, noise and choices.
         device: Where to compute.
         overwrite: Take the place of the run that ``output`` holds.
         force: Take ``output`` over from another process that holds it.
-        progress: Show progress bars.
+        **options: Further options of :func:`~pyro_bvae.training.improve_guide`: ``simulate``,
+            ``learning_rate``, ``num_data``, ``num_samples``, ``seed``, ``progress``.
 
     Raises:
         InputError: if the run, its data or an option cannot be used, or ``output`` is occupied.
@@ -97,10 +88,9 @@ def improve(
     anew = build_encoder(run.config, shape, guide) if posterior or hidden else None
     with process_group(device) as ranks, ranks.writing(output, force):
         result = _improved(
-            run, output, guide, posterior=anew, epochs=epochs, learning_rate=learning_rate,
+            run, output, guide, posterior=anew, epochs=epochs,
             objective=None if iwelbo is None else IWELBO(iwelbo, doubly_reparametrized=True),
-            simulate=simulate, num_data=num_data, num_samples=num_samples, seed=seed,
-            overwrite=overwrite, force=force, progress=progress,
+            overwrite=overwrite, force=force, **options,
         )  # fmt: skip
     return replace(result, run=str(output))
 

@@ -16,7 +16,6 @@ from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation import elbo, inference_gaps
-from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.training.fitting import fit
 from pyro_bvae.training.history import History
 from pyro_bvae.training.improvement.programs import improve_program, permuted
@@ -49,12 +48,6 @@ def improve_guide(
     objective: Objective | None = None,
     simulate: bool = True,
     training_beta: float = 1.0,
-    learning_rate: float | Schedule | None = None,
-    early_stopping: int | None = None,
-    num_data: int | None = 200,
-    num_samples: int = 1000,
-    settings: RefitSettings | None = None,
-    progress: bool = True,
     seed: int = 0,
     **options: Any,
 ) -> ImprovedGuide:
@@ -90,16 +83,13 @@ def improve_guide(
             of data that come from a loader.
         training_beta: The β that the guide was trained at, for the gaps before; at 0, where the
             best guide is a point, they are those of β = 1.
-        learning_rate: A number for the peak of a one-cycle schedule, or a schedule; by default a
-            peak of 1e-3, and of 3e-3 for another ``posterior``.
-        early_stopping: Epochs without a better bound after which training stops; by default a
-            quarter of ``epochs``, at least 10.
-        num_data: How many data the gaps are measured on at most, drawn by ``seed``; None for all.
-        num_samples: Particles for each datum behind the gaps.
-        settings: How the local refits behind the gaps run.
-        progress: Show progress bars.
         seed: Seed of order, noise and choices; the caller's generators are left alone.
-        **options: Further options of :func:`~pyro_bvae.fit`, such as ``batch_size``, ``output``.
+        **options: Of the gaps: ``num_data``, how many data they are measured on at most, drawn by
+            ``seed`` (200; None for all), ``num_samples`` for each of these (1000), and ``settings``
+            of the local refits. Of the training: those of :func:`~pyro_bvae.fit`, such as
+            ``batch_size``, ``output``, ``progress``; ``learning_rate`` has by default a peak of
+            1e-3, or 3e-3 for another ``posterior``, and ``early_stopping`` is a quarter of
+            ``epochs``, at least 10.
 
     Returns:
         The improved model, and the gaps before and after.
@@ -109,16 +99,19 @@ def improve_guide(
             parameters; if there is nothing to train.
     """
     check_count("epochs", epochs)
+    num_data, settings = options.pop("num_data", 200), options.pop("settings", None)
+    num_samples = options.pop("num_samples", 1000)
     check_count("num_samples", num_samples)
+    progress = options.get("progress", True)
     if "beta" in options:
         raise InputError("'beta' is 1 where a guide is improved: the evidence has no other bound")
     training_beta = training_beta or 1.0  # the best guide at β = 0 is a point: no gap is its own
+    rate, patience = options.pop("learning_rate", None), options.pop("early_stopping", None)
     fitting: dict[str, Any] = {
         "epochs": epochs,
         "objective": objective,
-        "learning_rate": _rate(learning_rate, posterior),
-        "early_stopping": max(10, epochs // 4) if early_stopping is None else early_stopping,
-        "progress": progress,
+        "learning_rate": _rate(rate, posterior),
+        "early_stopping": max(10, epochs // 4) if patience is None else patience,
         "seed": seed,
         **options,
     }
