@@ -29,11 +29,17 @@ def test_the_program_of_the_readme_prints_the_output_beside_it() -> None:
     command = [sys.executable, "-W", "error", "-c", program]
     finished = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert finished.returncode == 0, finished.stderr
-    # The words are the same everywhere; rounding differs between processors, and grows in training.
-    assert _NUMBER.sub("#", finished.stdout).split() == _NUMBER.sub("#", output).split()
-    pairs = zip(_NUMBER.findall(finished.stdout), _NUMBER.findall(output), strict=True)
-    for found, printed in pairs:
-        assert abs(float(found) - float(printed)) <= 0.5 + 0.1 * abs(float(printed))
+    # Rounding differs between processors, and grows in training: which data are untrusted may, too.
+    found, printed = (
+        [line for line in text.splitlines() if "±" in line and "nats" not in line]
+        for text in (finished.stdout, output)
+    )
+    assert len(found) == len(printed) == 6
+    for one, other in zip(found, printed, strict=True):
+        assert _NUMBER.sub("#", one).split() == _NUMBER.sub("#", other).split()
+        for a, b in zip(_NUMBER.findall(one), _NUMBER.findall(other), strict=True):
+            assert abs(float(a) - float(b)) <= 0.3 + 0.1 * abs(float(b))
+    assert finished.stdout.split()[0] == output.split()[0] == "amortization"
 
 
 @pytest.mark.parametrize("page", PAGES)
