@@ -21,6 +21,7 @@ from pyro_bvae.evaluation import invert as invert
 from pyro_bvae.evaluation import rate_distortion as rate_distortion
 from pyro_bvae.runs import compare as compare
 from pyro_bvae.runs.sweeps.reading import load as load
+from pyro_bvae.training import choose as choose
 from pyro_bvae.training import fit as fit
 from pyro_bvae.training import sweep as sweep
 from pyro_bvae.vae import BetaVAE as BetaVAE

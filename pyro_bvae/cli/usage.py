@@ -100,7 +100,8 @@ def check_usage(commands: Mapping[str, type], words: Sequence[str]) -> frozenset
 
     Raises:
         UsageError: for a command or an option that is none, for values that are missing, too many
-            or of another type, and for an option that is given twice with different values.
+            or of another type. Of an option
+            that is given twice the last values count.
         InputError: for options that exclude each other.
     """
     if any(word in _HELP for word in words):
@@ -147,7 +148,6 @@ class _Words:
         self.options = {option.flag: option for option in options if not option.is_positional}
         self.places = [option for option in options if option.is_positional]
         self.given: dict[str, Option] = {}
-        self.typed: dict[str, list[str]] = {}  # the words of each of them
         self.filled: set[str] = set()  # positional arguments that have a value
 
     def check(self, words: Sequence[str]) -> frozenset[str]:
@@ -194,7 +194,6 @@ class _Words:
         if option.is_switch:
             if attached:
                 raise UsageError(f"{flag} takes no value, got {quoted(value)}")
-            self._keep(option, [flag.replace("_", "-")])
             return rest
         count = 0
         if not attached or option.type.many:
@@ -208,14 +207,7 @@ class _Words:
             raise UsageError(f"{flag} needs a value, {_value_words(option.type)}; got {got}")
         for each in values:
             option.check(each)
-        self._keep(option, values)
         return rest[count:]
-
-    def _keep(self, option: Option, words: list[str]) -> None:
-        """Raise if an option was given before with other words."""
-        if self.typed.setdefault(option.name, words) != words:
-            before, now = (quoted(" ".join(each)) for each in (self.typed[option.name], words))
-            raise UsageError(f"{option.flag} is given twice, as {before} and as {now}")
 
     def _known(self, flag: str) -> Option:
         """Return the option of a name."""

@@ -30,6 +30,9 @@ from pyro_bvae.training.objectives import reparametrize as reparametrize
 from pyro_bvae.training.objectives import with_beta as with_beta
 from pyro_bvae.training.objectives.target_rate import RateController as RateController
 from pyro_bvae.training.objectives.target_rate import TargetRate as TargetRate
+from pyro_bvae.training.replicas.choosing import Choice as Choice
+from pyro_bvae.training.replicas.choosing import Setting as Setting
+from pyro_bvae.training.replicas.choosing import choose as choose
 from pyro_bvae.training.replicas.sweeping import Replica as Replica
 from pyro_bvae.training.replicas.sweeping import Sweep as Sweep
 from pyro_bvae.training.replicas.sweeping import sweep as sweep

@@ -107,11 +107,6 @@ def _option_rows(command: str, option: Option) -> Iterator[tuple[list[str], str]
     if not option.type.many:
         yield [flag], f"{flag} needs a value"
         yield [flag, good[0], "surplus"], "unexpected argument 'surplus'"
-    if get_origin(option.type.kinds[0]) is not Literal:
-        other = {int: "3", float: "2.5", bool: "False", Path: "new.csv"}.get(
-            option.type.kinds[0], "o"
-        )
-        yield [flag, *good, f"{flag}={other}"], f"{flag} is given twice, as '{good[0]}' and as "
     for value, part in values:
         yield [flag, *good, value] if option.type.many and good else [f"{flag}={value}"], part
 
@@ -189,7 +184,6 @@ def hand_rows() -> Iterator[Row]:
         ([*train, "--path", "--seed", "3"], "--path needs a value"),
         ([*train, "--seed", "one", "--seed=2"], "--seed must be an integer"),
         ([*train, "--no-overwrite=1"], "takes no value"),
-        ([*train, "--overwrite", "--no-overwrite"], "--overwrite is given twice"),
         # options that exclude each other, or need another
         ([*train, "--resume", "--overwrite"], "'--resume' and '--overwrite' exclude each other"),
         ([*train, "--target-rate", "3", "--schedule", "cosine"], "exclude each other"),

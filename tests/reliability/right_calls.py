@@ -347,6 +347,17 @@ RIGHT: dict[str, Call] = {
     "sweep": lambda w: of(
         make_vae, w.x, betas=[1.0, 2.0], seeds=(0, 1), epochs=1, batch_size=6, progress=False
     ),
+    "choose": lambda w: of(
+        make_vae,
+        w.x,
+        betas=[1.0, 2.0],
+        held_out=w.x,
+        num_samples=3,
+        method="importance",
+        epochs=1,
+        batch_size=6,
+        progress=False,
+    ),
     "fit_ex_post_prior": lambda w: of(w.vae, w.x, make_prior(), learning_rate=1e-2, **TRAIN),
     "start_at_mean": lambda w: of(make_vae(), w.x),
     "with_beta": lambda w: of(w.x, 2.0),
