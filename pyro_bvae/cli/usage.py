@@ -100,8 +100,7 @@ def check_usage(commands: Mapping[str, type], words: Sequence[str]) -> frozenset
 
     Raises:
         UsageError: for a command or an option that is none, for values that are missing, too many
-            or of another type. Of an option
-            that is given twice the last values count.
+            or of another type. Of an option that is given twice the last values count.
         InputError: for options that exclude each other.
     """
     if any(word in _HELP for word in words):
