@@ -148,7 +148,11 @@ def as_schedule(value: float | Schedule) -> Schedule:
     if callable(value) and not isinstance(value, type):
         return value
     if not isinstance(value, Real):
+        from torch import Tensor
+
         from pyro_bvae.core.inputs.data import shown
 
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return Constant(value.item())
         raise InputError(f"a schedule must be a number or a function, got {shown(value)}")
     return Constant(float(value))

@@ -47,7 +47,7 @@ COMPILED = [
         "likelihood": likelihood,
         "posterior": list(POSTERIORS)[number % len(POSTERIORS)],
         "prior": list(PRIORS)[number % len(PRIORS)],
-        "network": {0: "convolutional", 1: "residual"}.get(number, "mlp"),
+        "network": {0: "convolutional", 1: "residual", 5: "linear"}.get(number, "mlp"),
     }
     for number, likelihood in enumerate(LIKELIHOODS)
 ]

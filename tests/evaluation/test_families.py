@@ -648,7 +648,7 @@ def measured(value: float, standard_error: float = 0.01) -> Estimate:
         (
             gaps_of(6.1, 3.9),
             "amortization is 61% of the gap (6.10 of 10.00 nats): enlarge the encoder, or train it "
-            "longer.",
+            "longer: `training.improve_guide(vae, data)`.",
         ),
         (
             gaps_of(1.0, 4.0),

@@ -46,8 +46,8 @@ _FAR = 0.25
 _SOON = 5
 
 
-@torch.no_grad()
 @exclusive
+@torch.no_grad()
 def check_before(
     vae: Any, x: Tensor, context: Context | None = None, beta: float = 1.0
 ) -> list[Remark]:
