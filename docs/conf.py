@@ -27,6 +27,7 @@ _ROOMS = (
 
 def _reference() -> None:
     """Write a page of the reference for each room, from the names that it shows."""
+    (_DOCS / "reference").mkdir(exist_ok=True)
     for room in _ROOMS:
         name = room if room == "pyro_bvae" else f"pyro_bvae.{room}"
         module = import_module(name)
