@@ -25,6 +25,7 @@ from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.runs._evaluate import choose_data
 from pyro_bvae.runs.config import NumSamples
 from pyro_bvae.runs.directory import Run, load
+from pyro_bvae.runs.evaluation_files import measured_evidences
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,8 +107,8 @@ def score(
         progress: Show a progress bar.
 
     Returns:
-        The scores, in the order of the data. The rank is among the run's test data, at most 500
-        chosen by the seed 0 and measured likewise.
+        The scores, in the order of the data. The rank is among the run's test data: those of its
+        evaluation, or without one at most 500 chosen by the seed 0 and measured likewise.
 
     Raises:
         InputError: if the run or the data cannot be used, or the run's own data are needed and
@@ -131,7 +132,12 @@ def score(
 
 
 def _held_out(run: Run, options: dict[str, Any]) -> np.ndarray | None:
-    """Return the evidences of some of a run's test data; None where they are gone."""
+    """Return the evidences of a run's test data, those of its evaluation if there is one.
+
+    Without one some are measured; None where the data are gone too.
+    """
+    if (known := measured_evidences(run.directory)) is not None:
+        return known
     try:
         test = choose_data(run.part("test"), _HELD_OUT, 0)
     except AbsentDataError:

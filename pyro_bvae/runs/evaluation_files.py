@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import replace
@@ -10,6 +11,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
@@ -124,6 +126,22 @@ def check_measured(directory: Path, evaluation: Mapping[str, Any]) -> None:
                 f"'{directory / 'evaluation.json'}' does not belong to {name}: a process was killed"
                 f" before it had replaced both; run 'pyro-bvae evaluate {directory}' again"
             )
+
+
+def measured_evidences(directory: Path) -> np.ndarray | None:
+    """Return the evidence of each test datum that an evaluation has, ``(N,)``; None without one.
+
+    Raises:
+        InputError: if the file was changed since it was written.
+    """
+    import h5py
+
+    try:
+        content = read_file(directory / "evaluation.nc")
+    except FileNotFoundError:
+        return None
+    with h5py.File(io.BytesIO(content)) as file:
+        return np.asarray(file["constant_data/evidence"], dtype=float)
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

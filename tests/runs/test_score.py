@@ -1,6 +1,7 @@
 """Scores of each row under a run, on its own data and on new ones, and the commands on new data."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,8 +81,17 @@ def test_commands_take_new_data_after_their_own_are_gone(table, tmp_path, capsys
     frame.to_csv(tmp_path / "own.csv", index=False)
     config = load(table / "run").config.with_options(path=str(tmp_path / "own.csv"), epochs=1)
     train(config, run, progress=False)
-    (tmp_path / "own.csv").unlink()
     given = ["--data", str(new)]
+    assert main(["evaluate", str(run), "--num-samples", "20"]) == 0
+    (tmp_path / "own.csv").unlink()
+    path = tmp_path / "scores.csv"
+    assert main(["score", str(run), *given, "--num-samples", "20", "--output", str(path)]) == 0
+    rank = pd.read_csv(path)["rank"]  # among the test data that the evaluation has measured
+    assert rank.notna().all() and rank.max() == 1
+    shutil.rmtree(run)
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    train(config, run, progress=False)
+    (tmp_path / "own.csv").unlink()
     few = ["--num-samples", "20", "--num-data", "5"]
     assert main(["evaluate", str(run), *given, *few]) == 0
     assert json.loads((run / "evaluation-data.json").read_text())["split"] == "new"
