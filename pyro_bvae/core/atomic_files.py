@@ -57,7 +57,7 @@ def _check_unlisted(path: Path) -> None:
     for run in path.absolute().parents[:2]:
         name = path.absolute().relative_to(run).as_posix()
         with suppress(OSError):
-            if f"  {name}\n".encode() in (run / SUMS).read_bytes():
+            if os.fsencode(f"  {name}\n") in (run / SUMS).read_bytes():
                 raise InputError(f"{path} is a file of the run in {run}: choose another name")
 
 

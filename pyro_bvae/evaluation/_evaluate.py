@@ -29,6 +29,9 @@ from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.evaluation.rows import Row, rows_of
 from pyro_bvae.program.program import Function, open_program
 
+# The run in the verdict of ``evaluation.json``, which may be moved with its directory.
+_RUN = "RUN"
+
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
@@ -119,7 +122,7 @@ class Evaluation:
                 for name, value in self.estimates.items()
             },
             "given": self.given,
-            "verdict": self.verdict,
+            "verdict": self.verdict if self.run is None else replace(self, run=_RUN).verdict,
             "families": {
                 name: _describe(gap) for name, gap in (gaps.families if gaps else {}).items()
             },

@@ -63,6 +63,9 @@ def write_report(
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
     conditional = run.part("test").context is not None
     remarks = run.history.remarks + check_after(evaluation)
+    if evaluation.get("verdict"):  # which names a command for the run
+        named = evaluation["verdict"].replace("improve RUN", f"improve {directory}")
+        evaluation = {**evaluation, "verdict": named}
     page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
     path = directory / "report.html" if output is None else Path(output)
     if path.parent == directory:

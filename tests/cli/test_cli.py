@@ -529,7 +529,7 @@ def test_data_that_changed_since_the_training_are_refused(
     shown = capsys.readouterr()
     assert shown.err.startswith("error: ")
     assert shown.err.count("\n") == 1
-    assert "does not fit this model" in shown.err
+    assert "these are other features than those of the training" in shown.err
     assert tree(tmp_path) == before
 
 

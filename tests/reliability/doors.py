@@ -36,7 +36,8 @@ from pyro_bvae.datasets import Dataset, Splits
 from tests.reliability.right_calls import RIGHT, Workshop
 
 ROOT = Path(pyro_bvae.__file__).parent
-ROOMS = ("", "datasets", "evaluation", "latents", "plots", "report", "runs", "training")
+ROOMS = ("", "datasets", "evaluation", "latents", "plots", "posteriors", "report", "runs",
+         "training")  # fmt: skip
 SECONDS, CHARACTERS = 5, 1000
 # Functions without a right call: downloads, process groups, and functions of no argument.
 EXCEPT = {
@@ -47,6 +48,7 @@ EXCEPT = {
     "available",
     "reparametrize",
     "fisher_rao",
+    "local_posterior",
 }
 SAME = object()
 

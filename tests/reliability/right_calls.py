@@ -351,7 +351,6 @@ RIGHT: dict[str, Call] = {
         make_vae,
         w.x,
         betas=[1.0, 2.0],
-        held_out=w.x,
         num_samples=3,
         method="importance",
         epochs=1,

@@ -94,8 +94,9 @@ def make_run(num_data=12, image_shape=(1, 3, 4), context=None, labels=True, **se
         [{name: epoch if name == "epoch" else 3.0 for name in columns} for epoch in (1.0, 2.0)]
     )
     return SimpleNamespace(
-        vae=LinearVAE(), config=config, splits=SimpleNamespace(test=test), history=history
-    )
+        vae=LinearVAE(), config=config, splits=SimpleNamespace(test=test), history=history,
+        part=lambda name: test,
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ class _Turns:
             warnings.warn(
                 f"thread '{threading.current_thread().name}' waits for {name}: Pyro's state is"
                 " global, so fits and measurements of one process run one after the other",
-                stacklevel=5,
+                stacklevel=7,
             )
             self.lock.acquire()
         self.holder, self.depth = threading.current_thread(), self.depth + 1

@@ -130,7 +130,7 @@ def _reader(
 ) -> Callable[[Path], dict[str, Dataset]]:
     """Return the reader of a file or folder, with the options it takes."""
     suffix = _suffix(path).lower()
-    is_folder = stat.S_ISDIR(status_of(path).st_mode)
+    is_folder = stat.S_ISDIR(status_of(path).st_mode) and not conversion(path)
     reader = None if is_folder else READERS.get(suffix)
     for role, name in columns.given.items():
         if reader is not read_csv:
