@@ -278,7 +278,7 @@ class Demo:
             hidden=(128, 128), beta=self.beta, epochs=self.epochs, batch_size=64,
         )  # fmt: skip
         runs.train(config, self.output, overwrite=True, force=self.force)
-        evaluation = runs.evaluate_run(self.output, force=self.force)
+        evaluation = runs.evaluate_run(self.output, method="importance", force=self.force)
         print(evaluation_table(evaluation))
         improved = self.output.with_name(f"{self.output.name}-improved")
         print(f"the guide is trained on: pyro-bvae improve {self.output}")
