@@ -291,3 +291,31 @@ def test_a_newer_format_is_refused_in_words():
         DataRecord.from_dict({"format": 99})
     with pytest.raises(InputError, match="no record of data"):
         DataRecord.from_dict({"format": 1})
+
+
+def test_fit_resumes_on_the_data_that_it_had_alone(tmp_path):
+    from pyro_bvae import fit
+    from pyro_bvae.datasets import Dataset
+    from pyro_bvae.runs import Shape, build_vae
+
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    names = ("a", "b", "c", "d")
+    config = TrainConfig(likelihood="normal", **SMALL)
+
+    def go(data, epochs, **more):
+        vae = build_vae(config, Shape(4))
+        return fit(vae, data, epochs=epochs, output=tmp_path / "run", progress=False, **more)
+
+    go(Dataset(x, feature_names=names), 1)
+    order = torch.tensor([1, 0, 2, 3])
+    swapped = Dataset(x[:, order], feature_names=("b", "a", "c", "d"))
+    for data, message in (
+        (swapped, "feature 1 was 'a', got 'b'"),
+        (Dataset(x[:, order], feature_names=names), "first in row 1 of the training data"),
+        (Dataset(x.flip(0), feature_names=names), "first in row 1 of the training data"),
+        (x[:, order], "first in row 1 of the training data"),
+        (x[:29], "'num_data' was 30, got 29"),
+    ):
+        with pytest.raises(InputError, match=message):
+            go(data, 2, resume=True)
+    assert len(go(Dataset(x, feature_names=names), 2, resume=True).rows) == 2
