@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from pyro_bvae.report.sections import Section
@@ -70,8 +72,13 @@ def environment(dpi: int) -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True,
         undefined=StrictUndefined, trim_blocks=True,
     )  # fmt: skip
-    result.filters.update(png=lambda figure: _png(figure, dpi), pixels=_pixels)
+    result.filters.update(png=lambda figure: _png(figure, dpi), pixels=_pixels, code=_code)
     return result
+
+
+def _code(text: str) -> Markup:
+    """Return a text, escaped, whose commands between backticks are set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _png(figure: Figure, dpi: int) -> str:

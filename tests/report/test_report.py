@@ -458,3 +458,8 @@ def test_the_summary_is_one_sentence():
 def test_what_makes_numbers_doubtful_is_said(change, said):
     assert words.notes(make_evaluation(), conditional=False) == []
     assert any(said in note for note in words.notes(make_evaluation(**change), conditional=False))
+
+
+def test_a_command_in_the_verdict_is_set_as_code_and_escaped(write):
+    text = write(evaluation=make_evaluation(verdict="a gap: `pyro-bvae improve <x>`. Rest."))
+    assert "<code>pyro-bvae improve &lt;x&gt;</code>" in text
