@@ -254,7 +254,11 @@ _MEANT |= {("check_before", "x", label) for label in ("infinity", "two of them")
 _MEANT |= {("audit", name, label) for name in ("model", "guide") for label in _STRANGE}
 _MEANT |= {("audit", "args", "one feature more")}
 _MEANT |= {(name, "args", "two of them") for name in ("evaluate", "inference_gaps")}
-_MEANT |= {("invert", "noise", "a number"), ("start_chains", "y", "no data")}
+_MEANT |= {
+    ("invert", "noise", "a number"),
+    ("calibrate", "noise", "a number"),
+    ("start_chains", "y", "no data"),
+}
 _MEANT |= {("start_chains", "y", "one datum"), ("render_sprites", "factors", "no data")}
 _MEANT |= {("vae.decode", "z", label) for label in ("no data", "one datum", "two of them")}
 
