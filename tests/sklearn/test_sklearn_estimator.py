@@ -47,6 +47,7 @@ def test_scikit_learn_finds_no_fault(estimator: Any, check: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Skipping check check_array_api_input")
 @pytest.mark.parametrize("options", [{"prior": "vamp", "prior_components": 5, "missing": "nan"}])
 def test_scikit_learn_finds_no_fault_in_other_models(options: dict[str, Any]) -> None:
     check_estimator(BetaVAEEstimator(**TINY, **options), expected_failed_checks={})
