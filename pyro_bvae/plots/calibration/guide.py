@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.evaluation.calibration import GuideCalibration, rank_bands
 from pyro_bvae.plots.style import new_figure, tidy
@@ -25,10 +26,18 @@ def guide_calibration(calibration: GuideCalibration | Mapping[str, Any]) -> Figu
 
     Args:
         calibration: Result of :func:`pyro_bvae.evaluation.calibrate_guide`, or its ``to_dict()``.
+
+    Raises:
+        InputError: for a mapping without these numbers.
     """
     result = (
         calibration.to_dict() if isinstance(calibration, GuideCalibration) else dict(calibration)
     )
+    if not {"quantities", "num_simulations", "num_draws"} <= result.keys():
+        raise InputError(
+            "'calibration' must have 'quantities', 'num_simulations' and 'num_draws', as to_dict()"
+            f" has; got {listed(list(result)) or 'nothing'}"
+        )
     chosen = sorted(result["quantities"], key=lambda each: float(each["p_value"]))[:_MOST]
     figure = new_figure(12, 4.5)
     ranks, widths = figure.subplots(1, 2, width_ratios=(3, 2))
