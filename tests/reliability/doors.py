@@ -259,6 +259,10 @@ _MEANT |= {
     ("calibrate", "noise", "a number"),
     ("start_chains", "y", "no data"),
 }
+_MEANT |= {("is_sweep", "directory", label) for label in ("nothing there", "below a file")}
+_MEANT |= {("predictive_check", "statistics", label) for label in ("a dict", "a list")}
+_MEANT |= {("rank_correlation", name, "one feature more") for name in ("first", "second")}
+_MEANT |= {("score", "data", "None"), ("stacking_weights", "log_densities", "one feature more")}
 _MEANT |= {("start_chains", "y", "one datum"), ("render_sprites", "factors", "no data")}
 _MEANT |= {("vae.decode", "z", label) for label in ("no data", "one datum", "two of them")}
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, check_count, check_finite
 from pyro_bvae.core.inputs.public import public
 
 # Places at which the distribution function is compared, at most.
@@ -34,6 +34,7 @@ def uniformity_p_value(ranks: Tensor, num_ranked: int) -> float:
         InputError: for no ranks, or ranks out of their range.
     """
     check_count("num_ranked", num_ranked)
+    check_finite("ranks", ranks)
     lowest, highest = (int(ranks.min()), int(ranks.max())) if ranks.numel() else (0, -1)
     if ranks.dim() != 1 or not 0 <= lowest <= highest <= num_ranked:
         raise InputError(
