@@ -138,7 +138,9 @@ def test_the_budget_bounds_the_cost_and_names_the_rest() -> None:
 @pytest.mark.parametrize("method", ["annealing", "AUTO", None, 3])
 def test_other_methods_are_refused(method: object) -> None:
     args = data(3, seed=4)
-    with pytest.raises(InputError, match="'method' must be 'importance'"):
+    with pytest.raises(
+        InputError, match="'method' must be 'auto' or 'importance' or an Escalation, got"
+    ):
         evidence(linear, given, *args, method=method)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="'budget' must be a positive integer or None, got 0"):
         Escalation(budget=0)
