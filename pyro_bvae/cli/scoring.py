@@ -26,7 +26,7 @@ class Score:
     """File to write, .csv (a table) or .npz (arrays); in the run's folder latents by default."""
     num_samples: NumSamples = 1000
     """Particles for each datum."""
-    method: Literal["importance", "auto"] = "auto"
+    method: Literal["auto", "importance"] = "auto"
     """Estimator of the evidence: importance (the guide alone), or auto, which measures data whose
     weights cannot be trusted again by refits and annealing."""
     checkpoint: str = "best"

@@ -89,7 +89,7 @@ def score(
     data: Any = None,
     *,
     num_samples: int = 1000,
-    method: Literal["importance", "auto"] | Escalation = "auto",
+    method: Literal["auto", "importance"] | Escalation = "auto",
     checkpoint: str = "best",
     seed: int = 0,
     progress: bool = False,

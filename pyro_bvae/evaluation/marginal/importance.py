@@ -230,7 +230,7 @@ def evidence(
     num_samples: int = 5000,
     proposal: Proposal | None = None,
     average: Averaging = plain,
-    method: Literal["importance", "auto"] | Escalation = "importance",
+    method: Literal["auto", "importance"] | Escalation = "importance",
     data_plate: str | None = None,
     seed: int = 0,
     compile: bool | None = None,

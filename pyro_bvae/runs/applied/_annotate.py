@@ -35,7 +35,7 @@ def annotate(
     cell_format: CellFormat | None = None,
     *,
     num_samples: int = 1000,
-    method: Literal["importance", "auto"] = "importance",
+    method: Literal["auto", "importance"] = "importance",
     seed: int = 0,
     key: str = "pyro_bvae",
     progress: bool = False,

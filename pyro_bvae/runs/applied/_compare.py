@@ -35,7 +35,7 @@ def compare(
     context: Context | None = None,
     *,
     num_data: int | None = 500,
-    method: Literal["importance", "auto"] | Escalation = "auto",
+    method: Literal["auto", "importance"] | Escalation = "auto",
     checkpoint: str = "best",
     gaps: bool = False,
     seed: int = 0,

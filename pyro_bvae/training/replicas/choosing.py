@@ -73,7 +73,7 @@ def choose(
     held_out: Any = None,
     level: float = 0.95,
     num_samples: int = 1000,
-    method: Literal["importance", "auto"] | Escalation = "auto",
+    method: Literal["auto", "importance"] | Escalation = "auto",
     **options: Any,
 ) -> Choice:
     """Choose β and the number of latents by the evidence of held-out data.
