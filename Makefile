@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 
-.PHONY: demo test reliability lint docs clean
+.PHONY: demo test batteries reliability lint docs clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0])'
@@ -18,12 +18,15 @@ test: $(VENV)/.installed
 	$(RUN) pytest -m "not slow"
 	$(RUN) pytest -m slow
 
-# Every battery of docs/reliability.md to its end, the soak of 30 minutes last.
-reliability: $(VENV)/.installed
+# The batteries of docs/reliability.md that take minutes, to their ends.
+batteries: $(VENV)/.installed
 	$(RUN) tests.reliability.bad_inputs
-	$(RUN) tests.reliability.doors
 	$(RUN) tests.reliability.damage
 	$(RUN) tests.reliability.fuzz
+
+# Every battery, the soak of 30 minutes last.
+reliability: batteries
+	$(RUN) tests.reliability.doors
 	$(RUN) pytest -m slow tests/reliability tests/runs/test_kill.py
 	$(RUN) tests.reliability.soak --minutes 30
 
