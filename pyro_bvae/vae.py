@@ -89,7 +89,7 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor, context: Context | None = None) -> dist.Distribution:
         """Return :math:`p(x | z)`."""
-        inputs = with_covariates(z, context)
+        inputs = with_covariates(z, context, size_of(self.network, "in_features"))
         # As rows, so that a network need not know of particles: batch norm, for one, takes no more
         # dimensions.
         rows = run_network(self.network, inputs.reshape(-1, inputs.shape[-1]))

@@ -349,6 +349,24 @@ def test_plain_svi_on_pixels_outside_the_unit_interval_raises() -> None:
         step(small_vae(), torch.full((2, 5), 2.0))
 
 
+def test_a_model_with_covariates_says_which_it_misses() -> None:
+    vae, x = small_vae(num_covariates=3), torch.rand(4, 5)
+    narrow = Context(covariates=torch.zeros(4, 2))
+    for given, got in ((None, "none"), (narrow, "2"), (Context(torch.ones(4, 1)), "none")):
+        calls = (
+            lambda given=given: vae.generate(4, given),
+            lambda given=given: vae.encode(x, given),
+            lambda given=given: vae.model(x, given),
+            lambda given=given: vae.guide(x, given),
+            lambda given=given: vae.decode(torch.zeros(4, 2), given),
+        )
+        for call in calls:
+            with pytest.raises(InputError, match=f"covariates' must have 3 columns, got {got}:"):
+                call()
+    with pytest.raises(InputError, match="covariates' must have 0 columns, got 2"):
+        small_vae().generate(4, narrow)
+
+
 def test_covariates_reach_encoder_and_decoder() -> None:
     vae, x = small_vae(num_covariates=3), torch.rand(4, 5)
     one, other = (Context(covariates=torch.eye(3)[torch.full((4,), k)]) for k in (0, 1))

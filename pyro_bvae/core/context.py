@@ -87,18 +87,32 @@ def check_contexts(args: Any) -> None:
             check_context(leaf, first.shape[0])
 
 
-def with_covariates(inputs: Tensor, context: Context | None) -> Tensor:
+def with_covariates(inputs: Tensor, context: Context | None, size: int | None = None) -> Tensor:
     """Append the covariates, if there are any, to the features of ``inputs``.
 
     Args:
         inputs: Shape ``(*, N, D)``.
         context: The context of the N data, or None.
+        size: How many inputs the network takes, D + C; None if it does not say.
 
     Returns:
         Shape ``(*, N, D + C)``, or ``inputs`` itself without covariates.
+
+    Raises:
+        InputError: if the network takes another number.
     """
-    if context is None or context.covariates is None:
+    covariates = None if context is None else context.covariates
+    count = 0 if covariates is None else covariates.shape[-1]
+    own = inputs.shape[-1]
+    if size is not None and own + count != size:
+        given = "none" if covariates is None else f"{count}"
+        raise InputError(
+            f"the network takes {size} inputs, got {own}"
+            if size < own
+            else f"'context.covariates' must have {size - own} columns, got {given}: the network"
+            f" takes {size} inputs, {own} of them without the covariates"
+        )
+    if covariates is None:
         return inputs
-    covariates = context.covariates.to(inputs)
-    covariates = covariates.expand(*inputs.shape[:-1], covariates.shape[-1])
+    covariates = covariates.to(inputs).expand(*inputs.shape[:-1], count)
     return torch.cat([inputs, covariates], dim=-1)

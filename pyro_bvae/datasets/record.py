@@ -5,7 +5,7 @@ Data that come back are matched to it by name, and new data are read as it says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -181,8 +181,8 @@ class DataRecord:
         """
         own, given = self.feature_names, data.feature_names
         if own and given and own != given and isinstance(data, Dataset):
-            where = {name: place for place, name in enumerate(given)}
-            gone = [name for name in own if name not in where]
+            there = set(given)
+            gone = [name for name in own if name not in there]
             more = [name for name in given if name not in set(own)]
             if gone or (exact and more):
                 kind = f"feature '{gone[0]}' is not there" if gone else f"'{more[0]}' is new"
@@ -190,8 +190,7 @@ class DataRecord:
                     f"these are other features than those of the training: {kind}"
                     f" ({len(gone)} of {len(own)} are missing, {len(more)} are new)"
                 )
-            order = torch.tensor([where[name] for name in own], device=data.x.device)
-            return replace(data, x=data.x[:, order], feature_names=own)
+            return in_order(data, own)
         if data.num_features != self.num_features or (
             self.image_shape is not None and data.image_shape not in (None, self.image_shape)
         ):
@@ -269,6 +268,13 @@ class DataRecord:
             part: whole[torch.tensor([where[name] for name in own.index.tolist()])]
             for part, own in self.parts.items()
         }
+
+
+def in_order(data: Dataset, names: Sequence[str]) -> Dataset:
+    """Return data with the features of these names alone, in their order."""
+    where = {name: place for place, name in enumerate(data.feature_names)}
+    order = torch.tensor([where[name] for name in names], device=data.x.device)
+    return replace(data, x=data.x[:, order], feature_names=tuple(names))
 
 
 def num_categories(data: Data) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -145,6 +146,12 @@ class DataOptions:
 
     def check(self) -> None:
         """Raise for a name that is in no table."""
+        if self.dataset not in SOURCES and os.path.exists(self.dataset):  # noqa: PTH110 (any text)
+            kind = "h5ad" if self.dataset.endswith(".h5ad") else "file"
+            raise InputError(
+                f"unknown data set '{self.dataset}'; this file is read where 'dataset' is {kind}"
+                f" and 'path' is {self.dataset}"
+            )
         for kind, name, table in (
             ("data set", self.dataset, SOURCES),
             ("missing", self.missing, MISSING_MODES),

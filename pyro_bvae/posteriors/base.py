@@ -63,7 +63,8 @@ class AmortizedPosterior(nn.Module):
     def parameters_of(self, x: Tensor, context: Context | None = None) -> tuple[Tensor, int]:
         """Return the network's output for data ``(*, D)``, and its number of latents."""
         x = x if self.inputs is None else self.inputs(x)
-        outputs = run_network(self.network, with_covariates(x, context))
+        inputs = with_covariates(x, context, size_of(self.network, "in_features"))
+        outputs = run_network(self.network, inputs)
         return outputs, self.latent_dim or self._count_latents(outputs.shape[-1])
 
     def _count_latents(self, out_features: int) -> int:

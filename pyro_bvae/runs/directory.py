@@ -203,6 +203,8 @@ def load(
         raise InputError(f"there is no run directory {directory}")
     if not (directory / "config.json").exists() and (runs := sorted(directory.glob("*-seed*"))):
         raise InputError(f"{directory} holds a sweep: take one of its runs, such as {runs[0]}")
+    if (directory / "weights.safetensors").exists() and not (directory / "checkpoints").exists():
+        raise InputError(f"{directory} holds an export: runs.from_export('{directory}') reads it")
     if checkpoint not in _CHECKPOINTS:
         raise unknown_name("checkpoint", checkpoint, _CHECKPOINTS)
     path = checkpoint_path(directory, checkpoint)

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.training.checkpoint import checkpoint_path
+from pyro_bvae.training.checks.checkpoint_content import as_trained
 from pyro_bvae.training.distributed import current_ranks
 from pyro_bvae.training.history import History, Row
 from pyro_bvae.training.objectives.terms import Objective
@@ -101,7 +103,8 @@ def fit(
         device: Where to train; where the model is by default.
         output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing. One
             process at a time writes to it.
-        resume: Continue from ``output``'s last checkpoint. On the same number of threads the result
+        resume: Continue from ``output``'s last checkpoint. Features of a data set are taken by name,
+            in the order that they had. On the same number of threads the result
             is the run that was never stopped, to the bit; sums over another number are rounded
             otherwise, and weights differ by some 1e-8.
         overwrite: Take the place of the run in ``output``, which stands until the first epoch of
@@ -134,6 +137,9 @@ def fit(
     directory = None if output is None else Path(output)
     ranks = current_ranks()
     with ranks.writing(directory, force):
+        if resume and directory is not None:
+            last = checkpoint_path(directory, "last")
+            data, validation = as_trained(last, data, validation)
         state = TrainingState(vae, data, settings, validation, objective, device, directory, ranks)
         state.callbacks = callbacks
         state.start(resume, overwrite)

@@ -610,6 +610,15 @@ def test_an_option_without_effect_is_said_once_and_is_no_error(
     assert "no effect" not in capsys.readouterr().err
 
 
+def test_a_file_in_place_of_a_data_set_is_told_how_it_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, kind in (("a.csv", "file"), ("a.h5ad", "h5ad"), ("pictures", "file")):
+        (path := tmp_path / name).mkdir()
+        assert main(["train", "--dataset", str(path)]) == 2
+        assert f"--dataset is {kind} and --path is {path}" in capsys.readouterr().err
+
+
 def test_messages_name_options_as_they_are_typed() -> None:
     train, sweep = COMMANDS["train"], COMMANDS["sweep"]
     for message, expected in {

@@ -1,10 +1,10 @@
 """Hours of use in one process: ``python -m tests.reliability.soak --minutes 30``.
 
 Small models are trained, resumed, evaluated, loaded, embedded and measured in a loop, by several
-threads too. Every minute the memory, the open files, the entries of the parameter store, the
-threads and the temporary files of the process are printed. A straight line is laid through the
-second half of the samples; over that half it may rise by at most 5% of the memory, and by less than
-one of anything else.
+threads too; the commands score, impute, reconstruct, compare, improve and export a run. Every
+minute the memory, the open files, the entries of the parameter store, the threads and the temporary
+files of the process are printed. A straight line is laid through the second half of the samples;
+over that half it may rise by at most 5% of the memory, and by less than one of anything else.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +29,7 @@ import pyro
 import torch
 
 from pyro_bvae import BetaVAE, Decoder, evidence, fit, inference_gaps, load, runs
+from pyro_bvae.cli import main as main_of_commands
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.latents import embed, traverse
 from pyro_bvae.likelihoods import NormalLikelihood
@@ -134,6 +137,34 @@ def single_model(folder: Path, number: int) -> None:
     traverse(vae, X, latents=[0])
 
 
+def commands(folder: Path, number: int) -> None:
+    """Train on a table with missing values, and apply the model to new rows, in turns."""
+    run, improved = folder / "table", folder / "improved"
+    rows = np.random.default_rng(number).normal(size=(80, 6))
+    rows[::7, 1] = np.nan
+    table, new = folder / "table.csv", folder / "new.csv"
+    for path, values in ((table, rows), (new, rows[:8])):
+        np.savetxt(path, values, delimiter=",", header="a,b,c,d,e,f", comments="")
+    train = (
+        f"train --dataset file --path {table} --likelihood normal --missing nan --hidden 8"
+        f" --latent-dim 2 --epochs 2 --output {run} --overwrite"
+    )
+    turns = (
+        (f"score {run} --data {new} --num-samples 20", f"impute {run} --data {new}"),
+        (f"reconstruct {run} --data {new}", f"embed {run} --data {new}"),
+        (
+            f"improve {run} --output {improved} --epochs 1 --num-data 4 --overwrite",
+            f"compare {run} {improved} --data {new} --num-samples 20",
+        ),
+        (f"export {run}",),
+    )
+    for line in (train, *turns[number % len(turns)]):
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()) as said:
+            status = main_of_commands(line.split())
+        if status:
+            raise RuntimeError(f"pyro-bvae {line} ended with status {status}: {said.getvalue()}")
+
+
 def many_threads(folder: Path, number: int) -> None:
     """Fit a model in each of three threads."""
     with ThreadPoolExecutor(3) as pool:
@@ -142,7 +173,12 @@ def many_threads(folder: Path, number: int) -> None:
             each.result()
 
 
-WORK: tuple[Callable[[Path, int], None], ...] = (run_directory, single_model, many_threads)
+WORK: tuple[Callable[[Path, int], None], ...] = (
+    run_directory,
+    commands,
+    single_model,
+    many_threads,
+)
 
 
 def rounds(folder: Path, seconds: float, every: float) -> Iterator[Sample]:

@@ -164,6 +164,8 @@ def test_the_model_is_made_again_from_its_weights_alone(
     x = runs.load(run).splits.test.x
     assert torch.equal(made.encode(x), own.encode(x))
     assert torch.equal(made.generate(5), own.generate(5))
+    with pytest.raises(InputError, match=r"holds an export: runs.from_export\('.*'\) reads it"):
+        runs.load(exported)
 
 
 @pytest.mark.parametrize("prior", PRIORS)

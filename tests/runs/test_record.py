@@ -307,10 +307,10 @@ def test_fit_resumes_on_the_data_that_it_had_alone(tmp_path):
         return fit(vae, data, epochs=epochs, output=tmp_path / "run", progress=False, **more)
 
     go(Dataset(x, feature_names=names), 1)
-    order = torch.tensor([1, 0, 2, 3])
+    order, rows = torch.tensor([1, 0, 2, 3]), []
     swapped = Dataset(x[:, order], feature_names=("b", "a", "c", "d"))
     for data, message in (
-        (swapped, "feature 1 was 'a', got 'b'"),
+        (Dataset(x, feature_names=("a", "b", "c", "e")), "feature 4 was 'd', got 'e'"),
         (Dataset(x[:, order], feature_names=names), "first in row 1 of the training data"),
         (Dataset(x.flip(0), feature_names=names), "first in row 1 of the training data"),
         (x[:, order], "first in row 1 of the training data"),
@@ -319,3 +319,10 @@ def test_fit_resumes_on_the_data_that_it_had_alone(tmp_path):
         with pytest.raises(InputError, match=message):
             go(data, 2, resume=True)
     assert len(go(Dataset(x, feature_names=names), 2, resume=True).rows) == 2
+    # By name, for training and validation data alike.
+    for data in (swapped, Dataset(x, feature_names=names)):
+        shutil.rmtree(tmp_path / "run")
+        go(Dataset(x, feature_names=names), 1, validation=Dataset(x[:9], feature_names=names))
+        history = go(data, 3, resume=True, validation=data[:9])
+        rows.append([{**row, "seconds": 0} for row in history.rows])
+    assert rows[0] == rows[1]

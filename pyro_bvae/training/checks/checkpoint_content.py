@@ -14,7 +14,8 @@ from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.datasets.record import Members, fingerprints, sampled
+from pyro_bvae.datasets.record import Members, fingerprints, in_order, sampled
+from pyro_bvae.training.checkpoint import load_checkpoint
 
 # Entries that each checkpoint has, and those that some have, with their types.
 _ENTRIES: dict[str, Any] = {
@@ -101,6 +102,28 @@ def identity_of(data: Any) -> dict[str, Any]:
     if data.feature_names:
         known["feature_names"] = list(data.feature_names)
     return known | {"fingerprints": fingerprints(data, sampled(len(data), _ROWS))[0].tolist()}
+
+
+def as_trained(path: Path, *parts: Any) -> tuple[Any, ...]:
+    """Return data with their features in the order of a checkpoint's; others as they are.
+
+    Args:
+        path: The file of the checkpoint.
+        *parts: The data: only those of a data set in memory have names of features.
+
+    Raises:
+        InputError: if the checkpoint cannot be read.
+    """
+    if not any(isinstance(data, Dataset) and data.feature_names for data in parts):
+        return parts
+    check_state(state := load_checkpoint(path), path)
+    names = state.get("data", {}).get("feature_names", ())
+
+    def ordered(data: Any) -> Any:
+        own = data.feature_names if isinstance(data, Dataset) else ()
+        return in_order(data, names) if own and sorted(own) == sorted(names) else data
+
+    return tuple(ordered(data) for data in parts)
 
 
 def check_identity(saved: Mapping[str, Any], data: Any, path: Path) -> None:
