@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 
-.PHONY: demo test batteries reliability lint docs clean
+.PHONY: demo test batteries reliability lint docs package oldest clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0])'
@@ -30,10 +30,25 @@ reliability: batteries
 	$(RUN) pytest -m slow tests/reliability tests/runs/test_kill.py
 	$(RUN) tests.reliability.soak --minutes 30
 
-# The site, in docs/_build/html; a warning is an error.
+# The site, in docs/_build/html; a warning is an error. Three tutorials as notebooks, in docs/_build/notebooks.
 docs: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	cd docs && $(abspath $(VENV))/bin/python -m sphinx -q -W -b html . _build/html
+	rm -rf docs/_build/notebooks && PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python docs/notebooks.py
+
+# Source and wheel, in dist/; the wheel alone shows its help from an empty folder.
+package: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check build twine
+	rm -rf dist && $(RUN) build --outdir dist . > /dev/null
+	$(RUN) twine check --strict dist/*
+	work=$$(mktemp -d) && $(VENV)/bin/pip install --quiet --no-deps --target $$work dist/*.whl \
+	  && (cd $$work && $(abspath $(VENV))/bin/python -m pyro_bvae --help > /dev/null); status=$$?; rm -rf $$work; exit $$status
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+oldest:
+	$(PYTHON) -m venv $(VENV)-oldest
+	$(VENV)-oldest/bin/pip install --quiet --disable-pip-version-check --constraint constraints-oldest.txt --editable . pytest hypothesis mpmath
+	$(VENV)-oldest/bin/python -m pytest -q -m "not slow" tests/core tests/program tests/evaluation tests/runs tests/test_vae.py
 
 lint: $(VENV)/.installed
 	$(RUN) ruff check .

@@ -17,6 +17,7 @@ autodoc_member_order = "bysource"
 autodoc_class_signature = "mixed"
 
 _DOCS = Path(__file__).parent
+_RESULTS = _DOCS.parent / "analysis" / "results"
 _REPOSITORY = ("analysis", "examples", "tests", "pyro_bvae", "README", "CONTRIBUTING", "CITATION")
 # The rooms whose names a person imports, in the order of the reference.
 _ROOMS = (
@@ -46,6 +47,21 @@ def _reference() -> None:
             path.write_text(text, encoding="utf-8")
 
 
+def _gallery() -> None:
+    """Write a page of all figures of the studies, each with its script."""
+    lines = ["# Gallery", "", "Every figure of the studies. The script above each makes it.", ""]
+    for figure in sorted(_RESULTS.glob("*/*.png")):
+        script = _RESULTS.parent / f"{figure.parent.name}.py"
+        if script.exists():
+            lines += [f"## {figure.parent.name.replace('_', ' ')}: {figure.stem}", ""]
+            lines += [f"`python analysis/{script.name}`", ""]
+            lines += [
+                f"![{figure.parent.name}](../analysis/results/{figure.parent.name}/{figure.name})",
+                "",
+            ]
+    (_DOCS / "gallery.md").write_text("\n".join(lines), encoding="utf-8")
+
+
 def _link(match: re.Match[str]) -> str:
     """Turn a link to a file of the repository, which the site has not, into its name."""
     return f"{match[1]} (`{match[2]}`)"
@@ -53,10 +69,11 @@ def _link(match: re.Match[str]) -> str:
 
 def _leave_links(app: object, name: str, source: list[str]) -> None:
     files = "|".join(_REPOSITORY)
-    source[0] = re.sub(rf"(?<!!)\[([^\]]+)\]\(\.\./((?:{files})[^)]*)\)", _link, source[0])
+    source[0] = re.sub(rf"(?<!!)\[([^\]]+)\]\((?:\.\./)+((?:{files})[^)]*)\)", _link, source[0])
 
 
 def setup(app: object) -> None:
-    """Write the reference, and leave links that lead out of the site."""
+    """Write the reference and the gallery, and leave links that lead out of the site."""
     _reference()
+    _gallery()
     app.connect("source-read", _leave_links)  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The README is short and its program prints the output beside it; every link of a page leads on."""
 
+import ast
 import re
 import subprocess
 import sys
@@ -7,10 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from pyro_bvae.evaluation.collapse.causes import Cause
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = ["README.md", "CONTRIBUTING.md", "analysis/README.md",
-         *(path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").glob("*.md")))]  # fmt: skip
+         *(path.relative_to(ROOT).as_posix() for folder in ("docs", "docs/tutorials")
+           for path in sorted((ROOT / folder).glob("*.md")))]  # fmt: skip
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
@@ -57,6 +61,26 @@ def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page: str) -> None:
 
 
 def test_every_page_is_in_the_table_of_contents() -> None:
-    contents = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    for path in (ROOT / "docs").glob("*.md"):
-        assert path.name == "index.md" or f"({path.name})" in contents, path.name
+    docs = ROOT / "docs"
+    contents = (docs / "index.md").read_text(encoding="utf-8")
+    for path in (*docs.glob("*.md"), *docs.glob("tutorials/*.md")):
+        name = path.relative_to(docs).as_posix()
+        assert name in {"index.md", "gallery.md"} or f"({name})" in contents, name
+
+
+def test_troubleshooting_has_every_code_of_the_program_and_no_other() -> None:
+    """Codes are the first argument of findings, remarks and faults; verdicts end in '-gap'."""
+    codes, calls = (
+        {"amortization-gap", "approximation-gap", "beta-gap"},
+        {"Finding", "Remark", "Fault"},
+    )
+    for path in (ROOT / "pyro_bvae").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in calls and node.args:
+                for word in ast.walk(node.args[0]):
+                    if isinstance(word, ast.Constant) and word.value != "-gap":
+                        codes.add(word.value)
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"(?m)^\| `([a-z-]+)` \|", page)) == codes
+    for cause in Cause:
+        assert cause is Cause.HEALTHY or f"\n| {cause} |" in page

@@ -103,10 +103,10 @@ def fit(
         device: Where to train; where the model is by default.
         output: Run directory for ``metrics.csv`` and ``checkpoints/``; None to write nothing. One
             process at a time writes to it.
-        resume: Continue from ``output``'s last checkpoint. Features of a data set are taken by name,
-            in the order that they had. On the same number of threads the result
-            is the run that was never stopped, to the bit; sums over another number are rounded
-            otherwise, and weights differ by some 1e-8.
+        resume: Continue from ``output``'s last checkpoint. Features of a data set are taken by
+            name, in the order that they had. On the same number of threads the result is the run
+            that was never stopped, to the bit; sums over another number are rounded otherwise, and
+            weights differ by some 1e-8.
         overwrite: Take the place of the run in ``output``, which stands until the first epoch of
             this one is written.
         force: Take ``output`` over from another process that holds it: one that hangs, or whose
