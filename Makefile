@@ -14,9 +14,9 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	@$(RUN) pyro_bvae demo
 
+# One process a core, one thread each.
 test: $(VENV)/.installed
-	$(RUN) pytest -m "not slow"
-	$(RUN) pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) pytest -n logical --dist worksteal -m "not sample"
 
 # The batteries of docs/reliability.md that take minutes, to their ends.
 batteries: $(VENV)/.installed
