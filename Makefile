@@ -14,15 +14,15 @@ $(VENV)/.installed: pyproject.toml
 demo: $(VENV)/.installed
 	@$(RUN) pyro_bvae demo
 
+# One process a core, one thread each.
 test: $(VENV)/.installed
-	$(RUN) pytest -m "not slow"
-	$(RUN) pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN) pytest -n logical --dist worksteal -m "not sample"
 
-# The batteries of docs/reliability.md that take minutes, to their ends.
-batteries: $(VENV)/.installed
-	$(RUN) tests.reliability.bad_inputs
-	$(RUN) tests.reliability.damage
-	$(RUN) tests.reliability.fuzz
+# The batteries of docs/reliability.md that take minutes, to their ends; with `make --jobs 2` two at a time.
+batteries: battery-bad_inputs battery-damage battery-fuzz
+
+battery-%: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(RUN) tests.reliability.$*
 
 # Every battery, the soak of 30 minutes last.
 reliability: batteries

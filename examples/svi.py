@@ -13,7 +13,7 @@ from pyro_bvae.posteriors import NormalPosterior
 from pyro_bvae.priors import NormalPrior
 
 
-def main(epochs: int, beta: float, num_samples: int) -> None:
+def main(epochs: int, beta: float, num_samples: int, num_data: int) -> None:
     pyro.set_rng_seed(0)
     splits = datasets.digits()
     vae = BetaVAE(
@@ -30,7 +30,7 @@ def main(epochs: int, beta: float, num_samples: int) -> None:
         loss = sum(svi.step(x, beta=now) for x, _ in splits.train.batches(64, seed=0, epoch=epoch))
         if epoch % 10 == 0 or epoch == epochs - 1:
             print(f"epoch {epoch + 1}: objective {loss / len(splits.train):.2f} nats")
-    x = splits.test.x[:100]
+    x = splits.test.x[:num_data]
     print("evidence ", pyro_bvae.evidence(vae.model, vae.guide, x, num_samples=num_samples))
     print(
         pyro_bvae.inference_gaps(
@@ -44,6 +44,7 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=40)
     parser.add_argument("--beta", type=float, default=2.0)
     parser.add_argument("--num-samples", type=int, default=2000)
+    parser.add_argument("--num-data", type=int, default=100)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    main(arguments.epochs, arguments.beta, arguments.num_samples)
+    main(arguments.epochs, arguments.beta, arguments.num_samples, arguments.num_data)

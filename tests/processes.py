@@ -1,8 +1,7 @@
 """What the tests of several processes run in each of them: cases, whose results a process writes for the test to read.
 
-``python processes.py cases FOLDER`` is one process of two; ``python processes.py dies OUTPUT`` is
-one that ``torchrun`` has started, which trains and evaluates. There the second one, if it was never
-restarted, kills itself in the third epoch.
+``python processes.py OUTPUT`` is one that ``torchrun`` has started, which trains and evaluates.
+There the second one, if it was never restarted, kills itself in the third epoch.
 """
 
 import os
@@ -239,6 +238,12 @@ def cases(ranks: Ranks, folder: Path) -> dict[str, Any]:
     return results
 
 
+def write_cases(folder: Path) -> None:
+    """Be one process of two, and write the results of the cases."""
+    with process_group() as ranks:
+        torch.save(cases(ranks, folder), folder / f"{ranks.rank}.pt")
+
+
 def dies(output: str) -> int:
     own = trainer.Trainer._epoch
 
@@ -262,7 +267,4 @@ def dies(output: str) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    if sys.argv[1] == "dies":
-        sys.exit(dies(sys.argv[2]))
-    with process_group() as ranks:
-        torch.save(cases(ranks, Path(sys.argv[2])), Path(sys.argv[2]) / f"{ranks.rank}.pt")
+    sys.exit(dies(sys.argv[1]))

@@ -219,3 +219,20 @@ def open_program(
             )
         with pyro.validation_enabled(False):
             yield program
+
+
+@contextmanager
+def reopen_program(program: Program, *, seed: int = 0) -> Iterator[Program]:
+    """Open a program again of which nothing but the weights has changed, without the checks.
+
+    Draws are those of :func:`open_program` with the same seed.
+    """
+    device = next((leaf.device for leaf in tensors(program.args)), torch.device("cpu"))
+    with (
+        evaluating(program.model, program.guide),
+        private_store(program.model, program.guide),
+        seeded(seed, PROGRAM_STREAM),
+        fast_products(device),
+        pyro.validation_enabled(False),
+    ):
+        yield program

@@ -15,7 +15,13 @@ from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.data import is_table
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
-from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, seeded, stream_seed
+from pyro_bvae.core.seeds import (
+    NOISE_STREAM,
+    VALIDATION_STREAM,
+    seed_generators,
+    seeded,
+    stream_seed,
+)
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.training.batches import Batches, as_batches
@@ -155,14 +161,14 @@ class _Run:
 
     def validation_draws(self, data: Batches, batch_size: int) -> Tensor:
         """Return draws of validation data, the same for every epoch."""
-        torch.manual_seed(stream_seed(self.seed, VALIDATION_STREAM))
+        seed_generators(stream_seed(self.seed, VALIDATION_STREAM))
         return torch.cat(
             [self.draw(*batch) for batch in data.batches(batch_size, seed=self.seed, epoch=0)]
         )
 
     def epoch(self, data: Batches, batch_size: int, epoch: int) -> None:
         """Take a step for each batch."""
-        torch.manual_seed(stream_seed(self.seed, epoch, NOISE_STREAM))
+        seed_generators(stream_seed(self.seed, epoch, NOISE_STREAM))
         steps, total = data.num_batches(batch_size), 0.0
         for index, batch in enumerate(data.batches(batch_size, seed=self.seed, epoch=epoch)):
             for group in self.optimizer.param_groups:

@@ -8,10 +8,13 @@ from typing import Any
 import torch
 
 from pyro_bvae.core.context import arguments
+from pyro_bvae.core.inputs.programs import program_arguments
 from pyro_bvae.core.module_modes import evaluating
 from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
-from pyro_bvae.evaluation import elbo_parts
+from pyro_bvae.evaluation.marginal.bounds import ElboParts, bound_block, join_bound
+from pyro_bvae.evaluation.marginal.importance import data_bar, sample_weights, stream_blocks
+from pyro_bvae.program.program import Program, open_program, reopen_program
 from pyro_bvae.training.checks.nonfinite import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.distributed import Ranks
 from pyro_bvae.training.history import Row
@@ -39,6 +42,7 @@ class Validation:
         self.ranks = ranks or Ranks()
         rows = self.ranks.share(len(data))
         self._share = data[rows] if rows.stop > rows.start else None
+        self._program: Program | None = None
         self._seed = VALIDATION_STREAM
         if self.ranks.size > 1:
             self._seed = stream_seed(VALIDATION_STREAM, self.ranks.rank)
@@ -81,8 +85,7 @@ class Validation:
 
     @torch.no_grad()
     def _measure(self, data: Dataset, beta: float) -> Row:
-        args = arguments(data.x, data.context)
-        measured = elbo_parts(self.vae.model, self.vae.guide, *args, num_samples=1, seed=self._seed)
+        measured = self._bound(data)
         if self.loss.has_own_objective:
             batches = data.batches(self.batch_size, seed=0, epoch=0, shuffle=False)
             with evaluating(self.vae), seeded(self._seed):
@@ -92,3 +95,21 @@ class Validation:
             own = measured.objective(beta).value
         values = (own, measured.distortion.value, measured.rate.value, measured.elbo.value)
         return dict(zip(_COLUMNS, values, strict=True))
+
+    def _bound(self, data: Dataset) -> ElboParts:
+        """Return the bound by one draw; a program is looked over once for data that stay."""
+        if data is self._share and self._program is not None:
+            opened = reopen_program(self._program, seed=self._seed)
+        else:
+            model, guide, *args = program_arguments(
+                self.vae.model, self.vae.guide, *arguments(data.x, data.context)
+            )
+            opened = open_program(model, guide, tuple(args), seed=self._seed)
+        with opened as program, data_bar(program, False, "bound") as bar:
+            blocks = [
+                bound_block(program, block, sample_weights(program, block, 1))
+                for block in stream_blocks(program, 1, bar)
+            ]
+        if data is self._share:
+            self._program = program
+        return join_bound(blocks, 1)

@@ -181,8 +181,8 @@ WORK: tuple[Callable[[Path, int], None], ...] = (
 )
 
 
-def rounds(folder: Path, seconds: float, every: float) -> Iterator[Sample]:
-    """Work for so many seconds, and yield the resources every so many of them."""
+def rounds(folder: Path, seconds: float, every: float, least: int) -> Iterator[Sample]:
+    """Work for so many seconds and rounds, and yield the resources every so many seconds."""
     started = last = time.monotonic()
     for number in count(1):
         for work in WORK:
@@ -190,23 +190,24 @@ def rounds(folder: Path, seconds: float, every: float) -> Iterator[Sample]:
         if time.monotonic() - last >= every or time.monotonic() - started >= seconds:
             last = time.monotonic()
             yield Sample.now(started, number)
-        if time.monotonic() - started >= seconds:
+        if time.monotonic() - started >= seconds and number >= least:
             return
 
 
-def soak(minutes: float, every: float = 60.0) -> list[Sample]:
+def soak(minutes: float, every: float = 60.0, least: int = 1) -> list[Sample]:
     """Work for so many minutes, print the resources, and return them.
 
     Args:
         minutes: How long.
         every: Seconds from one line to the next.
+        least: Rounds that are done however long they take.
     """
     kept, samples = tempfile.tempdir, []
     with tempfile.TemporaryDirectory() as folder:
         (temporary := Path(folder) / "temporary").mkdir()
         tempfile.tempdir = str(temporary)
         try:
-            for sample in rounds(Path(folder), 60 * minutes, every):
+            for sample in rounds(Path(folder), 60 * minutes, every, least):
                 samples.append(sample)
                 print(sample, flush=True)
         finally:

@@ -67,7 +67,10 @@ def outcomes(
     pytest.fail("there are more changes than were tried")
 
 
-KILLED = [pytest.param(5, id="some"), pytest.param(1, id="all", marks=pytest.mark.slow)]
+KILLED = [
+    pytest.param(5, id="some", marks=pytest.mark.sample),
+    pytest.param(1, id="all", marks=pytest.mark.slow),
+]
 
 
 @pytest.mark.parametrize("step", KILLED)

@@ -74,7 +74,10 @@ def kill(work: Callable[[], object], moments: list[float]) -> int:
     return count
 
 
-KILLED = [pytest.param(2, id="some"), pytest.param(KILLS, id="many", marks=pytest.mark.slow)]
+KILLED = [
+    pytest.param(2, id="some", marks=pytest.mark.sample),
+    pytest.param(KILLS, id="many", marks=pytest.mark.slow),
+]
 
 
 def moments(count: int) -> list[float]:

@@ -90,7 +90,7 @@ def in_threads(calls: list[Callable[[], Any]]) -> list[Any]:
 
 @pytest.fixture(autouse=True)
 def patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "PATIENCE", 60.0)
+    monkeypatch.setattr(turns, "PATIENCE", 110.0)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -257,7 +257,9 @@ OLD_FILES = [
 NEW_FILES = ["config.json", "metrics.csv", "checkpoints/last.pt", "digests.sha256"]
 
 
-@pytest.mark.parametrize("step", [3, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "step", [pytest.param(3, marks=pytest.mark.sample), pytest.param(1, marks=pytest.mark.slow)]
+)
 def test_a_replacement_that_is_killed_at_any_change_leaves_the_old_run_or_the_new(
     step: int, tmp_path: Path
 ) -> None:
@@ -296,7 +298,7 @@ def whole(run: Path) -> TrainConfig:
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param(range(0, 200, 12), id="some"),
+    [pytest.param(range(0, 200, 12), id="some", marks=pytest.mark.sample),
      pytest.param(range(200), id="all", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_an_overwriting_that_is_killed_leaves_the_old_run_or_the_new(
@@ -331,7 +333,7 @@ def test_an_overwriting_that_is_killed_leaves_the_old_run_or_the_new(
 
 @pytest.mark.parametrize(
     "changes",
-    [pytest.param(range(0, 200, 6), id="some"),
+    [pytest.param(range(0, 200, 6), id="some", marks=pytest.mark.sample),
      pytest.param(range(200), id="all", marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_a_run_that_is_killed_while_its_first_files_are_written_can_be_had_again(

@@ -23,6 +23,7 @@ from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.runs import TrainConfig, train
 from pyro_bvae.runs.evaluation_files import evaluate_shares
 from pyro_bvae.training import History, Ranks, load_checkpoint
+from tests.reliability.children import end, start
 
 HERE = Path(__file__).parents[1]
 ALONE = Ranks()
@@ -58,24 +59,17 @@ def results(folder: Path) -> Results:
     has written."""
     quietly(processes.vae(), folder / "one")
     shutil.copytree(folder / "one", folder / "reference")
-    place = {
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
-        "OMP_NUM_THREADS": "1",
-    }
-    command = [sys.executable, "-W", "ignore", str(HERE / "processes.py"), "cases", str(folder)]
-    started = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **place, "RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    said = [process.communicate(timeout=300)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+
+    def work(rank: int) -> None:
+        os.environ.update({**place, "RANK": str(rank)})
+        warnings.simplefilter("ignore")
+        processes.write_cases(folder)
+
+    said = [folder / f"{rank}.txt" for rank in range(2)]
+    started = [start(lambda rank=rank: work(rank), said[rank]) for rank in range(2)]
+    ended = [end(child, timeout=300) for child in started]
+    assert ended == [0, 0], [path.read_text() for path in said]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
@@ -268,7 +262,6 @@ def torchrun(
         f"--max-restarts={restarts}",
         "--monitor-interval=0.1",
         str(HERE / "processes.py"),
-        "dies",
         str(output),
     ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

@@ -631,8 +631,8 @@ def test_the_command_resumes_a_sweep_from_its_directory_alone(
     values: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     short, whole = tmp_path / "short", tmp_path / "whole"
-    for output in (short, whole):
-        assert main(["sweep", *SMALL, *values, "--epochs", "2", "--output", str(output)]) == 0
+    assert main(["sweep", *SMALL, *values, "--epochs", "2", "--output", str(short)]) == 0
+    shutil.copytree(short, whole)
     names = sorted(run.name for run in whole.iterdir())
     assert len(names) == 4
     shutil.rmtree(

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, datasets, fit
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.core.seeds import NOISE_STREAM, stream_seed
+from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
+from pyro_bvae.evaluation import elbo_parts
 from pyro_bvae.likelihoods import BernoulliLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP
 from pyro_bvae.posteriors import NormalPosterior
@@ -390,6 +391,16 @@ def test_validation_is_an_average_over_data_measured_with_the_same_noise_every_e
         float(distortion.mean()), abs=3 * error
     )
     assert history["validation_rate"][0] == pytest.approx(float(rate.mean()), abs=1e-4)
+
+
+def test_validation_of_each_epoch_is_the_bound_of_its_weights() -> None:
+    """Epochs after the first, which do not look the program over again, among them."""
+    vae, held_out = small_vae(), pixels(20, seed=1)
+    history = fit(vae, pixels(), epochs=3, validation=held_out, **TINY)
+    bound = elbo_parts(vae.model, vae.guide, held_out, num_samples=1, seed=VALIDATION_STREAM)
+    assert history["validation_elbo"][-1] == bound.elbo.value
+    assert history["validation_rate"][-1] == bound.rate.value
+    assert len(set(history["validation_elbo"])) == 3
 
 
 def callbacks_of(vae: nn.Module, kept: list[dict[str, Tensor]]) -> list[object]:

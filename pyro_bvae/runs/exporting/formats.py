@@ -6,7 +6,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,8 @@ from torch import Tensor
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.runs.exporting.graphs import Probe, Tensors
 
+#: The function of a file: outputs by name, of inputs by name and the names of the outputs.
+Run = Callable[[Mapping[str, Tensor], Iterable[str]], Tensors]
 #: Largest difference between a file and the model, in units of the number or of 1 if that is more.
 TOLERANCE = 1e-5
 # How many of the data a file that was read again is run on, beside all of them: one, and some.
@@ -78,13 +80,18 @@ def pt2_content(program: torch.export.ExportedProgram, probe: Probe) -> bytes:
     return buffer.getvalue()
 
 
-def run_pt2(path: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensors:
-    """Return the outputs of a .pt2 file by name."""
-    first, *others = inputs
+def open_pt2(path: Path) -> Run:
+    """Return the function of a .pt2 file."""
     with path.open("rb") as stream, _recording():
         graph = torch.export.load(stream).module()  # type: ignore[arg-type]
-        results: Tensors = graph(inputs[first], **{name: inputs[name] for name in others})
-    return results
+
+    def run(inputs: Mapping[str, Tensor], outputs: Iterable[str]) -> Tensors:
+        first, *others = inputs
+        with _recording():
+            results: Tensors = graph(inputs[first], **{name: inputs[name] for name in others})
+        return results
+
+    return run
 
 
 def onnx_content(program: torch.export.ExportedProgram, probe: Probe) -> bytes:
@@ -99,18 +106,22 @@ def onnx_content(program: torch.export.ExportedProgram, probe: Probe) -> bytes:
     return content
 
 
-def run_onnx(path: Path, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensors:
-    """Return the outputs of an ONNX file by name."""
+def open_onnx(path: Path) -> Run:
+    """Return the function of an ONNX file."""
     session = needed("onnxruntime", "onnx").InferenceSession(path.read_bytes())
-    given = {name: value.numpy() for name, value in inputs.items()}
-    values = session.run(list(outputs), given)
-    return {name: torch.from_numpy(value) for name, value in zip(outputs, values, strict=True)}
+
+    def run(inputs: Mapping[str, Tensor], outputs: Iterable[str]) -> Tensors:
+        given = {name: value.numpy() for name, value in inputs.items()}
+        values = session.run(list(outputs), given)
+        return {name: torch.from_numpy(value) for name, value in zip(outputs, values, strict=True)}
+
+    return run
 
 
-#: Ending of a file -> the functions that write and run it.
-FORMATS: dict[str, tuple[Any, Any]] = {
-    ".pt2": (pt2_content, run_pt2),
-    ".onnx": (onnx_content, run_onnx),
+#: Ending of a file -> the functions that write and open it.
+FORMATS: dict[str, tuple[Any, Callable[[Path], Run]]] = {
+    ".pt2": (pt2_content, open_pt2),
+    ".onnx": (onnx_content, open_onnx),
 }
 
 
@@ -129,10 +140,10 @@ def largest_difference(path: Path, name: str, probe: Probe) -> float:
     Raises:
         InputError: if it is above 1e-5.
     """
-    most, run = 0.0, FORMATS[Path(name).suffix][1]
+    most, run = 0.0, FORMATS[Path(name).suffix][1](path)
     for count in (*_BATCHES, len(next(iter(probe.inputs.values())))):
         inputs = {key: value[:count] for key, value in probe.inputs.items()}
-        given = run(path, inputs, probe.wanted)
+        given = run(inputs, probe.wanted)
         for key, wanted in probe.wanted.items():
             own = wanted[:count]
             distance = ((given[key] - own).abs() / own.abs().clamp(min=1)).max().item()

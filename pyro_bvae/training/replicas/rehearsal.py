@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.param_store import private_store
-from pyro_bvae.core.seeds import NOISE_STREAM, stream_seed
+from pyro_bvae.core.seeds import NOISE_STREAM, seed_generators, stream_seed
 from pyro_bvae.training.batches import Batch
 from pyro_bvae.training.replicas.program import CannotStack, StackedParameter
 from pyro_bvae.training.state import TrainingState
@@ -37,7 +37,7 @@ def check_alone(
     Raises:
         CannotStack: if the model draws other random numbers than the stacked step does.
     """
-    torch.manual_seed(stream_seed(state.settings.seed, 0, NOISE_STREAM))
+    seed_generators(stream_seed(state.settings.seed, 0, NOISE_STREAM))
     with private_store(state.vae.model):
         loss = state.loss(*batch, float(beta)).loss
     loss.backward()  # type: ignore[no-untyped-call]

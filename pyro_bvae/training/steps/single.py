@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from pyro_bvae.core.seeds import NOISE_STREAM, stream_seed
+from pyro_bvae.core.seeds import NOISE_STREAM, seed_generators, stream_seed
 from pyro_bvae.training.batches import Batch
 from pyro_bvae.training.checks.nonfinite import describe_nonfinite
 from pyro_bvae.training.state import TrainingState
@@ -70,7 +69,7 @@ class SingleModel:
         """Seed the noise of an epoch, each process its own, and return the batches."""
         settings, ranks = self.state.settings, self.state.ranks
         own = (ranks.rank,) if ranks.size > 1 else ()
-        torch.manual_seed(stream_seed(settings.seed, epoch, NOISE_STREAM, *own))
+        seed_generators(stream_seed(settings.seed, epoch, NOISE_STREAM, *own))
         return self.state.batches.batches(settings.batch_size, seed=settings.seed, epoch=epoch)
 
     def run(self, batch: Batch, betas: Sequence[float | Tensor], learning_rate: float) -> Tensor:
