@@ -47,14 +47,14 @@ class Choice:
         models: The models of each setting, one for each training seed.
         comparison: Their evidences on held-out data; of a rate to hold, minus their distortions at
             that rate, None for one size alone; None for the criterion of collapse.
-        lines: For another criterion than the evidence, its number of each setting, in words.
+        notes: For another criterion than the evidence, its number of each setting, in words.
     """
 
     setting: Setting
     alike: tuple[Setting, ...]
     models: Mapping[Setting, tuple[BetaVAE, ...]]
     comparison: Comparison | None
-    lines: Mapping[Setting, str] = field(default_factory=dict)
+    notes: Mapping[Setting, str] = field(default_factory=dict)
 
     @property
     def vae(self) -> BetaVAE:
@@ -64,8 +64,8 @@ class Choice:
     def __str__(self) -> str:
         others = [str(each) for each in self.alike if each != self.setting]
         alike = "" if not others else f" It cannot be told from {'; '.join(others)}."
-        lines = [f"{setting}: {line}" for setting, line in self.lines.items()]
-        return "\n".join([*(lines or [str(self.comparison)]), f"chosen: {self.setting}.{alike}"])
+        notes = [f"{setting}: {line}" for setting, line in self.notes.items()]
+        return "\n".join([*(notes or [str(self.comparison)]), f"chosen: {self.setting}.{alike}"])
 
 
 @exclusive
@@ -145,9 +145,9 @@ def choose(
     if criterion == "collapse":
         return _least_collapsed(models, held)
     measured = {str(setting): (setting.beta, own) for setting, own in models.items()}
-    lines: dict[str, str] = {}
+    notes: dict[str, str] = {}
     if rate is not None:
-        comparison, lines = distortions_at(rate.nats, measured, held, level, num_samples)
+        comparison, notes = distortions_at(rate.nats, measured, held, level, num_samples)
     else:
         comparison = compare_programs(
             {name: [(vae.model, vae.guide) for vae in own] for name, (_, own) in measured.items()},
@@ -155,37 +155,37 @@ def choose(
             level=level, num_samples=num_samples, method=method,
             progress=options.get("progress", True),
         )  # fmt: skip
-    return _of_comparison(models, comparison, lines)
+    return _of_comparison(models, comparison, notes)
 
 
 def _of_comparison(
     models: Mapping[Setting, tuple[BetaVAE, ...]],
     comparison: Comparison | None,
-    lines: Mapping[str, str],
+    notes: Mapping[str, str],
 ) -> Choice:
     """Return the smallest of the settings that cannot be told from the best."""
     names = {str(setting): setting for setting in models}
-    said = {names[name]: line for name, line in lines.items()}
+    named = {names[name]: line for name, line in notes.items()}
     if comparison is None:
         (setting,) = models
-        return Choice(setting, (setting,), models, None, said)
+        return Choice(setting, (setting,), models, None, named)
     best, *others = order = comparison.names
     close = [each for each in others if not comparison.difference(best, each).seen]
     alike = sorted(
         (names[each] for each in (best, *close)),
         key=lambda each: (each.latent_dim or 0, order.index(str(each))),
     )
-    return Choice(alike[0], tuple(alike), models, comparison, said)
+    return Choice(alike[0], tuple(alike), models, comparison, named)
 
 
 def _least_collapsed(models: Mapping[Setting, tuple[BetaVAE, ...]], held: Dataset) -> Choice:
     """Return the setting with the fewest latents that carry nothing, the largest of several."""
     names = {str(setting): setting for setting in models}
     measured = {str(setting): (setting.beta, own) for setting, own in models.items()}
-    numbers, lines = collapsed_in(measured, held)
+    numbers, notes = collapsed_in(measured, held)
     chosen = min(models, key=lambda each: (numbers[str(each)], -(each.latent_dim or 0), -each.beta))
-    said = {names[name]: line for name, line in lines.items()}
-    return Choice(chosen, (chosen,), models, None, said)
+    named = {names[name]: line for name, line in notes.items()}
+    return Choice(chosen, (chosen,), models, None, named)
 
 
 def _built(make_vae: Callable[..., BetaVAE], latent_dim: int | None, _: int) -> BetaVAE:

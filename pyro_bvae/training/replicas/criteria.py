@@ -34,7 +34,7 @@ def distortions_at(
         The comparison of minus the distortions, None of one model alone, and a line of each model.
     """
     estimates: dict[str, list[Estimate]] = {}
-    lines = {}
+    notes = {}
     for name, (beta, vaes) in models.items():
         rates = []
         for vae in vaes:
@@ -48,25 +48,25 @@ def distortions_at(
             rates.append(parts.rate.value)
         distortion = -sum(each.value for each in estimates[name]) / len(vaes)
         error = estimates[name][0].standard_error
-        lines[name] = (
+        notes[name] = (
             f"rate {sum(rates) / len(rates):.2f} nats, distortion at {nats:g} nats"
             f" {distortion:.2f} ± {error:.2f}"
         )
-    return Comparison.of(estimates, level=level) if len(models) > 1 else None, lines
+    return Comparison.of(estimates, level=level) if len(models) > 1 else None, notes
 
 
 def collapsed_in(
     models: Mapping[str, tuple[float, Sequence[BetaVAE]]], held: Dataset
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Return how many latents of each model carry nothing, at most over its seeds, and lines.
+    """Return how many latents of each model carry nothing, at most over its seeds, and notes.
 
     Args:
         models: By name, the β of the models and one for each training seed.
         held: The data to look at.
     """
-    numbers, lines = {}, {}
+    numbers, notes = {}, {}
     for name, (beta, vaes) in models.items():
         found = [diagnose(vae, held, beta=beta) for vae in vaes]
         numbers[name] = max(len(each.collapsed) for each in found)
-        lines[name] = f"{numbers[name]} of {len(found[0].latents)} latents carry nothing"
-    return numbers, lines
+        notes[name] = f"{numbers[name]} of {len(found[0].latents)} latents carry nothing"
+    return numbers, notes
