@@ -6,8 +6,7 @@ beside the points of models that were trained at each β, whose decoder and guid
     python analysis/decoder_rate_distortion.py
     python analysis/decoder_rate_distortion.py --data-root FOLDER_THAT_HOLDS_MNIST
 
-The second command does the same for binarised MNIST, with sizes for half an hour of a busy core:
-five models of 200 hidden units and 10 latents, 3 epochs each; the curve on 20 test images.
+The second command does the same for MNIST.
 """
 
 from __future__ import annotations
@@ -44,12 +43,12 @@ def main(name: str, splits: Any, hidden: int, latent_dim: int, epochs: int, num_
 
     models = sweep(
         make_vae, splits.train, betas=BETAS, epochs=epochs, batch_size=128, learning_rate=1e-3,
-        progress=False,
+        progress=True,
     )  # fmt: skip
     x = splits.test.x[:num_data]
     vae = next(run.vae for run in models if run.beta == 1.0)
     curve = rate_distortion_curve(
-        vae.model, vae.guide, x, betas=POINTS, settings=SETTINGS, progress=False
+        vae.model, vae.guide, x, betas=POINTS, settings=SETTINGS, progress=True
     )
     trained = rate_distortion([(run.beta, run.vae) for run in models], x)
     points = {
@@ -75,5 +74,4 @@ if __name__ == "__main__":
     if root is None:
         main("digits", datasets.digits(), 64, 8, 60, 50)
     else:
-        images = datasets.mnist(root, validation=0, download=False).binarized("static", seed=0)
-        main("mnist", images, 200, 10, 3, 20)
+        main("mnist", datasets.mnist(root), 400, 20, 20, 50)
