@@ -87,7 +87,8 @@ def fit(
         learning_rate: A number for the peak of a one-cycle schedule, or a schedule.
         gradient_clip: Upper limit on the global norm of the gradient per datum; None for no limit.
         early_stopping: Stop after so many epochs without a better validation objective, and go back
-            to the best weights; None for never.
+            to the best weights; None for never. Without validation data it watches the training
+            objective, and a warning says so.
         precision: ``bf16`` runs the networks of the parts in bfloat16 while training, where the
             hardware gains by it; weights, distributions, densities and all measurements stay in the
             model's own type.
@@ -134,6 +135,7 @@ def fit(
     )  # fmt: skip
     if current_ranks().is_first:
         settings.warn_of_unfinished_warmup()
+        settings.warn_of_early_stopping(validation)
     directory = None if output is None else Path(output)
     ranks = current_ranks()
     with ranks.writing(directory, force):

@@ -96,3 +96,11 @@ class Settings(FitOptions):
         else:
             return
         warnings.warn(f"the warm-up of β {seen}; {advice}", stacklevel=4)
+
+    def warn_of_early_stopping(self, validation: Any) -> None:
+        """Warn if early stopping has no validation data, and so cannot see overfitting."""
+        if self.early_stopping is not None and validation is None:
+            warnings.warn(
+                "early stopping watches the training objective, since there are no validation data",
+                stacklevel=4,
+            )

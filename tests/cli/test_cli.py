@@ -293,7 +293,11 @@ def test_the_demo_goes_the_whole_path_and_replaces_itself(
 ) -> None:
     output = tmp_path / "demo"
     assert main(["demo", "--epochs", "2", "--output", str(output)]) == 0
-    assert f"page: {output / 'report.html'}" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert f"page: {output / 'report.html'}" in shown
+    after = re.search(r"variational gap .* ([\d.]+) ± [\d.]+ +[-+][\d.]+\n", shown)
+    left = re.search(r"20 local steps for each datum \S+ leave ([\d.]+) nats", shown)
+    assert after and left and float(left[1]) < float(after[1])
     assert (output / "report.html").stat().st_size > 50_000
     written = json.loads((output / "evaluation.json").read_text())
     assert (written["dataset"], written["beta"], written["num_samples"]) == ("digits", 2.0, 5000)

@@ -6,12 +6,14 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from pyro_bvae import runs
 from pyro_bvae.cli import main
 from pyro_bvae.evaluation.gaps.result import verdict
+from pyro_bvae.oracle import LinearGaussian
 from pyro_bvae.report import write_report
 from pyro_bvae.runs import TrainConfig
 from pyro_bvae.runs.improvement.record import read_improvement
@@ -81,6 +83,59 @@ def test_the_command_of_a_verdict_closes_its_part(
     old = runs.load(run)
     pairs = zip(old.vae.decoder.parameters(), new.vae.decoder.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
+
+
+def plant_correlated_posterior(run: Path, truth: LinearGaussian) -> None:
+    """Make a run's model the linear one with the best diagonal guide: all its gap is the family's.
+
+    Of SiLU units in pairs, s(a) - s(-a) = a: networks with a hidden layer are affine.
+    """
+    best = truth.amortized_vae().encoder
+    affine, raw = best.network.layers[0], torch.log(torch.expm1(torch.as_tensor(best.scale)))
+    networks = {
+        "decoder": [torch.eye(2), torch.zeros(2), truth.weight, torch.zeros(4)],
+        "encoder": [affine.weight, affine.bias, torch.eye(4, 2), torch.cat([torch.zeros(2), raw])],
+    }
+    for which in ("best", "last"):
+        path = checkpoint_path(run, which)
+        state = load_checkpoint(path)
+        for part, (first, shift, last, bias) in networks.items():
+            pairs = {
+                "0.weight": torch.cat([first, -first]), "0.bias": torch.cat([shift, -shift]),
+                "2.weight": torch.cat([last, -last], 1), "2.bias": bias,
+            }  # fmt: skip
+            for name, value in pairs.items():
+                weight = state["model"][f"{part}.network.layers.{name}"].zero_()
+                weight[tuple(slice(size) for size in value.shape)] = value.detach().to(weight)
+        save_checkpoint(path, state)
+
+
+@pytest.mark.slow
+def test_the_flow_that_a_verdict_names_closes_the_gap_of_the_family(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    truth = LinearGaussian(torch.tensor([[1.0, 0.9], [0.9, 1.0], [1.1, 1.0], [0.8, 0.9]]), 0.3)
+    np.save("x.npy", truth.sample(1500).float().numpy())
+    run, options = Path("a"), {"dataset": "file", "path": "x.npy", "likelihood_scale": 0.3}
+    runs.train(CONFIG.with_options(**options, epochs=1, batch_size=100), run, progress=False)
+    plant_correlated_posterior(run, truth)
+    evaluation = runs.evaluate_run(run, num_samples=100, num_data=8, progress=False)
+    assert evaluation.gaps is not None
+    precision = truth.precision()
+    planted = float(precision.diagonal().log().sum() - precision.logdet()) / 2
+    assert evaluation.gaps.approximation.value == pytest.approx(planted, abs=0.15)
+    assert evaluation.gaps.finding.subject == ("approximation",)
+    command = command_of(str(evaluation.verdict))
+    assert command == ["improve", "a", "--posterior", "flow"]
+    assert main([*command, "--num-data", "8", "--num-samples", "100", "--epochs", "25"]) == 0
+    saved = read_improvement(Path("a-improved"))
+    assert saved is not None
+    for part in ("approximation", "variational"):  # the part, and not at the cost of another
+        assert saved["after"][part]["value"] < 0.5 * saved["before"][part]["value"]
+    evidence = [saved[name]["evidence"] for name in ("before", "after")]
+    error = sum(each["monte_carlo_error"] ** 2 for each in evidence) ** 0.5
+    assert abs(evidence[0]["value"] - evidence[1]["value"]) < 4 * error + 1e-5
 
 
 @pytest.mark.slow

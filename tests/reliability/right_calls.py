@@ -353,6 +353,7 @@ RIGHT: dict[str, Call] = {
         betas=[1.0, 2.0],
         num_samples=3,
         method="importance",
+        criterion="evidence",
         epochs=1,
         batch_size=6,
         progress=False,

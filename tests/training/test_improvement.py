@@ -79,6 +79,18 @@ def test_a_planted_amortization_gap_closes() -> None:
     assert "before" in said and "amortization" in said and "The variational gap fell" in said
 
 
+def test_local_steps_leave_the_gap_of_the_family_alone() -> None:
+    few = TEST[:10]
+    options = {**QUICK, "test": few}
+    result = improve_guide(planted(1.0, 0.6, 1.5), X[:200], epochs=1, learning_rate=1e-4, **options)
+    assert result.after.amortization.value > 0.5
+    exact = TRUTH.gaps(few, *TRUTH.best_diagonal(few))
+    left = result.refined_gap(60)
+    assert left.value == pytest.approx(float(exact.approximation.mean()), abs=0.02)
+    assert left.per_datum.shape == (10,) and left.monte_carlo_error < 0.02
+    assert result.refined_gap(0).value == pytest.approx(result.after.variational.value, abs=0.1)
+
+
 @pytest.mark.slow
 def test_another_family_closes_a_planted_approximation_gap() -> None:
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import torch
 from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor, nn
 
-from pyro_bvae import BetaVAE, Decoder, datasets, fit
+from pyro_bvae import BetaVAE, Decoder, datasets, fit, sweep
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import NOISE_STREAM, VALIDATION_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset
@@ -494,6 +494,21 @@ def test_early_stopping_stops_and_goes_back_to_the_best_weights(output: Path | N
         )  # fmt: skip
         assert resumed.rows == history.rows
         assert same(weights(again), kept[best])
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["fit", "sweep"])
+def test_early_stopping_without_validation_data_says_that_it_watches_the_training(
+    stacked: bool,
+) -> None:
+    options = {"epochs": 40, "learning_rate": Constant(0.5), "early_stopping": 2, **TINY}
+    with pytest.warns(UserWarning, match="watches the training objective, since there are no"):
+        if stacked:
+            trained = sweep(lambda seed: small_vae(), pixels(30), betas=(0.5, 1.0), **options)
+            history = trained.runs[0].history
+        else:
+            history = fit(small_vae(), pixels(30), beta=0.5, **options)
+    best = history["objective"].index(min(history["objective"]))
+    assert len(history.rows) == best + 3 < 40
 
 
 def test_early_stopping_that_never_stops_goes_back_to_the_best_weights_too(

@@ -141,7 +141,9 @@ def improve_guide(
     if kept:
         improved.load_state_dict(with_own_encoder(vae, None).state_dict())
     after = measure(improved.model, improved.guide, args, 1.0)
-    return ImprovedGuide(improved, improved.model, improved.guide, before, after, history, kept)
+    return ImprovedGuide(
+        improved, improved.model, improved.guide, before, after, history, kept, args=args
+    )
 
 
 def _rate(learning_rate: float | Schedule | None, posterior: Any) -> Schedule:

@@ -72,7 +72,7 @@ def improve_program(
     sizes = (_count(pair, args, seed), _count(pair, kept_out, seed))
     history, kept = _Rows(pair, args, kept_out, sizes, seed).improve(fitting)
     after = measure(*pair, measured, 1.0)
-    return ImprovedGuide(vae, *pair, before, after, history, kept)
+    return ImprovedGuide(vae, *pair, before, after, history, kept, args=measured)
 
 
 def _count(pair: tuple[Function, Function], args: tuple[Any, ...], seed: int) -> int:

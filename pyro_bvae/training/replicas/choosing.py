@@ -1,9 +1,9 @@
-"""``choose``: the β and the number of latents of a model, by the evidence of held-out data."""
+"""``choose``: the β and the number of latents of a model, by held-out data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +15,8 @@ from pyro_bvae.datasets import Dataset, LazyDataset, Splits, split
 from pyro_bvae.datasets.rows import as_dataset
 from pyro_bvae.evaluation.comparison import Comparison, compare_programs
 from pyro_bvae.evaluation.marginal import Escalation
+from pyro_bvae.training.objectives.target_rate import TargetRate
+from pyro_bvae.training.replicas.criteria import collapsed_in, distortions_at
 from pyro_bvae.training.replicas.sweeping import sweep
 from pyro_bvae.vae import BetaVAE
 
@@ -35,7 +37,7 @@ class Setting(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The setting to keep, and the comparison that it follows from.
+    """The setting to keep, and the numbers that it follows from.
 
     Attributes:
         setting: The smallest of the settings that cannot be told from the best; of several β at
@@ -43,13 +45,16 @@ class Choice:
         alike: The settings that cannot be told from the best, which is among them, the smallest
             first.
         models: The models of each setting, one for each training seed.
-        comparison: Their evidences on held-out data.
+        comparison: Their evidences on held-out data; of a rate to hold, minus their distortions at
+            that rate, None for one size alone; None for the criterion of collapse.
+        notes: For another criterion than the evidence, its number of each setting, in words.
     """
 
     setting: Setting
     alike: tuple[Setting, ...]
     models: Mapping[Setting, tuple[BetaVAE, ...]]
-    comparison: Comparison
+    comparison: Comparison | None
+    notes: Mapping[Setting, str] = field(default_factory=dict)
 
     @property
     def vae(self) -> BetaVAE:
@@ -59,7 +64,8 @@ class Choice:
     def __str__(self) -> str:
         others = [str(each) for each in self.alike if each != self.setting]
         alike = "" if not others else f" It cannot be told from {'; '.join(others)}."
-        return f"{self.comparison}\nchosen: {self.setting}.{alike}"
+        notes = [f"{setting}: {line}" for setting, line in self.notes.items()]
+        return "\n".join([*(notes or [str(self.comparison)]), f"chosen: {self.setting}.{alike}"])
 
 
 @exclusive
@@ -74,37 +80,55 @@ def choose(
     level: float = 0.95,
     num_samples: int = 1000,
     method: Literal["auto", "importance"] | Escalation = "auto",
+    criterion: Literal["evidence", "collapse"] | TargetRate = "evidence",
     **options: Any,
 ) -> Choice:
-    """Choose β and the number of latents by the evidence of held-out data.
+    r"""Choose β and the number of latents by held-out data.
 
-    A model of each setting is trained, and their evidences are compared by paired differences,
+    A model of each setting is trained. By the *evidence*, they are compared by paired differences,
     with intervals for all pairs together. A setting whose difference from the best one may be zero,
     or cannot be measured, cannot be told from it; of these the smallest number of latents is kept.
+
+    By a *rate to hold*, β is found in training for each number of latents, and the distortions at
+    that rate are compared in the same way. A first-order correction,
+    :math:`D(R^*) \approx D + \beta (R - R^*)`, takes each model from its own rate to :math:`R^*`.
+
+    By *collapse*, :func:`~pyro_bvae.diagnose` counts the latents that carry nothing: in a linear
+    VAE those whose eigenvalue of the data's covariance is not above :math:`\beta\sigma^2`
+    (Lucas et al. 2019). The setting with the fewest of them is kept, of these the one with the most
+    latents, and of these the one with the largest β.
 
     Args:
         make_vae: Builds an untrained model, ``make_vae(latent_dim)``, or ``make_vae()`` without
             ``latent_dims``; torch's generators are seeded before each call.
         data: Training data, as :func:`~pyro_bvae.fit` takes them, or the parts of a data set, whose
             validation part is then held out.
-        betas: The β to try, at the end of training.
+        betas: The β to try, at the end of training; not with a rate to hold.
         latent_dims: The numbers of latents to try; none to keep that of ``make_vae()``.
         seeds: Training seeds of each setting, whose spread is then in the intervals.
         held_out: Data to measure on; by default the validation part, or a fifth of ``data``.
         level: Level of the intervals.
         num_samples: Particles for each datum.
         method: Estimator of the evidence, as of :func:`~pyro_bvae.evidence`.
+        criterion: ``"evidence"``, ``"collapse"``, or ``TargetRate(nats)`` for a rate to hold.
         **options: Further options of :func:`~pyro_bvae.sweep`, such as ``epochs``,
             ``learning_rate`` and ``progress``.
 
     Raises:
-        InputError: for fewer than two settings, or data that cannot be used or held out.
+        InputError: for fewer than two settings (one is enough where a rate is held), an unknown
+            criterion, or data that cannot be used or held out.
     """
+    rate = criterion if isinstance(criterion, TargetRate) else None
+    if rate is not None:
+        if tuple(betas) != (1.0,):
+            raise InputError(f"a rate to hold finds its β: leave out 'betas', got {list(betas)}")
+        betas, options["schedule"] = (rate.nats,), lambda nats: rate
     for count in latent_dims:
         check_count("latent_dims", count)
     sizes: Sequence[int | None] = latent_dims or (None,)
     settings = [Setting(size, beta) for size in sizes for beta in betas]
-    if len(set(settings)) < 2 or len(set(settings)) < len(settings):
+    least = 2 if rate is None else 1
+    if len(set(settings)) < least or len(set(settings)) < len(settings):
         raise InputError(
             "'betas' and 'latent_dims' must make at least two settings, each once, got"
             f" {list(betas)} and {list(latent_dims)}"
@@ -114,23 +138,54 @@ def choose(
     for size in sizes:
         trained = sweep(partial(_built, make_vae, size), train, betas=betas, seeds=seeds, **options)
         for beta in betas:
-            own = tuple(run.vae for run in trained if run.beta == beta)
-            models[Setting(size, beta)] = own
-    names = {str(setting): setting for setting in settings}
-    comparison = compare_programs(
-        {name: [(vae.model, vae.guide) for vae in models[own]] for name, own in names.items()},
-        *arguments(held.x, held.context),
-        level=level, num_samples=num_samples, method=method,
-        progress=options.get("progress", True),
-    )  # fmt: skip
-    best, *others = comparison.names
+            runs = [run for run in trained if run.beta == beta]
+            found = sum(run.history["beta"][-1] for run in runs) / len(runs)
+            own = Setting(size, beta if rate is None else float(f"{found:.4g}"))
+            models[own] = tuple(run.vae for run in runs)
+    if criterion == "collapse":
+        return _least_collapsed(models, held)
+    measured = {str(setting): (setting.beta, own) for setting, own in models.items()}
+    notes: dict[str, str] = {}
+    if rate is not None:
+        comparison, notes = distortions_at(rate.nats, measured, held, level, num_samples)
+    else:
+        comparison = compare_programs(
+            {name: [(vae.model, vae.guide) for vae in own] for name, (_, own) in measured.items()},
+            *arguments(held.x, held.context),
+            level=level, num_samples=num_samples, method=method,
+            progress=options.get("progress", True),
+        )  # fmt: skip
+    return _of_comparison(models, comparison, notes)
+
+
+def _of_comparison(
+    models: Mapping[Setting, tuple[BetaVAE, ...]],
+    comparison: Comparison | None,
+    notes: Mapping[str, str],
+) -> Choice:
+    """Return the smallest of the settings that cannot be told from the best."""
+    names = {str(setting): setting for setting in models}
+    named = {names[name]: line for name, line in notes.items()}
+    if comparison is None:
+        (setting,) = models
+        return Choice(setting, (setting,), models, None, named)
+    best, *others = order = comparison.names
     close = [each for each in others if not comparison.difference(best, each).seen]
-    order = [*comparison.names]  # by evidence
     alike = sorted(
         (names[each] for each in (best, *close)),
         key=lambda each: (each.latent_dim or 0, order.index(str(each))),
     )
-    return Choice(alike[0], tuple(alike), models, comparison)
+    return Choice(alike[0], tuple(alike), models, comparison, named)
+
+
+def _least_collapsed(models: Mapping[Setting, tuple[BetaVAE, ...]], held: Dataset) -> Choice:
+    """Return the setting with the fewest latents that carry nothing, the largest of several."""
+    names = {str(setting): setting for setting in models}
+    measured = {str(setting): (setting.beta, own) for setting, own in models.items()}
+    numbers, notes = collapsed_in(measured, held)
+    chosen = min(models, key=lambda each: (numbers[str(each)], -(each.latent_dim or 0), -each.beta))
+    named = {names[name]: line for name, line in notes.items()}
+    return Choice(chosen, (chosen,), models, None, named)
 
 
 def _built(make_vae: Callable[..., BetaVAE], latent_dim: int | None, _: int) -> BetaVAE:

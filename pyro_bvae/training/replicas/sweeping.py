@@ -237,7 +237,9 @@ def sweep(
                 begun = checkpoint_path(state.output, "last").exists()
                 state.start(resume and begun, overwrite)
         if states:
-            next(iter(states.values())).settings.warn_of_unfinished_warmup()
+            first = next(iter(states.values()))
+            first.settings.warn_of_unfinished_warmup()
+            first.settings.warn_of_early_stopping(first.validation)
         for state in states.values():
             state.check()
         keys = states.items()
