@@ -21,7 +21,8 @@ AGAIN = r"does not belong to .*: a process was killed .*; run 'pyro-bvae evaluat
 
 
 def evaluate(run: Path, seed: int) -> None:
-    runs.evaluate_run(run, num_samples=5, num_data=4, seed=seed, progress=False)
+    options = {"num_samples": 5, "num_data": 4, "method": "importance", "progress": False}
+    runs.evaluate_run(run, seed=seed, **options)
 
 
 def further(run: Path) -> None:

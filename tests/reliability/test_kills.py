@@ -35,7 +35,8 @@ KILLS = 10
 
 
 def evaluate(run: Path) -> None:
-    runs.evaluate_run(run, num_samples=200, num_data=20, progress=False)
+    """Measure without annealing, which is most of the time and writes nothing."""
+    runs.evaluate_run(run, num_samples=200, num_data=20, method="importance", progress=False)
 
 
 def weights(run: Path) -> list[torch.Tensor]:

@@ -104,7 +104,7 @@ def test_a_run_killed_at_random_moments_is_the_run_that_was_not(tmp_path: Path) 
     assert not [path for path in parts.rglob(".*.part")]
 
     for run in (whole, parts):
-        evaluate_run(run, num_samples=50, num_data=20, progress=False)
+        evaluate_run(run, num_samples=50, num_data=20, method="importance", progress=False)
     evaluations = [json.loads((run / "evaluation.json").read_text()) for run in (whole, parts)]
     for evaluation in evaluations:
         assert len(evaluation.pop("sha256")) == 2  # of files with times in them
