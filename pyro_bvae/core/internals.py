@@ -17,6 +17,7 @@ from torch.utils._pytree import (
 
 __all__ = [
     "HAS_ONEDNN",
+    "dims_of",
     "fused_adam",
     "is_capturing",
     "is_deterministic",
@@ -31,6 +32,7 @@ __all__ = [
     "tree_map",
     "tree_unflatten",
     "version_of",
+    "with_dims",
 ]
 
 #: Adam's update of many tensors at once, in place, without the rest of ``optimizer.step``.
@@ -80,3 +82,15 @@ def is_deterministic(site: Any) -> bool:
 def version_of(tensor: Tensor) -> int:
     """Return how often a tensor was written to."""
     return int(tensor._version)
+
+
+def dims_of(term: Tensor) -> str:
+    """Return the names of the dimensions of a packed tensor of Pyro's, one letter each."""
+    return str(term._pyro_dims)  # type: ignore[attr-defined]
+
+
+def with_dims(term: Tensor, dims: str) -> Tensor:
+    """Return a tensor as a packed one of Pyro's, with a letter for each dimension."""
+    term = term[...]  # a tensor of its own: the names are an attribute
+    term._pyro_dims = dims  # type: ignore[attr-defined]
+    return term

@@ -235,7 +235,9 @@ def evaluate(
     escalation = escalation_of(method)
     gaps, note = None, AT_ZERO if training_beta == 0 else None
     if note is None:
-        with open_program(model, guide, args, data_plate=data_plate, seed=seed) as program:
+        with open_program(
+            model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
+        ) as program:
             note = refit_refusal(program)
     if note is None:
         settings = RefitSettings() if escalation is None else escalation.refit

@@ -93,6 +93,8 @@ def compiled_joint(
     passes = (
         num_samples * program.num_data / min(COMPILED_PASS[0], COMPILED_PASS[1] / program.width)
     )
+    if program.summation is not None:
+        return None
     if not program.vectorized or not (passes >= WORTH_COMPILING if compile is None else compile):
         return None
     return CompiledJoint(program, compile is True, bar)

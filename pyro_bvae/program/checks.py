@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.program.auxiliary import noise_faults
+from pyro_bvae.program.densities import LatentValues
 from pyro_bvae.program.faults import broadcasts, observed_draws, plain_points
 from pyro_bvae.program.scoring import ScoredProgram
-from pyro_bvae.program.sites import Site, samples
+from pyro_bvae.program.sites import Site, mask_at, samples
 from pyro_bvae.program.supports import (
     bounds,
     declares_its_support,
@@ -178,3 +181,78 @@ def _check_row(program: ScoredProgram, name: str, site: Site, start: int) -> Non
         if value.numel()
         else f"site '{name}' of the model has no density at its value: datum {start + row} is NaN"
     )
+
+
+@torch.no_grad()
+def masked_latents(program: ScoredProgram, masks: frozenset[str]) -> frozenset[str]:
+    """Return the latents that are masked out for some data, where they weigh nothing.
+
+    Model and guide have to mask the same, and no density may change with the hidden values: else
+    they are latents whose densities are missing.
+
+    Args:
+        program: The program.
+        masks: The latents that have a mask.
+
+    Raises:
+        InputError: naming the site.
+    """
+    masked: set[str] = set()
+    if not masks:
+        return frozenset()
+    with seeded(3, PROBE_STREAM), pyro.validation_enabled(False):
+        for block in program.blocks(max(1, min(_MOST_DATA, _NUMBERS // program.width))):
+            pairs = [tuple(map(samples, program.trace(block))) for _ in range(2)]
+            guide_sites, model_sites = pairs[0]
+            seen = {name: _seen(model_sites[name], guide_sites[name]) for name in masks}
+            hidden = {name for name, mask in seen.items() if not bool(mask.all())}
+            if not hidden:
+                continue
+            masked |= hidden
+            values, others = (
+                {name: guide[name]["value"] for name in program.guide_sites} for guide, _ in pairs
+            )
+            other = {
+                name: torch.where(_over_events(seen[name], value), value, others[name])
+                for name, value in values.items()
+                if name in hidden
+            }
+            _check_hidden(program, block, values, values | other, hidden)
+    return frozenset(masked)
+
+
+def _check_hidden(
+    program: ScoredProgram,
+    block: tuple[Any, ...],
+    values: LatentValues,
+    others: LatentValues,
+    hidden: set[str],
+) -> None:
+    densities = [program.score(each, block).densities for each in (values, others)]
+    for one, other in zip(*densities, strict=True):
+        if not torch.allclose(one, other, rtol=1e-6, atol=1e-5, equal_nan=True):
+            names = ", ".join(f"'{name}'" for name in sorted(hidden))
+            raise InputError(
+                f"latent {names} is masked out for some data, whose densities depend on it: mask"
+                " these as well; at β = 0, pass beta=1.0 when evaluating"
+            )
+
+
+def _seen(model_site: Site, guide_site: Site) -> Tensor:
+    """Return the mask of a latent, which model and guide have to share, of its batch's shape."""
+    value = model_site["value"]
+    shape = value.shape[: value.dim() - model_site["fn"].event_dim]
+    full = torch.ones(shape, dtype=torch.bool, device=value.device)
+    masks = [mask_at(site) for site in (model_site, guide_site)]
+    ours, theirs = (full if mask is None else mask.to(full.device) & full for mask in masks)
+    if not torch.equal(ours, theirs):
+        raise InputError(
+            f"latent '{model_site['name']}' is masked out for other data in the model than in the"
+            " guide: give both the same mask"
+        )
+    return ours
+
+
+def _over_events(mask: Tensor, value: Tensor) -> Tensor:
+    """Return a mask with a dimension of size 1 for each of a value's event."""
+    return mask.reshape(*mask.shape, *[1] * (value.dim() - mask.dim()))

@@ -24,11 +24,45 @@ class LogDensities(NamedTuple):
         return self.observed + self.latent - self.guide
 
 
+class BoundTerms(NamedTuple):
+    """Draws of the bound of a guide that has discrete sites, each ``(K, N)``.
+
+    The latents y of those sites are summed at every draw of the others: means under q(y | z, x).
+    """
+
+    elbo: Tensor  # E log p(x, y, z) - log q(y, z | x)
+    observed: Tensor  # E log p(x | y, z)
+
+
 class Particles(NamedTuple):
-    """K particles from the guide: the guide's values and their weights."""
+    """K particles from the guide: the guide's values and their weights.
+
+    The bound is None where a draw's is its log weight.
+    """
 
     values: LatentValues
     densities: LogDensities
+    bound: BoundTerms | None = None
+
+    @property
+    def elbo(self) -> Tensor:
+        """Draws of the bound at β = 1."""
+        return self.densities.log_weights if self.bound is None else self.bound.elbo
+
+    @property
+    def observed(self) -> Tensor:
+        """Draws of the reconstruction in the bound."""
+        return self.densities.observed if self.bound is None else self.bound.observed
+
+    def repeated(self, values: LatentValues, count: int) -> Particles:
+        """Return the same densities for several particles, at their values."""
+        latent, observed, guide = (part.expand(count, -1) for part in self.densities)
+        bound = self.bound and BoundTerms(*(part.expand(count, -1) for part in self.bound))
+        return Particles(values, LogDensities(latent, observed, guide), bound)
+
+    def objective(self, beta: float) -> Tensor:
+        """Draws of the bound with β before its KL."""
+        return self.observed + beta * (self.elbo - self.observed)
 
 
 def count_particles(values: LatentValues) -> int:
@@ -59,4 +93,6 @@ def stack(draws: list[Particles]) -> Particles:
     densities = (
         torch.cat(terms) for terms in zip(*(draw.densities for draw in draws), strict=True)
     )
-    return Particles(values, LogDensities(*densities))
+    bounds = [draw.bound for draw in draws if draw.bound is not None]
+    bound = BoundTerms(*map(torch.cat, zip(*bounds, strict=True))) if bounds else None
+    return Particles(values, LogDensities(*densities), bound)

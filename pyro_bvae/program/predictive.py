@@ -92,7 +92,7 @@ def _draw_block(
 def _posterior(
     program: Program, block: tuple[Any, ...], num_draws: int
 ) -> tuple[Groups, LatentValues]:
-    values, densities = program.draw(num_draws, block)
+    values, densities, _ = program.draw(num_draws, block)
     latents = {name: values[name] for name in program.latents}
     runs = list(_runs(program, program.model, block, num_draws, latents))
     likelihood = {}

@@ -23,8 +23,19 @@ from pyro_bvae.core.precision import fast_products, full_precision
 from pyro_bvae.core.protocols import ChecksData
 from pyro_bvae.core.seeds import PROBE_STREAM, PROGRAM_STREAM, seeded
 from pyro_bvae.program.arguments import check_in_parts, tensors
-from pyro_bvae.program.checks import check_faults, check_rows, outside_priors, score, varying_sites
+from pyro_bvae.program.checks import (
+    check_faults,
+    check_rows,
+    masked_latents,
+    outside_priors,
+    score,
+    varying_sites,
+)
 from pyro_bvae.program.densities import LogDensities, is_close, stack
+from pyro_bvae.program.discrete.checks import check_summation
+from pyro_bvae.program.discrete.factors import Layout
+from pyro_bvae.program.discrete.structure import NONE, find_discrete
+from pyro_bvae.program.discrete.summation import Summation
 from pyro_bvae.program.scoring import Function, ScoredProgram
 from pyro_bvae.program.sites import (
     check_batches,
@@ -32,6 +43,7 @@ from pyro_bvae.program.sites import (
     check_whole_plates,
     find_latents,
     find_plate,
+    mask_at,
     replayable,
     samples,
 )
@@ -50,6 +62,7 @@ class Program(ScoredProgram):
         args: The arguments of both. Tensors of first size N are sliced with the data, others are
             passed whole.
         data_plate: Name of the data plate where the latents share more than one.
+        sums_discrete: Whether discrete latents are summed out, and not refused.
 
     Raises:
         InputError: if latents share no data plate, lie outside it, are discrete, or are missing
@@ -60,9 +73,15 @@ class Program(ScoredProgram):
     dims_left = 1
 
     def __init__(
-        self, model: Function, guide: Function, args: tuple[Any, ...], data_plate: str | None = None
+        self,
+        model: Function,
+        guide: Function,
+        args: tuple[Any, ...],
+        data_plate: str | None = None,
+        sums_discrete: bool = False,
     ) -> None:
         super().__init__(model, guide, args)
+        self.sums_discrete = sums_discrete
         traces = self._open(args, data_plate)
         check_sites(self.plate, *traces)
         check_batches(self.particle_dim, *traces)
@@ -71,10 +90,13 @@ class Program(ScoredProgram):
         self.outside = tuple(outside_priors(self.latents, traces[1]))
         self.varying = varying_sites(self, traces[1])
         doubtful = score(self, *traces)
+        if self.discrete.model:
+            self.summation = self._summation(*traces)
         self.vectorized = self._is_vectorized()
         if self.sliceable and self._mixes_data():
             self.sliceable = False
         check_rows(self, traces[1], doubtful)
+        self.masked = masked_latents(self, self.masked)
 
     def _open(
         self, args: tuple[Any, ...], data_plate: str | None
@@ -98,10 +120,18 @@ class Program(ScoredProgram):
         self, args: tuple[Any, ...], data_plate: str | None
     ) -> tuple[poutine.Trace, poutine.Trace]:
         guide_trace, model_trace = self._trace_once(args)
-        self.latents = find_latents(model_trace, guide_trace)
-        self.plate = find_plate(self.latents, model_trace, data_plate, args)
+        sums = self.sums_discrete
+        self.discrete = find_discrete(model_trace, guide_trace) if sums else NONE
+        summed = self.discrete.model
+        self.latents = find_latents(model_trace, guide_trace, summed if sums else None)
+        self.masked = frozenset(
+            name for name in self.latents if mask_at(model_trace.nodes[name]) is not None and sums
+        )
+        self.plate = find_plate((*self.latents, *summed), model_trace, data_plate, args)
         self.guide_sites = {
-            name: site for name, site in samples(guide_trace).items() if not site["is_observed"]
+            name: site
+            for name, site in samples(guide_trace).items()
+            if not site["is_observed"] and name not in summed
         }
         numbers = [site["value"].numel() for site in samples(model_trace).values()]
         self.width = max(1, max(numbers) // self.plate.size)  # numbers a datum in the widest site
@@ -133,6 +163,19 @@ class Program(ScoredProgram):
                     raise
         check_whole_plates(guide_trace, model_trace)
         return guide_trace, model_trace
+
+    def _summation(self, *traces: poutine.Trace) -> Summation:
+        layout = Layout(
+            self.plate,
+            frozenset(self.latents),
+            self.particle_plate,
+            self.particle_dim,
+            self.summed_terms,
+            self.sum_others,
+        )
+        summation = Summation(self.discrete, layout)
+        check_summation(self, summation, *traces)
+        return summation
 
     @torch.no_grad()
     def _is_vectorized(self) -> bool:
@@ -185,11 +228,12 @@ def open_program(
     *,
     data_plate: str | None = None,
     seed: int = 0,
+    sums_discrete: bool = False,
 ) -> Iterator[Program]:
     """Open a program in eval mode, with a store and randomness of its own.
 
     A program that cannot be vectorised over particles is run one particle at a time, with a
-    warning.
+    warning. Discrete latents are refused, or summed out.
     """
     check_contexts(args)
     if isinstance(vae := owner(model), ChecksData):
@@ -202,7 +246,7 @@ def open_program(
         fast_products(device),
     ):
         with fitting_networks(vae):
-            program = Program(model, guide, args, data_plate)
+            program = Program(model, guide, args, data_plate, sums_discrete)
         if not program.vectorized:
             warnings.warn(
                 "the program gives other weights with a plate of particles around it than without"

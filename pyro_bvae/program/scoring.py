@@ -27,11 +27,15 @@ from pyro_bvae.program.densities import (
     particles,
     stack,
 )
+from pyro_bvae.program.discrete.factors import Run
+from pyro_bvae.program.discrete.summation import Summation
 from pyro_bvae.program.sites import Site, Sites, is_delta, samples
 from pyro_bvae.program.supports import log_density
 
 Function = Callable[..., Any]
 
+#: The name of the value that stands for latents where all of them are summed out.
+NO_LATENT = ""
 # Features from which the density of a datum is summed in float64.
 _WIDE = 4096
 
@@ -54,11 +58,14 @@ class ScoredProgram:
         particle_dim: Dimension of the plate of particles.
         width: Numbers a datum in the widest site.
         unbounded: Whether no latent's prior is bounded, so that no draw lies outside.
+        masked: Latents that are masked out for some data.
         outside: Latents that the guide was seen to draw outside the support of their prior.
         varying: Observed sites whose support moves with the latents, so that it is checked at
             every particle.
         rounding: Relative rounding of a log weight, which is made of a few terms of about its size.
         compiled: A stand-in for :meth:`log_joint` where many passes are made.
+        summation: The sums over discrete latents, which are then none of ``latents`` and
+            ``guide_sites``; None without such latents.
     """
 
     latents: tuple[str, ...]
@@ -70,6 +77,7 @@ class ScoredProgram:
     particle_dim: int
     width: int
     unbounded: bool
+    masked: frozenset[str]
     outside: tuple[str, ...]
     particle_plate = "particles"
 
@@ -81,6 +89,7 @@ class ScoredProgram:
         self.compiled: Callable[[LatentValues, tuple[Any, ...]], tuple[Tensor, Tensor]] | None
         self.compiled = None
         self.varying: frozenset[str] = frozenset()
+        self.summation: Summation | None = None
 
     def blocks(self, size: int) -> Iterator[tuple[Any, ...]]:
         """Yield the arguments of consecutive blocks of at most ``size`` data."""
@@ -117,12 +126,24 @@ class ScoredProgram:
         if isinstance(guide, HasLogDensity):
             return guide.log_density(values)
         if self.vectorized:
-            num_particles = count_particles(values)
-            return self._log_guide(values, args, self._with_particles(guide, num_particles))
-        return torch.cat([self._log_guide(single, args, guide) for single in particles(values)])
+            return self._log_guide(count_particles(values), values, args, guide)
+        return torch.cat(
+            [self._log_guide(None, single, args, guide) for single in particles(values)]
+        )
 
-    def _log_guide(self, values: LatentValues, args: tuple[Any, ...], guide: Function) -> Tensor:
-        trace = poutine.trace(poutine.condition(guide, data=values)).get_trace(*args)
+    def _log_guide(
+        self,
+        num_particles: int | None,
+        values: LatentValues,
+        args: tuple[Any, ...],
+        guide: Function,
+    ) -> Tensor:
+        many = self._with_particles(guide, num_particles)
+        if self.summation is not None and (names := self.summation.drawn_by(guide, args)):
+            return self.summation.log_guide(Run(many, names), self._noisy(values), args)
+        if not self.latents:
+            return self.sum_others(values[NO_LATENT])
+        trace = poutine.trace(poutine.condition(many, data=values)).get_trace(*args)
         return torch.stack([self._log_within(trace.nodes[name]) for name in self.latents]).sum(0)
 
     def log_joint(self, values: LatentValues, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
@@ -137,6 +158,8 @@ class ScoredProgram:
     def _log_joint(
         self, values: LatentValues, args: tuple[Any, ...], model: Function
     ) -> tuple[Tensor, Tensor]:
+        if self.summation is not None:
+            return self.summation.log_joint(model, self._noisy(values), args)
         densities = self._densities(self.model_sites(values, args, model), {})
         return densities.latent, densities.observed
 
@@ -147,6 +170,11 @@ class ScoredProgram:
         latents = {name: values[name] for name in self.latents}
         trace = poutine.trace(poutine.condition(model or self.model, data=latents)).get_trace(*args)
         return samples(trace)
+
+    @property
+    def summed(self) -> frozenset[str]:
+        """The discrete latents that are summed out."""
+        return frozenset(self.summation.sites.model if self.summation is not None else ())
 
     @property
     def proposes_latents_alone(self) -> bool:
@@ -161,6 +189,10 @@ class ScoredProgram:
         with ScoredDraws():
             trace = poutine.trace(self._with_particles(guide, num_particles)).get_trace(*args)
         drawn = {name: site for name, site in samples(trace).items() if not site["is_observed"]}
+        if self.summation is not None:
+            values = self._without_discrete(drawn, num_particles, args)
+            if not values.keys() & drawn.keys() or self.summation.drawn_by(guide, args):
+                return values, self._log_guide(num_particles, values, args, guide)
         densities = torch.stack([self.log_density(site) for site in drawn.values()]).sum(0)
         return {name: site["value"] for name, site in drawn.items()}, densities
 
@@ -168,20 +200,73 @@ class ScoredProgram:
         """Draw latents from the model and score them: the guide's density is the prior's."""
         if num_particles is not None and not self.vectorized:
             return stack([self.draw_prior(None, args) for _ in range(num_particles)])
-        sites = samples(
-            poutine.trace(self._with_particles(self.model, num_particles)).get_trace(*args)
-        )
-        densities = self._densities(sites, {})
+        model = self._with_particles(self.model, num_particles)
+        sites = samples(poutine.trace(model).get_trace(*args))
         values = {name: sites[name]["value"] for name in self.latents}
+        if self.summation is not None:
+            values = self._without_discrete({n: sites[n] for n in values}, num_particles, args)
+            latent, observed = self._log_joint(values, args, model)
+            return Particles(values, LogDensities(latent, observed, latent))
+        densities = self._densities(sites, {})
         return Particles(values, densities._replace(guide=densities.latent))
 
     def draw_at_once(
         self, num_particles: int | None, args: tuple[Any, ...], guide: Function
     ) -> Particles:
         """Draw particles from a guide in one pass and score them; None is one, without a plate."""
+        if self.summation is not None and guide is self.model:
+            return self.draw_prior(num_particles, args)
         values, log_guide = self.propose(num_particles, args, guide)
+        if self.summation is not None:
+            return self.weigh(num_particles, values, args, guide, log_guide)
         joint = self._log_joint(values, args, self._with_particles(self.model, num_particles))
         return Particles(values, LogDensities(*joint, log_guide))
+
+    def weigh(
+        self,
+        num_particles: int | None,
+        values: LatentValues,
+        args: tuple[Any, ...],
+        guide: Function,
+        log_guide: Tensor,
+    ) -> Particles:
+        """Score draws of a guide by a program with discrete latents."""
+        assert self.summation is not None
+        if not self.latents and num_particles is not None:
+            single = {NO_LATENT: values[NO_LATENT][0]}
+            one = self.weigh(None, single, args, guide, log_guide[:1])
+            return one.repeated(values, num_particles)
+        model = self._with_particles(self.model, num_particles)
+        names = self.summation.drawn_by(guide, args)
+        if not names:
+            return Particles(values, LogDensities(*self._log_joint(values, args, model), log_guide))
+        run = Run(self._with_particles(guide, num_particles), names)
+        return Particles(values, *self.summation.weigh(model, run, self._noisy(values), args))
+
+    def _without_discrete(
+        self, drawn: Sites, num_particles: int | None, args: tuple[Any, ...]
+    ) -> LatentValues:
+        """Return the values of sites that are not summed out, or a stand-in where none is left."""
+        assert self.summation is not None
+        summed = self.summation.sites.model
+        values = {name: site["value"] for name, site in drawn.items() if name not in summed}
+        if values:
+            return values
+        shape = [1] * -(self.particle_dim if num_particles is not None else self.plate.dim)
+        shape[0], shape[self.plate.dim] = num_particles or 1, self.count(args)
+        device = next((leaf.device for leaf in tensors(args)), None)
+        return {NO_LATENT: torch.zeros(shape, dtype=torch.double, device=device)}
+
+    def _noisy(self, values: LatentValues) -> LatentValues:
+        """Return values without those of points.
+
+        A site without noise follows from the others: at its density, rounding would be minus
+        infinity.
+        """
+        sites = self.guide_sites
+        points = {name for name in values if name in sites and is_delta(sites[name]["fn"])}
+        points.add(NO_LATENT)
+        return {name: value for name, value in values.items() if name not in points}
 
     def _with_particles(self, function: Function, num_particles: int | None) -> Function:
         if num_particles is None:
@@ -208,23 +293,40 @@ class ScoredProgram:
 
     def log_density(self, site: Site) -> Tensor:
         """Return the log density of a site at its value, shape ``(K, N)``."""
+        return self.per_datum(site, self._terms(site))
+
+    def _terms(self, site: Site) -> Tensor:
+        """Return the log density of a site at its value, of the site's batch shape."""
         if "unscaled_log_prob" in site:
-            return self.per_datum(site, site["unscaled_log_prob"])
+            terms: Tensor = site["unscaled_log_prob"]
+            return terms
         value = site["value"]
         is_wide = site["fn"].event_shape.numel() >= _WIDE
         if site["is_observed"] and value.dtype is torch.float32 and is_wide:
             value = value.double()  # the sum over so many features loses its last digits in float32
-        return self.per_datum(site, site["fn"].log_prob(value, *site["args"], **site["kwargs"]))
+        terms = site["fn"].log_prob(value, *site["args"], **site["kwargs"])
+        return terms
 
     def _log_within(self, site: Site) -> Tensor:
         """Return the log density of a site, minus infinity outside its support."""
-        return self.per_datum(
-            site, log_density(site["fn"], site["value"], *site["args"], **site["kwargs"])
-        )
+        return self.per_datum(site, _within(site))
+
+    def summed_terms(self, site: Site, is_summed: bool) -> Tensor:
+        """Return the terms of a site of a program with discrete latents, before they are summed.
+
+        The distribution of a discrete latent keeps the rows that a mask hides: it sums to one.
+        """
+        if is_summed:
+            return _within(site)
+        own = site["name"] in self.latents or site["name"] in self.varying
+        return scale_and_mask(_within(site) if own else self._terms(site), mask=site["mask"])
 
     def per_datum(self, site: Site, terms: Tensor) -> Tensor:
         """Mask a site's terms and sum all dimensions but particles and data, ``(K, N)``."""
-        terms = scale_and_mask(terms, mask=site["mask"])
+        return self.sum_others(scale_and_mask(terms, mask=site["mask"]))
+
+    def sum_others(self, terms: Tensor) -> Tensor:
+        """Sum all dimensions of terms but particles and data, ``(K, N)``."""
         kept = (self.plate.dim, self.particle_dim)
         others = [dim for dim in range(-terms.dim(), 0) if dim not in kept]
         terms = terms.sum(others) if others else terms
@@ -238,14 +340,18 @@ class ScoredProgram:
 
     def dim_of(self, name: str, plate_dim: int) -> int:
         """Return the dimension of a plate in the values of a guide site, counted from the right."""
-        return plate_dim - self.guide_sites[name]["fn"].event_dim
+        return plate_dim - (self.guide_sites[name]["fn"].event_dim if name != NO_LATENT else 0)
 
     def score(self, single: LatentValues, args: tuple[Any, ...]) -> Particles:
         """Score one particle by the program without a particle plate."""
-        # A site without noise follows from the others: at its density, rounding would be minus
-        # infinity.
-        sites = self.guide_sites
-        noisy = {name: single[name] for name in single if not is_delta(sites[name]["fn"])}
+        if self.summation is not None:
+            log_guide = self._log_guide(None, single, args, self.guide)
+            return self.weigh(None, single, args, self.guide, log_guide)
+        noisy = self._noisy(single)
         guide_trace = poutine.trace(poutine.condition(self.guide, data=noisy)).get_trace(*args)
         guide_sites = {name: guide_trace.nodes[name] for name in self.guide_sites}
         return Particles(single, self._densities(self.model_sites(single, args), guide_sites))
+
+
+def _within(site: Site) -> Tensor:
+    return log_density(site["fn"], site["value"], *site["args"], **site["kwargs"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import pyro.distributions as dist
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.core.internals import is_deterministic, tree_leaves
+from pyro_bvae.core.internals import is_deterministic, mask_of, tree_leaves
 
 Site = Any  # a trace's message
 Sites = dict[str, Site]
@@ -37,10 +37,34 @@ def is_delta(distribution: Any) -> bool:
     return isinstance(distribution, dist.Delta)
 
 
-def find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[str, ...]:
-    """Return the names of the model's unobserved sites, or raise if they cannot be evaluated."""
-    latents = tuple(name for name, site in samples(model_trace).items() if not site["is_observed"])
-    if not latents:
+def mask_at(site: Site) -> Tensor | None:
+    """Return the mask of a site, of its effect handlers and its distribution, or None."""
+    mask, distribution = site["mask"], site["fn"]
+    while hasattr(distribution, "base_dist"):
+        if isinstance(distribution, dist.MaskedDistribution):
+            own = mask_of(distribution)
+            mask = own if mask is None else torch.as_tensor(mask) & torch.as_tensor(own)
+        distribution = distribution.base_dist
+    return None if mask is None else torch.as_tensor(mask)
+
+
+def find_latents(
+    model_trace: poutine.Trace, guide_trace: poutine.Trace, summed: Collection[str] | None = None
+) -> tuple[str, ...]:
+    """Return the names of the model's unobserved sites, or raise if they cannot be evaluated.
+
+    Args:
+        model_trace: Trace of the model.
+        guide_trace: Trace of the guide.
+        summed: Discrete latents that are summed out, and left out here; None where any is refused,
+            and any latent that is masked out for some data.
+    """
+    latents = tuple(
+        name
+        for name, site in samples(model_trace).items()
+        if not site["is_observed"] and name not in (summed or ())
+    )
+    if not latents and not summed:
         raise InputError("the model has no latent site: every sample site is observed")
     for name in latents:
         drawn: Site = guide_trace.nodes.get(name)
@@ -55,12 +79,13 @@ def find_latents(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tupl
             raise InputError(
                 f"site '{name}' of the guide is observed, and a latent of the model has to be drawn"
             )
-        if getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False):
+        listed = getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False)
+        if listed and summed is None:
             raise InputError(
                 f"latent '{name}' is discrete; only continuous latents can be evaluated"
             )
-        mask = model_trace.nodes[name]["mask"]
-        if mask is False or (isinstance(mask, Tensor) and not bool(mask.all())):
+        mask = mask_at(model_trace.nodes[name])
+        if mask is not None and not bool(mask.any() if summed is not None else mask.all()):
             raise InputError(
                 f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when"
                 " evaluating"

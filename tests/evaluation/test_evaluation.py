@@ -486,12 +486,6 @@ def latent_outside(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(z, 1.0), obs=x)
 
 
-def discrete_latent(x: Tensor) -> None:
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Bernoulli(0.5))
-        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
-
-
 def subsampled(x: Tensor) -> None:
     with pyro.plate("data", len(x), subsample_size=2) as index:
         z = pyro.sample("z", dist.Normal(0.0, 1.0))
@@ -521,9 +515,7 @@ def guide_of(model):
                 pyro.sample("z", dist.Normal(0.0, 1.0))
         elif site["cond_indep_stack"]:
             with pyro.plate("data", len(x), subsample_size=2 if model is subsampled else None):
-                pyro.sample(
-                    "z", dist.Bernoulli(0.5) if model is discrete_latent else dist.Normal(0.0, 1.0)
-                )
+                pyro.sample("z", dist.Normal(0.0, 1.0))
         else:
             pyro.sample("z", dist.Normal(0.0, 1.0))
 
@@ -534,7 +526,6 @@ def guide_of(model):
     ("model", "x", "message"),
     [
         (latent_outside, torch.randn(4), "share no vectorised plate.*'z'"),
-        (discrete_latent, torch.randn(4), "latent 'z' is discrete"),
         (subsampled, torch.randn(4), r"plate 'data' is subsampled \(2 of 4\)"),
         (no_latent, torch.randn(4), "has no latent site"),
         (
@@ -558,7 +549,7 @@ def test_data_plate_resolves_the_ambiguity() -> None:
 
 def test_a_guide_without_a_latent_is_refused() -> None:
     with pytest.raises(InputError, match="the guide has no site for the model's latent 'z'"):
-        evidence(discrete_latent, no_latent, torch.randn(4))
+        evidence(latent_outside, no_latent, torch.randn(4))
 
 
 @pytest.mark.parametrize("num_samples", [0, -1, 2.5, True])

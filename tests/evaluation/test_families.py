@@ -252,7 +252,7 @@ def test_a_joint_guide_has_the_density_of_its_own_draws(name: str, family: str) 
     (model, guide), x = PROGRAMS[name]
     with open_program(model, guide, (x,)) as program:
         joint = moved(JointLocalGuide(program, (x,), FAMILIES[family], guide))
-        values, densities = program.draw(50, (x,), joint)
+        values, densities, _ = program.draw(50, (x,), joint)
         latents = {key: values[key] for key in program.latents}
         assert torch.allclose(joint.log_density(latents), densities.guide)
         assert torch.allclose(program.log_guide(latents, (x,), joint), densities.guide)
@@ -327,7 +327,7 @@ def test_a_joint_guide_draws_one_particle_at_a_time(family: str) -> None:
         open_program(model, guide, (x,)) as program,
     ):
         joint = JointLocalGuide(program, (x,), FAMILIES[family], guide)
-        values, densities = program.draw(7, (x,), joint)
+        values, densities, _ = program.draw(7, (x,), joint)
         assert densities.guide.shape == (7, 5)
         assert values["z"].shape == (7, 5, 2) and values["s"].shape == (7, 5)
         assert torch.allclose(program.log_guide(values, (x,), joint), densities.guide)

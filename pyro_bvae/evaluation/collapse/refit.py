@@ -78,7 +78,7 @@ def local_answer(
         before, after = look(program.guide), look(guide)
     latents = Latents(program, args)
     objectives, rates = [], []
-    for _, (latent, observed, guided) in (before, after):
+    for _, (latent, observed, guided), _ in (before, after):
         objectives.append((observed + beta * (latent - guided)).double().mean(0))
         rates.append(float((guided - latent).mean()))
     gains = objectives[1] - objectives[0]

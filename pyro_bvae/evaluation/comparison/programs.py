@@ -104,7 +104,7 @@ def _gaps(
     for number, (model, guide) in enumerate(own):
         if betas[number] == 0:
             return AT_ZERO
-        with open_program(model, guide, args, seed=seed) as program:
+        with open_program(model, guide, args, seed=seed, sums_discrete=True) as program:
             if (reason := refit_refusal(program)) is not None:
                 return reason
         own_evidence = evidences[number]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.seeds import seeded, stream_seed
 from pyro_bvae.evaluation.marginal.averages import error_of_mean, normalized_weights
 from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock
@@ -18,6 +19,7 @@ from pyro_bvae.evaluation.marginal.proposals import TAIL_SHARE, Component
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.evaluation.marginal.tails import robust_guide
 from pyro_bvae.evaluation.refit.joint_guides import Family, JointLocalGuide
+from pyro_bvae.evaluation.refit.local_guides import local_refusal
 from pyro_bvae.evaluation.refit.mode_guides import mode_guide
 from pyro_bvae.evaluation.refit.modes import Modes, find_modes
 from pyro_bvae.evaluation.refit.optimisation import (
@@ -83,6 +85,8 @@ def _refits(
     seed: int,
     on_progress: Callable[[str], Any],
 ) -> _Refits:
+    if program.masked or not program.latents:
+        raise InputError(local_refusal(program, args))
     beta, settings, local_guide = request.training_beta, request.settings, request.local_guide
     under_beta = refit(program, args, beta, settings, seed, local_guide, on_progress=on_progress)
     best = under_beta

@@ -162,11 +162,8 @@ def _measure(
 ) -> tuple[InferenceGaps, Iterator[tuple[Tensor, Function]]]:
     request = request if names else replace(request, families=())
     num_samples = request.num_samples
-    with (
-        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
-        frozen(model, guide),
-        data_bar(program, progress, title) as bar,
-    ):
+    opened = open_program(model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True)
+    with opened as program, frozen(model, guide), data_bar(program, progress, title) as bar:
         blocks = [
             gap_block(
                 program, block, request, stream_seed(seed, index, REFIT_STREAM), bar.set_postfix_str

@@ -134,7 +134,9 @@ def anneal(
     """
     blocks = []
     with (
-        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        open_program(
+            model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
+        ) as program,
         frozen(model, guide),
         _bar(program, progress, settings, 1) as bar,
     ):
@@ -279,6 +281,16 @@ def _bar(
 
 def _check_program(program: Program, start: Start) -> None:
     """Raise unless chains can start where they are to and be moved from there."""
+    if program.masked:
+        raise InputError(
+            f"latent '{min(program.masked)}' is masked out for some data, where annealing has"
+            " nothing to move: measure evidence(...) by importance sampling"
+        )
+    if not program.latents:
+        raise InputError(
+            "every latent is discrete and summed out, so there is nothing to anneal: evidence(...)"
+            " is exact"
+        )
     if start == "guide" and not program.proposes_latents_alone:
         raise InputError(
             "chains can start at a guide only where it draws the model's latents with a density of"

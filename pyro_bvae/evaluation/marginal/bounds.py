@@ -132,9 +132,11 @@ def join_bound(blocks: list[BoundBlock], num_samples: int) -> ElboParts:
 def latent_distributions(program: Program, args: tuple[Any, ...]) -> tuple[Site, Site] | None:
     """Return guide and model site of the latent, or None unless it is the guide's one site.
 
-    Only then do the two distributions depend on the data alone, and not on other draws.
+    Only then do the two distributions depend on the data alone, and not on other draws or on
+    discrete latents that are summed out, and none is masked.
     """
-    if tuple(program.guide_sites) != program.latents or len(program.latents) != 1:
+    alone = tuple(program.guide_sites) == program.latents and len(program.latents) == 1
+    if not alone or program.summation is not None or program.masked:
         return None
     (name,) = program.latents
     guide_trace = poutine.trace(program.guide).get_trace(*args)
@@ -286,7 +288,9 @@ def kl_per_dimension(
     """
     check_num_samples(num_samples)
     with (
-        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        open_program(
+            model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
+        ) as program,
         data_bar(program, progress, "kl per dimension") as bar,
     ):
         result = measure_dimensions(program, num_samples, bar)

@@ -131,7 +131,9 @@ def escalate(
     whole = replace(first, methods=methods, budget=max(budget, spent))
     if not first.untrusted:
         return whole
-    with open_program(model, guide, args, data_plate=data_plate, seed=seed) as program:
+    with open_program(
+        model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
+    ) as program:
         if not program.sliceable:
             return whole  # a datum cannot be measured without the others
         ladder = _Ladder(model, guide, importance, settings, [*refits], data_plate, progress)

@@ -48,7 +48,8 @@ class Weights(NamedTuple):
 
     log_weights: Tensor
     observed: Tensor  # log p(x | z)
-    mixed: Tensor  # log weights as draws of the mixture; of a single guide, log_weights
+    mixed: Tensor  # log weights as draws of the mixture; of a single guide, log_weights, but where
+    # it draws discrete latents: log_weights are then draws of its bound, and these of the evidence
 
 
 def sample_weights(
@@ -66,18 +67,21 @@ def sample_weights(
     """
     whole: list[Tensor] = []
     done = 0
-    for values, densities in _draws(program, num_samples, args, guide or program.guide):
-        terms = [densities.log_weights, densities.observed]
+    for drawn in _draws(program, num_samples, args, guide or program.guide):
+        values, densities, bound = drawn
+        terms = [drawn.elbo, drawn.observed]
         if len(mixture) > 1:
             joint = densities.observed + densities.latent
             terms.append(joint - _log_mixture(program, args, mixture, guide, values, densities))
+        elif bound is not None:
+            terms.append(densities.log_weights)
         # Not a list of parts: each would lie where the large blocks of its pass were, and keep
         # those of the next out.
         whole = whole or [term.new_empty(num_samples, term.shape[1]) for term in terms]
         for kept, term in zip(whole, terms, strict=True):
             kept[done : done + len(term)] = term
         done += len(terms[0])
-    weighed = Weights(whole[0], whole[1], whole[2] if len(mixture) > 1 else whole[0])
+    weighed = Weights(whole[0], whole[1], whole[-1] if len(whole) > 2 else whole[0])
     lost = torch.isnan(weighed.log_weights).any(0)
     if bool(lost.any()):
         raise InputError(
@@ -110,6 +114,10 @@ def _draws(
         values, log_guide = program.propose(count, args, guide)
         for start in range(0, count, step):
             some = {name: value[start : start + step] for name, value in values.items()}
+            if program.summation is not None:
+                own = log_guide[start : start + step]
+                yield program.weigh(len(own), some, args, guide, own)
+                continue
             yield Particles(some, LogDensities(*joint(some, args), log_guide[start : start + step]))
 
 
@@ -212,7 +220,9 @@ def map_weights(
     """Reduce the weights of each block in turn by ``reduce(program, block, weights)``."""
     check_num_samples(num_samples)
     with (
-        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        open_program(
+            model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
+        ) as program,
         torch.no_grad(),
         data_bar(program, progress, title) as bar,
     ):
@@ -241,7 +251,8 @@ def evidence(
     The plain average is a lower bound in expectation, low by about half the squared Monte Carlo
     error of a datum, and by more where Pareto k is above its limit: the weights' tail is then too
     heavy for K samples, neither value nor errors are to be trusted, and the estimate says so.
-    Memory is that of the weights of one block of data.
+    Memory is that of the weights of one block of data. Discrete latents with a list of values are
+    summed out.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.
@@ -309,7 +320,9 @@ def _importance(
     """Return the evidence by importance samples of one proposal."""
     check_num_samples(num_samples)
     with (
-        open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
+        open_program(
+            model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
+        ) as program,
         frozen(model, guide),
         torch.no_grad(),
         data_bar(program, progress, "evidence") as bar,
@@ -338,6 +351,9 @@ def elbo(
     progress: bool = False,
 ) -> Estimate:
     r"""Estimate the bound :math:`\mathbb{E}_q[\log p(x, z) - \log q(z|x)]` of each datum, at β = 1.
+
+    Discrete latents with a list of values are summed out: under the guide's distribution of those
+    that it draws, exactly in the model elsewhere.
 
     Args:
         model: A Pyro model whose latents share a plate over the data.

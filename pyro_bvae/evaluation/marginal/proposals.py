@@ -195,7 +195,9 @@ class HeavyTailedProposal:
             raise InputError("'around' must be more than the prior to have heavier tails around it")
         heavy = [
             part._replace(
-                function=HeavierTails(StudentTails(self.degrees))(part.function),
+                function=HeavierTails(StudentTails(self.degrees), summed=program.summed)(
+                    part.function
+                ),
                 has_tails=True,
                 share=self.share * part.share / surrounded,
                 cost=part.cost if self.share == 1 else 0,  # once, whichever components are kept

@@ -137,10 +137,13 @@ def has_reliable_mean(samples: Tensor) -> Tensor:
 
     The heavier of the two tails of all deviations from the data's means, fitted as one, must have a
     finite variance by two errors of its shape, and no single sample may make half of the variance
-    of a datum.
+    of a datum. Samples that are constant to rounding have no error.
     """
-    deviations = samples.detach().double().cpu()
-    deviations = deviations - deviations.mean(0)
+    values = samples.detach().double().cpu()
+    deviations = values - values.mean(0)
+    rounding = 16 * torch.finfo(samples.dtype).eps
+    constant = deviations.abs().amax(0) <= rounding * (1 + values.abs().amax(0))
+    deviations = deviations.masked_fill(constant, 0.0)
     squares = deviations.square()
     finite = torch.isfinite(deviations).all(0)
     even = squares.amax(0) <= torch.where(

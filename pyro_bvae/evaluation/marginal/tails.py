@@ -3,7 +3,7 @@ r"""Wider versions of a guide, which draw where the guide hardly does."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -70,17 +70,20 @@ class HeavierTails(Messenger):  # type: ignore[misc]
         tails: The replacement of a normal.
         skip_unknown: Leave sites of families without a wider version as they are, and name them in
             ``unknown``, instead of raising.
+        summed: Discrete sites, all of whose values are summed out.
     """
 
-    def __init__(self, tails: Tails, skip_unknown: bool = False) -> None:
+    def __init__(
+        self, tails: Tails, skip_unknown: bool = False, summed: Collection[str] = ()
+    ) -> None:
         super().__init__()
-        self.tails, self.skip_unknown = tails, skip_unknown
+        self.tails, self.skip_unknown, self.summed = tails, skip_unknown, summed
         self.unknown: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or (
-            self.skip_unknown and (msg["is_observed"] or is_delta(msg["fn"]))
-        ):
+        if site_is_subsample(msg) or msg["name"] in self.summed:
+            return
+        if self.skip_unknown and (msg["is_observed"] or is_delta(msg["fn"])):
             return
         try:
             msg["fn"] = heavier(msg["fn"], self.tails)
@@ -188,15 +191,16 @@ def robust_guide(
     """
     if not share or isinstance(guide, HasLogDensity):
         return guide, False
+    summed = program.summed
     with torch.no_grad(), seeded(0, PROBE_STREAM):
         drawn = samples(poutine.trace(guide).get_trace(*args))
         noisy = [
             site["fn"]
-            for site in drawn.values()
-            if not (site["is_observed"] or is_delta(site["fn"]))
+            for name, site in drawn.items()
+            if not (site["is_observed"] or is_delta(site["fn"]) or name in summed)
         ]
         events = sum(max(1, fn.batch_shape.numel() // program.count(args)) for fn in noisy)
-        handler = HeavierTails(MixedTails(share / max(1, events)), skip_unknown=True)
+        handler = HeavierTails(MixedTails(share / max(1, events)), True, summed)
         wider = handler(guide)
         try:
             wider(*args)

@@ -22,8 +22,7 @@ def objective_samples(
     program: Program, args: tuple[Any, ...], guide: Function, beta: float, num_particles: int
 ) -> Tensor:
     """Return draws of the β-objective of each datum, shape ``(K, B)``."""
-    _, densities = program.draw(num_particles, args, guide)
-    return densities.observed + beta * (densities.latent - densities.guide)
+    return program.draw(num_particles, args, guide).objective(beta)
 
 
 def gradients_of(

@@ -202,6 +202,30 @@ def _local(name: str, site: Site) -> nn.Module:
         raise InputError(f"guide site '{name}' of family {type(base).__name__}: {error}") from error
 
 
+def _unfit(program: Program) -> str | None:
+    """Return why the latents of a program have no local refit, or None."""
+    if not program.latents:
+        return (
+            "every latent is discrete and summed out, so there is no local refit: evidence(...) is"
+            " exact, and elbo(...) less it is minus the whole gap"
+        )
+    if program.masked:
+        return (
+            f"latent '{min(program.masked)}' is masked out for some data, where a local refit"
+            " has nothing to fit; measure elbo(...) and evidence(...)"
+        )
+    if program.summation is not None and (names := program.summation.sites.guide):
+        return (
+            f"guide site '{next(iter(names))}' is discrete and has no local refit: leave it out of"
+            " the guide, so that the model's is summed out"
+        )
+    if extra := set(program.guide_sites) - set(program.latents):
+        return (
+            f"the guide has auxiliary sites {sorted(extra)}; pass 'local_guide' for its local refit"
+        )
+    return None
+
+
 @torch.no_grad()
 def _free_sites(program: Program, args: tuple[Any, ...]) -> LocalGuide | str:
     """Return the local version of a program's guide for a block of data, or why there is none.
@@ -209,10 +233,8 @@ def _free_sites(program: Program, args: tuple[Any, ...]) -> LocalGuide | str:
     Freeing each site finds the best member of the guide's family only if the sites are the latents
     and none depends on the draws of others.
     """
-    if extra := set(program.guide_sites) - set(program.latents):
-        return (
-            f"the guide has auxiliary sites {sorted(extra)}; pass 'local_guide' for its local refit"
-        )
+    if reason := _unfit(program):
+        return reason
     for name, site in program.guide_sites.items():
         base = stripped(site["fn"])
         if reason := why_not_local(base):

@@ -81,10 +81,10 @@ class _Descent:
     def look(self, at: Function) -> Tensor:
         """Return draws of the objective, ``(K, B)``, of the same noise at every call."""
         with seeded(self.seed, 1), torch.no_grad():
-            _, densities = self.program.draw(self.settings.check_particles, self.args, at)
+            drawn = self.program.draw(self.settings.check_particles, self.args, at)
         if at is self.guide:
-            self.bounds.append(densities.log_weights.double().mean(0))
-        return (densities.observed + self.beta * (densities.latent - densities.guide)).double()
+            self.bounds.append(drawn.elbo.double().mean(0))
+        return drawn.objective(self.beta).double()
 
     def run(self, on_progress: Callable[[str], Any]) -> None:
         """Go down in smaller and smaller steps until the data no longer gain in the mean."""

@@ -1,0 +1,1 @@
+"""Discrete latents of a program, summed out of its densities."""
