@@ -124,7 +124,7 @@ def _model(run: Run, described: Mapping[str, Any]) -> list[str]:
     prior = {id(each): each.numel() for each in run.vae.prior.parameters()}
     for each in run.vae.encoder.parameters():  # of which a prior of posteriors is made
         prior.pop(id(each), None)
-    widths = ", ".join(map(str, options["hidden"]))
+    widths, own = (", ".join(map(str, options[f"{each}hidden"])) for each in ("", "encoder_"))
     return [
         "| part | kind | trained numbers |",
         "|---|---|---|",
@@ -132,7 +132,7 @@ def _model(run: Run, described: Mapping[str, Any]) -> list[str]:
         f" | {sum(prior.values())} |",
         f"| decoder p(x given z) | {options['network']} ({widths}), {options['likelihood']}"
         f" | {weights['decoder']} |",
-        f"| guide q(z given x) | {options['network']} ({widths}), {options['posterior']}"
+        f"| guide q(z given x) | {options['network']} ({own or widths}), {options['posterior']}"
         f" | {weights['encoder']} |",
     ]
 
