@@ -47,7 +47,7 @@ _COMMANDS: dict[str, Any] = {
 }
 
 
-def _parse(arguments: Sequence[str], given: frozenset[str]) -> Any:
+def _parse(arguments: Sequence[str], given: frozenset[str] = frozenset()) -> Any:
     """Return the command of a command line.
 
     The defaults of a resumed run are its own configuration, those of others may be a preset's.

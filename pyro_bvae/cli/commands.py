@@ -73,8 +73,6 @@ class Train:
         """Run the command."""
         from pyro_bvae.training.distributed import place
 
-        if not place()[0]:  # one process prints
-            _print_preset(self)
         trained = runs.train(
             self.config,
             self.directory,
@@ -84,8 +82,9 @@ class Train:
             snapshots=self.snapshots,
             tensorboard=self.tensorboard,
         )
-        if place()[0]:
+        if place()[0]:  # one process prints
             return
+        _print_preset(self)
         last = trained.history.rows[-1]
         shown = ("objective", "distortion", "rate", "validation_objective")
         print(", ".join(f"{name} {last[name]:.2f}" for name in shown if name in last))
@@ -112,7 +111,7 @@ class _SweepConfig(TrainConfig):
 
 
 def _print_preset(command: Train | Sweep) -> None:
-    """Print the preset that a run starts with, if any."""
+    """Print the preset that a run was trained with, if any."""
     if line := "" if command.resume else preset_line(command.preset, command.config):
         print(line, flush=True)
 
@@ -168,7 +167,6 @@ class Sweep:
                 f"'--betas' and '--target-rate' exclude each other, got {listed(self.betas, 10)}"
                 f" and {listed(self.target_rate, 10)}"
             )
-        _print_preset(self)
         trained = runs.train_sweep(
             TrainConfig(self.config.data, self.config.model, self.config.training),
             self.directory,
@@ -179,6 +177,7 @@ class Sweep:
             overwrite=self.overwrite,
             force=self.force,
         )
+        _print_preset(self)
         print(trained)
         kind = "rate" if self.target_rate else "beta"
         print(f"run directories: {self.directory / f'{kind}*-seed*'}")

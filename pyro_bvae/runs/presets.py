@@ -41,10 +41,7 @@ PRESETS: dict[str, Preset] = {
             "sleep": 1.0,
         },
     ),
-    "mnist-mlp": Preset("images of handwriting", {"start_at_mean": True, "activation": "relu"}),
-    "sprites-conv": Preset(
-        "drawn images, grey or coloured", {"network": "convolutional", "start_at_mean": True}
-    ),
+    "mnist-mlp": Preset("images of handwriting", {"start_at_mean": True}),
     "table": Preset(
         "tables of real numbers",
         {

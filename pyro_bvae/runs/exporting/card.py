@@ -16,6 +16,7 @@ from pyro_bvae.runs.config import TrainConfig
 from pyro_bvae.runs.directory import Run
 from pyro_bvae.runs.evaluation_files import check_measured
 from pyro_bvae.runs.exporting.loading import loading
+from pyro_bvae.runs.presets import NONE, TAKEN
 
 # Names of features that are listed.
 _MOST_NAMES = 10
@@ -58,6 +59,8 @@ def command(config: TrainConfig) -> str:
     A file is named without its folder.
     """
     words = ["pyro-bvae train"]
+    if config.data.dataset in TAKEN:
+        words.append(f"--preset {NONE}")
     own, default = config.options(), TrainConfig().options()
     if own["warmup_epochs"] == own["epochs"] / 5:
         del own["warmup_epochs"]
