@@ -23,6 +23,7 @@ from pyro_bvae.cli.comparison import Compare
 from pyro_bvae.cli.exporting import Export
 from pyro_bvae.cli.improvement import Improve
 from pyro_bvae.cli.latents import COMMANDS
+from pyro_bvae.cli.presets import with_defaults
 from pyro_bvae.cli.scoring import Score
 from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
 from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
@@ -46,8 +47,11 @@ _COMMANDS: dict[str, Any] = {
 }
 
 
-def _parse(arguments: Sequence[str]) -> Any:
-    """Return the command of a command line; a resumed run's defaults are its own configuration."""
+def _parse(arguments: Sequence[str], given: frozenset[str] = frozenset()) -> Any:
+    """Return the command of a command line.
+
+    The defaults of a resumed run are its own configuration, those of others may be a preset's.
+    """
     command = _in_one_line(
         tyro.extras.subcommand_cli_from_dict,
         _COMMANDS,
@@ -55,10 +59,9 @@ def _parse(arguments: Sequence[str]) -> Any:
         description="β-variational autoencoders as Pyro programs.",
         args=list(arguments),
     )
-    if isinstance(command, Train | Sweep) and command.resume:
+    if isinstance(command, Train | Sweep) and (default := with_defaults(command, given)):
         name = type(command).__name__.lower()
         rest = list(arguments)[list(arguments).index(name) + 1 :]
-        default: Any = command.resumed()
         return _in_one_line(
             tyro.cli, type(command), default=default, args=rest, prog=f"pyro-bvae {name}"
         )
@@ -109,7 +112,7 @@ def _status(given: Sequence[str]) -> int:
     """Run the command line and return its exit status, errors in one line."""
     try:
         options = check_usage(_COMMANDS, given)
-        command = _parse(given)
+        command = _parse(given, options)
         check_options(command)
         if hasattr(command, "config"):
             runs.check_config(command.config)

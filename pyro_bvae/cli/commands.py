@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pyro_bvae import report, runs
+from pyro_bvae.cli.presets import PresetName, preset_line
 from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
 from pyro_bvae.core.disk.run_files import evaluation_files, finish_replacement
 from pyro_bvae.core.errors import InputError, listed
@@ -43,6 +44,7 @@ class Train:
     """
 
     config: Annotated[TrainConfig, *_FLAT] = _DEFAULT
+    preset: PresetName = None
     output: Path | None = None
     """Run directory; runs/<dataset>-beta<beta> by default."""
     resume: bool = False
@@ -83,6 +85,7 @@ class Train:
         )
         if place()[0]:  # one process prints
             return
+        _print_preset(self)
         last = trained.history.rows[-1]
         shown = ("objective", "distortion", "rate", "validation_objective")
         print(", ".join(f"{name} {last[name]:.2f}" for name in shown if name in last))
@@ -98,6 +101,7 @@ class _ReplicaOptions(TrainingOptions):
 
     beta: tyro.conf.Suppress[float] = 1.0
     target_rate: tyro.conf.Suppress[float | None] = None
+    sleep: tyro.conf.Suppress[float] = 0.0
 
 
 @dataclass(frozen=True, init=False)
@@ -105,6 +109,12 @@ class _SweepConfig(TrainConfig):
     """The configuration that the replicas of a sweep have in common."""
 
     training: _ReplicaOptions
+
+
+def _print_preset(command: Train | Sweep) -> None:
+    """Print the preset that a run was trained with, if any."""
+    if line := "" if command.resume else preset_line(command.preset, command.config):
+        print(line, flush=True)
 
 
 _BETAS = (0.1, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -119,6 +129,7 @@ class Sweep:
     """
 
     config: Annotated[_SweepConfig, *_FLAT] = _DEFAULT_SWEEP
+    preset: PresetName = None
     betas: tuple[float, ...] = _BETAS
     """The weights of the KL."""
     target_rate: tuple[float, ...] = ()
@@ -167,6 +178,7 @@ class Sweep:
             overwrite=self.overwrite,
             force=self.force,
         )
+        _print_preset(self)
         print(trained)
         kind = "rate" if self.target_rate else "beta"
         print(f"run directories: {self.directory / f'{kind}*-seed*'}")

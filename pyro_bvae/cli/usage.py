@@ -19,6 +19,7 @@ _SHELLS = ("bash", "zsh", "tcsh", "fish")
 # Options that cannot be given together.
 _EXCLUDING = (
     ("resume", "overwrite"), ("target_rate", "schedule"), ("target_rate", "warmup_epochs"),
+    ("epochs", "steps"),
 )  # fmt: skip
 # Options that have no effect but with some values of another.
 _SCALED = ("normal", "normal-per-feature", "normal-fixed", "laplace", "student-t")
@@ -130,6 +131,8 @@ def without_effect(given: frozenset[str], command: Any) -> list[str]:
     Names that are none are left to the command.
     """
     lines = []
+    if {"preset", "resume"} <= given:
+        lines.append("--preset has no effect with --resume: a run keeps its own options")
     for name in given & _EFFECTIVE.keys():
         other, values = _EFFECTIVE[name]
         if (value := getattr(command.config, other)) not in values:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -47,6 +47,7 @@ class ConvolutionalEncoder(nn.Module):
         hidden: Width of the layer between the convolutions and the output.
         extra_features: Number E of features, such as covariates, that follow the pixels in the
             input and enter after the convolutions.
+        activation: Makes the module after each layer but the last.
 
     Shape:
         ``(*, D + E)`` to ``(*, F)``.
@@ -58,6 +59,7 @@ class ConvolutionalEncoder(nn.Module):
         out_features: int,
         hidden: int = 256,
         extra_features: int = 0,
+        activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
         channels, widths, last = _stages(image_shape)
@@ -67,10 +69,11 @@ class ConvolutionalEncoder(nn.Module):
         self.in_features, self.out_features = self.num_pixels + extra_features, out_features
         layers: list[nn.Module] = []
         for size_in, size_out in pairwise((channels, *widths)):
-            layers += [nn.Conv2d(size_in, size_out, kernel_size=4, stride=2, padding=1), nn.SiLU()]
+            convolution = nn.Conv2d(size_in, size_out, kernel_size=4, stride=2, padding=1)
+            layers += [convolution, activation()]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         features = widths[-1] * last[0] * last[1]
-        self.head = MLP(features + extra_features, out_features, hidden=(hidden,))
+        self.head = MLP(features + extra_features, out_features, (hidden,), activation)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(*, D + E)`` to ``(*, F)``."""
@@ -89,6 +92,7 @@ class ConvolutionalDecoder(nn.Module):
         parameters_per_pixel: Number P of parameters that the likelihood wants for each pixel; the
             output holds all first parameters, then all second ones, and so on.
         hidden: Width of the layer between the input and the convolutions.
+        activation: Makes the module after each layer but the last.
 
     Shape:
         ``(*, L)`` to ``(*, P C H W)``.
@@ -100,6 +104,7 @@ class ConvolutionalDecoder(nn.Module):
         image_shape: Sequence[int],
         parameters_per_pixel: int = 1,
         hidden: int = 256,
+        activation: Callable[[], nn.Module] = nn.SiLU,
     ) -> None:
         super().__init__()
         channels, widths, last = _stages(image_shape)
@@ -109,14 +114,14 @@ class ConvolutionalDecoder(nn.Module):
         self.in_features = in_features
         self.out_features = parameters_per_pixel * channels * image_shape[1] * image_shape[2]
         self.stem = nn.Sequential(
-            MLP(in_features, widths[-1] * last[0] * last[1], hidden=(hidden,)), nn.SiLU()
+            MLP(in_features, widths[-1] * last[0] * last[1], (hidden,), activation), activation()
         )
         self.stem_shape = (widths[-1], *last)
         layers: list[nn.Module] = []
         for size_in, size_out in pairwise((*widths[::-1], channels * parameters_per_pixel)):
             layers += [
                 nn.ConvTranspose2d(size_in, size_out, kernel_size=4, stride=2, padding=1),
-                nn.SiLU(),
+                activation(),
             ]
         self.convolutions = nn.Sequential(*layers[:-1])
 

@@ -17,6 +17,7 @@ from pyro_bvae.datasets.record import DataRecord
 from pyro_bvae.runs.build import Shape, build_vae, check_config, load_data
 from pyro_bvae.runs.config import TrainConfig, config_bytes, read_config, write_config
 from pyro_bvae.runs.directory import Run
+from pyro_bvae.runs.improvement.sleep import sleep_run
 from pyro_bvae.runs.record_file import RECORD, read_record, record_bytes
 from pyro_bvae.runs.snapshots import Snapshots
 from pyro_bvae.training import TensorBoard, checkpoint_path, fit, load_checkpoint, start_at_mean
@@ -101,6 +102,8 @@ def train(
         except OSError:  # of a full disk, before or after the first epoch
             files.put_back()
             raise
+        if config.training.sleep:
+            sleep_run(output, vae, splits.train, config, progress=progress)
         if len(history.rows) > config.training.epochs:
             config = read_config(output / "config.json")
         elif ranks.is_first and not files.written:
@@ -179,6 +182,7 @@ def _prepare(
         check_configuration(state, config.options(), last)
     known = read_record(output) if resume else None
     splits = load_data(config, download=True, record=known)
+    config = config.in_epochs(splits.train.num_batches(config.training.batch_size))
     vae = untrained(config, splits)
     check_splits(vae, splits)
     vae.to(own_device(config.training.device) or "cpu")
@@ -232,7 +236,7 @@ def check_output(config: TrainConfig, output: Path, resume: bool, overwrite: boo
         saved = read_config(output / "config.json")
         ours, theirs = config.options(), saved.options()
         # A file that was moved has the same data, which are looked at by themselves.
-        free = {"epochs", "device", "data_root", "path"}
+        free = {"epochs", "steps", "device", "data_root", "path"}
         changed = [name for name in ours if name not in free and ours[name] != theirs[name]]
         if changed:
             listed = ", ".join(f"{name} was {theirs[name]}, got {ours[name]}" for name in changed)

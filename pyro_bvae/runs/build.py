@@ -151,9 +151,13 @@ def check_config(config: TrainConfig) -> None:
         )
     if not model.hidden:
         raise InputError("'hidden' must name at least one width, got none")
-    if len(model.hidden) > _MOST_LAYERS:
+    for name in ("hidden", "encoder_hidden"):
+        if (count := len(getattr(model, name))) > _MOST_LAYERS:
+            raise InputError(f"'{name}' must name at most {_MOST_LAYERS} widths, got {count}")
+    if training.sleep and model.prior == "vamp":
         raise InputError(
-            f"'hidden' must name at most {_MOST_LAYERS} widths, got {len(model.hidden)}"
+            "'sleep' must be 0 with prior 'vamp', which looks through the guide and would"
+            f" change with it; got {training.sleep}"
         )
     if training.target_rate is not None and training.beta == 0:
         raise InputError("'beta' must be positive where 'target_rate' adapts it, got 0.0")
@@ -204,10 +208,12 @@ def build_vae(config: TrainConfig, shape: Shape) -> BetaVAE:
         likelihood: Any = LIKELIHOODS[options.likelihood].build(options, shape)
         num_outputs = family.num_outputs(options.latent_dim)
 
+        encoding = replace(options, hidden=options.encoder_hidden or options.hidden)
+
         def networks() -> list[nn.Module]:
             return [
                 network(options, shape, likelihood.parameters_per_feature, decodes=True),
-                network(options, shape, num_outputs, decodes=False),
+                network(encoding, shape, num_outputs, decodes=False),
             ]
 
         with torch.device("meta"):  # which takes no memory

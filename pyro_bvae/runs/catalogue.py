@@ -23,20 +23,41 @@ class Part(NamedTuple):
     note: str = ""
 
 
+# Torch is imported when one is built.
+ACTIVATIONS: dict[str, Part] = {
+    "silu": Part(lambda: _torch_activation("SiLU")),
+    "relu": Part(lambda: _torch_activation("ReLU")),
+    "tanh": Part(lambda: _torch_activation("Tanh")),
+    "gelu": Part(lambda: _torch_activation("GELU")),
+}
+
+
+def _torch_activation(name: str) -> Callable[[], Any]:
+    """Return the class of an activation."""
+    from torch import nn
+
+    found: Callable[[], Any] = getattr(nn, name)
+    return found
+
+
 def _dense(family: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the builder of both networks from ``family(inputs, outputs, widths)``."""
+    """Return the builder of both networks from ``family(inputs, outputs, widths, activation)``."""
 
     def build(options: Any, shape: Any, outputs: int, *, decodes: bool) -> Any:
         if decodes:
             inputs, widths = options.latent_dim, options.hidden[::-1]
-            return family(inputs + shape.num_covariates, outputs * shape.num_features, widths)
-        return family(shape.num_features + shape.num_covariates, outputs, options.hidden)
+            outputs *= shape.num_features
+        else:
+            inputs, widths = shape.num_features, options.hidden
+        activation = ACTIVATIONS[options.activation].build()
+        return family(inputs + shape.num_covariates, outputs, widths, activation)
 
     return build
 
 
 def _convolutional(options: Any, shape: Any, outputs: int, *, decodes: bool) -> Any:
     image, width, extra = shape.image_shape, options.hidden[-1], shape.num_covariates
+    activation = ACTIVATIONS[options.activation].build()
     if image is None:
         raise InputError(
             "network 'convolutional' needs images, but this data set's features are no pixels:"
@@ -49,24 +70,30 @@ def _convolutional(options: Any, shape: Any, outputs: int, *, decodes: bool) -> 
             " takes any"
         )
     if decodes:
-        return networks.ConvolutionalDecoder(options.latent_dim + extra, image, outputs, width)
-    return networks.ConvolutionalEncoder(image, outputs, width, extra_features=extra)
+        return networks.ConvolutionalDecoder(
+            options.latent_dim + extra, image, outputs, width, activation
+        )
+    return networks.ConvolutionalEncoder(image, outputs, width, extra, activation)
 
 
 # Given options, shape, outputs (of a decoder, for each feature), and whether the network decodes.
 NETWORKS: dict[str, Part] = {
     "mlp": Part(
-        _dense(lambda inputs, outputs, widths: networks.MLP(inputs, outputs, hidden=widths))
+        _dense(
+            lambda inputs, outputs, widths, activation: networks.MLP(
+                inputs, outputs, hidden=widths, activation=activation
+            )
+        )
     ),
     "residual": Part(
         _dense(
-            lambda inputs, outputs, widths: networks.ResidualMLP(
-                inputs, outputs, widths[0], len(widths)
+            lambda inputs, outputs, widths, activation: networks.ResidualMLP(
+                inputs, outputs, widths[0], len(widths), activation
             )
         )
     ),
     "linear": Part(
-        _dense(lambda inputs, outputs, widths: networks.MLP(inputs, outputs, hidden=())),
+        _dense(lambda inputs, outputs, *_: networks.MLP(inputs, outputs, hidden=())),
         "one affine layer each, whatever hidden is",
     ),
     "convolutional": Part(_convolutional, "images with sides divisible by 4"),
@@ -209,5 +236,6 @@ TABLES: dict[str, Mapping[str, Part]] = {
     "likelihood": LIKELIHOODS,
     "posterior": POSTERIORS,
     "network": NETWORKS,
+    "activation": ACTIVATIONS,
     "dispersion": DISPERSIONS,
 }

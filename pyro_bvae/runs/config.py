@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Self, get_args, get_origin, get_type_hints
 
 from typing_extensions import Doc
 
@@ -17,7 +18,15 @@ from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.datasets.registry import DataOptions
-from pyro_bvae.runs.catalogue import DISPERSIONS, LIKELIHOODS, NETWORKS, POSTERIORS, PRIORS
+from pyro_bvae.runs.catalogue import (
+    ACTIVATIONS,
+    DISPERSIONS,
+    LIKELIHOODS,
+    NETWORKS,
+    POSTERIORS,
+    PRIORS,
+)
+from pyro_bvae.runs.presets import preset_options
 from pyro_bvae.training.schedules import CosineWarmup, Cyclical, LinearWarmup
 from pyro_bvae.training.settings import Beta, FitOptions
 
@@ -46,9 +55,14 @@ class ModelOptions:
     ] = "feature"
     posterior: Annotated[str, Doc(f"Guide q(z|x): {choices(POSTERIORS)}.")] = "normal"
     network: Annotated[str, Doc(f"Networks of encoder and decoder: {choices(NETWORKS)}.")] = "mlp"
+    activation: Annotated[
+        str, Doc(f"Activation between layers, of no effect with linear: {choices(ACTIVATIONS)}.")
+    ] = "silu"
     hidden: Annotated[tuple[int, ...], Bounds(1, 10_000_000)] = (400, 400)
     """Widths of the hidden layers; of residual blocks; a convolutional network takes the last for
     its dense layer."""
+    encoder_hidden: Annotated[tuple[int, ...], Bounds(1, 10_000_000)] = ()
+    """Widths of the encoder's hidden layers, where they are others than --hidden."""
     latent_dim: Annotated[int, Bounds(1, 10_000)] = 20
     """Number of latents."""
     standardize: bool = False
@@ -71,6 +85,12 @@ class TrainingOptions(FitOptions):
     """Rate in nats to train to, by a β that is adapted from --beta on; instead of a schedule."""
     learning_rate: Annotated[float, Bounds(0, 1e300)] = 3e-3
     """Highest learning rate of the one-cycle schedule."""
+    steps: Annotated[int | None, Bounds(1, 1_000_000_000_000)] = None
+    """Training steps, in place of --epochs: the epochs that hold so many."""
+    sleep: Annotated[float, Bounds(0, 1e6)] = 0.0
+    """Epochs after those of the model, as a share of them, in which the guide alone learns the
+    posterior of data that the model draws (the sleep phase of wake-sleep), so that more importance
+    weights can be trusted."""
     start_at_mean: bool = False
     """Start the decoder's last bias at the best of a model without latents, such as the logit of
     the data's mean."""
@@ -102,6 +122,12 @@ class TrainingOptions(FitOptions):
             "learning_rate": self.learning_rate,
             "compile": self.compile,
         }
+
+    def sleep_settings(self) -> dict[str, Any]:
+        """Return the keyword arguments of :func:`~pyro_bvae.training.sleep_phase` likewise."""
+        names = ("batch_size", "seed", "gradient_clip")
+        epochs = math.ceil(self.sleep * self.epochs)
+        return {"epochs": epochs, **{name: getattr(self, name) for name in names}}
 
 
 @dataclass(frozen=True, init=False)
@@ -148,9 +174,23 @@ class TrainConfig:
                 return vars(part)[name]
         raise AttributeError(f"a configuration has no part and no option '{name}'")
 
-    def with_options(self, **options: Any) -> TrainConfig:
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> Self:
+        """Return the configuration of a preset, such as ``counts-nb``.
+
+        Args:
+            name: One of :data:`~pyro_bvae.runs.presets.PRESETS`; ``none`` for the defaults.
+            **options: Options of any part, which replace those of the preset.
+
+        Raises:
+            InputError: for another name.
+            TypeError: for an option that no part has.
+        """
+        return cls(**preset_options(name, options), **options)
+
+    def with_options(self, **options: Any) -> Self:
         """Return the configuration with other values of some options, of whichever part."""
-        return TrainConfig(self.data, self.model, self.training, **options)
+        return type(self)(self.data, self.model, self.training, **options)
 
     def options(self) -> dict[str, Any]:
         """Return all options by name, as the command line spells them."""
@@ -159,14 +199,24 @@ class TrainConfig:
     def resolved(self) -> TrainConfig:
         """Return the configuration that a run writes, with the options that follow from others.
 
-        Paths are absolute, so that the run can be read from anywhere.
+        Paths are absolute, so that the run can be read from anywhere. Epochs that are given as
+        steps follow from the data, see :meth:`in_epochs`.
         """
         warmup_epochs = self.training.warmup_epochs
+        if warmup_epochs is None and self.training.steps is None:
+            warmup_epochs = self.training.epochs / 5
         paths = {"data_root": self.data.data_root, "path": self.data.path}
         return self.with_options(
-            warmup_epochs=self.training.epochs / 5 if warmup_epochs is None else warmup_epochs,
+            warmup_epochs=warmup_epochs,
             **{name: str(Path(path).resolve()) for name, path in paths.items() if path is not None},
         )
+
+    def in_epochs(self, steps_per_epoch: int) -> TrainConfig:
+        """Return the resolved configuration with steps as epochs, the first that hold them all."""
+        if self.training.steps is None:
+            return self
+        epochs = -(-self.training.steps // steps_per_epoch)
+        return self.with_options(steps=None, epochs=epochs).resolved()
 
 
 _PARTS: dict[str, Any] = get_type_hints(TrainConfig)
@@ -227,8 +277,8 @@ def read_config(path: Path) -> TrainConfig:
     for name, value in values.items():
         if not _is_of_type(value, _TYPES[name]):
             raise InputError(f"{foreign}: '{name}' is {value!r}")
-    if "hidden" in values:
-        values["hidden"] = tuple(values["hidden"])
+    for name in {"hidden", "encoder_hidden"} & values.keys():
+        values[name] = tuple(values[name])
     return TrainConfig(**values)
 
 

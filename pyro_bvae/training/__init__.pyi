@@ -12,6 +12,7 @@ from pyro_bvae.training.distributed import process_group as process_group
 from pyro_bvae.training.ex_post import fit_ex_post_prior as fit_ex_post_prior
 from pyro_bvae.training.fitting import fit as fit
 from pyro_bvae.training.history import History as History
+from pyro_bvae.training.improvement.asleep import sleep_phase as sleep_phase
 from pyro_bvae.training.improvement.guide import improve_guide as improve_guide
 from pyro_bvae.training.improvement.result import ImprovedGuide as ImprovedGuide
 from pyro_bvae.training.initialization import start_at_mean as start_at_mean
@@ -22,6 +23,7 @@ from pyro_bvae.training.objectives import FreeBits as FreeBits
 from pyro_bvae.training.objectives import GivenNoise as GivenNoise
 from pyro_bvae.training.objectives import Loss as Loss
 from pyro_bvae.training.objectives import Objective as Objective
+from pyro_bvae.training.objectives import SleepPhase as SleepPhase
 from pyro_bvae.training.objectives import Terms as Terms
 from pyro_bvae.training.objectives import TotalCorrelation as TotalCorrelation
 from pyro_bvae.training.objectives import TraceTerms as TraceTerms

@@ -22,7 +22,7 @@ from pyro_bvae.training.history import History
 _FORMAT = "pyro_bvae.checkpoint"
 _VERSION = 1
 # Options that may be others than those that a checkpoint was trained with.
-_FREE = ("epochs", "device", "data_root")
+_FREE = ("epochs", "steps", "device", "data_root")
 
 
 @public

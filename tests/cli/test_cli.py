@@ -101,7 +101,9 @@ def test_training_writes_its_configuration_and_says_where(
     options = set(re.findall(r"(?m)^[│ ]{1,2} ?--([a-z][a-z-]+)", capsys.readouterr().out))
     assert {name.replace("_", "-") for name in json.loads((output / "config.json").read_text())} - {
         "digests"
-    } == (options - {"output", "resume", "overwrite", "force", "snapshots", "tensorboard"})
+    } == (
+        options - {"preset", "output", "resume", "overwrite", "force", "snapshots", "tensorboard"}
+    )
 
 
 def test_the_default_output_names_data_set_and_beta(

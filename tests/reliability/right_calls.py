@@ -360,6 +360,7 @@ RIGHT: dict[str, Call] = {
     ),
     "fit_ex_post_prior": lambda w: of(w.vae, w.x, make_prior(), learning_rate=1e-2, **TRAIN),
     "start_at_mean": lambda w: of(make_vae(), w.x),
+    "sleep_phase": lambda w: of(make_vae(), w.x, **TRAIN),
     "with_beta": lambda w: of(w.x, 2.0),
     "at_beta": lambda w: of(make_vae(covariates=1), 2.0),
     "check_before": lambda w: of(w.vae, w.x, None, 1.0),

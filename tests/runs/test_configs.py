@@ -200,8 +200,20 @@ def test_hidden_layers_are_mirrored_and_must_be_named() -> None:
     assert [tuple(value.shape) for name, value in vae.named_parameters() if "layers" in name and "weight" in name] == [
         (4, 3), (8, 4), (10, 8), (8, 10), (4, 8), (6, 4),
     ]  # fmt: skip
+    other = build_vae(SMALL.with_options(encoder_hidden=(6,)), Shape(10, None))
+    assert [layer.out_features for layer in other.encoder.network.layers[::2]] == [6, 6]
+    assert [layer.out_features for layer in other.decoder.network.layers[::2]] == [4, 8, 10]
     with pytest.raises(InputError, match="'hidden' must name at least one width"):
         build_vae(SMALL.with_options(hidden=()), Shape(10, None))
+
+
+@pytest.mark.parametrize("network", ["mlp", "residual", "convolutional"])
+def test_networks_have_the_activation_that_is_named(network: str) -> None:
+    for name, kind in {"silu": torch.nn.SiLU, "relu": torch.nn.ReLU}.items():
+        vae = build_vae(SMALL.with_options(network=network, activation=name), Shape(64, (1, 8, 8)))
+        for part in (vae.encoder, vae.decoder):
+            kinds = {type(each) for each in part.modules()} & {torch.nn.SiLU, torch.nn.ReLU}
+            assert kinds == {kind}
 
 
 def test_the_likelihood_scale_is_where_learning_starts() -> None:

@@ -219,6 +219,8 @@ def test_the_command_of_the_card_is_that_of_the_run(monkeypatch: pytest.MonkeyPa
     ).resolved()  # fmt: skip
     words = command(config).split()[1:]
     assert _main._parse(words).config.resolved() == config
+    cells = TrainConfig(dataset="h5ad", path="cells.h5ad", likelihood="poisson")
+    assert _main._parse(command(cells).split()[1:]).config == cells
 
 
 def test_the_card_has_the_evaluation(run: Path, tmp_path: Path) -> None:

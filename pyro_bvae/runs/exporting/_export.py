@@ -237,7 +237,8 @@ def _rebuilt(path: Path) -> BetaVAE:
             f"{path} has version {described.get('version')}; this package reads {_VERSION}"
         )
     try:
-        options = {**described["config"], "hidden": tuple(described["config"]["hidden"])}
+        options = described["config"]
+        options |= {name: tuple(each) for name, each in options.items() if isinstance(each, list)}
         vae = build_vae(TrainConfig(**options), _shape(described["shape"], weights))
     except (KeyError, TypeError) as error:
         raise InputError(f"{path} describes no model of this version: {error}") from error

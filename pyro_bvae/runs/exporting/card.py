@@ -16,6 +16,7 @@ from pyro_bvae.runs.config import TrainConfig
 from pyro_bvae.runs.directory import Run
 from pyro_bvae.runs.evaluation_files import check_measured
 from pyro_bvae.runs.exporting.loading import loading
+from pyro_bvae.runs.presets import NONE, TAKEN
 
 # Names of features that are listed.
 _MOST_NAMES = 10
@@ -58,6 +59,8 @@ def command(config: TrainConfig) -> str:
     A file is named without its folder.
     """
     words = ["pyro-bvae train"]
+    if config.data.dataset in TAKEN:
+        words.append(f"--preset {NONE}")
     own, default = config.options(), TrainConfig().options()
     if own["warmup_epochs"] == own["epochs"] / 5:
         del own["warmup_epochs"]
@@ -124,7 +127,7 @@ def _model(run: Run, described: Mapping[str, Any]) -> list[str]:
     prior = {id(each): each.numel() for each in run.vae.prior.parameters()}
     for each in run.vae.encoder.parameters():  # of which a prior of posteriors is made
         prior.pop(id(each), None)
-    widths = ", ".join(map(str, options["hidden"]))
+    widths, own = (", ".join(map(str, options[f"{each}hidden"])) for each in ("", "encoder_"))
     return [
         "| part | kind | trained numbers |",
         "|---|---|---|",
@@ -132,7 +135,7 @@ def _model(run: Run, described: Mapping[str, Any]) -> list[str]:
         f" | {sum(prior.values())} |",
         f"| decoder p(x given z) | {options['network']} ({widths}), {options['likelihood']}"
         f" | {weights['decoder']} |",
-        f"| guide q(z given x) | {options['network']} ({widths}), {options['posterior']}"
+        f"| guide q(z given x) | {options['network']} ({own or widths}), {options['posterior']}"
         f" | {weights['encoder']} |",
     ]
 

@@ -66,5 +66,5 @@ def build_encoder(config: TrainConfig, shape: Shape, guide: Mapping[str, Any]) -
     if guide["posterior"] is not None:
         options["posterior"] = guide["posterior"]
     if guide["hidden"]:
-        options["hidden"] = tuple(guide["hidden"])
+        options["encoder_hidden"] = tuple(guide["hidden"])
     return build_vae(config.with_options(**options), shape).encoder if options else None

@@ -90,29 +90,22 @@ def train_sweep(
         raise InputError("'--resume' and '--overwrite' exclude each other")
     if was_restarted():
         resume, overwrite = True, False
-    if config.training.target_rate is not None:
-        raise InputError(
-            "'target_rate' finds a β, and a sweep takes several as 'target_rates'; got"
-            f" {config.training.target_rate}"
-        )
-    if betas and target_rates:
-        raise InputError(
-            f"'betas' and 'target_rates' exclude each other, got {betas} and {target_rates}"
-        )
+    _check_sweep(config, betas, target_rates)
     option: Literal["beta", "target_rate"] = "target_rate" if target_rates else "beta"
     numbers = range(config.training.seed, config.training.seed + seeds)
     replicas = assigned(target_rates or betas, numbers)
     config, configs = _configs(config, output, option, replicas, resume)
     check_device(config.training.device)
     _check_configs(configs)
-    settings = config.training.settings()
-    for name in ("beta", "seed"):
-        del settings[name]
     with ExitStack() as locks:
         for directory, run in configs.items():
             locks.enter_context(writing(directory, force=force))
             check_output(run, directory, resume and _is_run(directory), overwrite)
         parts = _data_of(configs, resume)
+        config, configs = _in_epochs(config, configs, parts)
+        settings = config.training.settings()
+        for name in ("beta", "seed"):
+            del settings[name]
         records = {seed: DataRecord.of(splits) for seed, splits in parts.items()}
         files = {path: RunFiles(run, records[run.training.seed]) for path, run in configs.items()}
         try:
@@ -153,6 +146,34 @@ def _data_of(configs: Mapping[Path, TrainConfig], resume: bool) -> dict[int, Spl
             parts[seed] = load_data(config, download=True, record=known)
             check_splits(untrained(config, parts[seed]), parts[seed])
     return parts
+
+
+def _check_sweep(
+    config: TrainConfig, betas: tuple[float, ...], target_rates: tuple[float, ...]
+) -> None:
+    """Raise unless a configuration is one that the runs of a sweep can have in common."""
+    if config.training.target_rate is not None:
+        raise InputError(
+            "'target_rate' finds a β, and a sweep takes several as 'target_rates'; got"
+            f" {config.training.target_rate}"
+        )
+    if config.training.sleep:
+        raise InputError(
+            f"'sleep' is of a single run, and must be 0 in a sweep; got {config.training.sleep}"
+        )
+    if betas and target_rates:
+        raise InputError(
+            f"'betas' and 'target_rates' exclude each other, got {betas} and {target_rates}"
+        )
+
+
+def _in_epochs(
+    config: TrainConfig, configs: dict[Path, TrainConfig], parts: Mapping[int, Splits]
+) -> tuple[TrainConfig, dict[Path, TrainConfig]]:
+    """Return configurations with steps as epochs, which side by side are as many for each."""
+    some = parts[min(parts)].train
+    size = some.num_batches(config.training.batch_size)
+    return config.in_epochs(size), {path: run.in_epochs(size) for path, run in configs.items()}
 
 
 def _check_configs(configs: Mapping[Path, TrainConfig]) -> None:

@@ -24,7 +24,7 @@ _ENTRIES: dict[str, Any] = {
 }  # fmt: skip
 _FURTHER: dict[str, Any] = {
     "remarks": list, "objective": str, "controller": Mapping, "config": Mapping, "digests": str,
-    "data": Mapping, "job": str,
+    "data": Mapping, "job": str, "asleep": int,
 }  # fmt: skip
 _COLUMNS = ("epoch", "beta", "learning_rate", "objective", "distortion", "rate")
 _SETTINGS: dict[str, Any] = {

@@ -212,12 +212,12 @@ def with_own_encoder(vae: BetaVAE, posterior: nn.Module | None = None) -> BetaVA
 def _train(vae: BetaVAE, data: Any, validation: Dataset, fitting: dict[str, Any]) -> History:
     """Train the encoder of a model, and nothing else of it."""
     still = [part for part in (vae.prior, vae.decoder) if isinstance(part, nn.Module)]
-    with _still(still):
+    with held_still(still):
         return fit(vae, data, validation=validation, **fitting)
 
 
 @contextmanager
-def _still(parts: list[nn.Module]) -> Iterator[None]:
+def held_still(parts: list[nn.Module]) -> Iterator[None]:
     """Run the body with parts of a model as they are: no gradient, no train mode."""
     trained = [p for part in parts for p in part.parameters() if p.requires_grad]
     modes = {module: module.training for part in parts for module in part.modules()}

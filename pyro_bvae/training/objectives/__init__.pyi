@@ -7,6 +7,7 @@ from pyro_bvae.training.objectives.iwelbo import IWELBO as IWELBO
 from pyro_bvae.training.objectives.loss import GivenNoise as GivenNoise
 from pyro_bvae.training.objectives.loss import Loss as Loss
 from pyro_bvae.training.objectives.loss import reparametrize as reparametrize
+from pyro_bvae.training.objectives.sleep import SleepPhase as SleepPhase
 from pyro_bvae.training.objectives.terms import Objective as Objective
 from pyro_bvae.training.objectives.terms import Terms as Terms
 from pyro_bvae.training.objectives.terms import TraceTerms as TraceTerms
