@@ -9,9 +9,9 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
-from tqdm import tqdm
 
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.marginal.averages import error_of_mean
 from pyro_bvae.evaluation.marginal.importance import (
@@ -301,7 +301,7 @@ def _rows(values: Tensor, data_dim: int) -> Tensor:
 
 @torch.no_grad()
 def measure_dimensions(
-    program: Program, num_samples: int, bar: tqdm[Any]
+    program: Program, num_samples: int, bar: ProgressBar
 ) -> tuple[KLPerDimension, Tensor] | None:
     """Return the KL per dimension and each datum's posterior mean, ``(N, *latent)``."""
     kls, errors, means = _Moments(), _Moments(), _Moments()

@@ -17,12 +17,12 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.module_modes import frozen
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
 from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
 from pyro_bvae.evaluation.estimate import Estimate
@@ -51,18 +51,23 @@ class Weights(NamedTuple):
     mixed: Tensor  # log weights as draws of the mixture; of a single guide, log_weights
 
 
+def _silent(count: int) -> None:
+    """Tell nobody how many particles are weighed."""
+
+
 def sample_weights(
     program: Program,
     args: tuple[Any, ...],
     num_samples: int,
     guide: Function | None = None,
     mixture: tuple[Component, ...] = (),
+    on_draws: Callable[[int], Any] = _silent,
 ) -> Weights:
     r"""Draw and weigh ``num_samples`` particles for a block of data, a few at a time.
 
     The randomness is the global generator's: two guides that are given the same seed share their
     noise. With a mixture that the guide is a component of, the draws are also weighed as some of
-    the mixture's.
+    the mixture's. ``on_draws`` is told how many more particles are weighed.
     """
     whole: list[Tensor] = []
     done = 0
@@ -77,6 +82,7 @@ def sample_weights(
         for kept, term in zip(whole, terms, strict=True):
             kept[done : done + len(term)] = term
         done += len(terms[0])
+        on_draws(len(terms[0]))
     weighed = Weights(whole[0], whole[1], whole[2] if len(mixture) > 1 else whole[0])
     lost = torch.isnan(weighed.log_weights).any(0)
     if bool(lost.any()):
@@ -136,11 +142,16 @@ def _log_mixture(
 
 
 def sample_mixture(
-    program: Program, args: tuple[Any, ...], num_samples: int, mixture: tuple[Component, ...]
+    program: Program,
+    args: tuple[Any, ...],
+    num_samples: int,
+    mixture: tuple[Component, ...],
+    on_draws: Callable[[int], Any] = _silent,
 ) -> Tensor:
     """Return the log weights of draws from all components, by their shares, ``(K, B)``.
 
-    A component whose share of the samples is less than half of one is left out.
+    A component whose share of the samples is less than half of one is left out. ``on_draws`` is
+    told how many more particles are weighed.
 
     Raises:
         InputError: for more than one component of a guide whose density at another's draws cannot
@@ -161,22 +172,38 @@ def sample_mixture(
     ]
     return torch.cat(
         [
-            sample_weights(program, args, count, part.function, tuple(drawn)).mixed
+            sample_weights(program, args, count, part.function, tuple(drawn), on_draws).mixed
             for part, count in zip(drawn, filter(None, counts), strict=True)
         ]
     )
 
 
-def stream_blocks(program: Program, num_samples: int, bar: tqdm[Any]) -> Iterator[tuple[Any, ...]]:
+def stream_blocks(
+    program: Program, num_samples: int, bar: ProgressBar
+) -> Iterator[tuple[Any, ...]]:
     """Yield the arguments of each block of data, and move the bar when a block is done."""
+    done = int(bar.n)
     for block in program.blocks(max(1, min(_MOST_DATA, _MOST_WEIGHTS // num_samples))):
         yield block
-        bar.update(program.count(block))
+        done += program.count(block)
+        bar.move(done)
 
 
-def data_bar(program: Program, progress: bool, title: str) -> tqdm[Any]:
+def _moving(bar: ProgressBar, share: float) -> Callable[[int], None]:
+    """Return a listener to draws, each of which is a share of the data of a block."""
+    done = float(bar.n)
+
+    def listener(count: int) -> None:
+        nonlocal done
+        done += count * share
+        bar.move(done)
+
+    return listener
+
+
+def data_bar(program: Program, progress: bool, title: str) -> ProgressBar:
     """Return a progress bar over the data."""
-    return tqdm(total=program.num_data, desc=title, disable=not progress, unit="data")
+    return ProgressBar(total=program.num_data, desc=title, disable=not progress, unit="data")
 
 
 def _bound_of(
@@ -216,10 +243,12 @@ def map_weights(
         torch.no_grad(),
         data_bar(program, progress, title) as bar,
     ):
-        return [
-            reduce(program, block, sample_weights(program, block, num_samples))
-            for block in stream_blocks(program, num_samples, bar)
-        ]
+        results = []
+        for block in stream_blocks(program, num_samples, bar):
+            listener = _moving(bar, program.count(block) / num_samples)
+            weights = sample_weights(program, block, num_samples, on_draws=listener)
+            results.append(reduce(program, block, weights))
+        return results
 
 
 @exclusive
@@ -319,7 +348,8 @@ def _importance(
         for index, block in enumerate(stream_blocks(program, num_samples, bar)):
             mixture = proposal.components(program, block, stream_seed(seed, index, PROPOSAL_STREAM))
             cost += sum(part.cost for part in mixture)
-            log_weights = sample_mixture(program, block, num_samples, mixture)
+            listener = _moving(bar, program.count(block) / num_samples)
+            log_weights = sample_mixture(program, block, num_samples, mixture, listener)
             has_tails = any(part.has_tails for part in mixture)
             blocks.append(
                 EvidenceBlock.from_log_weights(log_weights, average, has_tails, program.rounding)
