@@ -19,6 +19,7 @@ _SHELLS = ("bash", "zsh", "tcsh", "fish")
 # Options that cannot be given together.
 _EXCLUDING = (
     ("resume", "overwrite"), ("target_rate", "schedule"), ("target_rate", "warmup_epochs"),
+    ("budget", "full"), ("budget", "plan"), ("full", "plan"),
 )  # fmt: skip
 # Options that have no effect but with some values of another.
 _SCALED = ("normal", "normal-per-feature", "normal-fixed", "laplace", "student-t")
