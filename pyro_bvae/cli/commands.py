@@ -39,9 +39,11 @@ _DEMO_EPOCHS, _DEMO_DATA = 40, 40
 def _write_page(write: Callable[[], Path]) -> None:
     """Write the page of a run, or print a line on why there is none."""
     try:
-        print(f"page: {write()}")
+        page = write()
     except Exception as error:  # the run stands: whatever a page needs is no part of it
         print(f"warning: no page was written: {one_line(str(error), 1000)}", file=sys.stderr)
+    else:
+        print(f"page: {page}")
 
 
 def _first_page(trained: runs.Run, force: bool) -> Path:

@@ -72,13 +72,18 @@ def write_report(
 
 
 def write_first_page(trained: Run, *, force: bool = False) -> Path:
-    """Write the page of a run that was not evaluated, and return its path.
+    """Write the page that a training ends with, and return its path.
+
+    It has a first look in place of an evaluation, unless there is one of these weights: a run that
+    was continued and was over already keeps its own.
 
     Args:
         trained: The run as its training returned it; the page is of its best checkpoint.
         force: As of :func:`write_report`.
     """
     directory = trained.directory
+    if (directory / "evaluation.json").exists():
+        return write_report(directory, force=force)
     with writing(directory, force=force):
         run = load(directory)
         if trained.splits is not None:  # not to be read again

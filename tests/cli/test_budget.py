@@ -62,6 +62,9 @@ def test_the_counts_of_a_budget_give_the_same_file_again(
     assert "has not been evaluated" not in page
     if sum(plan["gap_blocks"]) < plan["num_data"]:
         assert f"The gaps are those of {sum(plan['gap_blocks'])} of the {plan['num_data']}" in page
+    resume = ["train", "--resume", "--output", str(run)]  # of a run that is over
+    assert main(resume) == 0
+    assert "has not been evaluated" not in (run / "report.html").read_text(encoding="utf-8")
     again = ["evaluate", str(run), "--plan", str(run / "evaluation.json"), "--seed", "2"]
     assert main(again) == 0
     assert (run / "evaluation.json").read_bytes() == first

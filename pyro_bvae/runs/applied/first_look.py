@@ -11,7 +11,7 @@ from pyro_bvae.runs._evaluate import choose_data
 from pyro_bvae.runs.directory import Run
 
 # Seconds for the numbers, data that are looked at, and particles for each.
-_SECONDS, _DATA, _SAMPLES = 1.0, 200, 100
+_SECONDS, _DATA, _SAMPLES = 1.0, 100, 500
 
 
 def first_look(run: Run) -> dict[str, Any]:
