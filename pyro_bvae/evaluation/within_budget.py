@@ -201,6 +201,8 @@ class _Timed:
             least = len(look.per_datum)
             return min(size, max(least, int(affordable / (count + _BOUND_SAMPLES))))
 
+        if samples is None and not trusted:  # more samples would mend nothing, more data do
+            samples = _GAP_SAMPLES
         if samples is None:
             small = (count for count in _SAMPLES if _is_small(look, count, data or fits(count)))
             samples = next(small, _SAMPLES[-1])
