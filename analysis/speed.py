@@ -16,6 +16,8 @@ as multiples of their matrix products, and how cost grows with data, samples, fe
 
 ``memory``: peak memory of one call in a fresh process.
 
+``crowded``: a compiled step beside as many busy processes as there are processors, by how OpenMP's threads wait.
+
 ``--ablation``: the time that each trick saves, alone, in alternated turns: ``ablation.csv`` and nothing else.
 
     python analysis/speed.py --data-root FOLDER_THAT_HOLDS_MNIST
@@ -32,7 +34,7 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import ablation, estimators, measuring, memory, training
+from benchmarks import ablation, crowded, estimators, measuring, memory, training
 from benchmarks.common import Setting, environment
 from benchmarks.contenders import MODELS, train
 from benchmarks.evidence import benchmark_evidence
@@ -45,13 +47,14 @@ BENCHMARKS: dict[str, Callable[[Setting], None]] = {
     "measuring": measuring.benchmark_measuring,
     "estimators": estimators.benchmark_estimators,
     "memory": memory.benchmark_memory,
+    "crowded": crowded.benchmark_crowded,
 }
 
 
 def reading(folder: Path, goals: dict[str, float]) -> str:
     """Return what the tables say, the goals first."""
     said = [*training.verdict(folder, goals), *measuring.verdict(folder)]
-    said += [*estimators.verdict(folder), *memory.verdict(folder)]
+    said += [*estimators.verdict(folder), *memory.verdict(folder), *crowded.verdict(folder)]
     if folder.name != "cuda" and not (folder / "cuda" / training.TABLE).exists():
         said.append("no GPU was measured")
     return "\n".join(said) + "\n"

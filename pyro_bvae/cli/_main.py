@@ -13,6 +13,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
+from dataclasses import replace
 from typing import Any
 
 import tyro
@@ -31,6 +32,7 @@ from pyro_bvae.cli.wording import as_typed
 from pyro_bvae.core.errors import InputError, one_line
 from pyro_bvae.core.inputs.bounds import check_options
 from pyro_bvae.core.processes.signals import raising_interrupted
+from pyro_bvae.core.processes.threads import Crowd, fit_threads, shorten_spin
 
 _COMMANDS: dict[str, Any] = {
     "demo": Demo,
@@ -91,11 +93,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         SystemExit: 0 after a help text, 2 for words that do not follow the syntax.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
+    crowd = None if "torch" in sys.modules else Crowd()  # looked at until torch is imported
+    shorten_spin()
     with plain_output(), warnings.catch_warnings():
         warnings.showwarning = _show_warning
         try:
             try:
-                return _status(given)
+                return _status(given, crowd)
             finally:
                 for stream in filter(None, (sys.stdout, sys.stderr)):
                     stream.flush()
@@ -108,18 +112,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 2
 
 
-def _status(given: Sequence[str]) -> int:
+def _status(given: Sequence[str], crowd: Crowd | None) -> int:
     """Run the command line and return its exit status, errors in one line."""
     try:
         options = check_usage(_COMMANDS, given)
         command = _parse(given, options)
         check_options(command)
+        if hasattr(command, "given"):
+            command = replace(command, given=options)
         if hasattr(command, "config"):
             runs.check_config(command.config)
         for line in without_effect(options, command):
             _show_warning(line)
         with raising_interrupted():
-            return _run(command)
+            return _run(command, crowd)
     except UsageError as error:
         _print_error(str(error))
         raise SystemExit(2) from None
@@ -143,9 +149,12 @@ def _status(given: Sequence[str]) -> int:
         return 128 + getattr(error, "signal", signal.SIGINT)
 
 
-def _run(command: Any) -> int:
+def _run(command: Any, crowd: Crowd | None) -> int:
     """Run a command and return its exit status."""
     from pyro_bvae.training.checks.nonfinite import TrainingError
+
+    if crowd is not None and (line := fit_threads(crowd)):
+        print(f"note: {line}", file=sys.stderr)
 
     try:
         return command.run() or 0

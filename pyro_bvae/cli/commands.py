@@ -5,7 +5,9 @@ Torch and the rooms that need it are imported when a command runs, not when it i
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +18,7 @@ from pyro_bvae import report, runs
 from pyro_bvae.cli.presets import PresetName, preset_line
 from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
 from pyro_bvae.core.disk.run_files import evaluation_files, finish_replacement
-from pyro_bvae.core.errors import InputError, listed
+from pyro_bvae.core.errors import InputError, listed, one_line
 from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.runs.config import (
     NumData,
@@ -34,6 +36,23 @@ _DEFAULT = TrainConfig()
 # Epochs of the demo's guide alone, data on which its run is measured and on which its gaps are
 # shown before and after, and local steps for each of these.
 _DEMO_EPOCHS, _DEMO_MEASURED, _DEMO_DATA, _DEMO_STEPS = 40, 150, 40, 20
+
+
+def _write_page(write: Callable[[], Path]) -> None:
+    """Write the page of a run, or print a line on why there is none."""
+    try:
+        page = write()
+    except Exception as error:  # the run stands: whatever a page needs is no part of it
+        print(f"warning: no page was written: {one_line(str(error), 1000)}", file=sys.stderr)
+    else:
+        print(f"page: {page}")
+
+
+def _first_page(trained: runs.Run, force: bool) -> Path:
+    """Write the page of a run that was trained just now, whose data are at hand."""
+    from pyro_bvae.report.page import write_first_page
+
+    return write_first_page(trained, force=force)
 
 
 @dataclass(frozen=True)
@@ -92,6 +111,7 @@ class Train:
         for remark in trained.history.remarks:
             if not remark.grave:  # grave remarks were warnings
                 print(f"noticed {remark.when} training: {remark}")
+        _write_page(lambda: _first_page(trained, self.force))
         print(f"run directory: {self.directory}")
 
 
@@ -193,10 +213,20 @@ class Evaluate:
     data: Path | None = None
     """New data, a file or folder of any format that is read for training; the run's test data by
     default."""
+    budget: str | None = None
+    """Time to measure in, such as 60s, 5m or 2h: 60s by default. The counts that it allowed are in
+    evaluation.json. Of a sweep, that of its first run, whose counts the others have too."""
+    plan: Path | None = None
+    """File with the counts of an earlier evaluation, its evaluation.json: they and its seed give
+    the same numbers again."""
+    full: bool = False
+    """Measure everything of --num-data data with --num-samples particles, whatever time that takes,
+    as is done without a budget where one of the two is given."""
     num_samples: NumSamples = 5000
-    """Particles for each datum."""
+    """Particles for each datum; within a budget, by default a number that their error asks for."""
     num_data: NumData = 500
-    """How many test data to measure, drawn by the seed; None for all."""
+    """How many test data to measure, drawn by the seed; None for all. Within a budget, by default
+    as many as it allows."""
     families: tuple[str, ...] = ()
     """Richer guides to fit to each datum too, and their gain: full-rank, flow."""
     method: Literal["auto", "importance"] = "auto"
@@ -213,6 +243,23 @@ class Evaluate:
     force: bool = False
     """Take over a run directory that another process holds: one that hangs, or whose machine is
     gone."""
+    given: tyro.conf.Suppress[frozenset[str]] = frozenset()  # options that were typed
+
+    def within(self) -> Any:
+        """Return the time or the plan to measure by; None for the counts alone."""
+        from pyro_bvae.evaluation import Budget, Plan
+        from pyro_bvae.evaluation.plan import seconds_of
+        from pyro_bvae.training.distributed import place
+
+        counts = self.given & {"num_data", "num_samples"}
+        if self.plan is not None:
+            if counts:
+                raise InputError(f"'plan' has its own counts, got '{min(counts)}' too")
+            return Plan.read(self.plan)
+        if self.budget is None and (self.full or counts or place()[1] > 1):
+            return None
+        seconds = seconds_of("60s" if self.budget is None else self.budget)
+        return Budget(seconds, **{name: getattr(self, name) for name in counts})
 
     def run(self) -> None:
         """Run the command."""
@@ -220,8 +267,9 @@ class Evaluate:
 
         options: dict[str, Any] = {
             field.name: getattr(self, field.name) for field in fields(self)
-            if field.name not in ("directory", "calibration")
+            if field.name not in ("directory", "calibration", "budget", "plan", "full", "given")
         }  # fmt: skip
+        options["within"] = self.within()
         if runs.is_sweep(self.directory):
             evaluations = runs.evaluate_sweep(self.directory, **options)
             if not place()[0]:
@@ -238,6 +286,10 @@ class Evaluate:
         self._calibrate(self.directory)
         json_path, nc_path = evaluation_files(self.directory, self.data)
         print(f"written: {json_path}, {nc_path}")
+        if evaluation.plan is not None:
+            print(f"the same counts again: --plan {json_path}; more of them: --budget 10m")
+        if self.data is None and (self.directory / "report.html").exists():
+            _write_page(lambda: report.write_report(self.directory, force=self.force))
 
     def _calibrate(self, directory: Path) -> None:
         """Calibrate the guide of a run, if it is asked for."""
@@ -260,7 +312,7 @@ class Report:
     """Write a run's page: figures, estimates, configuration, in one HTML file."""
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory, evaluated before; or that of a sweep, for a page of all its runs."""
+    """The run directory; or that of a sweep, evaluated before, for a page of all its runs."""
     force: bool = False
     """Take over a run directory that another process holds: one that hangs, or whose machine is
     gone."""
@@ -268,6 +320,8 @@ class Report:
     def run(self) -> None:
         """Run the command."""
         print(f"page: {report.write_report(self.directory, force=self.force)}")
+        if not runs.is_sweep(self.directory) and not evaluation_files(self.directory)[0].exists():
+            print(f"not evaluated yet: 'pyro-bvae evaluate {self.directory}' measures the run")
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,8 @@ def evaluation_table(evaluation: Evaluation) -> str:
         f"{len(evidence.per_datum)} test data, {evidence.num_samples} particles each,"
         f" trained at β = {evaluation.training_beta:g}"
     )
+    if evaluation.gaps is not None and len(evaluation.gaps.certified) < len(evidence.per_datum):
+        lines.append(f"the gaps are those of {len(evaluation.gaps.certified)} of them")
     if evaluation.given is not None:
         lines.append(f"all densities are given the {evaluation.given} of the data")
     if evaluation.kl is not None:

@@ -20,6 +20,7 @@ _SHELLS = ("bash", "zsh", "tcsh", "fish")
 _EXCLUDING = (
     ("resume", "overwrite"), ("target_rate", "schedule"), ("target_rate", "warmup_epochs"),
     ("epochs", "steps"),
+    ("budget", "full"), ("budget", "plan"), ("full", "plan"),
 )  # fmt: skip
 # Options that have no effect but with some values of another.
 _SCALED = ("normal", "normal-per-feature", "normal-fixed", "laplace", "student-t")

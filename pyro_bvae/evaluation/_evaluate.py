@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import check_beta
@@ -23,11 +24,12 @@ from pyro_bvae.evaluation.marginal.bounds import (
 )
 from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate, escalation_of
 from pyro_bvae.evaluation.marginal.importance import evidence
+from pyro_bvae.evaluation.plan import Plan
 from pyro_bvae.evaluation.refit.joint_guides import family_of
 from pyro_bvae.evaluation.refit.optimisation import refit_refusal
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.evaluation.rows import Row, rows_of
-from pyro_bvae.program.program import Function, open_program
+from pyro_bvae.program.program import Function, Program, open_program
 
 # The run in the verdict of ``evaluation.json``, which may be moved with its directory.
 _RUN = "RUN"
@@ -47,6 +49,10 @@ class Evaluation:
         given: The condition of all densities, in words, such as size factors that were
             computed from the data; None for unconditional ones.
         run: The run directory of the model, which the verdict's command names.
+        plan: The counts of an evaluation within a budget; its gaps are those of the first data that
+            it drew, not of all.
+        drawn: The numbers of the measured data among those that were given, where they were drawn
+            from them, ``(N,)``.
     """
 
     training_beta: float
@@ -57,6 +63,8 @@ class Evaluation:
     kl: KLPerDimension | None
     given: str | None = None
     run: str | None = None
+    plan: Plan | None = None
+    drawn: Tensor | None = None
 
     @property
     def variational_gap(self) -> Estimate:
@@ -113,6 +121,7 @@ class Evaluation:
         if gaps is not None:
             certified = int(gaps.certified.sum())
             refits = {"converged": gaps.converged, "certified": certified, "steps": gaps.steps}
+            refits["num_data"] = len(gaps.certified)
         return {
             "beta": self.training_beta,
             "num_data": len(self.evidence.per_datum),
@@ -136,6 +145,7 @@ class Evaluation:
                 "max": float(finite.max()) if len(finite) else None,
             },
             "estimators": _estimators(self.evidence),
+            **({} if self.plan is None else {"plan": self.plan.to_dict()}),
         }
 
 
@@ -233,12 +243,11 @@ def evaluate(
     numbers: dict[str, Any] = {"num_samples": num_samples, **options}
     check_beta(training_beta)
     escalation = escalation_of(method)
-    gaps, note = None, AT_ZERO if training_beta == 0 else None
-    if note is None:
-        with open_program(
-            model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
-        ) as program:
-            note = refit_refusal(program)
+    gaps = None
+    with open_program(
+        model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True
+    ) as program:
+        note = gaps_note(program, training_beta)
     if note is None:
         settings = RefitSettings() if escalation is None else escalation.refit
         settings = replace(settings, families=tuple(families))
@@ -249,22 +258,27 @@ def evaluate(
             likelihood = escalate(
                 model, guide, args, gaps.evidence, None, escalation, refits=refits, **options
             )
-            gaps = _annealed(gaps, likelihood)
+            gaps = annealed(gaps, likelihood)
         likelihood, parts = gaps.evidence, gaps.bound
     else:
         likelihood = evidence(model, guide, *args, method=method, **numbers)
         parts = elbo_parts(model, guide, *args, **numbers)
     kl = kl_per_dimension(model, guide, *args, data_plate=data_plate, seed=seed)
-    return Evaluation(training_beta, likelihood, parts, gaps, note, kl, _given(args))
+    return Evaluation(training_beta, likelihood, parts, gaps, note, kl, given_of(args))
 
 
-def _annealed(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
+def gaps_note(program: Program, training_beta: float) -> str | None:
+    """Return why a program has no gaps, or None if it has."""
+    return AT_ZERO if training_beta == 0 else refit_refusal(program)
+
+
+def annealed(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:
     """Return gaps from an evidence that is their own but where it was annealed."""
     assert evidence.methods is not None
     return with_evidence(gaps, evidence, evidence.methods == METHODS.index("annealing"))
 
 
-def _given(args: tuple[Any, ...]) -> str | None:
+def given_of(args: tuple[Any, ...]) -> str | None:
     """Return the arguments that are observed and not modelled, in words."""
     contexts = [arg for arg in args if isinstance(arg, Context)]
     parts = {"size factors": "size_factor", "covariates": "covariates"}

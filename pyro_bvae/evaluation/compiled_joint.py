@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.compilation.compiled_function import CannotCompile, Swapped, Tensors, compiled
 from pyro_bvae.core.internals import tree_flatten, tree_unflatten
 from pyro_bvae.core.module_modes import modules_of
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.program.densities import LatentValues
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class CompiledJoint:
         bar: The progress bar beside which the outcome is written.
     """
 
-    def __init__(self, program: Program, wanted: bool, bar: tqdm[Any]) -> None:
+    def __init__(self, program: Program, wanted: bool, bar: ProgressBar) -> None:
         self.program, self.wanted, self.bar = program, wanted, bar
         self._modules = Swapped(*modules_of(program.model))
         self._run: Any = None
@@ -87,7 +87,7 @@ class CompiledJoint:
 
 
 def compiled_joint(
-    program: Program, num_samples: int, compile: bool | None, bar: tqdm[Any]
+    program: Program, num_samples: int, compile: bool | None, bar: ProgressBar
 ) -> CompiledJoint | None:
     """Return a compiled density if it is wanted, or repaid by the samples, or None."""
     passes = (

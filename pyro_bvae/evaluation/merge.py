@@ -67,14 +67,16 @@ def join_evaluations(parts: Sequence[Evaluation], kl: KLPerDimension | None) -> 
     note = next((part.gaps_note for part in parts if part.gaps_note is not None), None)
     if note is not None:
         return Evaluation(first.training_beta, evidence, bound, None, note, kl, first.given)
-    return Evaluation(first.training_beta, evidence, bound, _join_gaps(gaps), None, kl, first.given)
+    return Evaluation(first.training_beta, evidence, bound, join_gaps(gaps), None, kl, first.given)
 
 
 def _join_bounds(parts: Sequence[ElboParts]) -> ElboParts:
     return ElboParts(*(join_estimates(estimates) for estimates in zip(*parts, strict=True)))
 
 
-def _join_gaps(parts: Sequence[InferenceGaps]) -> InferenceGaps:
+def join_gaps(parts: Sequence[InferenceGaps]) -> InferenceGaps:
+    """Return the gaps of all data from those of their parts."""
+
     def joined(name: str) -> Estimate:
         return join_estimates([getattr(part, name) for part in parts])
 
@@ -84,6 +86,7 @@ def _join_gaps(parts: Sequence[InferenceGaps]) -> InferenceGaps:
             for name in getattr(parts[0], field)
         }
 
+    modes = [part.modes for part in parts if part.modes is not None]
     return replace(
         parts[0],
         variational=joined("variational"),
@@ -97,4 +100,5 @@ def _join_gaps(parts: Sequence[InferenceGaps]) -> InferenceGaps:
         families=by_name("families"),
         elbos=by_name("elbos"),
         cost=sum(part.cost for part in parts),
+        modes=None if len(modes) < len(parts) else torch.cat(modes),
     )

@@ -16,10 +16,10 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import seeded, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.gaps.measure import inference_gaps
@@ -314,7 +314,9 @@ def verify(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on small products, threads mostly wait for each other
     try:
-        for size, part in tqdm(todo, desc="verify", disable=not progress, unit="part", leave=False):
+        for size, part in ProgressBar(
+            todo, desc="verify", disable=not progress, unit="part", leave=False
+        ):
             subject = _subject(size, part.beta, device, dtype, seed)
             try:
                 results += part.checks(subject)

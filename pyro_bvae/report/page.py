@@ -20,10 +20,14 @@ from pyro_bvae.report.sections import Section, sections
 from pyro_bvae.report.sweep_page import sweep_page
 from pyro_bvae.report.tables import headline, notes, summary, verdict
 from pyro_bvae.runs import is_sweep, sweep_members
-from pyro_bvae.runs.directory import load
+from pyro_bvae.runs.applied.first_look import first_look
+from pyro_bvae.runs.directory import Run, load
 from pyro_bvae.runs.evaluation_files import check_measured
 from pyro_bvae.runs.sweeps.reading import load as load_sweep
 from pyro_bvae.training import Remark, check_after
+
+# Dots an inch of the page that a training ends with: the screen's, for the sake of its time.
+_FIRST_DPI = 100
 
 
 @public
@@ -33,11 +37,12 @@ def write_report(
     *,
     force: bool = False,
 ) -> Path:
-    """Write one HTML page, with its figures inside it, about a trained and evaluated run.
+    """Write one HTML page, with its figures inside it, about a trained run.
 
     Args:
-        run_directory: The run that ``pyro-bvae train`` wrote, with the ``evaluation.json`` of
-            ``pyro-bvae evaluate``; or a sweep, whose page has all runs and their curve.
+        run_directory: The run that ``pyro-bvae train`` wrote. Without the ``evaluation.json`` of
+            ``pyro-bvae evaluate`` the page has the numbers of a first look, and says so. Or a
+            sweep, evaluated before, whose page has all runs and their curve.
         output: Path of the page; ``report.html`` in the run directory if None.
         force: Take the run over from another process that writes to it, as of
             :func:`~pyro_bvae.fit`; there is none to take it from where the page lies elsewhere.
@@ -46,8 +51,8 @@ def write_report(
         The path of the page. It appears whole or not at all.
 
     Raises:
-        InputError: if the run has not been evaluated, its ``evaluation.json`` cannot be read, or
-            another process writes to it.
+        InputError: if the run or its ``evaluation.json`` cannot be read, a sweep has not been
+            evaluated, or another process writes to it.
     """
     directory = Path(run_directory)
     if is_sweep(directory):
@@ -57,17 +62,47 @@ def write_report(
     if output is None and directory.is_dir():
         with writing(directory, force=force):
             return write_report(directory, directory / "report.html")
-    evaluation = read_evaluation(directory)
+    is_new = (directory / "config.json").exists() and not (directory / "evaluation.json").exists()
+    evaluation = {} if is_new else read_evaluation(directory)
     run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
     if run.config is None:
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
+    path = directory / "report.html" if output is None else Path(output)
+    return _write(run, evaluation or first_look(run), directory, path)
+
+
+def write_first_page(trained: Run, *, force: bool = False) -> Path:
+    """Write the page that a training ends with, and return its path.
+
+    It has a first look in place of an evaluation, unless there is one of these weights: a run that
+    was continued and was over already keeps its own.
+
+    Args:
+        trained: The run as its training returned it; the page is of its best checkpoint.
+        force: As of :func:`write_report`.
+    """
+    directory = trained.directory
+    if (directory / "evaluation.json").exists():
+        return write_report(directory, force=force)
+    with writing(directory, force=force):
+        run = load(directory)
+        if trained.splits is not None:  # not to be read again
+            run = run.with_splits(trained.splits)
+        return _write(run, first_look(run), directory, directory / "report.html", _FIRST_DPI)
+
+
+def _write(
+    run: Run, evaluation: dict[str, Any], directory: Path, path: Path, dpi: int | None = None
+) -> Path:
+    """Write the page of the run in a directory."""
     conditional = run.part("test").context is not None
     remarks = run.history.remarks + check_after(evaluation)
     if evaluation.get("verdict"):  # which names a command for the run
         named = evaluation["verdict"].replace("improve RUN", f"improve {directory}")
         evaluation = {**evaluation, "verdict": named}
-    page = render(evaluation, asdict(run.config), sections(run, evaluation), conditional, remarks)
-    path = directory / "report.html" if output is None else Path(output)
+    assert run.config is not None
+    parts = sections(run, evaluation)
+    page = render(evaluation, asdict(run.config), parts, conditional, remarks, dpi)
     if path.parent == directory:
         write_files({path: page.encode("utf-8")})
         return path
@@ -124,6 +159,7 @@ def render(
     parts: Sequence[Section],
     conditional: bool = False,
     remarks: Sequence[Remark] = (),
+    dpi: int | None = None,
 ) -> str:
     """Return the page as HTML.
 
@@ -133,9 +169,10 @@ def render(
         parts: The sections with the figures.
         conditional: Whether the data have a context, on which all densities are then conditional.
         remarks: The remarks of the training checklist.
+        dpi: Dots an inch of the figures.
     """
     return (
-        environment(DPI)
+        environment(dpi or DPI)
         .get_template("template.html")
         .render(
             evaluation=evaluation,

@@ -64,12 +64,21 @@ def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
         )
         counts = ", ".join(f"{name} {count}" for name, count in data.items() if count)
         rows.append(Row("Evidence by estimator", counts, "", "", meaning))
-    if (certified := (evaluation.get("refits") or {}).get("certified")) is not None:
+    refits = evaluation.get("refits") or {}
+    if (certified := refits.get("certified")) is not None:
         meaning = (
             "Data whose best guides, which the parts of the gap are measured from, are certified "
             "to be the best."
         )
-        rows.append(Row("Certified refits", f"{certified} of {num_data}", "", "", meaning))
+        rows.append(
+            Row(
+                "Certified refits",
+                f"{certified} of {refits.get('num_data', num_data)}",
+                "",
+                "",
+                meaning,
+            )
+        )
     return rows
 
 
@@ -119,7 +128,18 @@ def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
         results.append(
             f"Every density here is conditional: it is that of the data given their {given}."
         )
-    if evaluation.get("gaps_note"):
+    num_gaps = (evaluation.get("refits") or {}).get("num_data", evaluation.get("num_data"))
+    if num_gaps != evaluation.get("num_data"):
+        results.append(
+            f"The gaps are those of {num_gaps} of the {evaluation['num_data']} data, as many as the"
+            " time for the evaluation allowed, and they add up for these."
+        )
+    if evaluation.get("first_look"):
+        results.append(
+            "This run has not been evaluated: the numbers are a first look at few data. "
+            f"{evaluation['first_look']} measures evidence and gaps."
+        )
+    elif evaluation.get("gaps_note"):
         results.append(f"About the gaps: {evaluation['gaps_note']}")
     if evaluation.get("kl_note"):
         results.append(f"No KL of each latent: {evaluation['kl_note']}")

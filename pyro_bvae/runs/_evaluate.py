@@ -19,7 +19,7 @@ from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation import Evaluation
+from pyro_bvae.evaluation import Budget, Evaluation, Plan, evaluate_within
 from pyro_bvae.evaluation.calibration import GuideCalibration, calibrate_guide
 from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.evaluation.marginal.escalation import escalation_of
@@ -27,7 +27,11 @@ from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples
 from pyro_bvae.runs.directory import load
 from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
+from pyro_bvae.training import Ranks
 from pyro_bvae.training.distributed import own_device, process_group
+
+# Data, at most and at least, and numbers that are read for an evaluation within a time.
+_MOST_DATA, _LEAST_DATA, _MOST_NUMBERS = 20_000, 500, 50_000_000
 
 
 @exclusive
@@ -64,7 +68,9 @@ def evaluate_run(
         progress: Show progress bars.
         data: New data, a file or folder of any format that is read for training; the run's test
             data by default.
-        **options: Further options of :func:`~pyro_bvae.evaluation.evaluate`: ``families``.
+        **options: Further options of :func:`~pyro_bvae.evaluation.evaluate`: ``families``; and
+            ``within``, a time or a plan as of :func:`~pyro_bvae.evaluation.evaluate_within`, which
+            then decides how many data and particles there are.
 
     Raises:
         InputError: if the run or an option cannot be used, or another process writes to the run.
@@ -80,13 +86,23 @@ def evaluate_run(
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
         assert run.config is not None
         whole = run.part("test") if data is None else run.read(data)
+        within = options.pop("within", None)
+        num_data = num_data if within is None else _most_data(within, whole)
         test = choose_data(whole, num_data, seed).dense().to(own_device(device))
         args = arguments(test.x, test.context)
         run.vae.check_data(*args)
-        evaluation = evaluate_shares(
-            run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
-            method=method, seed=seed, progress=progress and ranks.is_first, **options,
-        )  # fmt: skip
+        options |= {"training_beta": run.training_beta, "method": method, "seed": seed}
+        options["progress"] = progress and ranks.is_first
+        if within is None:
+            evaluation = evaluate_shares(run.vae, args, ranks, num_samples=num_samples, **options)
+        else:
+            _check_alone(ranks)
+            evaluation = evaluate_within(
+                run.vae.model, run.vae.guide, *args, within=within, **options
+            )
+            assert evaluation.drawn is not None
+            measured = test[evaluation.drawn.to(test.x.device)]
+            args = arguments(measured.x, measured.context)
         evaluation = replace(evaluation, run=str(directory))
         if ranks.is_first:
             head = {
@@ -102,6 +118,23 @@ def evaluate_run(
             )
         ranks.wait()
     return evaluation
+
+
+def _most_data(within: float | Budget | Plan, data: Dataset | LazyDataset) -> int:
+    """Return how many data are read for an evaluation within a time or by a plan.
+
+    It depends on the data and on no time, so that a plan draws from the same ones.
+    """
+    given = within.num_data if isinstance(within, Budget | Plan) else None
+    features = data[:1].dense().x.numel()
+    return max(given or 0, min(_MOST_DATA, max(_LEAST_DATA, _MOST_NUMBERS // features)))
+
+
+def _check_alone(ranks: Ranks) -> None:
+    if ranks.size > 1:
+        raise InputError(
+            f"'within' is for one process, got {ranks.size}: give 'num_data' and 'num_samples'"
+        )
 
 
 @public

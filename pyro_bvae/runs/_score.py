@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import AbsentDataError
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import elbo_parts, evidence
@@ -149,7 +149,7 @@ def _measured(
     vae: Any, data: Data, options: dict[str, Any], progress: bool
 ) -> dict[str, np.ndarray]:
     """Return the columns of numbers, of all data."""
-    blocks = tqdm(_blocks(vae, data), total=data.num_batches(_BLOCK), disable=not progress)
+    blocks = ProgressBar(_blocks(vae, data), total=data.num_batches(_BLOCK), disable=not progress)
     found: dict[str, list[Tensor]] = {name: [] for name in _COLUMNS}
     for number, args in enumerate(blocks):
         vae.check_data(*args)

@@ -8,13 +8,13 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.data import is_table
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import evaluating
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import (
     NOISE_STREAM,
     VALIDATION_STREAM,
@@ -97,7 +97,9 @@ def fit_ex_post_prior(
     with evaluating(vae, prior), seeded(seed), pyro.validation_enabled(False):
         run.check(next(iter(batches.batches(batch_size, seed=seed, epoch=0))))
         draws = None if kept_out is None else run.validation_draws(kept_out, batch_size)
-        with tqdm(range(epochs), disable=not progress, unit="epoch", desc="ex-post prior") as bar:
+        with ProgressBar(
+            range(epochs), disable=not progress, unit="epoch", desc="ex-post prior"
+        ) as bar:
             for epoch in bar:
                 run.epoch(batches, batch_size, epoch)
                 bar.set_postfix({"log p(z)": f"{run.score(draws):.4g}"})

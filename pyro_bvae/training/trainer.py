@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyro
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_bvae.core.param_store import in_training
 from pyro_bvae.core.precision import fast_products
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.processes.signals import until_the_epoch_ends
 from pyro_bvae.training.batches import Batch, num_steps
 from pyro_bvae.training.checks.nonfinite import TrainingError
@@ -34,7 +34,7 @@ class ModelsStep(Protocol):
         """Number of data of the last step, for each model."""
         ...
 
-    def prepare(self, num_steps: int, bar: tqdm[Any]) -> None:
+    def prepare(self, num_steps: int, bar: ProgressBar) -> None:
         """Compile the step, or the like, for a training of so many steps."""
         ...
 
@@ -109,7 +109,7 @@ class Trainer:
             # the model.
             stack.enter_context(pyro.validation_enabled(False))
             stack.enter_context(fast_products(self.device))
-            bar = tqdm(
+            bar = ProgressBar(
                 total=total,
                 initial=first * self.num_steps,
                 disable=disable,
@@ -137,7 +137,7 @@ class Trainer:
                     state.record(row)
                 end_of_epoch()
 
-    def _epoch(self, epoch: int, bar: tqdm[Any]) -> list[Row]:
+    def _epoch(self, epoch: int, bar: ProgressBar) -> list[Row]:
         """Take the steps of an epoch and return its row for each model."""
         settings, started, count = self.settings, time.perf_counter(), len(self.active)
         metrics, betas, learning_rate = StepMetrics(count, self.device), [], 0.0

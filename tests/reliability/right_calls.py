@@ -13,6 +13,7 @@ import torch
 
 from pyro_bvae import BetaVAE, Decoder, evaluation, fit, runs, sweep
 from pyro_bvae.datasets import Dataset, Splits
+from pyro_bvae.evaluation import Plan
 from pyro_bvae.evaluation.information.holes import HoleMass
 from pyro_bvae.evaluation.inversion import (
     InverseProblem,
@@ -272,6 +273,9 @@ RIGHT: dict[str, Call] = {
         **FEW,
     ),
     "evaluate": lambda w: of(w.vae.model, w.vae.guide, w.x[:1], training_beta=1.0, **FEW),
+    "evaluate_within": lambda w: of(
+        w.vae.model, w.vae.guide, w.x[:2], within=Plan(2, 5), training_beta=1.0, seed=1
+    ),
     "decompose_kl": lambda w: of(*w.pair, **FEW),
     "hole_mass": lambda w: of(*w.pair, seed=1, **w.held_out),
     "log_aggregate": lambda w: of(*w.pair, points=w.z, seed=1),

@@ -319,7 +319,9 @@ def test_an_overwriting_that_is_killed_leaves_the_old_run_or_the_new(
             assert main(["train", *options, "--output", str(run)]) == 0
         beta = whole(run).training.beta
         outcomes.append(beta == 3.0)
-        assert (run / "report.html").exists() != (beta == 3.0)
+        page = run / "report.html"  # a training of the command line ends with one of its own
+        is_old = page.exists() and page.read_bytes() == (reported / page.name).read_bytes()
+        assert is_old != (beta == 3.0)
         config = OTHER if beta == 3.0 else CONFIG
         runs.train(config, run, resume=True, progress=False)
         assert not traces(run)

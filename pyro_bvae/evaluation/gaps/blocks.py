@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -14,23 +13,28 @@ from pyro_bvae.core.seeds import seeded, stream_seed
 from pyro_bvae.evaluation.marginal.averages import error_of_mean, normalized_weights
 from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock
 from pyro_bvae.evaluation.marginal.bounds import BoundBlock, bound_block
-from pyro_bvae.evaluation.marginal.importance import Weights, sample_weights
 from pyro_bvae.evaluation.marginal.proposals import TAIL_SHARE, Component
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.evaluation.marginal.tails import robust_guide
+from pyro_bvae.evaluation.marginal.weights import Weights, sample_weights
 from pyro_bvae.evaluation.refit.joint_guides import Family, JointLocalGuide
 from pyro_bvae.evaluation.refit.local_guides import local_refusal
 from pyro_bvae.evaluation.refit.mode_guides import mode_guide
 from pyro_bvae.evaluation.refit.modes import Modes, find_modes
 from pyro_bvae.evaluation.refit.optimisation import (
     LocalGuideFactory,
+    OnProgress,
     Refit,
     RefitSettings,
     has_density,
     is_better,
     refit,
+    silent,
 )
 from pyro_bvae.program.program import Function, Program
+
+# The share of a block's work that its refits are.
+_REFITTING = 0.85
 
 
 class GapBlock(NamedTuple):
@@ -79,20 +83,22 @@ class Request:
 
 
 def _refits(
-    program: Program,
-    args: tuple[Any, ...],
-    request: Request,
-    seed: int,
-    on_progress: Callable[[str], Any],
+    program: Program, args: tuple[Any, ...], request: Request, seed: int, on_progress: OnProgress
 ) -> _Refits:
     if program.masked or not program.latents:
         raise InputError(local_refusal(program, args))
     beta, settings, local_guide = request.training_beta, request.settings, request.local_guide
-    under_beta = refit(program, args, beta, settings, seed, local_guide, on_progress=on_progress)
+    count = 1 + (beta != 1) + len(request.families)
+
+    def part(number: int) -> OnProgress:
+        """Return the listener of one of the refits, of which each takes as long."""
+        return lambda phase, share: on_progress(phase, _REFITTING * (number + share) / count)
+
+    under_beta = refit(program, args, beta, settings, seed, local_guide, on_progress=part(0))
     best = under_beta
     if beta != 1:
         candidates = (under_beta.guide,) if local_guide is None else ()
-        best = refit(program, args, 1.0, settings, seed, local_guide, candidates, on_progress)
+        best = refit(program, args, 1.0, settings, seed, local_guide, candidates, part(1))
     results: list[Refit] = []
     for family in request.families:
         start = results[-1].guide if results else best.guide
@@ -100,7 +106,8 @@ def _refits(
         def make(*args: Any, family: Family = family, start: Function = start) -> JointLocalGuide:
             return JointLocalGuide(program, args, family, start)
 
-        results.append(refit(program, args, 1.0, settings, seed, make, on_progress=on_progress))
+        listener = part(len(results) + 1 + (beta != 1))
+        results.append(refit(program, args, 1.0, settings, seed, make, on_progress=listener))
     return _Refits(best, under_beta, tuple(results))
 
 
@@ -109,7 +116,7 @@ def gap_block(
     args: tuple[Any, ...],
     request: Request,
     seed: int,
-    on_progress: Callable[[str], Any] = str,
+    on_progress: OnProgress = silent,
 ) -> GapBlock:
     """Measure evidence, bound and gaps of one block of data.
 
@@ -119,7 +126,7 @@ def gap_block(
     paired, linearised samples: ``w_k / mean(w)`` for the evidence and ``log w_k`` for a bound.
     """
     refits = _refits(program, args, request, seed, on_progress)
-    on_progress("weighing")
+    on_progress("weighing", _REFITTING)
     modes, starts = refits.best.modes, request.settings.num_starts
     if modes is None and starts:
         modes = find_modes(program, args, 1.0, starts, stream_seed(seed, 4))

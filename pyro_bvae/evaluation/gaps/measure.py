@@ -15,6 +15,7 @@ from pyro_bvae.core.inputs.programs import program_arguments
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import frozen
 from pyro_bvae.core.moved import grouped
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import REFIT_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.gaps.blocks import Request, gap_block
@@ -24,6 +25,7 @@ from pyro_bvae.evaluation.marginal.bounds import join_bound
 from pyro_bvae.evaluation.marginal.importance import check_num_samples, data_bar, stream_blocks
 from pyro_bvae.evaluation.refit.joint_guides import family_of
 from pyro_bvae.evaluation.refit.local_guides import LocalGuide
+from pyro_bvae.evaluation.refit.optimisation import OnProgress
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.program.program import Function, open_program
 
@@ -164,12 +166,11 @@ def _measure(
     num_samples = request.num_samples
     opened = open_program(model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True)
     with opened as program, frozen(model, guide), data_bar(program, progress, title) as bar:
-        blocks = [
-            gap_block(
-                program, block, request, stream_seed(seed, index, REFIT_STREAM), bar.set_postfix_str
-            )
-            for index, block in enumerate(stream_blocks(program, num_samples, bar))
-        ]
+        blocks = []
+        for index, block in enumerate(stream_blocks(program, num_samples, bar)):
+            listener = _moving(bar, int(bar.n), program.count(block))
+            stream = stream_seed(seed, index, REFIT_STREAM)
+            blocks.append(gap_block(program, block, request, stream, listener))
 
     def estimates(*names: str) -> list[Estimate]:
         """Return estimates from rows of values, errors, biases (if any) and reliability."""
@@ -210,6 +211,11 @@ def _measure(
         looked=blocks[0].looked,
     )
     return measured, zip(rows, (block.guide for block in blocks), strict=True)
+
+
+def _moving(bar: ProgressBar, before: int, count: int) -> OnProgress:
+    """Return a listener that moves a bar through a block of data by the share that is done."""
+    return lambda phase, share: bar.move(before + share * count, phase)
 
 
 def with_evidence(

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from pyro import poutine
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.precision import fast_products, full_precision
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.distributions import LowRankNormal
 from pyro_bvae.evaluation.marginal.importance import stream_blocks
 from pyro_bvae.program.program import Program
@@ -107,7 +107,7 @@ def log_mixture(points: Tensor, normals: Normals, progress: bool = False) -> Ten
     exponents = weights.new_empty(min(rows, len(points)) * min(columns, len(loc)))
     sums = []
     with full_precision(), fast_products(points.device):
-        for some in tqdm(
+        for some in ProgressBar(
             points.split(rows), disable=not progress, desc="aggregated posterior", unit="tiles"
         ):
             factors = torch.cat([some.square(), some, torch.ones_like(some[:, :1])], 1).to(dtype)
@@ -177,7 +177,7 @@ def aggregate_of(program: Program, rows: Tensor, progress: bool = False) -> Aggr
     """
     joint: Tensor | None = None
     marginals: Tensor | None = None
-    with tqdm(
+    with ProgressBar(
         total=program.num_data, disable=not progress, desc="aggregated posterior", unit="data"
     ) as bar:
         for block in stream_blocks(program, 1, bar):

@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import frozen
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import ANNEALING_STREAM, SIMULATION_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.information.decoder_chains import CurveRun, Stops
@@ -85,7 +85,7 @@ def rate_distortion_curve(
     with (
         open_program(model, guide, args, data_plate=data_plate, seed=seed) as program,
         frozen(model, guide),
-        tqdm(disable=not progress, unit="temperatures", desc="annealing") as bar,
+        ProgressBar(disable=not progress, unit="temperatures", desc="annealing") as bar,
     ):
         check_differentiable(program)
         temperatures = [1 / beta for beta in reversed(chosen)]

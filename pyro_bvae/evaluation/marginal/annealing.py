@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.module_modes import frozen
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import ANNEALING_STREAM, SIMULATION_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.annealing_run import AnnealingRun, ChainWeights, Start
@@ -274,9 +274,9 @@ def _join(blocks: list[ChainWeights], settings: AnnealingSettings) -> Estimate:
 
 def _bar(
     program: Program, progress: bool, settings: AnnealingSettings, directions: int
-) -> tqdm[Any]:
+) -> ProgressBar:
     total = program.num_data * settings.num_temperatures * directions
-    return tqdm(total=total, desc="annealing", disable=not progress, unit="temperatures")
+    return ProgressBar(total=total, desc="annealing", disable=not progress, unit="temperatures")
 
 
 def _check_program(program: Program, start: Start) -> None:

@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import seeded
 from pyro_bvae.evaluation.marginal import chains
 from pyro_bvae.evaluation.marginal.averages import Average, effective_sample_size
@@ -43,7 +43,7 @@ class AnnealingRun:
         start: Start,
         settings: AnnealingSettings,
         seed: int,
-        bar: tqdm[Any],
+        bar: ProgressBar,
         guide: Function | None = None,
     ) -> None:
         self.program, self.args, self.start = program, args, start

@@ -9,19 +9,19 @@ import torch
 from pyro import poutine
 from torch import Tensor
 from torch.distributions import kl_divergence
-from tqdm import tqdm
 
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
 from pyro_bvae.evaluation.marginal.averages import error_of_mean
 from pyro_bvae.evaluation.marginal.importance import (
-    Weights,
     check_num_samples,
     data_bar,
     map_weights,
     stream_blocks,
 )
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
+from pyro_bvae.evaluation.marginal.weights import Weights
 from pyro_bvae.program.program import Function, Program, open_program
 from pyro_bvae.program.sites import Site, mean_of, product_base, site_of
 
@@ -305,7 +305,7 @@ def _rows(values: Tensor, data_dim: int) -> Tensor:
 
 @torch.no_grad()
 def measure_dimensions(
-    program: Program, num_samples: int, bar: tqdm[Any]
+    program: Program, num_samples: int, bar: ProgressBar
 ) -> tuple[KLPerDimension, Tensor] | None:
     """Return the KL per dimension and each datum's posterior mean, ``(N, *latent)``."""
     kls, errors, means = _Moments(), _Moments(), _Moments()

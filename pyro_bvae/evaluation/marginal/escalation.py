@@ -295,6 +295,30 @@ def _with_rows(whole: Estimate, rows: Tensor, again: Estimate, method: int) -> E
     return _estimate(columns, num_samples=whole.num_samples, methods=methods, budget=whole.budget)
 
 
+def with_rows(whole: Estimate, rows: Tensor, again: Estimate, method: int) -> Estimate:
+    """Return the evidence of all data with that of some of them in its place.
+
+    Args:
+        whole: The evidence of all data.
+        rows: The numbers of some of them.
+        again: Their evidence by other estimators.
+        method: Their place in METHODS, where ``again`` does not say.
+    """
+    columns, methods = _columns(whole), whole.methods
+    methods = torch.zeros(len(whole.per_datum), dtype=torch.uint8) if methods is None else methods
+    own = torch.full_like(methods[rows], method) if again.methods is None else again.methods
+    columns = {
+        name: part.index_copy(0, rows, _columns(again)[name]) for name, part in columns.items()
+    }
+    return _estimate(
+        columns,
+        num_samples=whole.num_samples,
+        methods=methods.index_copy(0, rows, own),
+        cost=whole.cost + again.cost,
+        budget=whole.cost + max(again.budget, again.cost),
+    )
+
+
 def _columns(estimate: Estimate) -> dict[str, Tensor]:
     """Return the parts of an estimate that have a row for each datum, float64 or bool."""
     parts = {name: torch.as_tensor(getattr(estimate, name)).cpu() for name in _FIELDS}

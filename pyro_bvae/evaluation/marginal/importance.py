@@ -10,181 +10,58 @@ whatever the model was trained with: scales never enter a weight.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
-from pyro_bvae.core.internals import tree_leaves
 from pyro_bvae.core.module_modes import frozen
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import PROPOSAL_STREAM, stream_seed
-from pyro_bvae.evaluation.compiled_joint import COMPILED_PASS, compiled_joint
+from pyro_bvae.evaluation.compiled_joint import compiled_joint
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal.averages import Averaging, error_of_mean, plain
 from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock, join_evidence
 from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate, escalation_of
-from pyro_bvae.evaluation.marginal.proposals import Component, Proposal, RobustProposal
+from pyro_bvae.evaluation.marginal.proposals import Proposal, RobustProposal
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
-from pyro_bvae.program.densities import LatentValues, LogDensities, Particles
+from pyro_bvae.evaluation.marginal.weights import Weights, sample_mixture, sample_weights
 from pyro_bvae.program.program import Function, Program, open_program
 
-# Rows (particles times data) that one pass of the model takes at most, and numbers in its widest
-# site: enough to hide the time Python takes to set a pass up, and little memory. The guide, which
-# is narrower, goes some passes ahead.
-_ON_CPU, _ON_CUDA = (16_384, 8_300_000), (262_144, 250_000_000)
-_PASSES_AHEAD = 4
 # Data that are weighed together, and weights that are held at a time: fewer data where K is large.
 _MOST_DATA, _MOST_WEIGHTS = 512, 2_560_000
 
 
-class Weights(NamedTuple):
-    """Weights of K particles for one block of B data, every entry of shape ``(K, B)``."""
-
-    log_weights: Tensor
-    observed: Tensor  # log p(x | z)
-    mixed: Tensor  # log weights as draws of the mixture; of a single guide, log_weights, but where
-    # it draws discrete latents: log_weights are then draws of its bound, and these of the evidence
-
-
-def sample_weights(
-    program: Program,
-    args: tuple[Any, ...],
-    num_samples: int,
-    guide: Function | None = None,
-    mixture: tuple[Component, ...] = (),
-) -> Weights:
-    r"""Draw and weigh ``num_samples`` particles for a block of data, a few at a time.
-
-    The randomness is the global generator's: two guides that are given the same seed share their
-    noise. With a mixture that the guide is a component of, the draws are also weighed as some of
-    the mixture's.
-    """
-    whole: list[Tensor] = []
-    done = 0
-    for drawn in _draws(program, num_samples, args, guide or program.guide):
-        values, densities, bound = drawn
-        terms = [drawn.elbo, drawn.observed]
-        if len(mixture) > 1:
-            joint = densities.observed + densities.latent
-            terms.append(joint - _log_mixture(program, args, mixture, guide, values, densities))
-        elif bound is not None:
-            terms.append(densities.log_weights)
-        # Not a list of parts: each would lie where the large blocks of its pass were, and keep
-        # those of the next out.
-        whole = whole or [term.new_empty(num_samples, term.shape[1]) for term in terms]
-        for kept, term in zip(whole, terms, strict=True):
-            kept[done : done + len(term)] = term
-        done += len(terms[0])
-    weighed = Weights(whole[0], whole[1], whole[-1] if len(whole) > 2 else whole[0])
-    lost = torch.isnan(weighed.log_weights).any(0)
-    if bool(lost.any()):
-        raise InputError(
-            f"the log weights of datum {int(lost.nonzero()[0])} of a block of {len(lost)} are NaN"
-        )
-    return weighed
-
-
-def _draws(
-    program: Program, num_samples: int, args: tuple[Any, ...], guide: Function
-) -> Iterator[Particles]:
-    """Yield draws of all particles, a few at a time, from a guide that draws more at once."""
-    on_cuda = any(isinstance(leaf, Tensor) and leaf.is_cuda for leaf in tree_leaves(args))
-    most, passes = _ON_CUDA if on_cuda else _ON_CPU, _PASSES_AHEAD
-    if program.compiled is not None and not on_cuda:
-        most, passes = COMPILED_PASS, passes * _ON_CPU[0] // COMPILED_PASS[0]
-    rows, numbers = most
-    step = max(1, min(rows, numbers // program.width) // program.count(args))
-    joint = program.compiled or program.log_joint
-    ahead = step * (passes if program.vectorized else 1)
-    if guide is program.model:  # whose latents are drawn with the data's density: one pass, not two
-        sizes = [min(step, num_samples - first) for first in range(0, num_samples, step)]
-        yield from (program.draw_prior(size, args) for size in sizes)
-        return
-    for first in range(0, num_samples, ahead):
-        count = min(ahead, num_samples - first)
-        if not program.vectorized:
-            yield program.draw(count, args, guide)
-            continue
-        values, log_guide = program.propose(count, args, guide)
-        for start in range(0, count, step):
-            some = {name: value[start : start + step] for name, value in values.items()}
-            if program.summation is not None:
-                own = log_guide[start : start + step]
-                yield program.weigh(len(own), some, args, guide, own)
-                continue
-            yield Particles(some, LogDensities(*joint(some, args), log_guide[start : start + step]))
-
-
-def _log_mixture(
-    program: Program,
-    args: tuple[Any, ...],
-    mixture: tuple[Component, ...],
-    guide: Function | None,
-    values: LatentValues,
-    densities: LogDensities,
-) -> Tensor:
-    """Return the log density of a mixture at the draws of one of its components, ``(K, B)``."""
-
-    def log_density(component: Component) -> Tensor:
-        if component.function is guide:
-            return densities.guide
-        return (
-            densities.latent
-            if component.is_prior
-            else program.log_guide(values, args, component.function)
-        )
-
-    return torch.stack([math.log(part.share) + log_density(part) for part in mixture]).logsumexp(0)
-
-
-def sample_mixture(
-    program: Program, args: tuple[Any, ...], num_samples: int, mixture: tuple[Component, ...]
-) -> Tensor:
-    """Return the log weights of draws from all components, by their shares, ``(K, B)``.
-
-    A component whose share of the samples is less than half of one is left out.
-
-    Raises:
-        InputError: for more than one component of a guide whose density at another's draws cannot
-            be had.
-    """
-    if len(mixture) > 1 and not program.proposes_latents_alone:
-        raise InputError(
-            "draws can be mixed only where the guide draws the model's latents with a density of"
-            f" their own; its sites are {sorted(program.guide_sites)} for the latents"
-            f" {sorted(program.latents)}: use the guide alone"
-        )
-    counts = [round(part.share * num_samples) for part in mixture[1:]]
-    counts = [max(0, num_samples - sum(counts)), *counts]
-    drawn = [
-        part._replace(share=count / sum(counts))
-        for part, count in zip(mixture, counts, strict=True)
-        if count
-    ]
-    return torch.cat(
-        [
-            sample_weights(program, args, count, part.function, tuple(drawn)).mixed
-            for part, count in zip(drawn, filter(None, counts), strict=True)
-        ]
-    )
-
-
-def stream_blocks(program: Program, num_samples: int, bar: tqdm[Any]) -> Iterator[tuple[Any, ...]]:
+def stream_blocks(
+    program: Program, num_samples: int, bar: ProgressBar
+) -> Iterator[tuple[Any, ...]]:
     """Yield the arguments of each block of data, and move the bar when a block is done."""
+    done = int(bar.n)
     for block in program.blocks(max(1, min(_MOST_DATA, _MOST_WEIGHTS // num_samples))):
         yield block
-        bar.update(program.count(block))
+        done += program.count(block)
+        bar.move(done)
 
 
-def data_bar(program: Program, progress: bool, title: str) -> tqdm[Any]:
+def _moving(bar: ProgressBar, share: float) -> Callable[[int], None]:
+    """Return a listener to draws, each of which is a share of the data of a block."""
+    done = float(bar.n)
+
+    def listener(count: int) -> None:
+        nonlocal done
+        done += count * share
+        bar.move(done)
+
+    return listener
+
+
+def data_bar(program: Program, progress: bool, title: str) -> ProgressBar:
     """Return a progress bar over the data."""
-    return tqdm(total=program.num_data, desc=title, disable=not progress, unit="data")
+    return ProgressBar(total=program.num_data, desc=title, disable=not progress, unit="data")
 
 
 def _bound_of(
@@ -226,10 +103,12 @@ def map_weights(
         torch.no_grad(),
         data_bar(program, progress, title) as bar,
     ):
-        return [
-            reduce(program, block, sample_weights(program, block, num_samples))
-            for block in stream_blocks(program, num_samples, bar)
-        ]
+        results = []
+        for block in stream_blocks(program, num_samples, bar):
+            listener = _moving(bar, program.count(block) / num_samples)
+            weights = sample_weights(program, block, num_samples, on_draws=listener)
+            results.append(reduce(program, block, weights))
+        return results
 
 
 @exclusive
@@ -332,7 +211,8 @@ def _importance(
         for index, block in enumerate(stream_blocks(program, num_samples, bar)):
             mixture = proposal.components(program, block, stream_seed(seed, index, PROPOSAL_STREAM))
             cost += sum(part.cost for part in mixture)
-            log_weights = sample_mixture(program, block, num_samples, mixture)
+            listener = _moving(bar, program.count(block) / num_samples)
+            log_weights = sample_mixture(program, block, num_samples, mixture, listener)
             has_tails = any(part.has_tails for part in mixture)
             blocks.append(
                 EvidenceBlock.from_log_weights(log_weights, average, has_tails, program.rounding)

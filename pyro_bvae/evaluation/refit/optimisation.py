@@ -36,6 +36,14 @@ from pyro_bvae.program.program import Function, Program
 from pyro_bvae.program.sites import is_delta, samples
 
 LocalGuideFactory = Callable[..., nn.Module]
+# Is told the name of each phase, and the share of the work that is done by then.
+OnProgress = Callable[[str, float], Any]
+# The share of a refit's work that is its descent; the rest is its certificate.
+_DESCENT = 0.7
+
+
+def silent(phase: str, share: float) -> None:
+    """Tell nobody of a phase."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +94,7 @@ class _Descent:
             self.bounds.append(drawn.elbo.double().mean(0))
         return drawn.objective(self.beta).double()
 
-    def run(self, on_progress: Callable[[str], Any]) -> None:
+    def run(self, on_progress: OnProgress) -> None:
         """Go down in smaller and smaller steps until the data no longer gain in the mean."""
         settings = self.settings
         value, plateaus = self.look(self.guide), 0
@@ -97,7 +105,8 @@ class _Descent:
                 plateaus += int(not float((improved - value).mean()) >= settings.tolerance)
                 value = improved
                 self.rounds += 1
-                on_progress(f"refit at β = {self.beta:g}, round {self.rounds}")
+                share = max(plateaus / settings.num_plateaus, self.rounds / settings.max_rounds)
+                on_progress(f"refit at β = {self.beta:g}, round {self.rounds}", _DESCENT * share)
 
     def _round(self, learning_rate: float) -> None:
         if isinstance(self.guide, (LocalGuide, JointLocalGuide)):
@@ -143,7 +152,7 @@ def refit(
     seed: int,
     local_guide: LocalGuideFactory | None = None,
     candidates: tuple[Function, ...] = (),
-    on_progress: Callable[[str], Any] = str,
+    on_progress: OnProgress = silent,
 ) -> Refit:
     """Fit free parameters for each datum of a block under the β-objective.
 
@@ -173,7 +182,7 @@ def refit(
     start = descent.look(guide)
     modes = None
     if isinstance(guide, LocalGuide) and settings.num_starts:
-        on_progress(f"modes at β = {beta:g}")
+        on_progress(f"modes at β = {beta:g}", 0.0)
         modes = find_modes(program, args, beta, settings.num_starts, stream_seed(seed, 4))
     placed: tuple[Any, ...] = () if modes is None else _at_modes(guide, modes)
     for other in placed:
@@ -216,7 +225,7 @@ def _certified(
     beta: float,
     settings: RefitSettings,
     seed: int,
-    on_progress: Callable[[str], Any],
+    on_progress: OnProgress,
 ) -> tuple[Tensor, Tensor, int]:
     """Return the certified data, their gains left, and the evaluations over all data."""
     own = isinstance(guide, (LocalGuide, JointLocalGuide))
@@ -240,7 +249,7 @@ def _polished(
     beta: float,
     settings: RefitSettings,
     seed: int,
-    on_progress: Callable[[str], Any],
+    on_progress: OnProgress,
 ) -> tuple[Tensor, Tensor, int]:
     """Return the data that a gradient step would not gain, their gains, and all evaluations.
 
@@ -251,7 +260,7 @@ def _polished(
     limit = settings.certified_gain * beta
     part, dim = guide, program.plate.dim
     for attempt in range(_POLISHES + 1):
-        on_progress(f"refit at β = {beta:g}, certificate")
+        on_progress(f"refit at β = {beta:g}, certificate", _DESCENT)
         looks, stream = _LOOKS * 2**attempt, stream_seed(seed, 3, attempt)
         results = certify(program, args, part, beta, settings, stream, looks=looks)
         cost += len(results.gain) * results.particles

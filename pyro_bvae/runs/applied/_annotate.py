@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import tqdm
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.public import exclusive
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.protocols import VAE
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets.counts.anndata import CellFormat
@@ -91,7 +91,7 @@ def annotate(
     results: dict[str, np.ndarray] = {}
     batches = data.to(own.device, own.dtype).batches(size, seed=0, epoch=0, shuffle=False)
     for index, (x, context) in enumerate(
-        tqdm(batches, total=data.num_batches(size), disable=not progress)
+        ProgressBar(batches, total=data.num_batches(size), disable=not progress)
     ):
         args = arguments(x, context)
         vae.check_data(*args)

@@ -189,7 +189,8 @@ def evaluate_sweep(directory: Path, **options: Any) -> dict[str, Evaluation]:
 
     Args:
         directory: The directory of the sweep.
-        **options: As of :func:`~pyro_bvae.runs.evaluate_run`.
+        **options: As of :func:`~pyro_bvae.runs.evaluate_run`. A time ``within`` which to measure is
+            that of the first run, whose counts are then those of the others.
 
     Returns:
         The evaluations by the name of the run directory, in the order of the settings.
@@ -197,10 +198,13 @@ def evaluate_sweep(directory: Path, **options: Any) -> dict[str, Evaluation]:
     Raises:
         InputError: as of :func:`sweep_members` and of :func:`~pyro_bvae.runs.evaluate_run`.
     """
-    return {
-        member.directory.name: evaluate_run(member.directory, **options)
-        for member in sweep_members(directory)
-    }
+    evaluations: dict[str, Evaluation] = {}
+    for member in sweep_members(directory):
+        evaluation = evaluate_run(member.directory, **options)
+        evaluations[member.directory.name] = evaluation
+        if evaluation.plan is not None:
+            options["within"] = evaluation.plan
+    return evaluations
 
 
 def _found(directory: Path) -> tuple[Member, ...]:

@@ -8,11 +8,11 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import full_precision, networks_in
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.protocols import part_of
 from pyro_bvae.core.seeds import NOISE_STREAM, seeded, stream_seed
 from pyro_bvae.training.batches import Batch, Joined, LoaderBatches
@@ -141,7 +141,7 @@ class StackedModels(Step):
 
     # -- the step
 
-    def prepare(self, num_steps: int, bar: tqdm[Any]) -> None:
+    def prepare(self, num_steps: int, bar: ProgressBar) -> None:
         """Leave the step as it is: a stacked one is not compiled."""
 
     def batches(self, epoch: int) -> Iterator[Batch]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import NOISE_STREAM, seed_generators, stream_seed
 from pyro_bvae.training.batches import Batch
 from pyro_bvae.training.checks.nonfinite import describe_nonfinite
@@ -47,7 +46,7 @@ class SingleModel:
         """Number of data of the last step, those of all processes."""
         return self.step.size
 
-    def prepare(self, num_steps: int, bar: tqdm[Any]) -> None:
+    def prepare(self, num_steps: int, bar: ProgressBar) -> None:
         """Compile the step, if that is wanted or the training of so many steps repays it."""
         worth = self.compile or num_steps >= WORTH_COMPILING
         if not isinstance(self.step, CompiledStep) or not worth:
