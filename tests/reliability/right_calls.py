@@ -288,6 +288,11 @@ RIGHT: dict[str, Call] = {
     "audit": lambda w: of(*w.pair),
     "count_checks": lambda w: of(*w.pair, num_copies=2, seed=1),
     "predictive_check": lambda w: of(*w.pair, num_copies=19, statistics=("mean",), seed=1),
+    "corrected_expression": lambda w: of(
+        make_vae(likelihood=NegativeBinomialLikelihood(D)), w.counts, **FEW
+    ),
+    "differential_expression": lambda w: of(w.cells_vae, w.counts, torch.arange(N) % 2, **FEW),
+    "stratified_sample": lambda w: of(torch.arange(40) % 3, 12, seed=1),
     "calibrate_guide": lambda w: of(*w.pair, num_simulations=20, num_draws=19, seed=1),
     "uniformity_p_value": lambda w: of(torch.arange(12), 19),
     "rank_bands": lambda w: of(12, 19, 0.9),
