@@ -27,6 +27,7 @@ from pyro_bvae.evaluation.refit.joint_guides import family_of
 from pyro_bvae.evaluation.refit.optimisation import refit_refusal
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.evaluation.rows import Row, rows_of
+from pyro_bvae.evaluation.samples.predictive_checks import CountChecks
 from pyro_bvae.program.program import Function, open_program
 
 # The run in the verdict of ``evaluation.json``, which may be moved with its directory.
@@ -47,6 +48,7 @@ class Evaluation:
         given: The condition of all densities, in words, such as size factors that were
             computed from the data; None for unconditional ones.
         run: The run directory of the model, which the verdict's command names.
+        counts: The predictive checks of counts; None for other data, and where nobody asked.
     """
 
     training_beta: float
@@ -57,6 +59,7 @@ class Evaluation:
     kl: KLPerDimension | None
     given: str | None = None
     run: str | None = None
+    counts: CountChecks | None = None
 
     @property
     def variational_gap(self) -> Estimate:
@@ -136,6 +139,7 @@ class Evaluation:
                 "max": float(finite.max()) if len(finite) else None,
             },
             "estimators": _estimators(self.evidence),
+            "counts": None if self.counts is None else self.counts.to_dict(),
         }
 
 

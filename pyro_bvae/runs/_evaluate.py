@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributions import constraints
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.disk.digests import read_file, write_files
@@ -17,15 +18,17 @@ from pyro_bvae.core.disk.run_files import evaluation_files, writing
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
+from pyro_bvae.core.protocols import part_of
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation import Evaluation
+from pyro_bvae.evaluation import Evaluation, count_checks
 from pyro_bvae.evaluation.calibration import GuideCalibration, calibrate_guide
 from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.evaluation.marginal.escalation import escalation_of
+from pyro_bvae.evaluation.samples import CountChecks
 from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples
-from pyro_bvae.runs.directory import load
+from pyro_bvae.runs.directory import Run, load
 from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
 from pyro_bvae.training.distributed import own_device, process_group
 
@@ -87,7 +90,8 @@ def evaluate_run(
             run.vae, args, ranks, training_beta=run.training_beta, num_samples=num_samples,
             method=method, seed=seed, progress=progress and ranks.is_first, **options,
         )  # fmt: skip
-        evaluation = replace(evaluation, run=str(directory))
+        checks = count_checks_of(run, test, seed)
+        evaluation = replace(evaluation, run=str(directory), counts=checks)
         if ranks.is_first:
             head = {
                 "dataset": run.config.data.dataset,
@@ -102,6 +106,32 @@ def evaluate_run(
             )
         ranks.wait()
     return evaluation
+
+
+def count_checks_of(run: Run, data: Dataset, seed: int = 0) -> CountChecks | None:
+    """Return the predictive checks of counts, of each batch too where the run knows batches.
+
+    None for a likelihood of other data, and for counts of which some are missing.
+
+    Args:
+        run: The run.
+        data: Some of its test data, or new ones.
+        seed: Seed of the draws.
+    """
+    support = part_of(run.vae, "decoder", "likelihood", "support")
+    if support is not constraints.nonnegative_integer or bool(torch.isnan(data.x).any()):
+        return None
+    cells = None if run.record is None else run.record.cells
+    groups, names = None, cells.batches if cells else ()
+    if names and data.context is not None and data.context.covariates is not None:
+        batch = data.context.covariates[:, : len(names)].argmax(1).cpu()
+        seen, groups = batch.unique(return_inverse=True)
+        names = tuple(names[place] for place in seen.tolist())
+    return count_checks(
+        run.vae.model, run.vae.guide, *arguments(data.x, data.context), seed=seed,
+        groups=groups, group_names=names if groups is not None else (),
+        feature_names=data.feature_names,
+    )  # fmt: skip
 
 
 @public
