@@ -21,6 +21,7 @@ from pyro_bvae import runs
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.comparison import Compare
 from pyro_bvae.cli.exporting import Export
+from pyro_bvae.cli.groups import Differential
 from pyro_bvae.cli.improvement import Improve
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.cli.scoring import Score
@@ -38,6 +39,7 @@ _COMMANDS: dict[str, Any] = {
     "report": Report,
     "sweep": Sweep,
     "compare": Compare,
+    "differential": Differential,
     "export": Export,
     "improve": Improve,
     "score": Score,

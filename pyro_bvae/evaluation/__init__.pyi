@@ -18,7 +18,6 @@ from pyro_bvae.evaluation.arviz import write_arviz as write_arviz
 from pyro_bvae.evaluation.calibration import calibrate_guide as calibrate_guide
 from pyro_bvae.evaluation.collapse import diagnose as diagnose
 from pyro_bvae.evaluation.estimate import Estimate as Estimate
-from pyro_bvae.evaluation.expression import corrected_expression as corrected_expression
 from pyro_bvae.evaluation.expression import differential_expression as differential_expression
 from pyro_bvae.evaluation.gaps import InferenceGaps as InferenceGaps
 from pyro_bvae.evaluation.gaps import inference_gaps as inference_gaps
@@ -45,6 +44,5 @@ from pyro_bvae.evaluation.samples import count_checks as count_checks
 from pyro_bvae.evaluation.samples import predictive_check as predictive_check
 from pyro_bvae.evaluation.samples import sample_quality as sample_quality
 from pyro_bvae.evaluation.samples import two_sample_test as two_sample_test
-from pyro_bvae.evaluation.stratified import StratifiedSample as StratifiedSample
 from pyro_bvae.evaluation.stratified import stratified_sample as stratified_sample
 from pyro_bvae.evaluation.verification import verify as verify

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from pyro_bvae import BetaVAE, Context, Decoder
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation import corrected_expression, differential_expression
+from pyro_bvae.evaluation import differential_expression
+from pyro_bvae.evaluation.expression import corrected_expression
 from pyro_bvae.evaluation.expression.differential import compared
 from pyro_bvae.evaluation.expression.sums import ExpressionSums, units_of
 from pyro_bvae.likelihoods import NormalLikelihood, PoissonLikelihood, SoftmaxRate

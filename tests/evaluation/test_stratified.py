@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Estimate, StratifiedSample, stratified_sample
+from pyro_bvae.evaluation import Estimate, stratified_sample
+from pyro_bvae.evaluation.stratified import StratifiedSample
 
 SIZES = torch.tensor([3000, 1500, 400, 80, 20])
 LABELS = torch.arange(5).repeat_interleave(SIZES)

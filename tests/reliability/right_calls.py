@@ -107,6 +107,15 @@ class Workshop:
         return self.folder / "run"
 
     @cached_property
+    def counted(self) -> Path:
+        """A run of cells."""
+        config = CONFIG.with_options(
+            dataset="h5ad", path=str(self.h5ad), likelihood="poisson", batch_size=8
+        )
+        runs.train(config, self.folder / "counted", progress=False)
+        return self.folder / "counted"
+
+    @cached_property
     def swept(self) -> Path:
         """A directory of runs."""
         runs.train_sweep(CONFIG, self.folder / "swept", betas=(1.0,), progress=False)
@@ -140,7 +149,9 @@ class Workshop:
         """Cells."""
         import anndata
 
-        return anndata.AnnData(np.tile(self.counts.numpy(), (3, 1)))
+        cells = anndata.AnnData(np.tile(self.counts.numpy(), (3, 1)))
+        cells.obs["kind"] = [str(i % 2) for i in range(cells.n_obs)]
+        return cells
 
     @cached_property
     def h5ad(self) -> Path:
@@ -392,6 +403,9 @@ RIGHT: dict[str, Call] = {
         w.run, torch.zeros(3, 10), method="importance", checkpoint="best", seed=1, num_samples=3
     ),
     "calibrate_run": lambda w: of(w.run, num_simulations=20, num_data=5, checkpoint="best", seed=1),
+    "compare_groups": lambda w: of(
+        w.counted, "0", "1", data=None, group_column="kind", **{**FEW, "num_samples": 3}
+    ),
     "saved_sweep": lambda w: of(w.swept),
     "sweep_members": lambda w: of(w.swept),
     "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),

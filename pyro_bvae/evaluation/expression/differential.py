@@ -58,7 +58,7 @@ def differential_expression(
         donors: A whole number for the donor of each cell, ``(N,)``. All of them are in both groups,
             and are then paired, or each of them is in one.
         references: Rows of covariates ``(R, C)`` to decode all cells under, whose means are
-            averaged; each cell's own by default.
+            averaged; NaN, and all of them by default, stands for the cell's own.
         threshold: :math:`\delta`, the change in :math:`\log_2` that is of no interest; 0 for the
             hypothesis of no change at all, which a model that is nearly right may break.
         level: False discovery rate of the calls; the intervals hold ``1 - level``.
@@ -72,7 +72,7 @@ def differential_expression(
 
     Raises:
         InputError: for groups or donors that cannot be compared, and as of
-            :func:`~pyro_bvae.evaluation.corrected_expression`.
+            :func:`~pyro_bvae.evaluation.expression.corrected_expression`.
     """
     if not (threshold >= 0 and math.isfinite(threshold)):
         raise InputError(f"'threshold' must be non-negative and finite, got {threshold}")

@@ -10,6 +10,7 @@ at a size factor of 1 in the context c, which may be another one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -75,8 +76,8 @@ def corrected_expression(
     Args:
         vae: A model with one latent site.
         data: The data, with the context that they were measured in.
-        references: Rows of covariates ``(R, C)`` to decode under, whose means are averaged; each
-            datum's own by default.
+        references: Rows of covariates ``(R, C)`` to decode under, whose means are averaged; NaN,
+            and all of them by default, stands for the datum's own.
         num_samples: Importance samples of each datum.
         seed: Seed of the draws.
         progress: Show a progress bar.
@@ -117,7 +118,7 @@ def opened(
             f"'references' must be rows of the {width} covariates of 'data', shape (R, {width}),"
             f" got shape {tuple(table.shape)}"
         )
-    check_finite("references", table)
+    check_finite("references", table.nan_to_num(nan=0.0, posinf=math.inf, neginf=-math.inf))
     return rows, table
 
 
@@ -157,7 +158,7 @@ def _expression(
     own = contexts[0] if contexts else None
 
     def mean(row: Tensor | None) -> Tensor:
-        rates = _rates(vae, values, _reference(own, row, x))
+        rates = _rates(vae, values, _reference(own, row))
         return torch.einsum("kn,knd->nd", weights, rates.double())
 
     means = in_own = mean(None)
@@ -180,9 +181,11 @@ def _rates(vae: VAE, z: Tensor, context: Context | None) -> Tensor:
     return means
 
 
-def _reference(own: Context | None, row: Tensor | None, x: Tensor) -> Context | None:
+def _reference(own: Context | None, row: Tensor | None) -> Context | None:
     """Return a context of size factor 1, and of the covariates of reference where there are any."""
     if own is None:
         return None
     size = None if own.size_factor is None else torch.ones_like(own.size_factor)
-    return Context(size, own.covariates if row is None else row.expand(len(x), -1))
+    if row is None or own.covariates is None:
+        return Context(size, own.covariates)
+    return Context(size, torch.where(row.isnan(), own.covariates, row))
