@@ -180,10 +180,10 @@ def test_a_bias_is_found_and_intervals_hold_with_it() -> None:
         groups = torch.arange(600) // 300
         model = truth * torch.where(groups[:, None] == 1, bias.exp(), 1.0)
         found = compared(sums_of(model, noisy, groups), 0.0, 0.05)
-        assert 0.2 < found.bias < 0.45
+        assert 0.25 < found.bias < 0.6  # an upper limit of 0.3
         held.append(((found.lower <= 0) & (found.upper >= 0)).mean())
     share = np.mean(held)  # of 800 intervals
-    assert abs(share - 0.95) < 4 * math.sqrt(0.05 * 0.95 / 800)
+    assert 0.95 - 4 * math.sqrt(0.05 * 0.95 / 800) < share < 0.995
 
 
 @pytest.mark.parametrize("by_donor", [False, True])

@@ -71,7 +71,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pd.DataFrame(table, columns=["a", "b", "c"]).to_csv(folder / "data.csv", index=False)
     options = {"dataset": "file", "path": str(folder / "data.csv"), "missing": "nan"}
     runs.train(CONFIG.with_options(**options), folder / "gaps", progress=False)
-    counts = pd.DataFrame(np.random.default_rng(0).poisson(3, size=(60, 3)), columns=list("xyz"))
+    counts = pd.DataFrame(np.random.default_rng(0).poisson(3, size=(60, 60)))
     counts.assign(label=list("ab") * 30).to_csv(folder / "counts.csv", index=False)
     options = {"dataset": "file", "path": str(folder / "counts.csv"), "likelihood": "poisson"}
     runs.train(CONFIG.with_options(**options), folder / "counted", progress=False)

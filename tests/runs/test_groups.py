@@ -10,7 +10,7 @@ import torch
 from pyro_bvae.cli import main
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.evaluation import differential_expression
-from pyro_bvae.runs import TrainConfig, compare_groups, evaluate_run, load, train
+from pyro_bvae.runs import TrainConfig, compare_groups, evaluate_run, load, score, train
 
 anndata = pytest.importorskip("anndata")
 
@@ -97,3 +97,17 @@ def test_an_evaluation_says_misfit_by_batch(run: Path) -> None:
     evaluation = evaluate_run(run, num_samples=20, progress=False, method="importance")
     assert evaluation.counts is not None and evaluation.counts.group_names == ("p", "q")
     assert evaluation.to_dict()["counts"]["verdict"] == evaluation.counts.verdict
+
+
+def test_the_mean_of_all_cells_is_that_of_a_sample_by_label_with_its_error(run: Path) -> None:
+    path = run.parent / "cells.h5ad"
+    options = {"num_samples": 50, "method": "importance"}
+    whole = score(run, path, **options)
+    found = score(run, path, num_data=45, **options)
+    assert len(found.index) == 45 and found.size == N and whole.mean is None
+    assert set(np.bincount([int(name[4:]) % 3 for name in found.index])) == {15}
+    away = found.mean.value - whole.evidence.mean()
+    assert 0 < found.mean.standard_error < whole.evidence.std() / np.sqrt(45)
+    assert abs(away) < 4 * np.hypot(found.mean.standard_error, found.mean.monte_carlo_error)
+    assert "of all 90 data, from 45 of them by label" in str(found)
+    assert "mean" not in found.table()

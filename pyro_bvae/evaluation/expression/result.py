@@ -33,7 +33,8 @@ class DifferentialExpression:
         observed: The change of the counts alone, which corrects it.
         mean: Mean posterior expression in group 1.
         mean_against: Mean posterior expression in group 0.
-        bias: Standard deviation over features of the bias of ``posterior``, as the counts show it.
+        bias: Standard deviation over features of the bias of ``posterior``, at most,
+            as the counts show it.
         threshold: A change, in :math:`\log_2`, that is of no interest.
         level: The false discovery rate that ``called`` holds.
         num_cells: Cells of group 1 and of group 0.

@@ -18,6 +18,8 @@ from pyro_bvae.core.errors import InputError
 # Relative variance of a group's mean count up to which its logarithm is near normal: that of ten
 # Poisson counts.
 _MOST_RELATIVE = 0.1
+# Level of the upper limit of the model's bias.
+_LEVEL = 0.05
 _TINY = torch.finfo(torch.double).tiny
 
 
@@ -30,7 +32,8 @@ class Change(NamedTuple):
         degrees: Degrees of freedom of the standard error.
         posterior: The change m of the posterior means.
         observed: The change c of the counts; infinite or NaN where a group has none.
-        bias: :math:`\tau`, the standard deviation of the model's bias over features.
+        bias: :math:`\tau`, the standard deviation of the model's bias over features, by its upper
+            limit.
     """
 
     log_fold_change: Tensor
@@ -112,12 +115,13 @@ class ExpressionSums:
 
         With the changes m of the posterior means and c of the counts, whose difference has the
         sampling variance :math:`\sigma^2`, the bias of the model is taken as normal over features
-        with variance :math:`\tau^2` (Paule and Mandel 1982), and
+        with variance :math:`\tau^2`, and
 
         .. math:: \hat\beta = m + \kappa (c - m), \quad \kappa = \tau^2 / (\tau^2 + \sigma^2)
 
-        whose error is that of sampling and :math:`(1 - \kappa) \tau` of bias. Degrees of freedom
-        are those of Welch.
+        whose error is that of sampling and :math:`(1 - \kappa) \tau` of bias. A bias that the
+        counts are too noisy to show is a bias all the same, so :math:`\tau^2` is the 95% upper
+        limit (after Paule and Mandel 1982). Degrees of freedom are those of Welch.
         """
         unit = math.log(2) ** 2
         parts = self._parts()
@@ -153,17 +157,21 @@ def _products(values: Tensor) -> Tensor:
 
 
 def _bias(differences: Tensor, noise: Tensor) -> float:
-    r"""Return the variance that differences have beyond their noise, ``(G,)`` each.
+    r"""Return the upper limit of the variance that differences have beyond their noise, ``(G,)``.
 
-    It solves :math:`\sum_g d_g^2 / (\tau^2 + \sigma_g^2) = G`, and is 0 where the noise is enough.
+    It solves :math:`\sum_g d_g^2 / (\tau^2 + \sigma_g^2) = \chi^2_{G, 5\%}`, and is 0 where the
+    noise alone is more.
     """
+    from scipy.special import chdtri
+
     squares, low = differences.square(), 0.0
-    high = float(squares.max()) * len(squares) if len(squares) else 0.0
-    if not len(squares) or float((squares / noise).mean()) <= 1:
+    least = float(chdtri(len(squares), 1 - _LEVEL)) / max(len(squares), 1)
+    high = float(squares.max()) / least if len(squares) else 0.0
+    if not len(squares) or float((squares / noise).mean()) <= least:
         return 0.0
     for _ in range(100):
         middle = (low + high) / 2
-        above = float((squares / (middle + noise)).mean()) > 1
+        above = float((squares / (middle + noise)).mean()) > least
         low, high = (middle, high) if above else (low, middle)
     return low
 
