@@ -49,7 +49,7 @@ from pyro_bvae.priors import NormalPrior
 RESULTS = Path(__file__).parent / "results" / "differential_expression"
 GENES, LATENTS, CHANGED, CELLS, DONORS, LIBRARY = 100, 4, 20, 300, 6, 300.0
 CENTRE, SPREAD, DONOR_SPREAD = 0.7, 0.3, 1.0
-EPOCHS, NUM_SAMPLES, REPEATS, PERMUTATIONS = 60, 100, 8, 200
+EPOCHS, NUM_SAMPLES, REPEATS, PERMUTATIONS = 60, 100, 5, 200
 THRESHOLD, LEVEL = 0.25, 0.05
 COLUMNS = ("study", "method", "repeat", "called", "wrong", "changed", "found", "covered", "any")
 
@@ -170,7 +170,7 @@ def permuted(kind: str) -> list[Row]:
             of_donor = (torch.randperm(2 * DONORS, generator=generator) >= DONORS).long()
             groups, owners = of_donor[sample.donors], sample.donors
         for threshold in (0.0, THRESHOLD):
-            for method in sample.pairs:
+            for method in ("combined", "counts"):
                 calls = int(sample.compare(method, groups, owners, threshold).called.sum())
                 name = f"{method}, threshold {threshold:g}"
                 row = row_of(f"permuted {kind}", name, repeat, called=calls, any=int(calls > 0))

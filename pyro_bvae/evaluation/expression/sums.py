@@ -121,7 +121,9 @@ class ExpressionSums:
 
         whose error is that of sampling and :math:`(1 - \kappa) \tau` of bias. A bias that the
         counts are too noisy to show is a bias all the same, so :math:`\tau^2` is the 95% upper
-        limit (after Paule and Mandel 1982). Degrees of freedom are those of Welch.
+        limit (after Paule and Mandel 1982). Nor is an error smaller than that of c: a decoder that
+        has learned from the same cells follows their noise, which no error given the decoder knows.
+        Degrees of freedom are those of Welch.
         """
         unit = math.log(2) ** 2
         parts = self._parts()
@@ -137,6 +139,12 @@ class ExpressionSums:
         shares = torch.stack([(1 - kappa) ** 2, kappa**2, 2 * kappa * (1 - kappa)])
         own = [(shares * part.squares / unit).sum(0).clamp(min=0) for part in parts]
         total = torch.stack(own).sum(0) + (1 - kappa) ** 2 * bias
+        floored = whole[1] > total
+        own = [
+            torch.where(floored, part.squares[1] / unit, square)
+            for square, part in zip(own, parts, strict=True)
+        ]
+        total = torch.maximum(total, whole[1])
         below = sum(square**2 / part.degrees for square, part in zip(own, parts, strict=True))
         degrees = total**2 / torch.as_tensor(below).clamp(min=_TINY)
         seen = (self.group_means()[:, 1] > 0).any(0)
