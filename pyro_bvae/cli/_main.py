@@ -22,6 +22,7 @@ from pyro_bvae import runs
 from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
 from pyro_bvae.cli.comparison import Compare
 from pyro_bvae.cli.exporting import Export
+from pyro_bvae.cli.groups import Differential
 from pyro_bvae.cli.improvement import Improve
 from pyro_bvae.cli.latents import COMMANDS
 from pyro_bvae.cli.presets import with_defaults
@@ -41,6 +42,7 @@ _COMMANDS: dict[str, Any] = {
     "report": Report,
     "sweep": Sweep,
     "compare": Compare,
+    "differential": Differential,
     "export": Export,
     "improve": Improve,
     "score": Score,

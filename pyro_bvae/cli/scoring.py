@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pyro_bvae import runs
-from pyro_bvae.runs.config import NumSamples
+from pyro_bvae.runs.config import NumData, NumSamples
 from pyro_bvae.training.settings import Seed
 
 
@@ -29,6 +29,9 @@ class Score:
     method: Literal["auto", "importance"] = "auto"
     """Estimator of the evidence: importance (the guide alone), or auto, which measures data whose
     weights cannot be trusted again by refits and annealing."""
+    num_data: NumData = None
+    """How many to score, with each label in proportion, for the mean of all with its error; all by
+    default."""
     checkpoint: str = "best"
     """Which checkpoint: best or last."""
     seed: Seed = 0
@@ -45,8 +48,8 @@ class Score:
         runs.check_device(self.device)
         run = runs.load(self.directory, checkpoint=self.checkpoint, device=self.device)
         scores = runs.score(
-            run, self.data, num_samples=self.num_samples, method=self.method, seed=self.seed,
-            progress=True,
+            run, self.data, num_samples=self.num_samples, method=self.method,
+            num_data=self.num_data, seed=self.seed, progress=True,
         )  # fmt: skip
         scores.save(path)
         print(scores)

@@ -85,6 +85,8 @@ def evaluation_table(evaluation: Evaluation) -> str:
         lines.append(f"verdict: {evaluation.verdict}")
     elif evaluation.gaps_note:
         lines.append(f"no gaps: {evaluation.gaps_note}")
+    if evaluation.counts is not None:
+        lines.append(f"predictive check of counts: {evaluation.counts.verdict}")
     return "\n".join(lines)
 
 

@@ -146,8 +146,7 @@ class DataRecord:
             for name in ("feature_names", "label_names"):
                 values[name] = tuple(values[name])
             if cells is not None:
-                lists = {name: tuple(cells[name]) for name in ("genes", "batches")}
-                values["cells"] = CellFormat(**{**cells, **lists})
+                values["cells"] = CellFormat(**{name: _tuples(own) for name, own in cells.items()})
             return cls(**values, parts=parts)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InputError(f"it is no record of data: {error}") from error
@@ -308,6 +307,11 @@ def fingerprints(data: Data, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         numbers.append(values @ weights)
         sizes.append(values.abs() @ weights)
     return _array(numbers), _array(sizes)
+
+
+def _tuples(value: Any) -> Any:
+    """Return lists of JSON as tuples, of whichever depth."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
 def _array(blocks: list[Tensor]) -> np.ndarray:

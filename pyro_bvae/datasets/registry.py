@@ -57,11 +57,18 @@ def _h5ad(
     label_column: str | None = None,
     batch_column: str | None = None,
     split_column: str | None = None,
+    categorical_columns: tuple[str, ...] = (),
+    continuous_columns: tuple[str, ...] = (),
+    stratify: str | None = None,
     **options: Any,
 ) -> Splits:
     from pyro_bvae.datasets.counts.anndata import ObsColumns, h5ad
 
-    return h5ad(columns=ObsColumns(label_column, batch_column, split_column), **options)
+    stratum = label_column if stratify == "label" and label_column is not None else stratify
+    columns = ObsColumns(
+        label_column, batch_column, split_column, categorical_columns, continuous_columns, stratum
+    )
+    return h5ad(columns=columns, **options)
 
 
 _SPLIT, _MNIST = ("seed", "validation"), ("root", "validation", "download")
@@ -80,13 +87,13 @@ SOURCES: dict[str, Source] = {
     "file": Source(
         "readers.path:from_path",
         (*_SPLIT, "path", "split_column", "label_column", "index_column", "missing",
-         "skip_unreadable", "image_size", "colour"),
+         "skip_unreadable", "image_size", "colour", "stratify"),
         file="a .csv, .tsv, .npy or .npz file, or a folder of images",
     ),
     "h5ad": Source(
         _h5ad,
         (*_SPLIT, "path", "split_column", "layer", "label_column", "batch_column", "min_counts",
-         "min_cells", "backed"),
+         "min_cells", "backed", "categorical_columns", "continuous_columns", "stratify"),
         file="an .h5ad file",
     ),
     "dsprites": Source(
@@ -127,6 +134,14 @@ class DataOptions:
     """Column of a .csv file that names the rows."""
     batch_column: str | None = None
     """Column of an .h5ad file with batches, which become covariates of encoder and decoder."""
+    categorical_columns: tuple[str, ...] = ()
+    """Further columns of an .h5ad file with categories, which become covariates too."""
+    continuous_columns: tuple[str, ...] = ()
+    """Columns of an .h5ad file with numbers, which become covariates, standardised by the training
+    cells."""
+    stratify: str | None = None
+    """Split at random with each label in proportion in each part: label, or a column of an .h5ad
+    file."""
     min_counts: Annotated[float | None, Bounds(0, 1e12)] = None
     """Leave out cells of an .h5ad file with fewer counts."""
     min_cells: Annotated[int | None, Bounds(0, 1_000_000_000)] = None
@@ -169,6 +184,8 @@ class DataOptions:
         values |= {"root": values.pop("data_root"), "missing": self.missing == "nan" or None}
         values["skip_unreadable"] = self.skip_unreadable or None
         values["colour"] = None if self.colour == "auto" else self.colour
+        for name in ("categorical_columns", "continuous_columns"):
+            values[name] = values[name] or None
         share = self.validation
         if isinstance(share, float) and share >= 1 and share.is_integer():
             values["validation"] = int(share)  # a number, which the command line spells as a float

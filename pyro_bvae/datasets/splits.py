@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from pyro_bvae.core.errors import InputError, unknown_name
@@ -58,8 +59,40 @@ def part_sizes(total: int, validation: float, test: float) -> tuple[int, int, in
     return num_train, num_validation, num_test
 
 
+def parts_of(
+    order: np.ndarray, sizes: tuple[int, int, int], strata: np.ndarray | None = None
+) -> list[np.ndarray]:
+    """Return the data that train, validate and test, each in the order of a permutation.
+
+    With strata, each part has each stratum in proportion, to about one datum.
+
+    Args:
+        order: A permutation of N data.
+        sizes: How many train, validate and test.
+        strata: The stratum of each datum, ``(N,)``.
+    """
+    if strata is None:
+        return np.split(order, np.cumsum(sizes)[:2])
+    codes = np.unique(strata, return_inverse=True)[1]
+    rest = order[np.argsort(codes[order], kind="stable")]  # by stratum, at random in each
+    part = np.zeros(len(order), dtype=int)
+    for number in (2, 1):  # evenly spaced among those that are left
+        places = ((np.arange(sizes[number]) + 0.5) * len(rest) / max(sizes[number], 1)).astype(int)
+        part[rest[places]] = number
+        rest = np.delete(rest, places)
+    return [order[part[order] == number] for number in range(3)]
+
+
 @public
-def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: str) -> Splits:
+def split(
+    dataset: Dataset,
+    *,
+    validation: float,
+    test: float,
+    seed: int,
+    name: str,
+    stratify: bool = False,
+) -> Splits:
     """Split at random, as a pure function of the seed.
 
     Args:
@@ -69,13 +102,19 @@ def split(dataset: Dataset, *, validation: float, test: float, seed: int, name: 
         test: Likewise, but at least one datum.
         seed: Of the random order.
         name: The name of the result.
+        stratify: Have each label in proportion in each part.
 
     Raises:
-        InputError: if a part would be empty.
+        InputError: if a part would be empty, or data to be stratified have no labels.
     """
+    if stratify and dataset.labels is None:
+        raise InputError("'stratify' takes data with labels, got data without")
+    strata = dataset.labels.cpu().numpy() if stratify and dataset.labels is not None else None
     sizes = part_sizes(len(dataset), validation, test)
     order = torch.randperm(len(dataset), generator=stream_generator(seed, 0, SPLIT_STREAM))
-    train_rows, validation_rows, test_rows = order.split(list(sizes))
+    train_rows, validation_rows, test_rows = (
+        torch.from_numpy(rows) for rows in parts_of(order.numpy(), sizes, strata)
+    )
     return Splits(
         train=dataset[train_rows],
         validation=dataset[validation_rows] if len(validation_rows) else None,

@@ -2,6 +2,7 @@ from pyro_bvae.evaluation import calibration as calibration
 from pyro_bvae.evaluation import collapse as collapse
 from pyro_bvae.evaluation import comparison as comparison
 from pyro_bvae.evaluation import disentanglement as disentanglement
+from pyro_bvae.evaluation import expression as expression
 from pyro_bvae.evaluation import gaps as gaps
 from pyro_bvae.evaluation import geometry as geometry
 from pyro_bvae.evaluation import information as information
@@ -17,6 +18,7 @@ from pyro_bvae.evaluation.arviz import write_arviz as write_arviz
 from pyro_bvae.evaluation.calibration import calibrate_guide as calibrate_guide
 from pyro_bvae.evaluation.collapse import diagnose as diagnose
 from pyro_bvae.evaluation.estimate import Estimate as Estimate
+from pyro_bvae.evaluation.expression import differential_expression as differential_expression
 from pyro_bvae.evaluation.gaps import InferenceGaps as InferenceGaps
 from pyro_bvae.evaluation.gaps import inference_gaps as inference_gaps
 from pyro_bvae.evaluation.geometry import decoder_geometry as decoder_geometry
@@ -44,5 +46,6 @@ from pyro_bvae.evaluation.samples import count_checks as count_checks
 from pyro_bvae.evaluation.samples import predictive_check as predictive_check
 from pyro_bvae.evaluation.samples import sample_quality as sample_quality
 from pyro_bvae.evaluation.samples import two_sample_test as two_sample_test
+from pyro_bvae.evaluation.stratified import stratified_sample as stratified_sample
 from pyro_bvae.evaluation.verification import verify as verify
 from pyro_bvae.evaluation.within_budget import evaluate_within as evaluate_within

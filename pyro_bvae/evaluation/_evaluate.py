@@ -29,6 +29,7 @@ from pyro_bvae.evaluation.refit.joint_guides import family_of
 from pyro_bvae.evaluation.refit.optimisation import refit_refusal
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.evaluation.rows import Row, rows_of
+from pyro_bvae.evaluation.samples.predictive_checks import CountChecks
 from pyro_bvae.program.program import Function, Program, open_program
 
 # The run in the verdict of ``evaluation.json``, which may be moved with its directory.
@@ -53,6 +54,7 @@ class Evaluation:
             it drew, not of all.
         drawn: The numbers of the measured data among those that were given, where they were drawn
             from them, ``(N,)``.
+        counts: The predictive checks of counts; None for other data, and where nobody asked.
     """
 
     training_beta: float
@@ -65,6 +67,7 @@ class Evaluation:
     run: str | None = None
     plan: Plan | None = None
     drawn: Tensor | None = None
+    counts: CountChecks | None = None
 
     @property
     def variational_gap(self) -> Estimate:
@@ -146,6 +149,7 @@ class Evaluation:
             },
             "estimators": _estimators(self.evidence),
             **({} if self.plan is None else {"plan": self.plan.to_dict()}),
+            "counts": None if self.counts is None else self.counts.to_dict(),
         }
 
 

@@ -9,14 +9,11 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_bvae import plots
-from pyro_bvae.core.context import arguments
-from pyro_bvae.core.protocols import part_of
-from pyro_bvae.evaluation import count_checks
 from pyro_bvae.priors import NormalPrior
 from pyro_bvae.report.before_after import before_and_after
+from pyro_bvae.runs._evaluate import count_checks_of
 
 NUM_SAMPLES, NUM_POINTS, NUM_LATENTS, NUM_PAIRS, NUM_STEPS, NUM_CHECKED = 40, 3000, 10, 4, 9, 500
 
@@ -66,18 +63,17 @@ def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
 
 def _counts(run: Any) -> Section | None:
     """Return the posterior predictive checks of counts; None where the data are none."""
-    support = part_of(run.vae, "decoder", "likelihood", "support")
-    if support is not constraints.nonnegative_integer:
-        return None
     test = run.splits.test[:NUM_CHECKED].dense()
-    args = arguments(test.x, test.context)
-    checks = count_checks(run.vae.model, run.vae.guide, *args)
+    checks = count_checks_of(run, test)
+    if checks is None:
+        return None
+    verdict = checks.verdict
     caption = (
         "Are counts that the model draws like those that it saw? Latents from the guide, counts "
         "from the likelihood,"
         f" {len(checks.total.simulated)} copies of {len(test)} test data; lines are two standard "
         "deviations of a copy."
-        f" {checks}."
+        f" {verdict[:1].upper()}{verdict[1:]}. In all, {checks}."
     )
     return Section("Posterior predictive checks", plots.count_checks(checks), caption)
 

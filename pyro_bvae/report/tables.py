@@ -143,6 +143,8 @@ def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
         results.append(f"About the gaps: {evaluation['gaps_note']}")
     if evaluation.get("kl_note"):
         results.append(f"No KL of each latent: {evaluation['kl_note']}")
+    if faults := (evaluation.get("counts") or {}).get("faults"):
+        results.append(f"Misfit of the counts: {'; '.join(faults)}.")
     if evaluation.get("verdict"):
         return results  # it states its own limits
     if ((evaluation.get("pareto_k") or {}).get("share_above_0.7") or 0.0) > UNTRUSTED_SHARE:

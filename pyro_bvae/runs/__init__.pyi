@@ -9,6 +9,7 @@ from pyro_bvae.runs._train import train as train
 from pyro_bvae.runs._train import untrained as untrained
 from pyro_bvae.runs.applied._annotate import annotate as annotate
 from pyro_bvae.runs.applied._compare import compare as compare
+from pyro_bvae.runs.applied._groups import compare_groups as compare_groups
 from pyro_bvae.runs.build import Shape as Shape
 from pyro_bvae.runs.build import build_vae as build_vae
 from pyro_bvae.runs.build import check_config as check_config

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch.distributions import constraints
 
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.disk.digests import read_file, write_files
@@ -17,21 +18,25 @@ from pyro_bvae.core.disk.run_files import evaluation_files, writing
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
+from pyro_bvae.core.protocols import part_of
 from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation import Budget, Evaluation, Plan, evaluate_within
+from pyro_bvae.evaluation import Budget, Evaluation, Plan, count_checks, evaluate_within
 from pyro_bvae.evaluation.calibration import GuideCalibration, calibrate_guide
 from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.evaluation.marginal.escalation import escalation_of
+from pyro_bvae.evaluation.samples import CountChecks
 from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples
-from pyro_bvae.runs.directory import load
+from pyro_bvae.runs.directory import Run, load
 from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
 from pyro_bvae.training import Ranks
 from pyro_bvae.training.distributed import own_device, process_group
 
 # Data, at most and at least, and numbers that are read for an evaluation within a time.
 _MOST_DATA, _LEAST_DATA, _MOST_NUMBERS = 20_000, 500, 50_000_000
+# Data whose zeros are checked at most, and numbers of a copy of them.
+_MOST_CHECKED, _MOST_DRAWN = 500, 1_000_000
 
 
 @exclusive
@@ -103,7 +108,8 @@ def evaluate_run(
             assert evaluation.drawn is not None
             measured = test[evaluation.drawn.to(test.x.device)]
             args = arguments(measured.x, measured.context)
-        evaluation = replace(evaluation, run=str(directory))
+        checks = count_checks_of(run, test, seed)
+        evaluation = replace(evaluation, run=str(directory), counts=checks)
         if ranks.is_first:
             head = {
                 "dataset": run.config.data.dataset,
@@ -135,6 +141,35 @@ def _check_alone(ranks: Ranks) -> None:
         raise InputError(
             f"'within' is for one process, got {ranks.size}: give 'num_data' and 'num_samples'"
         )
+
+
+def count_checks_of(run: Run, data: Dataset, seed: int = 0) -> CountChecks | None:
+    """Return the predictive checks of counts, of each batch too where the run knows batches.
+
+    None for a likelihood of other data, and for counts of which some are missing. Of many data some
+    are checked, chosen by the seed: at most 500, fewer where they are wide.
+
+    Args:
+        run: The run.
+        data: Some of its test data, or new ones.
+        seed: Seed of the draws.
+    """
+    support = part_of(run.vae, "decoder", "likelihood", "support")
+    if support is not constraints.nonnegative_integer or bool(torch.isnan(data.x).any()):
+        return None
+    most = max(2, min(_MOST_CHECKED, _MOST_DRAWN // data.num_features))
+    data = choose_data(data, most, seed).dense()
+    cells = None if run.record is None else run.record.cells
+    groups, names = None, cells.batches if cells else ()
+    if names and data.context is not None and data.context.covariates is not None:
+        batch = data.context.covariates[:, : len(names)].argmax(1).cpu()
+        seen, groups = batch.unique(return_inverse=True)
+        names = tuple(names[place] for place in seen.tolist())
+    return count_checks(
+        run.vae.model, run.vae.guide, *arguments(data.x, data.context), seed=seed,
+        groups=groups, group_names=names if groups is not None else (),
+        feature_names=data.feature_names,
+    )  # fmt: skip
 
 
 @public

@@ -19,7 +19,7 @@ from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation import elbo_parts, evidence
+from pyro_bvae.evaluation import Estimate, elbo_parts, evidence, stratified_sample
 from pyro_bvae.evaluation.latent_results import write_numbers
 from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.runs._evaluate import choose_data
@@ -53,6 +53,9 @@ class Scores:
         distortion: Minus the mean log-likelihood of the reconstruction, ``(N,)``.
         rank: Share of the run's held-out data whose evidence is not higher, ``(N,)``: 0.01 for a
             datum stranger than 99 in 100 of them; NaN where there are none.
+        mean: Where these are a subsample, the mean evidence of all data that it stands for; its
+            standard error is that of the stratified mean.
+        size: Number of the data that it is the mean of.
     """
 
     index: np.ndarray
@@ -65,20 +68,30 @@ class Scores:
     rate: np.ndarray
     distortion: np.ndarray
     rank: np.ndarray
+    mean: Estimate | None = None
+    size: int = 0
+
+    def _columns(self) -> dict[str, np.ndarray]:
+        return {name: part for name, part in vars(self).items() if isinstance(part, np.ndarray)}
 
     def table(self) -> pd.DataFrame:
         """Return a row for each datum, with the columns named above."""
         import pandas as pd
 
-        return pd.DataFrame(vars(self))
+        return pd.DataFrame(self._columns())
 
     def save(self, path: str | Path) -> None:
         """Write to a ``.csv`` or an ``.npz``; any other ending raises."""
-        write_numbers(path, vars(self), lambda: vars(self))
+        write_numbers(path, self._columns(), self._columns)
 
     def __str__(self) -> str:
         known = self.trusted.astype(bool)
         mean = f"mean evidence {self.evidence.mean():.2f} nats of {len(known)} data"
+        if self.mean is not None:
+            mean = (
+                f"mean evidence {self.mean.value:.2f} ± {self.mean.standard_error:.2f} nats of all"
+                f" {self.size:,} data, from {len(known):,} of them by label"
+            )
         doubt = int((~known).sum())
         return mean if not doubt else f"{mean}, {doubt} of them not to be trusted"
 
@@ -90,6 +103,7 @@ def score(
     *,
     num_samples: int = 1000,
     method: Literal["auto", "importance"] | Escalation = "auto",
+    num_data: int | None = None,
     checkpoint: str = "best",
     seed: int = 0,
     progress: bool = False,
@@ -102,6 +116,8 @@ def score(
             data set; by default the run's test data.
         num_samples: Particles for each datum.
         method: Estimator of the evidence, as of :func:`~pyro_bvae.evidence`.
+        num_data: How many to score, chosen by :func:`~pyro_bvae.evaluation.stratified_sample` with
+            each label in proportion, at random without labels; all by default.
         checkpoint: Checkpoint of a run that is given by its directory, ``best`` or ``last``.
         seed: Seed of the draws.
         progress: Show a progress bar.
@@ -117,9 +133,15 @@ def score(
     OptionType.of(NumSamples).check("num_samples", num_samples)
     opened = run if isinstance(run, Run) else load(Path(run), checkpoint=checkpoint)
     whole = opened.rows(data)
+    sample, size = None, len(whole)
+    if num_data is not None and num_data < size:
+        labels = torch.zeros(size) if whole.labels is None else whole.labels
+        codes = labels.unique(return_inverse=True)[1]
+        sample = stratified_sample(codes, num_data, seed=seed)
+        whole = whole[sample.rows]
     options = {"num_samples": num_samples, "method": method, "seed": seed}
     columns = _measured(opened.vae, whole, options, progress)
-    is_own = data is None and len(whole) <= _HELD_OUT
+    is_own = data is None and sample is None and len(whole) <= _HELD_OUT
     own = columns["evidence"] if is_own else _held_out(opened, options)
     rank = np.full(len(whole), np.nan)
     if own is not None:
@@ -128,7 +150,16 @@ def score(
     split = np.full(len(whole), "test" if data is None else "new")
     if data is not None and known is not None:
         split = known.part_of(whole)
-    return Scores(index=whole.index, split=split, rank=rank, **columns)
+    mean = None if sample is None else sample.mean(_estimate(columns))
+    return Scores(index=whole.index, split=split, rank=rank, **columns, mean=mean, size=size)
+
+
+def _estimate(columns: dict[str, np.ndarray]) -> Estimate:
+    """Return the evidence of the data as an estimate."""
+    values, errors, trusted = (
+        torch.from_numpy(columns[name]) for name in ("evidence", "monte_carlo_error", "trusted")
+    )
+    return Estimate.over_data(values, errors, reliable=trusted)
 
 
 def _held_out(run: Run, options: dict[str, Any]) -> np.ndarray | None:

@@ -277,9 +277,8 @@ def read_config(path: Path) -> TrainConfig:
     for name, value in values.items():
         if not _is_of_type(value, _TYPES[name]):
             raise InputError(f"{foreign}: '{name}' is {value!r}")
-    for name in {"hidden", "encoder_hidden"} & values.keys():
-        values[name] = tuple(values[name])
-    return TrainConfig(**values)
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    return TrainConfig(**{**values, **lists})
 
 
 def _edited(path: Path) -> str:
@@ -297,7 +296,7 @@ def _edited(path: Path) -> str:
 def _is_of_type(value: Any, kind: Any) -> bool:
     """Return whether JSON's value can be one of a field's type: lists are tuples, 4 may be 4.0."""
     if get_origin(kind) is tuple:
-        return isinstance(value, list) and all(type(item) is int for item in value)
+        return isinstance(value, list) and all(type(item) is get_args(kind)[0] for item in value)
     kinds = get_args(kind) or (kind,)
     if isinstance(value, bool) and bool not in kinds:
         return False

@@ -12,10 +12,10 @@ import pytest
 import torch
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
-from tqdm import tqdm
 
 from pyro_bvae import BetaVAE, inference_gaps
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.evaluation import annealed_evidence, bidirectional_evidence
 from pyro_bvae.evaluation.estimate import Estimate
 from pyro_bvae.evaluation.marginal import (
@@ -383,7 +383,7 @@ def test_the_plan_is_made_without_the_chains(linear: LinearGaussian) -> None:
         with open_program(vae.model, vae.guide, (x,)) as program:
             plans.append(
                 annealing_run.AnnealingRun(
-                    program, (x,), "prior", settings, 5, tqdm(disable=True)
+                    program, (x,), "prior", settings, 5, ProgressBar(disable=True)
                 ).plan
             )
     assert torch.equal(plans[0].steps, plans[1].steps) and torch.equal(
@@ -622,10 +622,10 @@ def test_a_progress_bar_ends_at_its_total(
     bars = []
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
-        bars.append(tqdm(*args, file=io.StringIO(), **kwargs))
+        bars.append(ProgressBar(*args, file=io.StringIO(), **kwargs))
         return bars[-1]
 
-    monkeypatch.setattr(annealing, "tqdm", recorded)
+    monkeypatch.setattr(annealing, "ProgressBar", recorded)
     vae, x = linear.amortized_vae(), linear.sample(9)
     function(vae.model, vae.guide, x, settings=HASTY, progress=True)
     assert bars[0].n == bars[0].total == 9 * 3 * directions

@@ -108,6 +108,15 @@ class Workshop:
         return self.folder / "run"
 
     @cached_property
+    def counted(self) -> Path:
+        """A run of cells."""
+        config = CONFIG.with_options(
+            dataset="h5ad", path=str(self.h5ad), likelihood="poisson", batch_size=8
+        )
+        runs.train(config, self.folder / "counted", progress=False)
+        return self.folder / "counted"
+
+    @cached_property
     def swept(self) -> Path:
         """A directory of runs."""
         runs.train_sweep(CONFIG, self.folder / "swept", betas=(1.0,), progress=False)
@@ -141,7 +150,9 @@ class Workshop:
         """Cells."""
         import anndata
 
-        return anndata.AnnData(np.tile(self.counts.numpy(), (3, 1)))
+        cells = anndata.AnnData(np.tile(self.counts.numpy(), (3, 1)))
+        cells.obs["kind"] = [str(i % 2) for i in range(cells.n_obs)]
+        return cells
 
     @cached_property
     def h5ad(self) -> Path:
@@ -292,6 +303,11 @@ RIGHT: dict[str, Call] = {
     "audit": lambda w: of(*w.pair),
     "count_checks": lambda w: of(*w.pair, num_copies=2, seed=1),
     "predictive_check": lambda w: of(*w.pair, num_copies=19, statistics=("mean",), seed=1),
+    "corrected_expression": lambda w: of(
+        make_vae(likelihood=NegativeBinomialLikelihood(D)), w.counts, **FEW
+    ),
+    "differential_expression": lambda w: of(w.cells_vae, w.counts, torch.arange(N) % 2, **FEW),
+    "stratified_sample": lambda w: of(torch.arange(40) % 3, 12, seed=1),
     "calibrate_guide": lambda w: of(*w.pair, num_simulations=20, num_draws=19, seed=1),
     "uniformity_p_value": lambda w: of(torch.arange(12), 19),
     "rank_bands": lambda w: of(12, 19, 0.9),
@@ -393,6 +409,9 @@ RIGHT: dict[str, Call] = {
         w.run, torch.zeros(3, 10), method="importance", checkpoint="best", seed=1, num_samples=3
     ),
     "calibrate_run": lambda w: of(w.run, num_simulations=20, num_data=5, checkpoint="best", seed=1),
+    "compare_groups": lambda w: of(
+        w.counted, "0", "1", data=None, group_column="kind", **{**FEW, "num_samples": 3}
+    ),
     "saved_sweep": lambda w: of(w.swept),
     "sweep_members": lambda w: of(w.swept),
     "evaluate_sweep": lambda w: of(w.swept, num_data=5, num_samples=3, progress=False),

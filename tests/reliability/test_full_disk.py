@@ -51,6 +51,7 @@ WRITING = {
     "reconstruct": ["reconstruct", "run"],
     "generate": ["generate", "run", "--num-samples", "4"],
     "score": ["score", "run", "--num-samples", "20", "--method", "importance"],
+    "differential": ["differential", "counted", "--group", "a", "--num-samples", "20"],
     "impute": ["impute", "gaps", "--split", "train"],
 }
 # Commands that write no file.
@@ -70,6 +71,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pd.DataFrame(table, columns=["a", "b", "c"]).to_csv(folder / "data.csv", index=False)
     options = {"dataset": "file", "path": str(folder / "data.csv"), "missing": "nan"}
     runs.train(CONFIG.with_options(**options), folder / "gaps", progress=False)
+    counts = pd.DataFrame(np.random.default_rng(0).poisson(3, size=(60, 60)))
+    counts.assign(label=list("ab") * 30).to_csv(folder / "counts.csv", index=False)
+    options = {"dataset": "file", "path": str(folder / "counts.csv"), "likelihood": "poisson"}
+    runs.train(CONFIG.with_options(**options), folder / "counted", progress=False)
     for beta in (1, 2):
         shutil.copytree(folder / "run", folder / "runs" / f"beta{beta}-seed0")
     return folder

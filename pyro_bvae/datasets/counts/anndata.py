@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,16 +15,24 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
-from pyro_bvae.core.errors import InputError, check_bytes, listed, unknown_name
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import as_path
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.moved import grouped
 from pyro_bvae.datasets.counts.checks import observed_size_factor
+from pyro_bvae.datasets.counts.covariates import (
+    Categories,
+    Scale,
+    categories_of,
+    column,
+    covariates_of,
+    scales_of,
+)
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import PARTS, check_parts, encode_labels
 from pyro_bvae.datasets.lazy import LazyDataset
-from pyro_bvae.datasets.splits import Splits, part_sizes
+from pyro_bvae.datasets.splits import Splits, part_sizes, parts_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,7 +50,12 @@ class CellFormat:
         layer: The layer with the counts; None for ``X``.
         label_column: Column of ``obs`` with the labels.
         batch_column: Column of ``obs`` whose values become one-hot covariates.
-        batches: The values of that column, in the order of the covariates.
+        batches: The values of that column, in the order of the covariates, the first of which they
+            are.
+        categories: Further categorical columns, each with its values; the next covariates.
+        shares: The shares of the values over the training cells, of the batches first.
+        scales: Continuous columns, each with its mean and its standard deviation over the training
+            cells, by which it is standardised; the last covariates.
         min_counts: Cells with fewer counts of these genes are left out.
         size_factor: Whether the total counts of these genes are the size factor.
     """
@@ -53,6 +67,15 @@ class CellFormat:
     batches: tuple[str, ...] = ()
     min_counts: float = 0
     size_factor: bool = True
+    categories: tuple[Categories, ...] = ()
+    shares: tuple[tuple[float, ...], ...] = ()
+    scales: tuple[Scale, ...] = ()
+
+    @property
+    def all_categories(self) -> tuple[Categories, ...]:
+        """The categorical columns with their values, the batches first."""
+        first = () if self.batch_column is None else ((self.batch_column, self.batches),)
+        return (*first, *self.categories)
 
     def read(self, adata: AnnData) -> tuple[LazyDataset, np.ndarray]:
         """Return the cells that have enough counts, and their mask over all cells.
@@ -80,22 +103,29 @@ class CellFormat:
         genes = np.array([where[name] for name in self.genes])
         return select(adata, self.layer, self.min_counts, genes=genes)
 
-    def cells(self, adata: AnnData, matrix: Any, selected: Selected) -> LazyDataset:
-        """Return the cells selected, given the matrix of their counts."""
+    def cells(
+        self,
+        adata: AnnData,
+        matrix: Any,
+        selected: Selected,
+        assumed: Mapping[str, str] = MappingProxyType({}),
+    ) -> LazyDataset:
+        """Return the cells selected, given the matrix of their counts.
+
+        Args:
+            adata: The cells.
+            matrix: Their counts.
+            selected: Which cells and genes.
+            assumed: By column, the category that cells of an unseen one are taken to have.
+        """
         rows = np.flatnonzero(selected.cells)
         names = adata.obs_names[rows]
-        size_factor = covariates = None
+        size_factor = None
         if self.size_factor:
             size_factor = observed_size_factor(
                 torch.from_numpy(selected.totals[rows]).float(), names
             )
-        if self.batch_column is not None:
-            covariates = _one_hot(
-                column(adata, self.batch_column, rows).astype(str),
-                self.batches,
-                self.batch_column,
-                names,
-            )
+        covariates = covariates_of(adata, rows, self.all_categories, self.scales, assumed)
         labels: Tensor | None = None
         label_names: tuple[str, ...] = ()
         if self.label_column is not None:
@@ -118,11 +148,18 @@ class ObsColumns:
         label: Labels, such as cell types.
         batch: Batches, which become one-hot covariates.
         split: The part of each cell: train, validation or test.
+        categorical: Further categorical columns, which become one-hot covariates too.
+        continuous: Columns of numbers, which become covariates, standardised by their mean and
+            standard deviation over the training cells.
+        stratify: A random split has each value of this column in proportion in each part.
     """
 
     label: str | None = None
     batch: str | None = None
     split: str | None = None
+    categorical: tuple[str, ...] = ()
+    continuous: tuple[str, ...] = ()
+    stratify: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,8 +245,8 @@ def from_anndata(
     Args:
         adata: The cells; it is not changed.
         layer: Layer with the raw counts; None for ``X``.
-        columns: Columns of ``obs`` with labels, batches and parts; ``validation``, ``test`` and
-            ``seed`` are of no use with one of parts.
+        columns: Columns of ``obs`` with labels, batches, further covariates and parts;
+            ``validation``, ``test`` and ``seed`` are of no use with one of parts.
         min_counts: Leave out cells with fewer counts (of the genes kept).
         min_cells: Leave out genes with counts in fewer cells (of those kept): 1 for genes that are
             never seen.
@@ -223,25 +260,28 @@ def from_anndata(
 
     Raises:
         InputError: if a layer or column is not there, a value is no count, a cell without counts
-            has no size factor, a sparse matrix is not sound, a part is empty, or it has a batch
-            that is not among the training cells.
+            has no size factor, a sparse matrix is not sound, a part is empty, or it has a category
+            that is not among the training cells. A ``MuData`` of several modalities is refused:
+            take one.
     """
     columns = columns or ObsColumns()
     matrix, selected = select(adata, layer, min_counts, min_cells)
     rows = np.flatnonzero(selected.cells)
     if columns.split is None:
-        parts = _random_parts(rows, validation, test, seed)
+        strata = None if columns.stratify is None else column(adata, columns.stratify, rows)
+        parts = _random_parts(rows, validation, test, seed, strata)
     else:
         part_of = column(adata, columns.split, rows).astype(str)
         results = sorted(set(part_of.tolist()))
         check_parts(results, f"the values in obs column '{columns.split}'")
         parts = {part: rows[part_of == part] for part in PARTS}
-    batches: tuple[str, ...] = ()
-    if columns.batch is not None:
-        values = np.unique(column(adata, columns.batch, parts["train"]))
-        batches = tuple(values.astype(str).tolist())
-    genes = tuple(gene_names(adata)[selected.genes])
-    seen = CellFormat(genes, layer, columns.label, columns.batch, batches, min_counts, size_factor)
+    first = [] if columns.batch is None else [columns.batch]
+    categories, shares = categories_of(adata, [*first, *columns.categorical], parts["train"])
+    seen = CellFormat(
+        tuple(gene_names(adata)[selected.genes]), layer, columns.label, columns.batch,
+        categories[0][1] if first else (), min_counts, size_factor, categories[len(first) :],
+        shares, scales_of(adata, columns.continuous, parts["train"]),
+    )  # fmt: skip
     return _cell_splits(adata, matrix, selected, seen, parts, name)
 
 
@@ -329,50 +369,17 @@ def _cell_splits(
     )
 
 
-def column(adata: AnnData, name: str, rows: np.ndarray) -> np.ndarray:
-    """Return a column of ``obs`` at some rows: numbers as numbers, everything else as text.
-
-    Raises:
-        InputError: if there is no such column, with those there are, or one of the cells has no
-            value in it.
-    """
-    if name not in adata.obs.columns:
-        raise unknown_name("obs column", name, map(str, adata.obs.columns))
-    result = adata.obs[name].iloc[rows]
-    gaps = result.isna().to_numpy()
-    if gaps.any():
-        cell = result.index[int(gaps.argmax())]
-        raise InputError(
-            f"obs column '{name}' has no value for {int(gaps.sum())} cells, the first is '{cell}'"
-        )
-    values = np.asarray(result)
-    return values if values.dtype.kind in "biuf" else values.astype(str)
-
-
 def _random_parts(
-    rows: np.ndarray, validation: float, test: float, seed: int
+    rows: np.ndarray, validation: float, test: float, seed: int, strata: np.ndarray | None
 ) -> dict[str, np.ndarray]:
     """Return the rows of each part, in the order of a permutation of the cells kept."""
-    train, validating, _ = part_sizes(len(rows), validation, test)
+    sizes = part_sizes(len(rows), validation, test)
     if not isinstance(seed, int) or seed < 0:
         raise InputError(f"'seed' must be a non-negative integer, got {seed!r}")
-    order = rows[np.random.default_rng(seed).permutation(len(rows))]
-    return dict(zip(PARTS, np.split(order, [train, train + validating]), strict=True))
-
-
-def _one_hot(values: np.ndarray, batches: tuple[str, ...], column: str, names: Any) -> Tensor:
-    """Return indicators of the batches, ``(N, B)``."""
-    sizes = f"{len(values):,} cells and {len(batches):,} batches"
-    check_bytes(5 * len(values) * len(batches), f"obs column '{column}' of {sizes} as covariates")
-    indicators = values[:, None] == np.array(batches)
-    unseen = ~indicators.any(1)
-    if unseen.any():
-        row = int(unseen.argmax())
-        raise InputError(
-            f"batch '{values[row]}' of cell '{names[row]}' in obs column '{column}' is not among "
-            f"those of the training cells: {listed(batches, 20)}"
-        )
-    return torch.from_numpy(indicators).float()
+    order = np.random.default_rng(seed).permutation(len(rows))
+    return {
+        part: rows[own] for part, own in zip(PARTS, parts_of(order, sizes, strata), strict=True)
+    }
 
 
 def _labels(values: np.ndarray, column: str) -> tuple[Tensor, tuple[str, ...]]:

@@ -46,9 +46,14 @@ def open_h5ad(path: Path, *, backed: bool) -> AnnData:
     """Read an ``.h5ad`` file; ``backed`` leaves ``X`` in it.
 
     Raises:
-        InputError: if there is no such file, or it is no h5ad file.
+        InputError: if there is no such file, it is no h5ad file, or one of several modalities.
     """
     anndata = import_anndata()
+    if path.suffix.lower() == ".h5mu":
+        raise InputError(
+            "a MuData of several modalities is out of scope; write one of them to an .h5ad file,"
+            " such as by mdata['rna'].write_h5ad('rna.h5ad')"
+        )
     check_h5ad(path, backed=backed)
     with readable("readable h5ad file"):
         return anndata.read_h5ad(path, backed="r" if backed else None)

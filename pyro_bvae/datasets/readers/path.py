@@ -44,6 +44,7 @@ def from_path(
     test: float = 0.1,
     seed: int = 0,
     missing: bool = False,
+    stratify: str | None = None,
     **images: Unpack[ImageOptions],
 ) -> Splits:
     """Read a person's own data.
@@ -71,6 +72,7 @@ def from_path(
         test: Likewise, to test on.
         seed: Of the random split, unless the file has parts of its own.
         missing: Take NaN, and empty fields of a csv file, for entries that were not observed.
+        stratify: ``label`` for a random split with each label in proportion in each part.
         **images: ``skip_unreadable`` leaves out files of a folder that are no readable image; a
             warning names the first of them. ``image_size`` is the side in pixels of the square
             images to make, resized and cropped at the centre, where they are of several sizes.
@@ -80,6 +82,8 @@ def from_path(
         InputError: if something is missing, cannot be read or cannot be used.
     """
     path = as_path(path)
+    if stratify not in (None, "label"):
+        raise InputError(f"'stratify' must be 'label' or None, got '{stratify}'")
     try:
         columns = Columns(label_column, index_column, split_column)
         parts = _reader(path, columns, missing, images)(path)
@@ -87,7 +91,10 @@ def from_path(
         raise InputError(f"{path}: {error}") from error
     name = path.resolve().name if path.is_dir() else path.name.removesuffix(_suffix(path))
     if WHOLE in parts:
-        return split(parts[WHOLE], validation=validation, test=test, seed=seed, name=name)
+        return split(
+            parts[WHOLE], validation=validation, test=test, seed=seed, name=name,
+            stratify=stratify is not None,
+        )  # fmt: skip
     return Splits(
         train=parts["train"], validation=parts.get("validation"), test=parts["test"], name=name
     )

@@ -145,6 +145,37 @@ def sample_mixture(
         InputError: for more than one component of a guide whose density at another's draws cannot
             be had.
     """
+    return torch.cat(
+        [
+            sample_weights(program, args, count, part.function, drawn, on_draws).mixed
+            for part, count, drawn in _shares(program, num_samples, mixture)
+        ]
+    )
+
+
+def draw_mixture(
+    program: Program, args: tuple[Any, ...], num_samples: int, mixture: tuple[Component, ...]
+) -> tuple[Tensor, Tensor]:
+    """Return draws of the first latent from all components, ``(K, B, *)``, and their log weights.
+
+    Raises:
+        InputError: as of :func:`sample_mixture`.
+    """
+    draws, weights = [], []
+    for part, count, drawn in _shares(program, num_samples, mixture):
+        for values, densities, _ in _draws(program, count, args, part.function):
+            joint = densities.observed + densities.latent
+            draws.append(values[program.latents[0]])
+            weights.append(
+                joint - _log_mixture(program, args, drawn, part.function, values, densities)
+            )
+    return torch.cat(draws), torch.cat(weights)
+
+
+def _shares(
+    program: Program, num_samples: int, mixture: tuple[Component, ...]
+) -> list[tuple[Component, int, tuple[Component, ...]]]:
+    """Return each component that draws, its number of samples, and the mixture that is drawn."""
     if len(mixture) > 1 and not program.proposes_latents_alone:
         raise InputError(
             "draws can be mixed only where the guide draws the model's latents with a density of"
@@ -153,14 +184,9 @@ def sample_mixture(
         )
     counts = [round(part.share * num_samples) for part in mixture[1:]]
     counts = [max(0, num_samples - sum(counts)), *counts]
-    drawn = [
+    drawn = tuple(
         part._replace(share=count / sum(counts))
         for part, count in zip(mixture, counts, strict=True)
         if count
-    ]
-    return torch.cat(
-        [
-            sample_weights(program, args, count, part.function, tuple(drawn), on_draws).mixed
-            for part, count in zip(drawn, filter(None, counts), strict=True)
-        ]
     )
+    return [(part, count, drawn) for part, count in zip(drawn, filter(None, counts), strict=True)]
