@@ -8,8 +8,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from pyro_bvae.core.context import arguments
 from pyro_bvae.core.disk.digests import read_file, write_files
 from pyro_bvae.core.disk.lock import check_held
@@ -17,7 +15,6 @@ from pyro_bvae.core.disk.run_files import evaluation_files, writing
 from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
-from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import Evaluation
 from pyro_bvae.evaluation.calibration import GuideCalibration, calibrate_guide
@@ -26,7 +23,7 @@ from pyro_bvae.evaluation.marginal.escalation import escalation_of
 from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples
 from pyro_bvae.runs.directory import load
-from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
+from pyro_bvae.runs.evaluation_files import chosen_rows, evaluate_shares, write_evaluation
 from pyro_bvae.training.distributed import own_device, process_group
 
 
@@ -112,10 +109,7 @@ def choose_data(
     if num_data is None or num_data >= len(data):
         return data
     check_count("num_data", num_data)
-    order = torch.randperm(
-        len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
-    )
-    return data[order[:num_data].sort().values]
+    return data[chosen_rows(len(data), num_data, seed)]
 
 
 @exclusive
