@@ -2,6 +2,8 @@
 // Charts from the tables in the page, hover values, CSV, and tables that sort.
 const page = JSON.parse(document.getElementById("page-data").textContent);
 const MINUS = "\u2212";
+// Width of a character of the names, at most for most of them.
+const GLYPH = 7.3;
 const escaped = text => String(text).replace(/[&<>"']/g, c => `&#${c.charCodeAt(0)};`);
 const round = value => Number(value.toPrecision(4));
 const shown = value => typeof value === "number" ? String(round(value)).replace("-", MINUS) : String(value ?? "");
@@ -33,7 +35,7 @@ const line = (x1, y1, x2, y2, kind) =>
 
 // Cuts a name to a width; the whole of it is in the hover text.
 const fitted = (name, width) => {
-  const most = Math.max(4, Math.floor(width / 6.6));
+  const most = Math.max(4, Math.floor(width / GLYPH));
   return name.length > most ? name.slice(0, most - 1) + "…" : name;
 };
 
@@ -72,8 +74,8 @@ const drawings = {
   bars(chart, width) {
     const rows = chart.rows, step = 24, height = rows.length * step + 30;
     const longest = Math.max(...rows.map(r => r[0].length), 4);
-    const left = Math.min(width * 0.5, longest * 6.6 + 14), right = width - 64;
-    const [low, high] = extent([0, ...rows.flatMap(r => [r[1], r[3] ?? null])]);
+    const left = Math.min(width * 0.5, longest * GLYPH + 14), right = width - 64;
+    const [low, high] = extent([0, ...rows.flatMap(r => [r[1] + (chart.marked ? 0 : r[2] ?? 0), r[3] ?? null])]);
     const x = scale([low, high], [left, right]);
     let out = ticks(low, high, 4).map(t => line(x(t), 2, x(t), height - 24, "grid") + text(x(t), height - 8, shown(t), "middle")).join("");
     rows.forEach((r, i) => {
@@ -84,19 +86,19 @@ const drawings = {
       out += `<rect x="${Math.min(x(0), x(value))}" y="${y + 1}" width="${Math.max(0.5, Math.abs(x(value) - x(0)))}" height="15" class="bar"/>`;
       if (!chart.marked && r[2]) out += line(x(value - r[2]), y + 8.5, x(value + r[2]), y + 8.5, "error");
       if (chart.marked && r[3] !== null) out += line(x(r[3]), y - 2, x(r[3]), y + 19, "mark");
-      out += text(x(Math.max(value, r[3] ?? 0, 0)) + 8, y + 13, shown(r[1])) + "</g>";
+      out += text(x(Math.max(value + (chart.marked ? 0 : r[2] ?? 0), r[3] ?? 0, 0)) + 8, y + 13, shown(r[1])) + "</g>";
     });
     return [out, height];
   },
   waterfall(chart, width) {
-    const rows = chart.rows, step = 36, top = 26, height = top + rows.length * step + 34;
-    const left = Math.min(width * 0.4, Math.max(...rows.map(r => r[0].length)) * 6.6 + 14), right = width - 20;
+    const rows = chart.rows, step = 36, top = 42, height = top + rows.length * step + 34;
+    const left = Math.min(width * 0.4, Math.max(...rows.map(r => r[0].length)) * GLYPH + 14), right = width - 20;
     const range = extent([chart.start, chart.end, ...rows.flatMap(r => [r[1], r[2]])]);
     const x = scale(range, [left + 8, right - 40]);
     let out = ticks(...range, Math.max(2, (right - left) / 90)).map(t => line(x(t), top, x(t), height - 30, "grid") + text(x(t), height - 14, shown(t), "middle")).join("");
     [chart.start, chart.end].forEach((v, i) => {
       out += line(x(v), top - 6, x(v), height - 30, "end");
-      out += text(x(v), top - 11, `${chart.ends[i]} ${v.toFixed(2).replace("-", MINUS)}`, i ? "end" : "start", "name");
+      out += text(x(v), top - 11 - 15 * (1 - i), `${chart.ends[i]} ${v.toFixed(2).replace("-", MINUS)}`, i ? "end" : "start", "name");
     });
     rows.forEach((r, i) => {
       const thin = r[0].startsWith("–"), y = top + i * step + (thin ? 11 : 6), size = r[2] - r[1];
@@ -140,6 +142,7 @@ function draw(place, chart) {
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("aria-label", place.dataset.label || chart.title);
   svg.innerHTML = content;
+  place.redrawn?.();
 }
 
 const quoted = cell => {

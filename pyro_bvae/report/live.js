@@ -134,7 +134,8 @@ function show(words) {
   for (const l of ordered) {
     const slider = at(`z${l.index}`);
     slider.value = sheets ? slider.value : state.z[l.index];
-    slider.nextElementSibling.textContent = shown(sheets ? l.low + (l.high - l.low) * slider.value / (live.sheets.nodes - 1) : state.z[l.index]);
+    const here = sheets ? l.low + (l.high - l.low) * slider.value / (live.sheets.nodes - 1) : state.z[l.index];
+    slider.nextElementSibling.textContent = here.toFixed(2).replace("-", MINUS);
   }
   cross();
 }
@@ -154,7 +155,7 @@ ordered.forEach((l, place) => {
     return;
   }
   const label = document.createElement("label");
-  label.innerHTML = `<span>${escaped(l.name)}${l.kl === null ? "" : ` <small>KL ${shown(l.kl)}</small>`}</span><input type="range" id="z${l.index}"><output></output>`;
+  label.innerHTML = `<span>${escaped(l.name)}${l.kl === null ? "" : ` <small>KL ${l.kl.toFixed(2)}</small>`}</span><input type="range" id="z${l.index}"><output></output>`;
   const slider = label.querySelector("input");
   Object.assign(slider, sheets ? { min: 0, max: live.sheets.nodes - 1, step: 1 } : { min: l.low, max: l.high, step: "any" });
   slider.addEventListener("input", () => {
@@ -260,7 +261,8 @@ function legend() {
 
 draw(at("scatter"), { kind: "scatter", title: "", ...table() });
 at("scatter").insertAdjacentHTML("beforeend", `<div id="legend"></div>`);
-const redraw = () => { draw(at("scatter"), at("scatter").chart); legend(); cross(); };
+at("scatter").redrawn = cross;
+const redraw = () => { draw(at("scatter"), at("scatter").chart); legend(); };
 for (const id of ["across", "up", "colour"]) at(id).addEventListener("change", () => { only = null; redraw(); });
 at("legend").addEventListener("click", e => {
   const button = e.target.closest("button");

@@ -20,7 +20,7 @@ from pyro_bvae.report.live.content import page_data
 from pyro_bvae.report.sections import Section
 
 #: Dots an inch: sharp on dense screens and in print.
-DPI = 160
+DPI = 140
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 
+from pyro_bvae.report import rendering
 from pyro_bvae.report.page import render
 from pyro_bvae.report.rendering import Page, Table
 from tests.report.pages import ATTACK, LATENTS, images, members, run_of, vae_of
@@ -12,9 +13,18 @@ from tests.report.test_report import make_evaluation
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")  # fmt: skip
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium on this machine"),
+]
 MEMBERS = members()
 WIDTHS, SCHEMES = (390, 768, 1280), ("light", "dark")
+
+
+@pytest.fixture(autouse=True)
+def coarse(monkeypatch):
+    """Draw pictures with few dots."""
+    monkeypatch.setattr(rendering, "DPI", 30)
 
 
 @pytest.fixture(scope="module")
@@ -147,23 +157,32 @@ def test_draws_interpolation_search_and_order(browser, pages):
     visit.close()
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("name", ["mlp", "counts"])
-def test_layout_contrast_and_names_at_three_widths(browser, pages, name, scheme):
+def test_layout_contrast_and_names_at_three_widths(browser, pages, name):
     axe = pytest.importorskip(
         "axe_playwright_python.sync_playwright", reason="axe is not installed"
     )
-    visit = Visit(browser, pages(name), color_scheme=scheme)
-    for width in WIDTHS:
-        visit.tab.set_viewport_size({"width": width, "height": 800})
-        visit.tab.wait_for_timeout(150)
-        assert visit.tab.evaluate("document.documentElement.scrollWidth") <= width
-    ends = "[...document.querySelectorAll('.verdict, .key, .opening svg, .opening img')].map(e => e.getBoundingClientRect().bottom)"
-    assert max(visit.tab.evaluate(ends)) <= 800  # the first screen
-    result = axe.Axe().run(visit.tab)
-    serious = [each for each in result.response["violations"] if each["impact"] in ("serious", "critical")]  # fmt: skip
-    assert not serious, [(each["id"], [n["html"][:120] for n in each["nodes"]][:3]) for each in serious]  # fmt: skip
+    visit = Visit(browser, pages(name))
+    parts = "'.verdict, .key, .opening svg, .opening img'"
+    ends = f"[...document.querySelectorAll({parts})].map(e => e.getBoundingClientRect().bottom)"
+    for scheme in SCHEMES:
+        visit.tab.emulate_media(color_scheme=scheme)
+        for width in WIDTHS:
+            visit.tab.set_viewport_size({"width": width, "height": 800})
+            visit.tab.wait_for_timeout(150)
+            assert visit.tab.evaluate("document.documentElement.scrollWidth") <= width
+        assert max(visit.tab.evaluate(ends)) <= 800  # the first screen
+        found = axe.Axe().run(visit.tab).response["violations"]
+        serious = [each for each in found if each["impact"] in ("serious", "critical")]
+        assert not serious, [(each["id"], each["nodes"][0]["html"][:200]) for each in serious]
+    assert paper(visit) <= 6
     visit.close()
+
+
+def paper(visit):
+    """Return how many pages of A4 a page takes."""
+    sides = dict.fromkeys(("top", "bottom", "left", "right"), "1cm")
+    return visit.tab.pdf(format="A4", margin=sides).count(b"/Type /Page\n")
 
 
 def test_more_than_a_dozen_classes_are_told_apart(browser, tmp_path):

@@ -28,7 +28,7 @@ from pyro_bvae.report.live.steps import decoder_of
 Array = NDArray[Any]
 
 # Bytes of the data themselves at most, before they are written in base 64.
-_MOST_BYTES = 700_000
+_MOST_BYTES = 400_000
 # Values of a latent in a sheet of decoded images, and latents of it at most.
 _NODES, _SHEETS = 9, 10
 # Data of least evidence that are shown.

@@ -15,7 +15,7 @@ from pyro_bvae.core.protocols import part_of
 from pyro_bvae.networks import MLP, ConvolutionalDecoder, ResidualMLP
 
 # Bytes of the weights at most, before they are written in base 64.
-_MOST_BYTES = 2_800_000
+_MOST_BYTES = 2_200_000
 # Deviation from the decoder at most: half a level of 8-bit pixels, in units of the data's range.
 _TOLERANCE = 0.5 / 255
 
