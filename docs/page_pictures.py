@@ -49,7 +49,7 @@ def main(page: Path, folder: Path) -> None:
         tab.screenshot(path=folder / "page.png")
         pictures = frames(tab)
         browser.close()
-    first = pictures[0].quantize(64, dither=Image.Dither.NONE)
+    first = pictures[0].quantize(255, dither=Image.Dither.NONE)
     others = [each.quantize(palette=first, dither=Image.Dither.NONE) for each in pictures[1:]]
     first.save(
         folder / "sliders.gif",

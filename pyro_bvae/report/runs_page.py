@@ -94,7 +94,8 @@ def _verdict(evaluations: Evaluations) -> str:
     if not values:
         return "No evidence was measured."
     best = max(values, key=lambda name: values[name])
-    return f"The evidence is largest for {best}, {values[best]:.2f} nats a datum.".replace("-", "−")
+    value = f"{values[best]:.2f}".replace("-", "−")
+    return f"The evidence is largest for {best}, {value} nats a datum."
 
 
 def figures(evaluations: Evaluations) -> list[Section]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pyro_bvae.report import page
+from pyro_bvae.report import rendering
 from pyro_bvae.runs import TrainConfig
 
 # At β = 0 an evaluation refits no guide, which would be most of its time.
@@ -38,7 +38,7 @@ _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.tru
 def coarse_figures() -> Iterator[None]:
     """Have pages drawn in a tenth of the time, in the modules that import this."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(page, "DPI", 20)
+        patch.setattr(rendering, "DPI", 20)
         yield
 
 

@@ -40,12 +40,12 @@ def member(beta, evidence, **settings):
 
 
 def test_the_page_has_the_runs_as_points_and_their_numbers_against_beta():
-    page = runs_page({"a": member(1.0, [1.0, 2.0]), "b": member(4.0, [3.0, 5.0])}, [])
+    page = runs_page({"a": member(1.0, [1.0, 2.0]), "b-1": member(4.0, [3.0, 5.0])}, [])
     points, *against = data_of(page)["charts"].values()
-    assert [row[:3] for row in points["rows"]] == [["a", 21.0, 9.0], ["b", 24.0, 2.25]]
+    assert [row[:3] for row in points["rows"]] == [["a", 21.0, 9.0], ["b-1", 24.0, 2.25]]
     assert [chart["title"] for chart in against][:2] == ["Evidence", "ELBO"]
     assert against[0]["rows"] == [[1.0, 1.5], [4.0, 4.0]] and against[0]["log"]
-    assert "The evidence is largest for b, 4.00 nats a datum." in text_of(page)
+    assert "The evidence is largest for b-1, 4.00 nats a datum." in text_of(page)
 
 
 def test_paired_differences_are_of_the_same_data_alone():

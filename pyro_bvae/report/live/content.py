@@ -105,9 +105,10 @@ def _kind(vae: Any, image_shape: Any) -> str:
 
 def _range(x: Tensor, means: Tensor, image_shape: Any) -> tuple[float, float]:
     """Return the values that are drawn black and white: 0 and 1, or those of the data."""
-    if image_shape is None or (x.min() >= 0 and x.max() <= 1):
+    seen = torch.nan_to_num(torch.cat([torch.where(torch.isnan(x), means, x), means]))
+    if image_shape is None or (seen.min() >= 0 and seen.max() <= 1):
         return 0.0, 1.0
-    return min(float(x.min()), float(means.min())), max(float(x.max()), float(means.max()))
+    return float(seen.min()), float(seen.max())
 
 
 def _spread(x: Tensor, means: Tensor) -> Tensor:
@@ -137,7 +138,7 @@ def _latents(
     variances = units.get("variances") or codes.double().var(0, correction=0).tolist()
     active = units.get("active") or [variance > 0.01 for variance in variances]
     weight = -np.asarray(variances if kl is None else kl, dtype=float)
-    seen = codes if draws is None else torch.cat([codes, draws.to(codes)])
+    seen = torch.nan_to_num(codes if draws is None else torch.cat([codes, draws.to(codes)]))
     names = latent_names(points)
     return [
         {
