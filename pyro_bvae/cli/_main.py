@@ -29,7 +29,10 @@ from pyro_bvae.cli.presets import with_defaults
 from pyro_bvae.cli.scoring import Score
 from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
 from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
+from pyro_bvae.cli.watching import Watch
 from pyro_bvae.cli.wording import as_typed
+from pyro_bvae.cli.words.output import Output, output_of, printing
+from pyro_bvae.cli.words.switches import at_home, completed
 from pyro_bvae.core.errors import InputError, one_line
 from pyro_bvae.core.inputs.bounds import check_options
 from pyro_bvae.core.processes.signals import raising_interrupted
@@ -47,6 +50,7 @@ _COMMANDS: dict[str, Any] = {
     "improve": Improve,
     "score": Score,
     "verify": Verify,
+    "watch": Watch,
     **COMMANDS,
 }
 
@@ -60,7 +64,11 @@ def _parse(arguments: Sequence[str], given: frozenset[str] = frozenset()) -> Any
         tyro.extras.subcommand_cli_from_dict,
         _COMMANDS,
         prog="pyro-bvae",
-        description="β-variational autoencoders as Pyro programs.",
+        description=(
+            "β-variational autoencoders as Pyro programs. Every command takes --json (one JSON"
+            " object on standard output) and --quiet (errors and warnings alone). Exit status: 0"
+            " done, 1 training failed or an estimate is off, 2 unusable input, 130 interrupted."
+        ),
         args=list(arguments),
     )
     if isinstance(command, Train | Sweep) and (default := with_defaults(command, given)):
@@ -116,9 +124,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status(given: Sequence[str], crowd: Crowd | None) -> int:
     """Run the command line and return its exit status, errors in one line."""
+    given, output = output_of(given)
     try:
+        given = completed(_COMMANDS, given)
         options = check_usage(_COMMANDS, given)
-        command = _parse(given, options)
+        command = at_home(_parse(given, options))
         check_options(command)
         if hasattr(command, "given"):
             command = replace(command, given=options)
@@ -127,7 +137,7 @@ def _status(given: Sequence[str], crowd: Crowd | None) -> int:
         for line in without_effect(options, command):
             _show_warning(line)
         with raising_interrupted():
-            return _run(command, crowd)
+            return _run(command, output, given[0], crowd)
     except UsageError as error:
         _print_error(str(error))
         raise SystemExit(2) from None
@@ -151,7 +161,7 @@ def _status(given: Sequence[str], crowd: Crowd | None) -> int:
         return 128 + getattr(error, "signal", signal.SIGINT)
 
 
-def _run(command: Any, crowd: Crowd | None) -> int:
+def _run(command: Any, output: Output, name: str, crowd: Crowd | None) -> int:
     """Run a command and return its exit status."""
     from pyro_bvae.training.checks.nonfinite import TrainingError
 
@@ -159,7 +169,8 @@ def _run(command: Any, crowd: Crowd | None) -> int:
         print(f"note: {line}", file=sys.stderr)
 
     try:
-        return command.run() or 0
+        with printing(output, name):
+            return command.run() or 0
     except TrainingError as error:
         _print_error(f"training stopped at {error}")
         return 1

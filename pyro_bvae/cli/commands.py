@@ -17,6 +17,8 @@ import tyro
 from pyro_bvae import report, runs
 from pyro_bvae.cli.presets import PresetName, preset_line
 from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
+from pyro_bvae.cli.words import output
+from pyro_bvae.cli.words.output import written
 from pyro_bvae.core.disk.run_files import evaluation_files, finish_replacement
 from pyro_bvae.core.errors import InputError, listed, one_line
 from pyro_bvae.core.inputs.bounds import Bounds
@@ -113,6 +115,7 @@ class Train:
                 print(f"noticed {remark.when} training: {remark}")
         _write_page(lambda: _first_page(trained, self.force))
         print(f"run directory: {self.directory}")
+        output.report(run=self.directory, last=last, remarks=trained.history.remarks)
 
 
 @dataclass(frozen=True)
@@ -202,6 +205,7 @@ class Sweep:
         print(trained)
         kind = "rate" if self.target_rate else "beta"
         print(f"run directories: {self.directory / f'{kind}*-seed*'}")
+        output.report(sweep=self.directory, runs=sorted(self.directory.glob(f"{kind}*-seed*")))
 
 
 @dataclass(frozen=True)
@@ -274,8 +278,9 @@ class Evaluate:
             evaluations = runs.evaluate_sweep(self.directory, **options)
             if not place()[0]:
                 print(evaluations_table(evaluations))
-                written = evaluation_files(self.directory / "*", self.data)
-                print(f"written: {written[0]}, {written[1]}")
+                output.report(evaluations={n: each.to_dict() for n, each in evaluations.items()})
+                files = evaluation_files(self.directory / "*", self.data)
+                written(*files)
                 for name in evaluations:
                     self._calibrate(self.directory / name)
             return
@@ -283,9 +288,10 @@ class Evaluate:
         if place()[0]:
             return
         print(evaluation_table(evaluation))
+        output.report(run=self.directory, evaluation=evaluation.to_dict())
         self._calibrate(self.directory)
         json_path, nc_path = evaluation_files(self.directory, self.data)
-        print(f"written: {json_path}, {nc_path}")
+        written(json_path, nc_path)
         if evaluation.plan is not None:
             print(f"the same counts again: --plan {json_path}; more of them: --budget 10m")
         if self.data is None and (self.directory / "report.html").exists():
@@ -309,19 +315,30 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Report:
-    """Write a run's page: figures, estimates, configuration, in one HTML file."""
+    """Write a run's page in one HTML file, or a page that sets several runs side by side."""
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory; or that of a sweep, evaluated before, for a page of all its runs."""
+    directories: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
+    """The run directory, or that of a sweep, evaluated before, for a page of all its runs; or
+    several, for one page that compares them."""
+    output: Path | None = None
+    """The page; report.html in the run directory by default, and in the current one for several
+    runs."""
     force: bool = False
     """Take over a run directory that another process holds: one that hangs, or whose machine is
     gone."""
 
     def run(self) -> None:
         """Run the command."""
-        print(f"page: {report.write_report(self.directory, force=self.force)}")
-        if not runs.is_sweep(self.directory) and not evaluation_files(self.directory)[0].exists():
-            print(f"not evaluated yet: 'pyro-bvae evaluate {self.directory}' measures the run")
+        if len(self.directories) == 1:
+            path = report.write_report(self.directories[0], self.output, force=self.force)
+        else:
+            path = report.write_runs(self.directories, self.output or Path("report.html"))
+        print(f"page: {path}")
+        output.report(page=path)
+        if len(self.directories) == 1:
+            own = self.directories[0]
+            if not runs.is_sweep(own) and not evaluation_files(own)[0].exists():
+                print(f"not evaluated yet: 'pyro-bvae evaluate {own}' measures the run")
 
 
 @dataclass(frozen=True)
@@ -362,6 +379,7 @@ class Demo:
         )
         print(f"page: {report.write_report(self.output, force=self.force)}")
         print(f"improved run: {improved}")
+        output.report(run=self.output, improved=improved, evaluation=evaluation.to_dict())
 
 
 @dataclass(frozen=True)
@@ -385,6 +403,7 @@ class Verify:
         begun = time.monotonic()
         checks = verify(self.device, getattr(torch, self.dtype), seed=self.seed, progress=True)
         print(verification_table(checks))
+        output.report(checks=[vars(check) for check in checks])
         print(f"allowed: four Monte Carlo errors, and the rounding of {self.dtype}")
         print(versions(self.device))
         wrong = sum(not check.ok for check in checks)

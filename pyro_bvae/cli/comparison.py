@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from pyro_bvae import plots, report, runs
+from pyro_bvae.cli.words import output
+from pyro_bvae.cli.words.output import written
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError, listed
@@ -67,9 +69,10 @@ class Compare:
         whose = "that all runs held out" if self.data is None else f"of {self.data}"
         print(f"{result.num_data} data {whose}")
         print(result)
+        output.report(comparison=result.to_dict())
         if self.output is not None:
             _write(result, self.output)
-            print(f"written: {self.output}")
+            written(self.output)
 
     def _models(self) -> dict[str, list[Path]]:
         """Return the run directories by name; each setting of a sweep is a name with its seeds."""

@@ -9,6 +9,7 @@ from typing import Annotated
 import tyro
 
 from pyro_bvae import runs
+from pyro_bvae.cli.words.output import written
 
 
 @dataclass(frozen=True)
@@ -30,4 +31,4 @@ class Export:
             self.directory, self.output, onnx=self.onnx, checkpoint=self.checkpoint
         )
         print(exported)
-        print(f"written: {exported.folder}")
+        written(exported.folder)

@@ -10,6 +10,7 @@ import tyro
 from typing_extensions import Doc
 
 from pyro_bvae import runs
+from pyro_bvae.cli.words import output
 from pyro_bvae.core.errors import choices
 from pyro_bvae.core.inputs.bounds import Bounds
 from pyro_bvae.runs.catalogue import POSTERIORS
@@ -79,3 +80,4 @@ class Improve:
         )
         print(result)
         print(f"run directory: {result.run}")
+        output.report(run=result.run)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from pyro_bvae import latents, plots, runs
+from pyro_bvae.cli.words.output import written
 from pyro_bvae.core.atomic_files import atomic_write
 from pyro_bvae.core.disk.making import making
 from pyro_bvae.core.errors import InputError, unknown_name
@@ -131,7 +132,7 @@ class Traverse(_OfData):
             "latents: "
             + ", ".join(f"z{latent}{kl}" for latent, kl in zip(results.latents, nats, strict=True))
         )
-        print(f"written: {path}")
+        written(path)
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Interpolate(_OfData):
             _write_figure(plots.interpolation_lines(results, data.feature_names), path)
         else:
             _write_figure(plots.interpolation_strips(results, data.image_shape), path)
-        print(f"written: {path}")
+        written(path)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Embed(_OfRun):
         whole.save(path)
         count, size = whole.means.shape
         print(f"{count} codes of {size} latents")
-        print(f"written: {path}")
+        written(path)
 
     def _codes(self, run: Run, part: str) -> latents.Embedding:
         """Return the codes of a part, or of new data, with the part of each."""
@@ -244,7 +245,7 @@ class Reconstruct(_OfData):
             )
         else:
             _write_figure(plots.reconstructions(chosen.x, means, data.image_shape, num=most), path)
-        print(f"written: {path}")
+        written(path)
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ class Impute(_OfData):
         gaps = int(torch.isnan(data.x).sum())
         _write_data(path, data.feature_names, "x", data.index, x=torch.cat(filled))
         print(f"{gaps} missing entries of {len(data)} data filled")
-        print(f"written: {path}")
+        written(path)
 
 
 @dataclass(frozen=True)
@@ -302,7 +303,7 @@ class Generate(_OfRun):
         else:
             figure = plots.image_grid(made, run.image_shape, title, num=self.num_samples)
             _write_figure(figure, path)
-        print(f"written: {path}")
+        written(path)
 
 
 #: The commands by name.

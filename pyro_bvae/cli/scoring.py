@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from pyro_bvae import runs
+from pyro_bvae.cli.words.output import written
 from pyro_bvae.runs.config import NumData, NumSamples
 from pyro_bvae.training.settings import Seed
 
@@ -53,4 +54,4 @@ class Score:
         )  # fmt: skip
         scores.save(path)
         print(scores)
-        print(f"written: {path}")
+        written(path)

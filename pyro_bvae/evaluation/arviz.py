@@ -68,7 +68,7 @@ def to_arviz(
       value, such as ``context_covariates``, and of an evaluation the per-datum ``elbo``,
       ``evidence``, ``pareto_k`` and, if it went on where samples could not be trusted,
       ``evidence_method``, the place of its estimator in the attribute ``evidence_methods``, beside
-      its ``evidence_budget``.
+      its ``evidence_budget``. ``row`` is the number of each among the data that it was drawn from.
 
     Where the model cannot draw its data (a distribution without ``sample``), a warning says
     so and the groups of prior and prediction are left out. A slash in a name becomes a dot, and a
@@ -225,6 +225,8 @@ def _constants(program: Program, observed: Arrays, evaluation: Evaluation | None
             estimates["pareto_k"] = evaluation.evidence.pareto_k
         if evaluation.evidence.methods is not None:
             estimates["evidence_method"] = evaluation.evidence.methods
+        if evaluation.drawn is not None:
+            estimates["row"] = evaluation.drawn
         constants = {name: ((data_dim,), as_array(value)) for name, value in estimates.items()}
     model = inspect.unwrap(program.model)  # of Pyro's handlers
     signature = inspect.signature(model.forward if isinstance(model, nn.Module) else model)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,18 @@ from pyro_bvae.core.disk.run_files import writing
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.files import check_text
 from pyro_bvae.core.inputs.public import public
-from pyro_bvae.report.rendering import DPI, environment
-from pyro_bvae.report.sections import Section, sections
+from pyro_bvae.report.live.content import live_content
+from pyro_bvae.report.rendering import DPI, rendered
+from pyro_bvae.report.runs_page import Member, flat, runs_page
+from pyro_bvae.report.sections import opening, sections
 from pyro_bvae.report.sweep_page import sweep_page
-from pyro_bvae.report.tables import headline, notes, summary, verdict
+from pyro_bvae.report.tables import headline, key_numbers, notes, summary, trained, verdict
 from pyro_bvae.runs import is_sweep, sweep_members
 from pyro_bvae.runs.applied.first_look import first_look
+from pyro_bvae.runs.config import read_config
 from pyro_bvae.runs.directory import Run, load
-from pyro_bvae.runs.evaluation_files import check_measured
+from pyro_bvae.runs.evaluation_files import check_measured, measured_values
+from pyro_bvae.runs.record_file import read_record
 from pyro_bvae.runs.sweeps.reading import load as load_sweep
 from pyro_bvae.training import Remark, check_after
 
@@ -100,15 +104,57 @@ def _write(
     if evaluation.get("verdict"):  # which names a command for the run
         named = evaluation["verdict"].replace("improve RUN", f"improve {directory}")
         evaluation = {**evaluation, "verdict": named}
-    assert run.config is not None
-    parts = sections(run, evaluation)
-    page = render(evaluation, asdict(run.config), parts, conditional, remarks, dpi)
+    page = render(run, evaluation, conditional, remarks, dpi)
     if path.parent == directory:
         write_files({path: page.encode("utf-8")})
         return path
     with atomic_write(path) as stream:
         stream.write(page)
     return path
+
+
+@public
+def write_runs(
+    run_directories: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str]
+) -> Path:
+    """Write one HTML page about several trained and evaluated runs.
+
+    Args:
+        run_directories: The runs; a sweep stands for all of its runs.
+        output: Path of the page, which appears whole or not at all.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: for less than two runs, the same run twice, or one that was not evaluated.
+    """
+    paths: list[Path] = []
+    for each in map(Path, run_directories):
+        paths += [own.directory for own in sweep_members(each)] if is_sweep(each) else [each]
+    if len(paths) < 2:
+        raise InputError(f"a page of several runs takes two runs or more, got {len(paths)}")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("a page of several runs takes each run once, got one twice")
+    members = {path: _member(path) for path in paths}
+    short = len({path.name for path in paths}) == len(paths)
+    named = {path.name if short else str(path): own for path, own in members.items()}
+    path = Path(output)
+    links = [
+        (name, Path(os.path.relpath(own.directory / "report.html", path.parent)).as_posix())
+        for name, own in named.items() if (own.directory / "report.html").exists()
+    ]  # fmt: skip
+    page = runs_page(named, links)
+    with atomic_write(path) as stream:
+        stream.write(page)
+    return path
+
+
+def _member(directory: Path) -> Member:
+    evaluation = read_evaluation(directory)
+    config = asdict(read_config(directory / "config.json"))
+    evidence = measured_values(directory).get("evidence")
+    return Member(directory, evaluation, config, read_record(directory), evidence)
 
 
 def _write_sweep(directory: Path, path: Path) -> Path:
@@ -154,9 +200,8 @@ def read_evaluation(directory: Path) -> dict[str, Any]:
 
 
 def render(
+    run: Any,
     evaluation: Mapping[str, Any],
-    config: Mapping[str, Any],
-    parts: Sequence[Section],
     conditional: bool = False,
     remarks: Sequence[Remark] = (),
     dpi: int | None = None,
@@ -164,37 +209,30 @@ def render(
     """Return the page as HTML.
 
     Args:
+        run: A loaded run: ``vae``, ``config``, ``splits`` and ``history`` are used.
         evaluation: Content of ``evaluation.json``.
-        config: The configuration of the run, nested mappings allowed.
-        parts: The sections with the figures.
         conditional: Whether the data have a context, on which all densities are then conditional.
         remarks: The remarks of the training checklist.
         dpi: Dots an inch of the figures.
     """
-    return (
-        environment(dpi or DPI)
-        .get_template("template.html")
-        .render(
-            evaluation=evaluation,
-            summary=summary(evaluation),
-            verdict=verdict(
-                evaluation, sum(remark.grave or remark.when == "during" for remark in remarks)
-            ),
-            headline=headline(evaluation),
-            notes=notes(evaluation, conditional),
-            remarks=remarks,
-            sections=parts,
-            config=list(_flat(config)),
-        )
+    live = live_content(run, evaluation)
+    names = [each["name"] for each in sorted(live["latents"], key=lambda each: each["index"])]
+    problems = sum(remark.grave or remark.when == "during" for remark in remarks)
+    config = dict(flat(asdict(run.config)))
+    return rendered(
+        "template.html",
+        live=live,
+        scripts=("charts.js", "live.js"),
+        evaluation=evaluation,
+        trained=trained(config, run),
+        summary=summary(evaluation),
+        key=key_numbers(evaluation),
+        verdict=verdict(evaluation, problems),
+        headline=headline(evaluation),
+        notes=notes(evaluation, conditional),
+        remarks=remarks,
+        opening=opening(run, evaluation),
+        sections=sections(run, evaluation, names),
+        config=list(config.items()),
+        dpi=dpi or DPI,
     )
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted name and the value of every setting."""
-    for name, value in config.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple):
-            yield f"{prefix}{name}", ", ".join(map(str, value)) or "none"
-        else:
-            yield f"{prefix}{name}", "none" if value is None else str(value)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
+from pyro_bvae.report.live.charts import Chart
+from pyro_bvae.report.live.content import page_data
 from pyro_bvae.report.sections import Section
 
-#: Dots an inch: twice a screen's resolution, sharp on dense screens and in print.
-DPI = 200
+#: Dots an inch: sharp on dense screens and in print.
+DPI = 140
 
 
 @dataclass(frozen=True)
@@ -62,11 +66,57 @@ class Page:
 
     def render(self) -> str:
         """Return the page as HTML."""
-        template = environment(DPI).get_template("summary.html")
-        return template.render(page=self, is_table=lambda part: isinstance(part, Table))
+        return rendered("summary.html", page=self, is_table=lambda part: isinstance(part, Table))
 
 
-def environment(dpi: int) -> Environment:
+def rendered(
+    template: str,
+    *,
+    live: Mapping[str, Any] | None = None,
+    scripts: Sequence[str] = ("charts.js",),
+    connects: bool = False,
+    dpi: int = DPI,
+    **values: Any,
+) -> str:
+    """Return a page from a template of this folder.
+
+    The page has one script, which its policy names by its digest, and may load nothing.
+
+    Args:
+        template: The name of the template.
+        live: Test data, latents and decoder, for a page that answers.
+        scripts: The files of its script.
+        connects: Whether it may ask its own server, which a file has not.
+        dpi: Dots an inch of its figures.
+        **values: The names in the template.
+    """
+    folder = Path(__file__).parent
+    script = "".join((folder / name).read_text(encoding="utf-8") for name in scripts)
+    charts: dict[str, Chart] = {}
+
+    def add(chart: Chart) -> str:
+        """Return the name under which the page has a chart."""
+        name = f"chart-{len(charts) + 1}"
+        charts[name] = chart
+        return name
+
+    digest = b64encode(sha256(script.encode("utf-8")).digest()).decode("ascii")
+    return (
+        _environment(dpi)
+        .get_template(template)
+        .render(
+            **values,
+            live=live,
+            connects=connects,
+            add=add,
+            digest=digest,
+            script=Markup(script),
+            data=lambda: Markup(page_data(charts, live)),  # at the end, when all charts are known
+        )
+    )
+
+
+def _environment(dpi: int) -> Environment:
     """Return the templates of this folder, whose figures have so many dots an inch."""
     result = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True,

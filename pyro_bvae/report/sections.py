@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,54 +11,73 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_bvae import plots
-from pyro_bvae.priors import NormalPrior
 from pyro_bvae.report.before_after import before_and_after
+from pyro_bvae.report.live.charts import Chart, gap_chart, kl_chart, training_charts
 from pyro_bvae.runs._evaluate import count_checks_of
 
-NUM_SAMPLES, NUM_POINTS, NUM_LATENTS, NUM_PAIRS, NUM_STEPS, NUM_CHECKED = 40, 3000, 10, 4, 9, 500
+NUM_SAMPLES, NUM_LATENTS, NUM_PAIRS, NUM_STEPS, NUM_CHECKED = 40, 10, 4, 9, 500
 
 
 class Section(NamedTuple):
-    """A heading, a figure, and the sentence below it; without a figure, the sentence says why."""
+    """A heading, a figure or charts, and the sentence below; without both, it says why.
+
+    Attributes:
+        title: The heading.
+        figure: A picture.
+        caption: The sentence below it.
+        reading: How to read it.
+        charts: Charts that the page draws from their data.
+    """
 
     title: str
     figure: Figure | None
     caption: str
+    reading: str = ""
+    charts: Sequence[Chart] = ()
 
 
-def sections(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
+def opening(run: Any, evaluation: Mapping[str, Any]) -> list[Section]:
+    """Return the figures of the first screen: the gap and some reconstructions.
+
+    Args:
+        run: A loaded run: ``vae`` and ``splits`` are used.
+        evaluation: The content of its ``evaluation.json``.
+    """
+    return [each for each in (_gaps(evaluation), _reconstructions(run)) if each is not None]
+
+
+def sections(run: Any, evaluation: Mapping[str, Any], names: Sequence[str] = ()) -> list[Section]:
     """Return the sections of the page, without those that a run has no data for.
 
     Args:
         run: A loaded run: ``vae``, ``splits`` and ``history`` are used.
         evaluation: The content of its ``evaluation.json``.
+        names: The name of each latent.
     """
     results = [
-        _gaps(evaluation),
         None if (improved := before_and_after(run)) is None else Section(*improved),
-        _training(run),
-        _reconstructions(run),
-        _samples(run),
-        _latents(run, evaluation),
+        _kl(evaluation, names),
         *(_images(run, evaluation) if run.splits.test.image_shape is not None else ()),
+        _samples(run),
         _counts(run),
         _calibration(evaluation),
-        _kl(evaluation),
+        _training(run),
     ]
     return [section for section in results if section is not None]
 
 
 def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
-    if any(evaluation.get(key) is None for key in ("variational_gap", "evidence", "elbo")):
+    chart = gap_chart(evaluation)
+    if chart is None:
         return None
     caption = (
         "What the ELBO misses of the evidence, and why: the three parts add up to the "
         "variational gap."
     )
     if evaluation.get("families"):
-        caption += " Below, what richer guides would leave of the approximation gap."
-    # The verdict stands at the head of the page.
-    return Section("Where the ELBO loses", plots.gap_bar({**evaluation, "verdict": None}), caption)
+        caption += " Thin: what richer guides would leave of the approximation gap."
+    reading = "each bar starts where the one above ends, from the ELBO to the evidence."
+    return Section("Where the ELBO loses", None, caption, reading, [chart])
 
 
 def _counts(run: Any) -> Section | None:
@@ -75,7 +94,8 @@ def _counts(run: Any) -> Section | None:
         "deviations of a copy."
         f" {verdict[:1].upper()}{verdict[1:]}. In all, {checks}."
     )
-    return Section("Posterior predictive checks", plots.count_checks(checks), caption)
+    reading = "a line inside the cloud of copies: the model draws such data."
+    return Section("Posterior predictive checks", plots.count_checks(checks), caption, reading)
 
 
 def _calibration(evaluation: Mapping[str, Any]) -> Section | None:
@@ -88,27 +108,30 @@ def _calibration(evaluation: Mapping[str, Any]) -> Section | None:
         " true values are ranked among the guide's draws; lines of a right guide stay in the grey"
         f" band. {found['verdict']}."
     )
-    return Section("Calibration of the guide", plots.guide_calibration(found), caption)
+    reading = "a line above or below the band: the guide is too narrow, too wide or shifted."
+    return Section("Calibration of the guide", plots.guide_calibration(found), caption, reading)
 
 
 def _training(run: Any) -> Section | None:
     if not len(run.history.get("epoch", ())):
         return None
     caption = "Training makes the objective small; distortion and rate are its two parts."
-    return Section("Training", plots.training_curves(run.history), caption)
+    reading = "curves that still fall at the right ask for more epochs."
+    return Section("Training", None, caption, reading, training_charts(run.history))
 
 
 def _reconstructions(run: Any) -> Section:
-    test = run.splits.test[:10]
+    images = run.splits.test.image_shape is not None
+    test = run.splits.test[: 10 if images else 1]
     means = run.vae.reconstruct(test.x, test.context)
     if test.image_shape is None:
-        title = "Data and their reconstructions"
+        title = "A datum and its reconstruction"
         figure = plots.features(test.x, means, title, test.feature_names)
     else:
         figure = plots.reconstructions(test.x, means, test.image_shape)
-    return Section(
-        "Reconstructions", figure, "Test data, and the decoder's means at their posterior means."
-    )
+    caption = "Test data, and the decoder's means at their posterior means."
+    reading = "the closer the two, the more of a datum its code keeps."
+    return Section("Reconstructions", figure, caption, reading)
 
 
 def _samples(run: Any) -> Section:
@@ -125,17 +148,8 @@ def _samples(run: Any) -> Section:
         "Samples from the prior",
         figure,
         "Latents drawn from the prior, and the decoder's means there.",
+        "samples that look like no datum lie where the prior has mass and the codes have none.",
     )
-
-
-def _latents(run: Any, evaluation: Mapping[str, Any]) -> Section:
-    test = run.splits.test[:NUM_POINTS]
-    normal = isinstance(run.vae.prior, NormalPrior)
-    means, kl = run.vae.encode(test.x, test.context), _kl_values(evaluation)
-    figure = plots.latent_scatter(means, test.labels, kl, test.label_names, normal_prior=normal)
-    which = "highest KL" if kl is not None else "most varied posterior means"
-    circles = " Inside the circles, samples from the prior are common." if normal else ""
-    return Section("Latent space", figure, f"Test data in the two latents of {which}.{circles}")
 
 
 def _images(run: Any, evaluation: Mapping[str, Any]) -> Iterator[Section | None]:
@@ -166,7 +180,8 @@ def _traversals(run: Any, evaluation: Mapping[str, Any]) -> Section | None:
     caption = (
         "What each active latent changes in the first test datum, as it alone moves from −3 to 3."
     )
-    return Section("Traversals", figure, caption)
+    reading = "a row whose images change shows the meaning of its latent; left low, right high."
+    return Section("Traversals", figure, caption, reading)
 
 
 def _interpolation(run: Any) -> Section | None:
@@ -180,21 +195,18 @@ def _interpolation(run: Any) -> Section | None:
     images = _decode(run, (1 - share) * ends[:, 0] + share * ends[:, 1], rows)
     caption = "Decoded on the way between the codes of two test data"
     caption += "." if test.context is None else ", in the context of the first of them."
-    return Section("Interpolation", plots.interpolation(images, test.image_shape), caption)
+    reading = "images between the ends that look like data: the latent space has no hole there."
+    figure = plots.interpolation(images, test.image_shape)
+    return Section("Interpolation", figure, caption, reading)
 
 
-def _kl(evaluation: Mapping[str, Any]) -> Section | None:
-    kl, units = _kl_values(evaluation), evaluation.get("active_units")
-    if kl is None or units is None:
+def _kl(evaluation: Mapping[str, Any], names: Sequence[str]) -> Section | None:
+    chart = kl_chart(evaluation, names)
+    if chart is None:
         return None
-    figure = plots.kl_bars(
-        kl, units["active"], evaluation["kl_per_dimension"].get("standard_errors")
-    )
-    return Section(
-        "Rate per latent",
-        figure,
-        "How many nats each latent says about a datum; inactive ones say next to nothing.",
-    )
+    caption = "How many nats each latent says about a datum; inactive ones say next to nothing."
+    reading = "the sum of the bars is the rate, where the guide's latents are independent."
+    return Section("Rate per latent", None, caption, reading, [chart])
 
 
 def _kl_values(evaluation: Mapping[str, Any]) -> np.ndarray | None:

@@ -11,24 +11,13 @@ from pyro_bvae.core.errors import InputError, listed
 from pyro_bvae.evaluation import rate_distortion
 from pyro_bvae.evaluation.information.curve import RateDistortion
 from pyro_bvae.report.rendering import Page, Table
+from pyro_bvae.report.runs_page import figures as charts
+from pyro_bvae.report.runs_page import runs_table
 from pyro_bvae.report.sections import Section
-from pyro_bvae.report.tables import format_estimate
 from pyro_bvae.runs import LoadedSweep, choose_data
 
 # Test data of each run behind the curve at most.
 _MOST_DATA = 500
-_COLUMNS = {
-    "evidence": "Evidence", "elbo": "ELBO", "rate": "Rate", "distortion": "Distortion",
-    "variational_gap": "Variational gap",
-}  # fmt: skip
-_MEANINGS = (
-    ("Evidence", "log p(x), nats a datum, ± its standard error over data."),
-    ("ELBO", "its lower bound at β = 1."),
-    ("Rate", "nats that the code of a datum carries."),
-    ("Distortion", "nats that the reconstruction loses."),
-    ("Variational gap", "evidence minus ELBO."),
-    ("Active", "latents that the data move."),
-)
 
 
 def sweep_page(sweep: LoadedSweep, evaluations: Mapping[str, Mapping[str, Any]]) -> str:
@@ -44,7 +33,9 @@ def sweep_page(sweep: LoadedSweep, evaluations: Mapping[str, Mapping[str, Any]])
     if len({(each.get("num_data"), each.get("seed")) for each in evaluations.values()}) > 1:
         notes.append("The runs were evaluated on other numbers of data, or with other seeds.")
     best = _best(sweep, evaluations)
-    verdict, parts = f"The evidence is largest at {best}.", [_table(sweep, evaluations)]
+    own = {name: evaluations[name] for name in sweep.names}
+    verdict = f"The evidence is largest at {best}."
+    parts: list[Table | Section] = [*charts(own), runs_table(own)]
     limits = f"Whether the difference can be seen is told by pyro-bvae compare {sweep.directory}."
     figures: list[Section] = []
     try:
@@ -113,17 +104,3 @@ def _best(sweep: LoadedSweep, evaluations: Mapping[str, Mapping[str, Any]]) -> s
     kind = "β = " if best.startswith("beta") else "a rate of "
     value = f"{kind}{best.removeprefix('beta').removeprefix('rate')}"
     return f"{value}, {means[best]:.2f} nats a datum".replace("-", "−")
-
-
-def _table(sweep: LoadedSweep, evaluations: Mapping[str, Mapping[str, Any]]) -> Table:
-    rows = []
-    for name in sweep.names:
-        evaluation, cells = evaluations[name], []
-        for key in _COLUMNS:
-            value, error, _ = format_estimate(evaluation.get(key))
-            cells.append(f"{value} ± {error}" if error and key == "evidence" else value)
-        units = evaluation.get("active_units") or {}
-        active = f"{units['count']} of {len(units['active'])}" if units else "unknown"
-        rows.append((name, *cells, active))
-    columns = ["Run", *_COLUMNS.values(), "Active"]
-    return Table("The runs", columns, rows, _MEANINGS)

@@ -120,6 +120,34 @@ def summary(evaluation: Mapping[str, Any]) -> str:
     )
 
 
+def trained(config: Mapping[str, str], run: Any) -> str:
+    """Return the model and its training in a sentence.
+
+    Args:
+        config: The settings by their dotted names.
+        run: The run, whose training data are counted; None to count none.
+    """
+    value = {name.rpartition(".")[2]: setting for name, setting in config.items()}
+    nouns = {
+        "prior": "{} prior", "likelihood": "{} likelihood", "posterior": "{} guide",
+        "network": f"{{}} networks ({value.get('hidden', 'none')})", "latent_dim": "{} latents",
+        "epochs": "{} epochs", "seed": "seed {}",
+    }  # fmt: skip
+    parts = [noun.format(value[name]) for name, noun in nouns.items() if name in value]
+    data = None if run is None else getattr(run.splits, "train", None)
+    if data is not None:
+        parts.append(f"trained on {len(data):,} data of {data.num_features:,} features")
+    text = ", ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}." if parts else ""
+
+
+def key_numbers(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the names, values and errors of the numbers of the first screen."""
+    names = {"evidence": "Evidence", "elbo": "ELBO", "variational_gap": "Gap between them"}
+    known = {name: format_estimate(evaluation.get(key)) for key, name in names.items()}
+    return [(name, value, error) for name, (value, error, _) in known.items()]
+
+
 def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
     """Return the notes on the trust that the numbers deserve."""
     results = []

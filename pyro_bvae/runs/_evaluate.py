@@ -19,7 +19,6 @@ from pyro_bvae.core.errors import InputError, check_count
 from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.protocols import part_of
-from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.datasets import Dataset, LazyDataset
 from pyro_bvae.evaluation import Budget, Evaluation, Plan, count_checks, evaluate_within
 from pyro_bvae.evaluation.calibration import GuideCalibration, calibrate_guide
@@ -29,7 +28,7 @@ from pyro_bvae.evaluation.samples import CountChecks
 from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples
 from pyro_bvae.runs.directory import Run, load
-from pyro_bvae.runs.evaluation_files import evaluate_shares, write_evaluation
+from pyro_bvae.runs.evaluation_files import chosen_rows, evaluate_shares, write_evaluation
 from pyro_bvae.training import Ranks
 from pyro_bvae.training.distributed import own_device, process_group
 
@@ -108,8 +107,11 @@ def evaluate_run(
             assert evaluation.drawn is not None
             measured = test[evaluation.drawn.to(test.x.device)]
             args = arguments(measured.x, measured.context)
-        checks = count_checks_of(run, test, seed)
-        evaluation = replace(evaluation, run=str(directory), counts=checks)
+        rows = chosen_rows(len(whole), num_data or len(whole), seed)
+        evaluation = replace(
+            evaluation, run=str(directory), counts=count_checks_of(run, test, seed),
+            drawn=rows if evaluation.drawn is None else rows[evaluation.drawn.cpu()],
+        )  # fmt: skip
         if ranks.is_first:
             head = {
                 "dataset": run.config.data.dataset,
@@ -180,10 +182,7 @@ def choose_data(
     if num_data is None or num_data >= len(data):
         return data
     check_count("num_data", num_data)
-    order = torch.randperm(
-        len(data), generator=torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
-    )
-    return data[order[:num_data].sort().values]
+    return data[chosen_rows(len(data), num_data, seed)]
 
 
 @exclusive

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.disk.digests import read_file, write_files
 from pyro_bvae.core.disk.run_files import evaluation_files
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.core.seeds import stream_seed
+from pyro_bvae.core.seeds import CHOICE_STREAM, stream_seed
 from pyro_bvae.evaluation import Evaluation, evaluate, join_evaluations, kl_per_dimension, to_arviz
 from pyro_bvae.evaluation.arviz import netcdf_bytes
 from pyro_bvae.evaluation.marginal import Escalation
@@ -128,8 +129,33 @@ def check_measured(directory: Path, evaluation: Mapping[str, Any]) -> None:
             )
 
 
+def chosen_rows(size: int, num_data: int, seed: int) -> Tensor:
+    """Return the rows of the data that the seed chooses, rising; all of them if there are no more.
+
+    Args:
+        size: How many data there are.
+        num_data: How many to choose.
+        seed: The seed.
+    """
+    if num_data >= size:
+        return torch.arange(size)
+    generator = torch.Generator().manual_seed(stream_seed(seed, CHOICE_STREAM))
+    return torch.randperm(size, generator=generator)[:num_data].sort().values
+
+
 def measured_evidences(directory: Path) -> np.ndarray | None:
     """Return the evidence of each test datum that an evaluation has, ``(N,)``; None without one.
+
+    Raises:
+        InputError: if the file was changed since it was written.
+    """
+    return measured_values(directory).get("evidence")
+
+
+def measured_values(directory: Path) -> dict[str, np.ndarray]:
+    """Return ``evidence``, ``pareto_k`` and ``row`` of each datum of an evaluation, ``(N,)``.
+
+    The row is the datum's number in its part; evaluations of earlier versions have none.
 
     Raises:
         InputError: if the file was changed since it was written.
@@ -139,9 +165,11 @@ def measured_evidences(directory: Path) -> np.ndarray | None:
     try:
         content = read_file(directory / "evaluation.nc")
     except FileNotFoundError:
-        return None
+        return {}
     with h5py.File(io.BytesIO(content)) as file:
-        return np.asarray(file["constant_data/evidence"], dtype=float)
+        group = file["constant_data"]
+        names = [name for name in ("evidence", "pareto_k", "row") if name in group]
+        return {name: np.asarray(group[name], dtype=float) for name in names}
 
 
 def _rows(arg: Tensor | Context, rows: slice) -> Tensor | Context:

@@ -223,7 +223,7 @@ def test_the_report_is_one_page(run: Path, capsys: pytest.CaptureFixture[str]) -
     assert main(["report", str(run)]) == 0
     assert f"page: {run / 'report.html'}" in capsys.readouterr().out
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 5
+    assert page.count("data:image/png;base64,") >= 3 and page.count('class="chart"') >= 5
     own = {"report.html", "digests.sha256"}  # the page of the training was there before
     assert {name: content for name, content in tree(run).items() if name not in own} == {
         name: content for name, content in before.items() if name not in own

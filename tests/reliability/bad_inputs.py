@@ -105,7 +105,8 @@ def _option_rows(command: str, option: Option) -> Iterator[tuple[list[str], str]
         yield [flag, "yes"], "unexpected argument 'yes'"
         return
     if not option.type.many:
-        yield [flag], f"{flag} needs a value"
+        if bool not in option.type.kinds:  # which without a value is True
+            yield [flag], f"{flag} needs a value"
         yield [flag, good[0], "surplus"], "unexpected argument 'surplus'"
     for value, part in values:
         yield [flag, *good, value] if option.type.many and good else [f"{flag}={value}"], part

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -115,6 +116,11 @@ class Workshop:
         )
         runs.train(config, self.folder / "counted", progress=False)
         return self.folder / "counted"
+
+    @cached_property
+    def twin(self) -> Path:
+        """A copy of the run directory."""
+        return Path(shutil.copytree(self.run, self.folder / "twin"))
 
     @cached_property
     def swept(self) -> Path:
@@ -430,6 +436,7 @@ RIGHT: dict[str, Call] = {
     "export": lambda w: of(w.run, w.folder / "export", onnx=False, checkpoint="best"),
     "from_export": lambda w: of(w.result("export").folder),
     "write_report": lambda w: of(w.run, w.folder / "report.html"),
+    "write_runs": lambda w: of([w.run, w.twin], w.folder / "runs.html"),
     "write_comparison": lambda w: of(w.result("compare"), w.folder / "comparison.html"),
     # latents
     "embed": lambda w: of(w.vae, w.x, scales=True),

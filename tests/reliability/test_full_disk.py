@@ -30,6 +30,7 @@ WRITING = {
     "sweep, overwriting": ["sweep", *TINY, "--betas", "1", "2", "--overwrite", "--output", "runs"],
     "evaluate": ["evaluate", "run", *QUICK],
     "report": ["report", "run"],
+    "report of several": ["report", "run", "runs/beta1-seed0", "--output", "new.html"],
     "improve": ["improve", "run", *QUICK, "--epochs", "1", "--output", "new"],
     "compare": [
         "compare",
@@ -55,7 +56,7 @@ WRITING = {
     "impute": ["impute", "gaps", "--split", "train"],
 }
 # Commands that write no file.
-READING = {"verify"}
+READING = {"verify", "watch"}
 # Bytes that a file may have: none, a configuration, all but checkpoints, figures and evaluations.
 LIMITS = (0, 2_000, 5_000)
 
