@@ -49,7 +49,14 @@ FULL: dict[str, Any] = {
 CANDIDATES: dict[str, dict[str, Any]] = {
     PRESENT: {**COUNTS, "epochs": 100},
     "full-rank, relu, 1e-2": {**FULL, "sleep": 1.0},
+    "full-rank, relu, 1e-2, longer": {**FULL, "sleep": 4.0},
     "relu, 1e-2": {**FAST, "activation": "relu"},
+    "diagonal, relu, 1e-2": {
+        **FAST,
+        "activation": "relu",
+        "encoder_hidden": (256, 256),
+        "sleep": 1.0,
+    },
     "1e-2": FAST,
 }
 

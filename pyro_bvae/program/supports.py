@@ -21,10 +21,11 @@ from torch.distributions import (
     biject_to,
     constraints,
 )
-from torch.distributions.constraints import MixtureSameFamilyConstraint
 
 from pyro_bvae.core.internals import mask_of
 
+# The support of a mixture; before torch 2.8 it is that of its components.
+_OF_MIXTURES = tuple(filter(None, [getattr(constraints, "MixtureSameFamilyConstraint", None)]))
 # An angle's density repeats itself beyond one turn; torch gives the whole line as its support.
 _ONE_TURN = constraints.interval(-math.pi, math.pi)
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
@@ -97,7 +98,7 @@ def support_of(distribution: Any) -> Any | None:
 
 
 def _is_everything(support: Any) -> bool:
-    while isinstance(support, type(constraints.real_vector) | MixtureSameFamilyConstraint):
+    while isinstance(support, (type(constraints.real_vector), *_OF_MIXTURES)):
         support = support.base_constraint
     return isinstance(support, type(constraints.real))
 
@@ -226,7 +227,7 @@ def bijection_of(distribution: Any) -> Transform:
 
 
 def _bijection_to(support: Any) -> Transform:
-    if isinstance(support, MixtureSameFamilyConstraint):
+    if isinstance(support, _OF_MIXTURES):
         support = support.base_constraint
         if any(True for _ in bounds(support)):
             raise NotImplementedError("the components have supports of their own")

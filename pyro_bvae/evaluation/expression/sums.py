@@ -122,8 +122,8 @@ class ExpressionSums:
         whose error is that of sampling and :math:`(1 - \kappa) \tau` of bias. A bias that the
         counts are too noisy to show is a bias all the same, so :math:`\tau^2` is the 95% upper
         limit (after Paule and Mandel 1982). Nor is an error smaller than that of c: a decoder that
-        has learned from the same cells follows their noise, which no error given the decoder knows.
-        Degrees of freedom are those of Welch.
+        has learned from the same cells may follow their noise, which no error given the decoder
+        knows. Degrees of freedom are those of Welch.
         """
         unit = math.log(2) ** 2
         parts = self._parts()
