@@ -17,6 +17,10 @@ from pyro_bvae.core.seeds import seed_generators
 from pyro_bvae.report import page, rendering
 from pyro_bvae.runs import snapshots
 
+# Helpers by which a test forks, and files whose tests export in the process of the suite.
+_FORKING = {"start", "output_of", "killed_before"}
+_EXPORTING = {"test_exporting.py", "test_soak.py"}
+
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what is imported stays: it need not be looked through at each collection
@@ -53,3 +57,18 @@ def coarse_pages() -> Iterator[None]:
         for room, name in ((page, "DPI"), (rendering, "DPI"), (snapshots, "_DPI")):
             patch.setattr(room, name, 20)
         yield
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that fork, and end with those that export.
+
+    A process in which a graph was exported has threads of autograd, and its children cannot train.
+    Of two processes that share the suite, the first begins at its head and the second ends at its
+    tail.
+    """
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        names = vars(getattr(item, "module", None) or object).keys()
+        return not _FORKING & names, item.path.name in _EXPORTING
+
+    items.sort(key=place)

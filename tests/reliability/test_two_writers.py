@@ -210,6 +210,7 @@ def test_a_lock_that_is_taken_by_force_stops_the_process_that_had_it(tmp_path: P
     arguments = ["train", *TINY, "--epochs", "1900", "--output", str(tmp_path / "run")]
     first = start(lambda: main(arguments), tmp_path / "said.txt")
     while not (tmp_path / "run" / "checkpoints" / "last.pt").exists():
+        assert os.waitpid(first, os.WNOHANG) == (0, 0), (tmp_path / "said.txt").read_text()
         time.sleep(0.01)
     assert main(["train", "--resume", "--output", str(tmp_path / "run")]) == 2
     again = ["train", *TINY, "--overwrite", "--force", "--output", str(tmp_path / "run")]
