@@ -6,7 +6,8 @@ beside the points of models that were trained at each β, whose decoder and guid
     python analysis/decoder_rate_distortion.py
     python analysis/decoder_rate_distortion.py --data-root FOLDER_THAT_HOLDS_MNIST
 
-The second command does the same for MNIST.
+The second command does the same for binarised MNIST, with sizes for half an hour of a busy core:
+five models of 200 hidden units and 10 latents, 3 epochs each; the curve on 20 test images.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ def main(name: str, splits: Any, hidden: int, latent_dim: int, epochs: int, num_
 
     models = sweep(
         make_vae, splits.train, betas=BETAS, epochs=epochs, batch_size=128, learning_rate=1e-3,
-        progress=True,
+        progress=False,
     )  # fmt: skip
     x = splits.test.x[:num_data]
     vae = next(run.vae for run in models if run.beta == 1.0)
     curve = rate_distortion_curve(
-        vae.model, vae.guide, x, betas=POINTS, settings=SETTINGS, progress=True
+        vae.model, vae.guide, x, betas=POINTS, settings=SETTINGS, progress=False
     )
     trained = rate_distortion([(run.beta, run.vae) for run in models], x)
     points = {
@@ -74,4 +75,5 @@ if __name__ == "__main__":
     if root is None:
         main("digits", datasets.digits(), 64, 8, 60, 50)
     else:
-        main("mnist", datasets.mnist(root), 400, 20, 20, 50)
+        images = datasets.mnist(root, validation=0, download=False).binarized("static", seed=0)
+        main("mnist", images, 200, 10, 3, 20)
