@@ -30,9 +30,9 @@ from pyro_bvae.cli.scoring import Score
 from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
 from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
 from pyro_bvae.cli.watching import Watch
-from pyro_bvae.cli.wording import as_typed
 from pyro_bvae.cli.words.output import Output, output_of, printing
 from pyro_bvae.cli.words.switches import at_home, completed
+from pyro_bvae.cli.words.wording import as_typed
 from pyro_bvae.core.errors import InputError, one_line
 from pyro_bvae.core.inputs.bounds import check_options
 from pyro_bvae.core.processes.signals import raising_interrupted

@@ -14,7 +14,7 @@ from pyro_bvae.core.seeds import VALIDATION_STREAM, seeded, stream_seed
 from pyro_bvae.datasets import Dataset
 from pyro_bvae.evaluation.marginal.bounds import ElboParts, bound_block, join_bound
 from pyro_bvae.evaluation.marginal.importance import data_bar, stream_blocks
-from pyro_bvae.evaluation.marginal.weights import sample_weights
+from pyro_bvae.evaluation.weights import sample_weights
 from pyro_bvae.program.program import Program, open_program, reopen_program
 from pyro_bvae.training.checks.nonfinite import TrainingError, describe_nonfinite, find_nonfinite
 from pyro_bvae.training.distributed import Ranks

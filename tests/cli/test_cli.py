@@ -24,7 +24,7 @@ from pyro_bvae import runs
 from pyro_bvae.cli import main
 from pyro_bvae.cli._main import _COMMANDS as COMMANDS
 from pyro_bvae.cli.usage import options_of
-from pyro_bvae.cli.wording import as_typed
+from pyro_bvae.cli.words.wording import as_typed
 from pyro_bvae.runs import read_config
 from pyro_bvae.training import load_checkpoint, save_checkpoint
 

@@ -31,7 +31,7 @@ from pyro_bvae.evaluation.marginal.averages import effective_sample_size
 from pyro_bvae.evaluation.marginal.importance import check_num_samples
 from pyro_bvae.evaluation.marginal.proposals import RobustProposal
 from pyro_bvae.evaluation.marginal.psis import has_reliable_weights, pareto_k
-from pyro_bvae.evaluation.marginal.weights import draw_mixture
+from pyro_bvae.evaluation.weights import draw_mixture
 from pyro_bvae.program.program import Program, open_program
 
 Data = Tensor | Dataset | LazyDataset

@@ -16,7 +16,6 @@ from pyro_bvae.evaluation.marginal.bounds import BoundBlock, bound_block
 from pyro_bvae.evaluation.marginal.proposals import TAIL_SHARE, Component
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
 from pyro_bvae.evaluation.marginal.tails import robust_guide
-from pyro_bvae.evaluation.marginal.weights import Weights, sample_weights
 from pyro_bvae.evaluation.refit.joint_guides import Family, JointLocalGuide
 from pyro_bvae.evaluation.refit.local_guides import local_refusal
 from pyro_bvae.evaluation.refit.mode_guides import mode_guide
@@ -31,6 +30,7 @@ from pyro_bvae.evaluation.refit.optimisation import (
     refit,
     silent,
 )
+from pyro_bvae.evaluation.weights import Weights, sample_weights
 from pyro_bvae.program.program import Function, Program
 
 # The share of a block's work that its refits are.

@@ -21,7 +21,7 @@ from pyro_bvae.evaluation.marginal.importance import (
     stream_blocks,
 )
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
-from pyro_bvae.evaluation.marginal.weights import Weights
+from pyro_bvae.evaluation.weights import Weights
 from pyro_bvae.program.program import Function, Program, open_program
 from pyro_bvae.program.sites import Site, mean_of, product_base, site_of
 

@@ -29,7 +29,7 @@ from pyro_bvae.evaluation.marginal.blocks import EvidenceBlock, join_evidence
 from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate, escalation_of
 from pyro_bvae.evaluation.marginal.proposals import Proposal, RobustProposal
 from pyro_bvae.evaluation.marginal.psis import has_reliable_mean
-from pyro_bvae.evaluation.marginal.weights import Weights, sample_mixture, sample_weights
+from pyro_bvae.evaluation.weights import Weights, sample_mixture, sample_weights
 from pyro_bvae.program.program import Function, Program, open_program
 
 # Data that are weighed together, and weights that are held at a time: fewer data where K is large.
