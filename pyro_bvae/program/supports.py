@@ -25,7 +25,7 @@ from torch.distributions import (
 from pyro_bvae.core.internals import mask_of
 
 # The support of a mixture; before torch 2.8 it is that of its components.
-_OF_MIXTURES = tuple(filter(None, [getattr(constraints, "MixtureSameFamilyConstraint", None)]))
+_OF_MIXTURES: tuple[Any, ...] = tuple(filter(None, [getattr(constraints, "MixtureSameFamilyConstraint", None)]))
 # An angle's density repeats itself beyond one turn; torch gives the whole line as its support.
 _ONE_TURN = constraints.interval(-math.pi, math.pi)
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
@@ -98,7 +98,8 @@ def support_of(distribution: Any) -> Any | None:
 
 
 def _is_everything(support: Any) -> bool:
-    while isinstance(support, (type(constraints.real_vector), *_OF_MIXTURES)):
+    wrappers: tuple[Any, ...] = (type(constraints.real_vector), *_OF_MIXTURES)
+    while isinstance(support, wrappers):
         support = support.base_constraint
     return isinstance(support, type(constraints.real))
 
