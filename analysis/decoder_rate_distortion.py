@@ -29,7 +29,7 @@ from pyro_bvae.priors import NormalPrior
 RESULTS = Path(__file__).parent / "results" / "decoder_rate_distortion"
 BETAS = (0.25, 0.5, 1.0, 2.0, 4.0)
 POINTS = (0.2, 0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 10.0)
-SETTINGS = AnnealingSettings(num_temperatures=150, num_chains=16)
+NUM_TEMPERATURES = {"digits": 150, "mnist": 600}
 
 
 def main(name: str, splits: Any, hidden: int, latent_dim: int, epochs: int, num_data: int) -> None:
@@ -49,7 +49,12 @@ def main(name: str, splits: Any, hidden: int, latent_dim: int, epochs: int, num_
     x = splits.test.x[:num_data]
     vae = next(run.vae for run in models if run.beta == 1.0)
     curve = rate_distortion_curve(
-        vae.model, vae.guide, x, betas=POINTS, settings=SETTINGS, progress=False
+        vae.model,
+        vae.guide,
+        x,
+        betas=POINTS,
+        progress=False,
+        settings=AnnealingSettings(num_temperatures=NUM_TEMPERATURES[name], num_chains=16),
     )
     trained = rate_distortion([(run.beta, run.vae) for run in models], x)
     points = {

@@ -19,17 +19,17 @@ from typing import Any
 import tyro
 
 from pyro_bvae import runs
-from pyro_bvae.cli.commands import Demo, Evaluate, Report, Sweep, Train, Verify
+from pyro_bvae.cli.commands import Demo, Evaluate, Sweep, Train, Verify
 from pyro_bvae.cli.comparison import Compare
 from pyro_bvae.cli.exporting import Export
 from pyro_bvae.cli.groups import Differential
 from pyro_bvae.cli.improvement import Improve
 from pyro_bvae.cli.latents import COMMANDS
+from pyro_bvae.cli.pages import Report, Watch
 from pyro_bvae.cli.presets import with_defaults
 from pyro_bvae.cli.scoring import Score
 from pyro_bvae.cli.streams import BROKEN_PIPE, discard_output, plain_output
 from pyro_bvae.cli.usage import UsageError, check_usage, without_effect
-from pyro_bvae.cli.watching import Watch
 from pyro_bvae.cli.words.output import Output, output_of, printing
 from pyro_bvae.cli.words.switches import at_home, completed
 from pyro_bvae.cli.words.wording import as_typed

@@ -314,34 +314,6 @@ class Evaluate:
 
 
 @dataclass(frozen=True)
-class Report:
-    """Write a run's page in one HTML file, or a page that sets several runs side by side."""
-
-    directories: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
-    """The run directory, or that of a sweep, evaluated before, for a page of all its runs; or
-    several, for one page that compares them."""
-    output: Path | None = None
-    """The page; report.html in the run directory by default, and in the current one for several
-    runs."""
-    force: bool = False
-    """Take over a run directory that another process holds: one that hangs, or whose machine is
-    gone."""
-
-    def run(self) -> None:
-        """Run the command."""
-        if len(self.directories) == 1:
-            path = report.write_report(self.directories[0], self.output, force=self.force)
-        else:
-            path = report.write_runs(self.directories, self.output or Path("report.html"))
-        print(f"page: {path}")
-        output.report(page=path)
-        if len(self.directories) == 1:
-            own = self.directories[0]
-            if not runs.is_sweep(own) and not evaluation_files(own)[0].exists():
-                print(f"not evaluated yet: 'pyro-bvae evaluate {own}' measures the run")
-
-
-@dataclass(frozen=True)
 class Demo:
     """Train on handwritten digits, measure the gaps, improve the guide, write the page."""
 

@@ -25,7 +25,9 @@ from torch.distributions import (
 from pyro_bvae.core.internals import mask_of
 
 # The support of a mixture; before torch 2.8 it is that of its components.
-_OF_MIXTURES: tuple[Any, ...] = tuple(filter(None, [getattr(constraints, "MixtureSameFamilyConstraint", None)]))
+_OF_MIXTURES: tuple[Any, ...] = tuple(
+    filter(None, [getattr(constraints, "MixtureSameFamilyConstraint", None)])
+)
 # An angle's density repeats itself beyond one turn; torch gives the whole line as its support.
 _ONE_TURN = constraints.interval(-math.pi, math.pi)
 _ANGLES = (torch.distributions.VonMises, dist.SineBivariateVonMises, dist.SineSkewed)
