@@ -251,8 +251,7 @@ class Evaluate:
 
     def within(self) -> Any:
         """Return the time or the plan to measure by; None for the counts alone."""
-        from pyro_bvae.evaluation import Budget, Plan
-        from pyro_bvae.evaluation.plan import seconds_of
+        from pyro_bvae.evaluation.plan import Budget, Plan, seconds_of
         from pyro_bvae.training.distributed import place
 
         counts = self.given & {"num_data", "num_samples"}

@@ -39,8 +39,6 @@ from pyro_bvae.evaluation.marginal import evidence as evidence
 from pyro_bvae.evaluation.marginal import kl_per_dimension as kl_per_dimension
 from pyro_bvae.evaluation.merge import join_estimates as join_estimates
 from pyro_bvae.evaluation.merge import join_evaluations as join_evaluations
-from pyro_bvae.evaluation.plan import Budget as Budget
-from pyro_bvae.evaluation.plan import Plan as Plan
 from pyro_bvae.evaluation.program_audit import audit as audit
 from pyro_bvae.evaluation.samples import count_checks as count_checks
 from pyro_bvae.evaluation.samples import predictive_check as predictive_check

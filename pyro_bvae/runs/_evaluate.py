@@ -20,10 +20,11 @@ from pyro_bvae.core.inputs.bounds import OptionType
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.core.protocols import part_of
 from pyro_bvae.datasets import Dataset, LazyDataset
-from pyro_bvae.evaluation import Budget, Evaluation, Plan, count_checks, evaluate_within
+from pyro_bvae.evaluation import Evaluation, count_checks, evaluate_within
 from pyro_bvae.evaluation.calibration import GuideCalibration, calibrate_guide
 from pyro_bvae.evaluation.marginal import Escalation
 from pyro_bvae.evaluation.marginal.escalation import escalation_of
+from pyro_bvae.evaluation.plan import Budget, Plan
 from pyro_bvae.evaluation.samples import CountChecks
 from pyro_bvae.runs._train import check_device
 from pyro_bvae.runs.config import NumSamples

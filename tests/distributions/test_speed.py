@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pyro_bvae import BetaVAE, Decoder, evidence
 from pyro_bvae.distributions import DiagonalNormal, GreyBernoulli, Pixels
+from pyro_bvae.evaluation import weights
 from pyro_bvae.evaluation.marginal import importance
 from pyro_bvae.likelihoods import BernoulliLikelihood
 from pyro_bvae.networks import MLP
@@ -149,8 +150,8 @@ def test_the_evidence_does_not_depend_on_how_much_the_model_takes_at_once(
     # The guide draws 4 x 8000 rows at once: the same noise for the model, however few rows it
     # takes.
     for rows, ahead in ((8000, 4), (1600, 20), (32_000, 1)):
-        monkeypatch.setattr(importance, "_ON_CPU", (rows, 10**9))
-        monkeypatch.setattr(importance, "_PASSES_AHEAD", ahead)
+        monkeypatch.setattr(weights, "_ON_CPU", (rows, 10**9))
+        monkeypatch.setattr(weights, "_PASSES_AHEAD", ahead)
         values.append(evidence(vae.model, vae.guide, x, num_samples=1000).per_datum)
     assert torch.allclose(values[0], values[1], rtol=1e-12) and torch.allclose(
         values[0], values[2], rtol=1e-12
@@ -162,7 +163,7 @@ def test_the_evidence_depends_on_the_blocks_by_its_monte_carlo_error(
     vae: BetaVAE, x: Tensor, monkeypatch: pytest.MonkeyPatch, rows: int, data: int
 ) -> None:
     before = evidence(vae.model, vae.guide, x, num_samples=2000)
-    monkeypatch.setattr(importance, "_ON_CPU", (rows, 10**9))
+    monkeypatch.setattr(weights, "_ON_CPU", (rows, 10**9))
     monkeypatch.setattr(importance, "_MOST_DATA", data)
     after = evidence(vae.model, vae.guide, x, num_samples=2000)
     assert abs(before.value - after.value) < 5 * math.hypot(
@@ -185,7 +186,7 @@ def test_the_encoder_is_run_for_many_particles_at_once(vae: BetaVAE, x: Tensor) 
 def test_wide_data_are_taken_in_fewer_rows(
     vae: BetaVAE, x: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importance, "_ON_CPU", (8192, 30 * 400))
+    monkeypatch.setattr(weights, "_ON_CPU", (8192, 30 * 400))
     evidence(vae.model, vae.guide, x, num_samples=500)
     assert max(vae.decoder.network.rows) <= 400
 

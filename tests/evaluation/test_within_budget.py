@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import Budget, Evaluation, Plan, evaluate_within
+from pyro_bvae.evaluation import Evaluation, evaluate_within
 from pyro_bvae.evaluation.marginal import Escalation
-from pyro_bvae.evaluation.plan import seconds_of
+from pyro_bvae.evaluation.plan import Budget, Plan, seconds_of
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.evaluation.within_budget import _Timed
 from pyro_bvae.oracle import LinearGaussian

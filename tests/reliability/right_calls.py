@@ -14,7 +14,6 @@ import torch
 
 from pyro_bvae import BetaVAE, Decoder, evaluation, fit, runs, sweep
 from pyro_bvae.datasets import Dataset, Splits
-from pyro_bvae.evaluation import Plan
 from pyro_bvae.evaluation.information.holes import HoleMass
 from pyro_bvae.evaluation.inversion import (
     InverseProblem,
@@ -24,6 +23,7 @@ from pyro_bvae.evaluation.inversion import (
     VariationalMethod,
 )
 from pyro_bvae.evaluation.marginal import AnnealingSettings
+from pyro_bvae.evaluation.plan import Plan
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.likelihoods import NegativeBinomialLikelihood, NormalLikelihood
 from pyro_bvae.networks import MLP

@@ -6,7 +6,8 @@ import shlex
 from typing import Any
 
 from pyro_bvae.core.context import arguments
-from pyro_bvae.evaluation import Budget, evaluate_within
+from pyro_bvae.evaluation import evaluate_within
+from pyro_bvae.evaluation.plan import Budget
 from pyro_bvae.runs._evaluate import choose_data
 from pyro_bvae.runs.directory import Run
 
