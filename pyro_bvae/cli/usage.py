@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin
@@ -164,7 +164,7 @@ class _Words:
                 self._take_place(word)
             else:
                 rest = self._take_option(word, rest)
-        if empty := self._empty():
+        if empty := [*self._empty(), *self._lacking()]:
             raise UsageError(f"{self.command} needs {empty[0].flag}{self._see_help()}")
         for pair in _EXCLUDING:
             if self.given.keys() >= set(pair):
@@ -175,6 +175,19 @@ class _Words:
     def _empty(self) -> list[Option]:
         """Return the positional arguments that have no value yet."""
         return [place for place in self.places if place.name not in self.filled]
+
+    def _lacking(self) -> list[Option]:
+        """Return the options without a default that are not given."""
+        needed = {
+            each.name
+            for each in fields(self.commands[self.command])
+            if each.default is MISSING and each.default_factory is MISSING
+        }
+        return [
+            option
+            for option in self.options.values()
+            if option.name in needed and option.name not in self.given
+        ]
 
     def _take_place(self, word: str) -> None:
         """Check a positional argument."""

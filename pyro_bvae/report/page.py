@@ -66,7 +66,8 @@ def write_report(
     if output is None and directory.is_dir():
         with writing(directory, force=force):
             return write_report(directory, directory / "report.html")
-    is_new = (directory / "config.json").exists() and not (directory / "evaluation.json").exists()
+    measured = any((directory / f"evaluation.{suffix}").exists() for suffix in ("json", "nc"))
+    is_new = (directory / "config.json").exists() and not measured
     evaluation = {} if is_new else read_evaluation(directory)
     run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
     if run.config is None:

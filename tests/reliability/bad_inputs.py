@@ -42,6 +42,7 @@ BASE = {
     "evaluate": ["run", "--num-samples", "10", "--num-data", "4"],
     "verify": [],
     "report": ["run"],
+    "differential": ["run", "--group", "0"],
 }
 # Options whose values are names in a list.
 NAMED = (
@@ -172,6 +173,7 @@ def hand_rows() -> Iterator[Row]:
         (["β"], "unknown command"),
         # its words
         (["evaluate"], "evaluate needs RUN"),
+        (["differential", "run"], "differential needs --group"),
         (["evaluate", "--seed", "3"], "evaluate needs RUN"),
         (["evaluate", "run", "other"], "unexpected argument 'other' of evaluate"),
         (["evaluate", "run", "--epochs", "3"], "but of"),

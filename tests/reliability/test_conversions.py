@@ -49,6 +49,13 @@ def mtx(path: Path) -> None:
     scipy.io.mmwrite(path, sp.coo_matrix(COUNTS.T))
 
 
+def mu(path: Path) -> None:
+    """Write a MuData file, whose first modality has the cells."""
+    import mudata
+
+    mudata.MuData({"rna": anndata.AnnData(COUNTS)}).write(path)
+
+
 MAKERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ".loom": (loom, "loompy"),
     ".h5": (tenx, "h5py"),
@@ -57,6 +64,7 @@ MAKERS: dict[str, tuple[Callable[[Path], object], str]] = {
     ".parquet": (TABLE.to_parquet, "pyarrow"),
     ".feather": (TABLE.to_feather, "pyarrow"),
     ".xlsx": (lambda path: TABLE.to_excel(path, index=False), "openpyxl"),
+    ".h5mu": (mu, "mudata"),
     ".pt": (lambda path: torch.save(torch.from_numpy(COUNTS), path), "torch"),
 }
 

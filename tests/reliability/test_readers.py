@@ -605,7 +605,7 @@ class TestLargeH5ad:
             lambda: from_anndata(
                 adata, columns=ObsColumns(batch="barcode"), test=1, size_factor=False
             ),
-            "obs column 'barcode' of 5,000 cells and 4,999 batches as covariates needs 125 MB",
+            "obs columns barcode of 5,000 cells as covariates needs 125 MB",
         )
 
     def test_files_of_counts_that_other_programs_write(self, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import copy
 import csv
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -539,7 +540,9 @@ def test_a_warmup_that_outlives_the_training_warns() -> None:
 
 
 def test_progress_shows_distortion_and_rate_apart(capsys: pytest.CaptureFixture[str]) -> None:
-    fit(small_vae(), pixels(), epochs=2, batch_size=16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.stderr, "isatty", lambda: True)
+        fit(small_vae(), pixels(), epochs=2, batch_size=16)
     shown = capsys.readouterr().err
     assert "epoch 2/2" in shown
     assert "distortion=" in shown

@@ -22,7 +22,7 @@ CONVERSIONS = {
     ".zarr": "import anndata.io; anndata.io.read_zarr({path!r}).write_h5ad('cells.h5ad')",
     ".h5mu": (
         "import mudata; mudata.read_h5mu({path!r})['rna'].write_h5ad('cells.h5ad')"
-        " (one modality: several are out of scope)"
+        "  # one modality: several are out of scope"
     ),
     ".parquet": "import pandas; pandas.read_parquet({path!r}).to_csv('data.csv', index=False)",
     ".feather": "import pandas; pandas.read_feather({path!r}).to_csv('data.csv', index=False)",
