@@ -88,8 +88,9 @@ def evaluate_within(
         guide: Its guide.
         *args: The arguments of both. Tensors of first size N are sliced with the data, others are
             passed whole.
-        within: Seconds, a :class:`~pyro_bvae.evaluation.plan.Budget` that fixes some of the counts, or
-            the :class:`~pyro_bvae.evaluation.plan.Plan` of another evaluation, whose counts are taken.
+        within: Seconds, a :class:`~pyro_bvae.evaluation.plan.Budget` that fixes some of the
+            counts, or the :class:`~pyro_bvae.evaluation.plan.Plan` of another evaluation, whose
+            counts are taken.
         training_beta: The β that the guide was trained with; at 0 there are no gaps.
         families: Richer families to fit to each datum of the gaps too.
         method: Whether evidence that cannot be trusted is annealed: ``"auto"``, ``"importance"`` or
