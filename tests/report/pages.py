@@ -69,6 +69,7 @@ def run_of(vae, data):
     return SimpleNamespace(
         vae=vae, splits=SimpleNamespace(test=data, train=data), history=History(rows),
         config=make_dataclass("Config", list(settings))(**settings), part=lambda name: data,
+        record=None,
     )  # fmt: skip
 
 
