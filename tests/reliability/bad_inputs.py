@@ -85,9 +85,10 @@ def _line(command: str, option: Option, words: list[str]) -> list[str]:
     base = list(BASE.get(command, ["run"]))
     if option.is_positional:
         return [command, *words, *base[1:]]
-    if option.flag in base:
-        start = base.index(option.flag)
-        del base[start : start + 2]
+    for flag in (option.flag, "--epochs" if option.flag == "--steps" else option.flag):
+        if flag in base:
+            start = base.index(flag)
+            del base[start : start + 2]
     return [command, *base, *words]
 
 
@@ -307,7 +308,7 @@ def hand_rows() -> Iterator[Row]:
         ([*new, "--output"], LONG),
         ([*new, "--resume", "--output"], LONG),
         *(
-            ([name], place)
+            ([name, *BASE.get(name, ["run"])[1:]], place)
             for name in COMMANDS
             if any(option.is_positional for option in options_of(COMMANDS[name]).values())
             for place in ("nowhere", "file", "other", "file/run", LONG, "run/config.json")
@@ -367,7 +368,9 @@ def _bad_objects(name: str, kind: OptionType) -> Iterator[Any]:
     """Yield values of Python that an option cannot have."""
     bounds = kind.bounds
     if kind.many:
-        yield from (3, "34", None, (0,), (-1,), (1.5,), ("a",), (10**30,), (None,), (True,))
+        yield from (3, "34", None, (0,), (-1,), (1.5,), (10**30,), (None,), (True,))
+        if kind.kinds[0] is not str:
+            yield ("a",)
     elif kind.kinds[0] is int:
         yield from ("two", 1.5, math.nan, [3], True, -1, 10**30, 10**5000)
     elif kind.kinds[0] is float:
