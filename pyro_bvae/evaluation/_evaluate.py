@@ -14,6 +14,7 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import check_beta
 from pyro_bvae.core.inputs.public import exclusive
 from pyro_bvae.evaluation.estimate import METHODS, PARETO_K_LIMIT, Estimate, both_reliable
+from pyro_bvae.evaluation.gaps.by_value import gaps_refusal
 from pyro_bvae.evaluation.gaps.measure import AT_ZERO, gaps_and_refits, with_evidence
 from pyro_bvae.evaluation.gaps.result import InferenceGaps, verdict
 from pyro_bvae.evaluation.marginal.bounds import (
@@ -26,7 +27,6 @@ from pyro_bvae.evaluation.marginal.escalation import Escalation, escalate, escal
 from pyro_bvae.evaluation.marginal.importance import evidence
 from pyro_bvae.evaluation.plan import Plan
 from pyro_bvae.evaluation.refit.joint_guides import family_of
-from pyro_bvae.evaluation.refit.optimisation import refit_refusal
 from pyro_bvae.evaluation.refit.settings import RefitSettings
 from pyro_bvae.evaluation.rows import Row, rows_of
 from pyro_bvae.evaluation.samples.predictive_checks import CountChecks
@@ -273,7 +273,7 @@ def evaluate(
 
 def gaps_note(program: Program, training_beta: float) -> str | None:
     """Return why a program has no gaps, or None if it has."""
-    return AT_ZERO if training_beta == 0 else refit_refusal(program)
+    return AT_ZERO if training_beta == 0 else gaps_refusal(program, training_beta)
 
 
 def annealed(gaps: InferenceGaps, evidence: Estimate) -> InferenceGaps:

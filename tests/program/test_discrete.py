@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from pyro_bvae import audit, elbo, evidence, inference_gaps
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.evaluation import annealed_evidence, decompose_kl, elbo_parts
+from pyro_bvae.evaluation import annealed_evidence, decompose_kl, elbo_parts, evaluate
 from pyro_bvae.evaluation.marginal import AnnealingSettings
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.program.discrete.factors import in_one_pass, one_at_a_time
@@ -450,14 +451,154 @@ def test_latents_that_cannot_be_summed_are_refused_by_name(name: str) -> None:
             function(model, guide, x, num_samples=10)
 
 
+# -- gaps of guides that draw a label
+# ------------------------------------------------------------------------------------------------
+
+
+def narrow(x: Tensor) -> None:
+    """Its code lies off the posterior's at each label, and has another scale."""
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(logits=torch.stack([x, -x, 0 * x], -1)))
+        pyro.sample("z", dist.Normal(0.4 * x + 0.3 * MEANS[y], 0.3 * ONE))
+
+
+@pytest.mark.slow
+def test_gaps_of_a_label_and_a_code_beside_the_closed_form() -> None:
+    gaps = inference_gaps(clustered, narrow, X, num_samples=2000)
+    # At each label the posterior of the code is normal, so that the best of the family is exact.
+    logs = WEIGHTS.log() + dist.Normal(MEANS, 1.25**0.5).log_prob(X[:, None])
+    error = torch.as_tensor(gaps.evidence.errors)
+    off = (gaps.evidence.per_datum - logs.logsumexp(-1)).abs()
+    assert bool((off < 4 * error).all())
+    assert float(error.max()) < 0.02
+    torch.testing.assert_close(gaps.elbos["guide"].per_datum, logs.logsumexp(-1), rtol=0, atol=0.01)
+    error = torch.as_tensor(gaps.approximation.errors)
+    assert bool((gaps.approximation.per_datum.abs() < 4 * error + 0.01).all())
+    # KL(q(y, z) | p(y, z | x)) by the label's table and normals.
+    log_guide = torch.stack([X, -X, 0 * X], -1).log_softmax(-1)
+    mean = (MEANS / 0.25 + X[:, None]) / 5
+    own = dist.Normal(0.4 * X[:, None] + 0.3 * MEANS, 0.3)
+    normals = torch.distributions.kl_divergence(own, dist.Normal(mean, 0.2**0.5 * ONE))
+    kl = (log_guide.exp() * (log_guide - logs.log_softmax(-1) + normals)).sum(-1)
+    error = torch.as_tensor(gaps.amortization.errors)
+    assert bool(((gaps.amortization.per_datum - kl).abs() < 4 * error + 0.01).all())
+    assert gaps.beta.value == 0
+    assert gaps.converged
+    assert gaps.evidence.trusted
+    assert gaps.variational.value == pytest.approx(
+        gaps.approximation.value + gaps.amortization.value
+    )
+
+
+def quadratic(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        y = pyro.sample("y", dist.Categorical(WEIGHTS))
+        z = pyro.sample("z", dist.Normal(MEANS[y], ONE))
+        pyro.sample("x", dist.Normal(z + 0.25 * z**2, 0.5 * ONE), obs=x)
+
+
+@pytest.mark.slow
+def test_gaps_of_a_family_that_is_too_small_at_each_label() -> None:
+    # The posterior of the code has two modes or is skewed: normals at each label fall short of it.
+    gaps = inference_gaps(quadratic, narrow, X[:3], num_samples=2000)
+    grid = torch.linspace(-12, 12, 20001, dtype=torch.double)[:, None, None]
+    density = dist.Normal(grid + 0.25 * grid**2, 0.5).log_prob(X[:3, None])
+    logs = WEIGHTS.log() + dist.Normal(MEANS, 1.0).log_prob(grid) + density
+    exact = torch.trapezoid(logs.exp(), grid[:, 0, 0], dim=0).sum(-1).log()
+    error = torch.as_tensor(gaps.evidence.errors)
+    assert bool(((gaps.evidence.per_datum - exact).abs() < 4 * error + 1e-3).all())
+    # The best normal at each label, by bounds on a grid of means and scales.
+    weight, nodes = normal_nodes()
+    loc = torch.linspace(-9, 5, 281, dtype=torch.double)[:, None]
+    scale = torch.logspace(-1.5, 0.5, 81, dtype=torch.double)
+    z = loc[..., None] + scale[:, None] * nodes
+    best = []
+    for x in X[:3]:
+        of_z = dist.Normal(z + 0.25 * z**2, 0.5).log_prob(x)
+        rows = [
+            ((of_z + dist.Normal(m, 1.0).log_prob(z)) * weight).sum(-1) + scale.log() for m in MEANS
+        ]
+        best.append(torch.stack([row.max() for row in rows]))
+    entropy = 0.5 * math.log(2 * math.pi * math.e)
+    star = (torch.stack(best) + WEIGHTS.log() + entropy).logsumexp(-1)
+    error = torch.as_tensor(gaps.elbos["guide"].errors)
+    assert bool(((gaps.elbos["guide"].per_datum - star).abs() < 4 * error + 0.01).all())
+    error = torch.as_tensor(gaps.approximation.errors)
+    assert bool(((gaps.approximation.per_datum - exact + star).abs() < 4 * error + 0.01).all())
+    assert float((exact - star).max()) > 0.05
+
+
+def normal_nodes() -> tuple[Tensor, Tensor]:
+    """Return weights and nodes of a mean under the standard normal."""
+    nodes, weights = numpy.polynomial.hermite_e.hermegauss(40)
+    weights = weights / weights.sum()
+    return torch.as_tensor(weights), torch.as_tensor(nodes)
+
+
+def test_gaps_of_a_label_alone_are_amortization() -> None:
+    gaps = inference_gaps(mixture, label, X)
+    logs = WEIGHTS.log() + dist.Normal(MEANS, 1.0).log_prob(X[:, None])
+    log_guide = torch.stack([X, -X, 0 * X], -1).log_softmax(-1)
+    kl = (log_guide.exp() * (log_guide - logs.log_softmax(-1))).sum(-1)
+    torch.testing.assert_close(gaps.evidence.per_datum, logs.logsumexp(-1), rtol=0, atol=1e-6)
+    torch.testing.assert_close(gaps.amortization.per_datum, kl, rtol=0, atol=1e-6)
+    assert gaps.approximation.value == gaps.beta.value == 0
+    assert gaps.finding.code == "amortization-gap"
+
+
+@pytest.mark.slow
+def test_evaluate_measures_gaps_of_a_label() -> None:
+    evaluation = evaluate(clustered, narrow, X, num_samples=200, method="importance")
+    assert evaluation.gaps is not None
+    assert evaluation.gaps_note is None
+    assert evaluation.gaps.finding.code == "amortization-gap"
+
+
+def beside(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.Categorical(logits=torch.stack([x, -x, 0 * x], -1)))
+        pyro.sample("z", dist.Normal(0.5 * x, ONE))
+
+
+def after(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(0.5 * x, ONE))
+        pyro.sample("y", dist.Categorical(logits=torch.stack([z, -z, 0 * z], -1)))
+
+
+def both_labels(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        a = pyro.sample("a", dist.Categorical(WEIGHTS))
+        pyro.sample("z", dist.Normal(MEANS[a], ONE))
+        pyro.sample("b", dist.Bernoulli(0.5 * ONE))
+
+
+@pytest.mark.parametrize(
+    ("model", "guide", "options", "message"),
+    [
+        (clustered, beside, {}, "'z' does not depend on the discrete 'y', so that the best"),
+        (clustered, after, {}, "'y' is discrete and depends on other draws: leave it out"),
+        (clustered, labelled, {"training_beta": 2.0}, "those of training_beta=1, got 2"),
+        (two_labels, both_labels, {}, "discrete sites 'a', 'b'; gaps are known for one"),
+        (
+            clustered, labelled, {"settings": RefitSettings(local_guide=labelled)},
+            "this guide draws the discrete 'y': leave 'local_guide' out",
+        ),
+    ],
+)  # fmt: skip
+def test_gaps_that_are_no_sum_over_a_label_are_refused(
+    model, guide, options: dict, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        inference_gaps(model, guide, X, **options)
+
+
 def test_measurements_that_know_no_discrete_latents_say_so() -> None:
     with pytest.raises(InputError, match="latent 'y' is discrete; only continuous latents"):
         decompose_kl(clustered, labelled, X)
-    with pytest.raises(InputError, match="guide site 'y' is discrete and has no local refit"):
-        inference_gaps(clustered, labelled, X)
-    for function in (inference_gaps, annealed_evidence):
+    for pair, function in ((nothing, inference_gaps), (label, annealed_evidence)):
         with pytest.raises(InputError, match="every latent is discrete and summed out"):
-            function(mixture, label, X)
+            function(mixture, pair, X)
 
 
 def test_a_vector_of_the_guide_is_drawn() -> None:

@@ -18,9 +18,9 @@ from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.seeds import PROBE_STREAM, PROPOSAL_STREAM, REFIT_STREAM, seeded, stream_seed
 from pyro_bvae.evaluation.comparison.result import Comparison, Gaps
 from pyro_bvae.evaluation.estimate import Estimate
+from pyro_bvae.evaluation.gaps.by_value import gaps_refusal
 from pyro_bvae.evaluation.gaps.measure import AT_ZERO, inference_gaps
 from pyro_bvae.evaluation.marginal.importance import evidence
-from pyro_bvae.evaluation.refit.optimisation import refit_refusal
 from pyro_bvae.program.program import Function, open_program
 from pyro_bvae.program.sites import is_delta, samples
 
@@ -105,7 +105,7 @@ def _gaps(
         if betas[number] == 0:
             return AT_ZERO
         with open_program(model, guide, args, seed=seed, sums_discrete=True) as program:
-            if (reason := refit_refusal(program)) is not None:
+            if (reason := gaps_refusal(program, betas[number])) is not None:
                 return reason
         own_evidence = evidences[number]
         measured.append(

@@ -18,7 +18,8 @@ from pyro_bvae.core.moved import grouped
 from pyro_bvae.core.processes.progress import ProgressBar
 from pyro_bvae.core.seeds import REFIT_STREAM, stream_seed
 from pyro_bvae.evaluation.estimate import Estimate, both_reliable
-from pyro_bvae.evaluation.gaps.blocks import Request, gap_block
+from pyro_bvae.evaluation.gaps.blocks import GapBlock, Request, gap_block
+from pyro_bvae.evaluation.gaps.by_value import draws_values, gaps_by_value
 from pyro_bvae.evaluation.gaps.result import InferenceGaps
 from pyro_bvae.evaluation.marginal.blocks import join_evidence
 from pyro_bvae.evaluation.marginal.bounds import join_bound
@@ -163,14 +164,31 @@ def _measure(
     title: str,
 ) -> tuple[InferenceGaps, Iterator[tuple[Tensor, Function]]]:
     request = request if names else replace(request, families=())
-    num_samples = request.num_samples
     opened = open_program(model, guide, args, data_plate=data_plate, seed=seed, sums_discrete=True)
-    with opened as program, frozen(model, guide), data_bar(program, progress, title) as bar:
-        blocks = []
-        for index, block in enumerate(stream_blocks(program, num_samples, bar)):
-            listener = _moving(bar, int(bar.n), program.count(block))
-            stream = stream_seed(seed, index, REFIT_STREAM)
-            blocks.append(gap_block(program, block, request, stream, listener))
+    with opened as program, frozen(model, guide):
+        if draws_values(program):
+
+            def measure(one: Function, other: Function, own_seed: int) -> InferenceGaps:
+                options: dict[str, Any] = {"data_plate": program.plate.name, "progress": progress}
+                return _measure(
+                    one, other, args, request, names, seed=own_seed, title=title, **options
+                )[0]
+
+            return gaps_by_value(program, request, seed, measure), iter(())
+        with data_bar(program, progress, title) as bar:
+            blocks = []
+            for index, block in enumerate(stream_blocks(program, request.num_samples, bar)):
+                listener = _moving(bar, int(bar.n), program.count(block))
+                stream = stream_seed(seed, index, REFIT_STREAM)
+                blocks.append(gap_block(program, block, request, stream, listener))
+    return _gathered(blocks, request, names)
+
+
+def _gathered(
+    blocks: list[GapBlock], request: Request, names: tuple[str, ...]
+) -> tuple[InferenceGaps, Iterator[tuple[Tensor, Function]]]:
+    """Return the gaps of all blocks, and the refits of each with the numbers of its data."""
+    num_samples = request.num_samples
 
     def estimates(*names: str) -> list[Estimate]:
         """Return estimates from rows of values, errors, biases (if any) and reliability."""

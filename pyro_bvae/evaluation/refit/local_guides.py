@@ -217,7 +217,7 @@ def _unfit(program: Program) -> str | None:
     if program.summation is not None and (names := program.summation.sites.guide):
         return (
             f"guide site '{next(iter(names))}' is discrete and has no local refit: leave it out of"
-            " the guide, so that the model's is summed out"
+            " the guide, so that it is summed out"
         )
     if extra := set(program.guide_sites) - set(program.latents):
         return (

@@ -164,7 +164,7 @@ def _packed(
 # --------------------------------------------------------------------------
 
 
-class _At(Messenger):  # type: ignore[misc]
+class AtValues(Messenger):  # type: ignore[misc]
     """An effect handler that puts discrete sites at the values of given numbers."""
 
     def __init__(self, numbers: dict[str, int]) -> None:
@@ -200,7 +200,7 @@ def one_at_a_time(
             continue
         tables: list[tuple[Tensor, Tensor]] = []
         for numbers in itertools.product(*map(range, listed.values())):
-            at = _At(dict(zip(listed, numbers, strict=True)))
+            at = AtValues(dict(zip(listed, numbers, strict=True)))
             conditioned = poutine.condition(run.function, data=values)
             sites = samples(poutine.trace(at(conditioned)).get_trace(*args))
             tables.append(_sums(sites, names, layout))
