@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError
@@ -40,3 +42,28 @@ def take(args: tuple[Any, ...], size: int, index: slice | Tensor) -> tuple[Any, 
 def tensors(args: tuple[Any, ...]) -> list[Tensor]:
     """Return the tensors among arguments that have a first size."""
     return [leaf for leaf in tree_leaves(args) if isinstance(leaf, Tensor) and leaf.dim() > 0]
+
+
+@contextmanager
+def naming_missing_values(args: tuple[Any, ...]) -> Iterator[None]:
+    """Name the first number that is none, where a program stops at it.
+
+    Raises:
+        InputError: instead of the program's own error, if an argument has such a number.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except ValueError as error:
+        for number, leaf in enumerate(tensors(args), start=1):
+            lost = (~torch.isfinite(leaf)).flatten(1).any(1) if leaf.dim() > 1 else ~leaf.isfinite()
+            if bool(lost.any()):
+                row = int(lost.long().argmax())
+                text = str(error).split("\n", 1)[0]
+                raise InputError(
+                    f"tensor {number} of the arguments has numbers that are NaN or infinite, first"
+                    f" in row {row}, where the program stops: {text}; leave such rows out, or mask"
+                    " them in model and guide"
+                ) from error
+        raise

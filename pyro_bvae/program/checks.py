@@ -192,7 +192,7 @@ def masked_latents(program: ScoredProgram, masks: frozenset[str]) -> frozenset[s
 
     Args:
         program: The program.
-        masks: The latents that have a mask.
+        masks: The sites of the guide that have a mask, there or in the model.
 
     Raises:
         InputError: naming the site.
@@ -204,8 +204,12 @@ def masked_latents(program: ScoredProgram, masks: frozenset[str]) -> frozenset[s
         for block in program.blocks(max(1, min(_MOST_DATA, _NUMBERS // program.width))):
             pairs = [tuple(map(samples, program.trace(block))) for _ in range(2)]
             guide_sites, model_sites = pairs[0]
-            seen = {name: _seen(model_sites[name], guide_sites[name]) for name in masks}
-            hidden = {name for name, mask in seen.items() if not bool(mask.all())}
+            seen = {name: _seen(model_sites.get(name), guide_sites[name]) for name in masks}
+            hidden = {
+                name
+                for name, mask in seen.items()
+                if name in program.latents and not bool(mask.all())
+            }
             if not hidden:
                 continue
             masked |= hidden
@@ -238,17 +242,26 @@ def _check_hidden(
             )
 
 
-def _seen(model_site: Site, guide_site: Site) -> Tensor:
-    """Return the mask of a latent, which model and guide have to share, of its batch's shape."""
-    value = model_site["value"]
-    shape = value.shape[: value.dim() - model_site["fn"].event_dim]
+def _seen(model_site: Site | None, guide_site: Site) -> Tensor:
+    """Return the mask of a latent, which model and guide have to share, of its batch's shape.
+
+    A site of the guide alone has none, since its density would be missing.
+    """
+    value = guide_site["value"]
+    shape = value.shape[: value.dim() - guide_site["fn"].event_dim]
     full = torch.ones(shape, dtype=torch.bool, device=value.device)
-    masks = [mask_at(site) for site in (model_site, guide_site)]
+    masks = [None if site is None else mask_at(site) for site in (model_site, guide_site)]
     ours, theirs = (full if mask is None else mask.to(full.device) & full for mask in masks)
     if not torch.equal(ours, theirs):
+        name = guide_site["name"]
+        if model_site is None:
+            raise InputError(
+                f"auxiliary site '{name}' of the guide is masked out for some data, where its"
+                " density is missing: leave out the mask"
+            )
         raise InputError(
-            f"latent '{model_site['name']}' is masked out for other data in the model than in the"
-            " guide: give both the same mask"
+            f"latent '{name}' is masked out for other data in the model than in the guide: give"
+            " both the same mask"
         )
     return ours
 

@@ -22,7 +22,7 @@ from pyro_bvae.core.param_store import private_store
 from pyro_bvae.core.precision import fast_products, full_precision
 from pyro_bvae.core.protocols import ChecksData
 from pyro_bvae.core.seeds import PROBE_STREAM, PROGRAM_STREAM, seeded
-from pyro_bvae.program.arguments import check_in_parts, tensors
+from pyro_bvae.program.arguments import check_in_parts, naming_missing_values, tensors
 from pyro_bvae.program.checks import (
     check_faults,
     check_rows,
@@ -42,8 +42,8 @@ from pyro_bvae.program.sites import (
     check_sites,
     check_whole_plates,
     find_latents,
+    find_masked,
     find_plate,
-    mask_at,
     replayable,
     samples,
 )
@@ -124,9 +124,7 @@ class Program(ScoredProgram):
         self.discrete = find_discrete(model_trace, guide_trace) if sums else NONE
         summed = self.discrete.model
         self.latents = find_latents(model_trace, guide_trace, summed if sums else None)
-        self.masked = frozenset(
-            name for name in self.latents if mask_at(model_trace.nodes[name]) is not None and sums
-        )
+        self.masked = find_masked(guide_trace, model_trace) if sums else frozenset()
         self.plate = find_plate((*self.latents, *summed), model_trace, data_plate, args)
         self.guide_sites = {
             name: site
@@ -245,7 +243,7 @@ def open_program(
         seeded(seed, PROGRAM_STREAM),
         fast_products(device),
     ):
-        with fitting_networks(vae):
+        with fitting_networks(vae), naming_missing_values(args):
             program = Program(model, guide, args, data_plate, sums_discrete)
         if not program.vectorized:
             warnings.warn(

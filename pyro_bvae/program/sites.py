@@ -79,18 +79,34 @@ def find_latents(
             raise InputError(
                 f"site '{name}' of the guide is observed, and a latent of the model has to be drawn"
             )
+        if isinstance(unwrapped(model_trace.nodes[name]["fn"]), dist.ImproperUniform):
+            raise InputError(
+                f"latent '{name}' has an improper prior (ImproperUniform), under which the data"
+                " have no evidence: give it a proper one"
+            )
         listed = getattr(model_trace.nodes[name]["fn"], "has_enumerate_support", False)
         if listed and summed is None:
             raise InputError(
                 f"latent '{name}' is discrete; only continuous latents can be evaluated"
             )
-        mask = mask_at(model_trace.nodes[name])
-        if mask is not None and not bool(mask.any() if summed is not None else mask.all()):
-            raise InputError(
-                f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when"
-                " evaluating"
-            )
+        for mask in map(mask_at, (model_trace.nodes[name], drawn)):
+            if mask is not None and not bool(mask.any() if summed is not None else mask.all()):
+                raise InputError(
+                    f"latent '{name}' is masked out for some data (β = 0?): pass beta=1.0 when"
+                    " evaluating"
+                )
     return latents
+
+
+def find_masked(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> frozenset[str]:
+    """Return the sites of the guide that have a mask, there or in the model."""
+    model_sites = samples(model_trace)
+    return frozenset(
+        name
+        for name, site in samples(guide_trace).items()
+        for each in (site, model_sites.get(name, site))
+        if not each["is_observed"] and mask_at(each) is not None
+    )
 
 
 def find_plate(

@@ -137,6 +137,9 @@ def test_the_mean_of_a_few_large_numbers_is_unreliable() -> None:
     normal = torch.randn(1000, 20, generator=generator, dtype=torch.double)
     assert has_reliable_mean(normal).all() and has_reliable_mean(torch.zeros(50, 3)).all()
     assert not has_reliable_mean(-(3 * normal).exp()).any()
+    rounded = torch.full((1000, 3), -1.7, dtype=torch.double)
+    rounded[0] += 1e-6  # of float32, summed in float64
+    assert has_reliable_mean(rounded, 5e-7).all() and not has_reliable_mean(rounded).any()
     spoiled = normal.clone()
     spoiled[0, 3] = -1000.0
     assert not has_reliable_mean(spoiled)[3]

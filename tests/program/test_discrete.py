@@ -416,6 +416,32 @@ def other_label(x: Tensor) -> None:
         pyro.sample("z", dist.Normal(x, ONE))
 
 
+def unmasked(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(ONE, ONE))
+        pyro.sample("x", dist.Normal(z, ONE), obs=x)
+
+
+def masked_label(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=x > 0):
+            pyro.sample("y", dist.Categorical(WEIGHTS))
+        pyro.sample("z", dist.Normal(x, ONE))
+
+
+def masked_auxiliary(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        with poutine.mask(mask=x > 0):
+            u = pyro.sample("u", dist.Normal(x, ONE), infer={"is_auxiliary": True})
+        pyro.sample("z", dist.Delta(u, log_density=torch.zeros_like(u)))
+
+
+def improper(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.ImproperUniform(dist.constraints.real, (), ()))
+        pyro.sample("x", dist.Normal(z, ONE), obs=x)
+
+
 REFUSED = {
     "no list": (of(dist.Poisson(ONE)), nothing, X, r"'y0' \(Poisson\) is discrete without a list"),
     "vector": (
@@ -438,6 +464,10 @@ REFUSED = {
     "masked": (masked, nothing, X, "'y' is masked out for some data, and a site that is not"),
     "masked code": (masked_code, masked_guide, X, "'z' is masked out for some data, whose"),
     "other mask": (masked_code, continuous, X, "'z' is masked out for other data in the model"),
+    "guide alone": (unmasked, masked_guide, X, "'z' is masked out for other data in the model"),
+    "label alone": (clustered, masked_label, X, "'y' is masked out for other data in the model"),
+    "auxiliary": (unmasked, masked_auxiliary, X, "auxiliary site 'u' of the guide is masked out"),
+    "improper": (improper, continuous, X, r"'z' has an improper prior \(ImproperUniform\)"),
     "other values": (clustered, other_label, X, "'y' has 3 values in the model, and its guide"),
     "no guide": (clustered, label, X, "the guide has no site for the model's latent 'z'"),
 }  # fmt: skip

@@ -560,3 +560,17 @@ def test_a_model_of_thousands_of_latents_is_measured() -> None:
     vae = BetaVAE(NormalPrior(10_000), decoder, NormalPosterior(MLP(3, 20_000, hidden=(2,))))
     result = elbo(vae.model, vae.guide, torch.ones(4, 3), num_samples=2)
     assert result.per_datum.isfinite().all()
+
+
+def test_a_number_that_is_none_is_named_where_the_program_stops() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    with pytest.raises(InputError, match="tensor 1 of the arguments has numbers .* row 1, where"):
+        evidence(model, guide, torch.tensor([0.5, math.nan, 1.0]))

@@ -150,8 +150,13 @@ def gap_block(
     certified = (
         torch.stack([part.certified for part in refits.all]).all(0).to(evidence.reliable.device)
     )
-    best = [has_reliable_mean(part).to(certified.device) & certified for part in richer]
-    gap_reliable, star_reliable = _reliability(evidence.reliable, bounds, certified, beta)
+    best = [
+        has_reliable_mean(part, program.rounding).to(certified.device) & certified
+        for part in richer
+    ]
+    gap_reliable, star_reliable = _reliability(
+        evidence.reliable, bounds, certified, beta, program.rounding
+    )
     return GapBlock(
         evidence,
         bound_block(program, args, own),
@@ -216,10 +221,12 @@ def _pooled_evidence(
 
 
 def _reliability(
-    evidence: Tensor, bounds: list[Tensor], certified: Tensor, beta: float
+    evidence: Tensor, bounds: list[Tensor], certified: Tensor, beta: float, rounding: float
 ) -> tuple[list[Tensor], Tensor]:
     """Return the data of reliable gaps, and of a reliable best bound, ``(B,)`` each."""
-    own, star, star_beta = (has_reliable_mean(part).to(certified.device) for part in bounds)
+    own, star, star_beta = (
+        has_reliable_mean(part, rounding).to(certified.device) for part in bounds
+    )
     star, star_beta = star & certified, star_beta & certified
     between = torch.ones_like(certified) if beta == 1 else star & star_beta
     return [evidence & own, evidence & star, between, star_beta & own], star

@@ -94,7 +94,7 @@ def bound_block(program: Program, args: tuple[Any, ...], weights: Weights) -> Bo
     log_weights = weights.log_weights.double()
     kl = closed_form_rate(program, args)
     error = torch.hypot(error_of_mean(log_weights), program.rounding * log_weights.mean(0).abs())
-    reliable = has_reliable_mean(log_weights)
+    reliable = has_reliable_mean(log_weights, program.rounding)
     if kl is not None:
         sure = torch.ones_like(reliable)
         return BoundBlock(
@@ -108,7 +108,7 @@ def bound_block(program: Program, args: tuple[Any, ...], weights: Weights) -> Bo
         error_of_mean(weights.observed),
         error_of_mean(log_ratio),
         reliable,
-        has_reliable_mean(log_ratio),
+        has_reliable_mean(log_ratio, program.rounding),
     )
 
 

@@ -72,7 +72,7 @@ def _bound_of(
     return (
         mean,
         torch.hypot(error_of_mean(samples), program.rounding * mean.abs()),
-        has_reliable_mean(samples),
+        has_reliable_mean(samples, program.rounding),
     )
 
 

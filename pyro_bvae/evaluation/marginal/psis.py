@@ -132,16 +132,20 @@ _VARIANCE_LIMIT = 0.5
 _LARGEST_PART = 0.5
 
 
-def has_reliable_mean(samples: Tensor) -> Tensor:
+def has_reliable_mean(samples: Tensor, rounding: float = 0.0) -> Tensor:
     r"""Return the data whose mean and standard error can be trusted, ``(K, N)`` to ``(N,)``.
 
     The heavier of the two tails of all deviations from the data's means, fitted as one, must have a
     finite variance by two errors of its shape, and no single sample may make half of the variance
     of a datum. Samples that are constant to rounding have no error.
+
+    Args:
+        samples: The samples.
+        rounding: Relative rounding of the densities that they are made of.
     """
     values = samples.detach().double().cpu()
     deviations = values - values.mean(0)
-    rounding = 16 * torch.finfo(samples.dtype).eps
+    rounding = 4 * max(rounding, 4 * torch.finfo(samples.dtype).eps)
     constant = deviations.abs().amax(0) <= rounding * (1 + values.abs().amax(0))
     deviations = deviations.masked_fill(constant, 0.0)
     squares = deviations.square()
