@@ -14,8 +14,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from pyro_bvae.core.context import check_contexts
+from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.inputs.programs import fitting_networks
 from pyro_bvae.core.module_modes import EvalModeCheck, evaluating, owner
 from pyro_bvae.core.param_store import private_store
@@ -31,7 +33,7 @@ from pyro_bvae.program.checks import (
     score,
     varying_sites,
 )
-from pyro_bvae.program.densities import LogDensities, is_close, stack
+from pyro_bvae.program.densities import LatentValues, LogDensities, is_close, stack
 from pyro_bvae.program.discrete.checks import check_summation
 from pyro_bvae.program.discrete.factors import Layout
 from pyro_bvae.program.discrete.structure import NONE, find_discrete
@@ -95,6 +97,8 @@ class Program(ScoredProgram):
         self.vectorized = self._is_vectorized()
         if self.sliceable and self._mixes_data():
             self.sliceable = False
+        if not self.sliceable:
+            self._check_independence()
         check_rows(self, traces[1], doubtful)
         self.masked = masked_latents(self, self.masked)
 
@@ -194,28 +198,66 @@ class Program(ScoredProgram):
     @torch.no_grad()
     def _mixes_data(self) -> bool:
         """Whether data weigh otherwise together than in two halves, so that blocks matter."""
-        size = min(self.num_data, _PROBE)
-        if size < 2:
+        first, second = self._halves(min(self.num_data, _PROBE))
+        if not len(first):
             return False
-        halves = (slice(0, size // 2), slice(size // 2, size))
         try:
             with seeded(0, PROBE_STREAM), full_precision(), pyro.validation_enabled(False):
                 together = self.draw_at_once(None, self.probe, self.guide)
-                apart = []
-                for half in halves:
-                    values = {
-                        name: value.narrow(
-                            self.dim_of(name, self.plate.dim), half.start, half.stop - half.start
-                        )
-                        for name, value in together.values.items()
-                    }
-                    apart.append(self.score(values, self.take(half)).densities)
+                apart = [
+                    self.score(self._rows(together.values, half), self.take(half)).densities
+                    for half in (first, second)
+                ]
         except (RuntimeError, ValueError, IndexError, KeyError):
             return True
+        order = torch.cat([first, second])
         return not is_close(
-            together.densities,
+            LogDensities(*(part[:, order.to(part.device)] for part in together.densities)),
             LogDensities(*(torch.cat(parts, 1) for parts in zip(*apart, strict=True))),
         )
+
+    @torch.no_grad()
+    def _check_independence(self) -> None:
+        """Raise if the density of a datum depends on the latents of others.
+
+        Half of the data get other latents, which the densities of the rest must not show.
+        """
+        first, second = self._halves(self.plate.size)
+        if not len(first):
+            return
+        with seeded(0, PROBE_STREAM), full_precision(), pyro.validation_enabled(False):
+            draws = [self.draw_at_once(None, self.probe, self.guide) for _ in range(2)]
+            values = {
+                name: value.index_copy(
+                    dim := self.dim_of(name, self.plate.dim),
+                    index := second.to(value.device),
+                    draws[1].values[name].index_select(dim, index),
+                )
+                for name, value in draws[0].values.items()
+            }
+            mixed = self.score(values, self.probe).densities
+        pairs = zip((first, second), draws, strict=True)
+        for half, draw in pairs:
+            own, other = (
+                LogDensities(*(part[:, half.to(part.device)] for part in densities))
+                for densities in (draw.densities, mixed)
+            )
+            if not is_close(own, other):
+                raise InputError(
+                    "the density of a datum depends on the latents of others, so that there is no"
+                    " evidence of each: leave out the mean or the sum over the data that does so"
+                )
+
+    def _halves(self, size: int) -> tuple[Tensor, Tensor]:
+        """Return the numbers of two halves of some data, chosen at random."""
+        order = torch.randperm(size, generator=torch.Generator().manual_seed(PROBE_STREAM))
+        return order[: size // 2].sort().values, order[size // 2 :].sort().values
+
+    def _rows(self, values: LatentValues, rows: Tensor) -> LatentValues:
+        return {
+            name: value.index_select(self.dim_of(name, self.plate.dim), rows.to(value.device))
+            for name, value in values.items()
+        }
 
 
 @contextmanager

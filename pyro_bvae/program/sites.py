@@ -100,12 +100,11 @@ def find_latents(
 
 def find_masked(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> frozenset[str]:
     """Return the sites of the guide that have a mask, there or in the model."""
-    model_sites = samples(model_trace)
     return frozenset(
         name
-        for name, site in samples(guide_trace).items()
-        for each in (site, model_sites.get(name, site))
-        if not each["is_observed"] and mask_at(each) is not None
+        for sites in map(samples, (guide_trace, model_trace))
+        for name, site in sites.items()
+        if name in guide_trace.nodes and not site["is_observed"] and mask_at(site) is not None
     )
 
 

@@ -572,5 +572,45 @@ def test_a_number_that_is_none_is_named_where_the_program_stops() -> None:
         with pyro.plate("data", len(x)):
             pyro.sample("z", dist.Normal(x / 2, 1.0))
 
-    with pytest.raises(InputError, match="tensor 1 of the arguments has numbers .* row 1, where"):
+    with pytest.raises(InputError, match=r"tensor 1 of the arguments has numbers .* row 1, where"):
         evidence(model, guide, torch.tensor([0.5, math.nan, 1.0]))
+
+
+MIXED = {
+    "mean": lambda z: z - z.mean(-1, keepdim=True),
+    "pairs": lambda z: z + z.unflatten(-1, (-1, 2)).flip(-1).flatten(-2),
+    "neighbours": lambda z: z + z.roll(1, -1),
+    "earlier": lambda z: z.cumsum(-1),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_a_datum_that_depends_on_the_latents_of_others_is_refused(name: str) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(MIXED[name](z), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x / 2, 1.0))
+
+    x = torch.linspace(-2, 2, 80)
+    for function in (evidence, elbo, inference_gaps):
+        with pytest.raises(InputError, match="depends on the latents of others, so that there is"):
+            function(model, guide, x)
+
+
+def test_a_datum_that_depends_on_the_data_of_others_is_measured() -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+            pyro.sample("x", dist.Normal(z + x.mean(), 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal((x - x.mean()) / 2, 0.5**0.5))
+
+    x = torch.linspace(-2, 3, 20, dtype=torch.double)
+    exact = dist.Normal(x.mean(), 2**0.5).log_prob(x)
+    torch.testing.assert_close(elbo(model, guide, x).per_datum, exact)
