@@ -227,6 +227,11 @@ class Program(ScoredProgram):
             return
         with seeded(0, PROBE_STREAM), full_precision(), pyro.validation_enabled(False):
             draws = [self.draw_at_once(None, self.probe, self.guide) for _ in range(2)]
+            if not is_close(draws[0].densities, self.score(draws[0].values, self.probe).densities):
+                raise InputError(
+                    "the model has other densities at the same draws: draw all noise by"
+                    " pyro.sample, so that it is scored"
+                )
             values = {
                 name: value.index_copy(
                     dim := self.dim_of(name, self.plate.dim),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
@@ -614,3 +615,33 @@ def test_a_datum_that_depends_on_the_data_of_others_is_measured() -> None:
     x = torch.linspace(-2, 3, 20, dtype=torch.double)
     exact = dist.Normal(x.mean(), 2**0.5).log_prob(x)
     torch.testing.assert_close(elbo(model, guide, x).per_datum, exact)
+
+
+def normal_model(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Normal(torch.zeros(()), 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def exact_guide(x: Tensor) -> None:
+    with pyro.plate("data", len(x)):
+        pyro.sample("z", dist.Normal(x / 2, 0.5**0.5))
+
+
+def test_noise_that_the_model_does_not_sample_is_refused() -> None:
+    def model(x: Tensor) -> None:
+        normal_model(x + 0.5 * torch.randn(x.shape))
+
+    with pytest.raises(InputError, match="the model has other densities at the same draws: draw"):
+        evidence(model, exact_guide, torch.linspace(-2, 2, 5))
+
+
+def test_arrays_are_tensors_of_their_shape_and_no_data_are_refused() -> None:
+    x = torch.linspace(-2, 2, 5)
+    own = elbo(normal_model, exact_guide, x)
+    other = elbo(normal_model, exact_guide, x.double().numpy())
+    assert torch.equal(own.per_datum, other.per_datum)
+    with pytest.raises(InputError, match=r"empty data set: an argument has shape \(0,\)"):
+        elbo(normal_model, exact_guide, x[:0])
+    with pytest.raises(InputError, match="an argument must hold numbers, got"):
+        elbo(normal_model, exact_guide, np.array(["a", "b"]))

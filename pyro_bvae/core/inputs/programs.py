@@ -25,7 +25,7 @@ def program_arguments(
 
     A module with functions ``model`` and ``guide`` stands for both. A data set stands for its x and
     context. The data of a :class:`~pyro_bvae.BetaVAE` are made floating-point rows in its type and
-    on its device; those of any other program stay as they are, but for arrays and tables.
+    on its device; those of any other program stay as they are, but arrays and tables are tensors.
 
     Args:
         model: Pyro model, or the module of both.
@@ -71,9 +71,8 @@ def _converted(vae: nn.Module | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
             others = [first.context]
         first = first.x
     if not isinstance(vae, ChecksData):
-        if isinstance(first, np.ndarray) or hasattr(first, "to_numpy"):
-            first = as_data("x", first, next(vae.parameters(), None) if vae else None)
-        return (first, *others)
+        like = next(vae.parameters(), None) if vae else None
+        return tuple(_as_argument(arg, like) for arg in (first, *others))
     own = next(vae.parameters(), None)
     x = as_data("x", first, own, num_features_of(vae))
     check_observed(x)
@@ -81,6 +80,20 @@ def _converted(vae: nn.Module | None, args: tuple[Any, ...]) -> tuple[Any, ...]:
     if others:
         others[0] = as_context(others[0], x)
     return (x, *others)
+
+
+def _as_argument(value: Any, like: Tensor | None) -> Any:
+    """Return an argument of a person's own program, arrays and tables as tensors of their shape."""
+    if isinstance(value, np.ndarray) or hasattr(value, "to_numpy"):
+        tensor = as_tensor(value)
+        if tensor is MISMATCH:
+            raise InputError(f"an argument must hold numbers, got {shown(value)}")
+        target = torch.empty(0) if like is None else like
+        kind = target.dtype if tensor.is_floating_point() else tensor.dtype
+        value = tensor.to(target.device, kind)
+    if isinstance(value, Tensor) and value.dim() and not len(value):
+        raise InputError(f"empty data set: an argument has shape {tuple(value.shape)}")
+    return value
 
 
 @contextmanager
