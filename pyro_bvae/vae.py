@@ -14,7 +14,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 
 from pyro_bvae.core.context import Context, arguments, check_context, with_covariates
-from pyro_bvae.core.errors import InputError, check_beta, check_count, check_finite
+from pyro_bvae.core.errors import InputError, SupportError, check_beta, check_count, check_finite
 from pyro_bvae.core.inputs.calls import as_distribution
 from pyro_bvae.core.inputs.data import Rows, as_codes, as_data, shown
 from pyro_bvae.core.inputs.programs import as_context
@@ -208,10 +208,7 @@ class BetaVAE(nn.Module):
         inside = support.check(x) | unseen if self.missing else support.check(x)
         if not bool(inside.all()):
             index = tuple(int(i) for i in (~inside).nonzero()[0])
-            raise InputError(
-                f"'x' must lie in the likelihood's support, {support}, got {x[index].item()} at"
-                f" index {index}"
-            )
+            raise SupportError(support, x[index].item(), index)
 
     def _check_features(self, x: Tensor) -> None:
         if self.num_features is not None and x.shape[-1] != self.num_features:

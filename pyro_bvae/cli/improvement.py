@@ -49,6 +49,8 @@ class Improve:
     """Particles for each datum behind the gaps."""
     checkpoint: str = "best"
     """Which checkpoint to start from: best or last."""
+    data: Path | None = None
+    """Where the run's data lie now, if not where they were."""
     seed: Seed = 0
     """Seed of order, noise and choices."""
     device: str = "cpu"
@@ -73,6 +75,7 @@ class Improve:
             num_data=self.num_data,
             num_samples=self.num_samples,
             checkpoint=self.checkpoint,
+            data=self.data,
             seed=self.seed,
             device=self.device,
             overwrite=self.overwrite,

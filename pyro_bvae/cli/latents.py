@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
@@ -73,6 +74,10 @@ class _OfData(_OfRun):
         """Return the run, and the new data or the part of its own."""
         run = self.load()
         return run, run.rows(self.data, self.split)
+
+    def parts(self, run: Run, data: Dataset | LazyDataset) -> Any:
+        """Return the part of the run in which each datum is, ``(N,)``."""
+        return _parts(run, data, self.data is not None, self.split)
 
 
 @dataclass(frozen=True)
@@ -210,12 +215,8 @@ class Embed(_OfRun):
 
     def _codes(self, run: Run, part: str) -> latents.Embedding:
         """Return the codes of a part, or of new data, with the part of each."""
-        import numpy as np
-
         data = run.rows(self.data, part)
-        split = np.full(len(data), part)
-        if self.data is not None and run.record is not None:
-            split = run.record.part_of(data)
+        split = _parts(run, data, self.data is not None, part)
         return replace(latents.embed(run, data, scales=self.scales), split=split)
 
 
@@ -237,7 +238,8 @@ class Reconstruct(_OfData):
         means = latents.reconstruct(run, chosen)
         if path.suffix.lower() in _NUMBERS:
             arrays = {"x": chosen.x, "reconstructions": means}
-            _write_data(path, data.feature_names, "reconstructions", chosen.index, **arrays)
+            rows = {"index": chosen.index, "split": self.parts(run, chosen)}
+            _write_data(path, data.feature_names, "reconstructions", rows, **arrays)
         elif data.image_shape is None:
             title = "Data and their reconstructions"
             _write_figure(
@@ -266,9 +268,10 @@ class Impute(_OfData):
         filled = [
             run.vae.impute(*args) for args in data.batches(1024, seed=0, epoch=0, shuffle=False)
         ]
-        gaps = int(torch.isnan(data.x).sum())
-        _write_data(path, data.feature_names, "x", data.index, x=torch.cat(filled))
-        print(f"{gaps} missing entries of {len(data)} data filled")
+        missing = torch.isnan(data.x)
+        rows = {"index": data.index, "split": self.parts(run, data)}
+        _write_data(path, data.feature_names, "x", rows, x=torch.cat(filled), missing=missing)
+        print(f"{int(missing.sum())} missing entries of {len(data)} data filled")
         written(path)
 
 
@@ -327,15 +330,35 @@ def _check_shown(name: str, count: int, path: Path, rows: int = 1) -> None:
         )
 
 
+def _parts(run: Run, data: Dataset | LazyDataset, is_given: bool, part: str) -> Any:
+    """Return the part of a run in which each datum is, ``(N,)``, of its own data or given ones."""
+    import numpy as np
+
+    if is_given and run.record is not None:
+        return run.record.part_of(data)
+    return np.full(len(data), "new" if is_given else part)
+
+
 def _write_data(
-    path: Path, names: Sequence[str], name: str, index: Any = None, **arrays: Tensor
+    path: Path,
+    names: Sequence[str],
+    name: str,
+    rows: Mapping[str, Any] = MappingProxyType({}),
+    **arrays: Tensor,
 ) -> None:
-    """Write arrays ``(N, D)``; a ``.csv`` has the columns of the one that is named, by features."""
+    """Write arrays ``(N, D)``; a ``.csv`` has the columns of the one that is named, by features.
+
+    Args:
+        path: The file.
+        names: Names of the features, or none.
+        name: The array that a ``.csv`` has.
+        rows: The first columns: the identity of each row.
+        **arrays: The arrays of an ``.npz``.
+    """
     from pyro_bvae.evaluation.latent_results import as_arrays, columns_of, write_numbers
 
-    written = as_arrays({"index": index, **arrays, "feature_names": names})
-    first = {} if index is None else {"index": index}
-    write_numbers(path, written, lambda: first | columns_of(names or "x", written[name]))
+    written = as_arrays({**rows, **arrays, "feature_names": names})
+    write_numbers(path, written, lambda: {**rows, **columns_of(names or "x", written[name])})
 
 
 def _write_figure(figure: Figure, path: Path) -> None:

@@ -134,6 +134,8 @@ def without_effect(given: frozenset[str], command: Any) -> list[str]:
     lines = []
     if {"preset", "resume"} <= given:
         lines.append("--preset has no effect with --resume: a run keeps its own options")
+    if {"split", "data"} <= given:
+        lines.append("--split has no effect with --data: it is a part of the run's own data")
     for name in given & _EFFECTIVE.keys():
         other, values = _EFFECTIVE[name]
         if (value := getattr(command.config, other)) not in values:

@@ -42,6 +42,22 @@ class AbsentDataError(InputError):
     """The data cannot be used, since they are not there."""
 
 
+class SupportError(InputError):
+    """A number of the data lies outside the likelihood's support.
+
+    Args:
+        support: The support.
+        value: The number.
+        index: Row and feature.
+    """
+
+    def __init__(self, support: object, value: float, index: tuple[int, ...]) -> None:
+        self.support, self.value, self.index = support, value, index
+        super().__init__(
+            f"'x' must lie in the likelihood's support, {support}, got {value} at index {index}"
+        )
+
+
 def one_line(text: str, most: int = 300) -> str:
     """Return a text in one line of printable characters, cut in its middle where it is longer."""
     text = re.sub(r"\s*[\r\n\v\f]\s*", " ", _cut(text.strip(), 2 * most))

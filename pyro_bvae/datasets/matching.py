@@ -74,7 +74,7 @@ def read_new(
         if place.suffix.lower() == ".h5ad":
             if record.cells is None:
                 raise InputError("an .h5ad file has cells, and the run was trained on none")
-            return new_cells(place, record.cells, backed=bool(options.backed))
+            return record.classes(new_cells(place, record.cells, backed=bool(options.backed)))
         rows = read_rows(
             place,
             columns=Columns(options.label_column, options.index_column),
@@ -86,7 +86,7 @@ def read_new(
                 "colour": options.colour,
             },
         )
-        data = record.features(rows)
+        data = record.classes(record.features(rows))
         assert isinstance(data, Dataset)
         if options.binarize != "none":
             data = data.binarized(0, part=_NEW)

@@ -202,6 +202,15 @@ class DataRecord:
             return replace(data, image_shape=image_shape)
         return data
 
+    def classes(self, data: Data) -> Data:
+        """Return data whose labels have the numbers of the run's classes, and of new ones after."""
+        own, given = self.label_names, data.label_names
+        if not isinstance(data, Dataset) or data.labels is None or not own or not given:
+            return data
+        names = (*own, *(name for name in given if name not in own))
+        numbers = torch.tensor([names.index(name) for name in given], device=data.labels.device)
+        return replace(data, labels=numbers[data.labels], label_names=names)
+
     def check(self, splits: Splits) -> None:
         """Raise unless the data of each part are those that they were.
 
@@ -222,18 +231,30 @@ class DataRecord:
                 )
 
     def part_of(self, data: Data) -> np.ndarray:
-        """Return the part of the run in which each datum is: train, validation, test or new."""
+        """Return the part of the run in which each datum is: train, validation, test or new.
+
+        Its label may be another one, or none.
+        """
         result = np.full(len(data), "new", dtype="U10")
         if isinstance(data, LazyDataset):
             return result
-        found, sizes = fingerprints(data, np.arange(len(data)))
+        plain = replace(data, labels=None, label_names=())
+        found, sizes = fingerprints(plain, np.arange(len(data)))
+        columns = sum(
+            part[:1].numel() for part in (data.x, *(data.context or ())) if part is not None
+        )
+        weight = float(_weights(columns + 1)[-1])
+        labels = [*range(len(self.label_names))]
+        if data.labels is not None and not labels:
+            labels = data.labels.unique().tolist()
         allowed = _TOLERANCE if data.image_shape is None else _TOLERANCE_OF_PIXELS
         for part, own in self.parts.items():
             if len(own.index) != len(own.fingerprints):
                 continue
             known = dict(zip(own.index.tolist(), own.fingerprints, strict=True))
             values = np.array([known.get(name, np.nan) for name in data.index.tolist()])
-            result[np.abs(found - values) <= allowed * sizes + 1e-12] = part
+            for shift in (0.0, *(weight * label for label in labels)):
+                result[np.abs(found + shift - values) <= allowed * (sizes + shift) + 1e-12] = part
         return result
 
     def _found(self, given: Mapping[str, Data]) -> dict[str, Data]:
@@ -302,11 +323,14 @@ def fingerprints(data: Data, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         labels = [] if some.labels is None else [some.labels.unsqueeze(1)]
         columns = [each.double().cpu() for each in (some.x, *context, *labels)]
         values = torch.cat(columns, 1).nan_to_num(-1.5)
-        places = torch.arange(1, values.shape[1] + 1, dtype=torch.double)
-        weights = 1 + (places * _GOLDEN) % 1
+        weights = _weights(values.shape[1])
         numbers.append(values @ weights)
         sizes.append(values.abs() @ weights)
     return _array(numbers), _array(sizes)
+
+
+def _weights(count: int) -> Tensor:
+    return 1 + (torch.arange(1, count + 1, dtype=torch.double) * _GOLDEN) % 1
 
 
 def _tuples(value: Any) -> Any:

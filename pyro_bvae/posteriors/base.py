@@ -65,6 +65,12 @@ class AmortizedPosterior(nn.Module):
         x = x if self.inputs is None else self.inputs(x)
         inputs = with_covariates(x, context, size_of(self.network, "in_features"))
         outputs = run_network(self.network, inputs)
+        given = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if not isinstance(outputs, Tensor) or outputs.shape[:-1] != inputs.shape[:-1]:
+            raise InputError(
+                f"'network' must give a row of outputs for each row, got {given} for inputs of"
+                f" shape {tuple(inputs.shape)}"
+            )
         return outputs, self.latent_dim or self._count_latents(outputs.shape[-1])
 
     def _count_latents(self, out_features: int) -> int:

@@ -15,7 +15,7 @@ from pyro_bvae.core.protocols import HasLogDensity
 from pyro_bvae.core.seeds import PROBE_STREAM, seeded
 from pyro_bvae.program.auxiliary import noise_faults
 from pyro_bvae.program.densities import LatentValues
-from pyro_bvae.program.faults import broadcasts, observed_draws, plain_points
+from pyro_bvae.program.faults import broadcasts, observed_draws, plain_points, unresolved_points
 from pyro_bvae.program.scoring import ScoredProgram
 from pyro_bvae.program.sites import Site, mask_at, samples
 from pyro_bvae.program.supports import (
@@ -41,7 +41,8 @@ def check_faults(
     Raises:
         InputError: naming the site.
     """
-    for check in (observed_draws, broadcasts, plain_points):
+    resolving = () if program.in_training else (unresolved_points,)
+    for check in (observed_draws, broadcasts, plain_points, *resolving):
         for fault in check(guide_trace, model_trace):
             raise InputError(fault.message)
     if not isinstance(program.guide, HasLogDensity):

@@ -65,7 +65,7 @@ def observed_draws(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> It
 
 
 def plain_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iterator[Fault]:
-    """Find latents at points: no draw, numbers of another kind, or too narrow a density."""
+    """Find latents at points: no draw, or numbers of another kind."""
     sites = drawn_by(guide_trace)
     for name, prior in latents_of(model_trace).items():
         stored: Site = guide_trace.nodes.get(name)
@@ -99,7 +99,6 @@ def plain_points(guide_trace: poutine.Trace, model_trace: poutine.Trace) -> Iter
                 (name,),
                 f"{words}: their densities have no common unit; give both one support",
             )
-    yield from _unresolved(sites)
 
 
 def _point(name: str, family: str) -> Fault:
@@ -131,9 +130,9 @@ def _free_numbers(*sites: Site) -> tuple[int, ...] | None:
     return sizes if len(set(sizes)) > 1 else None
 
 
-def _unresolved(sites: Sites) -> Iterator[Fault]:
+def unresolved_points(guide_trace: poutine.Trace, _: poutine.Trace) -> Iterator[Fault]:
     """Find densities that change too much from a number to the next: points but for the name."""
-    for name, site in sites.items():
+    for name, site in drawn_by(guide_trace).items():
         fn, value = site["fn"], site["value"]
         if is_delta(fn) or _is_discrete(fn) or not value.is_floating_point():
             continue
@@ -156,7 +155,8 @@ def _unresolved(sites: Sites) -> Iterator[Fault]:
             yield Fault(
                 "point",
                 (name,),
-                f"{words} within the rounding of {value.dtype}; give it a larger scale",
+                f"{words} within the rounding of {value.dtype}; give it a larger scale, or standardise"
+                " the data",
             )
 
 

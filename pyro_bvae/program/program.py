@@ -65,6 +65,8 @@ class Program(ScoredProgram):
             passed whole.
         data_plate: Name of the data plate where the latents share more than one.
         sums_discrete: Whether discrete latents are summed out, and not refused.
+        in_training: Whether the guide may be a point within rounding, as one in training is for a
+            while on data of large numbers.
 
     Raises:
         InputError: if latents share no data plate, lie outside it, are discrete, or are missing
@@ -81,8 +83,10 @@ class Program(ScoredProgram):
         args: tuple[Any, ...],
         data_plate: str | None = None,
         sums_discrete: bool = False,
+        in_training: bool = False,
     ) -> None:
         super().__init__(model, guide, args)
+        self.in_training = in_training
         self.sums_discrete = sums_discrete
         traces = self._open(args, data_plate)
         check_sites(self.plate, *traces)
@@ -274,6 +278,7 @@ def open_program(
     data_plate: str | None = None,
     seed: int = 0,
     sums_discrete: bool = False,
+    in_training: bool = False,
 ) -> Iterator[Program]:
     """Open a program in eval mode, with a store and randomness of its own.
 
@@ -291,7 +296,7 @@ def open_program(
         fast_products(device),
     ):
         with fitting_networks(vae), naming_missing_values(args):
-            program = Program(model, guide, args, data_plate, sums_discrete)
+            program = Program(model, guide, args, data_plate, sums_discrete, in_training)
         if not program.vectorized:
             warnings.warn(
                 "the program gives other weights with a plate of particles around it than without"

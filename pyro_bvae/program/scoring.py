@@ -86,6 +86,7 @@ class ScoredProgram:
         floating = (x.dtype for x in tensors(args) if x.is_floating_point())
         self.rounding = 4 * max((torch.finfo(dtype).eps for dtype in floating), default=0)
         self.sliceable = True
+        self.in_training = False
         self.compiled: Callable[[LatentValues, tuple[Any, ...]], tuple[Tensor, Tensor]] | None
         self.compiled = None
         self.varying: frozenset[str] = frozenset()

@@ -10,7 +10,7 @@ import torch
 
 from pyro_bvae.core.disk.digests import read_file, remove_files, write_files
 from pyro_bvae.core.disk.run_files import is_vacant
-from pyro_bvae.core.errors import InputError, check_count
+from pyro_bvae.core.errors import InputError, SupportError, check_count
 from pyro_bvae.core.inputs.public import exclusive, public
 from pyro_bvae.datasets import Splits
 from pyro_bvae.datasets.record import DataRecord
@@ -102,6 +102,9 @@ def train(
         except OSError:  # of a full disk, before or after the first epoch
             files.put_back()
             raise
+        except Exception:  # such as a loss that diverges
+            files.take_back()
+            raise
         if config.training.sleep:
             sleep_run(output, vae, splits.train, config, progress=progress)
         if len(history.rows) > config.training.epochs:
@@ -154,6 +157,11 @@ class RunFiles:
         if self._before:
             self._write(self._before)
 
+    def take_back(self) -> None:
+        """Remove the files of a new run, unless an epoch is written."""
+        if not self._before:
+            self.put_back()
+
     def _write(self, contents: Mapping[str, bytes]) -> None:
         assert self._directory is not None
         write_files({self._directory / name: each for name, each in contents.items()}, begin=True)
@@ -204,10 +212,22 @@ def untrained(config: TrainConfig, splits: Splits) -> BetaVAE:
 def check_splits(vae: BetaVAE, splits: Splits) -> None:
     """Raise unless a model can explain all parts of its data."""
     for data in (splits.train, splits.validation, splits.test):
-        for x, context in (
-            () if data is None else data.batches(_CHECKED, seed=0, epoch=0, shuffle=False)
-        ):
-            vae.check_data(x, context)
+        if data is None:
+            continue
+        done = 0
+        for x, context in data.batches(_CHECKED, seed=0, epoch=0, shuffle=False):
+            try:
+                vae.check_data(x, context)
+            except SupportError as error:
+                row, column = data.index[done + error.index[0]], error.index[-1]
+                names = data.feature_names
+                feature = f"'{names[column]}'" if names else f"{column}"
+                raise InputError(
+                    f"feature {feature} of the datum with index {row} is {error.value:g}, outside"
+                    f" the likelihood's support, {error.support}: take another '--likelihood'"
+                    " (likelihood=...), such as normal for real numbers"
+                ) from error
+            done += len(x)
 
 
 @public

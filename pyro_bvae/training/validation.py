@@ -105,7 +105,7 @@ class Validation:
             model, guide, *args = program_arguments(
                 self.vae.model, self.vae.guide, *arguments(data.x, data.context)
             )
-            opened = open_program(model, guide, tuple(args), seed=self._seed)
+            opened = open_program(model, guide, tuple(args), seed=self._seed, in_training=True)
         with opened as program, data_bar(program, False, "bound") as bar:
             blocks = [
                 bound_block(program, block, sample_weights(program, block, 1))

@@ -408,9 +408,9 @@ H5AD = [*NEW, "--dataset", "h5ad", "--path", "cells.h5ad", "--likelihood", "nega
 SPOILED = np.full((30, 4), 0.5)
 SPOILED[11, 2] = np.nan
 BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
-    "pixels above one": (table("a,b\n" + GOOD_ROW + "0.5,1.5\n"), CSV, "must lie in the "
-                                                                       "likelihood's support"),
-    "pixels below zero": (table("a,b\n" + GOOD_ROW + "-1,0.5\n"), CSV, "got -1.0 at index"),
+    "pixels above one": (table("a,b\n" + GOOD_ROW + "0.5,1.5\n"), CSV, "is 1.5, outside "
+                                                                       "the likelihood's support"),
+    "pixels below zero": (table("a,b\n" + GOOD_ROW + "-1,0.5\n"), CSV, "feature 'a' of the datum with index 20 is -1, outside"),
     "NaN in a table": (table("a,b\n" + GOOD_ROW + "0.5,\n"), CSV, "got nan in row 21, column 'b'"),
     "Inf in a table": (table("a,b\n0.5,0.5\ninf,0.5\n" + GOOD_ROW), CSV, "got inf in row 2, column "
                                                                          "'a'"),
@@ -435,8 +435,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "dispersion": (nothing, [*NEW, "--dispersion", "features"], "Did you mean 'feature'?"),
     "prior components": (nothing, [*NEW, "--prior-components", "0"], "--prior-components must be a "
                                                                      "positive integer"),
-    "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "must lie in the "
-                                                                      "likelihood's support"),
+    "pixels for counts": (nothing, [*NEW, "--likelihood", "poisson"], "outside the likelihood's support"),
     "no file": (nothing, CSV, "there is no such file"),
     "no path": (nothing, [*NEW, "--dataset", "file"], "needs --path"),
     "a path for digits": (table("a\n1\n"), [*NEW, "--path", "data.csv"], "is for data set 'file'"),

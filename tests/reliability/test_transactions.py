@@ -487,3 +487,9 @@ def test_children_see_all_that_changes_a_directory(tmp_path: Path) -> None:
         shutil.rmtree(directory, ignore_errors=True)
         count += 1
     assert count >= 7
+
+
+def test_a_training_that_diverges_before_its_first_epoch_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="epoch 1"):
+        runs.train(CONFIG.with_options(learning_rate=1e30), tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []

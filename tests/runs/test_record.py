@@ -326,3 +326,45 @@ def test_fit_resumes_on_the_data_that_it_had_alone(tmp_path):
         history = go(data, 3, resume=True, validation=data[:9])
         rows.append([{**row, "seconds": 0} for row in history.rows])
     assert rows[0] == rows[1]
+
+
+def test_new_rows_are_known_with_other_labels_and_classes_have_one_number(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "who": [f"p{i}" for i in range(60)],
+            "a": generator.normal(size=60),
+            "b": generator.normal(size=60),
+            "kind": ["x", "y", "z"] * 20,
+        }
+    )
+    parts = {
+        "all": table,
+        "some": table[table.kind != "x"],
+        "none": table.drop(columns="kind"),
+        "renamed": table.assign(kind="w"),
+        "others": table.assign(a=table.a + 1),
+    }
+    for name, part in parts.items():
+        part.to_csv(tmp_path / f"{name}.csv", index=False)
+    config = TrainConfig(
+        dataset="file", path=str(tmp_path / "all.csv"), index_column="who", label_column="kind",
+        likelihood="normal", latent_dim=1, hidden=(4,), epochs=1,
+    )  # fmt: skip
+    run = train(config, tmp_path / "run", progress=False)
+    own = dict(
+        zip(
+            run.rows(tmp_path / "all.csv").index,
+            run.record.part_of(run.rows(tmp_path / "all.csv")),
+            strict=True,
+        )
+    )
+    assert sorted(set(own.values())) == ["test", "train", "validation"]
+    for name in parts:
+        data = run.rows(tmp_path / f"{name}.csv")
+        found = run.record.part_of(data)
+        right = ["new"] * len(data) if name == "others" else [own[each] for each in data.index]
+        assert found.tolist() == right, name
+    some = run.rows(tmp_path / "some.csv")
+    assert some.label_names == ("x", "y", "z")
+    assert some.labels.unique().tolist() == [1, 2]

@@ -233,3 +233,23 @@ def test_scalings_that_cannot_be_used_are_refused() -> None:
             make(torch.zeros(2), torch.ones(3))
         with pytest.raises(InputError, match="'scale' positive"):
             make(torch.zeros(2), torch.tensor([1.0, 0.0]))
+
+
+def test_a_table_of_large_numbers_trains_and_is_told_to_be_standardized(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).normal(size=(200, 3))
+    x[:, 2] = 2000 + 10 * x[:, 2]
+    np.savetxt(tmp_path / "x.csv", x, delimiter=",", header="a,b,year", comments="")
+    config = TrainConfig(
+        dataset="file", path=str(tmp_path / "x.csv"), likelihood="normal", hidden=(8,), epochs=1
+    )
+    with pytest.warns(UserWarning, match="1 of 3 features are not scaled"):
+        run = runs.train(config, tmp_path / "run", progress=False)
+    assert len(run.history.rows) == 1
+
+
+def test_a_number_outside_the_support_is_named_by_its_feature(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("age,iron\n" + "0.5,0.25\n" * 30 + "41,0.5\n")
+    config = TrainConfig(dataset="file", path=str(tmp_path / "x.csv"), epochs=1)
+    with pytest.raises(InputError, match="feature 'age' of the datum with index 30 is 41, outside"):
+        runs.train(config, tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -370,3 +370,33 @@ def test_the_leaves_of_a_graph_are_found_wherever_they_are() -> None:
     holder = {"inner": [a], "function": lambda: b}
     assert names_in(all=holder)[id(a)] == "all.inner.0"
     assert names_in(all=holder)[id(b)] == "all.function.b"
+
+
+class Detached(nn.Module):
+    """A network that no gradient reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.layer(x).detach()
+        return answer
+
+
+def test_parameters_that_no_gradient_reaches_are_named_before_the_first_step() -> None:
+    decoder = Decoder(MLP(2, 4, hidden=(8,)), NormalLikelihood())
+    vae = BetaVAE(NormalPrior(2), decoder, NormalPosterior(Detached()))
+    with pytest.warns(UserWarning, match="reaches 2 of 6 parameters.*encoder.network.layer.weight"):
+        fit(vae, 3 * torch.randn(20, 4), epochs=1, progress=False)
+    for parameter in vae.encoder.parameters():
+        parameter.requires_grad_(False)
+    fit(vae, 3 * torch.randn(20, 4), epochs=1, progress=False)
+
+
+@pytest.mark.parametrize("shape", [nn.Flatten(0), nn.Unflatten(1, (2, 2))])
+def test_an_encoder_gives_a_row_of_outputs_for_each_row(shape: nn.Module) -> None:
+    decoder = Decoder(MLP(2, 4, hidden=(8,)), NormalLikelihood())
+    encoder = NormalPosterior(nn.Sequential(nn.Linear(4, 4), shape))
+    with pytest.raises(InputError, match="'network' must give a row of outputs for each row, got"):
+        fit(BetaVAE(NormalPrior(2), decoder, encoder), torch.randn(20, 4), epochs=1)

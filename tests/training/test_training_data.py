@@ -219,6 +219,7 @@ def test_validation_must_be_held_in_memory() -> None:
         train(pixels(), validation=DataLoader(pixels(), batch_size=4))
 
 
+@pytest.mark.filterwarnings("ignore:no gradient of the objective reaches")
 def test_what_cannot_be_validated_is_told_before_the_first_epoch(tmp_path: Path) -> None:
     class NoPlate(BetaVAE):
         def model(self, x: Tensor, context: Context | None = None, beta: float = 1.0) -> Tensor:

@@ -14,7 +14,14 @@ from pyro_bvae.core.errors import InputError
 from pyro_bvae.core.findings import Finding
 from pyro_bvae.evaluation.program_audit.traces import Function, View
 from pyro_bvae.program.auxiliary import noise_faults
-from pyro_bvae.program.faults import Fault, broadcasts, drawn_by, observed_draws, plain_points
+from pyro_bvae.program.faults import (
+    Fault,
+    broadcasts,
+    drawn_by,
+    observed_draws,
+    plain_points,
+    unresolved_points,
+)
 from pyro_bvae.program.sites import Sites, is_delta
 from pyro_bvae.program.supports import is_unbounded, support_of
 
@@ -39,6 +46,7 @@ def check_noise(
         return
     yield from _told(observed_draws(view.guide, view.model))
     yield from _told(plain_points(view.guide, view.model))
+    yield from _told(unresolved_points(view.guide, view.model))
     if view.failures or any(finding.code == "latent-shape" for finding in results):
         return
     known = {site for finding in results for site in finding.sites}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -45,6 +46,7 @@ def improve(
     epochs: int = 100,
     iwelbo: int | None = None,
     checkpoint: str = "best",
+    data: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     force: bool = False,
@@ -64,6 +66,7 @@ def improve(
         iwelbo: Particles of the importance weighted bound, doubly reparametrised; None for the
             ELBO.
         checkpoint: Where to start: ``best`` or ``last``.
+        data: Where the run's data lie now, if not where they were.
         device: Where to compute.
         overwrite: Take the place of the run that ``output`` holds.
         force: Take ``output`` over from another process that holds it.
@@ -76,7 +79,7 @@ def improve(
     output = directory.with_name(f"{directory.name}-improved") if output is None else output
     check_device(device)
     _check_options(directory, output, posterior, hidden, iwelbo, overwrite)
-    run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
+    run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu", data=data)
     if run.config is None:
         raise InputError(f"{directory} has no config.json, so that no run can be made of it")
     earlier = (read_improvement(directory) or {}).get("guide", {"posterior": None, "hidden": []})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_finite, listed
 from pyro_bvae.core.module_modes import evaluating, leaves, names_in
 from pyro_bvae.training.objectives.loss import Loss
+from pyro_bvae.training.objectives.sleep import SleepPhase
 from pyro_bvae.training.objectives.terms import TraceTerms
 
 _REMEDY = (
@@ -60,6 +62,23 @@ def dry_run(
             )
     # An objective may have a network, and a way to train it, of its own.
     check_owned(terms.loss, trained, loss.objective, vae=loss.vae)
+    if beta != 0 and not isinstance(loss.objective, SleepPhase):  # they leave prior or model
+        _warn_unreached(terms.loss, trained, loss.vae)
+
+
+def _warn_unreached(value: Tensor, trained: Sequence[Tensor], vae: nn.Module) -> None:
+    """Warn of parameters that the gradient of a loss does not reach, so that steps leave them."""
+    reached = {id(leaf) for leaf in leaves(value)}
+    chosen = {id(tensor) for tensor in trained}
+    own = {name: part for name, part in vae.named_parameters() if id(part) in chosen}
+    left = [name for name, part in own.items() if id(part) not in reached]
+    if left:
+        warnings.warn(
+            f"no gradient of the objective reaches {len(left)} of {len(own)} parameters, which keep"
+            f" their first values: {listed(left)}; look for .detach(), no_grad, .sample() for"
+            " .rsample() or an unused layer; requires_grad_(False) says that it is meant",
+            stacklevel=2,
+        )
 
 
 def check_owned(
