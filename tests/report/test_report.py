@@ -43,7 +43,10 @@ class LinearVAE:
     def reconstruct(self, x, context=None):
         return self.decode(self.encode(x, context), context)
 
-    def generate(self, num_samples, context=None, *, seed=0):
+    def posterior(self, x, context=None):
+        return torch.distributions.Normal(self.encode(x, context), 0.5)
+
+    def generate(self, num_samples, context=None, *, noise=False, seed=0):
         generator = torch.Generator().manual_seed(seed)
         return self.decode(torch.randn(num_samples, LATENTS, generator=generator), context)
 
@@ -269,7 +272,7 @@ def test_an_evaluation_that_cannot_be_read_is_an_error(tmp_path, content, said):
 def test_data_that_are_not_images_have_no_traversals(write):
     page = write(make_run(image_shape=None, labels=False))
     assert {"Traversals", "Interpolation"}.isdisjoint(headings(page))
-    assert {"Reconstructions", "Samples from the prior"} <= set(headings(page))
+    assert {"A datum and its reconstruction", "Samples from the prior"} <= set(headings(page))
 
 
 def test_a_guide_without_kl_per_dimension(write, monkeypatch):
