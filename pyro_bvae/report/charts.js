@@ -73,7 +73,7 @@ function rows(chart, width, values, at, marks, { name = "", legend = [], value =
   const left = Math.min(width * 0.45, Math.max(...chart.rows.map(r => r[0].length), 4) * GLYPH + 14), right = width - 60;
   const names = chart.rows.map(r => broken(r[0], left - 8)), steps = names.map(lines => Math.max(24, 13 * lines.length + 7));
   const top = legend.length ? 26 : 2, bottom = top + steps.reduce((a, b) => a + b, 0), height = bottom + (name ? 38 : 24);
-  const range = extent([...(at ? [] : [0]), ...chart.rows.flatMap(r => values(r).map(v => at ? at(v, r) : v))]);
+  const range = extent([...(at ? [] : [0]), ...chart.rows.flatMap(r => values(r).filter(v => v !== null).map(v => at ? at(v, r) : v))]);
   const place = scale(margin(range, at ? 0.03 : 0), [left, right]);
   const x = (v, r) => place(at ? at(v, r) : v);
   let out = ticks(...range, Math.min(8, Math.max(2, (right - left) / 60))).map(t => line(place(t), top, place(t), bottom, "grid") + text(place(t), bottom + 14, shown(t), "middle")).join("");
@@ -126,13 +126,13 @@ const drawings = {
       (r[1] !== null && r[4] > 0 ? line(x(r[1] - r[4], r), y, x(r[1] + r[4], r), y, "error") : "") + (r[3] === null ? "" : line(x(r[3], r), y - 10, x(r[3], r), y + 10, "mark"));
     const legend = [["decoded mean", x => bar(x - 8, x + 8, 10)], ["datum", x => line(x, 2, x, 19, "mark")]];
     if (chart.rows.some(r => r[4] > 0)) legend.push(["± over draws", x => line(x - 9, 10, x + 9, 10, "error")]);
-    const values = r => [r[1], r[3], ...(r[1] === null ? [] : [r[1] - (r[4] ?? 0), r[1] + (r[4] ?? 0)])].filter(v => v !== null);
+    const values = r => [r[1], r[3], ...(r[1] === null ? [] : [r[1] - (r[4] ?? 0), r[1] + (r[4] ?? 0)])];
     return rows(chart, width, values, at, marks,
       { legend, value: r => shown(r[1]), name: scaled ? "standard deviations from the mean" : "" });
   },
   // From 10% to 90% of each feature, in the data and in draws of the model.
   ranges(chart, width) {
-    const span = (r, x, y, k, kind) => line(x(r[k], r), y, x(r[k + 2], r), y, kind) + line(x(r[k + 1], r), y - 4, x(r[k + 1], r), y + 4, kind);
+    const span = (r, x, y, k, kind) => r[k] === null ? "" : line(x(r[k], r), y, x(r[k + 2], r), y, kind) + line(x(r[k + 1], r), y - 4, x(r[k + 1], r), y + 4, kind);
     const legend = [["data", x => line(x - 9, 10, x + 9, 10, "seen")], ["draws of the model", x => line(x - 9, 10, x + 9, 10, "drawn")]];
     return rows(chart, width, r => r.slice(1, 7), (v, r) => (v - r[7]) / r[8], (r, x, y) => span(r, x, y - 5, 1, "seen") + span(r, x, y + 5, 4, "drawn"),
       { legend, name: "standard deviations from the mean" });

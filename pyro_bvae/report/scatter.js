@@ -14,7 +14,7 @@ const colours = [
   { name: "nothing", group: "Data", of: () => null },
   ...live.columns.map(c => ({ ...c, group: "Data", of: i => c.values[i] })),
   ...live.latents.map(l => ({ name: l.name, group: "Latents", of: i => codes[i * L + l.index] })),
-  ...(live.kind === "image" ? [] : live.features.map((name, f) => ({ name, group: "Features", of: feature(f) }))),
+  ...(live.kind === "image" || live.held.length < Math.min(N, 100) ? [] : live.features.map((name, f) => ({ name, group: "Features", of: feature(f) }))),
 ];
 const options = (own, start) => own.map((o, i) => `<option value="${start + i}">${escaped(o.name)}</option>`).join("");
 for (const id of ["across", "up"]) at(id).innerHTML = options(places, 0);
@@ -91,8 +91,8 @@ function choose(rows) {
   draw(scatter, scatter.chart);
   const { columns, rows: cells } = table(rows), most = 100, few = columns.length - L;
   const body = cells.slice(0, most).map((r, k) => `<tr><th scope="row"><button type="button" data-row="${rows[k]}">${escaped(r[0])}</button></th>${r.slice(1, few).map(c => `<td>${escaped(shown(c))}</td>`).join("")}</tr>`).join("");
-  at("chosen").innerHTML = rows.length ? `<h3>${rows.length} of ${N} data chosen${rows.length > most ? `, the first ${most}` : ""}</h3>
-    <p class="controls"><button type="button" id="chosen-csv">all of them (CSV)</button> <button type="button" id="none">choose none</button></p>
+  at("count").textContent = rows.length ? `${rows.length} of ${N} data chosen${rows.length > most ? `, the first ${most} are shown` : ""}` : "";
+  at("chosen").innerHTML = rows.length ? `<p class="controls"><button type="button" id="chosen-csv">all of them (CSV)</button> <button type="button" id="none">choose none</button></p>
     <div class="numbers rows" tabindex="0" role="region" aria-label="Chosen data"><table><thead><tr>${columns.slice(0, few).map(c => `<th>${escaped(c)}</th>`).join("")}</tr></thead><tbody>${body}</tbody></table></div>` : "";
   at("chosen-csv")?.addEventListener("click", () => save(table(rows), "chosen"));
   at("none")?.addEventListener("click", () => choose([]));

@@ -84,6 +84,8 @@ def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
         "What the ELBO misses of the evidence, and why: the three parts add up to the "
         "variational gap."
     )
+    if len(chart.rows) == 1:
+        caption = "What the ELBO misses of the evidence; an evaluation tells why."
     if (few := few_gaps(evaluation)) is not None:
         caption += f" They are those of {few} data, ELBO and evidence those of all."
     if evaluation.get("families"):

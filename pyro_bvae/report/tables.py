@@ -86,11 +86,16 @@ def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
 def verdict(evaluation: Mapping[str, Any], problems: int = 0) -> tuple[str, str]:
     """Return the verdict as a headline, and its limits; both empty for an evaluation without one.
 
+    A first look has none, and says by which command there is one.
+
     Args:
         evaluation: Content of ``evaluation.json``.
         problems: How many remarks of the training name something to fix: a good guide is then no
             reason for rest.
     """
+    if command := evaluation.get("first_look"):
+        count = evaluation.get("num_data")
+        return f"None yet: this is a first look at {count} data", f"`{command}` gives one."
     first, _, others = (evaluation.get("verdict") or "").partition(". ")
     first = first.removesuffix(".")
     if problems and first.endswith(GOOD):

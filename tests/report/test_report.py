@@ -497,3 +497,28 @@ def test_what_makes_numbers_doubtful_is_said(change, said):
 def test_a_command_in_the_verdict_is_set_as_code_and_escaped(write):
     text = write(evaluation=make_evaluation(verdict="a gap: `pyro-bvae improve <x>`. Rest."))
     assert "<code>pyro-bvae improve &lt;x&gt;</code>" in text
+
+
+def test_a_first_look_says_in_place_of_a_verdict_which_command_gives_one():
+    evaluation = make_evaluation(first_look="pyro-bvae evaluate runs/a", num_data=64)
+    assert words.verdict(evaluation) == (
+        "None yet: this is a first look at 64 data", "`pyro-bvae evaluate runs/a` gives one."
+    )  # fmt: skip
+
+
+def test_gaps_of_fewer_data_are_named_so_beside_the_evidence():
+    few = make_evaluation(refits={"num_data": 4})
+    assert words.key_numbers(few)[2][0] == "Gap between them, of 4 of the data"
+    assert words.key_numbers(make_evaluation())[2][0] == "Gap between them"
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset", "name"),
+    [
+        ({"data.path": "/home/a/birds.csv"}, "file", "birds.csv"),
+        ({"data.path": "none"}, "h5ad", "h5ad"),
+        ({"data.path": "/data/shapes.npz"}, "dsprites", "dsprites"),
+    ],
+)
+def test_the_page_is_named_after_the_file_of_ones_own_data(config, dataset, name):
+    assert words.data_name(config, dataset) == name

@@ -60,7 +60,7 @@ def test_a_drag_around_data_lists_them_with_their_names_and_gives_them_as_csv(br
     wanted = {i for x, _, i in spots if x < middle}
     assert 0 < len(wanted) < 40
     assert tab.evaluate("[...chosen]") == sorted(wanted)
-    assert tab.locator("#chosen h3").inner_text() == f"{len(wanted)} of 40 data chosen"
+    assert tab.locator("#count").inner_text() == f"{len(wanted)} of 40 data chosen"
     assert tab.locator("#scatter .chosen").count() == len(wanted)
     heads = tab.locator("#chosen thead th").all_inner_texts()
     assert heads == ["datum", "label", "evidence", "Pareto k", "size factor", "covariate 0", "covariate 1"]  # fmt: skip

@@ -185,7 +185,12 @@ def ranges_chart(names: Sequence[str], data: Tensor, drawn: Tensor) -> Chart:
         drawn: Draws of the model, ``(M, D)``.
     """
     shares = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
-    own, others = (torch.nanquantile(each.double(), shares, dim=0) for each in (data, drawn))
+    own, others = (
+        torch.cat(
+            [torch.nanquantile(part, shares, dim=0) for part in each.double().split(1000, 1)], 1
+        )
+        for each in (data, drawn)  # in parts, since torch takes 16 million numbers at most
+    )
     centre, unit = moments(data)
     off = ((others - own) / unit).abs().nan_to_num().amax(0)
     rows = [

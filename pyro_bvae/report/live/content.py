@@ -31,7 +31,7 @@ Array = NDArray[Any]
 # Bytes of the data themselves at most, before they are written in base 64.
 _MOST_BYTES = 400_000
 # Data at most whose reconstructions have the spread over draws from the guide.
-_SPREADS = 200
+_SPREADS = 100
 # Values of a latent in a sheet of decoded images, and latents of it at most.
 _NODES, _SHEETS = 9, 10
 # Data of least evidence that are shown.
