@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from pyro_bvae import report, runs
+from pyro_bvae.cli.pages import live_page
 from pyro_bvae.cli.presets import PresetName, preset_line
 from pyro_bvae.cli.tables import evaluation_table, evaluations_table, verification_table, versions
 from pyro_bvae.cli.words import output
@@ -79,6 +81,8 @@ class Train:
     """Draw reconstructions and samples every so many epochs, into the run directory."""
     tensorboard: bool = False
     """Write the metrics for TensorBoard too, into the run directory."""
+    live: bool = False
+    """Show the run in a browser on this machine while it is trained, as watch does."""
 
     @property
     def directory(self) -> Path:
@@ -95,15 +99,17 @@ class Train:
         """Run the command."""
         from pyro_bvae.training.distributed import place
 
-        trained = runs.train(
-            self.config,
-            self.directory,
-            resume=self.resume,
-            overwrite=self.overwrite,
-            force=self.force,
-            snapshots=self.snapshots,
-            tensorboard=self.tensorboard,
-        )
+        page = live_page(self.directory, self.config, resume=self.resume)
+        with page if self.live and not place()[0] else nullcontext():
+            trained = runs.train(
+                self.config,
+                self.directory,
+                resume=self.resume,
+                overwrite=self.overwrite,
+                force=self.force,
+                snapshots=self.snapshots,
+                tensorboard=self.tensorboard,
+            )
         if place()[0]:  # one process prints
             return
         _print_preset(self)

@@ -1,7 +1,9 @@
-"""The commands of pages: ``pyro-bvae report RUN [RUN ...]`` and ``pyro-bvae watch RUN``."""
+"""The commands of pages: ``report RUN [RUN ...]``, ``watch RUN``, and ``train --live``."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +14,7 @@ from pyro_bvae import report, runs
 from pyro_bvae.cli.words import output
 from pyro_bvae.core.disk.run_files import evaluation_files
 from pyro_bvae.core.inputs.bounds import Bounds
+from pyro_bvae.runs.config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -56,3 +59,13 @@ class Watch:
         from pyro_bvae.report.watching import watch
 
         watch(self.directory, self.port, on_start=lambda url: print(f"page: {url}", flush=True))
+
+
+@contextmanager
+def live_page(directory: Path, config: TrainConfig, *, resume: bool) -> Iterator[None]:
+    """Serve the page of a run while it is trained, and print its address."""
+    from pyro_bvae.report.watching import watched
+
+    with watched(directory, config, resume=resume) as address:
+        print(f"live page: {address}", flush=True)
+        yield

@@ -1,4 +1,4 @@
-// The latents: sliders, the decoder, and the scatter of test data.
+// The latents: sliders, the decoder, and what it makes beside a datum.
 const live = page.live;
 const at = id => document.getElementById(id);
 
@@ -18,10 +18,10 @@ function halves(text) {
   }
   return out;
 }
-const packed = p => p && (p.type === "uint8" ? bytes(p.values) : floats(p.values));
+const packed = p => p && { uint8: bytes, uint16: t => new Uint16Array(bytes(t).buffer), float32: floats }[p.type](p.values);
 
 const L = live.num_latents, D = live.features.length, N = live.rows.length;
-const codes = floats(live.codes), axes2 = floats(live.axes), draws = floats(live.draws);
+const codes = floats(live.codes), draws = floats(live.draws), moments = floats(live.moments), spreads = packed(live.spread);
 const sizes = floats(live.sizes), covariates = floats(live.covariates);
 const C = covariates ? covariates.length / N : 0;
 const data = packed(live.data), decoded = packed(live.decoded), sheets = live.sheets && packed(live.sheets);
@@ -88,13 +88,15 @@ function decode(z, datum) {
   return gated ? mean.map((v, i) => v * activations.sigmoid(-h[h.length - D + i])) : mean;
 }
 
-// The state: a code, the datum whose context holds, and the decoded features.
-const state = { z: codes.slice(0, L), datum: 0, words: "", mean: null, start: null, end: null };
+// The state: a code, the datum whose context holds, the decoded features, their spread over draws
+// from the guide, and two codes to go between.
+const state = { z: codes.slice(0, L), datum: 0, words: "", mean: null, spread: null, start: null, end: null };
 const place = new Map(live.held.map((i, k) => [i, k]));
 const known = i => place.has(i);
 const row = (values, k) => values.subarray(k * D, (k + 1) * D);
 const own = (values, i) => row(values, place.get(i));
-const pixels = mean => Uint8ClampedArray.from(mean, v => Math.round(255 * Math.min(1, Math.max(0, (v - live.grey[0]) / (live.grey[1] - live.grey[0])))));
+const range = live.grey[1] - live.grey[0] || 1;
+const pixels = mean => Uint8ClampedArray.from(mean, v => Math.round(255 * Math.min(1, Math.max(0, (v - live.grey[0]) / range))));
 
 function paint(canvas, levels) {
   const context = canvas.getContext("2d", { willReadFrequently: true }), [channels, height, width] = live.shape;
@@ -106,29 +108,50 @@ function paint(canvas, levels) {
   context.putImageData(image, 0, 0);
 }
 
+// The values of a pixel, under the pointer.
+function pixel(e) {
+  const [channels, height, width] = live.shape, box = e.target.getBoundingClientRect();
+  const column = Math.floor(width * (e.clientX - box.left) / box.width), line = Math.floor(height * (e.clientY - box.top) / box.height);
+  if (column < 0 || line < 0 || column >= width || line >= height) return;
+  const at = (values, of) => values && Array.from({ length: channels }, (_, c) => shown(of(values[(c * height + line) * width + column]))).join(", ");
+  const level = v => live.grey[0] + range * v / 255;
+  const made = at(state.mean, live.decoder ? v => v : level), off = at(state.spread, v => range * v / 510), seen = at(known(state.datum) ? own(data, state.datum) : null, level);
+  e.target.dataset.tip = `row ${line}, column ${column}` + (made ? `\ndecoded ${made}` : "") + (off ? ` ± ${off} over draws from the guide` : "") + (seen ? `\ndatum ${seen}` : "");
+}
+
 function profile() {
   const word = at("search").value.toLowerCase(), order = at("order").value, seen = known(state.datum) ? own(data, state.datum) : null;
   const finite = i => seen && Number.isFinite(seen[i]) ? seen[i] : null;
-  let rows = live.features.map((name, i) => [name, state.mean ? state.mean[i] : null, finite(i) === null || !state.mean ? null : state.mean[i] - own[i], finite(i)]);
+  let rows = live.features.map((name, i) => {
+    const made = state.mean ? state.mean[i] : null, datum = finite(i);
+    return [name, made, datum === null || made === null ? null : made - datum, datum, state.spread ? state.spread[i] : null, ...(moments ? [moments[i], moments[D + i]] : [])];
+  });
   rows = rows.filter(r => r[0].toLowerCase().includes(word));
-  const size = { size: r => Math.abs(r[1] ?? r[3] ?? 0), change: r => Math.abs(r[2] ?? 0) }[order];
+  const unit = r => r[6] ?? 1;
+  const size = { size: r => Math.abs(((r[1] ?? r[3] ?? 0) - (r[5] ?? 0)) / unit(r)), change: r => Math.abs((r[2] ?? 0) / unit(r)) }[order];
   if (size) rows.sort((a, b) => size(b) - size(a));
-  const chart = { kind: "bars", marked: true, columns: ["feature", "decoded mean", "mean − datum", "datum"], rows: rows.slice(0, 24), title: "" };
-  draw(at("profile"), chart);
-  at("made-title").textContent = rows.length > 24 ? `Decoded: 24 of ${rows.length} features` : "Decoded";
+  const columns = ["feature", "decoded mean", "mean − datum", "datum", "± over draws", ...(moments ? ["mean of the data", "standard deviation of the data"] : [])];
+  draw(at("profile"), { kind: "profile", columns, rows: rows.slice(0, MOST), title: "" });
+  at("made-title").textContent = rows.length > MOST ? `Decoded: ${MOST} of ${rows.length} features` : "Decoded";
 }
+const MOST = 24;
 
-const label = i => live.labels === null ? "" : live.label_names[live.labels[i]];
-const named = i => `test datum ${live.rows[i]}` + (live.names[i] === String(live.rows[i]) ? "" : ` (${live.names[i]})`) + (live.labels === null ? "" : `, label ${label(i)}`) +
+const labels = live.columns.find(c => c.name === "label" && c.classes);
+const label = i => labels ? labels.classes[labels.values[i]] : "";
+const named = i => `test datum ${live.rows[i]}` + (live.names[i] === String(live.rows[i]) ? "" : ` (${live.names[i]})`) + (labels ? `, label ${label(i)}` : "") +
   (live.evidence[i] === null ? "" : `, evidence ${shown(live.evidence[i])} nats`) +
   (live.pareto_k[i] === null ? "" : `, Pareto k ${shown(live.pareto_k[i])}`);
 
-function show(words) {
+function show(words, spread = null) {
   state.words = words ?? state.words;
+  state.spread = spread;
   if (live.decoder) state.mean = decode(state.z, state.datum);
   if (live.kind === "image") {
     paint(at("decoded"), live.decoder ? pixels(state.mean) : state.mean);
     paint(at("datum"), known(state.datum) ? own(data, state.datum) : null);
+    const most = spread && Math.max(...spread);
+    paint(at("spread"), spread && Uint8ClampedArray.from(spread, v => 255 * v / (most || 1)));
+    at("spread-words").textContent = spread ? `spread over draws from the guide, white: ± ${shown(Number((range * most / 510).toPrecision(2)))}` : `spread over draws: computed beforehand for ${live.spread.count} data at their own codes`;
   } else profile();
   at("about").textContent = state.words + (known(state.datum) ? "" : " Its values are not in the page, which holds a part of the data.");
   for (const l of ordered) {
@@ -145,7 +168,23 @@ function take(i) {
   state.z = codes.slice(i * L, (i + 1) * L);
   if (!live.decoder) state.mean = known(i) ? own(decoded, i) : null;
   at("row").value = live.rows[i];
-  show(`At ${named(i)}.`);
+  show(`At ${named(i)}.`, place.get(i) < live.spread.count ? row(spreads, place.get(i)) : null);
+}
+
+// The way between two codes: a slider, and images at equal steps.
+function between(t) {
+  state.z = state.start.map((v, i) => (1 - t) * v + t * state.end[i]);
+  at("share").value = t;
+  show(`${Math.round(100 * t)}% of the way between the two codes.`);
+}
+function way() {
+  const both = state.start && state.end;
+  at("share").disabled = !both;
+  at("about").textContent = both ? "Both ends are set: move the slider between them." : "Go to another code, and set the other end.";
+  if (!both || live.kind !== "image") return;
+  const [, height, width] = live.shape;
+  at("strip").innerHTML = Array.from({ length: 7 }, () => `<canvas width="${width}" height="${height}"></canvas>`).join("");
+  at("strip").querySelectorAll("canvas").forEach((c, k) => paint(c, pixels(decode(state.start.map((v, i) => v + k / 6 * (state.end[i] - v)), state.datum))));
 }
 
 // Sliders, one for each active latent, in the order of their KL.
@@ -181,106 +220,9 @@ at("draw")?.addEventListener("click", () => {
 });
 for (const [id, end] of [["from", "start"], ["to", "end"]]) at(id)?.addEventListener("click", () => {
   state[end] = state.z.slice();
-  at("share").disabled = !(state.start && state.end);
-  at("about").textContent = state.start && state.end ? "Both ends are set: move the slider between them." : "Go to another code, and set the other end.";
+  way();
 });
-at("share")?.addEventListener("input", () => {
-  const t = at("share").valueAsNumber;
-  state.z = state.start.map((v, i) => (1 - t) * v + t * state.end[i]);
-  show(`${Math.round(100 * t)}% of the way between the two codes.`);
-});
+at("share")?.addEventListener("input", () => between(at("share").valueAsNumber));
+for (const id of ["decoded", "datum", "spread"]) at(id)?.addEventListener("pointermove", pixel);
 for (const id of ["search", "order"]) at(id)?.addEventListener("input", profile);
 
-// The scatter.
-const places = [...live.latents.map(l => ({ name: l.name, of: i => codes[i * L + l.index], here: () => state.z[l.index] })),
-  ...[0, 1].map(k => ({ name: `principal component ${k + 1}`, of: i => axes2[2 * i + k], here: null }))];
-const colours = [["none", "nothing"], ...(live.labels ? [["label", "label"]] : []),
-  ...["evidence", "pareto_k"].filter(k => live[k].some(v => v !== null)).map(k => [k, k === "evidence" ? "evidence" : "Pareto k"])];
-const options = (id, names) => { at(id).innerHTML = names.map(([v, n]) => `<option value="${escaped(v)}">${escaped(n)}</option>`).join(""); };
-for (const id of ["across", "up"]) options(id, places.map((p, i) => [i, p.name]));
-options("colour", colours);
-at("up").value = Math.min(1, places.length - 1);
-at("colour").value = live.labels ? "label" : colours[colours.length > 1 ? 1 : 0][0];
-const classes = live.labels ? [...new Set(live.labels)].sort((a, b) => a - b) : [];
-const classOf = new Map(classes.map((c, i) => [c, i]));
-const SHAPES = [(x, y) => `<circle cx="${x}" cy="${y}" r="4"`, (x, y) => `<rect x="${x - 3.6}" y="${y - 3.6}" width="7.2" height="7.2"`,
-  (x, y) => `<path d="M${x} ${y - 4.8}L${x + 4.6} ${y + 3.6}L${x - 4.6} ${y + 3.6}Z"`, (x, y) => `<path d="M${x} ${y - 5}L${x + 5} ${y}L${x} ${y + 5}L${x - 5} ${y}Z"`];
-let map = null, only = null;
-
-drawings.scatter = (chart, width) => {
-  const [px, py] = ["across", "up"].map(id => places[at(id).value]), kind = at("colour").value;
-  const height = Math.min(460, Math.max(300, width * 0.8)), box = [46, 26, width - 12, height - 40];
-  const xs = [], ys = [];
-  for (let i = 0; i < N; i++) { xs.push(px.of(i)); ys.push(py.of(i)); }
-  const margin = ([a, b]) => [a - 0.04 * (b - a || 1), b + 0.04 * (b - a || 1)];
-  const rx = margin(extent(xs)), ry = margin(extent(ys));
-  const x = scale(rx, [box[0], box[2]]), y = scale(ry, [box[3], box[1]]);
-  map = { x, y, px, py };
-  let out = axes(x, y, box, ticks(...rx, 5), ticks(...ry, 5), [px.name, py.name]);
-  const values = live[kind], sorted = kind === "label" || kind === "none" ? [] : values.filter(v => v !== null).sort((a, b) => a - b);
-  const marks = [];
-  for (let i = 0; i < N; i++) {
-    let shape = 0, style = "fill:var(--c0)";
-    if (kind === "label") {
-      const c = classOf.get(live.labels[i]);
-      if (only !== null && only !== c) continue;
-      [shape, style] = [Math.floor(c / 12) % 4, `fill:var(--c${c % 12})`];
-    } else if (kind !== "none") {
-      const v = values[i], share = v === null ? null : sorted.findIndex(o => o >= v) / Math.max(1, sorted.length - 1);
-      style = share === null ? "fill:none;stroke:var(--soft)" : `fill:color-mix(in oklab, var(--low), var(--high) ${Math.round(100 * share)}%)`;
-    }
-    marks.push(SHAPES[shape](x(xs[i]).toFixed(1) * 1, y(ys[i]).toFixed(1) * 1) + ` class="dot" style="${style}" data-row="${i}" data-tip="${escaped(named(i).replaceAll(", ", "\n"))}"/>`);
-  }
-  return [out + marks.join("") + `<g id="cross"></g>`, height];
-};
-
-function cross() {
-  const place = at("cross");
-  if (!place) return;
-  const { x, y, px, py } = map;
-  if (!px.here || !py.here || (sheets && !live.decoder)) { place.innerHTML = ""; return; }
-  const [a, b] = [x(px.here()), y(py.here())];
-  place.innerHTML = line(a - 9, b, a + 9, b, "cross") + line(a, b - 9, a, b + 9, "cross");
-}
-
-function table() {
-  const columns = ["datum", "label", "evidence", "Pareto k", ...live.latents.map(l => `z${l.index}`)];
-  const rows = live.rows.map((r, i) => [live.names[i], label(i), live.evidence[i], live.pareto_k[i], ...live.latents.map(l => codes[i * L + l.index])]);
-  return { columns, rows };
-}
-
-function legend() {
-  const kind = at("colour").value, place = at("legend");
-  if (kind === "label") place.innerHTML = classes.map((c, i) => `<button type="button" aria-pressed="${only === i}" data-class="${i}"><svg viewBox="-6 -6 12 12" aria-hidden="true">${SHAPES[Math.floor(i / 12) % 4](0, 0)} style="fill:var(--c${i % 12})"/></svg>${escaped(live.label_names[c])}</button>`).join("");
-  else if (kind === "none") place.innerHTML = "";
-  else {
-    const [low, high] = extent(live[kind]);
-    place.innerHTML = `<span>${shown(low)}</span> <i class="ramp"></i> <span>${shown(high)}</span> <small>by rank; open marks were not measured</small>`;
-  }
-}
-
-draw(at("scatter"), { kind: "scatter", title: "", ...table() });
-at("scatter").insertAdjacentHTML("beforeend", `<div id="legend"></div>`);
-at("scatter").redrawn = cross;
-const redraw = () => { draw(at("scatter"), at("scatter").chart); legend(); };
-for (const id of ["across", "up", "colour"]) at(id).addEventListener("change", () => { only = null; redraw(); });
-at("legend").addEventListener("click", e => {
-  const button = e.target.closest("button");
-  if (!button) return;
-  only = only === Number(button.dataset.class) ? null : Number(button.dataset.class);
-  redraw();
-});
-document.addEventListener("click", e => {
-  const mark = e.target.closest("[data-row]");
-  if (mark) take(Number(mark.dataset.row));
-});
-
-// The data of least evidence: strange to the model.
-const strange = live.evidence.map((v, i) => [v, i]).filter(([v]) => v !== null).sort((a, b) => a[0] - b[0]).slice(0, 8);
-if (strange.length) {
-  at("worst").innerHTML = `<h3>Strangest data: least evidence</h3><div class="strange">` + strange.map(([v, i]) =>
-    `<button type="button" data-row="${i}" data-tip="${escaped(named(i).replaceAll(", ", "\n"))}">${live.kind === "image" && known(i) ? `<canvas width="${live.shape[2]}" height="${live.shape[1]}"></canvas>` : `<span>${escaped(live.names[i])}</span>`}<small>${shown(v)}</small></button>`).join("") + "</div>";
-  at("worst").querySelectorAll("canvas").forEach(c => paint(c, own(data, Number(c.parentElement.dataset.row))));
-}
-legend();
-take(0);

@@ -20,7 +20,16 @@ from pyro_bvae.report.rendering import DPI, rendered
 from pyro_bvae.report.runs_page import Member, flat, runs_page
 from pyro_bvae.report.sections import opening, sections
 from pyro_bvae.report.sweep_page import sweep_page
-from pyro_bvae.report.tables import headline, key_numbers, notes, summary, trained, verdict
+from pyro_bvae.report.tables import (
+    data_name,
+    headline,
+    key_numbers,
+    notes,
+    summary,
+    trained,
+    verdict,
+)
+from pyro_bvae.report.traversals import side_by_side
 from pyro_bvae.runs import is_sweep, sweep_members
 from pyro_bvae.runs.applied.first_look import first_look
 from pyro_bvae.runs.config import read_config
@@ -145,7 +154,12 @@ def write_runs(
         (name, Path(os.path.relpath(own.directory / "report.html", path.parent)).as_posix())
         for name, own in named.items() if (own.directory / "report.html").exists()
     ]  # fmt: skip
-    page = runs_page(named, links)
+    loaded = {
+        name: load(own.directory, checkpoint=own.evaluation.get("checkpoint", "best"))
+        for name, own in named.items()
+    }
+    evaluations = {name: own.evaluation for name, own in named.items()}
+    page = runs_page(named, links, side_by_side(loaded, evaluations))
     with atomic_write(path) as stream:
         stream.write(page)
     return path
@@ -216,15 +230,16 @@ def render(
         remarks: The remarks of the training checklist.
         dpi: Dots an inch of the figures.
     """
-    live = live_content(run, evaluation)
+    live = live_content(run, evaluation, embed=not evaluation.get("first_look"))
     names = [each["name"] for each in sorted(live["latents"], key=lambda each: each["index"])]
     problems = sum(remark.grave or remark.when == "during" for remark in remarks)
     config = dict(flat(asdict(run.config)))
     return rendered(
         "template.html",
         live=live,
-        scripts=("charts.js", "live.js"),
+        scripts=("charts.js", "live.js", "scatter.js"),
         evaluation=evaluation,
+        name=data_name(config, str(evaluation.get("dataset"))),
         trained=trained(config, run),
         summary=summary(evaluation),
         key=key_numbers(evaluation),

@@ -49,7 +49,11 @@ class Member(NamedTuple):
     evidence: np.ndarray | None
 
 
-def runs_page(members: Mapping[str, Member], links: Sequence[tuple[str, str]]) -> str:
+def runs_page(
+    members: Mapping[str, Member],
+    links: Sequence[tuple[str, str]],
+    pictures: Sequence[Section] = (),
+) -> str:
     """Return the page of several runs as HTML.
 
     It has their rates and distortions as points, their numbers against β, the paired differences of
@@ -58,6 +62,7 @@ def runs_page(members: Mapping[str, Member], links: Sequence[tuple[str, str]]) -
     Args:
         members: The runs by their names.
         links: Texts and addresses of their pages.
+        pictures: Sections of pictures, such as their traversals.
     """
     evaluations = {name: own.evaluation for name, own in members.items()}
     differences, notes = _differences(members), []
@@ -78,6 +83,7 @@ def runs_page(members: Mapping[str, Member], links: Sequence[tuple[str, str]]) -
             *figures(evaluations),
             runs_table(evaluations),
             *(differences or ()),
+            *pictures,
             *_settings({name: own.config for name, own in members.items()}),
         ],
         links,

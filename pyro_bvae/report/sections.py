@@ -12,7 +12,17 @@ from torch import Tensor
 
 from pyro_bvae import plots
 from pyro_bvae.report.before_after import before_and_after
-from pyro_bvae.report.live.charts import Chart, gap_chart, kl_chart, training_charts
+from pyro_bvae.report.live.charts import (
+    Chart,
+    gap_chart,
+    kl_chart,
+    moments,
+    profile_chart,
+    ranges_chart,
+    training_charts,
+)
+from pyro_bvae.report.live.content import kind_of
+from pyro_bvae.report.tables import few_gaps
 from pyro_bvae.runs._evaluate import count_checks_of
 
 NUM_SAMPLES, NUM_LATENTS, NUM_PAIRS, NUM_STEPS, NUM_CHECKED = 40, 10, 4, 9, 500
@@ -74,6 +84,10 @@ def _gaps(evaluation: Mapping[str, Any]) -> Section | None:
         "What the ELBO misses of the evidence, and why: the three parts add up to the "
         "variational gap."
     )
+    if len(chart.rows) == 1:
+        caption = "What the ELBO misses of the evidence; an evaluation tells why."
+    if (few := few_gaps(evaluation)) is not None:
+        caption += f" They are those of {few} data, ELBO and evidence those of all."
     if evaluation.get("families"):
         caption += " Thin: what richer guides would leave of the approximation gap."
     reading = "each bar starts where the one above ends, from the ELBO to the evidence."
@@ -94,7 +108,10 @@ def _counts(run: Any) -> Section | None:
         "deviations of a copy."
         f" {verdict[:1].upper()}{verdict[1:]}. In all, {checks}."
     )
-    reading = "a line inside the cloud of copies: the model draws such data."
+    reading = (
+        "points on the diagonal, blue points among black ones, and a blue line along the grey: the "
+        "model draws such data."
+    )
     return Section("Posterior predictive checks", plots.count_checks(checks), caption, reading)
 
 
@@ -122,34 +139,58 @@ def _training(run: Any) -> Section | None:
 
 def _reconstructions(run: Any) -> Section:
     images = run.splits.test.image_shape is not None
-    test = run.splits.test[: 10 if images else 1]
+    test = run.splits.test[: 10 if images else 1].dense()
     means = run.vae.reconstruct(test.x, test.context)
-    if test.image_shape is None:
-        title = "A datum and its reconstruction"
-        figure = plots.features(test.x, means, title, test.feature_names)
-    else:
+    if images:
         figure = plots.reconstructions(test.x, means, test.image_shape)
-    caption = "Test data, and the decoder's means at their posterior means."
-    reading = "the closer the two, the more of a datum its code keeps."
-    return Section("Reconstructions", figure, caption, reading)
+        caption = "Test data, and the decoder's means at their posterior means."
+        reading = "the closer the two, the more of a datum its code keeps."
+        return Section("Reconstructions", figure, caption, reading)
+    counted = kind_of(run.vae, None) == "count"
+    scale = None if counted else moments(run.splits.test[:NUM_CHECKED].dense().x)
+    chart = profile_chart(_names(test), means[0], test.x[0], scale)
+    caption = "The first test datum, and the decoder's mean at its posterior mean."
+    if len(chart.rows) < test.num_features:
+        caption += f" Shown are {len(chart.rows)} of {test.num_features} features."
+    reading = "the nearer bars end to the strokes, the more of the datum its code keeps."
+    return Section("A datum and its reconstruction", None, caption, reading, [chart])
+
+
+def _names(data: Any) -> Sequence[str]:
+    """Return the names of features."""
+    return data.feature_names or [f"x{i}" for i in range(data.num_features)]
 
 
 def _samples(run: Any) -> Section:
+    """Return draws from the prior: as images, or as the ranges of features."""
+    if run.splits.test.image_shape is None:
+        return _ranges(run)
     test = run.splits.test[:NUM_SAMPLES]
     samples = run.vae.generate(
         NUM_SAMPLES if test.context is None else len(test), test.context, seed=0
     )
     title = "New data: draws from the prior, decoded"
-    if test.image_shape is None:
-        figure = plots.features(samples, None, title, test.feature_names)
-    else:
-        figure = plots.image_grid(samples, test.image_shape, title, num=NUM_SAMPLES)
     return Section(
         "Samples from the prior",
-        figure,
+        plots.image_grid(samples, test.image_shape, title, num=NUM_SAMPLES),
         "Latents drawn from the prior, and the decoder's means there.",
         "samples that look like no datum lie where the prior has mass and the codes have none.",
     )
+
+
+def _ranges(run: Any) -> Section:
+    test = run.splits.test[:NUM_CHECKED].dense()
+    count = NUM_CHECKED if test.context is None else len(test)
+    drawn = run.vae.generate(count, test.context, noise=True, seed=0)
+    chart = ranges_chart(_names(test), test.x, drawn)
+    caption = (
+        f"Latents from the prior, data from the likelihood there: {count} draws beside {len(test)} "
+        "test data. Lines go from 10% to 90% of a group, strokes are medians."
+    )
+    if len(chart.rows) < test.num_features:
+        caption += f" Shown are the {len(chart.rows)} features that differ most."
+    reading = "two lines of equal ends: the model draws such values of this feature."
+    return Section("Samples from the prior", None, caption, reading, [chart])
 
 
 def _images(run: Any, evaluation: Mapping[str, Any]) -> Iterator[Section | None]:
@@ -157,23 +198,44 @@ def _images(run: Any, evaluation: Mapping[str, Any]) -> Iterator[Section | None]
     yield _interpolation(run)
 
 
-def _traversals(run: Any, evaluation: Mapping[str, Any]) -> Section | None:
+def most_used(evaluation: Mapping[str, Any], most: int) -> list[int] | None:
+    """Return the active latents of largest KL, or else variance; None where they are unknown."""
     units = evaluation.get("active_units")
     if units is None:
         return None
     kl = _kl_values(evaluation)
     order = np.argsort(-np.asarray(units["variances"] if kl is None else kl), kind="stable")
-    latents = [int(latent) for latent in order if units["active"][latent]][:NUM_LATENTS]
+    return [int(latent) for latent in order if units["active"][latent]][:most]
+
+
+def traversed(vae: Any, datum: Any, latents: Sequence[int], values: Tensor) -> Tensor:
+    """Return images ``(R, S, D)``: each of R latents of a datum alone takes S values.
+
+    Args:
+        vae: The model.
+        datum: A data set of one datum.
+        latents: The numbers of the latents.
+        values: The values, ``(S,)``.
+    """
+    codes = vae.encode(datum.x, datum.context).repeat(len(latents), len(values), 1)
+    for row, latent in enumerate(latents):
+        codes[row, :, latent] = values
+    context = datum[torch.zeros(codes[..., 0].numel(), dtype=torch.long)].context
+    images: Tensor = vae.decode(codes.flatten(0, 1), context)
+    return images.unflatten(0, codes.shape[:2])
+
+
+def _traversals(run: Any, evaluation: Mapping[str, Any]) -> Section | None:
+    latents = most_used(evaluation, NUM_LATENTS)
+    if latents is None:
+        return None
     if not latents:
         return Section(
             "Traversals", None, "No latent is active: the codes say nothing about the data."
         )
-    datum = run.splits.test[:1]
-    values = torch.linspace(-3, 3, NUM_STEPS)
-    codes = run.vae.encode(datum.x, datum.context).repeat(len(latents), NUM_STEPS, 1)
-    for row, latent in enumerate(latents):
-        codes[row, :, latent] = values
-    images = _decode(run, codes, torch.zeros(codes.shape[:2], dtype=torch.long))
+    datum, values = run.splits.test[:1], torch.linspace(-3, 3, NUM_STEPS)
+    images = traversed(run.vae, datum, latents, values)
+    kl = _kl_values(evaluation)
     shown = None if kl is None else kl[latents]
     around = "the code of a test datum"
     figure = plots.traversals(images, values, shown, datum.image_shape, latents, around=around)
@@ -192,7 +254,9 @@ def _interpolation(run: Any) -> Section | None:
     ends = run.vae.encode(test.x, test.context)[: 2 * pairs].reshape(pairs, 2, 1, -1)
     share = torch.linspace(0, 1, NUM_STEPS).unsqueeze(-1).to(ends)
     rows = torch.arange(0, 2 * pairs, 2).unsqueeze(-1).expand(pairs, NUM_STEPS)
-    images = _decode(run, (1 - share) * ends[:, 0] + share * ends[:, 1], rows)
+    codes = (1 - share) * ends[:, 0] + share * ends[:, 1]
+    decoded = run.vae.decode(codes.flatten(0, 1), run.splits.test[rows.flatten()].context)
+    images = decoded.unflatten(0, codes.shape[:2])
     caption = "Decoded on the way between the codes of two test data"
     caption += "." if test.context is None else ", in the context of the first of them."
     reading = "images between the ends that look like data: the latent space has no hole there."
@@ -212,10 +276,3 @@ def _kl(evaluation: Mapping[str, Any], names: Sequence[str]) -> Section | None:
 def _kl_values(evaluation: Mapping[str, Any]) -> np.ndarray | None:
     kl = evaluation.get("kl_per_dimension")
     return None if kl is None else np.asarray(kl["values"], dtype=float)
-
-
-def _decode(run: Any, codes: Tensor, rows: Tensor) -> Tensor:
-    """Decode ``(R, S, L)`` codes in the contexts of test data, of indices ``rows`` ``(R, S)``."""
-    context = run.splits.test[rows.flatten()].context
-    images: Tensor = run.vae.decode(codes.flatten(0, 1), context)
-    return images.unflatten(0, codes.shape[:2])

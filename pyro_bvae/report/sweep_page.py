@@ -14,6 +14,7 @@ from pyro_bvae.report.rendering import Page, Table
 from pyro_bvae.report.runs_page import figures as charts
 from pyro_bvae.report.runs_page import runs_table
 from pyro_bvae.report.sections import Section
+from pyro_bvae.report.traversals import side_by_side
 from pyro_bvae.runs import LoadedSweep, choose_data
 
 # Test data of each run behind the curve at most.
@@ -35,7 +36,8 @@ def sweep_page(sweep: LoadedSweep, evaluations: Mapping[str, Mapping[str, Any]])
     best = _best(sweep, evaluations)
     own = {name: evaluations[name] for name in sweep.names}
     verdict = f"The evidence is largest at {best}."
-    parts: list[Table | Section] = [*charts(own), runs_table(own)]
+    pictures = side_by_side(dict(zip(sweep.names, sweep, strict=True)), own)
+    parts: list[Table | Section] = [*charts(own), runs_table(own), *pictures]
     limits = f"Whether the difference can be seen is told by pyro-bvae compare {sweep.directory}."
     figures: list[Section] = []
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from pyro_bvae.core.errors import listed
@@ -85,11 +86,16 @@ def _counts(evaluation: Mapping[str, Any]) -> list[Row]:
 def verdict(evaluation: Mapping[str, Any], problems: int = 0) -> tuple[str, str]:
     """Return the verdict as a headline, and its limits; both empty for an evaluation without one.
 
+    A first look has none, and says by which command there is one.
+
     Args:
         evaluation: Content of ``evaluation.json``.
         problems: How many remarks of the training name something to fix: a good guide is then no
             reason for rest.
     """
+    if command := evaluation.get("first_look"):
+        count = evaluation.get("num_data")
+        return f"None yet: this is a first look at {count} data", f"`{command}` gives one."
     first, _, others = (evaluation.get("verdict") or "").partition(". ")
     first = first.removesuffix(".")
     if problems and first.endswith(GOOD):
@@ -141,11 +147,31 @@ def trained(config: Mapping[str, str], run: Any) -> str:
     return f"{text[:1].upper()}{text[1:]}." if parts else ""
 
 
+def data_name(config: Mapping[str, str], dataset: str) -> str:
+    """Return the name of the data: of your own data, that of the file or folder.
+
+    Args:
+        config: The settings by their dotted names.
+        dataset: The name of the data set.
+    """
+    path = config.get("data.path", "none")
+    return Path(path).name if dataset in ("file", "h5ad") and path != "none" else dataset
+
+
 def key_numbers(evaluation: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return the names, values and errors of the numbers of the first screen."""
     names = {"evidence": "Evidence", "elbo": "ELBO", "variational_gap": "Gap between them"}
+    if (few := few_gaps(evaluation)) is not None:
+        names["variational_gap"] += f", of {few} of the data"
     known = {name: format_estimate(evaluation.get(key)) for key, name in names.items()}
     return [(name, value, error) for name, (value, error, _) in known.items()]
+
+
+def few_gaps(evaluation: Mapping[str, Any]) -> int | None:
+    """Return of how many data the gaps are, where these are fewer than those of the evidence."""
+    data = evaluation.get("num_data")
+    count = (evaluation.get("refits") or {}).get("num_data", data)
+    return None if count == data else count
 
 
 def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
@@ -156,10 +182,9 @@ def notes(evaluation: Mapping[str, Any], conditional: bool) -> list[str]:
         results.append(
             f"Every density here is conditional: it is that of the data given their {given}."
         )
-    num_gaps = (evaluation.get("refits") or {}).get("num_data", evaluation.get("num_data"))
-    if num_gaps != evaluation.get("num_data"):
+    if (few := few_gaps(evaluation)) is not None:
         results.append(
-            f"The gaps are those of {num_gaps} of the {evaluation['num_data']} data, as many as the"
+            f"The gaps are those of {few} of the {evaluation['num_data']} data, as many as the"
             " time for the evaluation allowed, and they add up for these."
         )
     if evaluation.get("first_look"):

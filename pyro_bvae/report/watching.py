@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 from base64 import b64encode
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -17,10 +19,14 @@ from pyro_bvae.report.live.charts import training_charts
 from pyro_bvae.report.rendering import rendered
 from pyro_bvae.report.runs_page import flat
 from pyro_bvae.report.tables import trained
-from pyro_bvae.runs.config import read_config
+from pyro_bvae.runs.config import TrainConfig, read_config
 from pyro_bvae.training import History
 
 _HOST = "127.0.0.1"
+# The news of a run without an epoch.
+_NOTHING: dict[str, Any] = {
+    "state": "no epoch is finished yet", "charts": {}, "pictures": [], "ended": False
+}  # fmt: skip
 
 
 def watch(
@@ -44,7 +50,50 @@ def watch(
     directory = Path(run_directory)
     if not (directory / "config.json").is_file():
         raise InputError(f"there is no run in {directory}: it has no config.json")
-    page = _page(directory)
+    with _serving(directory, read_config(directory / "config.json"), port) as server:
+        if on_start is not None:
+            on_start(server.address)
+        server.serve_forever(poll_interval=0.1)
+
+
+@contextmanager
+def watched(directory: Path, config: TrainConfig, *, resume: bool) -> Iterator[str]:
+    """Serve the page of a run that this process trains, on a free port, and give its address.
+
+    Args:
+        directory: The run directory, which need not be there yet.
+        config: The configuration of the run.
+        resume: Whether it continues the run in the directory; metrics that lie there already are
+            those of an earlier run otherwise, and are not shown.
+    """
+    with _serving(directory, config, 0) as server:
+        if not resume:
+            server.earlier = _written(directory)
+        thread = threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True
+        )
+        thread.start()
+        try:
+            yield server.address
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+def _written(directory: Path) -> int:
+    """Return when the metrics of a run were written, in nanoseconds; 0 for never."""
+    try:
+        return (directory / "metrics.csv").stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _serving(directory: Path, config: TrainConfig, port: int) -> _Server:
+    """Return a server of the page of a run.
+
+    Raises:
+        InputError: if the port is in use.
+    """
     try:
         server = _Server((_HOST, port), _Handler)
     except OSError as error:
@@ -52,11 +101,9 @@ def watch(
             raise
         why = "in use" if error.errno == errno.EADDRINUSE else "not allowed"
         raise InputError(f"'port' {port} is {why}; choose another, or 0 for a free one") from None
-    server.directory, server.page = directory, page.encode("utf-8")
-    with server:
-        if on_start is not None:
-            on_start(f"http://{_HOST}:{server.server_address[1]}/")
-        server.serve_forever(poll_interval=0.1)
+    server.directory = directory
+    server.page = _page(directory, config).encode("utf-8")
+    return server
 
 
 class _Server(ThreadingHTTPServer):
@@ -65,6 +112,18 @@ class _Server(ThreadingHTTPServer):
     allow_reuse_address = os.name == "posix"
     directory: Path
     page: bytes
+    earlier = 0  # when metrics were written that are those of an earlier run
+
+    @property
+    def address(self) -> str:
+        """The address of the page."""
+        return f"http://{_HOST}:{self.server_address[1]}/"
+
+    def news(self) -> dict[str, Any]:
+        """Return the news of the run; none while the metrics are those of an earlier one."""
+        if _written(self.directory) in (0, self.earlier):
+            return _NOTHING
+        return news(self.directory)
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -80,7 +139,7 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/":
             return self._answer(200, "text/html; charset=utf-8", self.server.page)
         if self.path == "/news.json":
-            content = json.dumps(news(self.server.directory), allow_nan=False).encode("utf-8")
+            content = json.dumps(self.server.news(), allow_nan=False).encode("utf-8")
             return self._answer(200, "application/json", content)
         return self._answer(404, "text/plain", b"no such page\n")
 
@@ -96,11 +155,10 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing."""
 
 
-def _page(directory: Path) -> str:
-    config = dict(flat(asdict(read_config(directory / "config.json"))))
+def _page(directory: Path, config: TrainConfig) -> str:
     return rendered(
         "watch.html", scripts=("charts.js", "watch.js"), connects=True, name=str(directory),
-        trained=trained(config, None),
+        trained=trained(dict(flat(asdict(config))), None),
     )  # fmt: skip
 
 
@@ -116,7 +174,7 @@ def news(directory: Path) -> dict[str, Any]:
         try:
             history = History.read(path)
         except InputError:  # read between the file and its digest
-            return {"state": "an epoch is written", "charts": {}, "pictures": [], "ended": False}
+            return {**_NOTHING, "state": "an epoch is written"}
     done = int(history["epoch"][-1]) if history.rows else 0
     charts = training_charts(history)
     pictures = sorted(directory.glob("snapshots/epoch-*.png"))[-2:]
@@ -130,7 +188,7 @@ def news(directory: Path) -> dict[str, Any]:
 
 def _state(history: History, done: int, epochs: int) -> str:
     if not done:
-        return "no epoch is finished yet"
+        return str(_NOTHING["state"])
     last = history.rows[-1]
     numbers = ", ".join(
         f"{name} {last[name]:.2f}" for name in ("objective", "distortion", "rate") if name in last

@@ -102,7 +102,8 @@ def test_training_writes_its_configuration_and_says_where(
     assert {name.replace("_", "-") for name in json.loads((output / "config.json").read_text())} - {
         "digests"
     } == (
-        options - {"preset", "output", "resume", "overwrite", "force", "snapshots", "tensorboard"}
+        options
+        - {"preset", "output", "resume", "overwrite", "force", "snapshots", "tensorboard", "live"}
     )
 
 

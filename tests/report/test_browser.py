@@ -153,7 +153,9 @@ def test_draws_interpolation_search_and_order(browser, pages):
     with tab.expect_download() as download:
         tab.locator("#scatter button.data").click()
     lines = download.value.path().read_text(encoding="utf-8").splitlines()
-    assert len(lines) == 41 and lines[0].startswith("datum,label,evidence,Pareto k,z1,")
+    assert len(lines) == 41 and lines[0].startswith(
+        "datum,label,evidence,Pareto k,size factor,covariate 0,covariate 1,z1,"
+    )
     visit.close()
 
 

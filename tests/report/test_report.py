@@ -43,7 +43,10 @@ class LinearVAE:
     def reconstruct(self, x, context=None):
         return self.decode(self.encode(x, context), context)
 
-    def generate(self, num_samples, context=None, *, seed=0):
+    def posterior(self, x, context=None):
+        return torch.distributions.Normal(self.encode(x, context), 0.5)
+
+    def generate(self, num_samples, context=None, *, noise=False, seed=0):
         generator = torch.Generator().manual_seed(seed)
         return self.decode(torch.randn(num_samples, LATENTS, generator=generator), context)
 
@@ -269,7 +272,7 @@ def test_an_evaluation_that_cannot_be_read_is_an_error(tmp_path, content, said):
 def test_data_that_are_not_images_have_no_traversals(write):
     page = write(make_run(image_shape=None, labels=False))
     assert {"Traversals", "Interpolation"}.isdisjoint(headings(page))
-    assert {"Reconstructions", "Samples from the prior"} <= set(headings(page))
+    assert {"A datum and its reconstruction", "Samples from the prior"} <= set(headings(page))
 
 
 def test_a_guide_without_kl_per_dimension(write, monkeypatch):
@@ -494,3 +497,28 @@ def test_what_makes_numbers_doubtful_is_said(change, said):
 def test_a_command_in_the_verdict_is_set_as_code_and_escaped(write):
     text = write(evaluation=make_evaluation(verdict="a gap: `pyro-bvae improve <x>`. Rest."))
     assert "<code>pyro-bvae improve &lt;x&gt;</code>" in text
+
+
+def test_a_first_look_says_in_place_of_a_verdict_which_command_gives_one():
+    evaluation = make_evaluation(first_look="pyro-bvae evaluate runs/a", num_data=64)
+    assert words.verdict(evaluation) == (
+        "None yet: this is a first look at 64 data", "`pyro-bvae evaluate runs/a` gives one."
+    )  # fmt: skip
+
+
+def test_gaps_of_fewer_data_are_named_so_beside_the_evidence():
+    few = make_evaluation(refits={"num_data": 4})
+    assert words.key_numbers(few)[2][0] == "Gap between them, of 4 of the data"
+    assert words.key_numbers(make_evaluation())[2][0] == "Gap between them"
+
+
+@pytest.mark.parametrize(
+    ("config", "dataset", "name"),
+    [
+        ({"data.path": "/home/a/birds.csv"}, "file", "birds.csv"),
+        ({"data.path": "none"}, "h5ad", "h5ad"),
+        ({"data.path": "/data/shapes.npz"}, "dsprites", "dsprites"),
+    ],
+)
+def test_the_page_is_named_after_the_file_of_ones_own_data(config, dataset, name):
+    assert words.data_name(config, dataset) == name

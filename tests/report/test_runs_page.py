@@ -12,13 +12,17 @@ import numpy as np
 import pytest
 
 from pyro_bvae import runs
+from pyro_bvae.cli._main import main
 from pyro_bvae.core.errors import InputError
-from pyro_bvae.report import write_runs
+from pyro_bvae.report import traversals, write_runs
 from pyro_bvae.report.runs_page import Member, runs_page
-from pyro_bvae.report.watching import news, watch
+from pyro_bvae.report.traversals import side_by_side
+from pyro_bvae.report.watching import news, watch, watched
 from pyro_bvae.runs import TrainConfig
+from tests.report.pages import members, run_of, vae_of
 from tests.report.test_report import data_of, estimate, make_evaluation, text_of
 
+MEMBERS = members()
 CONFIG = TrainConfig(
     dataset="linear-gaussian", likelihood="normal", hidden=(4,), latent_dim=2, epochs=2,
     warmup_epochs=0.0, batch_size=2000,
@@ -90,6 +94,31 @@ def test_runs_that_make_no_page(run: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "page.html").exists()
 
 
+def test_the_traversals_of_runs_are_around_one_datum_and_named(monkeypatch) -> None:
+    drawn: list = []
+    original = traversals.mosaic
+    monkeypatch.setattr(
+        traversals, "mosaic", lambda *a, **k: drawn.append((a, k)) or original(*a, **k)
+    )
+    vae, data = MEMBERS["mlp"]
+    other = vae_of(vae.decoder.network, vae.decoder.likelihood, 16, seed=5)
+    runs = {"a": run_of(vae, data), "b": run_of(other, data[5:])}
+    runs["wider"] = run_of(*MEMBERS["convolutional"])  # images of another size
+    active = {"count": 2, "active": [True, False, True], "variances": [0.5, 0.0, 0.9]}
+    evaluation = {"active_units": active, "kl_per_dimension": None}
+    (section,) = side_by_side(runs, dict.fromkeys(runs, evaluation))
+    (images, shape, _), named = drawn[0]
+    assert shape == (1, 4, 4) and named["rows"] == ["a  z2", "z0", "", "b  z2", "z0"]
+    code = other.encode(data.x[:1])  # of the first run's datum
+    code[0, 2] = 3.0
+    assert np.allclose(images[3, -1], other.decode(code)[0], atol=1e-6)
+    assert np.isnan(images[2]).all() and "3 active latents" in section.caption
+    counts = {"a": run_of(*MEMBERS["counts"])}
+    assert side_by_side(counts, {"a": evaluation}) == []
+    nothing = {"active_units": {**active, "active": [False] * 3}}
+    assert side_by_side({"a": runs["a"]}, {"a": nothing}) == []
+
+
 # --- a run in training
 
 
@@ -135,3 +164,30 @@ def test_news_of_a_run_that_has_just_begun(run: Path, tmp_path: Path) -> None:
     }  # fmt: skip
     with pytest.raises(InputError, match="it has no config"):
         watch(tmp_path / "nowhere")
+
+
+def test_a_run_is_watched_while_it_is_trained_and_no_earlier_one_is(
+    run: Path, tmp_path: Path
+) -> None:
+    own = tmp_path / "own"
+    with watched(own, CONFIG, resume=False) as address:  # of a run that is not there yet
+        port = int(address.rstrip("/").rpartition(":")[2])
+        assert get(port, "/")[0] == 200
+        assert json.loads(get(port, "/news.json")[1])["state"] == "no epoch is finished yet"
+        shutil.copytree(run, own)
+        assert json.loads(get(port, "/news.json")[1])["ended"]
+    with pytest.raises(OSError, match="refused"):
+        get(port, "/")
+    for resume, charts in ((False, 0), (True, 4)):
+        with watched(own, CONFIG, resume=resume) as address:
+            port = int(address.rstrip("/").rpartition(":")[2])
+            assert len(json.loads(get(port, "/news.json")[1])["charts"]) == charts
+
+
+def test_the_training_prints_the_address_of_its_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny = ["--likelihood", "normal", "--hidden", "4", "--latent-dim", "2", "--batch-size", "2000"]
+    command = ["train", "--dataset", "linear-gaussian", *tiny, "--epochs", "1", "--live"]
+    assert main([*command, "--output", str(tmp_path / "run")]) == 0
+    assert re.search(r"(?m)^live page: http://127\.0\.0\.1:\d+/$", capsys.readouterr().out)

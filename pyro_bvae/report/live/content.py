@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_bvae.core.protocols import part_of
-from pyro_bvae.report.live.charts import Chart
+from pyro_bvae.report.live.charts import Chart, moments
+from pyro_bvae.report.live.columns import columns_of, numbers, spread_of
 from pyro_bvae.report.live.points import (
     Points,
-    label_name,
     latent_names,
+    neighbours,
     points_of,
     principal_axes,
     prior_draws,
@@ -29,6 +30,8 @@ Array = NDArray[Any]
 
 # Bytes of the data themselves at most, before they are written in base 64.
 _MOST_BYTES = 400_000
+# Data at most whose reconstructions have the spread over draws from the guide.
+_SPREADS = 100
 # Values of a latent in a sheet of decoded images, and latents of it at most.
 _NODES, _SHEETS = 9, 10
 # Data of least evidence that are shown.
@@ -42,38 +45,42 @@ def page_data(charts: Mapping[str, Chart], live: Mapping[str, Any] | None) -> st
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def live_content(run: Any, evaluation: Mapping[str, Any]) -> dict[str, Any]:
+def live_content(run: Any, evaluation: Mapping[str, Any], *, embed: bool = True) -> dict[str, Any]:
     """Return the codes of test data, the latents in order of their KL, and the decoder.
 
     Args:
         run: A loaded run.
         evaluation: The content of its ``evaluation.json``.
+        embed: Whether the codes have a neighbour embedding too, which takes some seconds.
     """
     points = points_of(run, evaluation)
     data, means = points.data, run.vae.decode(points.codes, points.data.context)
     low, high = _range(data.x, means, data.image_shape)
     draws = prior_draws(run.vae)
     spread = float(high - low) if data.image_shape else _spread(data.x, means)
-    context = data.context
+    context, kind = data.context, kind_of(run.vae, data.image_shape)
     decoder = decoder_of(run.vae, points.codes, context, spread)
-    own = _units(data.x, data.image_shape, low, high)
+    own = _units(data.x, kind, low, high)
     held = _held(points, max(1, _MOST_BYTES // (own.itemsize * own.shape[1])))
     latents = _latents(points, evaluation, draws)
+    centre, axes = principal_axes(points.codes)
+    embedding = neighbours(points.codes) if embed else None
     return {
-        "kind": _kind(run.vae, data.image_shape),
+        "kind": kind,
         "shape": data.image_shape,
         "grey": [low, high],
         "features": list(data.feature_names) or [f"x{i}" for i in range(data.num_features)],
+        "moments": _text(torch.stack(moments(data.x))) if kind == "table" else None,
         "latents": latents,
         "num_latents": points.codes.shape[1],
         "rows": [int(row) for row in points.rows],
         "names": [str(name) for name in data.index],
         "codes": _text(points.codes),
-        "axes": _text(principal_axes(points.codes)),
-        "evidence": _numbers(points.evidence),
-        "pareto_k": _numbers(points.pareto_k),
-        "labels": None if data.labels is None else [int(label) for label in data.labels],
-        "label_names": _label_names(points),
+        "axes": _text(np.concatenate([centre[None], axes])),
+        "embedding": None if embedding is None else _text(embedding),
+        "evidence": numbers(points.evidence),
+        "pareto_k": numbers(points.pareto_k),
+        "columns": columns_of(points, getattr(run, "record", None)),
         "sizes": None if context is None or context.size_factor is None
         else _text(context.size_factor),
         "covariates": None if context is None or context.covariates is None
@@ -81,10 +88,10 @@ def live_content(run: Any, evaluation: Mapping[str, Any]) -> dict[str, Any]:
         "draws": None if draws is None else _text(draws),
         "held": held,
         "data": _packed(own[held]),
+        "spread": _packed(_spreads(spread_of(run, points, held[:_SPREADS]), kind, low, high)),
         "decoder": None if decoder is None else decoder._asdict(),
         "sheets": None if decoder else _sheets(run, points, latents, low, high),
-        "decoded": None if decoder
-        else _packed(_units(means, data.image_shape, low, high)[held]),
+        "decoded": None if decoder else _packed(_units(means, kind, low, high)[held]),
     }  # fmt: skip
 
 
@@ -96,7 +103,8 @@ def _held(points: Points, most: int) -> list[int]:
     return [int(i) for i in dict.fromkeys([0, *strange, *others])][:most]
 
 
-def _kind(vae: Any, image_shape: Any) -> str:
+def kind_of(vae: Any, image_shape: Any) -> str:
+    """Return the kind of data that a model is of: ``image``, ``count`` or ``table``."""
     if image_shape is not None:
         return "image"
     support = part_of(vae, "decoder", "likelihood", "support")
@@ -118,14 +126,24 @@ def _spread(x: Tensor, means: Tensor) -> Tensor:
     return ranges.amax(0).clamp(min=1e-12)
 
 
-def _units(x: Tensor, image_shape: Any, low: float, high: float) -> Array:
-    """Return images as 8-bit pixels, and other data as they are."""
+def _units(x: Tensor, kind: str, low: float, high: float) -> Array:
+    """Return images as 8-bit pixels, counts as whole numbers, and other data as they are."""
     values: Array = x.detach().cpu().numpy()
-    if image_shape is None:
-        return values.astype("<f4")
-    share = np.nan_to_num((values - low) / ((high - low) or 1.0))
-    pixels: Array = np.rint(255 * np.clip(share, 0, 1)).astype("u1")
-    return pixels
+    if kind == "image":
+        share = np.nan_to_num((values - low) / ((high - low) or 1.0))
+        pixels: Array = np.rint(255 * np.clip(share, 0, 1)).astype("u1")
+        return pixels
+    if kind == "count" and np.array_equal(values, np.rint(values)) and values.max() < 2**16:
+        return values.astype("u1" if values.max() < 2**8 else "<u2")
+    return values.astype("<f4")
+
+
+def _spreads(spread: Tensor, kind: str, low: float, high: float) -> Array:
+    """Return standard deviations as half levels of 8-bit pixels, or as they are."""
+    if kind != "image":
+        return spread.numpy().astype("<f4")
+    halves: Array = np.rint(510 * spread.numpy() / ((high - low) or 1.0)).clip(0, 255).astype("u1")
+    return halves
 
 
 def _latents(
@@ -166,19 +184,10 @@ def _sheets(
         codes[row, :, latent["index"]] = torch.linspace(latent["low"], latent["high"], _NODES)
     context = data[torch.zeros(codes[..., 0].numel(), dtype=torch.long)].context
     means = run.vae.decode(codes.flatten(0, 1), context)
-    return {"nodes": _NODES, **_packed(_units(means, data.image_shape, low, high))}
-
-
-def _label_names(points: Points) -> dict[str, str]:
-    """Return the names of the classes that occur, by their numbers."""
-    labels = points.data.labels
-    if labels is None:
-        return {}
-    return {str(int(c)): label_name(points.data, int(c)) for c in torch.unique(labels)}
-
-
-def _numbers(values: Array) -> list[float | None]:
-    return [float(f"{value:.6g}") if np.isfinite(value) else None for value in values]
+    return {
+        "nodes": _NODES,
+        **_packed(_units(means, kind_of(run.vae, data.image_shape), low, high)),
+    }
 
 
 def _text(values: Tensor | Array) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -78,13 +79,34 @@ def _measured(run: Any, evaluation: Mapping[str, Any], size: int) -> tuple[Array
     return rows, values
 
 
-def principal_axes(codes: torch.Tensor) -> Array:
-    """Return the first two principal components of codes, shape ``(N, 2)``."""
-    centred = np.asarray(codes.double() - codes.double().mean(0))
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    result: Array = np.zeros((len(centred), 2))
-    result[:, : len(axes)] = centred @ axes[:2].T
-    return result
+def principal_axes(codes: torch.Tensor) -> tuple[Array, Array]:
+    """Return the mean of codes ``(L,)`` and the directions of largest variance, ``(2, L)``.
+
+    A second direction is zero where there is none.
+    """
+    values = np.asarray(codes.double())
+    _, _, axes = np.linalg.svd(values - values.mean(0), full_matrices=False)
+    result: Array = np.zeros((2, values.shape[1]))
+    result[: len(axes)] = axes[:2]
+    return values.mean(0), result
+
+
+def neighbours(codes: torch.Tensor) -> Array | None:
+    """Return a t-SNE of codes, shape ``(N, 2)``: data of near codes lie near each other.
+
+    None for codes of one or two latents, which need none, and for less than ten data. See van der
+    Maaten and Hinton (2008).
+    """
+    size, latents = codes.shape
+    if latents < 3 or size < 10:
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of codes that are all alike
+        from sklearn.manifold import TSNE
+
+        shown = TSNE(2, perplexity=min(30, size / 4), max_iter=300, random_state=0, n_jobs=1)
+        result: Array = shown.fit_transform(np.asarray(codes.float()))
+    return result if np.isfinite(result).all() else None
 
 
 def latent_names(points: Points) -> list[str]:
