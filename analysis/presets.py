@@ -27,7 +27,8 @@ from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data
 from pyro_bvae.training import start_at_mean
 
 RESULTS = Path(__file__).parent / "results" / "presets"
-NUM_TRAIN, NUM_HELD_OUT, NUM_SAMPLES = 6000, 500, 16
+NUM_TRAIN, NUM_PICTURES, NUM_HELD_OUT, NUM_SAMPLES = 6000, 4000, 500, 16
+SIDE = 32
 Options = dict[str, Any]
 
 
@@ -71,8 +72,31 @@ def table(name: str) -> Callable[[Path], tuple[Dataset, Dataset]]:
     return read
 
 
+def photographs(root: Path) -> tuple[Dataset, Dataset]:
+    """Return square parts of the two photographs of scikit-learn, the right quarter held out."""
+    from sklearn.datasets import load_sample_images
+
+    generator = np.random.default_rng(0)
+
+    def parts(sides: list[np.ndarray], count: int) -> Dataset:
+        some = []
+        for _ in range(count):
+            side = sides[generator.integers(len(sides))]
+            row, column = (generator.integers(size - SIDE + 1) for size in side.shape[:2])
+            some.append(side[row : row + SIDE, column : column + SIDE].transpose(2, 0, 1).ravel())
+        x = torch.from_numpy(np.stack(some)).float() / 255
+        return Dataset(x, image_shape=(3, SIDE, SIDE))
+
+    pictures = load_sample_images().images
+    borders = [3 * picture.shape[1] // 4 for picture in pictures]
+    left = [picture[:, :border] for picture, border in zip(pictures, borders, strict=True)]
+    right = [picture[:, border:] for picture, border in zip(pictures, borders, strict=True)]
+    return parts(left, NUM_PICTURES), parts(right, NUM_HELD_OUT)
+
+
 REAL: Options = {"likelihood": "normal-per-feature"}
 TABLE: Options = {**REAL, "standardize": True, "hidden": (64, 64), "latent_dim": 5}
+COLOURS: Options = {"likelihood": "discretized-logistic"}
 MEAN: Options = {"start_at_mean": True}
 MNIST = {
     PRESENT: {},
@@ -89,10 +113,24 @@ TABLES = {
     "standardized, small, batch 64": {**TABLE, "batch_size": 64},
     "standardized, small, batch 64, 1e-2": {**TABLE, "batch_size": 64, "learning_rate": 1e-2},
 }
+CONVOLUTIONAL: Options = {"network": "convolutional", "start_at_mean": True}
+PICTURES = {
+    PRESENT: {},
+    "start at mean": MEAN,
+    "convolutional, start at mean": CONVOLUTIONAL,
+    "convolutional, start at mean, batch 32": {**CONVOLUTIONAL, "batch_size": 32},
+}
+COLOURED = {
+    PRESENT: COLOURS,
+    "convolutional": {**COLOURS, "network": "convolutional"},
+    "convolutional, batch 32": {**COLOURS, "network": "convolutional", "batch_size": 32},
+}
 QUESTIONS = {
     "breast_cancer": Question(table("breast_cancer"), 100, TABLES),
     "wine": Question(table("wine"), 100, TABLES),
     "mnist": Question(images("mnist", NUM_TRAIN), 10, MNIST),
+    "sprites-32": Question(images("sprites-32", NUM_PICTURES), 60, PICTURES),
+    "photographs": Question(photographs, 20, COLOURED),
 }
 
 
@@ -100,9 +138,9 @@ def trained(options: Options, data: Dataset, epochs: int) -> tuple[Any, float]:
     """Return a trained model, and the processor seconds that it took."""
     config = TrainConfig(**options, epochs=epochs).resolved()
     vae = build_vae(config, Shape.of(data))
+    begun = time.process_time()
     if config.training.start_at_mean:
         start_at_mean(vae, data.x)
-    begun = time.process_time()
     fit(vae, data, **config.training.settings(), progress=False)
     return vae, time.process_time() - begun
 
@@ -114,7 +152,8 @@ def measured(
     if seconds is not None:
         _, one = trained(options, data, 1)
         _, three = trained(options, data, 3)
-        epochs = max(1, int(seconds / ((three - one) / 2)))
+        epoch = (three - one) / 2
+        epochs = max(1, int(1 + (seconds - one) / epoch))
     vae, took = trained(options, data, epochs)
     bound = elbo(vae.model, vae.guide, held_out.x, num_samples=NUM_SAMPLES, progress=False)
     row = {
