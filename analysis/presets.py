@@ -27,8 +27,7 @@ from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data
 from pyro_bvae.training import start_at_mean
 
 RESULTS = Path(__file__).parent / "results" / "presets"
-NUM_TRAIN, NUM_PICTURES, NUM_HELD_OUT, NUM_SAMPLES = 6000, 4000, 500, 16
-SIDE = 32
+NUM_TRAIN, NUM_PICTURES, NUM_HELD_OUT, NUM_SAMPLES = 6000, 2000, 500, 16
 Options = dict[str, Any]
 
 
@@ -53,7 +52,8 @@ def images(dataset: str, count: int) -> Callable[[Path], tuple[Dataset, Dataset]
         options: Options = {"data_root": str(root)} if "mnist" in dataset else {}
         splits = load_data(TrainConfig(dataset=dataset, validation=float(NUM_HELD_OUT), **options))
         assert splits.validation is not None
-        return splits.train.dense()[:count], splits.validation.dense()
+        held_out = splits.validation.dense()[: count // 10]
+        return splits.train.dense()[:count], held_out
 
     return read
 
@@ -72,31 +72,8 @@ def table(name: str) -> Callable[[Path], tuple[Dataset, Dataset]]:
     return read
 
 
-def photographs(root: Path) -> tuple[Dataset, Dataset]:
-    """Return square parts of the two photographs of scikit-learn, the right quarter held out."""
-    from sklearn.datasets import load_sample_images
-
-    generator = np.random.default_rng(0)
-
-    def parts(sides: list[np.ndarray], count: int) -> Dataset:
-        some = []
-        for _ in range(count):
-            side = sides[generator.integers(len(sides))]
-            row, column = (generator.integers(size - SIDE + 1) for size in side.shape[:2])
-            some.append(side[row : row + SIDE, column : column + SIDE].transpose(2, 0, 1).ravel())
-        x = torch.from_numpy(np.stack(some)).float() / 255
-        return Dataset(x, image_shape=(3, SIDE, SIDE))
-
-    pictures = load_sample_images().images
-    borders = [3 * picture.shape[1] // 4 for picture in pictures]
-    left = [picture[:, :border] for picture, border in zip(pictures, borders, strict=True)]
-    right = [picture[:, border:] for picture, border in zip(pictures, borders, strict=True)]
-    return parts(left, NUM_PICTURES), parts(right, NUM_HELD_OUT)
-
-
 REAL: Options = {"likelihood": "normal-per-feature"}
 TABLE: Options = {**REAL, "standardize": True, "hidden": (64, 64), "latent_dim": 5}
-COLOURS: Options = {"likelihood": "discretized-logistic"}
 MEAN: Options = {"start_at_mean": True}
 MNIST = {
     PRESENT: {},
@@ -120,17 +97,11 @@ PICTURES = {
     "convolutional, start at mean": CONVOLUTIONAL,
     "convolutional, start at mean, batch 32": {**CONVOLUTIONAL, "batch_size": 32},
 }
-COLOURED = {
-    PRESENT: COLOURS,
-    "convolutional": {**COLOURS, "network": "convolutional"},
-    "convolutional, batch 32": {**COLOURS, "network": "convolutional", "batch_size": 32},
-}
 QUESTIONS = {
     "breast_cancer": Question(table("breast_cancer"), 100, TABLES),
     "wine": Question(table("wine"), 100, TABLES),
     "mnist": Question(images("mnist", NUM_TRAIN), 10, MNIST),
     "sprites-32": Question(images("sprites-32", NUM_PICTURES), 60, PICTURES),
-    "photographs": Question(photographs, 20, COLOURED),
 }
 
 
