@@ -7,6 +7,9 @@ and the number of cells whose importance weights are untrusted.
 ``test``: the preset, trained on all training cells and measured once on the test cells, with negative
 binomial and with zero-inflated counts, beside tuned scvi-tools.
 
+``known``: how far a guide may be off, on a normal posterior that is known: a guide of its own scale
+with a shifted mean, or of its mean and another scale, and the share of data that are untrusted.
+
     python analysis/count_presets.py --data FOLDER_WITH_H5AD_FILES --values FOLDER
 
 Cells, splits and draws are those of `count_likelihoods.py`. Lines that a table has are not computed
@@ -24,6 +27,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import torch
 from count_likelihoods import SCVI
 from torch import Tensor
@@ -36,6 +41,12 @@ from pyro_bvae.training import sleep_phase
 RESULTS = Path(__file__).parent / "results" / "count_presets"
 FILES, CHOSEN_ON = ("smfish", "umi10k"), "smfish"
 NUM_SAMPLES, NUM_ELBO, NUM_HELD_OUT = 1000, 16, 600
+LATENTS, NUM_KNOWN = 10, 500
+# Shift of the guide's mean in deviations of the posterior, and factor on the posterior's scale.
+GUIDES = (
+    (0.0, 1.0), (0.5, 1.0), (0.77, 1.0), (1.0, 1.0), (1.41, 1.0), (2.0, 1.0), (0.0, 0.8),
+    (0.0, 1.25),
+)  # fmt: skip
 FAMILIES = {
     "negative binomial": "negative-binomial",
     "zero-inflated": "zero-inflated-negative-binomial",
@@ -59,6 +70,8 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     },
     "1e-2": FAST,
 }
+
+PARTS = ("known", "choose", "test")
 
 Row = dict[str, str]
 
@@ -170,6 +183,36 @@ def test(folder: Path, files: Sequence[str], families: Sequence[str]) -> None:
                     table.add({"preset": f"counts-nb{state}", **row, "scvi_tools": scvi})
 
 
+def known() -> None:
+    """Measure guides of a posterior N(x / 2, 1 / 2) in each latent, of z ~ N(0, 1), x ~ N(z, 1)."""
+    table = Table(RESULTS / "known.csv")
+    x = math.sqrt(2) * torch.randn(NUM_KNOWN, LATENTS, generator=torch.Generator().manual_seed(0))
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(torch.zeros_like(x), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(z, 1.0).to_event(1), obs=x)
+
+    for shift, factor in () if table.rows else GUIDES:
+
+        def guide(x: Tensor, shift: float = shift, factor: float = factor) -> None:
+            offset = shift * math.sqrt(0.5) * torch.eye(LATENTS)[0]
+            matrix = factor * math.sqrt(0.5) * torch.eye(LATENTS)
+            with pyro.plate("data", len(x)):
+                pyro.sample("z", dist.MultivariateNormal(x / 2 + offset, scale_tril=matrix))
+
+        result = evidence(model, guide, x, num_samples=NUM_SAMPLES)
+        exact = dist.Normal(0.0, math.sqrt(2)).log_prob(x).sum(-1)
+        gap = shift**2 / 2 + LATENTS * (factor**2 / 2 - 0.5 - math.log(factor))
+        table.add(
+            {
+                "shift": f"{shift:g}", "factor": f"{factor:g}", "gap": f"{gap:.3f}",
+                "share": f"{result.untrusted / NUM_KNOWN:.3f}",
+                "error": f"{float((result.per_datum - exact).mean()):.4f}",
+            }
+        )  # fmt: skip
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -180,8 +223,10 @@ if __name__ == "__main__":
     )
     parser.add_argument("--files", choices=FILES, nargs="+", default=FILES)
     parser.add_argument("--families", choices=list(FAMILIES), nargs="+", default=list(FAMILIES))
-    parser.add_argument("--only", choices=("choose", "test"), nargs="+", default=("choose", "test"))
+    parser.add_argument("--only", choices=PARTS, nargs="+", default=PARTS)
     given = parser.parse_args()
+    if "known" in given.only:
+        known()
     if "choose" in given.only:
         choose(given.data, given.values)
     if "test" in given.only:

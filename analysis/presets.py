@@ -27,7 +27,7 @@ from pyro_bvae.runs import Shape, TrainConfig, build_vae, load_data
 from pyro_bvae.training import start_at_mean
 
 RESULTS = Path(__file__).parent / "results" / "presets"
-NUM_TRAIN, NUM_HELD_OUT, NUM_SAMPLES = 6000, 500, 16
+NUM_TRAIN, NUM_PICTURES, NUM_HELD_OUT, NUM_SAMPLES = 6000, 2000, 500, 16
 Options = dict[str, Any]
 
 
@@ -52,7 +52,8 @@ def images(dataset: str, count: int) -> Callable[[Path], tuple[Dataset, Dataset]
         options: Options = {"data_root": str(root)} if "mnist" in dataset else {}
         splits = load_data(TrainConfig(dataset=dataset, validation=float(NUM_HELD_OUT), **options))
         assert splits.validation is not None
-        return splits.train.dense()[:count], splits.validation.dense()
+        held_out = splits.validation.dense()[: count // 10]
+        return splits.train.dense()[:count], held_out
 
     return read
 
@@ -89,10 +90,18 @@ TABLES = {
     "standardized, small, batch 64": {**TABLE, "batch_size": 64},
     "standardized, small, batch 64, 1e-2": {**TABLE, "batch_size": 64, "learning_rate": 1e-2},
 }
+CONVOLUTIONAL: Options = {"network": "convolutional", "start_at_mean": True}
+PICTURES = {
+    PRESENT: {},
+    "start at mean": MEAN,
+    "convolutional, start at mean": CONVOLUTIONAL,
+    "convolutional, start at mean, batch 32": {**CONVOLUTIONAL, "batch_size": 32},
+}
 QUESTIONS = {
     "breast_cancer": Question(table("breast_cancer"), 100, TABLES),
     "wine": Question(table("wine"), 100, TABLES),
     "mnist": Question(images("mnist", NUM_TRAIN), 10, MNIST),
+    "sprites-32": Question(images("sprites-32", NUM_PICTURES), 60, PICTURES),
 }
 
 
@@ -100,9 +109,9 @@ def trained(options: Options, data: Dataset, epochs: int) -> tuple[Any, float]:
     """Return a trained model, and the processor seconds that it took."""
     config = TrainConfig(**options, epochs=epochs).resolved()
     vae = build_vae(config, Shape.of(data))
+    begun = time.process_time()
     if config.training.start_at_mean:
         start_at_mean(vae, data.x)
-    begun = time.process_time()
     fit(vae, data, **config.training.settings(), progress=False)
     return vae, time.process_time() - begun
 
@@ -114,7 +123,8 @@ def measured(
     if seconds is not None:
         _, one = trained(options, data, 1)
         _, three = trained(options, data, 3)
-        epochs = max(1, int(seconds / ((three - one) / 2)))
+        epoch = (three - one) / 2
+        epochs = max(1, int(1 + (seconds - one) / epoch))
     vae, took = trained(options, data, epochs)
     bound = elbo(vae.model, vae.guide, held_out.x, num_samples=NUM_SAMPLES, progress=False)
     row = {
