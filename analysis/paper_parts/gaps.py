@@ -104,7 +104,7 @@ def entry(line: str, part: str, published: str, quantity: str) -> Entry:
 def figure(lines: list[Line], place: Place) -> Figure:
     """Draw our parts of the gap over the published ones."""
     by_name = {line["line"]: line for line in lines}
-    names = [name for name in ("approximation", "amortization", "amortization after `improve_guide`")
+    names = [name for name in ("approximation", "amortization", "amortization after improve_guide")
              if name in by_name]  # fmt: skip
     picture = Figure((8, 3), layout="constrained")
     axes = picture.subplots()
@@ -119,7 +119,7 @@ def figure(lines: list[Line], place: Place) -> Figure:
             axes.barh(
                 at + 0.38, float(line["published"]), height=0.35, color="#A8A8A8", label=label
             )
-    axes.set_yticks(range(len(names)), [name.replace("`", "") for name in names])
+    axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     axes.set_xlabel("nats an image")
     axes.set_title("Inference gaps on binarised MNIST, 50 latents", loc="left", weight="bold")
@@ -137,7 +137,7 @@ ROW = Row(
         entry("approximation", "approximation", "1.43", "gap, nats an image"),
         entry("amortization", "amortization", "1.34", "gap, nats an image"),
         entry(
-            "amortization after `improve_guide`",
+            "amortization after improve_guide",
             "amortization after",
             "",
             f"gap after {MORE_EPOCHS} more epochs of the guide, nats an image",

@@ -38,7 +38,7 @@ def table(row: Row, results: Path) -> str:
             note = f"{line['note']}; {line['cpu_seconds']} CPU seconds".removeprefix("; ")
             cells = [entry.line, published, ours_of(line), line["images"], line["seeds"], note]
         else:
-            note = f"`{row.command} --only '{entry.line}'`, about {entry.cost}"
+            note = f"`--only '{entry.line}'`, about {entry.cost}"
             cells = [entry.line, published, NOT_RUN, "", "", note]
         said.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(said)
@@ -51,8 +51,8 @@ def settings(row: Row) -> str:
         found.setdefault((entry.quantity, entry.setting, entry.differs), []).append(entry.line)
     said = []
     for (quantity, setting, differs), lines in found.items():
-        other = f" Differs from the published setting: {differs}." if differs else ""
-        said.append(f"- {'; '.join(lines)}: {quantity}. {setting}.{other}")
+        other = f" Other than the published setting: {differs}." if differs else ""
+        said.append(f"- {', '.join(f'*{line}*' for line in lines)}: {quantity}; {setting}.{other}")
     return "\n".join(said)
 
 
@@ -64,15 +64,37 @@ def section(row: Row, results: Path) -> str:
     return "\n\n".join([*parts, mark(row.name, end=True)])
 
 
+def peers_section(table_of_peers: Path) -> str:
+    """Return the table of `peers.py`, a line for each package that was measured."""
+    heads = {
+        "package": lambda line: f"{line['package']} {line['version']}",
+        "own evidence": lambda line: line["own_evidence"],
+        "evidence by `pyro_bvae`": lambda line: (
+            f"{line['evidence']} ± {line['standard_error']} (Monte Carlo {line['monte_carlo_error']})"
+        ),
+        "training, CPU s": lambda line: line["train_cpu_seconds"],
+        "own evidence, CPU s": lambda line: line["own_evidence_cpu_seconds"],
+        "`pyro_bvae` evidence, CPU s": lambda line: line["evidence_cpu_seconds"],
+        "peak MiB": lambda line: line["peak_mib"],
+        "lines": lambda line: line["lines_of_code"],
+    }
+    said = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
+    for line in read(table_of_peers):
+        said.append("| " + " | ".join(cell(line) for cell in heads.values()) + " |")
+    return "\n\n".join([mark("peers"), "\n".join(said), mark("peers", end=True)])
+
+
 def with_tables(page: str, rows: list[Row], results: Path) -> str:
     """Return a page whose tables are those of the csv files.
 
     Raises:
         ValueError: if the page lacks the marks of a row.
     """
-    for row in rows:
-        pattern = re.escape(mark(row.name)) + ".*?" + re.escape(mark(row.name, end=True))
+    sections = {row.name: section(row, results) for row in rows}
+    sections["peers"] = peers_section(results.parent / "peers" / "table.csv")
+    for name, text in sections.items():
+        pattern = re.escape(mark(name)) + ".*?" + re.escape(mark(name, end=True))
         if len(re.findall(pattern, page, flags=re.DOTALL)) != 1:
-            raise ValueError(f"the page has no two comments around a table of {row.name}")
-        page = re.sub(pattern, lambda _, row=row: section(row, results), page, flags=re.DOTALL)
+            raise ValueError(f"the page has no two comments around a table of {name}")
+        page = re.sub(pattern, lambda _, text=text: text, page, flags=re.DOTALL)
     return page
