@@ -21,10 +21,10 @@ PLAIN = "normal prior"
 PRIORS = {PLAIN: "normal", "mixture prior": "mixture", "VampPrior": "vamp", "flow prior": "flow"}
 
 
-def config_of(prior: str, epochs: int = EPOCHS) -> TrainConfig:
+def config_of(prior: str) -> TrainConfig:
     """Return the options of a model."""
     return TrainConfig(
-        dataset="mnist", hidden=(200,), latent_dim=20, epochs=epochs, prior=prior, start_at_mean=True,
+        dataset="mnist", hidden=(200,), latent_dim=20, epochs=EPOCHS, prior=prior, start_at_mean=True,
         prior_components=200 if prior in {"mixture", "vamp"} else None,
     ).resolved()  # fmt: skip
 
