@@ -33,11 +33,11 @@ from pyro_bvae.priors import NormalPrior
 from pyro_bvae.training import IWELBO, History, start_at_mean
 
 LATENTS, HIDDEN = 50, (200, 200)
-NUM_SAMPLES, BLOCK, ANNEALED_BLOCK = 1000, 500, 20
-NUM_ANNEALED = 60
-ANNEALING = AnnealingSettings(num_temperatures=500, num_chains=16)
+NUM_SAMPLES, BLOCK, ANNEALED_BLOCK = 500, 500, 20
+NUM_ANNEALED = 40
+ANNEALING = AnnealingSettings(num_temperatures=400, num_chains=16)
 #: Epochs by particles: those of some five minutes of a core that others share; the paper has 3,280.
-EPOCHS = {1: 60, 5: 20, 50: 5}
+EPOCHS = {1: 40, 5: 15, 50: 5}
 CURVE = "iwae_curve.csv"
 
 
