@@ -16,7 +16,7 @@ from pyro_bvae.evaluation import Estimate
 from pyro_bvae.evaluation.refit import RefitSettings
 from pyro_bvae.training import improve_guide
 
-NUM_IMAGES, BLOCK, MORE_EPOCHS = iwae.NUM_ANNEALED, 20, 5
+NUM_IMAGES, BLOCK, MORE_EPOCHS = 100, 20, 5
 REFIT = RefitSettings(num_starts=2)
 
 

@@ -34,7 +34,7 @@ from pyro_bvae.training import IWELBO, History, start_at_mean
 
 LATENTS, HIDDEN = 50, (200, 200)
 NUM_SAMPLES, BLOCK, ANNEALED_BLOCK = 500, 500, 20
-NUM_ANNEALED = 40
+NUM_ANNEALED = 20
 ANNEALING = AnnealingSettings(num_temperatures=400, num_chains=16)
 #: Epochs by particles: those of some five minutes of a core that others share; the paper has 3,280.
 EPOCHS = {1: 40, 5: 15, 50: 5}
@@ -68,7 +68,7 @@ def add_curve(path: Path, line: str, history: History) -> None:
     """Write the training objective of each epoch beside those of other lines."""
     others = [each for each in read(path) if each["line"] != line]
     own = [
-        {"line": line, "epoch": f"{at + 1}", "loss": f"{float(row['loss']):.3f}"}
+        {"line": line, "epoch": f"{at + 1}", "loss": f"{float(row['objective']):.3f}"}
         for at, row in enumerate(history.rows)
     ]
     write(path, others + own, ("line", "epoch", "loss"))

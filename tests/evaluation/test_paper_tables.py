@@ -126,6 +126,14 @@ def test_training_goes_on_from_its_last_epoch_and_the_nll_is_that_of_the_model(
     history = iwae.trained(parted, splits, other, None, 3)
     assert len(history.rows) == 3
     assert all(torch.equal(a, b) for a, b in zip(vae.parameters(), other.parameters(), strict=True))
+    for name in ("first", "second", "first"):  # the last replaces the first
+        iwae.add_curve(place.results / iwae.CURVE, name, history)
+    curve = read(place.results / iwae.CURVE)
+    assert [(point["line"], point["epoch"]) for point in curve[::3]] == [
+        ("second", "1"),
+        ("first", "1"),
+    ]
+    assert len(curve) == 6 and math.isfinite(float(curve[0]["loss"]))
     few = AnnealingSettings(num_temperatures=25, num_chains=11, pilot_temperatures=20)
     line = iwae.measured(whole, vae, data.x, 500, 3, few)
     direct = evidence(vae.model, vae.guide, data.x, num_samples=500, seed=5, progress=False)
