@@ -50,7 +50,9 @@ def import_anndata() -> ModuleType:
 
 
 def open_h5ad(path: Path, *, backed: bool) -> AnnData:
-    """Read an ``.h5ad`` file, a ``.zarr`` folder or a folder of these; ``backed`` leaves ``X`` there.
+    """Read an ``.h5ad`` file, a ``.zarr`` folder or a folder of these.
+
+    With ``backed``, ``X`` stays on disk.
 
     Raises:
         InputError: if there is no such file, it is no h5ad file, or one of several modalities.
