@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -13,8 +14,10 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError, check_bytes
+from pyro_bvae.datasets.blocks import groups, read_ahead
 from pyro_bvae.datasets.counts.checks import check_sparse
 from pyro_bvae.datasets.dataset import Dataset, Index
+from pyro_bvae.datasets.seeds import ORDER_STREAM, stream_generator
 
 # Numbers that are made dense at a time, 40 MB in float32.
 _MOST_NUMBERS = 10_000_000
@@ -31,7 +34,9 @@ class LazyDataset:
         table: Any object of shape ``(N, D)`` whose rows ``table[numbers]`` are an array or a SciPy
             sparse matrix: a SciPy CSR matrix, an array, ``np.load(file, mmap_mode="r")``, a matrix
             in an open HDF5 file, or an ``AnnData``, backed or not. It is asked for rows in
-            increasing order and without repeats.
+            increasing order and without repeats. One with an attribute ``rows_at_once`` is asked
+            for so many at a time, by a thread, ahead of the batches; where it has more rows, blocks
+            of neighbours are shuffled and then the rows of so many of them.
         context: Observed and not modelled, N rows.
         labels: Class of each datum, long, shape ``(N,)``.
         factors: Ground-truth factors, shape ``(N, F)``.
@@ -199,6 +204,9 @@ class LazyDataset:
         drop_last: bool = False,
     ) -> Iterator[tuple[Tensor, Context | None]]:
         """Return one epoch of dense batches, as :meth:`Dataset.batches` does."""
+        if getattr(self.table, "rows_at_once", None):
+            count = self.num_batches(batch_size, drop_last=drop_last)
+            return itertools.islice(self._read(batch_size, seed, epoch, shuffle), count)
         parts = self._rows.batches(
             batch_size, seed=seed, epoch=epoch, shuffle=shuffle, drop_last=drop_last
         )
@@ -207,6 +215,28 @@ class LazyDataset:
             (self._look_up(rows[:, 0].long().numpy()).to(self.device), self._moved(c))
             for rows, c in own
         )
+
+    def _read(
+        self, batch_size: int, seed: int, epoch: int, shuffle: bool
+    ) -> Iterator[tuple[Tensor, Context | None]]:
+        """Yield the batches of an epoch, whose rows are read many at a time."""
+        generator = stream_generator(seed, epoch, ORDER_STREAM) if shuffle else None
+        numbers, context = self.row_numbers, self._rows.context
+        size = batch_size * max(1, self.table.rows_at_once // batch_size)
+
+        def read(group: Tensor) -> tuple[list[Tensor], Any, list[np.ndarray]]:
+            batches = group.split(batch_size)
+            if self._share is not None:
+                batches = tuple(part[self._share(len(part))] for part in batches)
+            own = numbers[torch.cat(batches)].numpy()
+            increasing, places = np.unique(own, return_inverse=True)
+            rows = _matrix(self.table, increasing) if len(own) else None
+            return list(batches), rows, np.split(places, np.cumsum([len(b) for b in batches])[:-1])
+
+        for batches, rows, places in read_ahead(read, groups(numbers, size, generator)):
+            for batch, own in zip(batches, places, strict=True):
+                x = self._dense(rows, own) if len(own) else self._look_up(own)
+                yield x.to(self.device), self._moved(context and context.take(batch))
 
     def _own(self, rows: Tensor, context: Context | None) -> tuple[Tensor, Context | None]:
         """Return this process's share of a batch."""
@@ -235,16 +265,27 @@ class LazyDataset:
         if not len(numbers):
             return torch.empty(0, self.num_features, dtype=self.dtype)
         increasing, places = np.unique(numbers, return_inverse=True)
-        result = self.table[increasing]
-        result = getattr(result, "X", result)  # of an AnnData
-        result = result.toarray() if hasattr(result, "toarray") else np.asarray(result)
-        if result.dtype.kind not in "biuf":
-            raise InputError(f"'table' must hold numbers, got type {result.dtype}")
+        return self._dense(_matrix(self.table, increasing), places)
+
+    def _dense(self, rows: Any, places: np.ndarray) -> Tensor:
+        """Return some rows, made dense, in the type of the batches."""
+        result = rows[places]
+        result = result.toarray() if hasattr(result, "toarray") else result
         floating = np.float64 if self.dtype == torch.double else np.float32
-        return torch.from_numpy(result.astype(floating, copy=False)[places]).to(self.dtype)
+        return torch.from_numpy(result.astype(floating, copy=False)).to(self.dtype)
 
     def _moved(self, context: Context | None) -> Context | None:
         return context and context.to(self.device, self.dtype)
+
+
+def _matrix(table: Any, numbers: np.ndarray) -> Any:
+    """Return rows of a table, an array or a SciPy CSR matrix of numbers."""
+    result = table[numbers]
+    result = getattr(result, "X", result)  # of an AnnData
+    result = result.tocsr() if hasattr(result, "tocsr") else np.asarray(result)
+    if result.dtype.kind not in "biuf":
+        raise InputError(f"'table' must hold numbers, got type {result.dtype}")
+    return result
 
 
 class _Items:

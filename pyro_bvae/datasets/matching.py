@@ -9,6 +9,7 @@ from pyro_bvae.core.errors import AbsentDataError, InputError
 from pyro_bvae.core.inputs.files import as_path
 from pyro_bvae.datasets.counts.anndata import known_cells, new_cells
 from pyro_bvae.datasets.counts.checks import with_size_factor
+from pyro_bvae.datasets.counts.on_disk import holds_cells
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.lazy import LazyDataset
 from pyro_bvae.datasets.readers.path import read_rows
@@ -71,9 +72,9 @@ def read_new(
     """
     place = as_path(path)
     try:
-        if place.suffix.lower() == ".h5ad":
+        if holds_cells(place):
             if record.cells is None:
-                raise InputError("an .h5ad file has cells, and the run was trained on none")
+                raise InputError(f"{place.name} has cells, and the run was trained on none")
             return record.classes(new_cells(place, record.cells, backed=bool(options.backed)))
         rows = read_rows(
             place,

@@ -94,7 +94,7 @@ SOURCES: dict[str, Source] = {
         _h5ad,
         (*_SPLIT, "path", "split_column", "layer", "label_column", "batch_column", "min_counts",
          "min_cells", "backed", "categorical_columns", "continuous_columns", "stratify"),
-        file="an .h5ad file",
+        file="an .h5ad file, a .zarr folder or a folder of these",
     ),
     "dsprites": Source(
         "factors.factor_arrays:dsprites", (*_SPLIT, "path"), file="the public .npz file"
@@ -147,7 +147,7 @@ class DataOptions:
     min_cells: Annotated[int | None, Bounds(0, 1_000_000_000)] = None
     """Leave out genes of an .h5ad file that fewer cells have."""
     backed: bool | None = None
-    """Leave the counts of an .h5ad file on disk, for files larger than memory."""
+    """Leave the counts of an .h5ad or .zarr file on disk, for files larger than memory."""
     size_factor: str = "given"
     """Size factors of counts: given, the data set's own if it has any, or observed, the total of
     each datum."""
@@ -162,7 +162,7 @@ class DataOptions:
     def check(self) -> None:
         """Raise for a name that is in no table."""
         if self.dataset not in SOURCES and os.path.exists(self.dataset):  # noqa: PTH110 (any text)
-            kind = "h5ad" if self.dataset.endswith(".h5ad") else "file"
+            kind = "h5ad" if self.dataset.endswith((".h5ad", ".zarr")) else "file"
             raise InputError(
                 f"unknown data set '{self.dataset}'; this file is read where 'dataset' is {kind}"
                 f" and 'path' is {self.dataset}"

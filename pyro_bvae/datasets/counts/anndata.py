@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyro_bvae.core.context import Context
 from pyro_bvae.core.errors import InputError
+from pyro_bvae.core.inputs.data import named
 from pyro_bvae.core.inputs.files import as_path
 from pyro_bvae.core.inputs.public import public
 from pyro_bvae.core.moved import grouped
@@ -28,6 +29,7 @@ from pyro_bvae.datasets.counts.covariates import (
     covariates_of,
     scales_of,
 )
+from pyro_bvae.datasets.counts.on_disk import CellsOnDisk
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
 from pyro_bvae.datasets.dataset import Dataset
 from pyro_bvae.datasets.labels import PARTS, check_parts, encode_labels
@@ -200,12 +202,14 @@ _flat_columns = grouped(
 @_flat_columns
 @public
 def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) -> CellSplits:
-    """Read counts from an ``.h5ad`` file.
+    """Read counts from an ``.h5ad`` file, a ``.zarr`` folder of AnnData's, or a folder of both.
 
     Args:
-        path: The file.
-        backed: Leave ``X`` in the file, whose rows are then read batch by batch: for files larger
-            than memory. The file stays open; AnnData still reads layers as a whole.
+        path: The file or folder. Files in a folder are shards, one below the other in the order of
+            their names, with the same genes.
+        backed: Leave the counts on disk, whose rows are then read in shuffled blocks: for files
+            larger than memory. The file stays open; of an ``.h5ad`` file AnnData still reads layers
+            as a whole. Shards always stay on disk.
         **options: As of :func:`from_anndata`.
 
     Raises:
@@ -223,7 +227,7 @@ def h5ad(path: str | os.PathLike[str], *, backed: bool = False, **options: Any) 
 @_flat_columns
 @public
 def from_anndata(
-    adata: AnnData,
+    adata: AnnData | CellsOnDisk,
     *,
     layer: str | None = None,
     columns: ObsColumns | None = None,
@@ -243,7 +247,8 @@ def from_anndata(
     counts themselves, so evidence is that of the counts given their total.
 
     Args:
-        adata: The cells; it is not changed.
+        adata: The cells, which are not changed: an ``AnnData``, or those that :func:`h5ad` has
+            left on disk.
         layer: Layer with the raw counts; None for ``X``.
         columns: Columns of ``obs`` with labels, batches, further covariates and parts;
             ``validation``, ``test`` and ``seed`` are of no use with one of parts.
@@ -264,6 +269,8 @@ def from_anndata(
             that is not among the training cells. A ``MuData`` of several modalities is refused:
             take one.
     """
+    if not (hasattr(adata, "obs") and hasattr(adata, "layers")):
+        raise InputError(f"'adata' must be an AnnData, got {named(adata)}")
     columns = columns or ObsColumns()
     matrix, selected = select(adata, layer, min_counts, min_cells)
     rows = np.flatnonzero(selected.cells)

@@ -51,6 +51,13 @@ def check_counts(
         InputError: with index and value of the first entry that is no count, or if a sparse matrix
             is not sound.
     """
+    check_block(x, name, row_names=row_names, column_names=column_names, first_row=first_row)
+
+
+def check_block(
+    x: Any, name: str, *, row_names: Any = None, column_names: Any = None, first_row: int = 0
+) -> None:
+    """Raise as :func:`check_counts` does, without a look at the names, of which a file has many."""
     if hasattr(x, "check_format"):
         check_sparse(x, name)
     sparse = x.tocsr() if hasattr(x, "tocsr") else None

@@ -42,7 +42,7 @@ def check_h5ad(path: Path, *, backed: bool) -> None:
         _check_memory([each for each in objects if isinstance(each[1], h5py.Dataset)], backed)
         for name, item in objects:
             if isinstance(item, h5py.Group) and _format(item):
-                _check_pointers(name, item)
+                check_pointers(name, item)
 
 
 def _objects(file: Any) -> list[tuple[str, Any]]:
@@ -110,8 +110,16 @@ def _format(group: Any) -> str:
     return kind.removesuffix("_matrix") if kind.startswith(("csr", "csc")) else ""
 
 
-def _check_pointers(name: str, group: Any) -> None:
-    """Raise unless the arrays of a sparse matrix agree in type, length and pointers."""
+def check_pointers(name: str, group: Any) -> None:
+    """Raise unless the arrays of a sparse matrix in a file agree in type, length and pointers.
+
+    Args:
+        name: The name of the matrix in the error.
+        group: Its group in an HDF5 or zarr file.
+
+    Raises:
+        ValueError: naming the array that differs.
+    """
     for key in ("data", "indices", "indptr"):
         if key not in group or getattr(group[key], "ndim", 0) != 1:
             raise ValueError(f"the sparse matrix '{name}' has no array '{key}' of one dimension")
@@ -123,7 +131,7 @@ def _check_pointers(name: str, group: Any) -> None:
     if len(lengths) != 2 or min(lengths) < 0:
         raise ValueError(f"the sparse matrix '{name}' has no shape of two lengths, got {lengths}")
     major, minor = lengths if _format(group) == "csr" else lengths[::-1]
-    stored, count, pointers = (len(group[key]) for key in ("data", "indices", "indptr"))
+    stored, count, pointers = (group[key].shape[0] for key in ("data", "indices", "indptr"))
     if count != stored or pointers != major + 1:
         raise ValueError(
             f"the sparse matrix '{name}' of shape {lengths} has {stored} values, {count} indices "

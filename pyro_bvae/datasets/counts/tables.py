@@ -13,8 +13,15 @@ import numpy as np
 
 from pyro_bvae.core.errors import InputError, listed, unknown_name
 from pyro_bvae.core.inputs.files import readable
-from pyro_bvae.datasets.counts.checks import check_counts, check_sparse
+from pyro_bvae.datasets.counts.checks import check_block, check_sparse
 from pyro_bvae.datasets.counts.h5ad_files import check_h5ad
+from pyro_bvae.datasets.counts.on_disk import (
+    SparseOnDisk,
+    is_on_disk,
+    open_folder,
+    read_rows,
+    rows_at_once,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +50,9 @@ def import_anndata() -> ModuleType:
 
 
 def open_h5ad(path: Path, *, backed: bool) -> AnnData:
-    """Read an ``.h5ad`` file; ``backed`` leaves ``X`` in it.
+    """Read an ``.h5ad`` file, a ``.zarr`` folder or a folder of these.
+
+    With ``backed``, ``X`` stays on disk.
 
     Raises:
         InputError: if there is no such file, it is no h5ad file, or one of several modalities.
@@ -54,6 +63,8 @@ def open_h5ad(path: Path, *, backed: bool) -> AnnData:
             "a MuData of several modalities is out of scope; write one of them to an .h5ad file,"
             " such as by mdata['rna'].write_h5ad('rna.h5ad')"
         )
+    if path.is_dir() and path.suffix.lower() != ".h5ad":
+        return open_folder(path, backed=backed)
     check_h5ad(path, backed=backed)
     with readable("readable h5ad file"):
         return anndata.read_h5ad(path, backed="r" if backed else None)
@@ -101,7 +112,7 @@ def count_matrix(adata: AnnData, layer: str | None) -> Any:
     elif hasattr(matrix, "check_format"):
         check_sparse(matrix, layer or "X")
     if getattr(matrix, "format", "csr") == "csr":
-        return matrix
+        return SparseOnDisk(matrix.group, matrix.shape[1]) if hasattr(matrix, "group") else matrix
     if adata.isbacked and layer is None:
         raise InputError(
             f"a file is read by rows if it is dense or csr, got {matrix.format}: do without "
@@ -123,13 +134,13 @@ class CountTable:
         self.matrix, self.cells = matrix, cells
         self.genes = None if np.array_equal(genes, np.arange(matrix.shape[1])) else genes
         self.shape = (len(cells), len(genes))
+        self.rows_at_once = rows_at_once(matrix) if is_on_disk(matrix) else None
 
-    def __getitem__(self, rows: np.ndarray) -> np.ndarray:
-        """Return rows ``(B, D)``; their numbers must increase."""
-        result = self.matrix[self.cells[rows]]
-        result = result if self.genes is None else result[:, self.genes]
-        result = result.toarray() if hasattr(result, "toarray") else np.asarray(result)
-        return np.rint(result) if result.dtype.kind == "f" else result
+    def __getitem__(self, rows: np.ndarray) -> Any:
+        """Return rows ``(B, D)``, an array or a CSR matrix; their numbers must increase."""
+        wanted, matrix = self.cells[rows], self.matrix
+        result = read_rows(matrix, wanted) if is_on_disk(matrix) else matrix[wanted]
+        return _rounded(result if self.genes is None else result[:, self.genes])
 
 
 class Selected(NamedTuple):
@@ -168,7 +179,7 @@ def select(
     matrix = count_matrix(adata, layer)
     kept = np.arange(matrix.shape[1]) if genes is None else genes
     check: Check | None = partial(
-        check_counts, name=layer or "X", row_names=adata.obs_names, column_names=adata.var_names
+        check_block, name=layer or "X", row_names=adata.obs_names, column_names=adata.var_names
     )
     while True:
         totals, carriers = _count(matrix, kept, min_counts, check)
