@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUN = $(VENV)/bin/python -m
 
-.PHONY: demo test batteries reliability lint docs package oldest clean
+.PHONY: demo test batteries reliability lint docs linkcheck package oldest clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, got " + sys.version.split()[0])'
@@ -35,6 +35,11 @@ docs: $(VENV)/.installed
 	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	cd docs && $(abspath $(VENV))/bin/python -m sphinx -q -W -b html . _build/html
 	rm -rf docs/_build/notebooks && PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python docs/notebooks.py
+
+# Every link that leads out of the site; it needs a network.
+linkcheck: $(VENV)/.installed
+	$(VENV)/bin/pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	cd docs && $(abspath $(VENV))/bin/python -m sphinx -q -b linkcheck . _build/linkcheck
 
 # Source and wheel, in dist/; the wheel alone shows its help from an empty folder.
 package: $(VENV)/.installed

@@ -19,7 +19,7 @@ from pyro_bvae.runs import snapshots
 
 # Helpers by which a test forks, and files whose tests export in the process of the suite.
 _FORKING = {"start", "output_of", "killed_before"}
-_EXPORTING = {"test_exporting.py", "test_soak.py"}
+_EXPORTING = {"test_exporting.py", "test_pages.py", "test_soak.py"}
 
 
 def pytest_collection_finish() -> None:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -50,7 +51,9 @@ def test_the_program_of_the_readme_prints_the_output_beside_it() -> None:
 def test_every_link_of_a_page_leads_to_a_file_or_a_heading(page: str) -> None:
     path = ROOT / page
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text(encoding="utf-8")):
-        if target.startswith(("http:", "https:")):
+        if ":" in target:
+            address = urlsplit(target)  # of which `make linkcheck` follows the link
+            assert address.scheme == "https" and "." in (address.hostname or ""), target
             continue
         name, _, heading = target.partition("#")
         linked = (path.parent / name).resolve() if name else path
@@ -84,3 +87,15 @@ def test_troubleshooting_has_every_code_of_the_program_and_no_other() -> None:
     assert set(re.findall(r"(?m)^\| `([a-z-]+)` \|", page)) == codes
     for cause in Cause:
         assert cause is Cause.HEALTHY or f"\n| {cause} |" in page
+
+
+def test_every_claim_has_a_page_and_the_code_of_its_number() -> None:
+    rows = [
+        line.strip("|").split(" | ") for line in
+        (ROOT / "docs" / "claims.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ") and "the texts say" not in line
+    ]  # fmt: skip
+    assert rows
+    for _, measured, where, script in rows:
+        assert measured.strip() and re.search(r"\]\([\w/-]+\.md\)|/results/", where)
+        assert (ROOT / script.strip(" |`")).is_file(), script
