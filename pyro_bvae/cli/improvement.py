@@ -63,8 +63,12 @@ class Improve:
 
     def run(self) -> None:
         """Run the command."""
+        runs.check_device(self.device)
+        run = runs.load(
+            self.directory, checkpoint=self.checkpoint, device=self.device, data=self.data
+        )
         result = runs.improve(
-            self.directory,
+            run,
             self.output,
             posterior=self.posterior,
             hidden=self.hidden,
@@ -74,10 +78,7 @@ class Improve:
             learning_rate=self.learning_rate,
             num_data=self.num_data,
             num_samples=self.num_samples,
-            checkpoint=self.checkpoint,
-            data=self.data,
             seed=self.seed,
-            device=self.device,
             overwrite=self.overwrite,
             force=self.force,
         )

@@ -27,6 +27,8 @@ class Report:
     output: Path | None = None
     """The page; report.html in the run directory by default, and in the current one for several
     runs."""
+    data: Path | None = None
+    """Where the data of a run lie now, if not where they were."""
     force: bool = False
     """Take over a run directory that another process holds: one that hangs, or whose machine is
     gone."""
@@ -34,7 +36,9 @@ class Report:
     def run(self) -> None:
         """Run the command."""
         if len(self.directories) == 1:
-            path = report.write_report(self.directories[0], self.output, force=self.force)
+            path = report.write_report(
+                self.directories[0], self.output, data=self.data, force=self.force
+            )
         else:
             path = report.write_runs(self.directories, self.output or Path("report.html"))
         print(f"page: {path}")

@@ -155,8 +155,8 @@ def unresolved_points(guide_trace: poutine.Trace, _: poutine.Trace) -> Iterator[
             yield Fault(
                 "point",
                 (name,),
-                f"{words} within the rounding of {value.dtype}; give it a larger scale, or standardise"
-                " the data",
+                f"{words} within the rounding of {value.dtype}; give it a larger scale, or"
+                " standardise the data",
             )
 
 

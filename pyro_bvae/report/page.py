@@ -48,6 +48,7 @@ def write_report(
     run_directory: str | os.PathLike[str],
     output: str | os.PathLike[str] | None = None,
     *,
+    data: str | os.PathLike[str] | None = None,
     force: bool = False,
 ) -> Path:
     """Write one HTML page, with its figures inside it, about a trained run.
@@ -57,6 +58,7 @@ def write_report(
             ``pyro-bvae evaluate`` the page has the numbers of a first look, and says so. Or a
             sweep, evaluated before, whose page has all runs and their curve.
         output: Path of the page; ``report.html`` in the run directory if None.
+        data: Where the run's data lie now, if not where they were.
         force: Take the run over from another process that writes to it, as of
             :func:`~pyro_bvae.fit`; there is none to take it from where the page lies elsewhere.
 
@@ -74,11 +76,11 @@ def write_report(
         )
     if output is None and directory.is_dir():
         with writing(directory, force=force):
-            return write_report(directory, directory / "report.html")
+            return write_report(directory, directory / "report.html", data=data)
     measured = any((directory / f"evaluation.{suffix}").exists() for suffix in ("json", "nc"))
     is_new = (directory / "config.json").exists() and not measured
     evaluation = {} if is_new else read_evaluation(directory)
-    run = load(directory, checkpoint=evaluation.get("checkpoint", "best"))
+    run = load(directory, checkpoint=evaluation.get("checkpoint", "best"), data=data)
     if run.config is None:
         raise InputError(f"{directory} has no config.json, so its page cannot be written")
     path = directory / "report.html" if output is None else Path(output)

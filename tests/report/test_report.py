@@ -515,7 +515,7 @@ def test_gaps_of_fewer_data_are_named_so_beside_the_evidence():
 @pytest.mark.parametrize(
     ("config", "dataset", "name"),
     [
-        ({"data.path": "/home/a/birds.csv"}, "file", "birds.csv"),
+        ({"data.path": "/data/a/birds.csv"}, "file", "birds.csv"),
         ({"data.path": "none"}, "h5ad", "h5ad"),
         ({"data.path": "/data/shapes.npz"}, "dsprites", "dsprites"),
     ],

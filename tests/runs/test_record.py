@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from pyro_bvae import load
+from pyro_bvae.cli import main
 from pyro_bvae.core.disk.digests import SUMS
 from pyro_bvae.core.errors import InputError
 from pyro_bvae.runs import TrainConfig, evaluate_run, train
@@ -368,3 +369,22 @@ def test_new_rows_are_known_with_other_labels_and_classes_have_one_number(tmp_pa
     some = run.rows(tmp_path / "some.csv")
     assert some.label_names == ("x", "y", "z")
     assert some.labels.unique().tolist() == [1, 2]
+
+
+def test_the_page_and_the_cure_take_data_that_were_moved(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 3))
+    np.savetxt(tmp_path / "x.csv", rows, delimiter=",", header="a,b,c", comments="")
+    config = TrainConfig(
+        dataset="file", path=str(tmp_path / "x.csv"), likelihood="normal", latent_dim=1,
+        hidden=(4,), epochs=1,
+    )  # fmt: skip
+    train(config, tmp_path / "run", progress=False)
+    (tmp_path / "x.csv").rename(tmp_path / "moved.csv")
+    for command in ("report", "improve"):
+        words = [command, str(tmp_path / "run")]
+        assert main(words) == 2
+        few = ["--epochs", "1", "--num-data", "2", "--num-samples", "10"]
+        moved = ["--data", str(tmp_path / "moved.csv")]
+        assert main([*words, *moved, *(few if command == "improve" else [])]) == 0
+    assert (tmp_path / "run" / "report.html").exists()
+    assert (tmp_path / "run-improved" / "config.json").exists()

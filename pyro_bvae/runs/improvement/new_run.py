@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,7 +37,7 @@ from pyro_bvae.training.distributed import own_device
 
 @exclusive
 def improve(
-    directory: Path,
+    run: Path | Run,
     output: Path | None = None,
     *,
     posterior: str | None = None,
@@ -46,7 +45,6 @@ def improve(
     epochs: int = 100,
     iwelbo: int | None = None,
     checkpoint: str = "best",
-    data: str | os.PathLike[str] | None = None,
     device: str = "cpu",
     overwrite: bool = False,
     force: bool = False,
@@ -58,16 +56,15 @@ def improve(
     guide's own parts and the gaps before and after, on test data.
 
     Args:
-        directory: The run.
+        run: The run, or its directory.
         output: The new run; the old one's name and ``-improved`` by default.
         posterior: Another family for the guide, which starts anew; the run's by default.
         hidden: Other widths for its network, which starts anew; the run's by default.
         epochs: Passes over the training data at most.
         iwelbo: Particles of the importance weighted bound, doubly reparametrised; None for the
             ELBO.
-        checkpoint: Where to start: ``best`` or ``last``.
-        data: Where the run's data lie now, if not where they were.
-        device: Where to compute.
+        checkpoint: Where to start, for a run that is given by its directory: ``best`` or ``last``.
+        device: Where to compute, likewise.
         overwrite: Take the place of the run that ``output`` holds.
         force: Take ``output`` over from another process that holds it.
         **options: Further options of :func:`~pyro_bvae.training.improve_guide`: ``simulate``,
@@ -76,10 +73,12 @@ def improve(
     Raises:
         InputError: if the run, its data or an option cannot be used, or ``output`` is occupied.
     """
+    directory = run.directory if isinstance(run, Run) else run
     output = directory.with_name(f"{directory.name}-improved") if output is None else output
     check_device(device)
     _check_options(directory, output, posterior, hidden, iwelbo, overwrite)
-    run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu", data=data)
+    if not isinstance(run, Run):
+        run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
     if run.config is None:
         raise InputError(f"{directory} has no config.json, so that no run can be made of it")
     earlier = (read_improvement(directory) or {}).get("guide", {"posterior": None, "hidden": []})
