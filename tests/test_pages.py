@@ -95,9 +95,10 @@ def test_every_command_line_of_a_page_is_one(page: str) -> None:
         if len(words) == 1:  # a command named in a sentence
             assert words[0] in _main._COMMANDS
             continue
-        given = check_usage(_main._COMMANDS, words)
+        given_words = _main.completed(_main._COMMANDS, _main.output_of(words)[0])
+        given = check_usage(_main._COMMANDS, given_words)
         if not {"--resume", "--help"} & set(words):  # they read a run, or end the process
-            check_options(_main._parse(words, given))
+            check_options(_main._parse(given_words, given))
 
 
 def flags(text: str) -> set[str]:
