@@ -91,6 +91,8 @@ def evaluate_run(
         run = load(directory, checkpoint=checkpoint, device=own_device(device) or "cpu")
         assert run.config is not None
         whole = run.part("test") if data is None else run.read(data)
+        if data is not None and ranks.is_first:
+            run.warn_of_training(whole)
         within = options.pop("within", None)
         num_data = num_data if within is None else _most_data(within, whole)
         test = choose_data(whole, num_data, seed).dense().to(own_device(device))

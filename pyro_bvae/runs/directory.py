@@ -136,6 +136,18 @@ class Run:
             return self.read(data)
         return data if isinstance(data, LazyDataset) else as_dataset(data, self.vae)
 
+    def warn_of_training(self, data: Dataset | LazyDataset) -> None:
+        """Warn of data among given ones that it was trained on: they are not held out."""
+        if self.record is None:
+            return
+        known = int((self.record.part_of(data) == "train").sum())
+        if known:
+            warnings.warn(
+                f"{known} of {len(data)} data are training data of {self.directory}, whose evidence"
+                " is no held-out one",
+                stacklevel=3,
+            )
+
     @property
     def image_shape(self) -> tuple[int, int, int] | None:
         """``(C, H, W)`` where its features are pixels."""

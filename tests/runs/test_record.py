@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pyro_bvae import load
+from pyro_bvae import compare, evidence, load
 from pyro_bvae.cli import main
 from pyro_bvae.core.disk.digests import SUMS
 from pyro_bvae.core.errors import InputError
@@ -180,6 +180,14 @@ def swap_array(path: Path) -> None:
     np.save(path, np.load(path)[:, ::-1])
 
 
+def add_cell(adata):
+    import anndata
+
+    more = adata[:1].copy()
+    more.obs_names = ["a new cell"]
+    return anndata.concat([adata, more])
+
+
 CHANGES = [
     ("csv", swap_rows, "row .* of the .* data is not as it was in training"),
     ("csv", rename_column, "feature 'c' is not there"),
@@ -192,6 +200,8 @@ CHANGES = [
     ("h5ad", lambda path: change_cells(path, rename_cell), "cell 'cell 0' is not there"),
     ("h5ad", lambda path: change_cells(path, change_count), "row 'cell 3' of the .* data is not"),
     ("h5ad", lambda path: change_cells(path, lambda adata: adata[1:]), "cell 'cell 0' is not"),
+    ("h5ad", lambda path: change_cells(path, add_cell), "cell 'a new cell' is a new one"),
+    ("h5ad-backed", lambda path: change_cells(path, add_cell), "cell 'a new cell' is a new one"),
 ]
 
 
@@ -388,3 +398,21 @@ def test_the_page_and_the_cure_take_data_that_were_moved(tmp_path: Path) -> None
         assert main([*words, *moved, *(few if command == "improve" else [])]) == 0
     assert (tmp_path / "run" / "report.html").exists()
     assert (tmp_path / "run-improved" / "config.json").exists()
+
+
+def test_an_evidence_of_training_data_is_told_from_a_held_out_one(tmp_path: Path) -> None:
+    path, directory = trained("csv", tmp_path)
+    few = {"num_samples": 5, "method": "importance", "progress": False}
+    with pytest.warns(UserWarning, match="of 40 data are training data of .*, whose evidence is"):
+        evaluate_run(directory, data=path, **few)
+    run = load(directory)
+    with pytest.warns(UserWarning, match="are training data of"):
+        compare({"a": run, "b": run}, path, **few)
+
+
+def test_an_argument_that_is_missing_is_told_in_the_words_of_the_program() -> None:
+    def program(x, scale):
+        raise AssertionError
+
+    with pytest.raises(InputError, match=r"write evidence\(model, guide, x, scale\)"):
+        evidence(program, program, torch.zeros(3, 2))

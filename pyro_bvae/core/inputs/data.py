@@ -195,6 +195,8 @@ def named(value: Any) -> str:
         return f"{named}: take a part, such as .train or .test"
     if hasattr(value, "dense"):
         return f"{named}: take some of it, such as data[:1000].dense()"
+    if hasattr(value, "columns"):
+        return f"{named} of other values: datasets.from_dataframe(...) takes columns of any kind"
     return named
 
 

@@ -145,6 +145,10 @@ def _check_signature(
     try:
         (signature.bind_partial if partial else signature.bind)(*args)
     except TypeError as error:
+        if not isinstance(owner(function), ChecksData):
+            line = (
+                f"{line.split('(', maxsplit=1)[0]}(model, guide, {', '.join(signature.parameters)})"
+            )
         raise InputError(
             f"'{role}' cannot be called with {len(args)} arguments, {error}; write {line}"
         ) from None

@@ -27,12 +27,13 @@ from pyro_bvae.datasets.counts.covariates import (
     categories_of,
     column,
     covariates_of,
+    labels_of,
     scales_of,
 )
 from pyro_bvae.datasets.counts.on_disk import CellsOnDisk
 from pyro_bvae.datasets.counts.tables import CountTable, Selected, gene_names, open_h5ad, select
 from pyro_bvae.datasets.dataset import Dataset
-from pyro_bvae.datasets.labels import PARTS, check_parts, encode_labels
+from pyro_bvae.datasets.labels import PARTS, check_parts
 from pyro_bvae.datasets.lazy import LazyDataset
 from pyro_bvae.datasets.splits import Splits, part_sizes, parts_of
 
@@ -131,7 +132,7 @@ class CellFormat:
         labels: Tensor | None = None
         label_names: tuple[str, ...] = ()
         if self.label_column is not None:
-            labels, label_names = _labels(column(adata, self.label_column, rows), self.label_column)
+            labels, label_names = labels_of(adata, self.label_column, rows)
         context = (
             None if size_factor is None and covariates is None else Context(size_factor, covariates)
         )
@@ -324,6 +325,12 @@ def known_cells(
                 f" fewer counts ({len(gone)} of {len(own)} cells of the {part} data)"
             )
         parts[part] = np.array([where[key] for key in own.tolist()], dtype=np.int64)
+    added = np.setdiff1d(rows, np.concatenate(list(parts.values())))
+    if len(added):
+        raise InputError(
+            f"these are other cells than those of the training: cell '{names[added[0]]}' is a new"
+            f" one ({len(added)} are new)"
+        )
     return _cell_splits(adata, matrix, selected, seen, parts, name)
 
 
@@ -387,10 +394,3 @@ def _random_parts(
     return {
         part: rows[own] for part, own in zip(PARTS, parts_of(order, sizes, strata), strict=True)
     }
-
-
-def _labels(values: np.ndarray, column: str) -> tuple[Tensor, tuple[str, ...]]:
-    try:
-        return encode_labels(values)
-    except InputError as error:
-        raise InputError(f"obs column '{column}': {error}") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pyro_bvae.core.errors import InputError, check_bytes, listed, unknown_name
+from pyro_bvae.datasets.labels import encode_labels
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -170,3 +171,11 @@ def _numbers(adata: AnnData, name: str, rows: np.ndarray) -> Any:
             f"obs column '{name}' must be finite, got {numbers[~np.isfinite(numbers)][0]}"
         )
     return numbers
+
+
+def labels_of(adata: AnnData, name: str, rows: np.ndarray) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the labels of a column of ``obs`` at some rows, and the classes."""
+    try:
+        return encode_labels(column(adata, name, rows))
+    except InputError as error:
+        raise InputError(f"obs column '{name}': {error}") from error

@@ -49,7 +49,8 @@ def compare(
             a sweep, or its directory: each β or rate is a name, with its seeds.
         data: The data, or a file or folder of them, which each run reads as it read its own; by
             default the test data that all runs have in common.
-        context: Their context.
+        context: Their context; programs of other arguments are compared by
+            :func:`~pyro_bvae.evaluation.comparison.compare_programs`.
         num_data: Data to measure at most, chosen by ``seed``; None for all.
         method: Estimator of the evidence, as of :func:`~pyro_bvae.evidence`: by default, data whose
             weights cannot be trusted are measured again by refits and annealing.
@@ -71,7 +72,10 @@ def compare(
     runs = [(name, each) for name, own in opened.items() for each in own if isinstance(each, Run)]
     _check_conditions(runs)
     _check_features(runs, data)
-    chosen = choose_data(_data(opened, runs, data, context), num_data, seed).dense()
+    whole = _data(opened, runs, data, context)
+    for _, each in runs if data is not None else ():
+        each.warn_of_training(whole)
+    chosen = choose_data(whole, num_data, seed).dense()
     args = arguments(chosen.x, chosen.context)
     for _, each in runs:
         each.vae.check_data(*args)
