@@ -64,7 +64,8 @@ class Program(ScoredProgram):
         args: The arguments of both. Tensors of first size N are sliced with the data, others are
             passed whole.
         data_plate: Name of the data plate where the latents share more than one.
-        sums_discrete: Whether discrete latents are summed out, and not refused.
+        sums_discrete: Whether discrete latents are summed out, and not refused: for an evidence or
+            a bound, which need a density of each datum too.
         in_training: Whether the guide may be a point within rounding, as one in training is for a
             while on data of large numbers.
 
@@ -101,7 +102,7 @@ class Program(ScoredProgram):
         self.vectorized = self._is_vectorized()
         if self.sliceable and self._mixes_data():
             self.sliceable = False
-        if not self.sliceable:
+        if sums_discrete and not self.sliceable:
             self._check_independence()
         check_rows(self, traces[1], doubtful)
         self.masked = masked_latents(self, self.masked)

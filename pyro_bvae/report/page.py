@@ -78,10 +78,12 @@ def write_report(
         with writing(directory, force=force):
             return write_report(directory, directory / "report.html", data=data)
     measured = any((directory / f"evaluation.{suffix}").exists() for suffix in ("json", "nc"))
-    evaluation = read_evaluation(directory) if measured else {}
-    if not (directory / "config.json").exists():
+    if not (measured or (directory / "config.json").exists()):
         raise InputError(f"{directory} is not a run directory: it has no config.json")
+    evaluation = read_evaluation(directory) if measured else {}
     run = load(directory, checkpoint=evaluation.get("checkpoint", "best"), data=data)
+    if run.config is None:
+        raise InputError(f"{directory} has no config.json, so its page cannot be written")
     path = directory / "report.html" if output is None else Path(output)
     return _write(run, evaluation or first_look(run), directory, path)
 

@@ -109,7 +109,7 @@ def write(tmp_path, monkeypatch):
     """Write the page of a run that is never read from disk, and return it."""
 
     def write_page(run=None, evaluation=None):
-        monkeypatch.setattr(build, "load", lambda directory, checkpoint: run or make_run())
+        monkeypatch.setattr(build, "load", lambda directory, checkpoint, data: run or make_run())
         (tmp_path / "evaluation.json").write_text(json.dumps(evaluation or make_evaluation()))
         monkeypatch.setattr(rendering, "DPI", 20)
         path = write_report(tmp_path)

@@ -254,7 +254,7 @@ REFUSALS: dict[str, tuple[Callable[[Path], None], dict[str, object], dict[str, b
                                                                   "'cudda'"),
     "meta device": (nothing, {"device": "meta"}, {"overwrite": True}, "'device' must be .* got "
                                                                       "'meta'"),
-    "support": (nothing, {"dataset": "linear-gaussian"}, {"overwrite": True}, "'x' must lie in the "
+    "support": (nothing, {"dataset": "linear-gaussian"}, {"overwrite": True}, "outside the "
                                                                               "likelihood's"),
     "images": (nothing, {"network": "convolutional", "dataset": "linear-gaussian", "likelihood": "normal"},
                {"overwrite": True}, "needs images"),

@@ -75,6 +75,7 @@ def test_the_command_names_rows_and_the_part_they_were_in(table, capsys):
     assert found["evidence"].iloc[-1] < found["evidence"][:60].min()
 
 
+@pytest.mark.filterwarnings("ignore:.* are training data of")
 def test_commands_take_new_data_after_their_own_are_gone(table, tmp_path, capsys):
     new, run = table / "data.csv", tmp_path / "run"
     frame = pd.read_csv(new)
@@ -101,7 +102,7 @@ def test_commands_take_new_data_after_their_own_are_gone(table, tmp_path, capsys
         assert main([command, str(run), *given, "--output", str(path)]) == 0
         columns = pd.read_csv(path)
         assert columns["index"].tolist() == list(range(60))
-    assert list(columns.columns) == ["index", "a", "b", "c", "d"]
+    assert list(columns.columns) == ["index", "split", "a", "b", "c", "d"]
     codes = pd.read_csv(tmp_path / "codes.csv")
     assert codes["label_name"].tolist() == frame["label"].tolist()
     assert set(codes["split"]) == {"train", "validation", "test"}
@@ -156,7 +157,7 @@ def test_data_that_the_run_cannot_read_are_refused(table, tmp_path):
         score(table / "run", tmp_path / "few.csv")
     with pytest.raises(InputError, match="there is no such file"):
         score(table / "run", tmp_path / "none.csv")
-    with pytest.raises(InputError, match=r"an \.h5ad file has cells"):
+    with pytest.raises(InputError, match=r"\.h5ad has cells, and the run"):
         score(table / "run", tmp_path / "cells.h5ad")
     with pytest.raises(InputError, match="'data' must be"):
         score(table / "run", 3)
