@@ -497,7 +497,7 @@ BAD_INPUT: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
                                                                                 "'full-rank'?"),
     "verify device": (nothing, ["verify", "--device", "tpu"], "--device must be"),
     "evaluate device": (nothing, ["evaluate", "run", "--device", "tpu"], "--device must be"),
-    "report nothing": (nothing, ["report", "new"], "evaluate"),
+    "report nothing": (nothing, ["report", "new"], "is not a run directory"),
     "report what is cut": (cut("checkpoints/best.pt"), ["report", "run"], "best.pt was changed or damaged"),
     "report cut evaluation": (cut("evaluation.json"), ["report", "run"], "evaluation.json was changed"),
 }  # fmt: skip
