@@ -26,6 +26,7 @@ def test_figures_that_grow_are_named() -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="the figures are those of Linux")
+@pytest.mark.filterwarnings("ignore:.* are training data of")
 def test_half_a_minute_of_everything_leaves_nothing_behind() -> None:
     samples = soak(0.6, every=2.0, least=6)
     assert samples[-1].rounds >= 6 and len(samples) > 3
