@@ -109,7 +109,7 @@ def reading(tables: Tables) -> str:
             f"{part}: {trusted} of {sum(line['repetitions'] for line in lines)} called trusted, of "
             f"which the 95%"
             f" interval holds the truth in {100 * covered / max(trusted, 1):.1f}%; {len(below)} of "
-            f"{len(judged)} pools"
+            f"{len(judged)} pools of {JUDGED} or more trusted"
             f" below {AIM:.0%}, {failing} settings sure to be below"
         )
         said += [

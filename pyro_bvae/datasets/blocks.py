@@ -40,7 +40,7 @@ def groups(rows: Tensor, size: int, generator: torch.Generator | None = None) ->
 
 
 def read_ahead(read: Callable[[Part], Result], parts: Iterable[Part]) -> Iterator[Result]:
-    """Yield what is read of each part, while a thread reads the next one.
+    """Yield the rows of each part, while a thread reads those of the next.
 
     Args:
         read: From a part to its rows.

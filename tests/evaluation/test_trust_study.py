@@ -71,7 +71,7 @@ def test_the_reading_finds_settings_that_cover_too_rarely() -> None:
         "guides: 2000 of 2000 called trusted, of which the 95% interval holds the truth in 92.0%"
         in said
     )
-    assert "1 of 1 pools below 93%, 1 settings sure to be below" in said
+    assert "1 of 1 pools of 200 or more trusted below 93%, 1 settings sure to be below" in said
     assert "100.0% trusted at least" in said
     assert (
         "gaps: 1 of 1 posteriors of two modes found or flagged; 1 of 1 of one mode flagged" in said
